@@ -1,0 +1,54 @@
+# make demo    the whole road on a small phantom cohort, from NIfTI to a Dice score and a report page
+# make test    ruff and the tests          make soak    the tests that take minutes
+# make clean   removes what is built here, never work/
+#
+# PYTHON=python3.12   another interpreter (3.11 or newer)
+# PIP_ARGS="..."      given to pip, for an index or a torch of your own, for example
+#                     make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# EXTRAS=test         without the mpich wheel, where the site's own MPI is to be used
+
+PYTHON ?= python3
+PIP_ARGS ?=
+EXTRAS ?= mpich,test
+VENV := .venv
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+# Another project's environment must not shine through.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+# An environment that was moved or copied here points elsewhere, so it is made anew.
+INSTALLED_FOR := $(CURDIR) $(EXTRAS)
+ifneq ($(strip $(shell cat $(STAMP) 2>/dev/null)),$(INSTALLED_FOR))
+.PHONY: $(STAMP)
+endif
+
+.PHONY: help demo test soak clean python
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+demo: $(STAMP)
+	@$(VENV)/bin/python launch/demo.py
+
+test: $(STAMP)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m pytest -q -m "not soak" --durations=15
+
+soak: $(STAMP)
+	$(VENV)/bin/python -m pytest -q -m soak --durations=15
+
+# The one line a user needs when Python is missing, too old, or cut in parts as Debian does it.
+python:
+	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON) is not installed: sudo apt install python3 python3-venv, or say PYTHON=/path/to/python3" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is `"$(PYTHON)" -V 2>&1`, Python 3.11 or newer is needed: install one and say make PYTHON=python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv: sudo apt install python3-venv" >&2; exit 2; }
+
+$(STAMP): pyproject.toml constraints.txt | python
+	@test "`$(VENV)/bin/python -c 'import pip, sys; print(sys.prefix)' 2>/dev/null`" = "$(CURDIR)/$(VENV)" \
+	  || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "installing into $(VENV), once: some minutes"
+	$(VENV)/bin/python -m pip install --disable-pip-version-check -q -e ".[$(EXTRAS)]" -c constraints.txt $(PIP_ARGS)
+	@echo "$(INSTALLED_FOR)" > $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
