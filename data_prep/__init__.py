@@ -1,0 +1,1 @@
+"""NIfTI in, shards out; parallel over MPI; never imports torch."""

@@ -1,0 +1,1 @@
+"""Settings: dataclass schema, composition with Hydra, and the DeepSpeed JSON files."""

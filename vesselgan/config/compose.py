@@ -1,0 +1,229 @@
+"""From a command line to a typed, checked configuration: argparse for options, Hydra's compose for overrides.
+
+`@hydra.main` cannot live under the `deepspeed` launcher, which passes --local_rank and --deepspeed_config of its own.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vesselgan.config import checks, schema
+from vesselgan.errors import UsageError
+
+VERBS: dict[str, type] = {
+    "train_gan": schema.TrainGan,
+    "generate": schema.Generate,
+    "train_unet": schema.TrainUnet,
+    "segment": schema.Segment,
+    "evaluate": schema.Evaluate,
+    "report": schema.Report,
+    "plan": schema.Plan,
+    "demo": schema.Demo,
+    "check": schema.Check,
+    "build_shards": schema.BuildShards,
+    "make_phantom": schema.MakePhantom,
+}
+DEEPSPEED_VERBS = {"train_gan", "train_unet"}
+# What a run is called after must not change with where it lies or how it is continued.
+NOT_IN_THE_HASH = {"work_dir", "run_dir", "checkpoint", "runtime"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line."""
+
+    config: Any
+    deepspeed_config: str | None
+    """A path, or a name in configs/deepspeed; None: ds_<precision>.json."""
+    wants_json: bool
+    words: tuple[str, ...]
+    """The overrides as they were typed."""
+
+
+def config_dir() -> Path:
+    """The configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def parse(verb: str, doc: str | None, argv: list[str] | None = None) -> Command:
+    """Read the command line of `verb`; prints and exits 0 on --help and --print_config; UsageError on anything wrong."""
+    parser = argparse.ArgumentParser(
+        prog=verb,
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog=_settings_help(verb),
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    if verb in DEEPSPEED_VERBS:
+        parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
+        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed; finished: says so")
+        parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+        parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    if verb == "plan":
+        parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
+    options = parser.parse_args(argv)
+    for word in options.overrides:
+        if "=" not in word:
+            raise UsageError(f"`{word}` is not key=value (see --help)")
+    words = list(options.overrides)
+    if getattr(options, "run_dir", None) is not None:
+        words.append("run_dir=" + json.dumps(options.run_dir))
+    config = compose(verb, words)
+    if options.print_config:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return Command(
+        config=config,
+        deepspeed_config=getattr(options, "deepspeed_config", None),
+        wants_json=getattr(options, "json", False),
+        words=tuple(options.overrides),
+    )
+
+
+def compose(verb: str, overrides: list[str]) -> Any:
+    """The configuration of `verb` (a dataclass of vesselgan.config.schema) from configs/<verb>.yaml and overrides."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    _check_keys(verb, overrides)
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
+            composed = hydra_compose(config_name=verb, overrides=overrides)
+        values = OmegaConf.to_container(composed, resolve=False)
+        kept = _without_foreign_keys(values, VERBS[verb], "")
+        merged = OmegaConf.merge(OmegaConf.structured(VERBS[verb]), kept)
+        config = OmegaConf.to_object(merged)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_in_plain_words(error)) from error
+    checks.check(config)
+    return config
+
+
+def from_yaml(verb: str, path: Path) -> Any:
+    """The configuration that a run directory holds; UsageError when it is not one of `verb`."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = yaml.safe_load(path.read_text())
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VERBS[verb]), values))
+    except OSError as error:
+        raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {verb}?") from error
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: not a configuration of {verb}: {_in_plain_words(error)}") from error
+
+
+def to_yaml(config: Any) -> str:
+    """`config` as YAML, keys in the schema's order."""
+    import yaml
+
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def config_hash(config: Any) -> str:
+    """Eight hexadecimal digits that change with every setting that can change a result."""
+    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_THE_HASH}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
+    """Dotted key -> type in words, for every setting below the dataclass `kind`."""
+    keys: dict[str, str] = {}
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            keys |= keys_of(hint, f"{prefix}{field.name}.")
+        else:
+            keys[prefix + field.name] = str(hint.__name__ if isinstance(hint, type) else hint).replace("typing.", "")
+    return keys
+
+
+def groups() -> dict[str, list[str]]:
+    """Configuration group -> names to choose from."""
+    return {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml") if not file.stem.startswith("_"))
+        for folder in sorted(config_dir().iterdir())
+        if folder.is_dir() and any(folder.glob("*.yaml"))
+    }
+
+
+def _check_keys(verb: str, overrides: list[str]) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    known = keys_of(VERBS[verb])
+    choices = groups()
+    for word in overrides:
+        try:
+            override = OverridesParser.create().parse_override(word)
+        except HydraException as error:
+            key, _, value = word.partition("=")
+            quoted = f"'{key}=\"{value}\"'"
+            raise UsageError(f"cannot read `{word}`; a value with = or other signs needs quotes: {quoted}") from error
+        key = override.key_or_group
+        if key in choices:
+            chosen = override.value()
+            if chosen not in choices[key]:
+                near = difflib.get_close_matches(str(chosen), choices[key], 1)
+                hint = f"; did you mean {key}={near[0]}?" if near else ""
+                raise UsageError(f"{key}={chosen} is not there; choose from {', '.join(choices[key])}{hint}")
+        elif key not in known and not any(name.startswith(key + ".") for name in known):
+            near = difflib.get_close_matches(key, [*known, *choices], 1, cutoff=0.4)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise UsageError(f"{verb} has no setting `{key}`{hint} (--help lists them)")
+
+
+def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> dict[str, Any]:
+    """Drop what only other verbs use (a preset and a cohort's file serve several verbs); refuse what none knows."""
+    hints = typing.get_type_hints(kind)
+    everywhere = {name for verb in VERBS.values() for key in keys_of(verb) for name in _prefixes(key)}
+    kept = {}
+    for name, value in values.items():
+        if name in hints:
+            hint = hints[name]
+            is_group = dataclasses.is_dataclass(hint) and isinstance(value, dict)
+            kept[name] = _without_foreign_keys(value, hint, f"{prefix}{name}.") if is_group else value
+        elif prefix + name not in everywhere:
+            raise UsageError(f"configs: no verb has a setting `{prefix}{name}`")
+    return kept
+
+
+def _prefixes(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[: n + 1]) for n in range(len(parts))]
+
+
+def _in_plain_words(error: Exception) -> str:
+    key = getattr(error, "full_key", None)
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "Missing mandatory value" in first or "MissingMandatoryValue" in type(error).__name__:
+        return f"{key or first} has no default; give it, for example {key or 'key'}=VALUE"
+    return f"{key}: {first}" if key and key not in first else first
+
+
+def _settings_help(verb: str) -> str:
+    lines = ["settings (key: type):"]
+    lines += [f"  {key}: {kind}" for key, kind in keys_of(VERBS[verb]).items()]
+    # A group is offered where the verb has it as a key; presets change several keys at once.
+    top = {field.name for field in dataclasses.fields(VERBS[verb])}
+    lines += ["groups:"]
+    lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if name in top or name == "preset"]
+    return "\n".join(lines)
+

@@ -1,0 +1,1 @@
+"""Networks: generator, critic, U-Net."""

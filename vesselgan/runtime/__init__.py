@@ -1,0 +1,1 @@
+"""What a run needs and no science: ranks, engines, checkpoints, logs."""

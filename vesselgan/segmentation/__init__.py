@@ -1,0 +1,1 @@
+"""The U-Net: training and whole-volume segmentation."""

@@ -1,0 +1,1 @@
+"""From a trained GAN to synthetic shards."""
