@@ -1,0 +1,15 @@
+"""Scores that count voxels."""
+
+import numpy as np
+
+from vesselgan.evaluation.masks import as_masks
+
+
+def dice(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """2 |G and P| / (|G| + |P|) (Subramaniam 2022, equation 3): 1 for equal masks, 0 for disjoint ones.
+
+    Masks of any, but the same, shape. Both empty: 1. One empty: 0. DataError: see `as_masks`.
+    """
+    truth, predicted = as_masks(truth, predicted)
+    size = int(np.count_nonzero(truth)) + int(np.count_nonzero(predicted))
+    return 2 * int(np.count_nonzero(truth & predicted)) / size if size else 1.0
