@@ -22,7 +22,7 @@ ifneq ($(strip $(shell cat $(STAMP) 2>/dev/null)),$(INSTALLED_FOR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test soak clean python
+.PHONY: help demo test soak clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -37,13 +37,11 @@ test: $(STAMP)
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m soak --durations=15
 
-# The one line a user needs when Python is missing, too old, or cut in parts as Debian does it.
-python:
+# First the one line a user needs when Python is missing, too old, or cut in parts as Debian does it.
+$(STAMP): pyproject.toml constraints.txt
 	@command -v "$(PYTHON)" >/dev/null || { echo "error: $(PYTHON) is not installed: sudo apt install python3 python3-venv, or say PYTHON=/path/to/python3" >&2; exit 2; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is `"$(PYTHON)" -V 2>&1`, Python 3.11 or newer is needed: install one and say make PYTHON=python3.11" >&2; exit 2; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is `"$(PYTHON)" -V 2>&1`, Python 3.11 or newer is needed: install one and say PYTHON=python3.11" >&2; exit 2; }
 	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv: sudo apt install python3-venv" >&2; exit 2; }
-
-$(STAMP): pyproject.toml constraints.txt | python
 	@test "`$(VENV)/bin/python -c 'import pip, sys; print(sys.prefix)' 2>/dev/null`" = "$(CURDIR)/$(VENV)" \
 	  || "$(PYTHON)" -m venv --clear $(VENV)
 	@echo "installing into $(VENV), once: some minutes"

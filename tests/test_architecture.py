@@ -1,0 +1,287 @@
+"""The house rules that a machine can keep: who imports whom, how long things are, what happens at import.
+
+`problems` reads one module's source; the seeded violations at the end show that it sees what it should.
+"""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
+
+PURE = ["vesselgan.errors"]
+FLOOR = ["vesselgan.errors", "vesselgan.config", "vesselgan.shards", "vesselgan.cohort", "vesselgan.volumes"]
+FLOOR += ["vesselgan.pictures", "vesselgan.files"]
+MEASURES = [f"vesselgan.evaluation.{name}" for name in ("overlap", "surface", "frechet", "prd", "diversity", "masks")]
+SCIENCE = ["vesselgan.models", "vesselgan.losses", "vesselgan.runtime", *MEASURES]
+STAGES = ["vesselgan.training", "vesselgan.synthesis", "vesselgan.segmentation"]
+STAGES += ["vesselgan.evaluation.features", "vesselgan.evaluation.jobs"]
+TOP = ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
+BELOW_STAGES = [*FLOOR, *SCIENCE, "vesselgan.data"]
+
+# Room -> what it may import beside itself. A module belongs to the longest room that its name begins with.
+MAY_IMPORT: dict[str, list[str]] = {
+    "vesselgan": [],
+    "vesselgan.evaluation": [],
+    **dict.fromkeys(FLOOR, FLOOR),
+    **dict.fromkeys(SCIENCE, PURE),
+    **dict.fromkeys(MEASURES, [*PURE, *MEASURES]),
+    "vesselgan.runtime": FLOOR,
+    "vesselgan.data": [*FLOOR, *SCIENCE],
+    **dict.fromkeys(STAGES, BELOW_STAGES),
+    "vesselgan.evaluation.features": [*BELOW_STAGES, "vesselgan.evaluation.jobs"],
+    "vesselgan.evaluation.jobs": [*BELOW_STAGES, "vesselgan.evaluation.features"],
+    "vesselgan.report": FLOOR,
+    "vesselgan.study": ["vesselgan.errors", "vesselgan.config", "vesselgan.report.tables"],
+    "vesselgan.demo": ["vesselgan.errors", "vesselgan.config", "vesselgan.report.tables"],
+    "vesselgan.plan": BELOW_STAGES,
+    "vesselgan.benchmark": [*BELOW_STAGES, *STAGES, "data_prep"],
+    "launch": ["vesselgan.errors", "vesselgan.config", *STAGES, *TOP],
+    "data_prep": FLOOR,
+}
+NEVER_TORCH = [*FLOOR, "data_prep", "vesselgan.report", "vesselgan.study", "vesselgan.demo"]
+# Each of these is the business of one module.
+HEAVY = {"mpi4py", "opacus", "SimpleITK", "monai", "matplotlib"}
+# What may not be called while a module is imported, wherever in the expression it stands.
+EFFECTS = {"open", "print", "getenv", "import_module", "basicConfig", "run", "Popen", "is_available", "device_count"}
+EFFECTS |= {"read_text", "read_bytes", "exists", "is_file", "is_dir", "glob", "iterdir", "safe_load", "load", "loads"}
+EFFECTS |= {"get_accelerator", "device", "manual_seed", "default_rng", "cwd", "gethostname", "getcwd"}
+
+
+def sources() -> dict[str, Path]:
+    """Dotted module name -> file, for everything that ships or is started."""
+    found = {}
+    for folder in ("vesselgan", "data_prep", "launch"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def is_below(name: str, room: str) -> bool:
+    return name == room or name.startswith(room + ".")
+
+
+def room_of(module: str) -> str:
+    """The longest room that holds `module`; the package itself for its __init__."""
+    return max((room for room in MAY_IMPORT if is_below(module, room)), key=len)
+
+
+def imports(module: str, tree: ast.AST, known: set[str]) -> Iterator[str]:
+    """Dotted names that `module` imports, at any depth; `from package import module` counts as the module."""
+    package = module.split(".") if f"{module}.__init__" in known else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{origin}.{alias.name}" if f"{origin}.{alias.name}" in known else origin
+        elif isinstance(node, ast.Call) and called(node) in ("import_module", "__import__") and node.args:
+            if isinstance(node.args[0], ast.Constant):
+                yield str(node.args[0].value)
+
+
+def called(node: ast.Call) -> str:
+    """The last part of the called name: `run` of subprocess.run(...)."""
+    return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+
+
+def at_import(body: list[ast.stmt]) -> Iterator[ast.AST]:
+    """Statements and expressions that run when the module is imported: no function bodies, no __main__ block."""
+    for statement in body:
+        if isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
+            continue
+        yield statement
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            for expression in [*statement.decorator_list, *statement.args.defaults, *statement.args.kw_defaults]:
+                yield from ast.walk(expression) if expression is not None else ()
+        elif isinstance(statement, ast.ClassDef | ast.If | ast.Try | ast.With | ast.For | ast.While):
+            for block in ("body", "orelse", "finalbody"):
+                yield from at_import(getattr(statement, block, []))
+        else:
+            yield from (node for node in walk_now(statement) if node is not statement)
+
+
+def walk_now(node: ast.AST) -> Iterator[ast.AST]:
+    """Like ast.walk, without what a lambda would do later."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.Lambda):
+            yield from walk_now(child)
+
+
+def import_problems(module: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
+    room = room_of(module)
+    stages = set()
+    for name in imports(module, tree, known):
+        top = name.split(".")[0]
+        if top == "torch" and any(is_below(module, quiet) for quiet in NEVER_TORCH):
+            yield "imports torch"
+        if top == "launch" or top == "tests":
+            yield f"imports {name}: nothing imports {top}"
+        if (
+            name == "vesselgan"
+            or top not in ("vesselgan", "data_prep")
+            or (room != "vesselgan" and is_below(name, room))
+        ):
+            continue
+        if not any(is_below(name, allowed) for allowed in MAY_IMPORT[room]):
+            yield f"imports {name}, which {room} may not"
+        if any(is_below(name, stage) for stage in [*STAGES, *TOP]):
+            stages.add(room_of(name))
+    if room == "launch" and len(stages) != 1:
+        yield f"a launch script calls exactly one stage, not {sorted(stages)}"
+
+
+def effect_problems(tree: ast.Module) -> Iterator[str]:
+    for node in at_import(tree.body):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.Expr) and not isinstance(node.value, ast.Constant):
+            yield f"line {line}: `{ast.unparse(node)}` runs at import"
+        elif isinstance(node, ast.With | ast.For | ast.While):
+            yield f"line {line}: a {type(node).__name__.lower()} statement runs at import"
+        elif isinstance(node, ast.Assign) and any(isinstance(t, ast.Attribute | ast.Subscript) for t in node.targets):
+            yield f"line {line}: `{ast.unparse(node)}` changes something else at import"
+        elif isinstance(node, ast.Call) and called(node) in EFFECTS:
+            yield f"line {line}: `{ast.unparse(node)}` is called at import"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node) == "os.environ":
+            yield f"line {line}: os.environ is read at import"
+
+
+def style_problems(source: str, tree: ast.Module) -> Iterator[str]:
+    if len(source.splitlines()) > MODULE_LINES:
+        yield f"{len(source.splitlines())} lines, at most {MODULE_LINES}"
+    if ast.get_docstring(tree) is None:
+        yield "no docstring"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+            # The docstring may be as long as it needs to be.
+            opening = node.body[0] if ast.get_docstring(node) is not None else None
+            lines = node.end_lineno - node.lineno + 1
+            lines -= opening.end_lineno - opening.lineno + 1 if opening is not None else 0
+            if lines > FUNCTION_LINES:
+                yield f"{node.name}: {lines} lines, at most {FUNCTION_LINES}"
+            if node.args.kwarg:
+                yield f"{node.name}: takes **{node.args.kwarg.arg}"
+            bare = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls", "ctx")]
+            bare += ["return"] if node.returns is None and node.name != "__init__" else []
+            if bare:
+                yield f"{node.name}: no type for {', '.join(bare)}"
+        elif isinstance(node, ast.Compare):
+            sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
+            if any(side.split(".")[-1] == "variant" or side.endswith("variant.name") for side in sides):
+                yield f"line {node.lineno}: `{ast.unparse(node)}`: a variant is a row of data"
+
+
+def problems(module: str, source: str, known: set[str]) -> list[str]:
+    """Everything wrong with one module, in words."""
+    tree = ast.parse(source)
+    found = [*import_problems(module, tree, known), *effect_problems(tree), *style_problems(source, tree)]
+    if is_below(module, "launch") and len(source.splitlines()) > LAUNCH_LINES:
+        found.append(f"{len(source.splitlines())} lines, a launch script has at most {LAUNCH_LINES}")
+    return found
+
+
+def known_modules() -> set[str]:
+    found = sources()
+    packages = {f"{name}.__init__" for name, path in found.items() if path.name == "__init__.py"}
+    return set(found) | packages
+
+
+@pytest.mark.parametrize("module", sources())
+def test_a_module_keeps_the_house_rules(module: str) -> None:
+    assert problems(module, sources()[module].read_text(), known_modules()) == []
+
+
+@pytest.mark.parametrize("module", sources())
+def test_a_module_has_a_room(module: str) -> None:
+    is_package = sources()[module].name == "__init__.py"
+    assert is_package or room_of(module) not in ("vesselgan", "vesselgan.evaluation"), "name its room in MAY_IMPORT"
+
+
+def test_a_heavy_package_is_the_business_of_one_module() -> None:
+    users = defaultdict(set)
+    for module, path in sources().items():
+        for name in imports(module, ast.parse(path.read_text()), known_modules()):
+            if name.split(".")[0] in HEAVY:
+                users[name.split(".")[0]].add(module)
+    assert {package: names for package, names in users.items() if len(names) > 1} == {}
+
+
+def test_the_torch_free_rooms_do_not_load_torch() -> None:
+    quiet = [name for name in sources() if any(is_below(name, room) for room in NEVER_TORCH)]
+    heavy = "[name for name in ('torch', 'deepspeed', 'mpi4py', 'monai') if name in sys.modules]"
+    code = f"import importlib, sys\nfor name in {quiet}: importlib.import_module(name)\nprint({heavy})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_the_top_of_the_repository_holds_only_what_the_plan_names() -> None:
+    listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
+    planned = {"pyproject.toml", "README.md", "launch", "vesselgan", "data_prep", "configs", "slurm", "tests"}
+    planned |= {"Makefile", "constraints.txt", "LICENSE", "CITATION.cff"}
+    if not listed:
+        pytest.skip("not a git checkout")
+    assert {path.split("/")[0] for path in listed if not path.startswith(".")} - planned == set()
+
+
+DOC = '"""A module."""\n'
+KNOWN = {"vesselgan", "vesselgan.__init__", "vesselgan.models", "vesselgan.models.__init__", "vesselgan.models.blocks"}
+SEEDED = [
+    ("vesselgan.shards", "import torch", "imports torch"),
+    ("data_prep.patches", "def f() -> None:\n    from torch import nn", "imports torch"),
+    ("data_prep.patches", "from vesselgan.data import patches", "which data_prep may not"),
+    ("vesselgan.models.blocks", "from vesselgan.losses import wasserstein", "which vesselgan.models may not"),
+    ("vesselgan.losses.wasserstein", "from vesselgan import models", "which vesselgan.losses may not"),
+    ("vesselgan.models.critic", "from ..losses import wasserstein", "which vesselgan.models may not"),
+    ("vesselgan.training.gan", "import vesselgan.synthesis.sample", "which vesselgan.training may not"),
+    ("vesselgan.training.gan", "import importlib\nX = 1\ndef f() -> None:\n"
+     "    importlib.import_module('vesselgan.report')", "which vesselgan.training may not"),
+    ("vesselgan.runtime.engine", "from vesselgan.models import blocks", "which vesselgan.runtime may not"),
+    ("vesselgan.demo", "from vesselgan.report import page", "which vesselgan.demo may not"),
+    ("vesselgan.shards", "from launch import demo", "nothing imports launch"),
+    ("launch.both", "from vesselgan.training import gan\nfrom vesselgan.report import page", "exactly one stage"),
+    ("launch.none", "from vesselgan.config import compose", "exactly one stage"),
+    ("launch.long", "from vesselgan.plan import run\n" * 41, "at most 40"),
+    ("vesselgan.models.blocks", "X = 1\n" * 400, "401 lines"),
+    ("vesselgan.models.blocks", "def f() -> None:\n" + "    x = 1\n" * 60, "f: 61 lines"),
+    ("vesselgan.models.blocks", "def f(**options: int) -> None: ...", "takes **options"),
+    ("vesselgan.models.blocks", "def f(x) -> None: ...", "no type for x"),
+    ("vesselgan.models.blocks", "def f(x: int): ...", "no type for return"),
+    ("vesselgan.training.gan", "def f(variant: str) -> bool:\n    return variant == 'gp'", "row of data"),
+    ("vesselgan.training.gan", "def f(c: dict) -> bool:\n    return c.variant.name in ('gp',)", "row of data"),
+    ("vesselgan.runtime.log", "import logging\nlogging.basicConfig()", "runs at import"),
+    ("vesselgan.runtime.log", "import os\nos.environ['A'] = '1'", "changes something else at import"),
+    ("vesselgan.runtime.log", "import os\nHOME = os.environ.get('A')", "os.environ is read at import"),
+    ("vesselgan.runtime.log", "TEXT = open('a').read()", "is called at import"),
+    ("vesselgan.runtime.log", "try:\n    import torch\n    HAS = torch.cuda.is_available()\nexcept OSError:\n"
+     "    HAS = False", "is called at import"),
+    ("vesselgan.runtime.log", "def f(x: str = open('a').read()) -> None: ...", "is called at import"),
+    ("vesselgan.runtime.log", "for x in range(3):\n    y = x", "runs at import"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("module", "source", "expected"), SEEDED)
+def test_a_seeded_violation_is_seen(module: str, source: str, expected: str) -> None:
+    assert any(expected in problem for problem in problems(module, DOC + source, KNOWN))
+
+
+def test_a_module_that_keeps_the_rules_has_no_problems() -> None:
+    source = DOC + (
+        "import re\nfrom dataclasses import dataclass, field\nfrom torch import nn\n"
+        "from vesselgan.models import blocks\nfrom vesselgan.errors import UsageError\n"
+        "PATTERN = re.compile('a')\nREAD = lambda: open('a')\n"
+        "@dataclass\nclass A:\n    x: list = field(default_factory=list)\n"
+        "def f(x: int, *, path: str) -> str:\n    return open(path).read()\n"
+        "if __name__ == '__main__':\n    print(f(1, path='a'))\n"
+    )
+    assert problems("vesselgan.models.critic", source, KNOWN) == []
