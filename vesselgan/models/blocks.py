@@ -1,0 +1,150 @@
+"""What both players are made of: layers, which parameters train, how weights start.
+
+Half on a CPU: convolutions and linear layers compute in float32 and store half, as tensor cores accumulate (native
+half convolutions there are hundreds of times slower). Shapes: N batch, C channel, X Y Z voxels.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vesselgan.errors import UsageError
+from vesselgan.models.normalisation import BatchNorm3d, InstanceNorm3d, SpectralNorm, at_least_float32
+
+__all__ = [
+    "BatchNorm3d",
+    "Conv3d",
+    "InstanceNorm3d",
+    "Linear",
+    "SpectralNorm",
+    "UpsampleConv3d",
+    "check_patch_shape",
+    "freeze_bias",
+    "set_trainable",
+    "start_weights",
+]
+
+PATCH_MULTIPLE = 16
+START_SD = 0.05
+
+
+class Conv3d(nn.Conv3d):
+    """torch's 3D convolution, in float32 inside where weight and input are half on a CPU."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = _computing_dtype(input)
+        bias = None if bias is None else bias.to(dtype)
+        return super()._conv_forward(input.to(dtype), weight.to(dtype), bias).to(input.dtype)
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, in float32 inside where weight and input are half on a CPU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = _computing_dtype(input)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return F.linear(input.to(dtype), self.weight.to(dtype), bias).to(input.dtype)
+
+
+class UpsampleConv3d(Conv3d):
+    """Nearest x2 upsampling and a 3x3x3 convolution in one, on the low-resolution grid: [N,I,X,Y,Z] -> [N,O,2X,2Y,2Z].
+
+    Exact, borders included: a copied voxel meets the sum of the taps that fall on it, so the pair equals a transposed
+    convolution of stride 2 whose four taps per axis are w2, w1 + w2, w0 + w1, w0. That takes 8/27 of the
+    multiply-adds, and the upsampled activation never exists. The parameter stays the 3x3x3 weight.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        dtype = _computing_dtype(input)
+        # Taps are summed in float32 and rounded once.
+        taps = weight.to(at_least_float32(weight.dtype))
+        for axis in (2, 3, 4):
+            w0, w1, w2 = taps.unbind(axis)
+            taps = torch.stack([w2, w1 + w2, w0 + w1, w0], axis)
+        bias = None if bias is None else bias.to(dtype)
+        taps_IOXYZ = taps.transpose(0, 1).to(dtype)
+        return F.conv_transpose3d(input.to(dtype), taps_IOXYZ, bias, stride=2, padding=1).to(input.dtype)
+
+
+def _computing_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+
+
+def freeze_bias(convolution: nn.Conv3d) -> nn.Conv3d:
+    """Set the bias to zero for good; for a convolution in front of a normalisation over X Y Z.
+
+    Such a bias does nothing, and its gradient is rounding noise that Adam would turn into steps of full size.
+    It exists because the paper's Table 2 counts it.
+    """
+    nn.init.zeros_(convolution.bias)
+    convolution.bias.requires_grad_(False)
+    convolution.has_frozen_bias = True
+    return convolution
+
+
+def set_trainable(module: nn.Module, is_trainable: bool) -> None:
+    """Switch gradients for all of the module's parameters, except biases frozen by `freeze_bias`: those stay off."""
+    frozen = {id(part.bias) for part in module.modules() if getattr(part, "has_frozen_bias", False)}
+    for parameter in module.parameters():
+        parameter.requires_grad_(is_trainable and id(parameter) not in frozen)
+
+
+@torch.no_grad()
+def start_weights(module: nn.Module, seed: int) -> None:
+    """One seeded start for every variant, the same on every rank and device.
+
+    Convolution weights and batch-norm scales: normal, mean 0, SD 0.05 (the authors' code). Under spectral norm it acts
+    on the original weight, where the authors' silently did nothing, and u and v start anew. Linear weights: normal with
+    SD 1 / sqrt(3 * inputs), the spread of torch's own start, which the authors kept (0.051 for a latent of 128).
+    All biases and shifts: zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d):
+            weight = part.parametrizations.weight.original if hasattr(part, "parametrizations") else part.weight
+            _draw_normal(weight, START_SD, generator)
+            for step in part.parametrizations.weight if hasattr(part, "parametrizations") else ():
+                step.restart(weight, generator)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Linear):
+            _draw_normal(part.weight, 1 / math.sqrt(3 * part.in_features), generator)
+            nn.init.zeros_(part.bias)
+        elif isinstance(part, BatchNorm3d):
+            _draw_normal(part.weight, START_SD, generator)
+            nn.init.zeros_(part.bias)
+
+
+def _draw_normal(parameter: Tensor, sd: float, generator: torch.Generator) -> None:
+    if not parameter.is_meta:
+        parameter.copy_(torch.empty(parameter.shape).normal_(0.0, sd, generator=generator))
+
+
+def check_patch_shape(patch_shape: tuple[int, int, int], norm: str = "spectral") -> None:
+    """Raise UsageError unless both players can be built for this patch.
+
+    The critic halves every axis four times, so each must divide by 16; with InstanceNorm (`norm="instance"`) more than
+    one voxel must be left, or the last layer would normalise single voxels to zero.
+    """
+    shape = [int(side) for side in patch_shape]
+    if len(shape) != 3 or min(shape) < 1:
+        raise UsageError(f"patch_shape={shape}: three positive sizes are needed, for example [128, 128, 64]")
+    if any(side % PATCH_MULTIPLE for side in shape):
+        below = [max(side // PATCH_MULTIPLE, 1) * PATCH_MULTIPLE for side in shape]
+        above = [math.ceil(side / PATCH_MULTIPLE) * PATCH_MULTIPLE for side in shape]
+        if norm == "instance" and math.prod(below) == PATCH_MULTIPLE**3:
+            below[0] = 2 * PATCH_MULTIPLE
+        if norm == "instance" and math.prod(above) == PATCH_MULTIPLE**3:
+            above[0] = 2 * PATCH_MULTIPLE
+        sizes = f"{below}" if below == above else f"{below} or {above}"
+        raise UsageError(f"patch_shape={shape}: every axis must divide by {PATCH_MULTIPLE}; nearest that work: {sizes}")
+    if norm == "instance" and math.prod(shape) == PATCH_MULTIPLE**3:
+        larger = [2 * PATCH_MULTIPLE, PATCH_MULTIPLE, PATCH_MULTIPLE]
+        raise UsageError(
+            f"patch_shape={shape} with critic_norm=instance leaves one voxel to normalise, which is always zero; "
+            f"use {larger} or more, or critic_norm=spectral"
+        )

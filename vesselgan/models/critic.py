@@ -1,0 +1,55 @@
+"""The critic: image and vessel label in, one score out.
+
+Shapes: N batch, C channel (0 image, 1 vessel label), X Y Z voxels.
+"""
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from vesselgan.errors import UsageError
+from vesselgan.models.blocks import Conv3d, InstanceNorm3d, Linear, SpectralNorm, check_patch_shape, freeze_bias
+from vesselgan.models.generator import check_width
+from vesselgan.models.normalisation import at_least_float32
+
+NORMS = ("instance", "spectral")
+
+
+class Critic(nn.Module):
+    """Four convolutions of stride 2 with leaky ReLU, then a linear score (layers of the authors' released code).
+
+    Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift behind
+    every convolution (GP); `norm="spectral"`: spectral normalisation of every convolution's weight (SN and its kin).
+    """
+
+    def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise UsageError(f"variant.critic_norm={norm}: one of {', '.join(NORMS)} is needed")
+        check_patch_shape(patch_shape, norm)
+        check_width(width)
+        channels = [2, width // 8, width // 4, width // 2, width]
+        self.convolutions = nn.ModuleList(
+            Conv3d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
+        )
+        for convolution in self.convolutions:
+            if norm == "instance":
+                freeze_bias(convolution)
+            else:
+                parametrize.register_parametrization(convolution, "weight", SpectralNorm(convolution.weight))
+        self.norm = InstanceNorm3d() if norm == "instance" else nn.Identity()
+        self.activation = nn.LeakyReLU(0.2)
+        self.score = Linear(width * math.prod(int(side) // 16 for side in patch_shape), 1)
+
+    def forward(self, patch_NCXYZ: Tensor) -> Tensor:
+        """[N, 2, X, Y, Z] of any floating type -> scores [N], float32 whatever the type of the weights."""
+        # The bias tells the type: asking a spectral-norm weight for it would cost a power iteration.
+        x_NCXYZ = patch_NCXYZ.to(self.score.bias.dtype)
+        for convolution in self.convolutions:
+            x_NCXYZ = self.activation(self.norm(convolution(x_NCXYZ)))
+        features_NF = x_NCXYZ.flatten(1)
+        dtype = at_least_float32(features_NF.dtype)
+        weight_1F, bias_1 = self.score.weight.to(dtype), self.score.bias.to(dtype)
+        return nn.functional.linear(features_NF.to(dtype), weight_1F, bias_1).squeeze(1)

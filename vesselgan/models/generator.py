@@ -1,0 +1,75 @@
+"""The generator: latent vector in, image and vessel label out.
+
+Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vesselgan.errors import UsageError
+from vesselgan.models.blocks import BatchNorm3d, Conv3d, Linear, UpsampleConv3d, check_patch_shape, freeze_bias
+
+SEEDS = 2**32
+
+
+class Generator(nn.Module):
+    """Linear to an eighth of the patch on every axis, three upsamplings with convolutions, a convolution, tanh.
+
+    The layers are those of the authors' released code, which alone give the paper's parameter counts (Table 2); the
+    paper's text describes one more. `width` is the number of channels at the start (paper 512; complex 1024) and is
+    halved by every upsampling. Weights are in their start state only after `blocks.start_weights`.
+    """
+
+    def __init__(self, patch_shape: tuple[int, int, int], width: int, latent_size: int) -> None:
+        super().__init__()
+        check_patch_shape(patch_shape)
+        check_width(width)
+        self.latent_size = latent_size
+        self.start_shape = (width, *(int(side) // 8 for side in patch_shape))
+        # This bias differs from voxel to voxel, so the normalisation behind it does not undo it: it trains.
+        self.start = Linear(latent_size, math.prod(self.start_shape))
+        self.start_norm = BatchNorm3d(width)
+        channels = [width, width // 2, width // 4, width // 8]
+        self.ups = nn.ModuleList(freeze_bias(UpsampleConv3d(before, after)) for before, after in pairwise(channels))
+        self.norms = nn.ModuleList(BatchNorm3d(after) for after in channels[1:])
+        self.last = Conv3d(channels[-1], 2, kernel_size=3, padding=1)
+
+    def forward(self, z_NL: Tensor) -> Tensor:
+        """[N, latent] of any floating type -> [N, 2, X, Y, Z] in [-1, 1], in the type of the weights."""
+        x_NCXYZ = self.start(z_NL.to(self.start.weight.dtype)).view(-1, *self.start_shape)
+        x_NCXYZ = self.start_norm(x_NCXYZ).relu()
+        for up, norm in zip(self.ups, self.norms, strict=True):
+            x_NCXYZ = norm(up(x_NCXYZ)).relu()
+        return self.last(x_NCXYZ).tanh()
+
+
+def check_width(width: int) -> None:
+    """Raise UsageError unless the width can be halved three times."""
+    if width < 8 or width % 8:
+        raise UsageError(f"variant.width={width}: must be a positive multiple of 8; the paper's are 512 and 1024")
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of sample `index` of a run with `seed`: below 2^32, never twice within a run.
+
+    A run counts on from a point that depends on its seed, so neighbouring run seeds do not share samples. (torch's CPU
+    generator looks at the low 32 bits of a seed only.)
+    """
+    if seed < 0 or index < 0:
+        raise UsageError(f"seed={seed}, index={index}: a seed and a sample's index are zero or more")
+    first = int(np.random.SeedSequence(seed).generate_state(1, np.uint32)[0])
+    return (first + index) % SEEDS
+
+
+def latents(seed: int, indices: Sequence[int], latent_size: int) -> Tensor:
+    """Standard normal latents float32 [len(indices), latent] on the CPU: row i depends on seed and indices[i] alone."""
+    rows = []
+    for index in indices:
+        generator = torch.Generator().manual_seed(sample_seed(seed, index))
+        rows.append(torch.randn(latent_size, generator=generator))
+    return torch.stack(rows) if rows else torch.empty(0, latent_size)

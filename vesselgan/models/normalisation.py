@@ -1,0 +1,183 @@
+"""Normalisations whose statistics stay float32 (float64 for a float64 module) whatever the precision of the weights.
+
+Shapes: N batch, C channel, X Y Z voxels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+# Enough for a start: the estimate of sigma then lags behind the weight by a few per cent at most.
+POWER_ITERATIONS_AT_START = 15
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half and bfloat16, the type itself otherwise."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+class KeepsFloat32Buffers(nn.Module):
+    """A module whose floating buffers never become half: `.half()`, `.bfloat16()` and `.to(dtype)` pass them by.
+
+    running_var overflows in half (its largest number is 65,504) and a power iteration in half does not converge.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        super()._apply(fn, recurse)
+        for name, buffer in kept.items():
+            moved = self._buffers[name]
+            if moved.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+
+class BatchNorm3d(KeepsFloat32Buffers):
+    """Batch normalisation over N X Y Z with learned scale and shift (Ioffe and Szegedy 2015).
+
+    In training the statistics are those of the global batch: with torch.distributed running on more than one rank they
+    are merged, forward and backward, so that two ranks with half a batch each compute what one computes with the whole.
+    Every rank must then take part in every training forward. In evaluation the running averages are used and a sample
+    does not depend on its batch.
+    """
+
+    def __init__(self, num_features: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(num_features))
+        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x_NCXYZ: Tensor) -> Tensor:
+        dtype = at_least_float32(x_NCXYZ.dtype)
+        weight_C, bias_C = self.weight.to(dtype), self.bias.to(dtype)
+        if not (self.training and _world_size() > 1):
+            return F.batch_norm(
+                x_NCXYZ, self.running_mean, self.running_var, weight_C, bias_C, self.training, self.momentum, self.eps
+            )
+        y_NCXYZ, mean_C, variance_C = _SyncedBatchNorm.apply(x_NCXYZ, weight_C, bias_C, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
+            self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+        return y_NCXYZ
+
+
+class _SyncedBatchNorm(torch.autograd.Function):
+    """Train-mode batch normalisation over all ranks. Returns output, global mean, global unbiased variance."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x_NCXYZ: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = x_NCXYZ.to(weight_C.dtype)
+        mean_C, variance_C, count = _global_statistics(x)
+        inverse_sd_C = (variance_C + eps).rsqrt()
+        scale_C = weight_C * inverse_sd_C
+        y_NCXYZ = torch.addcmul(_spread(bias_C - mean_C * scale_C), x, _spread(scale_C)).to(x_NCXYZ.dtype)
+        ctx.save_for_backward(x_NCXYZ, weight_C, mean_C, inverse_sd_C)
+        ctx.count = count
+        unbiased_C = variance_C * (count / (count - 1))
+        ctx.mark_non_differentiable(mean_C, unbiased_C)
+        return y_NCXYZ, mean_C, unbiased_C
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: FunctionCtx, dy_NCXYZ: Tensor, _mean: Tensor, _variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None]:
+        x_NCXYZ, weight_C, mean_C, inverse_sd_C = ctx.saved_tensors
+        dy = dy_NCXYZ.to(weight_C.dtype)
+        normed = (x_NCXYZ.to(weight_C.dtype) - _spread(mean_C)) * _spread(inverse_sd_C)
+        local_2C = torch.cat([dy.sum((0, 2, 3, 4)), (dy * normed).sum((0, 2, 3, 4))])
+        global_2C = local_2C.clone()
+        dist.all_reduce(global_2C)
+        # The scale's and shift's gradients stay local: the optimizer averages them over ranks like all others.
+        dbias_C, dweight_C = local_2C.chunk(2)
+        mean_dy_C, mean_dy_normed_C = (global_2C / ctx.count).chunk(2)
+        dx = (dy - _spread(mean_dy_C) - normed * _spread(mean_dy_normed_C)) * _spread(weight_C * inverse_sd_C)
+        return dx.to(x_NCXYZ.dtype), dweight_C, dbias_C, None
+
+
+def _global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean, biased variance and count over all ranks, merged in rank order: the same bits on every rank."""
+    variance_C, mean_C = torch.var_mean(x_NCXYZ, (0, 2, 3, 4), unbiased=False)
+    count = x_NCXYZ.numel() // x_NCXYZ.shape[1]
+    mine = torch.cat([mean_C, variance_C, mean_C.new_tensor([count])])
+    all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_ranks, mine)
+    stacked = torch.stack(all_ranks)
+    count_R1 = stacked[:, -1:]
+    mean_RC, variance_RC = stacked[:, :-1].chunk(2, dim=1)
+    share_R1 = count_R1 / count_R1.sum()
+    mean_C = (share_R1 * mean_RC).sum(0)
+    variance_C = (share_R1 * (variance_RC + (mean_RC - mean_C).square())).sum(0)
+    return mean_C, variance_C, float(count_R1.sum())
+
+
+def _spread(value_C: Tensor) -> Tensor:
+    return value_C.view(1, -1, 1, 1, 1)
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class InstanceNorm3d(nn.Module):
+    """Instance normalisation over X Y Z without scale and shift, computed in float32 and stored as it came."""
+
+    def __init__(self, *, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x_NCXYZ: Tensor) -> Tensor:
+        dtype = at_least_float32(x_NCXYZ.dtype)
+        return F.instance_norm(x_NCXYZ.to(dtype), eps=self.eps).to(x_NCXYZ.dtype)
+
+
+class SpectralNorm(KeepsFloat32Buffers):
+    """Parametrization: the weight over its largest singular value (Miyato 2018), as torch's own in float32.
+
+    One power iteration per training forward, under no_grad too; none in evaluation. u, v, the iteration and sigma are
+    float32 whatever the weight's type; only the result is rounded. Several forwards may come before one backward, and
+    the result can be differentiated twice.
+    """
+
+    def __init__(self, weight: Tensor, *, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("u", torch.empty(0))
+        self.register_buffer("v", torch.empty(0))
+        self.restart(weight.detach(), None)
+
+    @torch.no_grad()
+    def restart(self, weight: Tensor, generator: torch.Generator | None) -> None:
+        """Draw u and v anew (on the CPU, so that every device and rank gets the same) and iterate on `weight`."""
+        matrix = weight.to(at_least_float32(weight.dtype)).flatten(1)
+        rows, columns = matrix.shape
+        if weight.is_meta:
+            self.u, self.v = matrix.new_empty(rows), matrix.new_empty(columns)
+            return
+        self.u = F.normalize(torch.randn(rows, generator=generator, device="cpu"), dim=0).to(matrix)
+        self.v = F.normalize(torch.randn(columns, generator=generator, device="cpu"), dim=0).to(matrix)
+        for _ in range(POWER_ITERATIONS_AT_START):
+            self._iterate(matrix)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.to(at_least_float32(weight.dtype)).flatten(1)
+        if self.training:
+            self._iterate(matrix)
+        # Later forwards overwrite the buffers in place, and the backward of this one still needs its own.
+        u, v = self.u.clone(), self.v.clone()
+        sigma = torch.dot(u, torch.mv(matrix, v))
+        return (matrix / sigma).view_as(weight).to(weight.dtype)
+
+    @torch.no_grad()
+    def _iterate(self, matrix: Tensor) -> None:
+        self.u.copy_(F.normalize(torch.mv(matrix, self.v), dim=0, eps=self.eps))
+        self.v.copy_(F.normalize(torch.mv(matrix.t(), self.u), dim=0, eps=self.eps))
