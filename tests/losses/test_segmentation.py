@@ -1,0 +1,69 @@
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from vesselgan.losses.segmentation import dice_loss, soft_dice
+
+
+def test_loss_of_a_hand_made_case():
+    probability, label = torch.tensor([0.5, 1.0, 0.0, 0.5]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    # overlap 1.5, sums 2 and 2: -(3 + 1) / (4 + 1)
+    assert dice_loss(probability, label).item() == pytest.approx(-0.8)
+
+
+def test_a_perfect_prediction_costs_minus_one_with_and_without_vessel():
+    for label in [torch.ones(2, 1, 4, 4, 4), torch.zeros(2, 1, 4, 4, 4)]:
+        assert dice_loss(label, label).item() == -1.0
+
+
+def test_gradient_is_the_closed_form():
+    probability = torch.tensor([0.2, 0.7, 0.4], dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([0.0, 1.0, 1.0])
+    dice_loss(probability, label).backward()
+    top, bottom = 2 * 1.1 + 1, 1.3 + 2 + 1
+    expected = [-(2 * y * bottom - top) / bottom**2 for y in (0.0, 1.0, 1.0)]
+    torch.testing.assert_close(probability.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
+
+
+def test_the_batch_counts_as_one_volume():
+    probability, label = torch.tensor([[0.9, 0.1], [0.3, 0.3]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert dice_loss(probability, label) == dice_loss(probability.flatten(), label.flatten())
+    assert soft_dice(torch.tensor([0.9, 1.6, 1.0])).item() == pytest.approx(2.8 / 3.6)
+
+
+def test_bfloat16_is_summed_in_float32():
+    ones = torch.ones(1000, dtype=torch.bfloat16)  # in bfloat16 a sum of ones stops at 256
+    assert dice_loss(ones, ones).item() == -1.0
+
+
+def rank_main(rank: int, address: str, results) -> None:
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    probability, label = pair()
+    mine = probability[rank : rank + 1].clone().requires_grad_(True)
+    loss = dice_loss(mine, label[rank : rank + 1])
+    loss.backward()
+    results[rank] = (loss.item(), mine.grad.tolist())
+    dist.destroy_process_group()
+
+
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(2, 10, generator=generator), (torch.rand(2, 10, generator=generator) > 0.7).float()
+
+
+def test_two_ranks_have_the_loss_and_the_gradient_of_the_joined_batch(tmp_path):
+    with mp.get_context("spawn").Manager() as manager:
+        results = manager.dict()
+        mp.spawn(rank_main, args=(f"file://{tmp_path}/meeting", results), nprocs=2)
+        found = dict(results)
+    probability, label = pair()
+    probability.requires_grad_(True)
+    loss = dice_loss(probability, label)
+    loss.backward()
+    for rank in range(2):
+        assert found[rank][0] == pytest.approx(loss.item(), rel=1e-6)
+        # Ranks' gradients are averaged by the optimizer, hence half of each rank's.
+        assert torch.tensor(found[rank][1])[0].div(2).tolist() == pytest.approx(
+            probability.grad[rank].tolist(), rel=1e-5
+        )

@@ -1,0 +1,50 @@
+"""The segmentation loss (Hilbert 2020): negative Dice on probabilities.
+
+Shapes: any, but the same, for probability and label.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+SMOOTH = 1.0
+
+
+def dice_loss(probability: Tensor, label: Tensor) -> Tensor:
+    """-(2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over all voxels of the global batch at once, as the published network.
+
+    Scalar, float32. With torch.distributed running on more than one rank the sums go over all ranks, so two ranks
+    with half a batch each get the loss, and after averaging over ranks the gradient, of the whole batch. Without
+    vessel in the batch it is -1 / (sum(p) + 1): the smooth term alone pulls the probabilities down.
+    """
+    probability, label = probability.float(), label.float()
+    overlap = (probability * label).sum()
+    return -soft_dice(sum_over_ranks(torch.stack([overlap, probability.sum(), label.sum()])))
+
+
+def soft_dice(sums: Tensor) -> Tensor:
+    """(2 o + 1) / (p + y + 1) from the sums [o, p, y] of overlap, prediction and label."""
+    overlap, predicted, true = sums.unbind(-1)
+    return (2 * overlap + SMOOTH) / (predicted + true + SMOOTH)
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """`values` added up over the ranks; differentiable. The tensor itself on one rank."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    return _SumOverRanks.apply(values)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every rank holds the same loss, so the gradient of their sum is the same number from each of them.
+        return gradient * dist.get_world_size()
