@@ -64,7 +64,7 @@ def write_shard(
     assert origin in ORIGINS, origin
     path, patch_shape = Path(path), tuple(int(n) for n in patch_shape)
     patch_bytes = int(np.prod(patch_shape)) * (5 if origin == "synthetic" else 3)
-    tables: list[tuple] = []
+    expected, tables = operator.length_hint(records, 0), list[tuple]()
     try:
         partial = PartialFile(path)
     except OSError as error:
@@ -83,7 +83,6 @@ def write_shard(
     except Exception as error:
         if partial.error is None:  # not the disk: a bad record, or whoever makes them
             raise
-        expected = operator.length_hint(records, 0)
         needed = f"{'' if expected else 'at least '}{max(expected, len(tables)) * patch_bytes / 2**20:.1f} MiB"
         raise ResourceError(
             f"{path}: {describe(partial.error)} at patch {len(tables)}; this shard needs {needed} free: "
