@@ -5,6 +5,7 @@ Shapes: N batch, C channel, X Y Z voxels.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +28,10 @@ class Unet(nn.Module):
     def __init__(self, filters: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.input_norm = BatchNorm3d(1)
-        self.downs = nn.ModuleList(Level(i, o, dropout) for i, o in zip([1, *filters], filters))
+        self.downs = nn.ModuleList(Level(i, o, dropout) for i, o in zip([1, *filters[:-1]], filters, strict=True))
         self.bottom = nn.ModuleList(Conv3d(filters[-1], filters[-1], kernel_size=1) for _ in range(2))
         falling = list(reversed(filters))
-        self.ups = nn.ModuleList(Level(low + high, high, dropout) for low, high in zip(falling, falling[1:]))
+        self.ups = nn.ModuleList(Level(low + high, high, dropout) for low, high in pairwise(falling))
         self.last = Conv3d(filters[0], 1, kernel_size=1)
 
     def forward(self, image_NCXYZ: Tensor) -> Tensor:
@@ -42,7 +43,7 @@ class Unet(nn.Module):
             skips.append(x)
         for convolution in self.bottom:
             x = convolution(x).relu()
-        for level, skip in zip(self.ups, reversed(skips[:-1])):
+        for level, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
             x = level(torch.cat([F.interpolate(x, scale_factor=2), skip], dim=1))
         return self.last(x).float().sigmoid()
 
@@ -81,8 +82,8 @@ def check_unet_shape(patch_shape: Sequence[int], filters: Sequence[int]) -> None
     if any(side % step for side in patch_shape):
         nearest = [max(1, round(side / step)) * step for side in patch_shape]
         raise UsageError(
-            f"patches of {list(patch_shape)} with the {len(filters)} levels of unet.filters={list(filters)}: every axis "
-            f"must divide by {step}; build shards with data.prepare.patch_shape={nearest} or take fewer levels"
+            f"patches of {list(patch_shape)} with the {len(filters)} levels of unet.filters={list(filters)}: every "
+            f"axis must divide by {step}; build shards with data.prepare.patch_shape={nearest} or take fewer levels"
         )
 
 
