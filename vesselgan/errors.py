@@ -11,6 +11,8 @@ class VesselganError(Exception):
     """Something the user can mend: says what happened, where, and what to do."""
 
     exit_code = 1
+    is_told = False
+    """Set on the ranks that need not print it: one of them does."""
 
 
 class UsageError(VesselganError, ValueError):
@@ -54,5 +56,6 @@ def exit_on_error(call: Callable[[], None]) -> None:
     try:
         call()
     except VesselganError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not error.is_told:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

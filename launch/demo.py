@@ -1,0 +1,14 @@
+"""The whole road on a small phantom cohort, from NIfTI to a Dice score: python launch/demo.py [work_dir=DIR]"""
+
+from vesselgan import demo
+from vesselgan.config import compose
+from vesselgan.errors import exit_on_error
+
+
+def main() -> None:
+    command = compose.parse("demo", __doc__)
+    demo.run(command.config, command.words)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)

@@ -1,0 +1,35 @@
+"""With what a run was made: versions, hardware, time. Stays in the run directory; exports do not carry it."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+
+from vesselgan import __version__
+
+PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "nibabel", "hydra-core", "monai")
+
+
+def collect() -> dict[str, Any]:
+    """Versions of what computes, the processor or GPU, and the time (UTC)."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "vesselgan": __version__,
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count()},
+        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
