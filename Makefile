@@ -4,7 +4,7 @@
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
 # PIP_ARGS="..."      given to pip, for an index or a torch of your own, for example
-#                     make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                     make demo PIP_ARGS="--index-url YOUR_INDEX"
 # EXTRAS=test         without the mpich wheel, where the site's own MPI is to be used
 
 PYTHON ?= python3

@@ -1,6 +1,6 @@
 """The errors a user can mend, each with the exit code that its kind has everywhere in the project.
 
-0 done, 2 usage or configuration, 3 bad data, 4 checkpoint, 5 numeric, 6 resource, 7 privacy. Exit 1 is a defect of ours.
+0 done, 2 usage or configuration, 3 bad data, 4 checkpoint, 5 numeric, 6 resource, 7 privacy. Exit 1 is our defect.
 """
 
 import sys

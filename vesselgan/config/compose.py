@@ -54,7 +54,7 @@ def config_dir() -> Path:
 
 
 def parse(verb: str, doc: str | None, argv: list[str] | None = None) -> Command:
-    """Read the command line of `verb`; prints and exits 0 on --help and --print_config; UsageError on anything wrong."""
+    """Read the command line of `verb`; exits 0 after --help and --print_config; UsageError on anything wrong."""
     parser = argparse.ArgumentParser(
         prog=verb,
         description=doc,
@@ -226,4 +226,3 @@ def _settings_help(verb: str) -> str:
     lines += ["groups:"]
     lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if name in top or name == "preset"]
     return "\n".join(lines)
-

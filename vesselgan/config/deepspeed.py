@@ -32,7 +32,7 @@ SECTIONS = (
 REFUSED = {
     "optimizer": "learning rates and betas belong to the variant's YAML (there are two players): remove the section",
     "scheduler": "learning rates belong to the variant's YAML: remove the section",
-    "torch_autocast": "its state is shared by all engines of a process, so two networks corrupt each other: use fp16/bf16",
+    "torch_autocast": "its state is shared by all engines of a process, so two networks corrupt each other: use fp16",
     "amp": "needs apex and does not work with ZeRO: use fp16 or bf16",
     "wall_clock_breakdown": "asserts when a network is called outside the engine, as the penalty needs: remove it",
     "tensorboard": "the trainer writes TensorBoard itself: remove the section",
@@ -121,7 +121,7 @@ def resolve(
 
 
 def agree(name: str, settings: dict[str, Any], precision: str, *, command: str, key: str) -> None:
-    """UsageError when the JSON's precision is not the one the configuration declares; prints the command that agrees."""
+    """UsageError when the JSON's precision is not the one the configuration declares; names a command that agrees."""
     stated = precision_of(settings)
     if stated != precision:
         raise UsageError(

@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vesselgan.errors import CheckpointError, ResourceError
+from vesselgan.files import sha256_of, write_text
 from vesselgan.runtime.distributed import World, barrier, together
 from vesselgan.runtime.engine import Engine
 
@@ -67,7 +68,7 @@ def save(
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)
-        _write_text(folder / "latest", final.name)
+        write_text(folder / "latest", final.name)
         _prune(folder, keep_last, keep)
 
     together(world, write)
@@ -76,7 +77,7 @@ def save(
 
 
 def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: World) -> dict[str, Any] | None:
-    """Restore every engine from checkpoint `name` (None: the newest whole one) and return its state; None: there is none.
+    """Restore every engine from checkpoint `name` (None: the newest whole one); returns its state, None without one.
 
     The next step is the one the unbroken run would have taken. CheckpointError for a damaged or foreign checkpoint.
     """
@@ -97,7 +98,7 @@ def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: 
 
 
 def read_weights(run_dir: Path, player: str, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(float32 weights and buffers of `player`, the run's state) from one process; CheckpointError when there is none."""
+    """(float32 weights and buffers of `player`, the run's state), in one process; CheckpointError without one."""
     chosen = _choose(Path(run_dir), name)
     if chosen is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; train it first, or wait for the first one")
@@ -225,13 +226,6 @@ def _write_bytes(path: Path, data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    _write_bytes(partial, text.encode())
-    os.replace(partial, path)
-    _sync_folder(path.parent)
-
-
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -254,7 +248,7 @@ def _prune(folder: Path, keep_last: int, keep: Collection[str]) -> None:
             shutil.rmtree(folder / name, ignore_errors=True)
 
 
-def _choose(run_dir: Path, name: str | None, warn: Callable[[str], None] | None = None) -> Path | None:
+def _choose(run_dir: Path, name: str | None) -> Path | None:
     folder = Path(run_dir) / "checkpoints"
     if name is not None:
         if not (folder / name).is_dir():
@@ -263,13 +257,12 @@ def _choose(run_dir: Path, name: str | None, warn: Callable[[str], None] | None 
         if damage:
             raise CheckpointError(f"{folder / name}: {damage}; name another one, or leave checkpoint= away")
         return folder / name
-    warn = warn or (lambda text: print(text, file=sys.stderr, flush=True))
     names = _names(folder)
     for candidate in names:
         damage = _damage(folder / candidate)
         if not damage:
             return folder / candidate
-        warn(f"warning: {folder / candidate}: {damage}; using the one before it")
+        print(f"warning: {folder / candidate}: {damage}; using the one before it", file=sys.stderr, flush=True)
     if names:
         raise CheckpointError(
             f"{folder}: none of {', '.join(names)} is whole; restore one from a backup, or start anew"
@@ -291,9 +284,8 @@ def _damage(path: Path) -> str:
             return f"{file} is missing"
         if target.stat().st_size != entry["bytes"]:
             return f"{file} has {target.stat().st_size} bytes, not {entry['bytes']}"
-        with target.open("rb") as handle:
-            if hashlib.file_digest(handle, "sha256").hexdigest() != entry["sha256"]:
-                return f"{file} is not what was written (sha256 differs)"
+        if sha256_of(target) != entry["sha256"]:
+            return f"{file} is not what was written (sha256 differs)"
     return ""
 
 

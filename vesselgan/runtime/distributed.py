@@ -48,7 +48,7 @@ def ranks_from_environment(environment: dict[str, str]) -> tuple[int, int, int]:
 
 
 def start(device: str) -> World:
-    """Join the process group (gloo on CPU, nccl on CUDA); `device` is `auto`, `cpu` or `cuda` (ResourceError if absent)."""
+    """Join the process group (gloo on CPU, nccl on CUDA); `device`: auto, cpu or cuda (ResourceError if absent)."""
     rank, size, local_rank = ranks_from_environment(dict(os.environ))
     chosen = choose_device(device, local_rank)
     os.environ["DS_ACCELERATOR"] = chosen.type

@@ -1,10 +1,11 @@
 """What a run tells: lines on the screen, metrics.jsonl, TensorBoard. Only rank 0 writes."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
+
+from vesselgan.files import write_text
 
 
 class RunLog:
@@ -59,6 +60,4 @@ def _cut_after(path: Path, step: int) -> None:
                 kept.append(line)
         except ValueError:  # the last line of a killed run may be half written
             continue
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
-    os.replace(partial, path)
+    write_text(path, "".join(line + "\n" for line in kept))

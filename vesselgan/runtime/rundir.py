@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config import compose
 from vesselgan.errors import UsageError
+from vesselgan.files import PARTIAL, write_text
 from vesselgan.runtime.provenance import collect
 
 # What may differ between the start of a run and its continuation without changing what it computes.
@@ -25,14 +25,15 @@ def prepare(run_dir: Path, verb: str, config: Any, engine_settings: dict[str, di
         if differing:
             raise UsageError(f"{run_dir}: this run was started with other settings: {'; '.join(differing)}")
         return
-    if run_dir.exists() and any(run_dir.iterdir()):
+    ours = {f"deepspeed_{player}.json" for player in engine_settings} | {"provenance.json"}
+    if run_dir.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in run_dir.iterdir()):
         raise UsageError(f"{run_dir}: is not empty and holds no run; name another --run_dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     for player, settings in engine_settings.items():
         write_json(run_dir / f"deepspeed_{player}.json", settings)
     write_json(run_dir / "provenance.json", collect())
     # Last: its presence means that the directory is complete.
-    _write(stored, compose.to_yaml(config))
+    write_text(stored, compose.to_yaml(config))
 
 
 def differences(before: Any, now: Any) -> list[str]:
@@ -53,13 +54,7 @@ def finish(run_dir: Path, facts: dict[str, Any]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as JSON, published by rename."""
-    _write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The GAN's training: n_critic critic steps, one generator step, until the steps are done (Subramaniam 2022, eq. 1 and 2).
+"""The GAN's training: n_critic critic steps, one generator step, and again (Subramaniam 2022, eq. 1 and 2).
 
 Everything random is a function of (seed, position), so a resumed run continues exactly and a result does not depend on
 the number of ranks. Where we differ from the authors' code: the fake patches of the critic step carry no graph, the
@@ -8,15 +8,13 @@ critic is frozen in the generator step, and each of the n_critic steps is a real
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function as phase
 
-from vesselgan.config.schema import TrainGan, Variant
+from vesselgan.config.schema import Variant
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import set_trainable
@@ -28,7 +26,7 @@ Scalars = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Draws:
-    """Latents and epsilons of the global batch at a position, cut to this rank's part: the same for any number of ranks."""
+    """Latents and epsilons of the global batch at a position, cut to this rank's part."""
 
     seed: int
     batch_size: int

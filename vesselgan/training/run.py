@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import agree, read, resolve
