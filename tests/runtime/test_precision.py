@@ -1,0 +1,57 @@
+"""The probe names what it found and what it measured; it never chooses what the device lacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vesselgan.errors import ResourceError
+from vesselgan.runtime import precision
+
+
+@pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(10.0, 4.0, "bf16"), (4.0, 10.0, "fp32")])
+def test_the_faster_precision_is_chosen_on_a_cpu(
+    fp32: float, bf16: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {torch.float32: fp32, torch.bfloat16: bf16}
+    monkeypatch.setattr(precision, "measure_step_ms", lambda kind: times[kind])
+    found = precision.probe_precision("cpu")
+    assert (found["device"], found["precision"]) == ("cpu", chosen)
+    assert found["step_ms"] == {"fp32": fp32, "bf16": bf16}
+
+
+def test_a_gpu_gets_fp16_without_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    assert precision.probe_precision("auto") == {
+        "device": "cuda",
+        "num_devices": 3,
+        "precision": "fp16",
+        "step_ms": {},
+    }
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match="cuda was asked for"):
+        precision.probe_precision("cuda")
+
+
+def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "vesselgan.runtime.precision",
+        "--device",
+        "cpu",
+        "--out",
+        str(tmp_path / "a.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert json.loads(done.stdout) == found
+    assert found["precision"] == min(found["step_ms"], key=found["step_ms"].get)
+    assert all(ms > 0 for ms in found["step_ms"].values())
