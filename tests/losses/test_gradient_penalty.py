@@ -1,0 +1,166 @@
+"""The penalty's closed forms, its precision, and that it is equation 1 differentiated."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from vesselgan.errors import UsageError
+from vesselgan.losses.gradient_penalty import gradient_penalty
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.critic import Critic
+
+PATCH = (4, 2, 4, 4, 2)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def linear_critic(slope: float, numel: int = math.prod(PATCH[1:])) -> Callable[[Tensor], Tensor]:
+    """f(x) = <w, x> with |w| = slope: the gradient is w everywhere."""
+    w = torch.full((numel,), slope / math.sqrt(numel))
+    return lambda x: x.flatten(1) @ w.to(x.dtype)
+
+
+def penalty(critic: Callable[[Tensor], Tensor], form: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
+    return gradient_penalty(
+        critic, torch.randn(shape), torch.randn(shape), epsilon=torch.rand(shape[0]), weight=10.0, form=form
+    )
+
+
+@pytest.mark.parametrize("form", ["sample", "batch"])
+def test_a_unit_slope_critic_and_one_sample_cost_nothing(form: str) -> None:
+    # Float32 rounding of a norm of one, squared and times ten.
+    assert penalty(linear_critic(1.0), form, (1, *PATCH[1:])).item() == pytest.approx(0, abs=1e-11)
+
+
+def test_four_samples_of_norm_one_cost_nothing() -> None:
+    assert penalty(linear_critic(1.0)).item() == pytest.approx(0, abs=1e-11)
+
+
+def test_four_samples_of_norm_one_cost_ten_in_the_authors_form() -> None:
+    # The norm over the whole batch is sqrt(4 * 1) = 2, so 10 * (2 - 1)^2.
+    assert penalty(linear_critic(1.0), "batch").item() == pytest.approx(10.0, rel=1e-5)
+
+
+def test_a_slope_of_three_costs_forty() -> None:
+    # 10 * (3 - 1)^2
+    assert penalty(linear_critic(3.0)).item() == pytest.approx(40.0, rel=1e-5)
+
+
+def test_samples_of_different_slope_are_averaged_one_by_one() -> None:
+    def critic(x: Tensor) -> Tensor:
+        slopes = torch.tensor([1.0, 2.0, 3.0, 0.5])
+        return slopes * linear_critic(1.0)(x)
+
+    # 10 * (0 + 1 + 4 + 0.25) / 4
+    assert penalty(critic).item() == pytest.approx(13.125, rel=1e-5)
+
+
+@pytest.mark.parametrize("form", ["sample", "batch"])
+def test_a_flat_critic_costs_the_weight_and_has_a_finite_gradient(form: str) -> None:
+    w = torch.zeros(math.prod(PATCH[1:]), requires_grad=True)
+    found = penalty(lambda x: x.flatten(1) @ w, form)
+    # 10 * (0 - 1)^2; the norm is 1e-6 instead of 0.
+    assert found.item() == pytest.approx(10.0, rel=1e-5)
+    found.backward()
+    assert torch.isfinite(w.grad).all()
+
+
+def test_the_line_runs_from_fake_at_epsilon_0_to_real_at_epsilon_1_with_one_epsilon_each() -> None:
+    seen: list[Tensor] = []
+
+    def critic(x: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return x.flatten(1).sum(1)
+
+    real, fake = torch.ones(PATCH), torch.zeros(PATCH)
+    epsilon = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    for form, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
+        gradient_penalty(critic, real, fake, epsilon=epsilon, weight=10.0, form=form)
+        assert seen[-1].flatten(1).mean(1).tolist() == expected
+    gradient_penalty(critic, real, fake, epsilon=epsilon.flip(0), weight=10.0, form="batch")
+    assert seen[-1].flatten(1).mean(1).tolist() == [1.0] * 4
+
+
+def test_neither_patch_gets_a_gradient_and_only_one_backward_is_needed() -> None:
+    real, fake = torch.randn(PATCH), torch.randn(PATCH, requires_grad=True)
+    w = torch.randn(math.prod(PATCH[1:]), requires_grad=True)
+    gradient_penalty(lambda x: x.flatten(1).square() @ w, real, fake, epsilon=torch.rand(4), weight=10.0).backward()
+    assert fake.grad is None and w.grad.abs().max() > 0
+
+
+def test_the_gradient_of_the_penalty_is_the_derivative_of_equation_1() -> None:
+    real, fake = torch.randn(PATCH, dtype=torch.float64), torch.randn(PATCH, dtype=torch.float64)
+    epsilon = torch.rand(4, dtype=torch.float64)
+    w = torch.randn(math.prod(PATCH[1:]), dtype=torch.float64, requires_grad=True)
+
+    def value(w: Tensor) -> Tensor:
+        return gradient_penalty(
+            lambda x: x.flatten(1).tanh() @ w, real, fake, epsilon=epsilon, weight=10.0, form="sample"
+        )
+
+    # By hand: the gradient of sum_i w_i tanh(x_i) is w_i (1 - tanh(x_i)^2).
+    x = epsilon.view(-1, 1) * real.flatten(1) + (1 - epsilon.view(-1, 1)) * fake.flatten(1)
+    norms = ((w * (1 - x.tanh().square())).square().sum(1)).sqrt()
+    torch.testing.assert_close(value(w), 10 * (norms - 1).square().mean(), rtol=1e-9, atol=0)
+    assert torch.autograd.gradcheck(value, (w,))
+
+
+def test_a_half_critics_penalty_does_not_underflow() -> None:
+    numel = 2 * 128 * 128 * 64
+    per_voxel = 2e-8  # below half's smallest number, 6e-8
+
+    def critic(x: Tensor) -> Tensor:
+        # What a half critic does: its input, and so the gradient on it, is half; the score is float32.
+        return x.half().float().flatten(1).sum(1) * per_voxel
+
+    x = torch.zeros(1, 2, 128, 128, 64)
+    told = {
+        scale: gradient_penalty(critic, x, x, epsilon=torch.rand(1), weight=1.0, inner_scale=scale).item()
+        for scale in (1.0, 1024.0)
+    }
+    norm = per_voxel * math.sqrt(numel)
+    # Lost without the scale (the norm is then the root's 1e-6). With it 2e-5, which half holds in steps of 6e-8: to
+    # 0.15 % of the norm; and float32's rounding of the square.
+    assert told[1.0] == pytest.approx(1.0, abs=1e-5)
+    assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
+    assert abs(told[1.0] - told[1024.0]) > 1e-5
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
+def test_low_precision_critics_give_the_float32_penalty_and_gradient(
+    norm: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    shape = (2, 2, 32, 32, 16)
+    real, fake, epsilon = torch.randn(shape), torch.randn(shape), torch.rand(2)
+    told, gradients = [], []
+    for kind in (torch.float32, dtype):
+        critic = Critic(shape[2:], 16, norm)
+        start_weights(critic, 1)
+        with torch.no_grad():
+            critic.score.weight.mul_(20)  # slopes of order one: the penalty then tells one critic from another
+        critic.to(kind)
+        found = gradient_penalty(critic, real, fake, epsilon=epsilon, weight=10.0)
+        assert found.dtype == torch.float32
+        # A loss scale for the outer backward; the instance norm's slopes are steep enough without.
+        found.mul(256 if norm == "spectral" else 1).backward()
+        told.append(found.item())
+        gradients.append(torch.cat([p.grad.float().flatten() for p in critic.parameters() if p.grad is not None]))
+    # Half keeps 11 bits and bfloat16 8, through four layers and back twice.
+    assert told[1] == pytest.approx(told[0], rel=tolerance)
+    assert (gradients[1] - gradients[0]).norm() < 2 * tolerance * gradients[0].norm()
+
+
+def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="sample, batch"):
+        penalty(linear_critic(1.0), "whole")

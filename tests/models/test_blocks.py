@@ -1,0 +1,351 @@
+"""Layers: exactness of the upsampling convolution, float32 statistics, batch statistics over ranks, spectral norm."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from vesselgan.errors import UsageError
+from vesselgan.models.blocks import (
+    BatchNorm3d,
+    Conv3d,
+    InstanceNorm3d,
+    Linear,
+    SpectralNorm,
+    UpsampleConv3d,
+    check_patch_shape,
+    freeze_bias,
+    set_trainable,
+    start_weights,
+)
+from vesselgan.models.critic import Critic
+from vesselgan.models.generator import Generator
+
+# Sums of some hundred float64 products of order one, added in another order.
+FLOAT64_ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def upsampled_plainly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.conv3d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 5)] * 3),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    batch=st.integers(1, 3),
+)
+def test_upsampling_convolution_equals_upsampling_then_convolution(shape, channels, batch) -> None:
+    layer = UpsampleConv3d(*channels).double()
+    x = torch.randn(batch, channels[0], *shape, dtype=torch.float64, requires_grad=True)
+    expected = upsampled_plainly(x, layer.weight, layer.bias)
+    found = layer(x)
+    assert found.shape == (batch, channels[1], *(2 * side for side in shape))
+    torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)
+    inputs = (x, layer.weight, layer.bias)
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
+
+
+def test_upsampling_convolution_keeps_the_3x3x3_weight_as_its_parameter() -> None:
+    assert {name: tuple(p.shape) for name, p in UpsampleConv3d(4, 6).named_parameters()} == {
+        "weight": (6, 4, 3, 3, 3),
+        "bias": (6,),
+    }
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (Conv3d(3, 4, kernel_size=3, stride=2, padding=1), (2, 3, 6, 4, 4)),
+        (UpsampleConv3d(3, 4), (2, 3, 3, 4, 2)),
+        (Linear(24, 5), (2, 24)),
+    ],
+)
+def test_half_layers_on_a_cpu_compute_in_float32_and_store_half(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    layer = layer.half()
+    x = torch.randn(shape).half()
+    reference = type(layer)(*_arguments(layer))
+    reference.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
+    assert layer(x).dtype == torch.float16
+    # To the bit: the same float32 computation, rounded once.
+    assert torch.equal(layer(x), reference(x.float()).half())
+
+
+def _arguments(layer: nn.Module) -> tuple:
+    if isinstance(layer, UpsampleConv3d):
+        return layer.in_channels, layer.out_channels
+    if isinstance(layer, Conv3d):
+        return layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
+    return layer.in_features, layer.out_features
+
+
+def test_half_sums_beyond_half_range_do_not_overflow_inside() -> None:
+    layer = Linear(4, 1).half()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[60000.0, 60000.0, -60000.0, -60000.0]]))
+        layer.bias.zero_()
+    assert layer(torch.ones(1, 4).half()).item() == 0.0
+
+
+def test_batch_norm_equals_torchs_in_training_and_evaluation() -> None:
+    ours, theirs = BatchNorm3d(3).double(), nn.BatchNorm3d(3).double()
+    for step in range(3):
+        x = 2 * torch.randn(4, 3, 2, 3, 2, dtype=torch.float64) + step
+        torch.testing.assert_close(ours(x), theirs(x), **FLOAT64_ROUNDING)
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean, **FLOAT64_ROUNDING)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, **FLOAT64_ROUNDING)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(x), theirs(x), **FLOAT64_ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_batch_norm_statistics_stay_float32_and_survive_what_half_would_not(dtype: torch.dtype) -> None:
+    norm = BatchNorm3d(2).to(dtype)
+    assert norm.weight.dtype == dtype
+    x = (1000 * torch.randn(4, 2, 4, 4, 4)).to(dtype)
+    y = norm(x)
+    assert y.dtype == dtype
+    assert norm.running_var.dtype == norm.running_mean.dtype == torch.float32
+    # A variance of a million is beyond half's 65,504; a tenth of it is what one step of the average takes in.
+    expected = 0.9 + 0.1 * x.float().var((0, 2, 3, 4))
+    torch.testing.assert_close(norm.running_var, expected, rtol=1e-4, atol=0)
+    assert torch.isfinite(y).all()
+    # Stored output is rounded to half or bfloat16: at most 2^-8 of a value of order one.
+    torch.testing.assert_close(y.float().var((0, 2, 3, 4), unbiased=False), torch.ones(2), rtol=2**-8, atol=0)
+
+
+JOINT = 6
+
+
+def _norm_and_data() -> tuple[BatchNorm3d, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(JOINT, 3, 2, 3, 2, generator=generator, dtype=torch.float64) * 3 + 5
+    upstream = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    norm = BatchNorm3d(3).double()
+    with torch.no_grad():
+        norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
+        norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3]))
+    return norm, x, upstream
+
+
+def _normalise_part(rank: int, store: str, out: str) -> None:
+    """A rank's share, unevenly divided: 2 samples for rank 0, 4 for rank 1."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    norm, x, upstream = _norm_and_data()
+    part = slice(0, 2) if rank == 0 else slice(2, JOINT)
+    mine = x[part].clone().requires_grad_(True)
+    y = norm(mine)
+    dx, dweight, dbias = torch.autograd.grad(y, (mine, norm.weight, norm.bias), upstream[part])
+    torch.save([t.detach() for t in (y, dx, dweight, dbias, norm.running_mean, norm.running_var)], f"{out}.{rank}")
+    dist.destroy_process_group()
+
+
+def test_batch_norm_on_two_ranks_equals_the_joined_batch(tmp_path) -> None:
+    mp.start_processes(
+        _normalise_part, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2, start_method="spawn"
+    )
+    first, second = (torch.load(tmp_path / f"out.{rank}") for rank in range(2))
+    norm, x, upstream = _norm_and_data()
+    x.requires_grad_(True)
+    y = norm(x)
+    dx, dweight, dbias = torch.autograd.grad(y, (x, norm.weight, norm.bias), upstream)
+    torch.testing.assert_close(torch.cat([first[0], second[0]]), y.detach(), **FLOAT64_ROUNDING)
+    torch.testing.assert_close(torch.cat([first[1], second[1]]), dx, **FLOAT64_ROUNDING)
+    # Each rank holds its part of the scale's and shift's gradients.
+    torch.testing.assert_close(first[2] + second[2], dweight, **FLOAT64_ROUNDING)
+    torch.testing.assert_close(first[3] + second[3], dbias, **FLOAT64_ROUNDING)
+    for statistic, expected in ((4, norm.running_mean), (5, norm.running_var)):
+        assert torch.equal(first[statistic], second[statistic])
+        torch.testing.assert_close(first[statistic], expected, **FLOAT64_ROUNDING)
+
+
+def test_instance_norm_of_half_is_the_float32_result_rounded() -> None:
+    x = (300 * torch.randn(2, 3, 4, 4, 2)).half()
+    found = InstanceNorm3d()(x)
+    assert found.dtype == torch.float16
+    assert torch.equal(found, nn.InstanceNorm3d(3)(x.float()).half())
+
+
+def _spectral_pair() -> tuple[nn.Module, nn.Module]:
+    """Our layer and torch's, with the same weight, u and v."""
+    ours, theirs = Conv3d(3, 5, kernel_size=3), nn.Conv3d(3, 5, kernel_size=3)
+    theirs.load_state_dict(ours.state_dict())
+    parametrizations.spectral_norm(theirs)
+    parametrize.register_parametrization(ours, "weight", SpectralNorm(ours.weight))
+    ours.parametrizations.weight[0].u.copy_(theirs.parametrizations.weight[0]._u)
+    ours.parametrizations.weight[0].v.copy_(theirs.parametrizations.weight[0]._v)
+    return ours, theirs
+
+
+def test_spectral_norm_equals_torchs_over_several_forwards_before_one_backward() -> None:
+    ours, theirs = _spectral_pair()
+    inputs = torch.randn(3, 2, 3, 4, 4, 4)
+    with torch.no_grad():
+        # A forward without graph takes its power iteration too.
+        torch.testing.assert_close(ours(inputs[0]), theirs(inputs[0]))
+    losses = [sum(layer(x).square().sum() for x in inputs) for layer in (ours, theirs)]
+    # Float32 sums in another order.
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)
+    gradients = [
+        torch.autograd.grad(loss, layer.parametrizations.weight.original)[0]
+        for loss, layer in zip(losses, (ours, theirs), strict=True)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * gradients[1].abs().max().item())
+    torch.testing.assert_close(ours.parametrizations.weight[0].u, theirs.parametrizations.weight[0]._u)
+    ours.eval(), theirs.eval()
+    before = ours.parametrizations.weight[0].u.clone()
+    torch.testing.assert_close(ours(inputs[0]), theirs(inputs[0]))
+    assert torch.equal(before, ours.parametrizations.weight[0].u)
+
+
+def test_spectral_norm_survives_half_weights_and_can_be_differentiated_twice() -> None:
+    layer = Conv3d(2, 4, kernel_size=3, padding=1)
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    layer.half()
+    vectors = layer.parametrizations.weight[0]
+    assert layer.parametrizations.weight.original.dtype == torch.float16
+    assert vectors.u.dtype == vectors.v.dtype == torch.float32
+    x = torch.randn(2, 2, 4, 4, 4).half().requires_grad_(True)
+    (slope,) = torch.autograd.grad(layer(x).float().square().sum(), x, create_graph=True)
+    slope.float().square().sum().backward()
+    assert torch.isfinite(layer.parametrizations.weight.original.grad).all()
+    assert layer.parametrizations.weight.original.grad.abs().max() > 0
+    for _ in range(50):
+        weight = layer.weight
+    sigma = torch.linalg.matrix_norm(weight.detach().float().flatten(1), ord=2)
+    # Half keeps eleven bits, so the norm of the rounded weight is 1 to about one part in a thousand.
+    assert sigma.item() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_spectral_norm_of_a_diagonal_weight_divides_by_its_largest_entry() -> None:
+    layer = Linear(3, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
+    parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    for _ in range(30):
+        layer(torch.ones(1, 3))
+    # The second eigenvalue is half the first: its share falls fourfold per iteration.
+    torch.testing.assert_close(layer.weight, torch.diag(torch.tensor([0.25, 0.5, 1.0])), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [lambda: Generator((16, 16, 16), 8, 4), lambda: Critic((32, 16, 16), 8, "instance")])
+def test_frozen_biases_stay_frozen_and_zero_through_switching_and_copying(build) -> None:
+    import copy
+
+    player = copy.deepcopy(build())
+    start_weights(player, 3)
+    set_trainable(player, False)
+    assert not any(parameter.requires_grad for parameter in player.parameters())
+    set_trainable(player, True)
+    frozen = [name for name, parameter in player.named_parameters() if not parameter.requires_grad]
+    part = "ups" if isinstance(player, Generator) else "convolutions"
+    count = 3 if isinstance(player, Generator) else 4
+    assert frozen == [f"{part}.{number}.bias" for number in range(count)]
+    assert not any(player.get_parameter(name).any() for name in frozen)
+
+
+def test_the_spectral_critic_has_no_frozen_bias() -> None:
+    critic = Critic((16, 16, 16), 8, "spectral")
+    set_trainable(critic, False)
+    set_trainable(critic, True)
+    assert all(parameter.requires_grad for parameter in critic.parameters())
+
+
+def test_a_bias_in_front_of_a_normalisation_does_nothing() -> None:
+    convolution, norm = freeze_bias(Conv3d(2, 3, kernel_size=3)).double(), BatchNorm3d(3).double()
+    x = torch.randn(2, 2, 4, 4, 4, dtype=torch.float64)
+    before = norm(convolution(x))
+    with torch.no_grad():
+        convolution.bias.add_(torch.tensor([1.0, -2.0, 3.0]))
+    torch.testing.assert_close(norm(convolution(x)), before, **FLOAT64_ROUNDING)
+
+
+def test_the_linear_bias_in_front_of_batch_norm_does_something_and_trains() -> None:
+    generator = Generator((16, 16, 16), 8, 4).double()
+    z = torch.randn(3, 4, dtype=torch.float64)
+    before = generator(z)
+    with torch.no_grad():
+        generator.start.bias.add_(torch.randn_like(generator.start.bias))
+    assert (generator(z) - before).abs().max() > 1e-3
+    assert generator.start.bias.requires_grad
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
+    critic = Critic((32, 32, 16), 64, norm)
+    before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
+    start_weights(critic, 5)
+    weights = [
+        layer.parametrizations.weight.original if norm == "spectral" else layer.weight for layer in critic.convolutions
+    ]
+    for weight in weights:
+        # Four standard errors of the SD of n normal draws: 4 / sqrt(2 n).
+        assert weight.std().item() == pytest.approx(0.05, rel=4 / math.sqrt(2 * weight.numel()))
+    assert all(not torch.equal(before[name], p) for name, p in critic.named_parameters() if "bias" not in name)
+    # 1 / sqrt(3 * inputs)
+    inputs = critic.score.in_features
+    assert critic.score.weight.std().item() == pytest.approx(1 / math.sqrt(3 * inputs), rel=4 / math.sqrt(2 * inputs))
+
+
+def test_start_is_the_same_for_the_same_seed_whatever_was_there_before() -> None:
+    first, second = Critic((16, 16, 16), 16, "spectral"), Critic((16, 16, 16), 16, "spectral")
+    start_weights(first, 11), start_weights(second, 11)
+    for name, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[name]), name
+    start_weights(second, 12)
+    assert not torch.equal(first.score.weight, second.score.weight)
+
+
+def test_start_leaves_sigma_near_the_truth_from_the_first_forward() -> None:
+    critic = Critic((16, 16, 16), 32, "spectral")
+    start_weights(critic, 1)
+    for layer in critic.eval().convolutions:
+        # Fifteen iterations from a random vector: within five per cent of the largest singular value, from below.
+        sigma = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2).item()
+        assert 1 - 1e-5 <= sigma <= 1.05
+
+
+@pytest.mark.parametrize("shape", [(128, 128, 64), (32, 32, 16), (16, 16, 16), (48, 16, 32)])
+def test_multiples_of_sixteen_are_accepted(shape) -> None:
+    check_patch_shape(shape, "spectral")
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "named"),
+    [
+        ((100, 96, 50), "spectral", ["[96, 96, 48]", "[112, 96, 64]"]),
+        ((8, 32, 32), "spectral", ["[16, 32, 32]"]),
+        ((16, 16, 16), "instance", ["[32, 16, 16]"]),
+        ((17, 16, 16), "instance", ["[32, 16, 16]"]),
+        ((32, 32), "spectral", ["[128, 128, 64]"]),
+        ((0, 32, 32), "spectral", ["[128, 128, 64]"]),
+    ],
+)
+def test_sizes_that_cannot_work_name_sizes_that_do(shape, norm: str, named: list[str]) -> None:
+    with pytest.raises(UsageError, match="patch_shape") as caught:
+        check_patch_shape(shape, norm)
+    assert all(size in str(caught.value) for size in named)
+    for size in named:
+        check_patch_shape(tuple(int(side) for side in size.strip("[]").split(",")), norm)

@@ -1,0 +1,112 @@
+"""The critic: counts, float32 scores, one power iteration per forward, independence of the samples."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from vesselgan.errors import UsageError
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.critic import Critic
+
+PATCH = (32, 32, 16)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
+def started(norm: str, width: int = 32) -> Critic:
+    critic = Critic(PATCH, width, norm)
+    start_weights(critic, 1)
+    return critic
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+def test_parameter_count_at_width_1024_is_the_papers(norm: str) -> None:
+    with torch.device("meta"):
+        critic = Critic((128, 128, 64), 1024, norm)
+    assert sum(parameter.numel() for parameter in critic.parameters()) == 18_850_433
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scores_are_float32_and_one_per_sample_in_every_precision(norm: str, dtype: torch.dtype) -> None:
+    critic = started(norm).to(dtype)
+    score = critic(torch.randn(3, 2, *PATCH))
+    assert score.dtype == torch.float32 and score.shape == (3,)
+    score.sum().backward()
+    assert critic.score.weight.grad.dtype == dtype
+
+
+def test_the_instance_norm_critic_equals_the_layers_as_the_authors_list_them() -> None:
+    critic = started("instance").double()
+    layers: list[nn.Module] = []
+    for convolution in critic.convolutions:
+        plain = nn.Conv3d(convolution.in_channels, convolution.out_channels, 3, stride=2, padding=1).double()
+        plain.load_state_dict(convolution.state_dict())
+        layers += [plain, nn.InstanceNorm3d(convolution.out_channels), nn.LeakyReLU(0.2)]
+    last = nn.Linear(critic.score.in_features, 1).double()
+    last.load_state_dict(critic.score.state_dict())
+    reference = nn.Sequential(*layers, nn.Flatten(), last)
+    x = torch.randn(2, 2, *PATCH, dtype=torch.float64)
+    # float64 rounding through four normalisations
+    torch.testing.assert_close(critic(x), reference(x).squeeze(1), rtol=1e-10, atol=1e-12)
+
+
+def test_the_spectral_critic_equals_the_layers_as_the_authors_list_them() -> None:
+    critic = started("spectral").double().eval()
+    x = torch.randn(2, 2, *PATCH, dtype=torch.float64)
+    y = x
+    for convolution in critic.convolutions:
+        original = convolution.parametrizations.weight.original
+        vectors = convolution.parametrizations.weight[0]
+        sigma = vectors.u @ original.flatten(1) @ vectors.v
+        y = nn.functional.conv3d(y, original / sigma, convolution.bias, stride=2, padding=1)
+        y = nn.functional.leaky_relu(y, 0.2)
+    expected = y.flatten(1) @ critic.score.weight[0] + critic.score.bias
+    torch.testing.assert_close(critic(x), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_training_forward_takes_exactly_one_power_iteration_per_layer(dtype: torch.dtype) -> None:
+    critic = started("spectral").to(dtype)
+    expected = []
+    for convolution in critic.convolutions:
+        matrix = convolution.parametrizations.weight.original.detach().float().flatten(1)
+        u = nn.functional.normalize(matrix @ convolution.parametrizations.weight[0].v, dim=0)
+        expected.append(nn.functional.normalize(matrix.t() @ u, dim=0))
+    with torch.no_grad():
+        critic(torch.randn(1, 2, *PATCH))
+    for convolution, v in zip(critic.convolutions, expected, strict=True):
+        torch.testing.assert_close(convolution.parametrizations.weight[0].v, v)
+    critic.eval()
+    before = [convolution.parametrizations.weight[0].v.clone() for convolution in critic.convolutions]
+    critic(torch.randn(1, 2, *PATCH))
+    for convolution, v in zip(critic.convolutions, before, strict=True):
+        assert torch.equal(convolution.parametrizations.weight[0].v, v)
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+def test_a_score_does_not_depend_on_the_batch(norm: str) -> None:
+    critic = started(norm).double().eval()
+    x = torch.randn(3, 2, *PATCH, dtype=torch.float64)
+    # float64: another batch size may add in another order
+    torch.testing.assert_close(critic(x)[1:2], critic(x[1:2]), rtol=1e-10, atol=1e-12)
+
+
+def test_an_instance_norm_over_a_single_voxel_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\[32, 16, 16\]"):
+        Critic((16, 16, 16), 8, "instance")
+    Critic((16, 16, 16), 8, "spectral")
+
+
+def test_an_unknown_norm_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="instance, spectral"):
+        Critic(PATCH, 8, "batch")
