@@ -1,0 +1,224 @@
+"""From a GAN's run directory to synthetic shards, and NIfTI pairs where asked.
+
+Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from vesselgan.config.compose import from_yaml
+from vesselgan.config.schema import Generate
+from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.files import sha256_of, write_text
+from vesselgan.models.generator import Generator, latents, sample_seed
+from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.runtime.distributed import choose_device
+from vesselgan.shard_file import ShardFile
+from vesselgan.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
+from vesselgan.volumes import write_volume
+
+PAIRS_PER_SHARD = 256
+SETTINGS = "generation.json"
+
+
+def generate(config: Generate) -> None:
+    """Write `config.num_patches` synthetic pairs of the run `config.run` as shards, in one process.
+
+    Reads config.yaml and the newest whole checkpoint (or `config.checkpoint`), evaluates in float32 whatever the run's
+    precision, and draws one latent per sample from a seed of its own. What a sample is depends on the weights, the seed
+    and its index; on its batch only through the kernels that a batch size selects (last bits). A finished folder
+    with these settings says so and is left alone, an unfinished one is continued, any other is a UsageError.
+    """
+    _check(config)
+    run_dir = Path(config.run)
+    trained = from_yaml("train_gan", run_dir / "config.yaml")
+    weights, state = read_weights(run_dir, "generator", config.checkpoint)
+    geometry = state["manifest"]
+    patch_shape = tuple(int(side) for side in geometry["patch_shape"])
+    settings = {
+        "run": run_dir.resolve().name,
+        "checkpoint": config.checkpoint or f"step_{state['step']:08d}",
+        "weights_sha256": _digest(weights),
+        "num_patches": config.num_patches,
+        "seed": config.seed,
+        "threshold": config.threshold,
+    }
+    out = Path(config.out) if config.out is not None else run_dir / "synthetic"
+    if _is_complete(out, settings):
+        print(f"{out}: already holds these {config.num_patches} patches", flush=True)
+    else:
+        device = choose_device(config.runtime.device, 0)
+        generator = _load(weights, patch_shape, trained.variant.width, trained.variant.latent_size).to(device)
+        size = "x".join(map(str, patch_shape))
+        print(f"generating {config.num_patches} patches of {size} from {settings['run']}, {settings['checkpoint']}, "
+              f"seed {config.seed}, on {device}", flush=True)  # fmt: skip
+        _write_set(out, generator, config, settings, geometry)
+    if config.nifti:
+        _write_nifti(out, config.threshold)
+
+
+def sample_patches(
+    generator: nn.Module, seed: int, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, patch float32 [2, X, Y, Z] in [-1, 1]) for every index; the generator must be in evaluation mode.
+
+    Every batch has the full size, the last one padded by repetition: kernels are chosen by batch size, so with one
+    `batch_size` a sample's bits do not depend on how many are asked for.
+    """
+    assert not generator.training, "in training mode a sample would depend on its batch"
+    device = next(generator.parameters()).device
+    for first in range(0, len(indices), batch_size):
+        wanted = list(indices[first : first + batch_size])
+        padded = wanted + [wanted[-1]] * (batch_size - len(wanted))
+        z_NL = latents(seed, padded, generator.latent_size)
+        with torch.inference_mode():
+            patches_NCXYZ = generator(z_NL.to(device)).float().cpu().numpy()
+        yield from zip(wanted, patches_NCXYZ, strict=False)
+
+
+def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Record:
+    """A generated patch as a record: image from [-1, 1] to [0, 255], score clipped to [0, 1], label score >= threshold.
+
+    `seed` is the sample's own (`sample_seed`); the score is rounded to half first, so that the stored label is the one
+    that a reader of the stored score gets. NumericError for a patch that is not finite.
+    """
+    if not np.isfinite(patch_CXYZ).all():
+        raise NumericError(f"sample {seed}: not finite; the run diverged, choose an earlier one with checkpoint=NAME")
+    image_XYZ = np.clip((patch_CXYZ[0] + np.float32(1)) * np.float32(127.5), 0, 255).astype(np.float32)
+    score_XYZ = np.clip(patch_CXYZ[1], 0, 1).astype(np.float16)
+    return Record(
+        image_XYZ=image_XYZ,
+        label_XYZ=(score_XYZ.astype(np.float32) >= threshold).astype(np.uint8),
+        subject=f"synthetic-{seed}",
+        corner=(0, 0, 0),
+        kind="synthetic",
+        limits=(0.0, 255.0),
+        num_clipped=0,
+        score_XYZ=score_XYZ,
+    )
+
+
+def _check(config: Generate) -> None:
+    for key in ("num_patches", "batch_size"):
+        if getattr(config, key) < 1:
+            raise UsageError(f"{key}={getattr(config, key)}: must be 1 or more")
+    if config.seed < 0:
+        raise UsageError(f"seed={config.seed}: must be 0 or more")
+    if not 0 < config.threshold <= 1:
+        raise UsageError(f"threshold={config.threshold}: must lie above 0, at most 1; the paper's is 0.3")
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """sha256 over names and values: tells a retrained run from the one that an unfinished folder was made with."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _load(weights: dict[str, Tensor], patch_shape: tuple[int, ...], width: int, latent_size: int) -> Generator:
+    """The generator in evaluation mode; CheckpointError when the weights are not this architecture's."""
+    with torch.device("meta"):
+        generator = Generator(patch_shape, width, latent_size)
+    try:
+        generator.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"the checkpoint's generator is not config.yaml's: {reason}") from error
+    return generator.eval()
+
+
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds these samples, all of them; UsageError when it holds something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        stored = json.loads((out / SETTINGS).read_text())
+    except (OSError, ValueError):
+        raise UsageError(f"{out}: is not empty and was not made by generate; choose another folder with out=") from None
+    differing = [f"{key}: {stored.get(key)} -> {settings[key]}" for key in settings if stored.get(key) != settings[key]]
+    if differing:
+        raise UsageError(
+            f"{out}: holds patches with other settings ({'; '.join(differing)}); choose another folder with out=, "
+            "or delete this one"
+        )
+    if not (out / MANIFEST).is_file():
+        return False
+    ShardSet(out)
+    return True
+
+
+def _write_set(
+    out: Path, generator: Generator, config: Generate, settings: dict[str, Any], geometry: dict[str, Any]
+) -> None:
+    began = time.perf_counter()
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
+    patch_shape = tuple(int(side) for side in geometry["patch_shape"])
+    shards = []
+    with tqdm(total=config.num_patches, unit="patch", disable=None) as bar:
+        for first in range(0, config.num_patches, PAIRS_PER_SHARD):
+            indices = range(first, min(first + PAIRS_PER_SHARD, config.num_patches))
+            path = out / f"synthetic_{first // PAIRS_PER_SHARD:05d}.h5"
+            info = _finished_shard(path, len(indices), patch_shape)
+            if info is None:
+                records = _records(generator, config, indices, bar)
+                info = write_shard(path, records, patch_shape=patch_shape, origin="synthetic")
+            else:
+                bar.update(len(indices))
+            shards.append(info)
+    place = {"spacing_mm": geometry["spacing_mm"], "affine": geometry["affine"]}
+    write_manifest(
+        out,
+        shards=shards,
+        patch_shape=patch_shape,
+        origin="synthetic",
+        subjects={f"synthetic-{sample_seed(config.seed, i)}": place for i in range(config.num_patches)},
+        spacing_mm=tuple(geometry["spacing_mm"]),
+        upper_percentile=None,
+        extra=settings,
+    )
+    seconds = time.perf_counter() - began
+    print(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s", flush=True)
+
+
+def _records(generator: Generator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
+    for index, patch_CXYZ in sample_patches(generator, config.seed, indices, config.batch_size):
+        yield make_record(patch_CXYZ, seed=sample_seed(config.seed, index), threshold=config.threshold)
+        bar.update()
+
+
+def _finished_shard(path: Path, count: int, patch_shape: tuple[int, ...]) -> ShardInfo | None:
+    """A whole shard that an interrupted run left, or None."""
+    if not path.is_file():
+        return None
+    try:
+        ShardFile(path, count=count, patch_shape=patch_shape, origin="synthetic").close()
+    except DataError:
+        return None
+    return ShardInfo(path.name, count, path.stat().st_size, sha256_of(path))
+
+
+def _write_nifti(out: Path, threshold: float) -> None:
+    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the training cohort's grid; what is there is kept."""
+    shards = ShardSet(out)
+    for number in tqdm(range(len(shards)), unit="NIfTI pair", disable=None):
+        record = shards.record(number)
+        folder = out / "nifti" / record.subject
+        affine = np.array(shards.subjects[record.subject]["affine"])
+        for name, array in (("image", record.image_XYZ), ("vessel", shards.label(number, threshold))):
+            path = folder / f"{name}.nii.gz"
+            if not path.is_file():
+                write_volume(path, array, affine)
+    shards.close()
+    print(f"{out / 'nifti'}: {len(shards)} pairs of image and label", flush=True)
