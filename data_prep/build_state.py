@@ -1,0 +1,168 @@
+"""What a build remembers between its starts, below <cohort_dir>/shards/.build: so that a killed one is taken up again.
+
+    state.json                              the settings and input files that the shards come from
+    <purpose>-<split>-shard-00000.h5.json   one finished shard: count, bytes, sha256
+
+Readers of shards need none of it: for them the manifest is the document.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.layouts import KINDS, Found
+from data_prep.shard_plan import PlannedShard
+from vesselgan.cohort import COHORT, Cohort
+from vesselgan.config.schema import PreparedData
+from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.files import sha256_of, write_text
+from vesselgan.shards import ShardInfo
+
+# What may change from one start to the next without changing a byte of a shard.
+FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
+
+
+@dataclass(frozen=True)
+class State:
+    """One build, whoever continues it."""
+
+    name: str
+    settings: dict[str, Any]
+    inputs: dict[str, Any]
+    """Subject -> kind -> [path, bytes, time of change in ns]: what has not changed need not be checked again."""
+    set_aside: list[str]
+
+
+def settings_of(data: PreparedData) -> dict[str, Any]:
+    """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on."""
+    flat = {**_flat(asdict(data.layout), "layout."), **_flat(asdict(data.prepare), "prepare.")}
+    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
+
+
+def inputs_of(found: Found) -> dict[str, Any]:
+    """The cohort's files as they lie there now."""
+    inputs = {}
+    for files in found.subjects:
+        paths = {kind: getattr(files, kind) for kind in KINDS if getattr(files, kind) is not None}
+        stats = {kind: path.stat() for kind, path in paths.items()}
+        inputs[files.subject] = {k: [str(paths[k].resolve()), s.st_size, s.st_mtime_ns] for k, s in stats.items()}
+    return inputs
+
+
+def read(data: PreparedData) -> State | None:
+    """The state of the build in data.cohort_dir; None where there is none yet.
+
+    UsageError where the folder holds something else or a build with other settings, with the difference.
+    """
+    cohort_dir = Path(data.cohort_dir)
+    path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
+    try:
+        state = State(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        _refuse_foreign(cohort_dir, data.name)
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
+    if state.name != data.name:
+        raise UsageError(f"{cohort_dir}: holds the shards of cohort {state.name}, not {data.name}; {remedy}")
+    now = settings_of(data)
+    changed = [
+        f"data.{key}: {state.settings.get(key)} -> {now.get(key)}"
+        for key in sorted({*now, *state.settings})
+        if state.settings.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UsageError(f"{cohort_dir}: the shards were built with other settings ({'; '.join(changed)}); {remedy}")
+    return state
+
+
+def write(data: PreparedData, state: State) -> None:
+    """Remember the build before its first shard."""
+    _write(_folder(Path(data.cohort_dir)) / "state.json", asdict(state))
+
+
+def refuse_changes(data: PreparedData, before: Cohort, now: Cohort) -> None:
+    """DataError when the cohort is no longer the one that the shards were built from, with the difference."""
+    old, new = before.subjects, now.subjects
+    changes = [f"{name} is new" for name in sorted(set(new) - set(old))]
+    changes += [f"{name} is gone" for name in sorted(set(old) - set(new))]
+    for name in sorted(set(old) & set(new)):
+        for kind in ("image", "label"):
+            if getattr(old[name], f"{kind}_sha256") != getattr(new[name], f"{kind}_sha256"):
+                changes.append(f"the {kind} of {name} changed")
+        if old[name].split != new[name].split:
+            changes.append(f"{name} moved from {old[name].split} to {new[name].split}")
+    if changes:
+        remedy = _remedy(Path(data.cohort_dir))
+        raise DataError(
+            f"{data.cohort_dir}: the cohort changed since its shards were built: {'; '.join(changes)}; {remedy}"
+        )
+
+
+def shard_path(cohort_dir: Path, shard: PlannedShard) -> Path:
+    """Where a planned shard lies."""
+    return cohort_dir / "shards" / shard.name
+
+
+def note(cohort_dir: Path, shard: PlannedShard, info: ShardInfo) -> None:
+    """Remember a finished shard."""
+    _write(_note_path(cohort_dir, shard), asdict(info))
+
+
+def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
+    """The shard's entry when it is whole to the last byte, None when it was never finished, else what is wrong."""
+    path = shard_path(cohort_dir, shard)
+    try:
+        info = ShardInfo(**json.loads(_note_path(cohort_dir, shard).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    if not path.is_file():
+        return None
+    if path.stat().st_size != info.bytes:
+        return f"{path}: {path.stat().st_size} bytes, {info.bytes} were written"
+    return info if sha256_of(path) == info.sha256 else f"{path}: its bytes changed (sha256 differs)"
+
+
+def _refuse_foreign(cohort_dir: Path, name: str) -> None:
+    """UsageError where shards or a cohort lie that no build of this cohort made."""
+    shards = cohort_dir / "shards"
+    if shards.exists() and any(entry.name != ".build" for entry in shards.iterdir()):
+        raise UsageError(f"{shards}: was not made by this program's build; {_remedy(cohort_dir)}")
+    try:
+        content = json.loads((cohort_dir / COHORT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or content.get("name") != name:
+        raise UsageError(f"{cohort_dir / COHORT}: belongs to something else than cohort {name}; {_remedy(cohort_dir)}")
+
+
+def _remedy(cohort_dir: Path) -> str:
+    return (
+        f"to keep it, give this build a data.name or data.cohort_dir of its own; to build anew, remove "
+        f"{cohort_dir / 'shards'} and {cohort_dir / COHORT}"
+    )
+
+
+def _folder(cohort_dir: Path) -> Path:
+    return cohort_dir / "shards" / ".build"
+
+
+def _note_path(cohort_dir: Path, shard: PlannedShard) -> Path:
+    return _folder(cohort_dir) / f"{shard.name.replace('/', '-')}.json"
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    try:
+        write_text(path, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

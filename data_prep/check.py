@@ -1,0 +1,326 @@
+"""Read a cohort's headers and voxels and say, before anything costs money, what is wrong with which subject.
+
+    python -m data_prep.check data=phantom
+    python -m data_prep.check data=pairs data.name=clinic data.root=/data/clinic data.prepare.quarantine=true
+    mpiexec -n 8 python -m mpi4py -m data_prep.check data=phantom_paper
+
+Prints one table and every fault of every subject; exit 3 when a subject is unusable, unless
+data.prepare.quarantine=true sets such subjects aside by name. Nothing is written and no input is changed.
+"""
+
+# X Y Z voxels of the canonical grid
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from data_prep import mpi, splits
+from data_prep.layouts import Found, SubjectFiles, find_subjects
+from data_prep.mpi import World
+from vesselgan import volumes
+from vesselgan.config.compose import parse
+from vesselgan.config.schema import Prepare, PreparedData
+from vesselgan.errors import DataError, UsageError
+from vesselgan.volumes import Header, Volume
+
+Result = TypeVar("Result")
+
+COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask", "clipped %", "verdict")
+USUAL_SPACING_MM = (0.1, 5.0)
+MOST_VESSEL = 0.2  # of all voxels: more than any head holds
+
+
+@dataclass
+class Finding:
+    """What one subject's files turned out to be; fields stay None where a fault kept them from being known."""
+
+    files: SubjectFiles
+    faults: list[str] = field(default_factory=list)
+    """Why the subject cannot be used."""
+    warnings: list[str] = field(default_factory=list)
+    header: Header | None = None
+    limits: tuple[float, float] | None = None
+    num_clipped: int | None = None
+    """Voxels above the upper limit."""
+    label_values: tuple[float, ...] | None = None
+    vessel_share: float | None = None
+    """Vessel voxels of all voxels."""
+    clipped_vessel_share: float | None = None
+    """Vessel voxels above the upper limit of all vessel voxels."""
+    image_sha256: str | None = None
+    label_sha256: str | None = None
+
+    @property
+    def subject(self) -> str:
+        return self.files.subject
+
+    @property
+    def verdict(self) -> str:
+        return "UNUSABLE" if self.faults else "warning" if self.warnings else "ok"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A whole cohort's findings, in the order of the ids."""
+
+    findings: tuple[Finding, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def usable(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.faults]
+
+    @property
+    def unusable(self) -> list[str]:
+        return [finding.subject for finding in self.findings if finding.faults]
+
+
+def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
+    """The same for the same voxels, however they are stored, packed or oriented in a file."""
+    digest = hashlib.sha256(f"{volume_XYZ.dtype} {volume_XYZ.shape}".encode())
+    digest.update(np.ascontiguousarray(volume_XYZ).data)
+    return digest.hexdigest()
+
+
+def check_cohort(data: PreparedData, found: Found, here: World) -> Checked:
+    """Every subject of the cohort, on all ranks."""
+
+    def check_mine() -> list[Finding]:
+        mine = []
+        with mpi.Progress(here, len(found.subjects), what="check", unit="subject") as progress:
+            for files in found.subjects[here.rank :: here.size]:
+                mine.append(check_subject(files, data.prepare))
+                progress.advance()
+        return mine
+
+    findings = [finding for part in mpi.together(here, check_mine) for finding in part]
+    findings.sort(key=lambda finding: finding.subject)
+    _refuse_twins(findings)
+    return Checked(tuple(findings), (*found.warnings, *_mixtures(findings)))
+
+
+def check_subject(files: SubjectFiles, prepare: Prepare) -> Finding:
+    """Read one subject's files and gather every fault, not the first alone."""
+    finding = Finding(files, faults=list(files.missing))
+    image = _try(finding, lambda: volumes.read_image(files.image, nan_value=prepare.nan_value))
+    if image is not None:
+        finding.header, finding.image_sha256 = image.header, sha256_of_voxels(image.data_XYZ)
+        _check_image(finding, image, prepare)
+    if files.label is not None:
+        rules = {"label_values": prepare.label_values, "label_cut": prepare.label_cut}
+        label = _try(finding, lambda: volumes.read_label(files.label, **rules))
+        if label is not None:
+            finding.label_values, finding.label_sha256 = label.values, sha256_of_voxels(label.data_XYZ)
+            _check_label(finding, label, prepare)
+            if image is not None and _same_grid(finding, image, label):
+                _check_clipping(finding, image.data_XYZ, label.data_XYZ, prepare)
+    else:
+        label = None
+    if files.mask is not None:
+        mask = _try(finding, lambda: volumes.read_label(files.mask))
+        if mask is not None:
+            _check_mask(finding, image, label, mask)
+    return finding
+
+
+def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
+    """Usable subject -> split. DataError for everything that stands in the way of using the cohort, at once."""
+    problems = []
+    if checked.unusable and not data.prepare.quarantine:
+        problems.append(
+            f"{len(checked.unusable)} of {len(checked.findings)} subjects are unusable: {', '.join(checked.unusable)}; "
+            "mend what is listed above, or set them aside with data.prepare.quarantine=true"
+        )
+    kept = checked.usable if data.prepare.quarantine else checked.findings
+    known = [finding.subject for finding in checked.findings]
+    assigned = {}
+    try:
+        if not kept:
+            raise DataError(f"{data.root}: no usable subject is left")
+        assigned = splits.assign([finding.subject for finding in kept], data.prepare.split, known=known)
+    except UsageError:
+        if not problems:
+            raise
+    except DataError as error:
+        problems.append(str(error))
+    if problems:
+        raise DataError("; ".join(problems))
+    return assigned
+
+
+def table(checked: Checked) -> str:
+    """One line per subject, then faults and warnings in words."""
+    rows = [COLUMNS, *(_row(finding) for finding in checked.findings)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    for finding in checked.findings:
+        lines += [f"UNUSABLE {finding.subject}: {fault}" for fault in finding.faults]
+        lines += [f"warning {finding.subject}: {warning}" for warning in finding.warnings]
+    lines += [f"warning: {warning}" for warning in checked.warnings]
+    return "\n".join(lines)
+
+
+def summary(checked: Checked, assigned: dict[str, str]) -> str:
+    """How many subjects are what, and who was set aside."""
+    with_warnings = sum(bool(finding.warnings) for finding in checked.usable)
+    text = f"{len(checked.findings)} subjects: {len(checked.usable)} usable, {with_warnings} of them with warnings"
+    if checked.unusable:
+        text += f"; set aside: {', '.join(checked.unusable)}"
+    counts = {name: sum(split == name for split in assigned.values()) for name in splits.NAMES}
+    return f"{text}\nsplit: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+
+
+def require_rules(prepare: Prepare) -> None:
+    """UsageError for settings that contradict each other, before any file is read."""
+    if prepare.label_values is not None and prepare.label_cut is not None:
+        raise UsageError("data.prepare.label_values and data.prepare.label_cut exclude each other; leave one at null")
+
+
+def _check_image(finding: Finding, image: Volume, prepare: Prepare) -> None:
+    finding.warnings += image.notes
+    finding.warnings += _text_warning(image.header)
+    low, high = USUAL_SPACING_MM
+    if not all(low <= spacing <= high for spacing in image.spacing_mm):
+        finding.warnings.append(f"{image.path}: spacing {_by(image.spacing_mm)} mm is unusual; are the units mm?")
+    thin = any(n < size for n, size in zip(image.data_XYZ.shape, prepare.patch_shape, strict=True))
+    if thin and not prepare.pad_thin:
+        finding.faults.append(
+            f"{image.path}: {_by(image.data_XYZ.shape)} voxels are thinner than the patch {_by(prepare.patch_shape)}; "
+            "data.prepare.pad_thin=true reflects it at its far edge, or choose a smaller data.prepare.patch_shape"
+        )
+    percentile = prepare.upper_percentile
+    finding.limits = _try(finding, lambda: volumes.intensity_limits(image.data_XYZ, percentile), image.path)
+    if finding.limits is not None:
+        finding.num_clipped = int((image.data_XYZ > finding.limits[1]).sum())
+
+
+def _check_label(finding: Finding, label: Volume, prepare: Prepare) -> None:
+    finding.warnings += [f"{label.path}: {note}" for note in label.notes]
+    finding.warnings += _text_warning(label.header)
+    num_vessels = int(np.count_nonzero(label.data_XYZ))
+    finding.vessel_share = num_vessels / label.data_XYZ.size
+    most = max(prepare.num_vessel_patches_gan, prepare.num_vessel_patches_unet)
+    if num_vessels == 0:
+        finding.faults.append(f"{label.path}: the label is empty; draw it, or take the subject out")
+    elif num_vessels < most:
+        finding.warnings.append(f"{label.path}: {num_vessels} vessel voxels for {most} patches: drawn with replacement")
+    if finding.vessel_share > MOST_VESSEL:
+        finding.warnings.append(f"{label.path}: {finding.vessel_share:.1%} of all voxels are vessel; is it the label?")
+
+
+def _check_clipping(finding: Finding, image_XYZ: np.ndarray, label_XYZ: np.ndarray, prepare: Prepare) -> None:
+    if finding.limits is None or not finding.vessel_share:
+        return
+    share = float((image_XYZ[label_XYZ == 1] > finding.limits[1]).mean())
+    finding.clipped_vessel_share = share
+    if share > prepare.max_clipped_vessel_share:
+        finding.faults.append(
+            f"{finding.files.image}: {share:.1%} of the vessel voxels lie above the upper limit {finding.limits[1]:g} "
+            f"and would be flattened (allowed: {prepare.max_clipped_vessel_share:.1%}); raise "
+            f"data.prepare.upper_percentile ({prepare.upper_percentile:g})"
+        )
+
+
+def _check_mask(finding: Finding, image: Volume | None, label: Volume | None, mask: Volume) -> None:
+    finding.warnings += [f"{mask.path}: {note}" for note in mask.notes]
+    finding.warnings += _text_warning(mask.header)
+    if image is not None and not _same_grid(finding, image, mask):
+        return
+    if not mask.data_XYZ.any():
+        finding.faults.append(f"{mask.path}: the mask is empty; make it anew, or set data.layout.mask=null")
+    elif mask.data_XYZ.all():
+        finding.warnings.append(f"{mask.path}: every voxel is inside: intracranial scores will be those of all vessels")
+    elif label is not None and label.data_XYZ.shape == mask.data_XYZ.shape:
+        if finding.vessel_share and not (label.data_XYZ & mask.data_XYZ).any():
+            finding.warnings.append(f"{mask.path}: no vessel voxel lies inside the mask")
+
+
+def _same_grid(finding: Finding, image: Volume, other: Volume) -> bool:
+    difference = volumes.grid_difference(image.header, other.header)
+    if difference is not None:
+        finding.faults.append(
+            f"{other.path}: not on the grid of {image.path}: {difference}; resample it onto the image"
+        )
+    return difference is None
+
+
+def _refuse_twins(findings: Sequence[Finding]) -> None:
+    digests = {finding.subject: finding.image_sha256 for finding in findings if finding.image_sha256 is not None}
+    twins = splits.same_content(digests)
+    for finding in findings:
+        if finding.subject in twins:
+            finding.faults.append(
+                f"{finding.files.image}: the very voxels of subject {twins[finding.subject]}: one patient under "
+                "two names could stand in two splits; remove one of the two"
+            )
+
+
+def _mixtures(findings: Sequence[Finding]) -> list[str]:
+    """Warnings about the cohort as a whole."""
+    spacings = {tuple(round(s, 3) for s in finding.header.spacing_mm) for finding in findings if finding.header}
+    if len(spacings) > 1:
+        shown = ", ".join(f"{_by(spacing)}" for spacing in sorted(spacings)[:4])
+        return [f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales"]
+    return []
+
+
+def _try(finding: Finding, call: Callable[[], Result], path: Path | None = None) -> Result | None:
+    """The result of `call`, or None and one more fault. A wrong setting is no subject's fault and goes on upward."""
+    try:
+        return call()
+    except DataError as error:
+        finding.faults.append(f"{path}: {error}" if path is not None else str(error))
+        return None
+
+
+def _text_warning(header: Header) -> list[str]:
+    if not header.text_fields:
+        return []
+    return [
+        f"{header.path}: text in {', '.join(header.text_fields)} (never copied to shards or reports); "
+        "look for names and dates in it before you pass the file on"
+    ]
+
+
+def _row(finding: Finding) -> tuple[str, ...]:
+    header, values = finding.header, finding.label_values
+    return (
+        finding.subject,
+        "x".join(map(str, header.shape)) if header else "-",
+        "x".join(f"{s:.3g}" for s in header.spacing_mm) if header else "-",
+        header.orientation if header else "-",
+        "-" if values is None else ",".join(f"{v:g}" for v in values[:4]) + (",..." if len(values) > 4 else ""),
+        "-" if finding.vessel_share is None else f"{100 * finding.vessel_share:.3f}",
+        "yes" if finding.files.mask else "-",
+        "-" if finding.clipped_vessel_share is None else f"{100 * finding.clipped_vessel_share:.2f}",
+        finding.verdict,
+    )
+
+
+def _by(numbers: Sequence[float]) -> str:
+    return " x ".join(f"{number:g}" for number in numbers)
+
+
+def check(data: PreparedData, here: World) -> None:
+    """Check the cohort and print what was found; DataError when it cannot be used as it is."""
+    require_rules(data.prepare)
+    found = mpi.on_first(here, lambda: find_subjects(data.root, data.layout))
+    checked = check_cohort(data, found, here)
+    if here.rank == 0:
+        print(table(checked), flush=True)
+    assigned = mpi.on_first(here, lambda: divide(checked, data))
+    if here.rank == 0:
+        print(summary(checked, assigned), flush=True)
+
+
+def main() -> None:
+    """Entry of `python -m data_prep.check`."""
+    mpi.run(lambda: parse("check", __doc__).config, lambda config, here: check(config.data, here))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Divide a cohort by subject: drawn from a seed or read from a CSV; nobody stands in two splits."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vesselgan.config.schema import Split
+from vesselgan.errors import DataError, UsageError
+
+NAMES = ("train", "validation", "test")
+
+
+def assign(usable: Sequence[str], split: Split, *, known: Sequence[str] | None = None) -> dict[str, str]:
+    """Subject -> split, in the order of the ids. `known`: every subject of the cohort, those set aside included."""
+    if len(set(usable)) != len(usable):
+        raise DataError(f"subjects named twice: {', '.join(sorted({s for s in usable if usable.count(s) > 1}))}")
+    if split.csv is not None:
+        return read_csv(split.csv, usable, known=known or usable)
+    return draw(usable, split)
+
+
+def draw(subjects: Sequence[str], split: Split) -> dict[str, str]:
+    """Draw test, then validation, then training subjects in an order that the seed alone decides.
+
+    DataError where the subjects do not suffice; UsageError where split.train leaves some over.
+    """
+    rest = len(subjects) - split.validation - split.test
+    num_train = rest if split.train is None else split.train
+    asked = f"split.validation={split.validation} and split.test={split.test}"
+    if rest < num_train or rest < 0:
+        needed = split.validation + split.test + (num_train if split.train is not None else 1)
+        raise DataError(
+            f"{len(subjects)} subjects cannot give {asked} and {'any' if split.train is None else split.train} for "
+            f"training: at least {needed} are needed; lower data.prepare.split.validation and data.prepare.split.test"
+        )
+    if split.train is None and rest == 0:
+        raise DataError(
+            f"{len(subjects)} subjects: {asked} leave none for training; lower them, or say "
+            "data.prepare.split.train=0 for a cohort that only tests"
+        )
+    if rest > num_train:
+        raise UsageError(
+            f"data.prepare.split.train={split.train} with {asked} leaves {rest - num_train} of {len(subjects)} "
+            "subjects without a split; say data.prepare.split.train=null for all that remain, or raise one of the numbers"
+        )
+    order = np.random.default_rng(split.seed).permutation(len(subjects))
+    shuffled = [sorted(subjects)[i] for i in order]
+    parts = {"test": split.test, "validation": split.validation, "train": num_train}
+    names = [name for name, count in parts.items() for _ in range(count)]
+    drawn = dict(zip(shuffled, names, strict=True))
+    return {subject: drawn[subject] for subject in sorted(subjects)}
+
+
+def read_csv(path: str | Path, usable: Sequence[str], *, known: Sequence[str]) -> dict[str, str]:
+    """Subject -> split from the columns subject,split. Every usable subject must be named, once, and no unknown one."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); data.prepare.split.csv must name a CSV file") from error
+    if not rows or not {"subject", "split"} <= set(rows[0]):
+        raise DataError(f"{path}: needs a first line `subject,split` and a line for every subject")
+    named: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        named[(row["subject"] or "").strip()].add((row["split"] or "").strip())
+    faults = [
+        f"{subject} stands in {' and '.join(sorted(splits))}" for subject, splits in named.items() if len(splits) > 1
+    ]
+    faults += [
+        f"{subject} has the split {name!r}, which is none of {', '.join(NAMES)}"
+        for subject, splits in named.items()
+        for name in splits - set(NAMES)
+    ]
+    if absent := sorted(set(named) - set(known)):
+        faults.append(f"not in the cohort: {', '.join(absent)}")
+    if unnamed := sorted(set(usable) - set(named)):
+        faults.append(f"in the cohort and not in the file: {', '.join(unnamed)}")
+    if faults:
+        raise DataError(f"{path}: {'; '.join(faults)}")
+    return {subject: next(iter(named[subject])) for subject in sorted(usable)}
+
+
+def same_content(sha256_of_image: Mapping[str, str]) -> dict[str, str]:
+    """Subject -> the earlier-named subject whose image holds the very same voxels: one patient under two names."""
+    first: dict[str, str] = {}
+    return {
+        subject: first[digest]
+        for subject, digest in sorted(sha256_of_image.items())
+        if first.setdefault(digest, subject) != subject
+    }
