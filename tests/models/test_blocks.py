@@ -109,14 +109,30 @@ def test_half_sums_beyond_half_range_do_not_overflow_inside() -> None:
 
 
 def test_batch_norm_equals_torchs_in_training_and_evaluation() -> None:
-    ours, theirs = BatchNorm3d(3).double(), nn.BatchNorm3d(3).double()
-    for step in range(3):
+    # momentum=None is torch's name for plain means; ten batches are as long as ours takes them.
+    ours, theirs = BatchNorm3d(3).double(), nn.BatchNorm3d(3, momentum=None).double()
+    for step in range(10):
         x = 2 * torch.randn(4, 3, 2, 3, 2, dtype=torch.float64) + step
         torch.testing.assert_close(ours(x), theirs(x), **FLOAT64_ROUNDING)
     torch.testing.assert_close(ours.running_mean, theirs.running_mean, **FLOAT64_ROUNDING)
     torch.testing.assert_close(ours.running_var, theirs.running_var, **FLOAT64_ROUNDING)
+    # From then on they are exponential with a share of a tenth.
+    theirs.momentum = 0.1
+    for _ in range(3):
+        x = 2 * torch.randn(4, 3, 2, 3, 2, dtype=torch.float64) - 1
+        torch.testing.assert_close(ours(x), theirs(x), **FLOAT64_ROUNDING)
+    torch.testing.assert_close(ours.running_var, theirs.running_var, **FLOAT64_ROUNDING)
     ours.eval(), theirs.eval()
     torch.testing.assert_close(ours(x), theirs(x), **FLOAT64_ROUNDING)
+
+
+def test_batch_norm_can_be_evaluated_after_a_single_batch() -> None:
+    norm = BatchNorm3d(2).double()
+    x = 1e-3 * torch.randn(4, 2, 5, 5, 5, dtype=torch.float64) + 7
+    trained = norm(x)
+    norm.eval()
+    # The running variance is unbiased, the batch's own is not: n / (n - 1), n = 500.
+    torch.testing.assert_close(norm(x), trained, rtol=2e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -127,8 +143,8 @@ def test_batch_norm_statistics_stay_float32_and_survive_what_half_would_not(dtyp
     y = norm(x)
     assert y.dtype == dtype
     assert norm.running_var.dtype == norm.running_mean.dtype == torch.float32
-    # A variance of a million is beyond half's 65,504; a tenth of it is what one step of the average takes in.
-    expected = 0.9 + 0.1 * x.float().var((0, 2, 3, 4))
+    # A variance of a million is beyond half's 65,504.
+    expected = x.float().var((0, 2, 3, 4))
     torch.testing.assert_close(norm.running_var, expected, rtol=1e-4, atol=0)
     assert torch.isfinite(y).all()
     # Stored output is rounded to half or bfloat16: at most 2^-8 of a value of order one.

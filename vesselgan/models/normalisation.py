@@ -42,7 +42,8 @@ class BatchNorm3d(KeepsFloat32Buffers):
     In training the statistics are those of the global batch: with torch.distributed running on more than one rank they
     are merged, forward and backward, so that two ranks with half a batch each compute what one computes with the whole.
     Every rank must then take part in every training forward. In evaluation the running averages are used and a sample
-    does not depend on its batch.
+    does not depend on its batch. They are plain means over the first 1 / momentum batches, exponential ones after:
+    unlike torch's, they forget their start at once, so that a young generator can be evaluated too.
     """
 
     def __init__(self, num_features: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
@@ -53,19 +54,30 @@ class BatchNorm3d(KeepsFloat32Buffers):
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x_NCXYZ: Tensor) -> Tensor:
         dtype = at_least_float32(x_NCXYZ.dtype)
         weight_C, bias_C = self.weight.to(dtype), self.bias.to(dtype)
-        if not (self.training and _world_size() > 1):
-            return F.batch_norm(
-                x_NCXYZ, self.running_mean, self.running_var, weight_C, bias_C, self.training, self.momentum, self.eps
-            )
-        y_NCXYZ, mean_C, variance_C = _SyncedBatchNorm.apply(x_NCXYZ, weight_C, bias_C, self.eps)
-        with torch.no_grad():
-            self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(variance_C.to(self.running_var.dtype), self.momentum)
+        if not self.training:
+            mean_C, variance_C = self.running_mean, self.running_var
+            return F.batch_norm(x_NCXYZ, mean_C, variance_C, weight_C, bias_C, False, 0.0, self.eps)
+        if _world_size() > 1:
+            y_NCXYZ, mean_C, variance_C = _SyncedBatchNorm.apply(x_NCXYZ, weight_C, bias_C, self.eps)
+        else:
+            # With a momentum of one the buffers take in this batch's statistics whole.
+            mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+            y_NCXYZ = F.batch_norm(x_NCXYZ, mean_C, variance_C, weight_C, bias_C, True, 1.0, self.eps)
+        self._take_in(mean_C, variance_C)
         return y_NCXYZ
+
+    @torch.no_grad()
+    def _take_in(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        self.num_batches += 1
+        # A tensor, so that no device is waited for.
+        share = self.num_batches.to(self.running_mean.dtype).reciprocal().clamp_min(self.momentum)
+        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance_C.to(self.running_var.dtype), share)
 
 
 class _SyncedBatchNorm(torch.autograd.Function):

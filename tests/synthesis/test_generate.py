@@ -1,0 +1,297 @@
+"""From a run directory to synthetic shards: seeds, thresholds, geometry, what is refused, what is continued."""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vesselgan.config import compose
+from vesselgan.config.schema import Generate, Runtime
+from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.generator import Generator, latents, sample_seed
+from vesselgan.shards import ShardSet, read_manifest, verify
+from vesselgan.synthesis import generate as synthesis
+from vesselgan.synthesis.generate import generate, make_record, sample_patches
+
+PATCH = (32, 16, 16)
+WIDTH, LATENT = 8, 6
+AFFINE = [[0.5, 0.0, 0.0, -10.0], [0.0, 0.5, 0.0, -20.0], [0.0, 0.0, 0.7, 5.0], [0.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@functools.cache
+def configuration() -> str:
+    words = [f"variant.width={WIDTH}", f"variant.latent_size={LATENT}"]
+    return compose.to_yaml(compose.compose("train_gan", words))
+
+
+def write_run(run_dir: Path, seed: int = 1) -> Generator:
+    """A run directory as training leaves it."""
+    generator = Generator(PATCH, WIDTH, LATENT)
+    start_weights(generator, seed)
+    with torch.no_grad():
+        # Scores on both sides of the thresholds.
+        generator.norms[-1].weight.fill_(1)
+        generator.last.weight.mul_(20)
+    generator(latents(0, range(8), LATENT))
+    run_dir.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(configuration())
+    write_checkpoint(run_dir, generator, step=100)
+    return generator.eval()
+
+
+def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    folder.mkdir(parents=True)
+    save_file(generator.state_dict(), folder / "generator.safetensors")
+    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
+    told = {"format_version": 1, "step": step, "engines": {}, "state": {"step": step, "manifest": manifest}}
+    (folder / "state.json").write_text(json.dumps(told))
+    entries = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in folder.iterdir()
+    }
+    (folder / "manifest.json").write_text(json.dumps(entries))
+
+
+def settings(run_dir: Path, **changes: object) -> Generate:
+    values = {
+        "run": str(run_dir),
+        "checkpoint": None,
+        "num_patches": 5,
+        "seed": 7,
+        "threshold": 0.3,
+        "batch_size": 2,
+        "nifti": False,
+        "out": None,
+        "runtime": Runtime(device="cpu"),
+    }
+    return Generate(**(values | changes))
+
+
+def test_shards_hold_what_the_generator_makes_of_each_samples_seed(tmp_path: Path) -> None:
+    generator = write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    out = tmp_path / "run" / "synthetic"
+    assert verify(out) == []
+    shards = ShardSet(out)
+    assert len(shards) == 5 and shards.patch_shape == PATCH and shards.spacing_mm == (0.5, 0.5, 0.7)
+    for i in range(5):
+        with torch.no_grad():
+            expected = generator(latents(7, [i], LATENT))[0].numpy()
+        record = shards.record(i)
+        assert record.subject == f"synthetic-{sample_seed(7, i)}"
+        assert (record.kind, record.corner, record.limits, record.num_clipped) == ("synthetic", (0, 0, 0), (0, 255), 0)
+        # Half a step of the stored uint16, and float32 rounding of another batch size's kernels.
+        np.testing.assert_allclose(record.image_XYZ, (expected[0] + 1) * 127.5, rtol=0, atol=0.003)
+        np.testing.assert_allclose(record.score_XYZ, expected[1].clip(0, 1), rtol=0, atol=2**-11)
+        assert np.array_equal(record.label_XYZ, record.score_XYZ.astype(np.float32) >= 0.3)
+        assert 0 < record.label_XYZ.mean() < 1
+        assert shards.subjects[record.subject] == {"spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
+    assert len({record.subject for record in map(shards.record, range(5))}) == 5
+
+
+def test_the_manifest_says_where_the_samples_come_from(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    manifest = read_manifest(tmp_path / "run" / "synthetic")
+    assert manifest.origin == "synthetic"
+    wanted = {"run": "run", "checkpoint": "step_00000100", "seed": 7, "threshold": 0.3, "num_patches": 5}
+    assert {key: manifest.extra[key] for key in wanted} == wanted
+    assert str(tmp_path) not in (tmp_path / "run" / "synthetic" / "manifest.json").read_text()
+
+
+def test_a_sample_does_not_depend_on_how_many_are_made(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    few, many = tmp_path / "few", tmp_path / "many"
+    generate(settings(tmp_path / "run", num_patches=1, batch_size=4, out=str(few)))
+    generate(settings(tmp_path / "run", num_patches=6, batch_size=4, out=str(many)))
+    # Batches are padded to their full size, so to the bit.
+    one, six = ShardSet(few).record(0), ShardSet(many).record(0)
+    assert np.array_equal(one.image_XYZ, six.image_XYZ) and np.array_equal(one.score_XYZ, six.score_XYZ)
+
+
+def test_the_same_settings_make_the_same_bytes_and_another_seed_other_samples(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    for name, seed in (("first", 7), ("second", 7), ("third", 8)):
+        generate(settings(tmp_path / "run", seed=seed, out=str(tmp_path / name)))
+    first, second, third = (
+        [path.read_bytes() for path in sorted((tmp_path / name).glob("*.h5"))] for name in ("first", "second", "third")
+    )
+    assert first == second != third
+
+
+def test_a_finished_folder_says_so_and_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    out = tmp_path / "run" / "synthetic"
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    capsys.readouterr()
+    generate(settings(tmp_path / "run", batch_size=3))
+    assert "already holds these 5 patches" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({"seed": 8}, "seed: 7 -> 8"), ({"num_patches": 6}, "5 -> 6"), ({"threshold": 0.4}, "0.4")]
+)
+def test_a_folder_with_other_settings_is_not_overwritten(tmp_path: Path, changes: dict, named: str) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    with pytest.raises(UsageError, match=named):
+        generate(settings(tmp_path / "run", **changes))
+
+
+def test_samples_of_a_retrained_run_do_not_pass_for_the_old_ones(tmp_path: Path) -> None:
+    write_run(tmp_path / "old" / "run")
+    write_run(tmp_path / "new" / "run", seed=2)
+    generate(settings(tmp_path / "old" / "run", out=str(tmp_path / "out")))
+    with pytest.raises(UsageError, match="weights_sha256"):
+        generate(settings(tmp_path / "new" / "run", out=str(tmp_path / "out")))
+
+
+def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="was not made by generate"):
+        generate(settings(tmp_path / "run", out=str(foreign)))
+    assert [path.name for path in foreign.iterdir()] == ["thesis.txt"]
+
+
+def test_an_interrupted_folder_is_continued_with_its_whole_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(synthesis, "PAIRS_PER_SHARD", 2)
+    generate(settings(tmp_path / "run", out=str(tmp_path / "straight")))
+    out = tmp_path / "out"
+
+    def stop_at_the_second_shard(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> object:
+        if seed == sample_seed(7, 3):
+            raise KeyboardInterrupt
+        return make_record(patch_CXYZ, seed=seed, threshold=threshold)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesis, "make_record", stop_at_the_second_shard)
+        generate(settings(tmp_path / "run", out=str(out)))
+    assert sorted(path.name for path in out.iterdir()) == ["generation.json", "synthetic_00000.h5"]
+    first = out / "synthetic_00000.h5"
+    written = first.stat().st_mtime_ns
+    generate(settings(tmp_path / "run", out=str(out)))
+    assert first.stat().st_mtime_ns == written
+    assert (out / "manifest.json").read_bytes() == (tmp_path / "straight" / "manifest.json").read_bytes()
+    assert verify(out) == []
+
+
+def test_a_damaged_shard_in_an_interrupted_folder_is_made_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    out = tmp_path / "run" / "synthetic"
+    whole = (out / "synthetic_00000.h5").read_bytes()
+    (out / "manifest.json").unlink()
+    (out / "synthetic_00000.h5").write_bytes(whole[: len(whole) // 2])
+    generate(settings(tmp_path / "run"))
+    assert (out / "synthetic_00000.h5").read_bytes() == whole
+
+
+def test_a_finished_folder_that_lost_a_shard_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    (tmp_path / "run" / "synthetic" / "synthetic_00000.h5").unlink()
+    with pytest.raises(DataError, match="synthetic_00000.h5"):
+        generate(settings(tmp_path / "run"))
+
+
+def test_nifti_pairs_carry_the_true_affine_and_the_shards_voxels(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run", num_patches=2))
+    # Asked for later: made from the finished shards.
+    generate(settings(tmp_path / "run", num_patches=2, nifti=True))
+    shards = ShardSet(tmp_path / "run" / "synthetic")
+    for i in range(2):
+        record = shards.record(i)
+        folder = tmp_path / "run" / "synthetic" / "nifti" / record.subject
+        image, vessel = nib.load(folder / "image.nii.gz"), nib.load(folder / "vessel.nii.gz")
+        # The header's sform is float32.
+        np.testing.assert_allclose(image.affine, AFFINE, rtol=1e-6)
+        np.testing.assert_allclose(vessel.affine, AFFINE, rtol=1e-6)
+        assert np.array_equal(np.asarray(image.dataobj), record.image_XYZ)
+        assert np.array_equal(np.asarray(vessel.dataobj), record.label_XYZ)
+
+
+def test_a_named_checkpoint_is_used_instead_of_the_newest(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    newer = Generator(PATCH, WIDTH, LATENT)
+    start_weights(newer, 9)
+    write_checkpoint(tmp_path / "run", newer, step=200)
+    for name, checkpoint in (("old", "step_00000100"), ("new", None)):
+        generate(settings(tmp_path / "run", checkpoint=checkpoint, out=str(tmp_path / name)))
+    extras = [read_manifest(tmp_path / name).extra for name in ("old", "new")]
+    assert [extra["checkpoint"] for extra in extras] == ["step_00000100", "step_00000200"]
+    images = [ShardSet(tmp_path / name).image_XYZ(0) for name in ("old", "new")]
+    assert not np.array_equal(*images)
+    with pytest.raises(CheckpointError, match="step_00000100"):
+        generate(settings(tmp_path / "run", checkpoint="step_3"))
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(f"width: {WIDTH}", "width: 16"))
+    with pytest.raises(CheckpointError, match="config.yaml"):
+        generate(settings(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"num_patches": 0}, {"num_patches": -3}, {"batch_size": 0}, {"seed": -1}, {"threshold": 0.0}]
+)
+def test_senseless_numbers_are_refused_before_anything_is_written(tmp_path: Path, changes: dict) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(UsageError, match=next(iter(changes))):
+        generate(settings(tmp_path / "run", **changes))
+    assert not (tmp_path / "run" / "synthetic").exists()
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="config.yaml"):
+        generate(settings(tmp_path / "nowhere"))
+
+
+def test_a_record_maps_minus_one_to_one_onto_0_to_255_and_clips_the_score() -> None:
+    patch = np.array([[-1.0, 0.0, 1.0], [-0.5, 0.3, 1.5]], dtype=np.float32).reshape(2, 3, 1, 1)
+    record = make_record(patch, seed=5, threshold=0.3)
+    assert record.image_XYZ.ravel().tolist() == [0.0, 127.5, 255.0]
+    assert record.score_XYZ.ravel().tolist() == [0.0, np.float16(0.3), 1.0]
+    # 0.3 in half is 0.30005, so it counts as vessel at 0.3.
+    assert record.label_XYZ.ravel().tolist() == [0, 1, 1]
+    assert record.subject == "synthetic-5"
+
+
+def test_a_diverged_generator_is_a_numeric_error() -> None:
+    patch = np.zeros((2, 2, 2, 2), dtype=np.float32)
+    patch[1, 0, 0, 0] = np.nan
+    with pytest.raises(NumericError, match="diverged"):
+        make_record(patch, seed=1, threshold=0.3)
+
+
+def test_sampling_in_training_mode_is_our_mistake() -> None:
+    generator = Generator(PATCH, WIDTH, LATENT)
+    with pytest.raises(AssertionError, match="training"):
+        list(sample_patches(generator, 0, range(2), 2))
