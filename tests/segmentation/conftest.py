@@ -1,0 +1,98 @@
+"""A cohort of six tiny heads: bright tubes are vessels, a bright ball is not; NIfTI, cohort.json and U-Net shards."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.cohort import Cohort, Subject, write_cohort
+from vesselgan.files import sha256_of
+from vesselgan.shards import Record, write_manifest, write_shard
+from vesselgan.volumes import intensity_limits, scale_to_255, write_volume
+
+SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
+SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}
+PERCENTILE = 99.9
+AFFINE = np.diag([0.5, 0.5, 0.7, 1.0])
+
+
+def make_head(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(image, label): background 100, noise of 10, three straight tubes of 180 and a ball of 180."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(SHAPE, np.uint8)
+    for axis in range(3):
+        place = [slice(int(c), int(c) + 2) for c in rng.integers(2, np.array(SHAPE) - 4)]
+        place[axis] = slice(None)
+        label[tuple(place)] = 1
+    centre = rng.integers(5, np.array(SHAPE) - 5).reshape(3, 1, 1, 1)
+    ball = ((np.indices(SHAPE) - centre) ** 2).sum(0) < 16
+    image = 100 + rng.normal(0, 10, SHAPE) + 80 * ((label > 0) | ball)
+    return image.astype(np.float32), label
+
+
+def cut_patches(subject: str, image: np.ndarray, label: np.ndarray) -> list[Record]:
+    """Patches at random corners, each with its own."""
+    rng = np.random.default_rng(int(subject[-1]))
+    limits = intensity_limits(image, PERCENTILE)
+    scaled = scale_to_255(image, limits)
+    records = []
+    for _ in range(PATCHES_EACH):
+        corner = tuple(int(c) for c in rng.integers(0, np.array(SHAPE) - PATCH + 1))
+        box = tuple(slice(c, c + n) for c, n in zip(corner, PATCH, strict=True))
+        pair = (np.ascontiguousarray(array[box]) for array in (scaled, label))
+        records.append(Record(*pair, subject, corner, "vessel", limits, 0))
+    return records
+
+
+def write_set(folder: Path, records: list[Record], *, origin: str = "real") -> None:
+    """A folder of one shard."""
+    info = write_shard(folder / "shard-0.h5", records, patch_shape=PATCH, origin=origin)
+    spacing = (0.5, 0.5, 0.7)
+    subjects = {record.subject: {"spacing_mm": spacing, "affine": AFFINE.tolist()} for record in records}
+    write_manifest(
+        folder,
+        shards=[info],
+        patch_shape=PATCH,
+        origin=origin,
+        subjects=subjects,
+        spacing_mm=spacing,
+        upper_percentile=PERCENTILE,
+        extra={},
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cohort's folder; read it, do not change it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    subjects, patches = {}, {"train": [], "validation": [], "test": []}
+    for number, (name, split) in enumerate(SPLITS.items()):
+        image, label = make_head(number)
+        paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label")}
+        write_volume(paths["image"], image, AFFINE)
+        write_volume(paths["label"], label, AFFINE)
+        limits = intensity_limits(image, PERCENTILE)
+        hashes = (sha256_of(paths["image"]), sha256_of(paths["label"]))
+        subjects[name] = Subject(
+            split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
+        )
+        patches[split] += cut_patches(name, image, label)
+    write_cohort(folder, Cohort("tiny", PERCENTILE, subjects))
+    for split in ("train", "validation"):
+        write_set(folder / "shards" / "unet" / split, patches[split])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Synthetic shards: heads of other seeds, their score 0.8 in vessels and 0.1 elsewhere."""
+    folder = tmp_path_factory.mktemp("synthetic")
+    records = []
+    for number in (6, 7, 8):
+        image, label = make_head(number)
+        for real in cut_patches(f"sub-{number}", image, label):
+            score = np.where(real.label_XYZ > 0, 0.8, 0.1).astype(np.float16)
+            name = f"synthetic-{len(records)}"
+            records.append(Record(real.image_XYZ, real.label_XYZ, name, (0, 0, 0), "synthetic", (0.0, 255.0), 0, score))
+    write_set(folder, records, origin="synthetic")
+    return folder

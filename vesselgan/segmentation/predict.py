@@ -1,0 +1,198 @@
+"""Segment whole volumes with a trained U-Net: NIfTI in, NIfTI out on the same grid."""
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vesselgan.cohort import read_cohort
+from vesselgan.config.compose import from_yaml
+from vesselgan.config.schema import Segment, TrainUnet
+from vesselgan.errors import CheckpointError, DataError, UsageError
+from vesselgan.files import sha256_of, write_text
+from vesselgan.models.unet import Unet
+from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.runtime.distributed import choose_device
+from vesselgan.segmentation.sliding_window import probability_map
+from vesselgan.volumes import intensity_limits, read_image, scale_to_255, write_like
+
+PLAYER = "unet"
+RECORD = "segmentation.json"
+FORMAT_VERSION = 1
+SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a folder of predictions was made with; two folders with equal settings hold equal predictions."""
+
+    run: str
+    """Name of the run directory."""
+    checkpoint: str
+    source: str
+    """`real`, `synthetic` or `both`"""
+    shuffle_labels: bool
+    weights_sha256: str
+    patch_shape: list[int]
+    scaling: str
+    upper_percentile: float
+    threshold: float
+    overlap: float
+    batch_size: int
+
+
+def segment(config: Segment) -> None:
+    """Write OUT/<subject>.nii.gz, uint8 {0, 1}, for the file, folder or split that `config` names.
+
+    The image is scaled by itself as in training (percentile from the checkpoint) and predicted in float32 whatever the
+    run's precision. OUT/segmentation.json says with what, and of each volume what went in and came out; a volume that
+    it lists unchanged is kept, so a stopped job goes on. UsageError for a folder that holds something else.
+    """
+    run_dir = Path(config.run)
+    trained: TrainUnet = from_yaml("train_unet", run_dir / "config.yaml")
+    name = config.checkpoint or best_checkpoint(run_dir)
+    weights, state = read_weights(run_dir, PLAYER, name)
+    settings = Settings(
+        run=run_dir.resolve().name,
+        checkpoint=name,
+        source=trained.data.source,
+        shuffle_labels=trained.data.shuffle_labels,
+        weights_sha256=sha256_of(run_dir / "checkpoints" / name / f"{PLAYER}.safetensors"),
+        patch_shape=state["patch_shape"],
+        scaling=state["scaling"],
+        upper_percentile=state["upper_percentile"],
+        threshold=config.threshold,
+        overlap=config.overlap,
+        batch_size=config.batch_size,
+    )
+    inputs = find_inputs(config)
+    out = Path(config.out)
+    if any(path.parent.resolve() == out.resolve() for path in inputs.values()):
+        raise UsageError(f"out={out} is the folder of the images: name another one, inputs are never changed")
+    volumes = open_record(out, settings)
+    unet = load_unet(weights, trained, run_dir).to(choose_device(config.runtime.device, 0))
+    print(f"segmenting {len(inputs)} volumes with {settings.run}, {name}, into {out}", flush=True)
+    for number, (subject, path) in enumerate(inputs.items(), 1):
+        head = f"[{number}/{len(inputs)}] {subject}"
+        if _is_kept(volumes.get(subject), path, out / f"{subject}.nii.gz"):
+            print(f"{head}: done already", flush=True)
+            continue
+        started = time.perf_counter()
+        volumes[subject] = segment_volume(unet, path, out / f"{subject}.nii.gz", settings)
+        _write_record(out, settings, volumes)
+        shape = " x ".join(map(str, volumes[subject]["shape"]))
+        print(f"{head}: {shape}, {volumes[subject]['num_vessel_voxels']} vessel voxels, "
+              f"{time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+
+
+def segment_volume(unet: Unet, image: Path, target: Path, settings: Settings) -> dict[str, Any]:
+    """Segment one image into the file `target`; what the record says of it."""
+    volume = read_image(image)
+    try:
+        limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
+    except DataError as error:
+        raise DataError(f"{image}: {error}") from error
+    probability_XYZ = probability_map(
+        unet,
+        scale_to_255(volume.data_XYZ, limits),
+        patch_shape=settings.patch_shape,
+        overlap=settings.overlap,
+        batch_size=settings.batch_size,
+        scaling=settings.scaling,
+        show_progress=sys.stderr.isatty(),
+    )
+    label_XYZ = (probability_XYZ >= settings.threshold).astype("uint8")
+    write_like(target, label_XYZ, image)
+    return {
+        "shape": list(label_XYZ.shape),
+        "limits": list(limits),
+        "num_vessel_voxels": int(label_XYZ.sum()),
+        "image_sha256": sha256_of(image),
+        "output_sha256": sha256_of(target),
+    }
+
+
+def best_checkpoint(run_dir: Path) -> str:
+    """The checkpoint that did best on validation; UsageError for a run that is not finished."""
+    try:
+        return json.loads((run_dir / "finished.json").read_text())["best_checkpoint"]
+    except FileNotFoundError:
+        raise UsageError(
+            f"{run_dir}: not finished, so its best checkpoint is not known; finish it with the command that "
+            "started it, or name one with checkpoint=NAME"
+        ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{run_dir}/finished.json: not readable ({error}); name one: checkpoint=NAME") from error
+
+
+def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: Path) -> Unet:
+    """The U-Net in evaluation mode, float32; CheckpointError when the weights are not this architecture's."""
+    with torch.device("meta"):
+        unet = Unet(trained.unet.filters, trained.unet.dropout)
+    try:
+        unet.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{run_dir}: weights and config.yaml disagree: {' '.join(str(error).split())}") from error
+    return unet.eval()
+
+
+def find_inputs(config: Segment) -> dict[str, Path]:
+    """Subject -> image. A file's subject is its name without ending. UsageError or DataError where there is none."""
+    if config.input is None:
+        subjects = read_cohort(config.data.cohort_dir).of_split(config.split)
+        return {name: subject.image for name, subject in subjects.items()}
+    source = Path(config.input)
+    if not source.exists():
+        raise UsageError(f"input={source}: no such file or folder")
+    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    found: dict[str, Path] = {}
+    for path in files:
+        ending = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
+        if ending is None:
+            if not source.is_dir():
+                raise UsageError(f"input={source}: not a .nii or .nii.gz file")
+            continue
+        subject = path.name.removesuffix(ending)
+        if subject in found:
+            raise DataError(f"{found[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
+        found[subject] = path
+    if not found:
+        raise DataError(f"input={source}: holds no .nii or .nii.gz file (folders below it are not searched)")
+    return found
+
+
+def open_record(out: Path, settings: Settings) -> dict[str, Any]:
+    """What `out` holds already, by subject; UsageError unless it is new, empty or made with the same settings."""
+    path = out / RECORD
+    try:
+        content = json.loads(path.read_text())
+        stored, volumes = content["settings"], content["volumes"]
+    except FileNotFoundError:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"out={out}: is not empty and was not made by segment; name another folder") from None
+        _write_record(out, settings, {})
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not readable ({error}); remove the folder or name another one") from error
+    now = asdict(settings)
+    differing = [f"{key}: {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key]]
+    if differing:
+        raise UsageError(f"out={out}: was made with other settings ({'; '.join(differing)}); name another folder")
+    return volumes
+
+
+def _write_record(out: Path, settings: Settings, volumes: dict[str, Any]) -> None:
+    content = {"format_version": FORMAT_VERSION, "settings": asdict(settings), "volumes": volumes}
+    write_text(out / RECORD, json.dumps(content, indent=1) + "\n")
+
+
+def _is_kept(entry: dict[str, Any] | None, image: Path, target: Path) -> bool:
+    """Whether the record's output is there, unchanged, and of this very image."""
+    if entry is None or not target.is_file():
+        return False
+    return entry["output_sha256"] == sha256_of(target) and entry["image_sha256"] == sha256_of(image)
