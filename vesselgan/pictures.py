@@ -108,7 +108,7 @@ def encode_png(picture: np.ndarray) -> bytes:
     """PNG bytes of a HxW or HxWx3 uint8 picture; the same picture gives the same bytes (no date, no comment)."""
     assert picture.dtype == np.uint8, f"a picture is uint8, this is {picture.dtype}"
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=9)
+    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()
 
 

@@ -1,0 +1,125 @@
+"""A tiny made-up road: shards of real and synthetic patches, a run directory, results."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan import shards
+
+SHAPE = (16, 16, 16)
+SPACING_MM = (0.5, 0.5, 0.8)
+
+
+def make_patch(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a bright bar, and the bar as label."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros(SHAPE, np.uint8)
+    y, z = rng.integers(3, 12, 2)
+    label[:, y : y + 2, z : z + 2] = 1
+    image = 60 + 8 * rng.normal(size=SHAPE) + 150 * label
+    return np.clip(image, 0, 255).astype(np.float32), label
+
+
+def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: list[int]) -> None:
+    """Shards whose record i is make_patch(patches[i]) of subjects[i % len(subjects)]."""
+    records = []
+    for i, seed in enumerate(patches):
+        image, label = make_patch(seed)
+        records.append(
+            shards.Record(
+                image_XYZ=image,
+                label_XYZ=label,
+                subject=subjects[i % len(subjects)],
+                corner=(0, 0, 0),
+                kind="vessel" if origin == "real" else "synthetic",
+                limits=(0.0, 900.0),
+                num_clipped=0,
+                score_XYZ=None if origin == "real" else (0.8 * label).astype(np.float16),
+            )
+        )
+    info = shards.write_shard(folder / "shard_000.h5", records, patch_shape=SHAPE, origin=origin)
+    shards.write_manifest(
+        folder,
+        shards=[info],
+        patch_shape=SHAPE,
+        origin=origin,
+        subjects={s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects},
+        spacing_mm=SPACING_MM,
+        upper_percentile=99.99 if origin == "real" else None,
+        extra={},
+    )
+
+
+@pytest.fixture
+def write_set() -> Callable[..., None]:
+    return write_patches
+
+
+@pytest.fixture
+def make_result() -> Callable[..., dict]:
+    """result(name, dice=...) -> a segmentation result of two subjects: dice - 0.01 and dice + 0.01."""
+
+    def make(name: str, dice: float, *, title: str = "a title", cohort: str = "phantom") -> dict:
+        subjects = [
+            {
+                "subject": subject,
+                "region": region,
+                "dice": dice + step,
+                "bavd_voxels": 1.0 + step,
+                "bavd_mm": 0.5 + step,
+            }
+            for subject, step in (("sub-07", -0.01), ("sub-08", 0.01))
+            for region in ("all", "intracranial")
+        ]
+        return {
+            "format_version": 1,
+            "job": "segmentation",
+            "name": name,
+            "title": title,
+            "cohort": cohort,
+            "split": "test",
+            "threshold": 0.5,
+            "subjects": subjects,
+            "summary": {},
+            "inputs": {"labels": "ab" * 32},
+            "provenance": {"vesselgan": "0.1.0", "command": ["evaluate.py", "secret-path"]},
+        }
+
+    return make
+
+
+@pytest.fixture
+def four_results(make_result) -> list[dict]:
+    return [
+        make_result("threshold", 0.60),
+        make_result("real", 0.90),
+        make_result("synthetic", 0.80),
+        make_result("shuffled", 0.30),
+    ]
+
+
+@pytest.fixture
+def road(tmp_path: Path, four_results) -> Path:
+    """A work directory with everything the report reads."""
+    for result in four_results:
+        path = tmp_path / "results" / f"{result['name']}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps(result))
+    train = tmp_path / "phantom" / "shards" / "gan" / "train"
+    write_patches(train, origin="real", subjects=["sub-01", "sub-02"], patches=list(range(10)))
+    run = tmp_path / "runs" / "demo-gan"
+    write_patches(
+        run / "synthetic", origin="synthetic", subjects=["synthetic-7"], patches=[100, 101, 102, 103, 104, 105]
+    )
+    lines = [
+        {"step": s, "critic_loss": -1.0 / s, "generator_loss": 0.1 * s, "wasserstein": 2.0 / s, "penalty": 0.3}
+        for s in range(10, 210, 10)
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (run / "config.yaml").write_text("variant:\n  name: sn_mp\n")
+    (run / "provenance.json").write_text(json.dumps({"vesselgan": "0.1.0", "packages": {"torch": "2.13.0"}}))
+    (run / "finished.json").write_text(json.dumps({"steps": 200}))
+    return tmp_path

@@ -1,0 +1,154 @@
+"""The report's parts: charts, nearest patches, run directories, the choice of samples."""
+
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from vesselgan.errors import DataError, UsageError
+from vesselgan.report import charts, figures, nearest, runs
+from vesselgan.shards import ShardSet
+
+
+@pytest.mark.parametrize(
+    "low, high, expected",
+    [(0, 10, [0, 2, 4, 6, 8, 10]), (-0.3, 1.1, [0, 0.5, 1]), (3, 3.004, [3, 3.001, 3.002, 3.003, 3.004])],
+)
+def test_ticks_are_round_numbers_inside_the_range(low, high, expected):
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_running_mean_skips_what_is_not_finite():
+    values = np.array([1.0, np.nan, 3.0, 5.0])
+    assert charts.running_mean(values, 3) == pytest.approx([1.0, 2.0, 4.0, 4.0])
+    assert math.isnan(charts.running_mean(np.array([np.nan]), 1)[0])
+
+
+def test_line_is_lifted_over_a_gap():
+    x = np.arange(5.0)
+    chart = charts.line_chart(
+        [charts.Series("a", x, np.array([0.0, 1.0, np.nan, 1.0, 0.0]))], x_label="x", y_label="y", title="t"
+    )
+    (path,) = re.findall(r'class="line s0" d="([^"]+)"', chart)
+    assert path.count("M") == 2 and path.count("L") == 2
+
+
+def test_long_series_keep_their_extremes_in_few_points():
+    y = np.zeros(20_000)
+    y[7_777], y[12_345] = 9.0, -9.0
+    x, kept = charts._thin(np.arange(20_000.0), y)
+    assert len(kept) <= charts.MAX_POINTS and kept.max() == 9.0 and kept.min() == -9.0
+    assert (np.diff(x) > 0).all()
+
+
+@pytest.mark.parametrize("y", [[1.0], [2.0, 2.0], [0.0, 0.0], [1e-9, 1e9], [-1e6, 1e6], [np.nan, 1.0]])
+def test_chart_takes_any_numbers(y):
+    chart = charts.line_chart(
+        [charts.Series("<b>", np.arange(len(y)) + 10, np.array(y))], x_label="x", y_label="y", title="<t>"
+    )
+    assert "nan" not in chart and "inf" not in chart and "<b>" not in chart and "<t>" not in chart
+
+
+def test_chart_of_nothing_finite_says_so():
+    chart = charts.line_chart([charts.Series("a", np.arange(2), np.full(2, np.nan))], x_label="", y_label="", title="")
+    assert "no finite value" in chart
+
+
+def test_standardised_distance_of_known_vectors():
+    a = np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
+    b = np.array([1.0, 1.0, -1.0, -1.0]).reshape(4, 1, 1)
+    np.testing.assert_allclose(nearest.standardise(5 * a + 7), a.ravel(), atol=1e-6)  # float32
+    # orthogonal unit-variance vectors: mean square difference 2
+    assert np.sqrt(np.mean((nearest.standardise(a) - nearest.standardise(b)) ** 2)) == pytest.approx(math.sqrt(2))
+    assert not nearest.standardise(np.full((2, 2, 2), 3.0)).any()
+
+
+def test_copy_is_found_at_distance_zero_and_brightness_does_not_hide_it(road):
+    training = ShardSet(road / "phantom/shards/gan/train")
+    images = [training.image_XYZ(i) * scale + 3 for i, scale in ((7, 1.0), (2, 0.5))]
+    found = nearest.nearest(images, training)
+    assert [n.index for n in found] == [7, 2]
+    assert [n.subject for n in found] == ["sub-02", "sub-01"]
+    assert max(n.distance for n in found) < 5e-3  # float32: 1 - correlation loses half the digits
+
+
+def test_nearest_equals_plain_search_over_all_blocks(road, monkeypatch):
+    monkeypatch.setattr(nearest, "BLOCK", 3)
+    training = ShardSet(road / "phantom/shards/gan/train")
+    query = ShardSet(road / "runs/demo-gan/synthetic").image_XYZ(0)
+    plain = [
+        np.sqrt(np.mean((nearest.standardise(query) - nearest.standardise(training.image_XYZ(i))) ** 2))
+        for i in range(len(training))
+    ]
+    (found,) = nearest.nearest([query], training)
+    assert found.index == int(np.argmin(plain))
+    assert found.distance == pytest.approx(min(plain), rel=1e-4)  # float32 sums of 4096 terms
+
+
+def test_own_subject_can_be_left_out(road):
+    training = ShardSet(road / "phantom/shards/gan/train")
+    own, other = nearest.nearest([training.image_XYZ(0)] * 2, training, not_of=[None, "sub-01"])
+    assert own.index == 0 and own.distance < 5e-3
+    assert other.subject == "sub-02" and other.distance > 0.1
+
+
+def test_choice_depends_on_the_seed_alone():
+    assert figures.choose(100, 4, stream=0) == figures.choose(100, 4, stream=0)
+    assert figures.choose(100, 4, stream=0) == figures.choose(100, 32, stream=0)[:4]
+    assert figures.choose(100, 4, stream=0) != figures.choose(100, 4, stream=1)
+    assert sorted(figures.choose(3, 8, stream=0)) == [0, 1, 2]
+
+
+def test_axial_picture_is_true_to_scale(road):
+    training = ShardSet(road / "phantom/shards/gan/train")
+    (sample,) = figures.read_samples(training, [0], 0.3)
+    assert figures.axial(sample, (0.5, 1.0, 0.8), 200.0).shape == (figures.SIDE, figures.SIDE // 2, 3)
+
+
+def test_synthetic_label_is_cut_at_the_threshold(road):
+    made = ShardSet(road / "runs/demo-gan/synthetic")
+    assert figures.read_samples(made, [0], 0.5)[0].label_XYZ.sum() == 16 * 2 * 2
+    assert figures.read_samples(made, [0], 0.9)[0].label_XYZ.sum() == 0
+
+
+def test_later_line_of_a_step_counts_and_a_half_written_last_line_does_not(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 20, "a": 1}\n{"step": 10, "a": 2, "b": NaN}\n{"step": 20, "a": 3}\n{"step": 30, "a"')
+    steps, scalars = runs.read_metrics(path)
+    assert steps.tolist() == [10, 20]
+    assert scalars["a"].tolist() == [2.0, 3.0]
+    assert np.isnan(scalars["b"]).all()
+
+
+def test_damaged_line_inside_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10}\nrubbish\n{"step": 20}\n')
+    with pytest.raises(DataError, match="line 2"):
+        runs.read_metrics(path)
+
+
+def test_run_tells_its_variant_and_what_is_missing_is_empty(road, tmp_path):
+    run = runs.read_run(road / "runs/demo-gan")
+    assert run.title == "sn_mp (demo-gan)" and run.synthetic is not None and len(run.settings_hash) == 64
+    (tmp_path / "bare").mkdir()
+    bare = runs.read_run(tmp_path / "bare")
+    assert bare.title == "bare" and bare.synthetic is None and not len(bare.steps) and bare.finished is None
+
+
+def test_run_that_is_not_there_is_a_usage_error(tmp_path):
+    with pytest.raises(UsageError, match="nowhere"):
+        runs.read_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name, text", [("config.yaml", "a: ["), ("config.yaml", "3"), ("provenance.json", "{")])
+def test_damaged_run_is_named(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=name):
+        runs.read_run(tmp_path)
+
+
+def test_provenance_that_is_no_object_is_kept(tmp_path):
+    (tmp_path / "finished.json").write_text(json.dumps(7))
+    assert runs.read_run(tmp_path).finished == {"value": 7}

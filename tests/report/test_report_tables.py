@@ -1,0 +1,134 @@
+"""The segmentation table: rows, statistics by hand, aims, and what a damaged result says."""
+
+import csv
+import io
+import json
+import math
+
+import pytest
+
+from vesselgan.errors import DataError
+from vesselgan.report import paper, tables
+
+
+def test_table_has_the_four_methods_in_order_and_the_paper_last(four_results):
+    rows = tables.segmentation_table(reversed(four_results))
+    assert [row.name for row in rows] == ["threshold", "real", "synthetic", "shuffled", "paper"]
+
+
+def test_cell_is_mean_and_sd_over_subjects(four_results):
+    cell = tables.segmentation_table(four_results)[1].cell("all", "dice")
+    assert cell.values == pytest.approx({"sub-07": 0.89, "sub-08": 0.91})
+    assert cell.mean == pytest.approx(0.90)
+    assert cell.sd == pytest.approx(0.02 / math.sqrt(2))  # two values 0.02 apart, n - 1
+    assert tables.format_cell(cell) == "0.900 (0.014)"
+
+
+def test_one_subject_has_no_sd(make_result):
+    result = make_result("real", 0.9)
+    result["subjects"] = result["subjects"][:1]
+    assert tables.format_cell(tables.segmentation_table([result])[1].cell("all", "dice")) == "0.890"
+
+
+@pytest.mark.parametrize("value", [None, math.nan, math.inf])
+def test_undefined_values_are_counted_and_not_averaged(make_result, value):
+    result = make_result("real", 0.9)
+    result["subjects"][0]["bavd_mm"] = value  # sub-07, all
+    row = tables.segmentation_table([result])[1]
+    assert tables.format_cell(row.cell("all", "bavd_mm")) == "0.510, 1 not defined"
+    assert "not defined" in tables.format_text(tables.segmentation_table([result]))
+
+
+def test_rows_without_a_result_say_not_run(make_result):
+    text = tables.format_text(tables.segmentation_table([make_result("real", 0.9)]))
+    line = next(line for line in text.splitlines() if line.startswith("U-Net on synthetic, labels shuffled"))
+    assert line.count(tables.NOT_RUN) == 6
+    assert tables.format_text(tables.segmentation_table([])).count(tables.NOT_RUN) == 4 * 6 + 2 * 6
+
+
+def test_other_results_come_between_the_methods_and_the_paper(four_results, make_result):
+    rows = tables.segmentation_table([*four_results, make_result("both", 0.92, title="U-Net on both")])
+    assert [row.title for row in rows[4:]] == ["U-Net on both", "The paper, for orientation"]
+
+
+def test_text_names_every_subject_and_the_papers_numbers(four_results):
+    text = tables.format_text(tables.segmentation_table(four_results))
+    assert text.count("sub-07") == 4
+    assert "0.820 (0.017)" in text and "0.841 (0.016)" in text  # c-SN-MP, PEGASUS, both regions
+
+
+def test_aims_compare_mean_dice(four_results):
+    verdicts = {aim.text: (aim.verdict, aim.measured) for aim in tables.aims(tables.segmentation_table(four_results))}
+    assert verdicts["U-Net on real minus best threshold, all vessels"] == ("pass", pytest.approx(0.3))
+    assert verdicts["U-Net on synthetic as a share of real, intracranial"] == ("pass", pytest.approx(0.8 / 0.9))
+    assert verdicts["U-Net on synthetic minus shuffled labels, all vessels"] == ("pass", pytest.approx(0.5))
+    assert len(verdicts) == 6
+
+
+def test_missed_aim_is_a_fail_and_a_missing_row_is_not_run(make_result):
+    rows = tables.segmentation_table([make_result("real", 0.9), make_result("threshold", 0.84)])
+    verdicts = [aim.verdict for aim in tables.aims(rows)]
+    assert verdicts == ["fail", "pass", "not run", "not run", "not run", "not run"]  # 0.06 misses 0.10, reaches 0.05
+
+
+def test_csv_holds_every_number_at_full_precision(four_results):
+    rows = list(csv.DictReader(io.StringIO(tables.format_csv(tables.segmentation_table(four_results)))))
+    values = {
+        (r["row"], r["region"], r["metric"], r["statistic"], r["subject"], r["source"]): r["number"] for r in rows
+    }
+    assert float(values["real", "all", "dice", "value", "sub-07", ""]) == 0.9 - 0.01
+    assert float(values["paper", "all", "dice", "mean", "", "c-SN-MP"]) == 0.820
+    assert len(values) == len(rows) == 4 * 6 * 4 + 3 * 4 * 2
+
+
+def test_markdown_keeps_its_columns_whatever_a_name_holds(four_results):
+    four_results[0]["subjects"][0]["subject"] = "a|b<script>"
+    lines = tables.format_markdown(tables.segmentation_table(four_results)).splitlines()
+    table = [line.replace("\\|", "") for line in lines if line.startswith("|")]
+    assert {line.count("|") for line in table} == {8}
+    assert not any("<script" in line for line in lines)
+
+
+def test_two_results_of_one_name_are_refused(make_result):
+    with pytest.raises(DataError, match="'real'"):
+        tables.segmentation_table([make_result("real", 0.9), make_result("real", 0.8)])
+
+
+def test_unlike_cohorts_never_share_a_table(make_result):
+    results = [make_result("real", 0.9), make_result("threshold", 0.5, cohort="other")]
+    with pytest.raises(DataError, match="other"):
+        tables.segmentation_table(results)
+    assert set(tables.by_cohort(results)) == {("phantom", "test"), ("other", "test")}
+
+
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (lambda r: "{", "not readable"),
+        (lambda r: json.dumps(r | {"format_version": 9}), "format 9"),
+        (lambda r: json.dumps({k: v for k, v in r.items() if k != "cohort"}), "cohort"),
+        (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "leg"}]}), "region"),
+        (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "all", "dice": "0.9"}]}), "dice"),
+        (lambda r: json.dumps([1]), "format None"),
+    ],
+)
+def test_damaged_result_is_named(tmp_path, make_result, damage, said):
+    (tmp_path / "real.json").write_text(damage(make_result("real", 0.9)))
+    with pytest.raises(DataError, match=said) as error:
+        tables.read_results(tmp_path)
+    assert "real.json" in str(error.value)
+
+
+def test_results_of_a_folder_that_is_not_there_are_none(tmp_path):
+    assert tables.read_results(tmp_path / "nowhere") == []
+
+
+def test_papers_tables_repeat_their_real_rows_and_quote_known_cells():
+    for region in tables.REGIONS:
+        assert paper.TABLE_A1[region]["real"] == paper.TABLE_3[region]["real"]
+    assert paper.TABLE_1["SN-MP"] == (0.0206, 0.87)
+    assert paper.TABLE_2["c-SN-MP"] == (308, 21351, 192)
+    assert paper.TABLE_3["all"]["c-SN-MP"].plus_bavd == (0.858, 0.910)
+    assert paper.TABLE_3["intracranial"]["SN"].pegasus_bavd == (0.606, 0.141)
+    assert paper.TABLE_A1["all"]["real + c-SN-MP"].plus_dice == (0.891, 0.020)
+    assert paper.TABLE_B1["intracranial"]["epsilon 1e6"].pegasus_dice == (0.604, 0.048)

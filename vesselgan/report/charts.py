@@ -1,0 +1,178 @@
+"""Charts as inline SVG: they take the page's colours, so one picture serves light, dark and paper.
+
+Colours are the classes s0, s1, ... of the page's style. No script, no address, every text escaped.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 560, 270
+LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 42
+MAX_POINTS = 500
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: values over steps; values that are not finite leave a gap."""
+
+    name: str
+    x: np.ndarray
+    y: np.ndarray
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]."""
+    assert high > low
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Mean over `window` values around each, of those that are finite; NaN where none is."""
+    kernel = np.ones(window)
+    known = np.isfinite(values)
+    total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
+    count = np.convolve(known.astype(float), kernel, mode="same")
+    return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
+
+
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
+    """Faint: the values; strong: their running mean over a fiftieth of the points. Legend above the plot.
+
+    The scale holds the middle 99 % of the values; what lies outside runs out of the plot.
+    """
+    finite = np.concatenate([s.y[np.isfinite(s.y)] for s in series])
+    if not len(finite):
+        return '<p class="notrun">no finite value was logged</p>'
+    low, high = np.percentile(finite, [0.5, 99.5])
+    pad = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
+    low = 0.0 if 0 <= low < 0.2 * high else float(low - pad)  # a scale that begins near zero begins at zero
+    high = float(high + pad)
+    start, stop = min(s.x[0] for s in series), max(s.x[-1] for s in series)
+    stop = stop if stop > start else start + 1
+    frame = _Frame(float(start), float(stop), low, high)
+    body = [frame.axes(x_label, y_label)]
+    for k, s in enumerate(series):
+        window = max(1, len(s.y) // 50)
+        if window > 1:
+            body.append(f'<path class="line faint s{k}" d="{frame.path(s.x, s.y)}"/>')
+        body.append(f'<path class="line s{k}" d="{frame.path(s.x, running_mean(s.y, window))}"/>')
+    legend = "".join(
+        f'<span class="key"><i class="swatch s{k}"></i>{escape(s.name)}</span>' for k, s in enumerate(series)
+    )
+    return (
+        f'<div class="chart"><div class="legend">{legend}</div>'
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg></div>'
+    )
+
+
+class _Frame:
+    """Data to picture coordinates, and the axes."""
+
+    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
+        self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
+
+    def x(self, value: float) -> float:
+        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
+
+    def path(self, x: np.ndarray, y: np.ndarray) -> str:
+        """A path through at most about MAX_POINTS points, lifted over gaps, cut at the frame."""
+        x, y = _thin(x, y)
+        parts, pen_is_up = [], True
+        for a, b in zip(x, y, strict=True):
+            if not math.isfinite(b):
+                pen_is_up = True
+                continue
+            b = min(max(float(b), self.y_low), self.y_high)
+            parts.append(f"{'M' if pen_is_up else 'L'}{self.x(float(a)):.1f} {self.y(b):.1f}")
+            pen_is_up = False
+        return "".join(parts)
+
+    def axes(self, x_label: str, y_label: str) -> str:
+        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        marks = []
+        for value in ticks(self.y_low, self.y_high):
+            y = self.y(value)
+            kind = "axis" if value == 0 else "grid"
+            marks.append(f'<line class="{kind}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            marks.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        for value in ticks(self.x_low, self.x_high, 6):
+            marks.append(
+                f'<text x="{self.x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>'
+            )
+        marks.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+        middle = (LEFT + right) / 2
+        marks.append(f'<text class="name" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+        y = (TOP + bottom) / 2
+        turn = f'transform="rotate(-90 13 {y})"'
+        marks.append(f'<text class="name" x="13" y="{y}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
+        return "".join(marks)
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most about MAX_POINTS points: of each stretch its smallest and largest value, in their order."""
+    if len(y) <= MAX_POINTS:
+        return x, y
+    keep: list[int] = []
+    for part in np.array_split(np.arange(len(y)), MAX_POINTS // 2):
+        values = y[part]
+        if np.isfinite(values).any():
+            keep += sorted({part[0] + int(np.nanargmin(values)), part[0] + int(np.nanargmax(values))})
+        else:
+            keep.append(int(part[0]))
+    return x[keep], y[keep]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One line of a dot plot: a value per subject, and their mean."""
+
+    name: str
+    values: Sequence[float]
+    mean: float | None
+
+
+def dot_plot(lines: Sequence[Dots], *, x_label: str, title: str, low: float = 0.0, high: float = 1.0) -> str:
+    """A dot per value and a bar at the mean, one line per method, on a scale from `low` to `high`."""
+    left, right, row = 238, WIDTH - RIGHT, 36
+    bottom = TOP + row * len(lines)
+
+    def x(value: float) -> float:
+        return left + (value - low) / (high - low) * (right - left)
+
+    marks = []
+    for value in ticks(low, high):
+        marks.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{bottom}"/>')
+        marks.append(f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>')
+    for k, line in enumerate(lines):
+        y = TOP + row * (k + 0.5)
+        marks.append(
+            f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(line.name)}</text>'
+        )
+        if not line.values:
+            marks.append(f'<text class="notrun" x="{left + 8}" y="{y + 4:.1f}">not run</text>')
+        marks += [f'<circle class="dot" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>' for value in line.values]
+        if line.mean is not None:
+            ends = f'y1="{y - 11:.1f}" y2="{y + 11:.1f}"'
+            marks.append(f'<line class="mean" x1="{x(line.mean):.1f}" x2="{x(line.mean):.1f}" {ends}/>')
+    marks.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    middle = (left + right) / 2
+    marks.append(f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
+    view = f"0 0 {WIDTH} {bottom + 42}"
+    return (
+        f'<div class="chart"><svg viewBox="{view}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></div>'
+    )

@@ -1,0 +1,99 @@
+"""What a GAN's run directory tells: its settings, its logged scalars, and where its synthetic shards lie."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from vesselgan.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory as the report sees it; an empty field stands for a file that is not there."""
+
+    folder: Path
+    settings: dict[str, Any]
+    settings_hash: str
+    """SHA-256 of config.yaml."""
+    provenance: dict[str, Any]
+    finished: dict[str, Any] | None
+    steps: np.ndarray
+    scalars: dict[str, np.ndarray]
+    """By name, one value per entry of `steps`; NaN where it was not logged or not finite."""
+    synthetic: Path | None
+
+    @property
+    def title(self) -> str:
+        variant = self.settings.get("variant")
+        name = variant.get("name") if isinstance(variant, dict) else None
+        return f"{name} ({self.folder.name})" if name and name != self.folder.name else self.folder.name
+
+
+def read_run(folder: str | Path) -> Run:
+    """UsageError when there is no such folder, DataError for a file in it that cannot be read."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"runs: {folder} is not there; name run directories of launch/train_gan.py")
+    settings, digest = {}, ""
+    path = folder / "config.yaml"
+    if path.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
+        if not isinstance(settings, dict):
+            raise DataError(f"{path}: holds no settings; the run directory is damaged")
+    steps, scalars = read_metrics(folder / "metrics.jsonl")
+    synthetic = folder / "synthetic"
+    return Run(
+        folder=folder,
+        settings=settings,
+        settings_hash=digest,
+        provenance=_read_json(folder / "provenance.json") or {},
+        finished=_read_json(folder / "finished.json"),
+        steps=steps,
+        scalars=scalars,
+        synthetic=synthetic if (synthetic / "manifest.json").is_file() else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
+    return value if isinstance(value, dict) else {"value": value}
+
+
+def read_metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Steps in ascending order and the scalars at them; of a step that was logged twice the later line counts.
+
+    A last line that a killed run left half written is dropped; any other damaged line is a DataError.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    by_step: dict[int, dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            values = json.loads(line)
+            by_step[int(values["step"])] = values
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}: line {number} is damaged ({error}); remove the line") from error
+    steps = np.array(sorted(by_step), np.int64)
+    names = sorted({name for values in by_step.values() for name in values if name != "step"})
+    return steps, {name: np.array([_number(by_step[int(s)].get(name)) for s in steps]) for name in names}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return np.nan
+    return float(value) if np.isfinite(value) else np.nan

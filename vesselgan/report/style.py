@@ -1,0 +1,115 @@
+"""The page's style: one sheet for light, dark and paper; system fonts, so nothing is fetched."""
+
+LIGHT = """
+  --paper: #fbfaf7; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --rule: #dcd9d0; --faint: #eeece5;
+  --good: #1d7a46; --good-bg: #e2f3e8; --bad: #a8321f; --bad-bg: #fbe6e1; --idle: #6b7280; --idle-bg: #eceef1;
+  --s0: #1f66b0; --s1: #c9640c; --s2: #2e8b57; color-scheme: light;
+"""
+DARK = """
+  --paper: #12151b; --card: #1a1f28; --ink: #e7e9ee; --soft: #a3adbb; --rule: #343c49; --faint: #242b36;
+  --good: #7fdca4; --good-bg: #16382a; --bad: #ff9d8a; --bad-bg: #45201b; --idle: #aeb6c2; --idle-bg: #2b323d;
+  --s0: #74b3f4; --s1: #f5a75c; --s2: #7fd6a0; color-scheme: dark;
+"""
+REST = """
+* { box-sizing: border-box; }
+html { -webkit-text-size-adjust: 100%; }
+body { margin: 0; background: var(--paper); color: var(--ink); counter-reset: figure table;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 28px; }
+header { padding-top: 44px; padding-bottom: 8px; }
+h1, h2, h3 { font-family: Charter, "Bitstream Charter", "Source Serif 4", Cambria, Georgia, serif; line-height: 1.2;
+  font-weight: 650; text-wrap: balance; }
+h1 { font-size: 2.15rem; margin: 0 0 6px; letter-spacing: -0.01em; }
+h2 { font-size: 1.45rem; margin: 52px 0 10px; padding-top: 18px; border-top: 1px solid var(--rule); }
+h3 { font-size: 1.08rem; margin: 30px 0 8px; }
+p { margin: 8px 0; max-width: 76ch; text-wrap: pretty; }
+.lead { color: var(--soft); }
+.soft, small, .note { color: var(--soft); }
+.note { font-size: 0.86rem; }
+.chips { display: flex; flex-wrap: wrap; gap: 8px; margin: 16px 0 0; padding: 0; list-style: none; }
+.chips li { background: var(--card); border: 1px solid var(--rule); border-radius: 999px; padding: 3px 13px;
+  font-size: 0.88rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.92rem; width: 100%;
+  margin: 12px 0 6px; }
+caption { text-align: left; padding-bottom: 8px; font-size: 0.92rem; color: var(--soft); }
+caption b, figcaption b { color: var(--ink); }
+caption::before, figcaption::before { color: var(--ink); font-weight: 650; }
+caption::before { counter-increment: table; content: "Table " counter(table) ". "; }
+figcaption::before { counter-increment: figure; content: "Figure " counter(figure) ". "; }
+thead th { font-weight: 600; text-align: right; padding: 5px 10px; vertical-align: bottom; white-space: nowrap; }
+thead tr:first-child th { text-align: center; border-top: 2px solid var(--ink); }
+thead tr:first-child th[colspan] { border-bottom: 1px solid var(--rule); }
+thead tr:last-child th { border-bottom: 1px solid var(--ink); }
+tbody th { text-align: left; font-weight: 600; padding: 8px 14px 8px 0; vertical-align: top; max-width: 17em; }
+tbody th small { font-weight: 400; }
+td { text-align: right; padding: 8px 10px; vertical-align: top; white-space: nowrap; }
+tbody tr { border-bottom: 1px solid var(--rule); }
+tbody tr:last-child { border-bottom: 2px solid var(--ink); }
+td small, tbody th small { display: block; font-size: 0.8rem; line-height: 1.5; }
+td.part, th.part { border-left: 1px solid var(--rule); }
+tr.paper { background: var(--faint); }
+tr.paper th { padding-left: 10px; }
+table.plain { width: auto; }
+table.plain td, table.plain th { text-align: left; padding: 5px 22px 5px 0; white-space: normal; }
+table.provenance td:last-child { overflow-wrap: anywhere; }
+table.provenance { font-size: 0.84rem; }
+table.provenance td:nth-child(2) { white-space: nowrap; color: var(--soft); }
+table.plain thead tr:first-child th { text-align: left; border-bottom: 1px solid var(--ink); }
+table.plain .number { text-align: right; white-space: nowrap; }
+.notrun { color: var(--idle); font-style: italic; }
+.verdict { display: inline-block; min-width: 4.6em; text-align: center; border-radius: 999px; padding: 0 10px;
+  font-size: 0.84rem; font-weight: 650; white-space: nowrap; }
+.verdict.pass { color: var(--good); background: var(--good-bg); }
+.verdict.fail { color: var(--bad); background: var(--bad-bg); }
+.verdict.idle { color: var(--idle); background: var(--idle-bg); }
+figure { margin: 20px 0 8px; }
+figcaption { font-size: 0.92rem; color: var(--soft); margin-top: 10px; max-width: 88ch; }
+.two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 22px; }
+.panel { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
+.panel { min-width: 0; }
+.cards .panel { padding: 10px; } .cards .pair { gap: 5px; } .yardstick { margin-top: 16px; align-items: center; }
+.panel > h4 { margin: 0 0 10px; font-size: 0.95rem; font-weight: 650; }
+.cells { display: grid; gap: 10px 8px; }
+.four { grid-template-columns: repeat(4, minmax(0, 1fr)); }
+.cards { grid-template-columns: repeat(4, minmax(0, 1fr)); gap: 14px; }
+.pair { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+.cells img { display: block; width: 100%; height: auto; border-radius: 5px; background: #0d1017; }
+.cells .text { font-size: 0.78rem; line-height: 1.35; color: var(--soft); overflow-wrap: anywhere; margin-top: 4px; }
+.cells .text b { color: var(--ink); font-weight: 600; }
+.stack { display: flex; flex-direction: column; gap: 4px; min-width: 0; }
+.chart svg { width: 100%; height: auto; display: block; }
+.chart text { font-size: 12px; fill: var(--soft); }
+.chart text.name, .chart text.label { fill: var(--ink); font-size: 12.5px; }
+.chart text.notrun { fill: var(--idle); }
+.chart .grid { stroke: var(--rule); stroke-width: 1; }
+.chart .axis { stroke: var(--soft); stroke-width: 1.2; }
+.line { fill: none; stroke-width: 2; stroke-linejoin: round; }
+.line.faint { stroke-width: 1; opacity: 0.32; }
+.line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 0.86rem; margin: 0 0 4px 10px; }
+.key { display: inline-flex; align-items: center; gap: 7px; }
+.swatch { width: 20px; height: 3px; border-radius: 2px; display: inline-block; }
+.swatch.s0 { background: var(--s0); } .swatch.s1 { background: var(--s1); } .swatch.s2 { background: var(--s2); }
+.dot { fill: var(--s0); fill-opacity: 0.62; }
+.mean { stroke: var(--ink); stroke-width: 1.4; }
+footer { padding-top: 26px; padding-bottom: 44px; color: var(--soft); font-size: 0.86rem; }
+code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
+@media (max-width: 820px) {
+  .two { grid-template-columns: minmax(0, 1fr); } .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  main, header, footer { padding-left: 16px; padding-right: 16px; }
+}
+"""
+PRINT = """
+  body { font-size: 10.5pt; background: #fff; }
+  main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }
+  h2 { margin-top: 26pt; break-after: avoid; } h3 { break-after: avoid; }
+  figure, table, .panel { break-inside: avoid; }
+  .scroll { overflow: visible; } table { font-size: 8.8pt; } td, thead th { padding-left: 4pt; padding-right: 4pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+"""
+
+SHEET = (
+    f":root {{{LIGHT}}}\n@media (prefers-color-scheme: dark) {{ :root {{{DARK}}} }}\n{REST}\n"
+    f"@page {{ margin: 14mm; }}\n@media print {{ :root {{{LIGHT}}}\n{PRINT} }}\n"
+)

@@ -1,0 +1,283 @@
+"""Tables from results JSON: the segmentation table with its aims, as rows, plain text, Markdown and CSV."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vesselgan.errors import DataError
+from vesselgan.report import paper
+
+FORMAT_VERSION = 1
+NOT_RUN = "not run"
+REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
+METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
+METHODS = {  # the rows that the table always has, by the result's name
+    "threshold": "Best global threshold",
+    "real": "U-Net on real",
+    "synthetic": "U-Net on synthetic",
+    "shuffled": "U-Net on synthetic, labels shuffled",
+}
+PAPER = "paper"
+PAPER_SOURCES = ("real", "SN-MP", "c-SN-MP")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score over the test subjects. None stands for a value that is not defined (a distance to an empty mask)."""
+
+    mean: float | None
+    sd: float | None
+    values: dict[str, float | None] = field(default_factory=dict)
+    """By subject; empty in the paper's cells, which have none."""
+
+    @property
+    def num_undefined(self) -> int:
+        return sum(value is None for value in self.values.values())
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: (region, metric) -> cells; no cell: not run. Only the paper has several."""
+
+    name: str
+    title: str
+    cells: dict[tuple[str, str], dict[str, Cell]]
+    cut: float | None = None
+    """Where the method cut: its probability's or intensity's threshold."""
+
+    def cell(self, region: str, metric: str) -> Cell | None:
+        return self.cells.get((region, metric), {}).get("")
+
+    @property
+    def subjects(self) -> list[str]:
+        return sorted({s for group in self.cells.values() for cell in group.values() for s in cell.values})
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a comparison should show. `measured` None: one of its two rows was not run."""
+
+    text: str
+    target: float
+    measured: float | None
+
+    @property
+    def verdict(self) -> str:
+        if self.measured is None:
+            return NOT_RUN
+        return "pass" if self.measured >= self.target else "fail"
+
+
+def read_results(folder: str | Path) -> list[dict]:
+    """The results of one folder in the order of their file names; a folder that is not there holds none.
+
+    DataError for a file that is not JSON, is of another format version, or lacks what its job must have.
+    """
+    results = []
+    for path in sorted(Path(folder).glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
+        if not isinstance(result, dict) or result.get("format_version") != FORMAT_VERSION:
+            version = result.get("format_version") if isinstance(result, dict) else None
+            raise DataError(f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; evaluate again")
+        if result.get("job") == "segmentation":
+            _check_segmentation(result, path)
+        results.append(result)
+    return results
+
+
+def _check_segmentation(result: dict, path: Path) -> None:
+    for key, kind in (("name", str), ("cohort", str), ("split", str), ("subjects", list)):
+        if not isinstance(result.get(key), kind):
+            raise DataError(f"{path}: a segmentation result needs {key!r} as {kind.__name__}; run its evaluation again")
+    for entry in result["subjects"]:
+        if (
+            not isinstance(entry, dict)
+            or not isinstance(entry.get("subject"), str)
+            or entry.get("region") not in REGIONS
+        ):
+            raise DataError(f"{path}: every entry of 'subjects' needs a subject and a region of {list(REGIONS)}")
+        for metric in METRICS:
+            value = entry.get(metric)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise DataError(f"{path}: {metric} of {entry['subject']} is {value!r}, not a number")
+
+
+def by_cohort(results: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
+    """Segmentation results grouped by (cohort, split): only within a group may they share a table."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for result in results:
+        if result.get("job") == "segmentation":
+            groups.setdefault((result["cohort"], result["split"]), []).append(result)
+    return groups
+
+
+def segmentation_table(results: Iterable[dict]) -> list[Row]:
+    """The rows: METHODS in their order, run or not; then results by other names; last the paper's numbers.
+
+    DataError when two results have one name, or come from unlike cohorts or splits.
+    """
+    groups = by_cohort(results)
+    if len(groups) > 1:
+        raise DataError(f"results of {sorted(groups)} cannot share a table; make one for each (see by_cohort)")
+    found: dict[str, dict] = {}
+    for result in next(iter(groups.values()), []):
+        if result["name"] in found:
+            raise DataError(f"two results are called {result['name']!r}; remove one or evaluate with another name=")
+        found[result["name"]] = result
+    rows = [_row(name, title, found.pop(name, None)) for name, title in METHODS.items()]
+    rows += [_row(name, str(result.get("title") or name), result) for name, result in sorted(found.items())]
+    return [*rows, _paper_row()]
+
+
+def _row(name: str, title: str, result: dict | None) -> Row:
+    cells: dict[tuple[str, str], dict[str, Cell]] = {}
+    for region in REGIONS:
+        entries = [e for e in (result or {}).get("subjects", []) if e["region"] == region]
+        for metric in METRICS:
+            values = {e["subject"]: _finite(e.get(metric)) for e in entries}
+            if values:
+                cells[region, metric] = {"": Cell(*_mean_sd(values.values()), values)}
+    return Row(name, title, cells, _finite((result or {}).get("threshold")))
+
+
+def _paper_row() -> Row:
+    cells: dict[tuple[str, str], dict[str, Cell]] = {}
+    for region in REGIONS:
+        sources = {source: paper.TABLE_3[region][source] for source in PAPER_SOURCES}
+        cells[region, "dice"] = {source: Cell(*scores.pegasus_dice) for source, scores in sources.items()}
+        cells[region, "bavd_voxels"] = {source: Cell(*scores.pegasus_bavd) for source, scores in sources.items()}
+    return Row(PAPER, "The paper, for orientation", cells)
+
+
+def _finite(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _mean_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of what is defined."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None
+    mean = math.fsum(known) / len(known)
+    if len(known) == 1:
+        return mean, None
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
+
+
+def aims(rows: list[Row]) -> list[Aim]:
+    """What a working road should show, from the mean Dice of the rows."""
+    dice = {
+        (row.name, region): cell.mean
+        for row in rows
+        for region in REGIONS
+        if row.name != PAPER and (cell := row.cell(region, "dice"))
+    }
+
+    def compare(first: str, second: str, region: str, how: Callable[[float, float], float | None]) -> float | None:
+        a, b = dice.get((first, region)), dice.get((second, region))
+        return None if a is None or b is None else how(a, b)
+
+    def minus(a: float, b: float) -> float:
+        return a - b
+
+    def ratio(a: float, b: float) -> float | None:
+        return a / b if b else None
+
+    wanted = [
+        ("U-Net on real minus best threshold", "all", 0.10, "real", "threshold", minus),
+        ("U-Net on real minus best threshold", "intracranial", 0.05, "real", "threshold", minus),
+        ("U-Net on synthetic as a share of real", "all", 0.80, "synthetic", "real", ratio),
+        ("U-Net on synthetic as a share of real", "intracranial", 0.80, "synthetic", "real", ratio),
+        ("U-Net on synthetic minus shuffled labels", "all", 0.20, "synthetic", "shuffled", minus),
+        ("U-Net on synthetic minus shuffled labels", "intracranial", 0.20, "synthetic", "shuffled", minus),
+    ]
+    return [
+        Aim(f"{text}, {REGIONS[region].lower()}", target, compare(first, second, region, how))
+        for text, region, target, first, second, how in wanted
+    ]
+
+
+def format_cell(cell: Cell | None) -> str:
+    """`0.912 (0.010)`; the count of subjects whose value is not defined is part of it."""
+    if cell is None:
+        return NOT_RUN
+    if cell.mean is None:
+        return "not defined"
+    text = f"{cell.mean:.3f}" + (f" ({cell.sd:.3f})" if cell.sd is not None else "")
+    return text + (f", {cell.num_undefined} not defined" if cell.num_undefined else "")
+
+
+def format_value(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"
+
+
+def _lines(rows: list[Row]) -> list[list[str]]:
+    """The table as texts: per row a line of mean (SD), below it one line per subject or, in the paper, per source."""
+    columns = [(region, metric) for region in REGIONS for metric in METRICS]
+    lines = []
+    for row in rows:
+        if row.name == PAPER:
+            lines.append([row.title] + [""] * len(columns))
+            for source in PAPER_SOURCES:
+                cells = [row.cells.get(column, {}).get(source) for column in columns]
+                label = source if source == "real" else f"synthetic by {source}"
+                lines.append([f"  {label}"] + ["-" if cell is None else format_cell(cell) for cell in cells])
+            continue
+        lines.append([row.title] + [format_cell(row.cell(*column)) for column in columns])
+        for subject in row.subjects:
+            cells = [row.cell(*column) for column in columns]
+            known = [format_value(cell.values[subject]) if cell and subject in cell.values else "-" for cell in cells]
+            lines.append([f"  {subject}"] + known)
+    return lines
+
+
+def format_text(rows: list[Row]) -> str:
+    """The table for a terminal, the aims with pass or fail below it."""
+    heads = [[""] + [REGIONS[region] if i == 0 else "" for region in REGIONS for i, _ in enumerate(METRICS)]]
+    heads.append(["mean (SD); then per subject"] + list(METRICS.values()) * len(REGIONS))
+    lines = heads + _lines(rows)
+    widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
+    texts = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    texts.insert(2, "-" * max(len(text) for text in texts))
+    return "\n".join(texts + ["", *(format_aim(aim) for aim in aims(rows))])
+
+
+def format_aim(aim: Aim) -> str:
+    measured = NOT_RUN if aim.measured is None else f"{aim.measured:.3f}"
+    return f"{aim.verdict:7}  {aim.text}: {measured} (aim: at least {aim.target:.2f})"
+
+
+def format_markdown(rows: list[Row]) -> str:
+    """The same as a Markdown table."""
+
+    def line(texts: Iterable[str]) -> str:
+        return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in texts) + " |"
+
+    heads = [f"{region}: {metric}" for region in REGIONS.values() for metric in METRICS.values()]
+    table = [line(["mean (SD)", *heads]), "|" + "---|" * (len(heads) + 1), *(line(texts) for texts in _lines(rows))]
+    return "\n".join([*table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
+
+
+def format_csv(rows: list[Row]) -> str:
+    """Long form, one number a line at full precision; `source` is the paper's model."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["row", "region", "metric", "source", "statistic", "subject", "number"])
+    for row in rows:
+        for (region, metric), cells in row.cells.items():
+            for source, cell in cells.items():
+                numbers = [("value", *item) for item in cell.values.items()] + [
+                    ("mean", "", cell.mean),
+                    ("sd", "", cell.sd),
+                ]
+                for what, subject, value in numbers:
+                    text = "" if value is None else repr(value)
+                    writer.writerow([row.name, region, metric, source, what, subject, text])
+    return out.getvalue()
