@@ -1,0 +1,87 @@
+"""A work folder with a tiny shard set, and runs of the real entry script on it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.shards import Record, write_manifest, write_shard
+
+PATCH_SHAPE = (32, 32, 16)
+Train = Callable[..., subprocess.CompletedProcess]
+
+
+def tiny_records(count: int) -> list[Record]:
+    """Noise with one bright bar each, labelled."""
+    source = np.random.default_rng(7)
+    records = []
+    for i in range(count):
+        label = np.zeros(PATCH_SHAPE, np.uint8)
+        row = int(source.integers(4, 28))
+        label[row - 1 : row + 2, :, 7:10] = 1
+        image = np.clip(60 + 10 * source.standard_normal(PATCH_SHAPE) + 150 * label, 0, 255).astype(np.float32)
+        records.append(
+            Record(
+                image_XYZ=image,
+                label_XYZ=label,
+                subject=f"sub-{i % 3}",
+                corner=(0, 0, 0),
+                kind="grid",
+                limits=(0.0, 1000.0),
+                num_clipped=0,
+                score_XYZ=None,
+            )
+        )
+    return records
+
+
+@pytest.fixture(scope="session")
+def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """work/ with work/phantom/shards/gan/train: 24 patches of three subjects."""
+    work = tmp_path_factory.mktemp("work")
+    folder = work / "phantom" / "shards" / "gan" / "train"
+    folder.mkdir(parents=True)
+    shard = write_shard(folder / "shard_0000.h5", tiny_records(24), patch_shape=PATCH_SHAPE, origin="real")
+    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.diag([1.0, 1.0, 1.5, 1.0]).tolist()}
+    write_manifest(
+        folder,
+        shards=[shard],
+        patch_shape=PATCH_SHAPE,
+        origin="real",
+        subjects={f"sub-{i}": geometry for i in range(3)},
+        spacing_mm=(1.0, 1.0, 1.5),
+        upper_percentile=99.99,
+        extra={},
+    )
+    return work
+
+
+@pytest.fixture(scope="session")
+def train(work_dir: Path, repository: Path) -> Train:
+    """Run launch/train_gan.py in a process of its own, on one rank or, through the deepspeed launcher, on several."""
+
+    def run(
+        run_dir: Path, *words: str, ranks: int = 1, script: str = "launch/train_gan.py"
+    ) -> subprocess.CompletedProcess:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))}
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        python = Path(sys.executable)
+        start = [str(python)]
+        if ranks > 1:
+            start = [
+                str(python.parent / "deepspeed"),
+                "--num_gpus",
+                str(ranks),
+                "--master_port",
+                str(29500 + os.getpid() % 999),
+            ]
+            environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+        command = [*start, str(repository / script), "--run_dir", str(run_dir), f"work_dir={work_dir}"]
+        command += ["variant.width=32", "train.num_workers=0", "train.picture_every=1000", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    return run
