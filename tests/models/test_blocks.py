@@ -19,6 +19,7 @@ from vesselgan.models.blocks import (
     Conv3d,
     InstanceNorm3d,
     Linear,
+    NarrowConv3d,
     SpectralNorm,
     UpsampleConv3d,
     check_patch_shape,
@@ -67,6 +68,21 @@ def test_upsampling_convolution_equals_upsampling_then_convolution(shape, channe
         torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 6), (8, 2, 4), (3, 4, 5), (1, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_narrow_convolution_equals_the_plain_one(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
+    layer = NarrowConv3d(3, 2).double()
+    x = torch.randn(2, 3, *shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
+    found, expected = layer(x), F.conv3d(x, layer.weight, layer.bias, padding=1)
+    torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)
+    inputs = (x, layer.weight, layer.bias)
+    upstream = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
+
+
 def test_upsampling_convolution_keeps_the_3x3x3_weight_as_its_parameter() -> None:
     assert {name: tuple(p.shape) for name, p in UpsampleConv3d(4, 6).named_parameters()} == {
         "weight": (6, 4, 3, 3, 3),
@@ -79,6 +95,7 @@ def test_upsampling_convolution_keeps_the_3x3x3_weight_as_its_parameter() -> Non
     [
         (Conv3d(3, 4, kernel_size=3, stride=2, padding=1), (2, 3, 6, 4, 4)),
         (UpsampleConv3d(3, 4), (2, 3, 3, 4, 2)),
+        (NarrowConv3d(3, 2), (2, 3, 2, 4, 4)),
         (Linear(24, 5), (2, 24)),
     ],
 )
@@ -88,12 +105,19 @@ def test_half_layers_on_a_cpu_compute_in_float32_and_store_half(layer: nn.Module
     reference = type(layer)(*_arguments(layer))
     reference.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
     assert layer(x).dtype == torch.float16
-    # To the bit: the same float32 computation, rounded once.
-    assert torch.equal(layer(x), reference(x.float()).half())
+    # To the bit: the same float32 computation, rounded once; backward too.
+    x_half, x_float = x.clone().requires_grad_(True), x.float().requires_grad_(True)
+    found, expected = layer(x_half), reference(x_float)
+    assert torch.equal(found, expected.half())
+    upstream = torch.randn(found.shape).half()
+    ours = torch.autograd.grad(found, (x_half, layer.weight, layer.bias), upstream)
+    theirs = torch.autograd.grad(expected, (x_float, reference.weight, reference.bias), upstream.float())
+    for gradient, exact in zip(ours, theirs, strict=True):
+        assert gradient.dtype == torch.float16 and torch.equal(gradient, exact.half())
 
 
 def _arguments(layer: nn.Module) -> tuple:
-    if isinstance(layer, UpsampleConv3d):
+    if isinstance(layer, (UpsampleConv3d, NarrowConv3d)):
         return layer.in_channels, layer.out_channels
     if isinstance(layer, Conv3d):
         return layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding

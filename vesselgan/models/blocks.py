@@ -18,6 +18,7 @@ __all__ = [
     "Conv3d",
     "InstanceNorm3d",
     "Linear",
+    "NarrowConv3d",
     "SpectralNorm",
     "UpsampleConv3d",
     "check_patch_shape",
@@ -69,6 +70,31 @@ class UpsampleConv3d(Conv3d):
         bias = None if bias is None else bias.to(dtype)
         taps_IOXYZ = taps.transpose(0, 1).to(dtype)
         return F.conv_transpose3d(input.to(dtype), taps_IOXYZ, bias, stride=2, padding=1).to(input.dtype)
+
+
+class NarrowConv3d(Conv3d):
+    """A 3x3x3 convolution with padding 1 into a few channels, as many voxels at a time as make them eight times more.
+
+    Exact. A CPU computes 16 channels at once and would idle in 14 of them for two, so there every 2x2x2 block of voxels
+    is one voxel of a convolution with stride 2 and 4x4x4 taps, 37 of them zero. Measured on the generator's last layer
+    (16 to 2 channels, 32x32x16, batch 8, one thread), forward and backward: 2.2 times faster in float32, 1.7 in
+    bfloat16; at 64 to 2 channels, 128x128x64: 1.3 and 1.0. The parameter stays the 3x3x3 weight.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if input.device.type != "cpu" or any(side % 2 for side in input.shape[2:]):
+            return super()._conv_forward(input, weight, bias)
+        dtype = _computing_dtype(input)
+        places = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
+        shifted = [F.pad(weight.to(dtype), (z, 1 - z, y, 1 - y, x, 1 - x)) for x, y, z in places]
+        bias = None if bias is None else bias.to(dtype).repeat_interleave(8)
+        blocks = F.conv3d(input.to(dtype), torch.stack(shifted, 1).flatten(0, 1), bias, stride=2, padding=1)
+        # N, (O, 2, 2, 2), X/2, Y/2, Z/2 -> N, O, X, Y, Z; contiguous first, or the shuffle reads in tiny steps.
+        blocks = blocks.to(input.dtype).contiguous().unflatten(1, (-1, 2, 2, 2))
+        return blocks.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(len(input), -1, *input.shape[2:])
 
 
 def _computing_dtype(x: Tensor) -> torch.dtype:
