@@ -132,7 +132,7 @@ def _from_json(entry: dict[str, Any], folder: Path) -> Subject:
     low, high = (float(limit) for limit in entry["limits"])
     if entry["split"] not in SPLITS or paths["image"] is None:
         raise ValueError(f"split {entry['split']!r}, image {entry['image']!r}")
-    if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not min(spacing_mm) > 0:
+    if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
         raise ValueError(f"shape {shape}, spacing_mm {spacing_mm}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"limits {low}, {high}")

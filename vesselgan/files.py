@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import IO
 
 PARTIAL = ".partial"
 
@@ -27,7 +28,7 @@ class PartialFile(io.RawIOBase):
         self.file = open(self.path, "xb+", buffering=0)
         _lock(self.file)
 
-    def write(self, data) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         rest = memoryview(data).cast("B")
         size = len(rest)
         try:
@@ -50,7 +51,7 @@ class PartialFile(io.RawIOBase):
     def tell(self) -> int:
         return self.file.tell()
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: bytearray | memoryview) -> int:
         return self.file.readinto(buffer)
 
     def publish(self) -> None:
@@ -101,7 +102,7 @@ def describe(error: OSError) -> str:
     return f"cannot be written ({error.strerror})"
 
 
-def _lock(file) -> bool:
+def _lock(file: IO[bytes]) -> bool:
     """Take the file for this process; False when another one holds it. A file system without locks counts as free."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

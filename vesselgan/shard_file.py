@@ -70,7 +70,7 @@ def write_shard(
     except OSError as error:
         raise ResourceError(f"{path}: cannot be created ({error.strerror}); wait or choose another folder") from error
     try:
-        with h5py.File(partial, "w", libver=("v110", "v110"), track_times=False) as file:
+        with h5py.File(partial, "w", libver=("v110", "v110"), track_times=False, rdcc_nbytes=0) as file:
             voxels = _create_voxels(file, patch_shape, origin)
             for record in records:
                 tables.append(_append(voxels, len(tables), record, patch_shape=patch_shape, origin=origin, path=path))

@@ -150,7 +150,11 @@ def _parse(content: dict[str, Any]) -> Manifest:
     shards = tuple(ShardInfo(**entry) for entry in content["shards"])
     patch_shape = tuple(operator.index(n) for n in content["patch_shape"])
     spacing_mm = tuple(float(s) for s in content["spacing_mm"])
-    if len(patch_shape) != 3 or min(patch_shape) < 1 or len(spacing_mm) != 3 or not min(spacing_mm) > 0:
+    if (
+        [len(patch_shape), len(spacing_mm)] != [3, 3]
+        or min(patch_shape) < 1
+        or not all(0 < s < 1e6 for s in spacing_mm)
+    ):
         raise ValueError(f"patch_shape {patch_shape}, spacing_mm {spacing_mm}")
     if content["origin"] not in ORIGINS:
         raise ValueError(f"origin {content['origin']!r} is not one of {ORIGINS}")
@@ -192,7 +196,8 @@ def intensities(stored_XYZ: np.ndarray, scaling: str) -> np.ndarray:
     if scaling != "patch":
         raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
     low, high = int(stored_XYZ.min()), int(stored_XYZ.max())
-    return (stored_XYZ - np.uint16(low)).astype(np.float32) * np.float32(255 / max(high - low, 1))
+    # 65535 * 255 is exact in float32, so the largest voxel becomes 255 and not a hair more.
+    return (stored_XYZ - np.uint16(low)).astype(np.float32) * np.float32(255) / np.float32(max(high - low, 1))
 
 
 class ShardSet:

@@ -23,8 +23,8 @@ CACHE_BYTES = 256 * 2**20
 WORKER_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _WHY_KILLED = {
-    signal.SIGKILL: ": out of memory is the usual cause",
-    signal.SIGBUS: ": /dev/shm too small is the usual cause",
+    signal.SIGKILL: " (usually: out of memory)",
+    signal.SIGBUS: " (usually: /dev/shm is too small)",
 }
 
 
@@ -202,11 +202,9 @@ def _wait(
         except RuntimeError as error:
             remedy = f"while reading {', '.join(dataset.shards_of(indices))}; start again, or with train.num_workers=0"
             if dead := [worker for worker in workers if worker.exitcode]:
-                code = dead[0].exitcode
-                how = (
-                    f"was killed by {signal.Signals(-code).name}{_WHY_KILLED.get(-code, '')}," if code < 0 else "exited"
-                )
-                raise ResourceError(f"data worker {dead[0].pid} {how} (exit code {code}) {remedy}") from error
+                raise ResourceError(
+                    f"data worker {dead[0].pid} {_cause_of_death(dead[0].exitcode)} {remedy}"
+                ) from error
             if time.monotonic() - begin >= timeout_s:
                 pids = ", ".join(str(worker.pid) for worker in workers)
                 raise ResourceError(
@@ -214,6 +212,12 @@ def _wait(
                 ) from error
             if "timed out" not in str(error):
                 raise
+
+
+def _cause_of_death(exitcode: int) -> str:
+    if exitcode > 0:
+        return f"exited with code {exitcode}"
+    return f"was killed by {signal.Signals(-exitcode).name}{_WHY_KILLED.get(-exitcode, '')}"
 
 
 def _as_it_is(item: Tensor | VesselganError) -> Tensor | VesselganError:

@@ -1,0 +1,47 @@
+"""Small shard sets whose patches say who they are."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.shards import Record, ShardSet, write_manifest, write_shard
+
+SHAPE = (4, 4, 2)
+
+
+def _record(number: int, origin: str, shape: tuple[int, int, int]) -> Record:
+    """Every image voxel is `number` (but one, 255, one, 0); the label holds its bits, so pairs can be told apart."""
+    image = np.full(shape, number, np.float32)
+    image[0, 0, 0], image[-1, -1, -1] = 255, 0
+    label = np.zeros(int(np.prod(shape)), np.uint8)
+    label[:8] = [number >> bit & 1 for bit in range(8)]
+    label = label.reshape(shape)
+    score = (label * np.float16(0.5)).astype(np.float16) if origin == "synthetic" else None
+    kind = "synthetic" if origin == "synthetic" else "grid"
+    return Record(image, label, "sub-1", (number, 0, 0), kind, (0.0, 1.0), 0, score)
+
+
+@pytest.fixture
+def make_set(tmp_path: Path) -> Callable[..., ShardSet]:
+    def make(
+        name: str = "real", numbers: range = range(10), origin: str = "real", shape: tuple[int, int, int] = SHAPE
+    ) -> ShardSet:
+        folder, records = tmp_path / name, [_record(number, origin, shape) for number in numbers]
+        infos = [
+            write_shard(folder / f"shard-{k}.h5", records[k::2], patch_shape=shape, origin=origin) for k in range(2)
+        ]
+        write_manifest(
+            folder,
+            shards=infos,
+            patch_shape=shape,
+            origin=origin,
+            subjects={"sub-1": {"spacing_mm": [1, 1, 1]}},
+            spacing_mm=(1, 1, 1),
+            upper_percentile=None,
+            extra={},
+        )
+        return ShardSet(folder)
+
+    return make

@@ -1,0 +1,236 @@
+"""What training reads: the right pairs, the same batches however they are spread, and no waiting for the dead."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.shards import ShardSet
+
+MakeSet = Callable[..., ShardSet]
+
+
+def dataset(*shard_sets: ShardSet, intensity: str = "byte", **options: object) -> PatchDataset:
+    settings = {"scaling": "volume", "label_threshold": 0.5, "intensity": intensity, **options}
+    return PatchDataset(list(shard_sets), **settings)
+
+
+def image_number(patch_CXYZ: Tensor) -> int:
+    return int(patch_CXYZ[0, 1, 1, 1])
+
+
+def label_number(patch_CXYZ: Tensor) -> int:
+    return int(sum(patch_CXYZ[1].flatten()[bit] * 2**bit for bit in range(8)))
+
+
+def batches(data: PatchDataset, start: int = 3, stop: int = 11, **options: object) -> list[Tensor]:
+    return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
+
+
+def test_images_span_minus_1_to_1_for_the_gan_and_0_to_255_for_the_unet(make_set: MakeSet) -> None:
+    shards = make_set(numbers=range(51, 55))
+    for intensity, low, middle, high in (("byte", 0, 51, 255), ("signed", -1, -0.6, 1)):
+        patch = dataset(shards, intensity=intensity)[0]
+        assert patch.shape == (2, 4, 4, 2) and patch.dtype == torch.float32
+        assert patch[0].min() == low and patch[0].max() == high
+        assert patch[0, 1, 1, 1].item() == pytest.approx(middle, abs=1e-6)
+        assert set(patch[1].unique().tolist()) == {0, 1}
+        assert label_number(patch) == 51
+
+
+def test_a_constant_patch_is_minus_1_under_patch_scaling(make_set: MakeSet) -> None:
+    shards = make_set(numbers=range(0, 2))
+    data = dataset(shards, intensity="signed", scaling="patch")
+    data._cache[0] = (np.full((4, 4, 2), 77, np.uint16), np.zeros((4, 4, 2), np.uint8))
+    assert (data[0][0] == -1).all()
+
+
+def test_real_and_synthetic_patches_mix_in_one_set_and_the_threshold_acts_on_the_synthetic(make_set: MakeSet) -> None:
+    real, synthetic = make_set(), make_set("synthetic", range(100, 106), "synthetic")
+    data = dataset(real, synthetic)
+    assert len(data) == 16
+    numbers = [(image_number(data[i]), label_number(data[i])) for i in range(16)]
+    assert sorted(numbers) == [(n, n) for n in [*range(10), *range(100, 106)]]
+    strict = dataset(real, synthetic, label_threshold=0.51)
+    assert [label_number(strict[i]) for i in range(16)] == [n for n, _ in numbers[:10]] + [0] * 6
+    for outside in (-1, 16):
+        with pytest.raises(IndexError):
+            data[outside]
+
+
+def test_sets_of_unlike_patch_shapes_are_refused_with_both_shapes(make_set: MakeSet) -> None:
+    with pytest.raises(DataError, match=r"real.*\[4, 4, 2\].*wide.*\[4, 4, 4\]"):
+        dataset(make_set(), make_set("wide", shape=(4, 4, 4)))
+
+
+def test_an_unknown_scaling_is_a_usage_error(make_set: MakeSet) -> None:
+    with pytest.raises(UsageError, match="data.scaling='slice' is not one of volume, patch"):
+        dataset(make_set(), scaling="slice")
+
+
+def test_in_the_control_no_image_keeps_its_label_and_every_label_is_used_once(make_set: MakeSet) -> None:
+    data = dataset(make_set(), shuffle_labels_seed=3)
+    pairs = [(image_number(data[i]), label_number(data[i])) for i in range(10)]
+    assert all(image != label for image, label in pairs)
+    assert sorted(image for image, _ in pairs) == sorted(label for _, label in pairs) == list(range(10))
+    again = dataset(make_set(), shuffle_labels_seed=3)
+    assert all(torch.equal(data[i], again[i]) for i in range(10))
+
+
+def test_ranks_share_the_global_batches(make_set: MakeSet) -> None:
+    data = dataset(make_set())
+    whole = batches(data)
+    assert len(whole) == 8 and whole[0].shape == (4, 2, 4, 4, 2)
+    for world_size in (2, 4):
+        shares = [batches(data, rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert torch.equal(torch.stack(whole), torch.cat([torch.stack(share) for share in shares], dim=1))
+
+
+def test_a_stream_resumes_in_the_middle_of_an_epoch(make_set: MakeSet) -> None:
+    data = dataset(make_set())
+    whole, later = batches(data, 0, 9), batches(data, 5, 9)
+    assert torch.equal(torch.stack(whole[5:]), torch.stack(later))
+    assert batches(data, 5, 5) == []
+    epoch = [image_number(patch) for batch in whole[2:4] for patch in batch]  # 10 patches: two batches of 4 an epoch
+    assert len(set(epoch)) == 8
+
+
+@pytest.mark.parametrize(("num_workers", "start_method"), [(1, "fork"), (8, "fork"), (2, "spawn")])
+def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int, start_method: str) -> None:
+    shards = make_set()
+    shards.record(0)  # a handle that is open before the fork
+    data = dataset(shards, cache_bytes=0)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    got = batches(data, num_workers=num_workers, start_method=start_method)
+    assert torch.equal(torch.stack(got), torch.stack(batches(data)))
+    assert torch.equal(torch.get_rng_state(), state)  # else a resumed run would draw other latents
+
+
+def test_patches_are_kept_when_they_fit_and_never_in_part(make_set: MakeSet) -> None:
+    shards = make_set()
+    size = 10 * 3 * 4 * 4 * 2
+    cached, uncached = dataset(shards, cache_bytes=size), dataset(shards, cache_bytes=size - 1)
+    first = torch.stack(batches(cached))
+    batches(uncached)
+    assert len(cached._cache) == 10 and uncached._cache == {}
+    for shard in shards.folder.glob("*.h5"):
+        shard.write_bytes(b"")
+    shards.close()
+    assert torch.equal(torch.stack(batches(cached)), first)
+    with pytest.raises(DataError):
+        batches(uncached)
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 11}, {"world_size": 3}])
+def test_a_batch_that_does_not_fit_or_divide_is_refused_before_anything_is_read(
+    make_set: MakeSet, options: dict[str, int]
+) -> None:
+    with pytest.raises(UsageError, match="train.batch_size"):
+        stream(dataset(make_set()), **{"batch_size": 4, "seed": 7, "start": 0, "stop": 1, **options})
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_damaged_shard_is_one_clear_line_from_a_worker_too(make_set: MakeSet, num_workers: int) -> None:
+    shards = make_set()
+    content = bytearray((shards.folder / "shard-1.h5").read_bytes())
+    shards.record(9)
+    offset = shards._open[1].voxels["image"].id.get_chunk_info(2).byte_offset
+    shards.close()
+    content[offset] ^= 1
+    (shards.folder / "shard-1.h5").write_bytes(content)
+    with pytest.raises(DataError, match=r"shard-1\.h5: patch 2 of data set image") as caught:
+        batches(dataset(shards), 0, 10, num_workers=num_workers)
+    assert "\n" not in str(caught.value)
+
+
+class Trouble(PatchDataset):
+    """A data set that strikes whichever worker reads it."""
+
+    strike: Callable[[], object]
+
+    def read(self, indices: list[int]) -> Tensor:
+        self.strike()
+        return super().read(indices)
+
+
+def troubled(make_set: MakeSet, strike: Callable[[], object]) -> Trouble:
+    data = Trouble(make_set(), scaling="volume", label_threshold=0.5, intensity="byte")
+    data.strike = strike
+    return data
+
+
+def kill_self() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stop_self() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize(
+    ("strike", "message"),
+    [
+        (kill_self, r"data worker \d+ was killed by SIGKILL \(usually: out of memory\) while"),
+        (lambda: os._exit(9), r"data worker \d+ exited with code 9 while"),
+        (stop_self, r"no batch for 2 s from the data workers \d+"),
+        (lambda: time.sleep(600), r"no batch for 2 s from the data workers \d+"),
+    ],
+)
+def test_a_dead_or_silent_worker_is_named_with_its_shards_and_not_waited_for(
+    make_set: MakeSet, strike: Callable[[], object], message: str
+) -> None:
+    begin, handler = time.monotonic(), signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(ResourceError, match=rf"{message}.*shard-\d\.h5.*train\.num_workers=0") as caught:
+        batches(troubled(make_set, strike), num_workers=1, start_method="fork", timeout_s=2)
+    assert caught.value.exit_code == 6
+    assert time.monotonic() - begin < 20
+    assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+def test_a_worker_that_dies_between_batches_does_not_break_the_training_step(make_set: MakeSet) -> None:
+    reads, arrived = iter(range(100)), multiprocessing.get_context("fork").Event()
+
+    def strike() -> None:
+        if next(reads) == 1:
+            arrived.wait(60)  # a batch on its way needs its worker alive
+            kill_self()
+
+    running = stream(
+        troubled(make_set, strike), batch_size=4, seed=7, start=0, stop=9, num_workers=1, start_method="fork"
+    )
+    assert next(running).shape[0] == 4
+    arrived.set()
+    time.sleep(0.5)  # it is dead by now; DataLoader's own handler would have raised here
+    with pytest.raises(ResourceError, match="SIGKILL"):
+        next(running)
+
+
+def test_a_fault_of_ours_in_a_worker_stays_a_fault_of_ours(make_set: MakeSet) -> None:
+    def strike() -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug") as caught:
+        batches(troubled(make_set, strike), num_workers=1, start_method="fork")
+    assert not isinstance(caught.value, ResourceError)
+
+
+def test_leaving_a_stream_early_ends_its_workers(make_set: MakeSet, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    running = stream(dataset(make_set()), batch_size=4, seed=7, start=0, stop=10**6, num_workers=2)
+    next(running)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    running.close()
+    deadline = time.monotonic() + 10
+    while set(multiprocessing.active_children()) - before and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(multiprocessing.active_children()) <= before
