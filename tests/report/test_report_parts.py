@@ -107,6 +107,15 @@ def test_axial_picture_is_true_to_scale(road):
     assert figures.axial(sample, (0.5, 1.0, 0.8), 200.0).shape == (figures.SIDE, figures.SIDE // 2, 3)
 
 
+def test_window_makes_vessels_white_however_few_they_are():
+    image, label = np.full((10, 10, 10), 40.0), np.zeros((10, 10, 10), np.uint8)
+    image[0, 0, 0], label[0, 0, 0] = 220.0, 1
+    sample = figures.Sample(0, "a", "grid", image, label)
+    assert figures.window([sample]) == 220.0
+    assert figures.window([figures.Sample(0, "a", "grid", image * 0, label * 0)]) == 1.0
+    assert figures.window([]) == 255.0
+
+
 def test_synthetic_label_is_cut_at_the_threshold(road):
     made = ShardSet(road / "runs/demo-gan/synthetic")
     assert figures.read_samples(made, [0], 0.5)[0].label_XYZ.sum() == 16 * 2 * 2

@@ -24,7 +24,7 @@ from vesselgan.shards import MANIFEST, ShardSet
 
 PAGE = "index.html"
 # Of a provenance, what a co-author may see: versions and hardware, not commands (they hold paths).
-SHOWN = ("vesselgan", "python", "packages", "hardware", "time")
+SHOWN = ("time", "vesselgan", "python", "packages", "hardware")
 PACKAGES = ("numpy", "scipy", "h5py", "pillow")
 
 
@@ -117,41 +117,34 @@ that was trained on them alone segment the vessels of whole volumes that neither
 
 def _provenance(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
     """What made the page and what went into it: versions, dates, hashes."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    lines = [
-        ("This page", "date", f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"),
-        ("", "made by", f"vesselgan {__version__}, Python {platform.python_version()}, {versions}"),
-        ("", "settings", config_hash(config)),
-        ("", "label threshold", f"{config.data.label_threshold:g}"),
-    ]
+    versions = "; ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    made_by = f"{now}; vesselgan {__version__}; python {platform.python_version()}; {versions}"
+    settings = f"settings {config_hash(config)}, label threshold {config.data.label_threshold:g}"
+    lines = [("This page", made_by, settings)]
     for run in runs:
-        facts = [("settings (SHA-256)", run.settings_hash[:16] or "unknown"), *_facts(run.provenance)]
-        lines += [(f"GAN {run.title}" if i == 0 else "", *fact) for i, fact in enumerate(facts)]
+        lines.append((f"GAN {run.title}", _facts(run.provenance), f"settings {run.settings_hash[:12] or 'unknown'}"))
     for result in results:
-        title = result.get("title") or result.get("name") or result.get("job") or "result"
+        title = str(result.get("title") or result.get("name") or result.get("job") or "result")
         inputs = result.get("inputs") if isinstance(result.get("inputs"), dict) else {}
-        hashes = ", ".join(f"{name} {str(digest)[:12]}" for name, digest in inputs.items())
-        facts = (
-            [*_facts(result.get("provenance")), ("inputs (SHA-256)", hashes)]
-            if hashes
-            else _facts(result.get("provenance"))
-        )
-        lines += [(f"Result: {title}" if i == 0 else "", *fact) for i, fact in enumerate(facts)]
+        hashes = "; ".join(f"{name} {str(digest)[:12]}" for name, digest in inputs.items())
+        lines.append((f"Result: {title}", _facts(result.get("provenance")), hashes))
     cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in lines)
     return (
-        '<h2>Provenance</h2><div class="scroll"><table class="plain provenance">'
-        f"<thead><tr><th>of</th><th>what</th><th></th></tr></thead><tbody>{cells}</tbody></table></div>"
+        '<h2>Provenance</h2><div class="scroll"><table class="plain provenance"><thead><tr><th></th><th>made with</th>'
+        f"<th>settings or inputs (SHA-256)</th></tr></thead><tbody>{cells}</tbody></table></div>"
     )
 
 
-def _facts(provenance: Any) -> list[tuple[str, str]]:
+def _facts(provenance: Any) -> str:
+    """The facts that are SHOWN, in one line."""
     if not isinstance(provenance, dict):
-        return []
+        return "unknown"
     facts = []
     for key in SHOWN:
         value = provenance.get(key)
         if isinstance(value, dict):
-            value = ", ".join(f"{name} {entry}" for name, entry in value.items() if entry is not None)
-        if value not in (None, ""):
-            facts.append((key, str(value)))
-    return facts
+            facts += [f"{name} {entry}" for name, entry in value.items() if entry is not None]
+        elif value not in (None, ""):
+            facts.append(str(value) if key == "time" else f"{key} {value}")
+    return "; ".join(facts) or "unknown"

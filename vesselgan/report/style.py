@@ -42,7 +42,7 @@ thead tr:first-child th { text-align: center; border-top: 2px solid var(--ink); 
 thead tr:first-child th[colspan] { border-bottom: 1px solid var(--rule); }
 thead tr:last-child th { border-bottom: 1px solid var(--ink); }
 tbody th { text-align: left; font-weight: 600; padding: 8px 14px 8px 0; vertical-align: top; max-width: 17em; }
-tbody th small { font-weight: 400; }
+tbody th small { font-weight: 400; white-space: nowrap; }
 td { text-align: right; padding: 8px 10px; vertical-align: top; white-space: nowrap; }
 tbody tr { border-bottom: 1px solid var(--rule); }
 tbody tr:last-child { border-bottom: 2px solid var(--ink); }
@@ -52,9 +52,9 @@ tr.paper { background: var(--faint); }
 tr.paper th { padding-left: 10px; }
 table.plain { width: auto; }
 table.plain td, table.plain th { text-align: left; padding: 5px 22px 5px 0; white-space: normal; }
-table.provenance td:last-child { overflow-wrap: anywhere; }
+table.provenance td { overflow-wrap: anywhere; color: var(--soft); }
 table.provenance { font-size: 0.84rem; }
-table.provenance td:nth-child(2) { white-space: nowrap; color: var(--soft); }
+table.provenance td:last-child { width: 34%; }
 table.plain thead tr:first-child th { text-align: left; border-bottom: 1px solid var(--ink); }
 table.plain .number { text-align: right; white-space: nowrap; }
 .notrun { color: var(--idle); font-style: italic; }
@@ -95,17 +95,19 @@ figcaption { font-size: 0.92rem; color: var(--soft); margin-top: 10px; max-width
 .mean { stroke: var(--ink); stroke-width: 1.4; }
 footer { padding-top: 26px; padding-bottom: 44px; color: var(--soft); font-size: 0.86rem; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
-@media (max-width: 820px) {
+@media screen and (max-width: 820px) {
   .two { grid-template-columns: minmax(0, 1fr); } .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   main, header, footer { padding-left: 16px; padding-right: 16px; }
 }
 """
 PRINT = """
-  body { font-size: 10.5pt; background: #fff; }
+  html { font-size: 12px; }
+  body { font-size: 12px; background: #fff; }
+  header { padding-top: 0; }
   main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }
-  h2 { margin-top: 26pt; break-after: avoid; } h3 { break-after: avoid; }
+  h2 { margin-top: 22px; break-after: avoid; } h3 { margin-top: 16px; } h3, h3 + p { break-after: avoid; }
   figure, table, .panel { break-inside: avoid; }
-  .scroll { overflow: visible; } table { font-size: 8.8pt; } td, thead th { padding-left: 4pt; padding-right: 4pt; }
+  .scroll { overflow: visible; } td, thead th { padding: 4px 5px; } tbody th { padding-top: 4px; padding-bottom: 4px; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 """
 
