@@ -99,7 +99,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     """The road after the probe, in order."""
     work = Path(config.work_dir)
     gan = work / "runs/demo-gan"
-    generate = script("generate", setting("run", gan), "preset=demo")
+    generate = script("generate", setting("run", gan), f"num_patches={config.num_patches}")
     report = script("report", f"runs=[{quoted(gan)}]", *overrides)
     return [
         *_data_stages(config, overrides),

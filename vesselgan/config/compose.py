@@ -221,8 +221,7 @@ def _in_plain_words(error: Exception) -> str:
 def _settings_help(verb: str) -> str:
     lines = ["settings (key: type):"]
     lines += [f"  {key}: {kind}" for key, kind in keys_of(VERBS[verb]).items()]
-    # A group is offered where the verb has it as a key; presets change several keys at once.
-    top = {field.name for field in dataclasses.fields(VERBS[verb])}
+    offered = (config_dir() / f"{verb}.yaml").read_text()
     lines += ["groups:"]
-    lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if name in top or name == "preset"]
+    lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if f"{name}:" in offered.split("]")[0]]
     return "\n".join(lines)

@@ -260,6 +260,8 @@ class Plan:
 class Demo:
     work_dir: str
     data: Data
+    num_patches: int
+    """Synthetic patches that the U-Nets learn from."""
 
 
 @dataclass
