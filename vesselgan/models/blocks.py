@@ -89,9 +89,12 @@ class NarrowConv3d(Conv3d):
             return super()._conv_forward(input, weight, bias)
         dtype = _computing_dtype(input)
         places = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
-        shifted = [F.pad(weight.to(dtype), (z, 1 - z, y, 1 - y, x, 1 - x)) for x, y, z in places]
+        # In float32, so that the eight copies' gradients are added before they are rounded.
+        weight = weight.to(at_least_float32(weight.dtype))
+        shifted = [F.pad(weight, (z, 1 - z, y, 1 - y, x, 1 - x)) for x, y, z in places]
+        taps = torch.stack(shifted, 1).flatten(0, 1).to(dtype)
         bias = None if bias is None else bias.to(dtype).repeat_interleave(8)
-        blocks = F.conv3d(input.to(dtype), torch.stack(shifted, 1).flatten(0, 1), bias, stride=2, padding=1)
+        blocks = F.conv3d(input.to(dtype), taps, bias, stride=2, padding=1)
         # N, (O, 2, 2, 2), X/2, Y/2, Z/2 -> N, O, X, Y, Z; contiguous first, or the shuffle reads in tiny steps.
         blocks = blocks.to(input.dtype).contiguous().unflatten(1, (-1, 2, 2, 2))
         return blocks.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(len(input), -1, *input.shape[2:])
