@@ -83,7 +83,7 @@ def write_shard(
     except Exception as error:
         if partial.error is None:  # not the disk: a bad record, or whoever makes them
             raise
-        needed = f"{'' if expected else 'at least '}{max(expected, len(tables)) * patch_bytes / 2**20:.1f} MiB"
+        needed = f"{'about' if expected else 'at least'} {max(expected, len(tables)) * patch_bytes / 2**20:.1f} MiB"
         raise ResourceError(
             f"{path}: {describe(partial.error)} at patch {len(tables)}; this shard needs {needed} free: "
             "make room and start again (finished shards are kept)"

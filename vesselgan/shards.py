@@ -192,7 +192,7 @@ def intensities(stored_XYZ: np.ndarray, scaling: str) -> np.ndarray:
     patch; a constant patch becomes 0. UsageError for any other word.
     """
     if scaling == "volume":
-        return stored_XYZ.astype(np.float32) / np.float32(STEPS_PER_UNIT)
+        return np.divide(stored_XYZ, np.float32(STEPS_PER_UNIT), dtype=np.float32)
     if scaling != "patch":
         raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
     low, high = int(stored_XYZ.min()), int(stored_XYZ.max())

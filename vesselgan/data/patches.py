@@ -73,7 +73,10 @@ class PatchDataset(Dataset):
         batch_NCXYZ = np.empty((len(indices), 2, *self.patch_shape), np.float32)
         for patch_CXYZ, i in zip(batch_NCXYZ, indices, strict=True):
             image_XYZ = intensities(self._stored(i)[0], self.scaling)
-            patch_CXYZ[0] = image_XYZ / np.float32(127.5) - 1 if self.intensity == "signed" else image_XYZ
+            if self.intensity == "signed":
+                image_XYZ /= np.float32(127.5)
+                image_XYZ -= 1
+            patch_CXYZ[0] = image_XYZ
             patch_CXYZ[1] = self._stored(i if self._label_of is None else self._label_of[i])[1]
         return torch.from_numpy(batch_NCXYZ)
 
