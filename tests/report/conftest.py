@@ -62,7 +62,7 @@ def write_set() -> Callable[..., None]:
 def make_result() -> Callable[..., dict]:
     """result(name, dice=...) -> a segmentation result of two subjects: dice - 0.01 and dice + 0.01."""
 
-    def make(name: str, dice: float, *, title: str = "a title", cohort: str = "phantom") -> dict:
+    def make(name: str, dice: float, *, title: str = "", cohort: str = "phantom") -> dict:
         subjects = [
             {
                 "subject": subject,

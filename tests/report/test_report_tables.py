@@ -51,6 +51,18 @@ def test_other_results_come_between_the_methods_and_the_paper(four_results, make
     assert [row.title for row in rows[4:]] == ["U-Net on both", "The paper, for orientation"]
 
 
+def test_result_says_what_was_run_whatever_it_is_called(make_result):
+    rows = tables.segmentation_table([make_result("real", 0.9, title="U-Net on synthetic")])
+    assert rows[1].title == "U-Net on synthetic"
+
+
+def test_cut_of_each_region_or_one_for_both(make_result):
+    fitted = make_result("threshold", 0.6) | {"threshold": 90.5, "thresholds": {"all": 90.5, "intracranial": 80.25}}
+    rows = tables.segmentation_table([fitted, make_result("real", 0.9)])
+    assert rows[0].cuts == {"all": 90.5, "intracranial": 80.25}
+    assert rows[1].cuts == {"all": 0.5, "intracranial": 0.5}
+
+
 def test_text_names_every_subject_and_the_papers_numbers(four_results):
     text = tables.format_text(tables.segmentation_table(four_results))
     assert text.count("sub-07") == 4

@@ -4,7 +4,9 @@ Nothing on the page is fetched from anywhere: pictures are inline PNG, charts in
 text that comes from a file is escaped. Parts that were not run say so.
 """
 
+import hashlib
 import importlib.metadata
+import json
 import platform
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -55,6 +57,7 @@ def report(config: Report) -> Path:
         write_text(out / PAGE, page)
     except OSError as error:
         raise ResourceError(f"{out}: the report cannot be written ({error.strerror}); name another out=DIR") from error
+    print(f"wrote {out / PAGE}", flush=True)
     return out / PAGE
 
 
@@ -127,8 +130,8 @@ def _provenance(config: Report, results: Sequence[dict[str, Any]], runs: Sequenc
     for result in results:
         title = str(result.get("title") or result.get("name") or result.get("job") or "result")
         inputs = result.get("inputs") if isinstance(result.get("inputs"), dict) else {}
-        hashes = "; ".join(f"{name} {str(digest)[:12]}" for name, digest in inputs.items())
-        lines.append((f"Result: {title}", _facts(result.get("provenance")), hashes))
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        lines.append((f"Result: {title}", _facts(result.get("provenance")), f"{len(inputs)} input files {digest[:12]}"))
     cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in lines)
     return (
         '<h2>Provenance</h2><div class="scroll"><table class="plain provenance"><thead><tr><th></th><th>made with</th>'

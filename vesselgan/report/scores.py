@@ -49,7 +49,8 @@ def _part(i: int) -> str:
 def _line(row: Row, inside: bool) -> str:
     if row.name == PAPER:
         return _paper_line(row)
-    cut = f"<small>cut at {row.cut:g}</small>" if row.cut is not None else ""
+    cuts = list(dict.fromkeys(f"{cut:.4g}" for cut in row.cuts.values()))  # one for both regions, or one for each
+    cut = f"<small>cut at {' and '.join(cuts)}</small>" if cuts else ""
     cells = "".join(
         f"<td{_part(i)}>{_cell(row.cell(region, metric), inside)}</td>"
         for region in REGIONS

@@ -46,8 +46,8 @@ class Row:
     name: str
     title: str
     cells: dict[tuple[str, str], dict[str, Cell]]
-    cut: float | None = None
-    """Where the method cut: its probability's or intensity's threshold."""
+    cuts: dict[str, float] = field(default_factory=dict)
+    """Where the method cut, by region: its probability's or intensity's threshold."""
 
     def cell(self, region: str, metric: str) -> Cell | None:
         return self.cells.get((region, metric), {}).get("")
@@ -132,11 +132,12 @@ def segmentation_table(results: Iterable[dict]) -> list[Row]:
             raise DataError(f"two results are called {result['name']!r}; remove one or evaluate with another name=")
         found[result["name"]] = result
     rows = [_row(name, title, found.pop(name, None)) for name, title in METHODS.items()]
-    rows += [_row(name, str(result.get("title") or name), result) for name, result in sorted(found.items())]
+    rows += [_row(name, name, result) for name, result in sorted(found.items())]
     return [*rows, _paper_row()]
 
 
 def _row(name: str, title: str, result: dict | None) -> Row:
+    """A result's own title wins: it says what was run, whatever the result is called."""
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for region in REGIONS:
         entries = [e for e in (result or {}).get("subjects", []) if e["region"] == region]
@@ -144,7 +145,13 @@ def _row(name: str, title: str, result: dict | None) -> Row:
             values = {e["subject"]: _finite(e.get(metric)) for e in entries}
             if values:
                 cells[region, metric] = {"": Cell(*_mean_sd(values.values()), values)}
-    return Row(name, title, cells, _finite((result or {}).get("threshold")))
+    return Row(name, str((result or {}).get("title") or title), cells, _cuts(result or {}))
+
+
+def _cuts(result: dict) -> dict[str, float]:
+    by_region = result.get("thresholds") if isinstance(result.get("thresholds"), dict) else {}
+    cuts = {region: _finite(by_region.get(region, result.get("threshold"))) for region in REGIONS}
+    return {region: cut for region, cut in cuts.items() if cut is not None}
 
 
 def _paper_row() -> Row:
