@@ -225,9 +225,9 @@ def format_value(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def _lines(rows: list[Row]) -> list[list[str]]:
+def _lines(rows: list[Row], regions: Iterable[str]) -> list[list[str]]:
     """The table as texts: per row a line of mean (SD), below it one line per subject or, in the paper, per source."""
-    columns = [(region, metric) for region in REGIONS for metric in METRICS]
+    columns = [(region, metric) for region in regions for metric in METRICS]
     lines = []
     for row in rows:
         if row.name == PAPER:
@@ -246,19 +246,19 @@ def _lines(rows: list[Row]) -> list[list[str]]:
 
 
 def format_text(rows: list[Row]) -> str:
-    """The table for a terminal, the aims with pass or fail below it."""
-    heads = [[""] + [REGIONS[region] if i == 0 else "" for region in REGIONS for i, _ in enumerate(METRICS)]]
-    heads.append(["mean (SD); then per subject"] + list(METRICS.values()) * len(REGIONS))
-    lines = heads + _lines(rows)
-    widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
-    texts = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    texts.insert(2, "-" * max(len(text) for text in texts))
-    return "\n".join(texts + ["", *(format_aim(aim) for aim in aims(rows))])
+    """The table for a terminal of 80 columns, one block per region, the aims with pass or fail below."""
+    texts = []
+    for region, name in REGIONS.items():
+        lines = [[f"{name}: mean (SD)", *METRICS.values()], *_lines(rows, [region])]
+        widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
+        block = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines]
+        texts += [block[0], "-" * max(len(text) for text in block), *block[1:], ""]
+    return "\n".join(texts + [format_aim(aim) for aim in aims(rows)])
 
 
 def format_aim(aim: Aim) -> str:
-    measured = NOT_RUN if aim.measured is None else f"{aim.measured:.3f}"
-    return f"{aim.verdict:7}  {aim.text}: {measured} (aim: at least {aim.target:.2f})"
+    measured = "-" if aim.measured is None else f"{aim.measured:.3f}"
+    return f"{aim.verdict:7} {aim.text}: {measured} (aim {aim.target:.2f})"
 
 
 def format_markdown(rows: list[Row]) -> str:
@@ -268,7 +268,11 @@ def format_markdown(rows: list[Row]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in texts) + " |"
 
     heads = [f"{region}: {metric}" for region in REGIONS.values() for metric in METRICS.values()]
-    table = [line(["mean (SD)", *heads]), "|" + "---|" * (len(heads) + 1), *(line(texts) for texts in _lines(rows))]
+    table = [
+        line(["mean (SD)", *heads]),
+        "|" + "---|" * (len(heads) + 1),
+        *(line(texts) for texts in _lines(rows, REGIONS)),
+    ]
     return "\n".join([*table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
 
 
