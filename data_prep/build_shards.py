@@ -225,7 +225,7 @@ def require_space(data: PreparedData, missing: list[PlannedShard]) -> None:
     free = shutil.disk_usage(data.cohort_dir).free
     if needed > free:
         raise ResourceError(
-            f"{data.cohort_dir}: the shards to come need {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; "
+            f"{data.cohort_dir}: the shards to come need {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; "
             "make room or move work_dir"
         )
 

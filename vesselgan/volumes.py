@@ -250,8 +250,8 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         raise DataError(f"{path}: {header.get_value_label('datatype')} voxels; convert it to one number per voxel")
     file_affine = header.get_best_affine().astype(float)
     spacing_mm = np.linalg.norm(file_affine[:3, :3], axis=0)
-    volume_mm3 = abs(np.linalg.det(file_affine[:3, :3]))
-    if not np.isfinite(file_affine).all() or volume_mm3 <= 1e-6 * np.prod(spacing_mm):
+    is_finite = bool(np.isfinite(file_affine).all())
+    if not is_finite or abs(np.linalg.det(file_affine[:3, :3])) <= 1e-6 * np.prod(spacing_mm):
         raise DataError(f"{path}: its affine is not a grid in space (spacing {_by(spacing_mm)} mm); mend the header")
     axes = orientations.io_orientation(file_affine)
     affine = file_affine @ orientations.inv_ornt_aff(axes, shape)

@@ -1,0 +1,80 @@
+"""Cohorts for the tests of data preparation: a few tiny NIfTI volumes and the settings that fit them."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from vesselgan.config.schema import Layout, Prepare, PreparedData, Split
+
+SHAPE = (24, 20, 18)
+AFFINE = np.diag([0.5, 0.5, 0.7, 1.0])
+
+
+def write_subject(folder: Path, seed: int) -> None:
+    """One subject: noise on a body of 50..150 with a bright vessel, its label, and a mask of the inner half."""
+    draw = np.random.default_rng(seed)
+    image = draw.integers(50, 150, SHAPE).astype(np.int16)
+    image[:3] = 0  # background
+    label = np.zeros(SHAPE, np.uint8)
+    label[8:10, 4:16, 6 + seed % 4 : 9 + seed % 4] = 1
+    image[label == 1] += 60
+    image[20, 10, 10:14] = 2000  # brighter than any vessel, so that scaling clips no vessel
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[5:20, 3:17, 2:16] = 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, array in (("image", image), ("vessel", label), ("brain_mask", mask)):
+        nib.save(nib.Nifti1Image(array, AFFINE), folder / f"{name}.nii.gz")
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
+    """A function that writes `num_subjects` subjects and gives the settings to prepare them."""
+
+    def make(num_subjects: int, *, split: Split | None = None) -> PreparedData:
+        root = tmp_path / "nifti"
+        for number in range(1, num_subjects + 1):
+            write_subject(root / f"sub-{number:02d}", seed=number)
+        prepare = Prepare(
+            patch_shape=[16, 16, 8],
+            num_vessel_patches_gan=5,
+            num_vessel_patches_unet=9,
+            upper_percentile=99.99,
+            max_clipped_vessel_share=0.05,
+            split=split or Split(train=None, validation=1, test=1, seed=990, csv=None),
+            label_values=None,
+            label_cut=None,
+            nan_value=None,
+            pad_thin=False,
+            pairs_per_shard=6,
+            quarantine=False,
+            repair=False,
+            seed=990,
+        )
+        layout = Layout("{subject}/image.nii.gz", "{subject}/vessel.nii.gz", "{subject}/brain_mask.nii.gz")
+        return PreparedData(
+            name="tiny",
+            root=str(root),
+            cohort_dir=str(tmp_path / "work" / "tiny"),
+            layout=layout,
+            scaling="volume",
+            label_threshold=0.3,
+            prepare=prepare,
+        )
+
+    return make
+
+
+@pytest.fixture
+def hashes() -> Callable[[PreparedData], dict[str, str]]:
+    """A function: name -> sha256 of every file that a build left, but the one that holds the inputs' times."""
+
+    def of(data: PreparedData) -> dict[str, str]:
+        folder = Path(data.cohort_dir)
+        files = [path for path in folder.rglob("*") if path.is_file() and path.name != "state.json"]
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return of

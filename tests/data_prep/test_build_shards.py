@@ -1,0 +1,302 @@
+"""Shards from a cohort: the right pairs in the right places, and what a second start finds, mends or refuses."""
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_prep import build_shards, lock
+from data_prep.mpi import World
+from vesselgan import volumes
+from vesselgan.cohort import read_cohort
+from vesselgan.config.schema import BuildShards, PreparedData, Split
+from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.shards import ShardSet, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+ALONE = World(0, 1, None)
+MakeCohort = Callable[..., PreparedData]
+Hashes = Callable[[PreparedData], dict[str, str]]
+NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
+
+
+def build(data: PreparedData, *purposes: str) -> None:
+    config = BuildShards(work_dir="unused", data=data, purposes=list(purposes or ("gan", "unet")))
+    build_shards.build(config, ALONE)
+
+
+def shards(data: PreparedData, name: str) -> ShardSet:
+    return ShardSet(Path(data.cohort_dir) / "shards" / name)
+
+
+def identities(data: PreparedData) -> dict[str, tuple[int, int]]:
+    """Shard -> (inode, time of change): what was not written again keeps both."""
+    found = {}
+    for path in Path(data.cohort_dir).rglob("*.h5"):
+        found[str(path.relative_to(data.cohort_dir))] = (path.stat().st_ino, path.stat().st_mtime_ns)
+    return found
+
+
+def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> None:
+    data = cohort(5)
+    build(data)
+    splits = {name: subject.split for name, subject in read_cohort(data.cohort_dir).subjects.items()}
+    assert Counter(splits.values()) == {"train": 3, "validation": 1, "test": 1}
+    gan, unet, validation = shards(data, "gan/train"), shards(data, "unet/train"), shards(data, "unet/validation")
+    assert (len(gan), len(unet), len(validation)) == (3 * (NUM_GRID + 5), 3 * 9, 9)
+    assert not (Path(data.cohort_dir) / "shards/gan/validation").exists()
+    kinds = Counter((r.subject, r.kind) for r in map(gan.record, range(len(gan))))
+    training = [name for name, split in splits.items() if split == "train"]
+    assert kinds == {(name, kind): n for name in training for kind, n in (("grid", NUM_GRID), ("vessel", 5))}
+    assert {unet.record(i).subject for i in range(len(unet))} == set(training)
+    assert {validation.record(i).subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
+    assert all(verify(Path(data.cohort_dir) / "shards" / name) == [] for name in ("gan/train", "unet/train"))
+
+
+def test_a_record_is_its_own_place_in_its_own_scaled_volume(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data, "gan")
+    gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
+    for i in range(len(gan)):
+        record, subject = gan.record(i), subjects[gan.record(i).subject]
+        assert subject.image.parent.name == record.subject
+        raw = nib.load(subject.image).get_fdata()
+        low, high = raw[raw != 0].min(), np.percentile(raw[raw != 0], 99.99)
+        window = tuple(slice(c, c + n) for c, n in zip(record.corner, (16, 16, 8), strict=True))
+        expected = np.clip((raw[window] - low) * 255 / (high - low), 0, 255)
+        # half a step of uint16 and float32's rounding
+        np.testing.assert_allclose(record.image_XYZ, expected, atol=0.002)
+        np.testing.assert_array_equal(record.label_XYZ, np.asarray(nib.load(subject.label).dataobj)[window])
+        assert record.limits == (low, pytest.approx(high)) and record.num_clipped == (raw > record.limits[1]).sum()
+        assert record.kind == "grid" or record.label_XYZ.any()
+
+
+def test_the_manifest_says_where_the_patches_come_from_and_no_text_of_the_files(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    for path in Path(data.root).rglob("*.nii.gz"):
+        image = nib.load(path)
+        image.header["descrip"] = b"DOE^JANE"
+        nib.save(nib.Nifti1Image(np.asarray(image.dataobj).copy(), image.affine, image.header), path)
+    build(data)
+    gan = shards(data, "gan/train")
+    assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
+    assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
+    files = [path for path in Path(data.cohort_dir).rglob("*") if path.is_file()]
+    assert len(files) > 5 and not any(b"DOE" in path.read_bytes() for path in files)
+
+
+def test_a_second_start_keeps_everything_and_says_so(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(4)
+    build(data)
+    before = identities(data)
+    capsys.readouterr()
+    build(data)
+    out = capsys.readouterr().out
+    assert identities(data) == before
+    assert "everything was there already" in out and "(0 built, 6 were there)" in out and "subject  shape" not in out
+
+
+def test_only_the_shards_and_manifests_that_are_missing_are_built(cohort: MakeCohort, hashes: Hashes) -> None:
+    data = cohort(4)
+    build(data)
+    bytes_before, before = hashes(data), identities(data)
+    folder = Path(data.cohort_dir) / "shards"
+    (folder / "gan/train/shard-00002.h5").unlink()
+    (folder / "unet/train/manifest.json").unlink()
+    (folder / "unet/train/shard-00000.h5.partial").write_bytes(b"left by a killed job")
+    (folder / ".build/unet-train-shard-00000.h5.json").unlink()
+    build(data)
+    assert hashes(data) == bytes_before
+    changed = {name for name, identity in identities(data).items() if identity != before[name]}
+    assert changed == {"shards/gan/train/shard-00002.h5", "shards/unet/train/shard-00000.h5"}
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
+def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohort, hashes: Hashes, damage: str) -> None:
+    data = cohort(4)
+    build(data)
+    bytes_before, before = hashes(data), identities(data)
+    name = "shards/gan/train/shard-00001.h5"
+    path = Path(data.cohort_dir) / name
+    content = path.read_bytes()
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes({"flip": bytes(flipped), "cut": content[:-50], "empty": b"", "other": os.urandom(9000)}[damage])
+    with pytest.raises(DataError, match=f"{name}.*data.prepare.repair=true"):
+        build(data)
+    data.prepare.repair = True
+    build(data)
+    assert hashes(data) == bytes_before
+    assert {n for n, identity in identities(data).items() if identity != before[n]} == {name}
+
+
+def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
+    with pytest.raises(ResourceError, match=f"another job is building .* process {os.getpid()}"):
+        build(data)
+    assert not (Path(data.cohort_dir) / "shards").exists()
+
+
+def test_other_settings_are_refused_with_the_difference(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data)
+    before = identities(data)
+    data.prepare.num_vessel_patches_gan, data.prepare.split.seed = 6, 1
+    message = "num_vessel_patches_gan: 5 -> 6; data.prepare.split.seed: 990 -> 1.*to build anew, remove"
+    with pytest.raises(UsageError, match=message):
+        build(data)
+    data.prepare.num_vessel_patches_gan, data.prepare.split.seed = 5, 990
+    data.prepare.quarantine = data.prepare.repair = True  # these change no byte
+    build(data)
+    assert identities(data) == before
+
+
+def test_changed_inputs_are_refused_by_name(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data)
+    path = Path(data.root) / "sub-02" / "image.nii.gz"
+    volumes.write_volume(path, np.asarray(nib.load(path).dataobj) + np.int16(1), nib.load(path).affine)
+    with pytest.raises(DataError, match="the image of sub-02 changed; .* remove"):
+        build(data)
+
+
+def test_files_that_were_only_moved_or_packed_anew_are_the_same_cohort(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data)
+    before = identities(data)
+    moved = Path(data.root).rename(Path(data.root).with_name("elsewhere"))
+    data.root = str(moved)
+    path = moved / "sub-01" / "image.nii.gz"
+    volumes.write_volume(path, np.asarray(nib.load(path).dataobj), nib.load(path).affine)
+    build(data)
+    assert identities(data) == before
+    assert read_cohort(data.cohort_dir).subjects["sub-01"].image == path
+
+
+def test_a_subject_that_changes_between_check_and_cutting_is_noticed(
+    cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = cohort(4)
+    settle = build_shards.settle_cohort
+
+    def settle_then_change(*arguments: object) -> object:
+        settled = settle(*arguments)
+        for path in Path(data.root).rglob("vessel.nii.gz"):
+            volumes.write_volume(path, 1 - np.asarray(nib.load(path).dataobj), nib.load(path).affine)
+        return settled
+
+    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0.\): its voxels changed since"):
+        build(data)
+    assert not list(Path(data.cohort_dir).rglob("*.h5"))
+
+
+@pytest.mark.parametrize(("name", "what"), [("shards/notes.txt", "not made by"), ("cohort.json", "something else")])
+def test_a_foreign_folder_is_never_written_into(cohort: MakeCohort, name: str, what: str) -> None:
+    data = cohort(4)
+    path = Path(data.cohort_dir) / name
+    path.parent.mkdir(parents=True)
+    path.write_text('{"name": "theirs"}')
+    with pytest.raises(UsageError, match=what):
+        build(data)
+    assert [p for p in Path(data.cohort_dir).rglob("*") if p.is_file()] == [path]
+    assert path.read_text() == '{"name": "theirs"}'
+
+
+def test_another_cohorts_shards_are_not_taken_for_this_ones(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data)
+    data.name = "other"
+    with pytest.raises(UsageError, match="holds the shards of cohort tiny, not other"):
+        build(data)
+
+
+def test_an_output_in_the_inputs_or_in_the_program_is_refused(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    data.cohort_dir = data.root
+    with pytest.raises(UsageError, match="is data.root"):
+        build(data)
+    data.cohort_dir = str(ROOT / "vesselgan" / "tiny")
+    with pytest.raises(UsageError, match="inside the program's own vesselgan/"):
+        build(data)
+    data.cohort_dir, data.root = str(Path(data.root).parent / "out"), "/nowhere"
+    with pytest.raises(DataError, match="no such folder"):
+        build(data)
+    assert not Path(data.cohort_dir).exists()
+
+
+def test_unusable_subjects_stop_the_build_or_are_set_aside_by_name(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(5)
+    (Path(data.root) / "sub-03" / "image.nii.gz").write_bytes(b"broken")
+    with pytest.raises(DataError, match="1 of 5 subjects are unusable: sub-03"):
+        build(data)
+    assert not (Path(data.cohort_dir) / "shards").exists()
+    data.prepare.quarantine = True
+    build(data)
+    assert "set aside: sub-03" in capsys.readouterr().out
+    assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-01", "sub-02", "sub-04", "sub-05"]
+    build(data)
+    assert "set aside: sub-03" in capsys.readouterr().out
+    data.prepare.quarantine = False
+    with pytest.raises(DataError, match="sub-03"):
+        build(data)
+
+
+def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(3, split=Split(train=0, validation=0, test=3, seed=1, csv=None))
+    build(data)
+    assert len(read_cohort(data.cohort_dir).of_split("test")) == 3
+    assert not list(Path(data.cohort_dir).rglob("*.h5"))
+    assert "cohort.json is enough to test" in capsys.readouterr().out
+
+
+def test_a_cohort_without_labels_cannot_become_pairs(cohort: MakeCohort) -> None:
+    data = cohort(3)
+    data.layout.label = None
+    with pytest.raises(DataError, match="data.layout.label is null"):
+        build(data)
+
+
+def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
+    data = cohort(3)
+    data.prepare.patch_shape, data.prepare.pad_thin = [24, 16, 32], True
+    build(data, "gan")
+    gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
+    assert len(gan) == 2 + 5  # 24 / 24, 20 / 16, 18 padded to 32
+    record = gan.record(0)
+    raw = np.asarray(nib.load(subjects[record.subject].label).dataobj)
+    np.testing.assert_array_equal(record.label_XYZ[:, :, :18], raw[:, :16])
+    np.testing.assert_array_equal(record.label_XYZ[:, :, 18:], raw[:, :16, 16:2:-1])
+    np.testing.assert_array_equal(record.image_XYZ[:, :, 18:], record.image_XYZ[:, :, 16:2:-1])
+
+
+def test_too_small_a_disk_is_said_before_the_first_shard(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = cohort(3)
+    usage = build_shards.shutil.disk_usage("/")
+    monkeypatch.setattr(build_shards.shutil, "disk_usage", lambda path: usage._replace(free=100))
+    with pytest.raises(ResourceError, match="need 0.2 MiB, 0.0 MiB are free"):
+        build(data)
+    assert not list(Path(data.cohort_dir).rglob("*.h5"))
+
+
+def test_each_volume_is_read_once_to_be_cut(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = cohort(5)
+    build(data)
+    for path in Path(data.cohort_dir).rglob("*.h5"):
+        path.unlink()
+    read, counts = volumes.read_image, Counter()
+
+    def counted(path: Path, *, nan_value: float | None) -> volumes.Volume:
+        counts[Path(path).parent.name] += 1
+        return read(path, nan_value=nan_value)
+
+    monkeypatch.setattr(volumes, "read_image", counted)
+    build(data, "gan")
+    assert len(counts) == 3 and set(counts.values()) == {1}

@@ -1,0 +1,139 @@
+"""Builds as processes of their own: the same bytes on any number of ranks, and nothing lost to a kill."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from data_prep import build_shards, lock
+from data_prep.mpi import World
+from vesselgan.config.schema import BuildShards, PreparedData
+
+ROOT = Path(__file__).resolve().parents[2]
+MakeCohort = Callable[..., PreparedData]
+Hashes = Callable[[PreparedData], dict[str, str]]
+
+
+def build(data: PreparedData) -> None:
+    config = BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"])
+    build_shards.build(config, World(0, 1, None))
+
+
+def command(data: PreparedData, folder: Path, *, ranks: int = 0) -> list[str]:
+    """The command line that builds `data`, whose settings go through YAML as a user's would."""
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if ranks and not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python (extra: mpich)")
+    words = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
+    prepare, split = asdict(data.prepare), asdict(data.prepare.split)
+    settings = {f"data.prepare.split.{key}": value for key, value in split.items()}
+    settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key != "split"}
+    settings |= {"data.name": data.name, "data.root": data.root, "data.cohort_dir": str(folder)}
+    texts = {key: yaml.safe_dump(value, default_flow_style=True).split("\n")[0] for key, value in settings.items()}
+    return [*words, "-m", "data_prep.build_shards", "data=phantom", *(f"{key}={text}" for key, text in texts.items())]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+
+
+def test_bytes_do_not_depend_on_the_number_of_ranks(cohort: MakeCohort, hashes: Hashes, tmp_path: Path) -> None:
+    data = cohort(5)
+    build(data)
+    alone = hashes(data)
+    done = run(command(data, tmp_path / "ranks" / "tiny", ranks=2))
+    assert done.returncode == 0, done.stderr
+    data.cohort_dir = str(tmp_path / "ranks" / "tiny")
+    assert hashes(data) == alone  # cohort.json too: it names the inputs, which lie outside both folders, absolutely
+    assert "gan/train: 51 pairs in 9 shards (9 built, 0 were there)" in done.stdout
+    assert done.stdout.count("tiny: built in") == 1
+
+
+def test_a_build_killed_at_any_moment_is_taken_up_where_it_stopped(
+    cohort: MakeCohort, hashes: Hashes, tmp_path: Path
+) -> None:
+    data = cohort(4)
+    data.prepare.pairs_per_shard, data.prepare.num_vessel_patches_unet = 1, 20
+    build(data)
+    undisturbed = hashes(data)
+    folder = tmp_path / "killed" / "tiny"
+    words = command(data, folder)
+    for stop_at in (3, 20):  # finished shards when the kill comes
+        job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        while count_finished(folder) < stop_at and job.poll() is None:
+            time.sleep(0.002)
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+        assert job.returncode == -signal.SIGKILL
+        assert not list(folder.rglob("manifest.json"))  # nothing looks whole
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert "took over the lock of a job that died" in done.stdout and "unchanged since they were checked" in done.stdout
+    data.cohort_dir = str(folder)
+    assert hashes(data) == undisturbed
+
+
+@pytest.mark.soak
+def test_twenty_kills_of_a_rank_or_the_launcher_end_in_the_bytes_of_an_undisturbed_build(
+    cohort: MakeCohort, hashes: Hashes, tmp_path: Path
+) -> None:
+    data = cohort(5)
+    data.prepare.pairs_per_shard = 1
+    build(data)
+    undisturbed = hashes(data)
+    folder = tmp_path / "killed" / "tiny"
+    there = replace(data, cohort_dir=str(folder))
+    words, draw = command(data, folder, ranks=2), np.random.default_rng(20)
+    for _ in range(20):
+        if folder.exists() and draw.random() < 0.3:
+            shutil.rmtree(folder / "shards", ignore_errors=True)
+        job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        aim = count_finished(folder) + int(draw.integers(0, 8))
+        while job.poll() is None and count_finished(folder) < aim:
+            time.sleep(0.001)
+        owners = read_owners(folder)
+        victims = [*(owner["pid"] for owner in owners), job.pid]
+        kill(int(draw.choice(victims)))
+        job.wait(timeout=60)
+        wait_until_dead(owners)
+        assert not list(folder.rglob("manifest.json")) or hashes(there) == undisturbed
+    done = run(words)
+    assert done.returncode == 0, done.stderr
+    assert hashes(there) == undisturbed
+
+
+def count_finished(folder: Path) -> int:
+    return len(list(folder.glob("shards/.build/*.h5.json")))
+
+
+def read_owners(folder: Path) -> list[dict[str, int]]:
+    """The processes that the lock names; none before it is taken and after it is given back."""
+    try:
+        return json.loads((folder / ".build_shards.lock").read_text())
+    except FileNotFoundError:
+        return []
+
+
+def kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def wait_until_dead(owners: list[dict[str, int]]) -> None:
+    """Ranks whose launcher was killed end a moment later."""
+    for owner in owners:
+        while lock._started(owner["pid"]) == owner["started"]:
+            time.sleep(0.01)

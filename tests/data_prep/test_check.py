@@ -1,0 +1,237 @@
+"""The check names every fault of every subject in one run, and what it costs to go on."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_prep import check
+from data_prep.mpi import World
+from vesselgan.config.schema import PreparedData, Split
+from vesselgan.errors import DataError, UsageError
+
+ALONE = World(0, 1, None)
+MakeCohort = Callable[..., PreparedData]
+
+
+def change(path: Path, edit: Callable[[np.ndarray], np.ndarray | None], affine: np.ndarray | None = None) -> None:
+    """Rewrite a volume after `edit` has changed its array or returned another."""
+    old = nib.load(path)
+    array = np.asarray(old.dataobj).copy()
+    edited = edit(array)
+    nib.save(nib.Nifti1Image(array if edited is None else edited, old.affine if affine is None else affine), path)
+
+
+def test_a_sound_cohort_is_one_table_and_a_summary(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    check.check(cohort(4), ALONE)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "subject" and lines[0].endswith("verdict")
+    # 2 x 12 x 3 = 72 vessel voxels of 24 x 20 x 18 = 8640: 0.833 %
+    assert lines[1].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "yes", "0.00", "ok"]
+    assert lines[5:] == [
+        "4 subjects: 4 usable, 0 of them with warnings",
+        "split: 2 train, 1 validation, 1 test",
+    ]
+
+
+def break_all(root: Path) -> dict[str, str]:
+    """One fault of each kind; subject -> what must be said of it."""
+
+    def path(number: int, kind: str) -> Path:
+        return root / f"sub-{number:02d}" / f"{kind}.nii.gz"
+
+    def fill(value: float) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda array: np.full_like(array, value)
+
+    cut = path(1, "image").read_bytes()
+    path(1, "image").write_bytes(cut[: int(0.6 * len(cut))])
+    change(path(2, "image"), lambda a: a[:, :, 0])
+    change(path(3, "image"), lambda a: np.where(a > 140, np.nan, a).astype(np.float32))
+    change(path(4, "image"), fill(5))
+    change(path(5, "vessel"), fill(0))
+    change(path(6, "vessel"), lambda a: (a * 0.3).astype(np.float32))
+    change(path(7, "vessel"), lambda a: a * np.arange(1, 19, dtype=np.uint8))
+    change(path(8, "vessel"), lambda a: a[:, :, :-1])
+    moved = nib.load(path(9, "vessel")).affine.copy()
+    moved[0, 3] += 0.1
+    change(path(9, "vessel"), lambda a: None, moved)
+    change(path(10, "vessel"), lambda a: None, np.diag([-0.5, 0.5, 0.7, 1]))
+    path(11, "vessel").unlink()
+    path(12, "image").write_bytes(path(14, "image").read_bytes())
+    change(path(13, "image"), lambda a: np.where(np.arange(a.size).reshape(a.shape) == 4000, 3000, a.clip(0, 200)))
+    change(path(13, "vessel"), lambda a: (nib.load(path(13, "image")).get_fdata() == 3000).astype(np.uint8))
+    change(path(15, "brain_mask"), fill(0))
+    change(path(16, "image"), lambda a: a[:, :, :7])
+    change(path(17, "vessel"), lambda a: a[:9])
+    change(path(17, "image"), lambda a: a[:9])
+    return {
+        "sub-01": "damaged or cut short",
+        "sub-02": "24 x 20 is not one 3D volume",
+        "sub-03": "NaN or infinite",
+        "sub-04": "every voxel is 5",
+        "sub-05": "the label is empty",
+        "sub-06": "soft label",
+        "sub-07": "not 0 and 1",
+        "sub-08": "shapes 24 x 20 x 18 and 24 x 20 x 17 differ",
+        "sub-09": "0.1 mm apart",
+        "sub-10": "RAS vs LAS",
+        "sub-11": "label is missing",
+        "sub-14": "the very voxels of subject sub-12",
+        "sub-13": "100.0% of the vessel voxels lie above the upper limit",
+        "sub-15": "the mask is empty",
+        "sub-16": "thinner than the patch 16 x 16 x 8",
+        "sub-17": "thinner than the patch 16 x 16 x 8",
+    }
+
+
+def test_every_fault_of_every_subject_is_said_in_one_run(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(19)
+    expected = break_all(Path(data.root))
+    with pytest.raises(DataError) as caught:
+        check.check(data, ALONE)
+    out = capsys.readouterr().out
+    said = [line for line in out.splitlines() if line.startswith("UNUSABLE")]
+    for subject, fault in expected.items():
+        assert any(line.startswith(f"UNUSABLE {subject}: ") and fault in line for line in said), (subject, said)
+    assert {line.split()[1].rstrip(":") for line in said} == set(expected)
+    assert caught.value.exit_code == 3
+    assert f"{len(expected)} of 19 subjects are unusable: {', '.join(sorted(expected))}; " in str(caught.value)
+    # every message of one file names it
+    assert all(".nii.gz" in line for line in said)
+    # two faults of one subject are two lines
+    assert len([line for line in said if line.startswith("UNUSABLE sub-16")]) > 1
+
+
+def test_quarantine_sets_the_unusable_aside_by_name(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(5)
+    (Path(data.root) / "sub-03" / "image.nii.gz").write_bytes(b"broken")
+    data.prepare.quarantine = True
+    check.check(data, ALONE)
+    out = capsys.readouterr().out
+    assert "UNUSABLE sub-03: " in out
+    assert "5 subjects: 4 usable, 0 of them with warnings; set aside: sub-03\nsplit: 2 train, 1 val" in out
+
+
+def test_no_usable_subject_is_an_error_in_quarantine_too(cohort: MakeCohort) -> None:
+    data = cohort(1)
+    (Path(data.root) / "sub-01" / "image.nii.gz").write_bytes(b"broken")
+    data.prepare.quarantine = True
+    with pytest.raises(DataError, match="no usable subject is left"):
+        check.check(data, ALONE)
+
+
+def test_unusable_subjects_and_too_small_a_cohort_are_said_together(cohort: MakeCohort) -> None:
+    data = cohort(2)
+    (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"broken")
+    with pytest.raises(DataError, match="1 of 2 subjects are unusable: sub-02; .*; 2 subjects cannot give|leave none"):
+        check.check(data, ALONE)
+
+
+def one_subject(cohort: MakeCohort) -> PreparedData:
+    return cohort(1, split=Split(train=None, validation=0, test=0, seed=1, csv=None))
+
+
+def warnings_of(data: PreparedData, capsys: pytest.CaptureFixture) -> list[str]:
+    check.check(data, ALONE)
+    return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+
+
+def test_what_is_odd_and_usable_is_a_warning(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    folder = Path(data.root) / "sub-01"
+    image = nib.load(folder / "image.nii.gz")
+    image.header["descrip"] = b"DOE^JANE"
+    nib.save(image, folder / "image.nii.gz")
+    change(folder / "vessel.nii.gz", lambda a: a * 255)
+    change(folder / "brain_mask.nii.gz", lambda a: np.ones_like(a))
+    data.prepare.num_vessel_patches_unet = 100
+    said = "\n".join(warnings_of(data, capsys))
+    assert "text in descrip" in said and "DOE" not in said
+    assert "255 taken as vessel" in said
+    assert "every voxel is inside" in said
+    assert "72 vessel voxels for 100 patches: drawn with replacement" in said
+
+
+def test_a_label_of_all_ones_is_a_warning_with_its_share(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    change(Path(data.root) / "sub-01" / "vessel.nii.gz", lambda a: np.ones_like(a))
+    assert any("100.0% of all voxels are vessel" in line for line in warnings_of(data, capsys))
+
+
+def test_mixed_spacings_and_labels_without_images_are_warnings_of_the_cohort(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(3)
+    for name in ("image", "vessel", "brain_mask"):
+        change(Path(data.root) / "sub-02" / f"{name}.nii.gz", lambda a: None, np.diag([0.4, 0.4, 0.6, 1]))
+    (Path(data.root) / "sub-10").mkdir()
+    (Path(data.root) / "sub-10" / "vessel.nii.gz").touch()
+    said = warnings_of(data, capsys)
+    assert "warning: label without an image: sub-10" in said
+    assert any(line.startswith("warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x") for line in said)
+
+
+def test_nan_soft_and_class_rules_of_the_settings_make_a_cohort_usable(cohort: MakeCohort) -> None:
+    data = one_subject(cohort)
+    folder = Path(data.root) / "sub-01"
+    change(folder / "image.nii.gz", lambda a: np.where(a > 140, np.nan, a).astype(np.float32))
+    change(folder / "vessel.nii.gz", lambda a: (a * 0.7).astype(np.float32))
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    data.prepare.nan_value, data.prepare.label_cut, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
+    check.check(data, ALONE)
+    data.prepare.label_values = [1]
+    with pytest.raises(UsageError, match="exclude each other"):
+        check.check(data, ALONE)
+
+
+def test_a_thin_volume_is_usable_when_it_may_be_padded(cohort: MakeCohort) -> None:
+    data = one_subject(cohort)
+    data.prepare.patch_shape = [32, 32, 32]
+    with pytest.raises(DataError, match="sub-01"):
+        check.check(data, ALONE)
+    data.prepare.pad_thin = True
+    check.check(data, ALONE)
+
+
+def test_a_cohort_without_labels_and_masks_can_be_checked(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    data.layout = replace(data.layout, label=None, mask=None)
+    check.check(data, ALONE)
+    assert capsys.readouterr().out.splitlines()[1].split()[-5:] == ["-", "-", "-", "-", "ok"]
+
+
+def test_inputs_are_not_changed(cohort: MakeCohort) -> None:
+    data = cohort(3)
+    before = {path: path.read_bytes() for path in Path(data.root).rglob("*.nii.gz")}
+    check.check(data, ALONE)
+    assert {path: path.read_bytes() for path in Path(data.root).rglob("*") if path.is_file()} == before
+    assert not Path(data.cohort_dir).exists()
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_the_command_ends_with_code_3_and_one_error_line(cohort: MakeCohort, ranks: int) -> None:
+    data = cohort(3)
+    (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"broken")
+    mpiexec = Path(sys.executable).with_name("mpiexec")
+    if ranks and not mpiexec.exists():
+        pytest.skip("no mpiexec beside this Python (extra: mpich)")
+    command = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
+    command += ["-m", "data_prep.check", "data=phantom", f"data.root={data.root}", "data.prepare.patch_shape=[16,16,8]"]
+    command += ["data.prepare.split.validation=1", "data.prepare.split.test=1", "data.prepare.num_vessel_patches_gan=5"]
+    command += ["data.prepare.num_vessel_patches_unet=5"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=60, check=False)
+    assert done.returncode == 3
+    assert done.stdout.count("UNUSABLE sub-02") == 1 and done.stdout.splitlines()[3].endswith(" ok")
+    assert done.stderr.splitlines() == [
+        "error: 1 of 3 subjects are unusable: sub-02; mend what is listed above, or set them aside with "
+        "data.prepare.quarantine=true"
+    ]

@@ -1,0 +1,97 @@
+"""Finding subjects: exact keys, every missing and every surplus file, whatever the order of the directory."""
+
+import os
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep import layouts
+from vesselgan.config.schema import Layout
+from vesselgan.errors import DataError, UsageError
+
+PAIRS = Layout("images/{subject}.nii.gz", "labels/{subject}.nii.gz", None)
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_images_and_labels_are_paired_by_id_under_any_directory_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = [f"sub-{number}" for number in range(1, 13)]
+    touch(tmp_path, *(f"{kind}/{name}.nii.gz" for kind in ("images", "labels") for name in ids))
+    scandir = os.scandir
+
+    def shuffled(path: Path) -> Iterator[os.DirEntry]:
+        entries = list(scandir(path))
+        random.shuffle(entries)
+        return iter(entries)
+
+    monkeypatch.setattr(os, "scandir", shuffled)
+    found = layouts.find_subjects(tmp_path, PAIRS)
+    assert [files.subject for files in found.subjects] == sorted(ids)
+    for files in found.subjects:
+        assert files.image == tmp_path / f"images/{files.subject}.nii.gz"
+        assert files.label == tmp_path / f"labels/{files.subject}.nii.gz"
+        assert files.mask is None and files.missing == ()
+
+
+def test_a_missing_label_is_a_fault_of_its_subject_and_a_surplus_one_a_warning(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/sub-{number}.nii.gz" for number in (1, 2, 3, 4, 10)))
+    touch(tmp_path, *(f"labels/sub-{number}.nii.gz" for number in (2, 3, 4, 10, 11)))
+    found = layouts.find_subjects(tmp_path, PAIRS)
+    faults = {files.subject: files.missing for files in found.subjects}
+    assert faults.pop("sub-1") == (
+        f"label is missing: {tmp_path}/labels/sub-1.nii.gz; "
+        "supply it, or set data.layout.label=null for the whole cohort",
+    )
+    assert set(faults.values()) == {()}  # sub-1 did not take sub-10's or sub-11's label, nor did they lose theirs
+    assert found.warnings == ("label without an image: sub-11",)
+
+
+def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:
+    layout = Layout(
+        "sub-{subject}/ses-*/anat/sub-{subject}_ses-*_angio.nii.gz", "derivatives/sub-{subject}/*_mask.nii.gz", None
+    )
+    touch(tmp_path, "sub-01/ses-a/anat/sub-01_ses-a_angio.nii.gz", "sub-01/ses-a/anat/sub-02_ses-a_angio.nii.gz")
+    touch(tmp_path, "derivatives/sub-01/vessels_mask.nii.gz", "sub-01/ses-a/anat/sub-01_ses-a_angio.json")
+    (found,) = layouts.find_subjects(tmp_path, layout).subjects
+    assert (found.subject, found.label.name) == ("01", "vessels_mask.nii.gz")
+    assert found.image.name == "sub-01_ses-a_angio.nii.gz"
+
+
+def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "images/._a.nii.gz", "labels/a.nii.gz", ".trash/images/b.nii.gz")
+    assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a"]
+
+
+def test_two_files_for_one_subject_are_refused_by_name(tmp_path: Path) -> None:
+    touch(tmp_path, "a/t1_tof.nii.gz", "a/t2_tof.nii.gz")
+    with pytest.raises(DataError, match=r"subject a: a/t1_tof\.nii\.gz and a/t2_tof\.nii\.gz"):
+        layouts.find_subjects(tmp_path, Layout("{subject}/*_tof.nii.gz", None, None))
+
+
+def test_a_signs_meaning_in_regular_expressions_does_not_matter(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a+(1).nii.gz", "labels/a+(1).nii.gz", "images/axniixgz")
+    assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a+(1)"]
+
+
+@pytest.mark.parametrize("pattern", ["image.nii.gz", "/data/{subject}.nii.gz", "../{subject}.nii.gz"])
+def test_a_pattern_must_lie_below_the_root_and_hold_the_subject(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(UsageError, match="data.layout.image="):
+        layouts.find_subjects(tmp_path, Layout(pattern, None, None))
+
+
+def test_an_absent_an_empty_and_an_unfitting_folder_are_said_apart(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        layouts.find_subjects(tmp_path / "none", PAIRS)
+    with pytest.raises(DataError, match="the folder holds no files"):
+        layouts.find_subjects(tmp_path, PAIRS)
+    touch(tmp_path, "images/a.mha")
+    with pytest.raises(DataError, match=r"no file fits .*there are images/a\.mha"):
+        layouts.find_subjects(tmp_path, PAIRS)

@@ -1,0 +1,124 @@
+"""Ranks: when a process may be alone, and that many fail as one."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+from data_prep import mpi
+from data_prep.mpi import World
+from vesselgan.errors import DataError, ResourceError, UsageError
+
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside this Python (extra: mpich)")
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Let mpi4py connect `size` ranks."""
+    package = ModuleType("mpi4py")
+    package.MPI = SimpleNamespace(COMM_WORLD=SimpleNamespace(rank=0, size=size))
+    monkeypatch.setitem(sys.modules, "mpi4py", package)
+
+
+def test_without_a_library_and_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)  # import mpi4py raises ImportError
+    assert mpi.world({}) == World(0, 1, None)
+    assert mpi.world({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "no"}) == World(0, 1, None)
+
+
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
+def test_without_a_library_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(ResourceError, match=f"{variable}=2 say several ranks, but mpi4py has no MPI library.*mpich"):
+        mpi.world({variable: "2"})
+
+
+def test_slurm_tasks_that_mpi_does_not_connect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, 1)
+    with pytest.raises(UsageError, match="Slurm started 4 tasks .* MPI connects 1: .* srun --mpi=pmi2"):
+        mpi.world({"SLURM_NTASKS": "4"})
+    connect(monkeypatch, 2)
+    with pytest.raises(UsageError, match="Slurm started 4 tasks .* MPI connects 2"):
+        mpi.world({"SLURM_NTASKS": "4"})
+    assert mpi.world({"SLURM_NTASKS": "2"})[:2] == (0, 2)
+    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
+
+
+def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, 1)
+    with pytest.raises(UsageError, match="OMPI_COMM_WORLD_SIZE=2 .*belongs to another MPI"):
+        mpi.world({"OMPI_COMM_WORLD_SIZE": "2"})
+
+
+def test_one_process_does_its_work_and_meets_its_own_error() -> None:
+    here = World(0, 1, None)
+    assert mpi.together(here, lambda: 7) == [7] and mpi.on_first(here, lambda: 8) == 8
+
+    def fail() -> None:
+        raise DataError("bad")
+
+    with pytest.raises(DataError, match="^bad$"):
+        mpi.together(here, fail)
+
+
+@pytest.mark.parametrize(("count", "size"), [(0, 3), (2, 3), (7, 3), (9, 3), (5, 1)])
+def test_shares_are_whole_ordered_and_even(count: int, size: int) -> None:
+    parts = [mpi.share_out(World(rank, size, None), list(range(count))) for rank in range(size)]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
+    """Run `work(config, here)`, given as source, under the real mpiexec."""
+    script = tmp_path / "job.py"
+    head = "import sys, time\nfrom data_prep import mpi\nfrom vesselgan.errors import DataError, UsageError\n"
+    script.write_text(f"{head}{work}\nmpi.run(lambda: 'settings', work)\n")
+    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "mpi4py", str(script)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+
+
+@needs_mpiexec
+def test_one_ranks_error_is_said_once_and_ends_both(tmp_path: Path) -> None:
+    done = on_two_ranks(
+        tmp_path,
+        "def fail(here):\n    if here.rank == 1: raise DataError('sub-7 is broken')\n"
+        "def work(config, here):\n    mpi.together(here, lambda: fail(here))\n    print('went on')",
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: sub-7 is broken\n")
+
+
+@needs_mpiexec
+def test_a_wrong_setting_on_all_ranks_is_said_once(tmp_path: Path) -> None:
+    work = "def work(config, here):\n    def fail(): raise UsageError('no')\n    mpi.together(here, fail)"
+    done = on_two_ranks(tmp_path, work)
+    assert (done.returncode, done.stderr) == (2, "error: no\n")
+
+
+@needs_mpiexec
+def test_an_error_or_a_defect_of_one_rank_alone_does_not_leave_the_other_waiting(tmp_path: Path) -> None:
+    for what, code in (("DataError('lost')", 3), ("KeyError('lost')", 1)):
+        work = f"def work(config, here):\n    if here.rank == 1: raise {what}\n    here.comm.barrier()"
+        done = on_two_ranks(tmp_path, work)
+        assert done.returncode == code and "lost" in done.stderr, done.stderr
+
+
+@needs_mpiexec
+def test_rank_0_counts_the_progress_of_all_ranks(tmp_path: Path) -> None:
+    done = on_two_ranks(
+        tmp_path,
+        "def work(config, here):\n"
+        "    with mpi.Progress(here, 60, what='shards', unit='pair', line_every_s=0.0) as progress:\n"
+        "        for _ in range(20 if here.rank == 0 else 40):\n"
+        "            progress.advance()\n"
+        "            time.sleep(0.005 if here.rank == 0 else 0.02)\n"
+        "    if here.rank == 0: print(config, progress.done)",
+    )
+    assert (done.returncode, done.stdout) == (0, "settings 60\n"), done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[-1] == "shards: 60 of 60, about 0 s left"
+    counts = [int(line.split()[1]) for line in lines]
+    assert counts == sorted(counts) and len(set(counts)) > 20  # on the way, not at the end alone
