@@ -116,6 +116,7 @@ def road(tmp_path: Path, four_results) -> Path:
     )
     lines = [
         {"step": s, "critic_loss": -1.0 / s, "generator_loss": 0.1 * s, "wasserstein": 2.0 / s, "penalty": 0.3}
+        | {"step_ms": 120.0, "critic_skipped_total": s // 100, "generator_skipped_total": 0}
         for s in range(10, 210, 10)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

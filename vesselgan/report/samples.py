@@ -53,10 +53,10 @@ def _losses(run: Run) -> str:
         chart = charts.line_chart(series, x_label="generator step", y_label="value", title=title) if series else ""
         panels.append(f'<div class="panel"><h4>{title}</h4>{chart or _absent()}</div>')
     state = "finished" if run.finished is not None else "not finished"
-    skipped = {name: int(np.nansum(run.scalars[name])) for name in run.scalars if name.endswith("_skipped")}
-    told = "".join(
-        f", {name.removesuffix('_skipped')} steps skipped: {count}" for name, count in skipped.items() if count
-    )
+    told = f", {np.nanmedian(run.scalars['step_ms']):.0f} ms each" if "step_ms" in run.scalars else ""
+    for player in ("critic", "generator"):
+        total = float(np.nanmax(run.scalars.get(f"{player}_skipped_total", np.zeros(1))))
+        told += f", {total:.0f} {player} steps skipped" if total > 0 else ""
     return (
         f'<h3>Training</h3><figure><div class="two">{"".join(panels)}</div>'
         f"<figcaption><b>Losses</b> over {int(run.steps[-1]):,} generator steps ({state}{told}); faint: as logged, "
