@@ -78,6 +78,7 @@ def test_page_is_whole_and_the_table_has_five_rows(road):
     assert all("sub-07" in row and "sub-08" in row for row in body[:4])
     assert "0.900 (0.014)" in body[1] and "0.820 (0.017)" in body[4]
     assert "not run" not in text and "6 of 6 aims reached" in text
+    assert "200 generator steps (finished, 120 ms each, 2 critic steps skipped)" in text
     for part in (
         "Aims",
         "Training",
