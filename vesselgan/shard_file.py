@@ -16,6 +16,7 @@ FORMAT_VERSION = 1
 KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}
 ORIGINS = ("real", "synthetic")
 STEPS_PER_UNIT = 257  # 65535 / 255
+_FORMAT = "vesselgan-shard"
 _SCALE = 255 / 65535
 _VOXELS = {"image": "u2", "label": "u1", "score": "f2"}
 _TABLES = {"subject": ("i4", ()), "corner": ("i4", (3,)), "kind": ("u1", ()), "limits": ("f8", (2,))}
@@ -144,10 +145,10 @@ def _finish(file: h5py.File, tables: list[tuple], origin: str) -> None:
     for name, array in {"subject_id": encoded, **arrays}.items():
         dtype = h5py.enum_dtype(KINDS, basetype="u1") if name == "kind" else array.dtype
         file.create_dataset(name, data=array, dtype=dtype, chunks=array.shape, fletcher32=True, track_times=False)
-    file.attrs["format"] = "vesselgan-shard"
+    # Fixed width: HDF5 keeps other strings in a heap without a checksum, where one flipped bit makes it read for ever.
+    for name, text in (("format", _FORMAT), ("made_by", f"vesselgan {__version__}"), ("origin", origin)):
+        file.attrs[name] = np.bytes_(text.encode("utf-8"))
     file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["made_by"] = f"vesselgan {__version__}"
-    file.attrs["origin"] = origin
     file.attrs["count"] = len(tables)
     file.flush()
     file.attrs["complete"] = 1
@@ -212,17 +213,28 @@ class ShardFile:
     def _damaged(self, what: str) -> DataError:
         return DataError(f"{self.path}: {what}; {remedy(self.origin)}")
 
+    def _attribute(self, name: str, holder: h5py.File | h5py.Dataset) -> str | float | None:
+        """A number or a fixed-width text; None when it is missing. Looks at the type before HDF5 reads the value."""
+        if name not in holder.attrs:
+            return None
+        attribute = holder.attrs.get_id(name)
+        if attribute.shape != () or attribute.dtype.kind not in "Siuf":
+            raise self._damaged(f"attribute {name} is neither a number nor a text of fixed width")
+        value = holder.attrs[name]
+        return value.decode("utf-8") if isinstance(value, bytes) else value.item()
+
     def _check_attributes(self, count: int) -> None:
-        attributes = self.file.attrs
-        if attributes.get("format") != "vesselgan-shard":
+        names = ("format", "format_version", "made_by", "origin", "count", "complete")
+        found = {name: self._attribute(name, self.file) for name in names}
+        if found["format"] != _FORMAT:
             raise self._damaged("not a shard of this project (attribute format is missing or foreign)")
-        check_version(self.path, attributes.get("format_version"), attributes.get("made_by"))
-        if attributes.get("complete") != 1:
+        check_version(self.path, found["format_version"], found["made_by"])
+        if found["complete"] != 1:
             raise self._damaged("was never finished (attribute complete is missing)")
-        if attributes.get("origin") != self.origin:
-            raise self._damaged(f"holds {attributes.get('origin')} patches, the manifest says {self.origin}")
-        if attributes.get("count") != count:
-            raise self._damaged(f"holds {attributes.get('count')} patches, the manifest says {count}")
+        if found["origin"] != self.origin:
+            raise self._damaged(f"holds {found['origin']} patches, the manifest says {self.origin}")
+        if found["count"] != count:
+            raise self._damaged(f"holds {found['count']} patches, the manifest says {count}")
 
     def _dataset(self, name: str, dtype: str | None, shape: tuple[int, ...] | None) -> h5py.Dataset:
         link = self.file.get(name, getlink=True)
@@ -256,8 +268,8 @@ class ShardFile:
         num_chunks = len(dataset) if name in _VOXELS else 1
         if dataset.id.get_storage_size() != dataset.nbytes + 4 * num_chunks:
             raise self._damaged(f"data set {name} is not written in full")
-        if name == "image" and dataset.attrs.get("scale") != _SCALE:
-            raise self._damaged(f"image has scale {dataset.attrs.get('scale')}, expected 255/65535")
+        if name == "image" and (scale := self._attribute("scale", dataset)) != _SCALE:
+            raise self._damaged(f"image has scale {scale}, expected 255/65535")
 
     def _check_tables(self) -> None:
         rows, kinds = self.tables["subject"], self.tables["kind"]
@@ -269,7 +281,7 @@ def check_version(path: Path, version: object, made_by: object) -> None:
     """DataError unless this program reads the version of a shard or a manifest."""
     if version == FORMAT_VERSION:
         return
-    if isinstance(version, int | np.integer) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise DataError(
             f"{path}: made by {made_by} in format version {version}, this is vesselgan {__version__} and "
             f"reads {FORMAT_VERSION}; upgrade vesselgan"

@@ -12,7 +12,7 @@ A SHARD is HDF5 in the 1.10 file format (HDF5 checksums its own structures). Eve
 filter; image, label and score hold one patch per chunk, uncompressed. N records, S subjects, patch X x Y x Z:
 
     attributes    format = "vesselgan-shard", format_version = 1, made_by, origin = "real" | "synthetic",
-                  count = N and, written last, complete = 1
+                  count = N and, written last, complete = 1; texts UTF-8 of fixed width
     image         uint16  [N, X, Y, Z]  attribute scale = 255/65535: intensity = stored * scale
     label         uint8   [N, X, Y, Z]  0 or 1; in a synthetic shard at its maker's threshold
     score         float16 [N, X, Y, Z]  in [0, 1], vessel where score >= threshold; synthetic shards alone
