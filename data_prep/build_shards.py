@@ -173,7 +173,7 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
     def build_mine() -> dict[str, ShardInfo]:
         built, source = {}, Source(cohort, data.prepare)
         with Progress(here, sum(s.count for s in missing), what="shards", unit="pair") as progress:
-            for shard in mpi.share_out(here, missing):
+            for shard in mpi.share_out(here, missing, weight=lambda shard: shard.count):
                 path = build_state.shard_path(cohort_dir, shard)
                 records = Records(shard, source, progress)
                 info = write_shard(path, records, patch_shape=tuple(data.prepare.patch_shape), origin="real")

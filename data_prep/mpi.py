@@ -7,7 +7,7 @@ the others waiting. Ranks fail together: what goes wrong on one is gathered, sai
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from vesselgan.errors import ResourceError, UsageError, VesselganError
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from mpi4py.MPI import Comm
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 # What launchers tell their ranks about how many there are.
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -109,9 +110,15 @@ def on_first(here: World, call: Callable[[], Result]) -> Result:
     return together(here, lambda: call() if here.rank == 0 else None)[0]
 
 
-def share_out(here: World, items: list[Any]) -> list[Any]:
-    """This rank's part of `items`: neighbours stay together, parts differ by one at most."""
-    return items[len(items) * here.rank // here.size : len(items) * (here.rank + 1) // here.size]
+def share_out(here: World, items: Sequence[Item], *, weight: Callable[[Item], float] = lambda item: 1) -> list[Item]:
+    """This rank's part of `items`: neighbours stay together, and the parts weigh as nearly the same as that allows."""
+    weights = [weight(item) for item in items]
+    total, before, mine = sum(weights), 0, []
+    for item, own in zip(items, weights, strict=True):
+        if int((before + own / 2) * here.size / total) == here.rank:
+            mine.append(item)
+        before += own
+    return mine
 
 
 def _gather(here: World, result: Any, error: VesselganError | None) -> list[Any]:

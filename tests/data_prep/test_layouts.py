@@ -65,7 +65,8 @@ def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:
     assert found.image.name == "sub-01_ses-a_angio.nii.gz"
 
 
-def test_hidden_files_do_not_count(tmp_path: Path) -> None:
+def test_hidden_files_and_longer_names_do_not_count(tmp_path: Path) -> None:
+    touch(tmp_path, "images/b.nii.gz.partial", "images/c.nii.gz.bak", "old/images/d.nii.gz", "images/e/e.nii.gz")
     touch(tmp_path, "images/a.nii.gz", "images/._a.nii.gz", "labels/a.nii.gz", ".trash/images/b.nii.gz")
     assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a"]
 

@@ -71,6 +71,11 @@ def test_shares_are_whole_ordered_and_even(count: int, size: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_neighbours_of_unequal_weight_are_shared_by_weight() -> None:
+    items = [50, 250, 250]
+    assert [mpi.share_out(World(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
+
+
 def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
     """Run `work(config, here)`, given as source, under the real mpiexec."""
     script = tmp_path / "job.py"
