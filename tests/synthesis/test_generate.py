@@ -69,12 +69,22 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     (folder / "manifest.json").write_text(json.dumps(entries))
 
 
+def add_to_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor]) -> None:
+    folder = run_dir / "checkpoints" / "step_00000100"
+    save_file(tensors, folder / name)
+    entries = json.loads((folder / "manifest.json").read_text())
+    content = (folder / name).read_bytes()
+    entries[name] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(entries))
+
+
 def settings(run_dir: Path, **changes: object) -> Generate:
     values = {
         "run": str(run_dir),
         "checkpoint": None,
         "num_patches": 5,
         "seed": 7,
+        "weights": "running",
         "threshold": 0.3,
         "batch_size": 2,
         "nifti": False,
@@ -295,3 +305,22 @@ def test_sampling_in_training_mode_is_our_mistake() -> None:
     generator = Generator(PATCH, WIDTH, LATENT)
     with pytest.raises(AssertionError, match="training"):
         list(sample_patches(generator, 0, range(2), 2))
+
+
+def test_standing_statistics_or_the_moving_average_are_sampled_when_named(tmp_path: Path) -> None:
+    generator = write_run(tmp_path / "run")
+    buffers = {name: buffer + 1 for name, buffer in generator.named_buffers()}
+    average = {name: value * 0.5 for name, value in generator.state_dict().items() if value.is_floating_point()}
+    average |= {name: value for name, value in generator.state_dict().items() if not value.is_floating_point()}
+    add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", buffers)
+    with pytest.raises(CheckpointError, match="generator_ema"):
+        generate(settings(tmp_path / "run", weights="ema", out=str(tmp_path / "none")))
+    add_to_checkpoint(tmp_path / "run", "generator_ema.safetensors", average)
+    expected = {"standing": generator.state_dict() | buffers, "ema": average}
+    for name, weights in expected.items():
+        generate(settings(tmp_path / "run", weights=name, out=str(tmp_path / name)))
+        generator.load_state_dict(weights)
+        with torch.no_grad():
+            image = (generator.eval()(latents(7, [0], LATENT))[0, 0].numpy() + 1) * 127.5
+        # Half a step of the stored uint16, and float32 kernels of another batch size.
+        np.testing.assert_allclose(ShardSet(tmp_path / name).image_XYZ(0), image, atol=0.01)

@@ -131,6 +131,8 @@ class Train:
     """Generator steps between checkpoints."""
     keep_last: int
     """Checkpoints kept."""
+    ema_decay: float | None
+    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
     num_workers: int
     """Processes that read shards; 0: the training process itself."""
 
@@ -187,6 +189,9 @@ class Generate:
     checkpoint: str | None
     num_patches: int
     seed: int
+    weights: str
+    """`standing`: the last weights, BatchNorm statistics re-estimated at rest; `running`: with those collected in
+    training; `ema`: the weights' moving average, re-estimated too (train.ema_decay)."""
     threshold: float
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
     batch_size: int

@@ -2,6 +2,7 @@
 
     checkpoints/step_00000100/<player>.safetensors             float32 weights and buffers, by name
                               <player>.optimizer.safetensors   Adam's moments, `<parameter>/<moment>`
+                              <extra>.safetensors              what the caller adds, such as a moving average
                               state.json                       step, loss scalers, counters, the caller's state
                               manifest.json                    sha256 and bytes of the above, written last
     checkpoints/latest                                         the newest one's name
@@ -14,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,17 @@ def save(
     keep_last: int,
     world: World,
     keep: Collection[str] = (),
+    extra: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> Path:
     """Publish `checkpoints/step_<step>`; a collective call. `state` must be JSON. ResourceError when the disk is full.
 
-    The newest `keep_last` checkpoints stay, and those named in `keep`.
+    `extra`: further tensors by file stem, the same on every rank. The newest `keep_last` checkpoints stay, and those
+    named in `keep`.
     """
     folder = run_dir / "checkpoints"
-    final = folder / f"step_{step:08d}"
-    partial = folder / f"step_{step:08d}.partial"
-    contents = {}
+    final = folder / name_of(step)
+    partial = folder / f"{final.name}.partial"
+    contents = {f"{name}.safetensors": _all_own(tensors) for name, tensors in (extra or {}).items()}
     for name, engine in engines.items():
         weights, moments = _gather(engine, world)
         contents[f"{name}.safetensors"] = weights
@@ -74,6 +77,11 @@ def save(
     together(world, write)
     barrier()
     return final
+
+
+def name_of(step: int) -> str:
+    """The name of the checkpoint after `step` steps."""
+    return f"step_{step:08d}"
 
 
 def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: World) -> dict[str, Any] | None:
@@ -137,6 +145,10 @@ def _own(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
     return tensor.to("cpu", kind, copy=True).contiguous()
+
+
+def _all_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: _own(tensor) for key, tensor in tensors.items()}
 
 
 def _has_moments(engine: Engine) -> bool:

@@ -41,7 +41,7 @@ def generate(config: Generate) -> None:
     _check(config)
     run_dir = Path(config.run)
     trained = from_yaml("train_gan", run_dir / "config.yaml")
-    weights, state = read_weights(run_dir, "generator", config.checkpoint)
+    weights, state = _weights(run_dir, config)
     geometry = state["manifest"]
     patch_shape = tuple(int(side) for side in geometry["patch_shape"])
     settings = {
@@ -49,6 +49,7 @@ def generate(config: Generate) -> None:
         "checkpoint": config.checkpoint or f"step_{state['step']:08d}",
         "weights_sha256": _digest(weights),
         "num_patches": config.num_patches,
+        "weights": config.weights,
         "seed": config.seed,
         "threshold": config.threshold,
     }
@@ -64,6 +65,16 @@ def generate(config: Generate) -> None:
         _write_set(out, generator, config, settings, geometry)
     if config.nifti:
         _write_nifti(out, config.threshold)
+
+
+def _weights(run_dir: Path, config: Generate) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights and BatchNorm statistics as `config.weights` names them, the run's state)."""
+    if config.weights == "ema":
+        return read_weights(run_dir, "generator_ema", config.checkpoint)
+    weights, state = read_weights(run_dir, "generator", config.checkpoint)
+    if config.weights == "standing":
+        weights |= read_weights(run_dir, "generator_standing", config.checkpoint)[0]
+    return weights, state
 
 
 def sample_patches(

@@ -22,6 +22,7 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.log import RunLog
 from vesselgan.shards import ShardSet
+from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.gan import Draws, Scalars, train
 from vesselgan.training.samples import FixedLatents
 
@@ -62,12 +63,17 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str) -> N
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
+    average = None
+    if config.train.ema_decay is not None:
+        average = MovingAverage(engines["generator"].module, config.train.ema_decay)
     state = checkpoint.load(run_dir, config.checkpoint, engines, world=world)
     start = state["step"] if state else 0
+    if average is not None and state:
+        average.restore(checkpoint.read_weights(run_dir, "generator_ema", checkpoint.name_of(start))[0])
     log = RunLog(run_dir, is_main=world.is_main, resume_step=start)
     _say_first_lines(log, config, run_dir, world, engines, start=start, stop=total_steps)
     told = {"manifest": _geometry(shards), "config_hash": config_hash(config)}
-    seconds = _drive(config, run_dir, shards, engines, log, world, start=start, stop=total_steps, told=told)
+    seconds = _drive(config, run_dir, shards, engines, average, log, world, start=start, stop=total_steps, told=told)
     seconds += state["seconds"] if state else 0.0
     if world.is_main:
         rundir.finish(run_dir, _facts(engines, steps=total_steps, seconds=seconds, world=world))
@@ -113,6 +119,7 @@ def _drive(
     run_dir: Path,
     shards: ShardSet,
     engines: dict[str, Engine],
+    average: MovingAverage | None,
     log: RunLog,
     world: World,
     *,
@@ -143,6 +150,8 @@ def _drive(
     steps = train(engines["critic"], engines["generator"], batches, draws, config.variant, start=start, stop=stop)
     for done, scalars in steps:
         pending.append(scalars)
+        if average is not None:
+            average.update(engines["generator"].module, done)
         if done % settings.log_every == 0 or done == stop:
             values = _means(pending, world)
             pending.clear()
@@ -152,7 +161,8 @@ def _drive(
             log.image(done, "samples", fixed.picture(engines["generator"].module, world.device))
         if done % settings.checkpoint_every == 0 or done == stop:
             state = told | {"step": done, "seconds": time.perf_counter() - began}
-            checkpoint.save(run_dir, done, engines, state, keep_last=settings.keep_last, world=world)
+            extra = to_sample(engines["generator"].module, average, draws, world.device)
+            checkpoint.save(run_dir, done, engines, state, keep_last=settings.keep_last, world=world, extra=extra)
     return time.perf_counter() - began
 
 

@@ -1,0 +1,76 @@
+"""Moving average and standing statistics, against sums done by hand."""
+
+import numpy as np
+import torch
+
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.generator import Generator
+from vesselgan.training.average import STANDING_BATCHES, STANDING_STREAM, MovingAverage, holding, standing_statistics
+from vesselgan.training.gan import Draws
+
+PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
+DRAWS = Draws(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
+
+
+def generator() -> Generator:
+    module = Generator(PATCH, WIDTH, LATENT)
+    start_weights(module, 1)
+    return module
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in module.state_dict().items()}
+
+
+def test_the_average_of_weights_that_jump_once_closes_in_by_the_decay():
+    module = generator()
+    average = MovingAverage(module, decay=0.5)
+    before = module.last.bias.item() if module.last.bias.numel() == 1 else module.last.bias[0].item()
+    with torch.no_grad():
+        module.last.bias += 8.0
+    for step in (100, 101, 102):
+        average.update(module, step)
+    # Three steps at decay 1/2 leave 1/8 of the jump.
+    torch.testing.assert_close(average.weights["last.bias"][0].item(), before + 7.0)
+
+
+def test_early_steps_are_averaged_over_few_so_that_the_start_is_forgotten():
+    module = generator()
+    average = MovingAverage(module, decay=0.999)
+    with torch.no_grad():
+        module.last.bias += 11.0
+    average.update(module, 1)
+    # At step 1 the average keeps 1/11 of the start.
+    torch.testing.assert_close(average.weights["last.bias"][0].item(), 10.0)
+
+
+def test_standing_statistics_are_the_mean_over_latent_batches_and_change_nothing():
+    module = generator().train()
+    before = state(module)
+    standing = standing_statistics(module, DRAWS, torch.device("cpu"))
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.training and module.start_norm.momentum == 0.1
+    # The first normalisation sees the linear layer alone, so its mean can be computed apart.
+    means = []
+    for position in range(STANDING_BATCHES):
+        with torch.no_grad():
+            x = module.start(DRAWS.latents_NL(STANDING_STREAM, position)).view(4, WIDTH, -1)
+        means.append(x.double().mean((0, 2)).numpy())
+    # float32 running means of 100 batches against float64.
+    np.testing.assert_allclose(standing["start_norm.running_mean"], np.mean(means, 0), atol=1e-5)
+
+
+def test_the_generator_gets_its_own_weights_back_to_the_bit():
+    module = generator()
+    before = state(module)
+    other = {name: p.detach() + 1 for name, p in module.named_parameters()}
+    with holding(module, other):
+        assert torch.equal(module.last.bias, other["last.bias"])
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+
+
+def test_a_position_has_the_same_latents_for_one_rank_and_for_two():
+    whole = DRAWS.latents_NL(0, 5)
+    parts = [Draws(3, 4, LATENT, rank, 2).latents_NL(0, 5) for rank in (0, 1)]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.equal(whole, DRAWS.latents_NL(1, 5)) and not torch.equal(whole, DRAWS.latents_NL(0, 6))
