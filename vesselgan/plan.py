@@ -30,7 +30,7 @@ def plan(command: Command) -> None:
 
 def costs(config: Plan) -> dict[str, Any]:
     """parameters_generator, parameters_critic (trainable, as Table 2 counts), checkpoint_gib (one published checkpoint:
-    float32 weights, buffers and two Adam moments, bytes / 2^30), steps_per_epoch for the paper's 2,350 pairs, ranks."""
+    float32 weights, buffers, two Adam moments and the moving average if there is one, bytes / 2^30), ranks."""
     variant, shape = config.variant, tuple(config.patch_shape)
     with torch.device("meta"):
         networks = {
@@ -40,6 +40,7 @@ def costs(config: Plan) -> dict[str, Any]:
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     stepped = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())
+    averaged = 0 if config.train.ema_decay is None else counts["generator"]
     return {
         "variant": variant.name,
         "width": variant.width,
@@ -48,7 +49,7 @@ def costs(config: Plan) -> dict[str, Any]:
         "parameters_generator": counts["generator"],
         "parameters_critic": counts["critic"],
         "parameters": sum(counts.values()),
-        "checkpoint_gib": BYTES_FLOAT32 * (stored + MOMENTS_OF_ADAM * stepped) / 2**30,
+        "checkpoint_gib": BYTES_FLOAT32 * (stored + MOMENTS_OF_ADAM * stepped + averaged) / 2**30,
         "batch_size": config.train.batch_size,
         "ranks": [_share(config, ranks) for ranks in config.ranks],
     }
