@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vesselgan.errors import UsageError
-from vesselgan.models.blocks import BatchNorm3d, Conv3d
+from vesselgan.models.blocks import BatchNorm3d, Conv3d, UpsampleConv3d
 
 
 class Unet(nn.Module):
@@ -28,15 +28,16 @@ class Unet(nn.Module):
     def __init__(self, filters: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.input_norm = BatchNorm3d(1)
-        self.downs = nn.ModuleList(Level(i, o, dropout) for i, o in zip([1, *filters[:-1]], filters, strict=True))
+        steps = zip([1, *filters[:-1]], filters, strict=True)
+        self.downs = nn.ModuleList(Level(Conv3d(i, o, kernel_size=3, padding=1), o, dropout) for i, o in steps)
         self.bottom = nn.ModuleList(Conv3d(filters[-1], filters[-1], kernel_size=1) for _ in range(2))
         falling = list(reversed(filters))
-        self.ups = nn.ModuleList(Level(low + high, high, dropout) for low, high in pairwise(falling))
+        self.ups = nn.ModuleList(Level(JoiningConv3d(low, high), high, dropout) for low, high in pairwise(falling))
         self.last = Conv3d(filters[0], 1, kernel_size=1)
 
     def forward(self, image_NCXYZ: Tensor) -> Tensor:
         """[N, 1, X, Y, Z] of any floating type -> float32 in [0, 1] of the same shape; see `check_unet_shape`."""
-        x = self.input_norm(_channels_last(image_NCXYZ.float())).to(self.last.weight.dtype)
+        x = _channels_last(self.input_norm(image_NCXYZ.float()).to(self.last.weight.dtype))
         skips = []
         for depth, level in enumerate(self.downs):
             x = level(F.max_pool3d(x, 2) if depth else x)
@@ -44,24 +45,41 @@ class Unet(nn.Module):
         for convolution in self.bottom:
             x = convolution(x).relu()
         for level, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
-            x = level(torch.cat([F.interpolate(x, scale_factor=2), skip], dim=1))
+            x = level(x, skip)
         return self.last(x).float().sigmoid()
 
 
 class Level(nn.Module):
-    """3x3x3 convolution, ReLU, BatchNorm, dropout; convolution, ReLU, BatchNorm."""
+    """3x3x3 convolution (`first`), ReLU, BatchNorm, dropout; convolution, ReLU, BatchNorm."""
 
-    def __init__(self, in_channels: int, out_channels: int, dropout: float) -> None:
+    def __init__(self, first: Conv3d, channels: int, dropout: float) -> None:
         super().__init__()
-        self.first = Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
-        self.first_norm = BatchNorm3d(out_channels)
-        self.second = Conv3d(out_channels, out_channels, kernel_size=3, padding=1)
-        self.second_norm = BatchNorm3d(out_channels)
+        self.first = first
+        self.first_norm = BatchNorm3d(channels)
+        self.second = Conv3d(channels, channels, kernel_size=3, padding=1)
+        self.second_norm = BatchNorm3d(channels)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_NCXYZ: Tensor) -> Tensor:
-        x = self.dropout(self.first_norm(self.first(x_NCXYZ).relu_()))
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the first convolution takes: one tensor, or on the way up (low, skip)."""
+        x = self.dropout(self.first_norm(self.first(*inputs).relu_()))
         return self.second_norm(self.second(x).relu_())
+
+
+class JoiningConv3d(UpsampleConv3d):
+    """A 3x3x3 convolution of the concatenation [low upsampled x2 to the nearest, skip], which is never built.
+
+    A convolution is linear in its channels, so it is the sum of one over each part; that over the upsampled part runs
+    on the low-resolution grid. Exact, one weight and bias as ever: [N,L,X,Y,Z], [N,S,2X,2Y,2Z] -> [N,S,2X,2Y,2Z].
+    """
+
+    def __init__(self, low_channels: int, skip_channels: int) -> None:
+        super().__init__(low_channels + skip_channels, skip_channels)
+
+    def forward(self, low_NCXYZ: Tensor, skip_NCXYZ: Tensor) -> Tensor:
+        low_weight, skip_weight = self.weight.tensor_split([low_NCXYZ.shape[1]], dim=1)
+        raised_NCXYZ = self._conv_forward(low_NCXYZ, low_weight, self.bias)
+        return raised_NCXYZ + Conv3d._conv_forward(self, skip_NCXYZ, skip_weight, None)
 
 
 @torch.no_grad()

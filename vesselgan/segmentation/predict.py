@@ -74,8 +74,8 @@ def segment(config: Segment) -> None:
     out = Path(config.out)
     if any(path.parent.resolve() == out.resolve() for path in inputs.values()):
         raise UsageError(f"out={out} is the folder of the images: name another one, inputs are never changed")
-    volumes = open_record(out, settings)
     unet = load_unet(weights, trained, run_dir).to(choose_device(config.runtime.device, 0))
+    volumes = open_record(out, settings)
     print(f"segmenting {len(inputs)} volumes with {settings.run}, {name}, into {out}", flush=True)
     for number, (subject, path) in enumerate(inputs.items(), 1):
         head = f"[{number}/{len(inputs)}] {subject}"

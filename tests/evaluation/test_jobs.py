@@ -1,0 +1,176 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.cohort import Cohort, Subject, write_cohort
+from vesselgan.config.compose import parse
+from vesselgan.errors import DataError, UsageError
+from vesselgan.evaluation.jobs import dice_by_level, evaluate, summarise
+from vesselgan.evaluation.overlap import dice
+from vesselgan.files import sha256_of
+from vesselgan.volumes import write_volume
+
+SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
+AFFINE = np.diag([*SPACING, 1.0])
+
+
+def bar(first: int, last: int, *, y: int = 2, z: int = 2) -> np.ndarray:
+    """A line of voxels along x."""
+    label = np.zeros(SHAPE, np.uint8)
+    label[first : last + 1, y, z] = 1
+    return label
+
+
+def write_subject(folder: Path, name: str, split: str, image: np.ndarray, label: np.ndarray, *, mask: bool) -> Subject:
+    """The brain mask, where there is one, is the half x < 4."""
+    paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label", "mask")}
+    write_volume(paths["image"], image.astype(np.float32), AFFINE)
+    write_volume(paths["label"], label, AFFINE)
+    half = np.zeros(SHAPE, np.uint8)
+    half[:4] = 1
+    if mask:
+        write_volume(paths["mask"], half, AFFINE)
+    roles = (paths["image"], paths["label"], paths["mask"] if mask else None)
+    return Subject(split, *roles, SHAPE, SPACING, (0.0, 255.0), 0, sha256_of(paths["image"]), "0" * 64)
+
+
+def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[str, Path]:
+    """Two test subjects with a bar of six voxels, x = 1 to 6; predicted: one to the right, and nothing."""
+    truth = bar(1, 6)
+    subjects = {
+        name: write_subject(folder, name, "test", truth * 100.0 + number, truth, mask=mask)
+        for number, (name, mask) in enumerate(zip(["sub-1", "sub-2"], masks, strict=True))
+    }
+    write_cohort(folder, Cohort("bars", 99.99, subjects))
+    predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in subjects}
+    write_volume(predictions["sub-1"], bar(2, 7), AFFINE)
+    write_volume(predictions["sub-2"], np.zeros(SHAPE, np.uint8), AFFINE)
+    return predictions
+
+
+def run(folder: Path, *settings: str) -> dict:
+    out = folder / "result.json"
+    words = [f"data.cohort_dir={folder}", "name=real", f"predictions={folder}/predictions", f"out={out}", *settings]
+    evaluate(parse("evaluate", None, words).config)
+    return json.loads(out.read_text())
+
+
+def scores(result: dict, subject: str, region: str) -> dict:
+    (entry,) = [e for e in result["subjects"] if (e["subject"], e["region"]) == (subject, region)]
+    return entry
+
+
+def test_scores_of_hand_made_bars(tmp_path, capsys):
+    write_two(tmp_path)
+    result = run(tmp_path)
+    whole = scores(result, "sub-1", "all")
+    assert whole["dice"] == 2 * 5 / 12
+    assert whole["bavd_voxels"] == (1 + 1) / (2 * 6)  # x = 1 is one from the prediction, x = 7 one from the label
+    assert whole["bavd_mm"] == (0.5 + 0.5) / (2 * 6)
+    inside = scores(result, "sub-1", "intracranial")  # both cut to x < 4: the label is 1 2 3, the prediction 2 3
+    assert inside["dice"] == 2 * 2 / 5
+    assert inside["bavd_voxels"] == 1 / (2 * 3)
+    empty = scores(result, "sub-2", "all")
+    assert (empty["dice"], empty["predicted_voxels"], empty["truth_voxels"]) == (0.0, 0, 6)
+    assert empty["bavd_voxels"] == pytest.approx(np.sqrt(8**2 + 6**2 + 6**2))
+    assert empty["bavd_mm"] == pytest.approx(13.0)  # 4, 3 and 12 mm
+    assert "sub-2, all: 6 vessel voxels in the label, 0 predicted" in capsys.readouterr().out
+
+
+def test_a_result_says_what_it_is_and_what_went_in(tmp_path):
+    predictions = write_two(tmp_path)
+    settings = {"run": "unet-a", "source": "synthetic", "shuffle_labels": True, "threshold": 0.4}
+    (tmp_path / "predictions" / "segmentation.json").write_text(json.dumps({"settings": settings}))
+    result = run(tmp_path)
+    expected = {"format_version": 1, "job": "segmentation", "name": "real", "cohort": "bars", "split": "test"}
+    expected |= {"title": "U-Net on synthetic, labels shuffled", "threshold": 0.4, "segmented_with": settings}
+    assert {key: result[key] for key in expected} == expected
+    assert result["units"] == {"dice": "1", "bavd_voxels": "voxel", "bavd_mm": "mm"}
+    assert result["inputs"]["sub-1 prediction"] == sha256_of(predictions["sub-1"])
+    assert result["inputs"]["cohort.json"] == sha256_of(tmp_path / "cohort.json")
+    assert {"sub-1 label", "sub-2 mask"} < set(result["inputs"])
+    assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "provenance"})
+
+
+def test_the_summary_is_mean_and_sample_deviation_over_subjects():
+    def entry(region: str, value: float) -> dict:
+        return {"region": region, "dice": value, "bavd_voxels": 10 * value, "bavd_mm": value / 2}
+
+    found = summarise([entry("all", 0.6), entry("all", 0.8), entry("intracranial", 0.5)])
+    assert found["all"]["dice"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.02**0.5), "n": 2}
+    assert found["all"]["bavd_voxels"]["mean"] == pytest.approx(7.0)
+    assert found["intracranial"]["dice"] == {"mean": 0.5, "sd": None, "n": 1}
+
+
+def test_no_mask_at_all_leaves_intracranial_out_and_a_missing_one_is_an_error(tmp_path, capsys):
+    write_two(tmp_path / "none", masks=(False, False))
+    assert {entry["region"] for entry in run(tmp_path / "none")["subjects"]} == {"all"}
+    assert "intracranial scores are left out" in capsys.readouterr().out
+    write_two(tmp_path / "one", masks=(True, False))
+    with pytest.raises(DataError, match="no brain mask for sub-2"):
+        run(tmp_path / "one")
+    assert not (tmp_path / "one" / "result.json").exists()
+    write_two(tmp_path / "lost")
+    (tmp_path / "lost" / "nifti" / "sub-1" / "mask.nii.gz").unlink()
+    with pytest.raises(DataError, match="sub-1/mask.nii.gz"):
+        run(tmp_path / "lost")
+
+
+def test_predictions_that_are_missing_or_lie_elsewhere_are_named(tmp_path):
+    predictions = write_two(tmp_path)
+    write_volume(predictions["sub-1"], bar(2, 7), AFFINE + np.diag([0.1, 0, 0, 0]))
+    with pytest.raises(DataError, match="sub-1: .* are not on one grid"):
+        run(tmp_path)
+    predictions["sub-2"].unlink()
+    with pytest.raises(DataError, match="no prediction for sub-2"):
+        run(tmp_path)
+    with pytest.raises(UsageError, match="needs predictions=DIR"):
+        run(tmp_path, "predictions=null")
+
+
+def write_bright(folder: Path) -> None:
+    """Vessels inside the mask at 100, outside at 60; a distractor of 80 outside the mask, background 20. One voxel of
+    the test subject's background inside the mask is 110."""
+    subjects = {}
+    for name, split in [("sub-1", "validation"), ("sub-2", "test")]:
+        image = np.full(SHAPE, 20.0)
+        label = bar(1, 6)
+        image[1:4, 2, 2], image[4:7, 2, 2] = 100, 60
+        image[5, 4, 4] = 80
+        image[0, 0, 0] = 110 if split == "test" else 21
+        subjects[name] = write_subject(folder, name, split, image, label, mask=True)
+    write_cohort(folder, Cohort("bright", 99.99, subjects))
+
+
+def test_the_threshold_is_fitted_on_validation_and_scored_on_test(tmp_path):
+    write_bright(tmp_path)
+    result = run(tmp_path, "evaluate=threshold", "name=threshold")
+    # Whole head: from just above 21 to 60 all 6 vessel voxels and the distractor, Dice 12/13; above 80 only 6/9.
+    # Of equals the lowest: the first level above 21. Inside the mask: above 21, without a distractor, Dice 1.
+    assert result["thresholds"] == {"all": 21 + 1 / 257, "intracranial": 21 + 1 / 257}
+    assert result["threshold"] == result["thresholds"]["all"]
+    assert scores(result, "sub-2", "all")["dice"] == 2 * 6 / (6 + 8)
+    assert scores(result, "sub-2", "intracranial")["dice"] == 2 * 3 / (3 + 4)
+    assert result["fitted_on"] == {"split": "validation", "subjects": ["sub-1"]}
+    assert (result["title"], result["name"], result["split"]) == ("Best global threshold", "threshold", "test")
+    assert {"sub-1 image", "sub-2 image"} < set(result["inputs"])
+
+
+def test_a_threshold_is_not_scored_where_it_was_fitted(tmp_path):
+    write_bright(tmp_path)
+    with pytest.raises(UsageError, match="fitted there"):
+        run(tmp_path, "evaluate=threshold", "split=validation")
+
+
+def test_dice_at_every_level_is_dice_of_the_cut():
+    rng = np.random.default_rng(0)
+    level = rng.integers(0, 65536, 500).astype(np.uint16)
+    truth = level + rng.normal(0, 2e4, 500) > 4e4
+    found = dice_by_level(level, truth)
+    assert found.shape == (65536,)
+    for k in [0, 1, 20000, int(level[7]), int(level[7]) + 1, 65535]:
+        assert found[k] == pytest.approx(dice(truth, level >= k), abs=1e-15)
+    nothing = dice_by_level(level, np.zeros(500, bool))
+    assert nothing[0] == 0.0 and dice_by_level(level[:0], truth[:0])[0] == 1.0

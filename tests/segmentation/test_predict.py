@@ -1,0 +1,227 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vesselgan.config.compose import parse, to_yaml
+from vesselgan.errors import CheckpointError, DataError, UsageError
+from vesselgan.files import sha256_of
+from vesselgan.models.unet import Unet, start_unet
+from vesselgan.segmentation import predict
+from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment
+from vesselgan.segmentation.sliding_window import probability_map, stretched
+from vesselgan.volumes import write_volume
+
+FILTERS = (4, 6, 8)
+PATCH = (16, 16, 8)
+
+
+def make_unet(seed: int = 3) -> Unet:
+    """Random weights, running statistics of some random input."""
+    unet = Unet(FILTERS, 0.0)
+    start_unet(unet, seed)
+    with torch.no_grad():
+        unet.train()(torch.rand(4, 1, *PATCH, generator=torch.Generator().manual_seed(seed)) * 255)
+    return unet.eval()
+
+
+def image(*shape: int, seed: int = 0) -> np.ndarray:
+    return (np.random.default_rng(seed).random(shape) * 255).astype(np.float32)
+
+
+def directly(unet: Unet, image_XYZ: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return unet(torch.from_numpy(image_XYZ)[None, None])[0, 0].numpy()
+
+
+def mapped(unet: Unet, image_XYZ: np.ndarray, **changes: object) -> np.ndarray:
+    settings = {"patch_shape": PATCH, "overlap": 0.5, "batch_size": 3, "scaling": "volume"} | changes
+    return probability_map(unet, image_XYZ, **settings)
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 8), (12, 16, 8), (4, 8, 4)])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.75])
+def test_where_the_volume_fits_one_window_it_is_direct_inference(shape, overlap):
+    unet = make_unet()
+    x = image(*shape)
+    # One window: its weights multiply and divide out, to the rounding of float32.
+    np.testing.assert_allclose(mapped(unet, x, overlap=overlap), directly(unet, x), rtol=0, atol=1e-5)
+
+
+def test_a_network_that_looks_at_single_voxels_gives_the_same_everywhere():
+    class Pointwise(Unet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x / 255) ** 2
+
+    unet = Pointwise(FILTERS, 0.0).eval()
+    x = image(37, 19, 23)
+    # Every window agrees on every voxel, so the weighted mean is that value: no seam, no shift, no lost voxel.
+    np.testing.assert_allclose(mapped(unet, x), (x / 255) ** 2, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 40, 9), (33, 17, 3), (2, 2, 2), (16, 16, 9)])
+def test_any_size_is_covered_thinner_than_a_patch_too(shape):
+    probability = mapped(make_unet(), image(*shape))
+    assert probability.shape == shape and probability.dtype == np.float32
+    assert np.isfinite(probability).all() and (probability > 0).all() and (probability < 1).all()
+
+
+def test_a_thin_axis_is_reflected_at_its_far_edge():
+    unet, x = make_unet(), image(16, 16, 6)
+    reflected = np.concatenate([x, x[:, :, 4:5], x[:, :, 3:4]], axis=2)
+    np.testing.assert_allclose(mapped(unet, x), directly(unet, reflected)[:, :, :6], rtol=0, atol=1e-5)
+
+
+def test_windows_do_not_depend_on_the_batch():
+    unet, x = make_unet(), image(30, 20, 12)
+    np.testing.assert_allclose(mapped(unet, x, batch_size=1), mapped(unet, x, batch_size=8), rtol=0, atol=1e-5)
+
+
+def test_patch_scaling_stretches_every_window_by_itself():
+    windows = torch.tensor([[10.0, 20.0, 30.0, 10.0], [7.0, 7.0, 7.0, 7.0]]).view(2, 1, 4, 1, 1)
+    assert stretched(windows).flatten(1).tolist() == [[0.0, 127.5, 255.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    unet, x = make_unet(), image(*PATCH)
+    dim = 40 + x / 10
+    span = (x - x.min()) * (255 / (x.max() - x.min()))
+    np.testing.assert_allclose(mapped(unet, dim, scaling="patch"), directly(unet, span), rtol=0, atol=1e-4)
+    assert np.abs(mapped(unet, dim) - directly(unet, span)).max() > 0.01
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A finished run with random weights and two checkpoints, the first the better one."""
+    folder = tmp_path / "unet-run"
+    config = parse("train_unet", None, [f"unet.filters={list(FILTERS)}".replace(" ", "")]).config
+    folder.mkdir()
+    (folder / "config.yaml").write_text(to_yaml(config))
+    for number in (1, 2):
+        write_checkpoint(folder / "checkpoints" / f"step_{number:08d}", make_unet(number))
+    (folder / "finished.json").write_text(json.dumps({"best_checkpoint": "step_00000001"}))
+    return folder
+
+
+def write_checkpoint(folder: Path, unet: Unet) -> None:
+    folder.mkdir(parents=True)
+    save_file(unet.state_dict(), folder / "unet.safetensors")
+    state = {"step": 1, "scaling": "volume", "upper_percentile": 99.9, "patch_shape": list(PATCH)}
+    told = {"format_version": 1, "step": 1, "state": state, "engines": {}}
+    (folder / "state.json").write_text(json.dumps(told))
+    names = ("unet.safetensors", "state.json")
+    entries = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
+    (folder / "manifest.json").write_text(json.dumps(entries))
+
+
+def run_segment(run_dir: Path, out: Path, *settings: str) -> dict:
+    words = [f"run={run_dir}", f"out={out}", "runtime.device=cpu", *settings]
+    segment(parse("segment", None, words).config)
+    return json.loads((out / "segmentation.json").read_text())
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPS", "SAR"])
+def test_output_lies_on_the_inputs_grid_in_every_orientation(run_dir, tmp_path, axes):
+    canonical = image(18, 14, 10, seed=5) + 1
+    turned = nib.orientations.axcodes2ornt(axes)
+    there = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), turned)
+    stored = nib.orientations.apply_orientation(canonical, there)
+    affine = np.diag([0.5, 0.6, 0.7, 1]) @ nib.orientations.inv_ornt_aff(there, canonical.shape)
+    (tmp_path / "in").mkdir()
+    nib.save(nib.Nifti1Image(stored, affine), tmp_path / "in" / "head.nii.gz")
+    run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in", "threshold=0.4")
+    found = nib.load(tmp_path / "out" / "head.nii.gz")
+    assert found.shape == stored.shape and found.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(found.affine, affine, atol=1e-6)
+    # Expected by hand: percentile of the non-zero voxels, 0..255, the network, the threshold; then turned as the input.
+    low, high = canonical.min(), np.percentile(canonical, 99.9)
+    scaled = np.clip((canonical - low) * (255 / (high - low)), 0, 255).astype(np.float32)
+    expected = mapped(make_unet(1), scaled) >= 0.4
+    assert 0.02 < expected.mean() < 0.98
+    same = nib.orientations.apply_orientation(expected, there) == np.asarray(found.dataobj)
+    assert same.mean() > 0.999  # a probability within 1e-5 of the threshold may fall to either side
+
+
+def test_a_file_a_folder_or_a_split_of_the_cohort(run_dir, tiny_cohort, tmp_path):
+    def inputs(*settings: str) -> dict[str, Path]:
+        words = [f"run={run_dir}", "out=out", f"data.cohort_dir={tiny_cohort}", *settings]
+        return find_inputs(parse("segment", None, words).config)
+
+    images = {name: tiny_cohort / "nifti" / name / "image.nii.gz" for name in ("sub-4", "sub-5")}
+    assert inputs() == images
+    assert list(inputs("split=validation")) == ["sub-3"]
+    assert inputs(f"input={images['sub-4']}") == {"image": images["sub-4"]}
+    folder = tmp_path / "folder"
+    for name in ("b.nii", "a.nii.gz", "notes.txt"):
+        write_volume(folder / name, image(4, 4, 4), np.eye(4))
+    assert list(inputs(f"input={folder}")) == ["a", "b"]
+    write_volume(folder / "a.nii", image(4, 4, 4), np.eye(4))
+    with pytest.raises(DataError, match="would both become a.nii.gz"):
+        inputs(f"input={folder}")
+    with pytest.raises(UsageError, match="no such file"):
+        inputs(f"input={folder}/missing")
+    with pytest.raises(UsageError, match=r"not a \.nii"):
+        inputs(f"input={folder}/notes.txt")
+
+
+def test_a_stopped_job_goes_on_and_keeps_what_is_whole(run_dir, tiny_cohort, tmp_path, monkeypatch, capsys):
+    out, cohort = tmp_path / "out", f"data.cohort_dir={tiny_cohort}"
+    calls = []
+    real = predict.probability_map
+
+    def dies_at_second(*arguments: object, **named: object) -> np.ndarray:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(predict, "probability_map", dies_at_second)
+        run_segment(run_dir, out, cohort)
+    first = (out / "sub-4.nii.gz").stat().st_mtime_ns
+    record = run_segment(run_dir, out, cohort)
+    assert "sub-4: done already" in capsys.readouterr().out
+    assert (out / "sub-4.nii.gz").stat().st_mtime_ns == first
+    assert list(record["volumes"]) == ["sub-4", "sub-5"]
+    assert record["volumes"]["sub-5"]["output_sha256"] == sha256_of(out / "sub-5.nii.gz")
+    assert record["settings"]["checkpoint"] == "step_00000001"  # the best, not the newest
+    (out / "sub-4.nii.gz").write_bytes(b"damaged")
+    repaired = run_segment(run_dir, out, cohort)
+    assert repaired["volumes"]["sub-4"] == record["volumes"]["sub-4"]
+    assert sha256_of(out / "sub-4.nii.gz") == record["volumes"]["sub-4"]["output_sha256"]
+
+
+def test_a_folder_of_something_else_is_never_written_into(run_dir, tiny_cohort, tmp_path):
+    cohort = f"data.cohort_dir={tiny_cohort}"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    with pytest.raises(UsageError, match="was not made by segment"):
+        run_segment(run_dir, tmp_path / "mine", cohort)
+    run_segment(run_dir, tmp_path / "out", cohort)
+    with pytest.raises(UsageError, match="threshold: 0.5 -> 0.3"):
+        run_segment(run_dir, tmp_path / "out", cohort, "threshold=0.3")
+    with pytest.raises(UsageError, match="checkpoint: step_00000001 -> step_00000002"):
+        run_segment(run_dir, tmp_path / "out", cohort, "checkpoint=step_00000002")
+    folder = tiny_cohort / "nifti" / "sub-4"
+    before = sorted(folder.iterdir())
+    with pytest.raises(UsageError, match="folder of the images"):
+        run_segment(run_dir, folder, f"input={folder}")
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_run_that_is_not_finished_needs_a_named_checkpoint(run_dir, tiny_cohort, tmp_path):
+    (run_dir / "finished.json").unlink()
+    with pytest.raises(UsageError, match="not finished"):
+        best_checkpoint(run_dir)
+    record = run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tiny_cohort}", "checkpoint=step_00000002")
+    assert record["settings"]["checkpoint"] == "step_00000002"
+
+
+def test_weights_of_another_architecture_are_refused(run_dir, tiny_cohort, tmp_path):
+    config = parse("train_unet", None, ["unet.filters=[4,6,12]"]).config
+    (run_dir / "config.yaml").write_text(to_yaml(dataclasses.replace(config)))
+    with pytest.raises(CheckpointError, match="disagree"):
+        run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tiny_cohort}")
+    assert not (tmp_path / "out").exists()
