@@ -22,10 +22,15 @@ def call(repository: Path, words: list[str], cwd: Path) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("words", [[name] for name in SCRIPTS] + [["-m", f"data_prep.{name}"] for name in MODULES])
 def test_help_shows_an_example_without_loading_torch(repository, tmp_path, words):
+    start = (
+        f"run_module({words[-1]!r}"
+        if words[0] == "-m"
+        else f"run_path({str(repository / 'launch' / words[0])!r} + '.py'"
+    )
     program = (
-        "import runpy, sys; sys.argv[0] = 'x'\n"
+        "import runpy, sys\n"
         "try:\n"
-        f"    runpy.{'run_module' if words[0] == '-m' else 'run_path'}({words[-1] if words[0] == '-m' else str(repository / 'launch' / (words[0] + '.py'))!r}, run_name='__main__')\n"
+        f"    runpy.{start}, run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    assert not end.code, end.code\n"
         "print('TORCH' if 'torch' in sys.modules else 'LIGHT')\n"
