@@ -110,7 +110,7 @@ def is_verb(word: str) -> bool:
 
 @pytest.mark.parametrize("work", ["work", "/some where/else=1"])
 def test_every_command_of_the_road_is_one_that_its_verb_accepts(work: str) -> None:
-    overrides = (demo.setting("work_dir", work),)
+    overrides = (demo.setting("work_dir", work), "num_patches=7")
     stages = demo.stages_of(compose.compose("demo", list(overrides)), overrides, CPU)
     commands = [command for stage in stages for command in stage.commands]
     for command in commands:
@@ -118,6 +118,7 @@ def test_every_command_of_the_road_is_one_that_its_verb_accepts(work: str) -> No
         # parse composes and checks; a setting that the verb does not know is an error
         parsed = compose.parse(verb_of(command), None, list(command[start + 1 :]))
         assert str(getattr(parsed.config, "work_dir", work)) == work
+        assert getattr(parsed.config, "num_patches", 7) == 7
     verbs = [verb_of(command) for command in commands]
     assert verbs[:5] == ["make_phantom", "check", "build_shards", "train_gan", "generate"]
     assert verbs.count("train_unet") == verbs.count("segment") == 3

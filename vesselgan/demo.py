@@ -97,6 +97,8 @@ def read_choice(path: Path) -> Choice:
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
     """The road after the probe, in order."""
+    # The one setting that is the demo's own.
+    overrides = tuple(word for word in overrides if not word.startswith("num_patches="))
     work = Path(config.work_dir)
     gan = work / "runs/demo-gan"
     generate = script("generate", setting("run", gan), f"num_patches={config.num_patches}")
