@@ -128,8 +128,8 @@ def test_every_command_of_the_road_is_one_that_its_verb_accepts(work: str) -> No
 def test_the_gan_runs_under_the_deepspeed_launcher_with_the_probes_precision() -> None:
     stages = demo.stages_of(compose.compose("demo", []), (), CPU)
     (command,) = next(stage for stage in stages if stage.name == "gan").commands
-    assert Path(command[0]).name == "deepspeed"
-    assert command[1:3] == ("--num_gpus", "2")
+    assert (command[0], Path(command[1]).name) == (sys.executable, "deepspeed")
+    assert command[2:4] == ("--num_gpus", "2")
     assert {"variant=sn_mp", "variant.precision=bf16", "preset=demo"} <= set(command)
     assert command[command.index("--deepspeed_config") + 1] == "ds_bf16.json"
 

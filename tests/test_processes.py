@@ -114,8 +114,8 @@ def test_one_that_ignores_being_asked_is_killed(tmp_path: Path, monkeypatch: pyt
 
 
 LAUNCHERS = {
-    "deepspeed": ("deepspeed", "--num_gpus", "2", "--master_port", processes.PORT, "{script}"),
-    "mpiexec": ("mpiexec", "-n", "2", sys.executable, "{script}"),
+    "deepspeed": (sys.executable, "{deepspeed}", "--num_gpus", "2", "--master_port", processes.PORT, "{script}"),
+    "mpiexec": ("{mpiexec}", "-n", "2", sys.executable, "{script}"),
 }
 
 
@@ -124,8 +124,8 @@ def test_ranks_do_not_outlive_a_terminated_caller(launcher: str, tmp_path: Path)
     script, pids = tmp_path / "rank.py", tmp_path / "pids"
     script.write_text(RANK)
     pids.mkdir()
-    program, *words = LAUNCHERS[launcher]
-    command = [processes.beside_python(program), *(word.replace("{script}", str(script)) for word in words), str(pids)]
+    places = {"{script}": str(script), f"{{{launcher}}}": processes.beside_python(launcher)}
+    command = [*(places.get(word, word) for word in LAUNCHERS[launcher]), str(pids)]
     caller = subprocess.Popen(python(DRIVER, str(tmp_path / "log"), *command))
     try:
         # two interpreters that import DeepSpeed come before the ranks
