@@ -126,13 +126,8 @@ def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
 
 
 def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
-    launcher = (
-        processes.beside_python("deepspeed"),
-        "--num_gpus",
-        str(choice.num_ranks),
-        "--master_port",
-        processes.PORT,
-    )
+    # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
+    launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     settings = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}", *overrides)
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
     command = (*launcher, "--master_port", processes.PORT, script_path("train_gan"), *options, *settings)
