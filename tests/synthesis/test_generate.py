@@ -59,7 +59,7 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
     save_file(generator.state_dict(), folder / "generator.safetensors")
-    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
+    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE, "upper_percentile": 99.99}
     told = {"format_version": 1, "step": step, "engines": {}, "state": {"step": step, "manifest": manifest}}
     (folder / "state.json").write_text(json.dumps(told))
     entries = {
@@ -114,6 +114,8 @@ def test_shards_hold_what_the_generator_makes_of_each_samples_seed(tmp_path: Pat
         assert 0 < record.label_XYZ.mean() < 1
         assert shards.subjects[record.subject] == {"spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
     assert len({record.subject for record in map(shards.record, range(5))}) == 5
+    # the generator learned this scaling: who mixes its patches with real ones must be able to tell
+    assert shards.manifest.upper_percentile == 99.99
 
 
 def test_the_manifest_says_where_the_samples_come_from(tmp_path: Path) -> None:

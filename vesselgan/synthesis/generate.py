@@ -196,7 +196,7 @@ def _write_set(
         origin="synthetic",
         subjects={f"synthetic-{sample_seed(config.seed, i)}": place for i in range(config.num_patches)},
         spacing_mm=tuple(geometry["spacing_mm"]),
-        upper_percentile=None,
+        upper_percentile=geometry["upper_percentile"],
         extra=settings,
     )
     seconds = time.perf_counter() - began
