@@ -107,3 +107,21 @@ def test_missing_shards_are_one_line_with_the_command_that_makes_them(train, tmp
     result = train(tmp_path / "none", "variant=sn", f"work_dir={tmp_path / 'empty'}")
     assert result.returncode == 3
     assert "data_prep.build_shards" in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_stop_request_saves_at_the_next_step_and_the_same_command_goes_on_to_the_same_bytes(train, tmp_path):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    words = ("variant=gp", "train.max_steps=6", "train.log_every=4", "variant.precision=fp32")
+    assert train(straight, *words).returncode == 0
+    # So little time that it is nearly up after the first step.
+    result = train(stopped, *words, "train.max_minutes=0.00001")
+    assert result.returncode == 0 and "nearly up" in result.stdout, result.stdout + result.stderr
+    assert json.loads((stopped / "requeue").read_text())["step"] < 6
+    assert not (stopped / "finished.json").exists()
+    result = train(stopped, *words)
+    assert result.returncode == 0 and "resumed at step" in result.stdout, result.stdout + result.stderr
+    assert not (stopped / "requeue").exists()
+    for file in sorted((straight / "checkpoints" / "step_00000006").glob("*.safetensors")):
+        assert file.read_bytes() == (stopped / "checkpoints" / "step_00000006" / file.name).read_bytes(), file.name
+    # The mean over steps 1 to 4 is the same although the run was stopped among them.
+    assert [line["critic_loss"] for line in logged(straight)] == [line["critic_loss"] for line in logged(stopped)]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass
 class Layout:
-    """Where a cohort keeps a subject's files: patterns below data.root, `{subject}` standing for the subject's id."""
+    """Where a cohort keeps a subject's files: patterns below data.root, `{subject}` standing for the subject's id,
+    `{session}` for one of several visits, `*` for anything inside one name."""
 
     image: str
     label: str | None
@@ -18,12 +19,12 @@ class Layout:
 
 @dataclass
 class Split:
-    """How subjects are divided. Numbers of subjects; whatever is left over goes to training."""
+    """How subjects are divided. Numbers of subjects; train or test may be null: all that the others leave."""
 
     train: int | None
-    """Null: all that validation and test leave."""
+    """0 for an external cohort, on which models of another one are only tested."""
     validation: int
-    test: int
+    test: int | None
     seed: int
     csv: str | None
     """A file with the columns subject,split instead of a draw."""
@@ -73,6 +74,10 @@ class Prepare:
     """Set unusable subjects aside by name and go on; false: stop (exit 3)."""
     repair: bool
     """Rebuild the shards that fail verification."""
+    pseudonymise: bool
+    """Replace subjects' ids by a keyed hash in everything that is written; file paths go to a private file."""
+    key_file: str | None
+    """Path of the secret that the hash needs; read, never stored."""
     seed: int
 
 
@@ -82,7 +87,13 @@ class PreparedData(Data):
 
 
 @dataclass
-class LearningData(Data):
+class TrainingData(Data):
+    augment: bool
+    """Turn and mirror training patches at random (by seed and position); the paper does not."""
+
+
+@dataclass
+class LearningData(TrainingData):
     source: str
     """`real`, `synthetic` or `both`."""
     shuffle_labels: bool
@@ -124,6 +135,9 @@ class Train:
     epochs: int
     max_steps: int | None
     """Stop after so many generator steps; null: epochs decide."""
+    max_minutes: float | None
+    """Save and leave in time for a job that ends so many minutes after the start, to be resumed; null: no limit, or
+    Slurm's."""
     seed: int
     log_every: int
     picture_every: int
@@ -177,7 +191,7 @@ class TrainGan:
     checkpoint: str | None
     """Resume from this checkpoint's name; null: the newest whole one."""
     variant: Variant
-    data: Data
+    data: TrainingData
     train: Train
     runtime: Runtime
 
@@ -273,6 +287,44 @@ class Demo:
 class Check:
     work_dir: str
     data: PreparedData
+    qc: bool
+    """Write the page for the eyes, <cohort_dir>/qc.html."""
+
+
+@dataclass
+class Preprocessing:
+    """What is done to volumes before they are cut (paper, section 2.2: denoised, non-uniformity corrected, BET)."""
+
+    denoise: bool
+    """Non-local means."""
+    denoise_strength: float
+    """Cut-off of patch distances, in noise standard deviations."""
+    denoise_patch: int
+    """Edge of the patches that are compared, voxels."""
+    denoise_distance: int
+    """How far away patches are looked for, voxels."""
+    bias: bool
+    """N4 non-uniformity correction."""
+    bias_shrink: int
+    """The bias field is fitted on the volume shrunk by this factor."""
+    bias_iterations: list[int]
+    """At most so many per resolution level, coarse to fine."""
+    spacing_mm: list[float] | None
+    """Resample to this spacing; null: every volume keeps its own."""
+    mask: str
+    """Who makes the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
+    the three that is there."""
+    bet_fraction: float
+    """FSL bet's -f (paper: 0.05)."""
+
+
+@dataclass
+class Preprocess:
+    work_dir: str
+    data: PreparedData
+    preprocess: Preprocessing
+    out: str
+    """Where the new volumes go; preset=preprocessed reads them from its default."""
 
 
 @dataclass
@@ -281,6 +333,24 @@ class BuildShards:
     data: PreparedData
     purposes: list[str]
     """Of `gan` and `unet`."""
+
+
+@dataclass
+class Benchmark:
+    target: str
+    """`loader` or `prepare`."""
+    repeats: int
+    """Rounds; in each the competitors take turns."""
+    shape: list[int]
+    """Voxels of the phantom volumes that are measured on."""
+    patch_shape: list[int]
+    num_patches: int
+    """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
+    num_subjects: int
+    """Volumes of the cohort that is built (prepare)."""
+    seed: int
+    out: str | None
+    """Append the JSON line to this file too."""
 
 
 @dataclass

@@ -11,7 +11,8 @@ from vesselgan.files import PARTIAL, write_text
 from vesselgan.runtime.provenance import collect
 
 # What may differ between the start of a run and its continuation without changing what it computes.
-FREE_TO_CHANGE = ("work_dir", "run_dir", "checkpoint", "runtime.device", "train.num_workers", "unet.num_workers")
+FREE_TO_CHANGE = ("work_dir", "run_dir", "checkpoint", "runtime.device", "train.max_minutes")
+FREE_TO_CHANGE += ("train.num_workers", "unet.num_workers")
 
 
 def prepare(run_dir: Path, verb: str, config: Any, engine_settings: dict[str, dict[str, Any]]) -> None:

@@ -1,8 +1,9 @@
 """One training run: settings checked, engines built, loop driven, progress told, checkpoints kept, end marked."""
 
+import math
 import resource
-import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from vesselgan.runtime import checkpoint, distributed, rundir
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.log import RunLog
+from vesselgan.runtime.progress import Meter, Progress
+from vesselgan.runtime.stopping import StopRequests
 from vesselgan.shards import ShardSet
 from vesselgan.training.average import MovingAverage, to_sample
-from vesselgan.training.gan import Draws, Scalars, train
+from vesselgan.training.gan import Draws, train
 from vesselgan.training.samples import FixedLatents
 
 PROGRAM = "deepspeed launch/train_gan.py"
@@ -49,10 +52,17 @@ def run_dir_of(config: TrainGan) -> Path:
     return Path(config.work_dir) / "runs" / f"{config.variant.name}-{config_hash(config)}"
 
 
+def steps_of(config: TrainGan, num_pairs: int) -> int:
+    """Generator steps of the whole run: max_steps, else epochs over the pairs."""
+    if config.train.max_steps is not None:
+        return config.train.max_steps
+    batches = config.train.epochs * steps_per_epoch(num_pairs, config.train.batch_size)
+    return max(1, batches // config.variant.n_critic)
+
+
 def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str) -> None:
     run_dir = run_dir_of(config)
     shards = distributed.together(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
-    total_steps = steps_of(config, len(shards))
     settings = resolve(
         raw, batch_size=config.train.batch_size, batch_per_gpu=config.train.batch_per_gpu, world_size=world.size
     )
@@ -63,31 +73,17 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str) -> N
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
-    average = None
-    if config.train.ema_decay is not None:
-        average = MovingAverage(engines["generator"].module, config.train.ema_decay)
-    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world)
-    start = state["step"] if state else 0
-    if average is not None and state:
-        average.restore(checkpoint.read_weights(run_dir, "generator_ema", checkpoint.name_of(start))[0])
-    log = RunLog(run_dir, is_main=world.is_main, resume_step=start)
-    _say_first_lines(log, config, run_dir, world, engines, start=start, stop=total_steps)
-    told = {"manifest": _geometry(shards), "config_hash": config_hash(config)}
-    seconds = _drive(config, run_dir, shards, engines, average, log, world, start=start, stop=total_steps, told=told)
-    seconds += state["seconds"] if state else 0.0
-    if world.is_main:
-        rundir.finish(run_dir, _facts(engines, steps=total_steps, seconds=seconds, world=world))
-    log.line(f"finished: {total_steps} steps in {seconds / 60:.1f} min; {run_dir}")
+    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world) or {"step": 0, "seconds": 0.0}
+    log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
+    run = _Run(config, run_dir, world, engines, log, shards, steps_of(config, len(shards)))
+    _say_first_lines(run, state["step"])
+    done, seconds = run.drive(state)
+    if done == run.stop:
+        if world.is_main:
+            rundir.finish(run_dir, _facts(engines, steps=done, seconds=seconds, world=world))
+        log.line(f"finished: {done} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
     distributed.barrier()
-
-
-def steps_of(config: TrainGan, num_pairs: int) -> int:
-    """Generator steps of the whole run: max_steps, else epochs over the pairs."""
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    batches = config.train.epochs * steps_per_epoch(num_pairs, config.train.batch_size)
-    return max(1, batches // config.variant.n_critic)
 
 
 def _engines(
@@ -114,127 +110,123 @@ def _engines(
     }
 
 
-def _drive(
-    config: TrainGan,
-    run_dir: Path,
-    shards: ShardSet,
-    engines: dict[str, Engine],
-    average: MovingAverage | None,
-    log: RunLog,
-    world: World,
-    *,
-    start: int,
-    stop: int,
-    told: dict[str, Any],
-) -> float:
-    """Run the steps from `start` to `stop`; returns the seconds this took."""
-    settings, n_critic = config.train, config.variant.n_critic
-    dataset = PatchDataset(
-        shards, scaling=config.data.scaling, label_threshold=config.data.label_threshold, intensity="signed"
-    )
-    batches = stream(
-        dataset,
-        batch_size=settings.batch_size,
-        seed=settings.seed,
-        start=start * n_critic,
-        stop=stop * n_critic,
-        rank=world.rank,
-        world_size=world.size,
-        num_workers=settings.num_workers,
-    )
-    draws = Draws(settings.seed, settings.batch_size, config.variant.latent_size, world.rank, world.size)
-    fixed = FixedLatents(settings.seed, config.variant.latent_size, shards.spacing_mm)
-    progress = Progress(log, start=start, stop=stop, patches_per_step=settings.batch_size * n_critic)
-    began = time.perf_counter()
-    pending: list[Scalars] = []
-    steps = train(engines["critic"], engines["generator"], batches, draws, config.variant, start=start, stop=stop)
-    for done, scalars in steps:
-        pending.append(scalars)
-        if average is not None:
-            average.update(engines["generator"].module, done)
-        if done % settings.log_every == 0 or done == stop:
-            values = _means(pending, world)
-            pending.clear()
-            _refuse_non_finite(values, done, run_dir)
-            progress.tell(done, values, engines)
-        if done % settings.picture_every == 0 or done == stop:
-            log.image(done, "samples", fixed.picture(engines["generator"].module, world.device))
-        if done % settings.checkpoint_every == 0 or done == stop:
-            state = told | {"step": done, "seconds": time.perf_counter() - began}
-            extra = to_sample(engines["generator"].module, average, draws, world.device)
-            checkpoint.save(run_dir, done, engines, state, keep_last=settings.keep_last, world=world, extra=extra)
-    return time.perf_counter() - began
+@dataclass(frozen=True)
+class _Run:
+    """What the loop needs at hand."""
 
+    config: TrainGan
+    run_dir: Path
+    world: World
+    engines: dict[str, Engine]
+    log: RunLog
+    shards: ShardSet
+    stop: int
+    """Generator steps of the whole run."""
 
-class Progress:
-    """Scalars for the log every few steps, and lines with the measured step time and the predicted end."""
+    def drive(self, state: dict[str, Any]) -> tuple[int, float]:
+        """Step from `state` to the end or to a granted stop request; (steps done, seconds of all sittings)."""
+        settings, start = self.config.train, state["step"]
+        critic, generator = self.engines["critic"], self.engines["generator"]
+        draws = Draws(
+            settings.seed, settings.batch_size, self.config.variant.latent_size, self.world.rank, self.world.size
+        )
+        average = self._average(start)
+        fixed = FixedLatents(settings.seed, self.config.variant.latent_size, self.shards.spacing_mm)
+        meter, progress = Meter(state.get("meter")), Progress(self.log, start=start, stop=self.stop)
+        done, save_s, began = start, 0.0, time.perf_counter()
+        with StopRequests(self.run_dir, self.world, max_minutes=settings.max_minutes) as requests:
+            variant = self.config.variant
+            for done, scalars in train(
+                critic, generator, self._batches(start), draws, variant, start=start, stop=self.stop
+            ):
+                meter.take(scalars)
+                if average is not None:
+                    average.update(generator.module, done)
+                if done % settings.log_every == 0 or done == self.stop:
+                    self._tell(done, meter.read(self.world), progress)
+                is_asked = requests.are_granted(step_s=progress.step_s, save_s=save_s)
+                paused_at = time.perf_counter()
+                if done % settings.picture_every == 0 or done == self.stop:
+                    self.log.image(done, "samples", fixed.picture(generator.module, self.world.device))
+                if done % settings.checkpoint_every == 0 or done == self.stop or is_asked:
+                    seconds = state["seconds"] + time.perf_counter() - began
+                    told = self._told() | {"step": done, "seconds": seconds, "meter": meter.to_json()}
+                    self._save(done, told, to_sample(generator.module, average, draws, self.world.device))
+                    save_s = time.perf_counter() - paused_at
+                progress.paused(time.perf_counter() - paused_at)
+                if is_asked and done < self.stop:
+                    requests.mark_for_requeue(done)
+                    self.log.line(
+                        f"stopped at step {done}, saved: {requests.reason}; the same command goes on from here"
+                    )
+                    break
+        return done, state["seconds"] + time.perf_counter() - began
 
-    def __init__(self, log: RunLog, *, start: int, stop: int, patches_per_step: int) -> None:
-        self._log, self._stop, self._patches = log, stop, patches_per_step
-        self._last_step, self._last_time = start, time.perf_counter()
-        self._next_line = 0.0
-        self._is_terminal = sys.stderr.isatty()
+    def _average(self, start: int) -> MovingAverage | None:
+        if self.config.train.ema_decay is None:
+            return None
+        average = MovingAverage(self.engines["generator"].module, self.config.train.ema_decay)
+        if start:
+            average.restore(checkpoint.read_weights(self.run_dir, "generator_ema", checkpoint.name_of(start))[0])
+        return average
 
-    def tell(self, done: int, values: dict[str, float], engines: dict[str, Engine]) -> None:
-        now = time.perf_counter()
-        step_s = (now - self._last_time) / max(1, done - self._last_step)
-        self._last_step, self._last_time = done, now
-        values |= {"step_ms": 1000 * step_s, "patches_per_s": self._patches / step_s}
-        for name, engine in engines.items():
-            values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
-        self._log.scalars(done, values)
-        if self._is_terminal or now >= self._next_line or done == self._stop:
-            # A line a few times a minute in a log file, every time on a terminal.
-            self._next_line = now + 10.0
-            left_min = (self._stop - done) * step_s / 60
-            self._log.line(
-                f"step {done}/{self._stop}  critic {values['critic_loss']:+.3f}  generator "
-                f"{values['generator_loss']:+.3f}  wasserstein {values['wasserstein']:+.3f}  "
-                f"{values['step_ms']:.0f} ms a step, {left_min:.1f} min left"
-            )
-
-
-def _geometry(shards: ShardSet) -> dict[str, Any]:
-    """What a synthetic patch inherits from the training set; its affine is the first subject's."""
-    first = next(iter(shards.subjects.values()))
-    return {
-        "patch_shape": list(shards.patch_shape),
-        "spacing_mm": list(shards.spacing_mm),
-        "affine": first["affine"],
-        "upper_percentile": shards.manifest.upper_percentile,
-    }
-
-
-def _means(pending: list[Scalars], world: World) -> dict[str, float]:
-    names = sorted(pending[0])
-    table = torch.stack(
-        [torch.stack([step[name].to(world.device, torch.float32) for name in names]) for step in pending]
-    )
-    return dict(zip(names, distributed.mean_over_ranks(table.mean(0), world).tolist(), strict=True))
-
-
-def _refuse_non_finite(values: dict[str, float], step: int, run_dir: Path) -> None:
-    bad = [name for name, value in values.items() if not torch.isfinite(torch.tensor(value))]
-    if bad:
-        raise NumericError(
-            f"{run_dir}: {', '.join(bad)} not finite before step {step}; the last checkpoint is from before; "
-            "resume it with lower learning rates, or in fp32"
+    def _batches(self, start: int) -> Any:
+        settings, n_critic, data = self.config.train, self.config.variant.n_critic, self.config.data
+        dataset = PatchDataset(
+            self.shards, scaling=data.scaling, label_threshold=data.label_threshold, intensity="signed"
+        )
+        return stream(
+            dataset,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            start=start * n_critic,
+            stop=self.stop * n_critic,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            num_workers=settings.num_workers,
         )
 
+    def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            raise NumericError(
+                f"{self.run_dir}: {', '.join(bad)} not finite before step {done}; the last checkpoint is from before; "
+                "start anew with lower learning rates, or in fp32"
+            )
+        for name, engine in self.engines.items():
+            values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
+        losses = "  ".join(f"{name} {values[name]:+.3f}" for name in ("critic_loss", "generator_loss", "wasserstein"))
+        progress.tell(done, values, losses)
 
-def _say_first_lines(
-    log: RunLog, config: TrainGan, run_dir: Path, world: World, engines: dict[str, Engine], *, start: int, stop: int
-) -> None:
-    counts = {name: trainable_parameters(engine.module) for name, engine in engines.items()}
-    log.line(f"run directory: {run_dir} (tensorboard --logdir {run_dir}/tensorboard)")
+    def _told(self) -> dict[str, Any]:
+        """What every checkpoint says of the training set, for `generate`; the affine is the first subject's."""
+        first = next(iter(self.shards.subjects.values()))
+        geometry = {
+            "patch_shape": list(self.shards.patch_shape),
+            "spacing_mm": list(self.shards.spacing_mm),
+            "affine": first["affine"],
+            "upper_percentile": self.shards.manifest.upper_percentile,
+        }
+        return {"manifest": geometry, "config_hash": config_hash(self.config)}
+
+    def _save(self, done: int, told: dict[str, Any], extra: dict[str, Any]) -> None:
+        keep_last = self.config.train.keep_last
+        checkpoint.save(self.run_dir, done, self.engines, told, keep_last=keep_last, world=self.world, extra=extra)
+
+
+def _say_first_lines(run: _Run, start: int) -> None:
+    config, log = run.config, run.log
+    counts = {name: count_parameters(engine.module) for name, engine in run.engines.items()}
+    log.line(f"run directory: {run.run_dir} (tensorboard --logdir {run.run_dir}/tensorboard)")
     log.line(
-        f"{config.variant.name} in {config.variant.precision} on {world.size} x {world.device.type}, configuration "
-        f"{config_hash(config)}; parameters: generator {counts['generator']:,}, critic {counts['critic']:,}"
+        f"{config.variant.name} in {config.variant.precision} on {run.world.size} x {run.world.device.type}, "
+        f"configuration {config_hash(config)}; "
+        f"parameters: generator {counts['generator']:,}, critic {counts['critic']:,}"
     )
-    log.line(f"{'resumed at step ' + str(start) if start else 'new run'}; {stop} steps in all")
+    log.line(f"{'resumed at step ' + str(start) if start else 'new run'}; {run.stop} steps in all")
 
 
-def trainable_parameters(module: torch.nn.Module) -> int:
+def count_parameters(module: torch.nn.Module) -> int:
     """Parameters as the paper's Table 2 counts them: frozen biases included."""
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -251,5 +243,5 @@ def _facts(engines: dict[str, Engine], *, steps: int, seconds: float, world: Wor
         "peak_gib_per_rank": peak / 2**30,
         "ranks": world.size,
         "device": world.device.type,
-        "parameters": {name: trainable_parameters(engine.module) for name, engine in engines.items()},
+        "parameters": {name: count_parameters(engine.module) for name, engine in engines.items()},
     }
