@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import data_prep
-from data_prep import build_state, lock, mpi
+from data_prep import build_state, lock, mpi, pseudonyms
 from data_prep.build_state import State
 from data_prep.check import Checked, check_cohort, divide, require_rules, summary, table
 from data_prep.layouts import Found, find_subjects
@@ -26,7 +26,7 @@ from data_prep.mpi import Progress, World
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
 from vesselgan import volumes
-from vesselgan.cohort import Cohort, Subject, read_cohort, write_cohort
+from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.errors import DataError, ResourceError, UsageError
@@ -78,13 +78,13 @@ def find_in(data: PreparedData) -> Found:
     for name in SOURCE_FOLDERS:
         if cohort_dir.is_relative_to(checkout / name):
             raise UsageError(f"data.cohort_dir={data.cohort_dir} lies inside the program's own {name}/; choose another")
-    return find_subjects(data.root, data.layout)
+    return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 
 def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
     """The cohort to build from: as an earlier start left it where nothing changed since, else checked now."""
     before = mpi.on_first(here, lambda: build_state.read(data))
-    inputs = mpi.on_first(here, lambda: build_state.inputs_of(found))
+    inputs = mpi.on_first(here, lambda: build_state.inputs_of(found, pseudonyms.renamer(data)))
     if before is not None and before.inputs == inputs and (data.prepare.quarantine or not before.set_aside):
         if (cohort := mpi.on_first(here, lambda: unchanged_cohort(data, sorted(inputs)))) is not None:
             aside = f"; set aside: {', '.join(before.set_aside)}" if before.set_aside else ""
@@ -112,7 +112,7 @@ def unchanged_cohort(data: PreparedData, known: list[str]) -> Cohort | None:
     cohort = stored_cohort(data)
     if cohort is None or not all(path.is_file() for path in paths_of(cohort)):
         return None
-    assigned = assign(list(cohort.subjects), data.prepare.split, known=known)
+    assigned = assign(list(cohort.subjects), data.prepare.split, known=known, rename=pseudonyms.renamer(data))
     changed = {
         name: f"{s.split} -> {assigned[name]}" for name, s in cohort.subjects.items() if s.split != assigned[name]
     }
@@ -139,7 +139,9 @@ def paths_of(cohort: Cohort) -> list[Path]:
 
 def cohort_of(data: PreparedData, checked: Checked, assigned: dict[str, str]) -> Cohort:
     """What the check learned of the subjects that have a split."""
-    subjects = {}
+    subjects, prepare = {}, data.prepare
+    values = None if prepare.label_values is None else tuple(prepare.label_values)
+    reading = Reading(prepare.nan_value, values, prepare.label_cut)
     for finding in checked.findings:
         if finding.subject in assigned:
             subjects[finding.subject] = Subject(
@@ -153,8 +155,9 @@ def cohort_of(data: PreparedData, checked: Checked, assigned: dict[str, str]) ->
                 num_clipped=finding.num_clipped,
                 image_sha256=finding.image_sha256,
                 label_sha256=finding.label_sha256,
+                reading=reading,
             )
-    return Cohort(data.name, data.prepare.upper_percentile, subjects)
+    return Cohort(data.name, prepare.upper_percentile, subjects, prepare.pseudonymise)
 
 
 def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:

@@ -7,6 +7,7 @@ Readers of shards need none of it: for them the manifest is the document.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from vesselgan.errors import DataError, ResourceError, UsageError
 from vesselgan.files import sha256_of, write_text
 from vesselgan.shards import ShardInfo
 
-# What may change from one start to the next without changing a byte of a shard.
+# What may change from one start to the next without changing a byte of a shard, and what shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
+FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file"}
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class State:
     name: str
     settings: dict[str, Any]
     inputs: dict[str, Any]
-    """Subject -> kind -> [path, bytes, time of change in ns]: what has not changed need not be checked again."""
+    """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]: what need not be checked again."""
     set_aside: list[str]
 
 
@@ -40,13 +42,15 @@ def settings_of(data: PreparedData) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
 
 
-def inputs_of(found: Found) -> dict[str, Any]:
-    """The cohort's files as they lie there now."""
+def inputs_of(found: Found, rename: Callable[[str], str]) -> dict[str, Any]:
+    """The cohort's files as they lie there now; paths go through `rename`, as ids did."""
     inputs = {}
     for files in found.subjects:
         paths = {kind: getattr(files, kind) for kind in KINDS if getattr(files, kind) is not None}
         stats = {kind: path.stat() for kind, path in paths.items()}
-        inputs[files.subject] = {k: [str(paths[k].resolve()), s.st_size, s.st_mtime_ns] for k, s in stats.items()}
+        inputs[files.subject] = {
+            k: [rename(str(paths[k].resolve())), s.st_size, s.st_mtime_ns] for k, s in stats.items()
+        }
     return inputs
 
 

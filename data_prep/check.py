@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep import mpi, splits
+from data_prep import mpi, pseudonyms, splits
 from data_prep.layouts import Found, SubjectFiles, find_subjects
 from data_prep.mpi import World
 from vesselgan import volumes
@@ -141,7 +141,9 @@ def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
     try:
         if not kept:
             raise DataError(f"{data.root}: no usable subject is left")
-        assigned = splits.assign([finding.subject for finding in kept], data.prepare.split, known=known)
+        assigned = splits.assign(
+            [finding.subject for finding in kept], data.prepare.split, known=known, rename=pseudonyms.renamer(data)
+        )
     except UsageError:
         if not problems:
             raise
@@ -308,7 +310,7 @@ def _by(numbers: Sequence[float]) -> str:
 def check(data: PreparedData, here: World) -> None:
     """Check the cohort and print what was found; DataError when it cannot be used as it is."""
     require_rules(data.prepare)
-    found = mpi.on_first(here, lambda: find_subjects(data.root, data.layout))
+    found = mpi.on_first(here, lambda: find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data)))
     checked = check_cohort(data, found, here)
     if here.rank == 0:
         print(table(checked), flush=True)

@@ -2,7 +2,7 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,48 +13,57 @@ from vesselgan.errors import DataError, UsageError
 NAMES = ("train", "validation", "test")
 
 
-def assign(usable: Sequence[str], split: Split, *, known: Sequence[str] | None = None) -> dict[str, str]:
-    """Subject -> split, in the order of the ids. `known`: every subject of the cohort, those set aside included."""
+def assign(
+    usable: Sequence[str], split: Split, *, known: Sequence[str] | None = None, rename: Callable[[str], str] = str
+) -> dict[str, str]:
+    """Subject -> split, in the order of the ids. `known`: every subject of the cohort, those set aside included.
+
+    `rename`: what a CSV's ids are called in the cohort.
+    """
     if len(set(usable)) != len(usable):
         raise DataError(f"subjects named twice: {', '.join(sorted({s for s in usable if usable.count(s) > 1}))}")
     if split.csv is not None:
-        return read_csv(split.csv, usable, known=known or usable)
+        return read_csv(split.csv, usable, known=known or usable, rename=rename)
     return draw(usable, split)
 
 
 def draw(subjects: Sequence[str], split: Split) -> dict[str, str]:
     """Draw test, then validation, then training subjects in an order that the seed alone decides.
 
-    DataError where the subjects do not suffice; UsageError where split.train leaves some over.
+    DataError where the subjects do not suffice; UsageError where the numbers leave some over.
     """
-    rest = len(subjects) - split.validation - split.test
-    num_train = rest if split.train is None else split.train
-    asked = f"split.validation={split.validation} and split.test={split.test}"
-    if rest < num_train or rest < 0:
-        needed = split.validation + split.test + (num_train if split.train is not None else 1)
-        raise DataError(
-            f"{len(subjects)} subjects cannot give {asked} and {'any' if split.train is None else split.train} for "
-            f"training: at least {needed} are needed; lower data.prepare.split.validation and data.prepare.split.test"
-        )
-    if split.train is None and rest == 0:
-        raise DataError(
-            f"{len(subjects)} subjects: {asked} leave none for training; lower them, or say "
-            "data.prepare.split.train=0 for a cohort that only tests"
-        )
-    if rest > num_train:
+    asked = {"test": split.test, "validation": split.validation, "train": split.train}
+    parts = {name: count for name, count in asked.items() if count is not None}
+    open_parts = [name for name in asked if name not in parts]
+    if len(open_parts) > 1:
+        raise UsageError("data.prepare.split: train and test are both null; only one can take all that is left")
+    rest, shown = len(subjects) - sum(parts.values()), " and ".join(f"split.{k}={v}" for k, v in parts.items())
+    if rest < 0 or (rest == 0 and open_parts):
+        raise DataError(_too_few(len(subjects), shown, sum(parts.values()) + len(open_parts), open_parts))
+    if rest > 0 and not open_parts:
         raise UsageError(
-            f"data.prepare.split.train={split.train} with {asked} leaves {rest - num_train} of {len(subjects)} "
-            "subjects without a split; say data.prepare.split.train=null for all that remain, or raise one of the numbers"
+            f"data.prepare.split: {shown} leave {rest} of {len(subjects)} subjects without a split; say "
+            "data.prepare.split.train=null (or split.test=null) for all that remain, or raise one of the numbers"
         )
+    counts = {name: parts.get(name, rest) for name in asked}
     order = np.random.default_rng(split.seed).permutation(len(subjects))
     shuffled = [sorted(subjects)[i] for i in order]
-    parts = {"test": split.test, "validation": split.validation, "train": num_train}
-    names = [name for name, count in parts.items() for _ in range(count)]
+    names = [name for name, count in counts.items() for _ in range(count)]
     drawn = dict(zip(shuffled, names, strict=True))
     return {subject: drawn[subject] for subject in sorted(subjects)}
 
 
-def read_csv(path: str | Path, usable: Sequence[str], *, known: Sequence[str]) -> dict[str, str]:
+def _too_few(num_subjects: int, shown: str, needed: int, open_parts: list[str]) -> str:
+    left = f"any for {open_parts[0]}" if open_parts else "no more"
+    remedy = "lower data.prepare.split.validation and data.prepare.split.test"
+    if open_parts == ["train"]:
+        remedy += ", or say data.prepare.split.train=0 data.prepare.split.test=null for a cohort that only tests"
+    return f"{num_subjects} subjects cannot give {shown} and {left}: at least {needed} are needed; {remedy}"
+
+
+def read_csv(
+    path: str | Path, usable: Sequence[str], *, known: Sequence[str], rename: Callable[[str], str] = str
+) -> dict[str, str]:
     """Subject -> split from the columns subject,split. Every usable subject must be named, once, and no unknown one."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -65,7 +74,7 @@ def read_csv(path: str | Path, usable: Sequence[str], *, known: Sequence[str]) -
         raise DataError(f"{path}: needs a first line `subject,split` and a line for every subject")
     named: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        named[(row["subject"] or "").strip()].add((row["split"] or "").strip())
+        named[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())
     faults = [
         f"{subject} stands in {' and '.join(sorted(splits))}" for subject, splits in named.items() if len(splits) > 1
     ]

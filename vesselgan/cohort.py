@@ -8,22 +8,40 @@
 Shape and spacing are the canonical (RAS) volume's. Paths are relative to the file's folder where they lie below it,
 so that a cohort moves with its data, else absolute. A subject belongs to one split alone, by its id and by its
 bytes: the same volume under another name in another split is refused.
+
+"reading" says how files become voxels: {"nan_value", "label_values", "label_cut"} of data.prepare.
+
+A pseudonymous cohort has "paths": "private": its paths stand in paths.private.json beside cohort.json ({id: {"image":
+path, ...}}, readable by the owner alone). That file links names to patients: it is never passed on with the rest, and
+without it nothing can be segmented or scored again.
 """
 
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__
+from vesselgan import __version__, volumes
 from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import write_text
+from vesselgan.files import PARTIAL, write_text
+from vesselgan.volumes import Volume
 
 FORMAT_VERSION = 1
 COHORT = "cohort.json"
+PRIVATE_PATHS = "paths.private.json"
+ROLES = ("image", "label", "mask")
 SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a cohort become voxels (data.prepare)."""
+
+    nan_value: float | None = None
+    label_values: tuple[int, ...] | None = None
+    label_cut: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +60,16 @@ class Subject:
     """Voxels above the upper limit."""
     image_sha256: str
     label_sha256: str | None
+    reading: Reading = Reading()
+
+    def read_image(self) -> Volume:
+        """The image as data preparation reads it."""
+        return volumes.read_image(self.image, nan_value=self.reading.nan_value)
+
+    def read_label(self) -> Volume:
+        """The label as data preparation reads it; there must be one."""
+        values, cut = self.reading.label_values, self.reading.label_cut
+        return volumes.read_label(self.label, label_values=values and list(values), label_cut=cut)
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,8 @@ class Cohort:
     name: str
     upper_percentile: float
     subjects: dict[str, Subject]
+    is_pseudonymous: bool = False
+    """Subjects bear pseudonyms, and the paths of their files are kept apart."""
 
     def of_split(self, split: str) -> dict[str, Subject]:
         """The subjects of one split, in order. UsageError for an unknown split, DataError for an empty one."""
@@ -68,15 +98,25 @@ def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
     """Write cohort.json whole or not at all. DataError for a volume in two splits, ResourceError when it fails."""
     path = Path(cohort_dir) / COHORT
     _check_leakage(path, cohort.subjects)
+    paths = {name: _paths(subject, path.parent) for name, subject in cohort.subjects.items()}
+    readings = {subject.reading for subject in cohort.subjects.values()} or {Reading()}
+    assert len(readings) == 1, readings
     content = {
         "format": "vesselgan-cohort",
         "format_version": FORMAT_VERSION,
         "made_by": f"vesselgan {__version__}",
         "name": cohort.name,
         "upper_percentile": float(cohort.upper_percentile),
-        "subjects": {name: _to_json(subject, path.parent) for name, subject in cohort.subjects.items()},
+        "reading": asdict(readings.pop()),
+        "paths": "private" if cohort.is_pseudonymous else "here",
+        "subjects": {
+            name: {**({} if cohort.is_pseudonymous else paths[name]), **_to_json(subject)}
+            for name, subject in cohort.subjects.items()
+        },
     }
     try:
+        if cohort.is_pseudonymous:
+            _write_private(path.with_name(PRIVATE_PATHS), paths)
         write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
@@ -103,19 +143,30 @@ def read_cohort(cohort_dir: str | Path) -> Cohort:
             f"and reads {FORMAT_VERSION}; upgrade vesselgan or prepare the cohort again"
         )
     try:
-        subjects = {str(name): _from_json(entry, path.parent) for name, entry in content["subjects"].items()}
-        cohort = Cohort(str(content["name"]), float(content["upper_percentile"]), subjects)
+        is_pseudonymous = content.get("paths", "here") == "private"
+        paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
+        reading = _reading(content.get("reading", {}))
+        subjects = {
+            str(name): _from_json(entry, paths[name], path.parent, reading)
+            for name, entry in content["subjects"].items()
+        }
+        cohort = Cohort(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the cohort again") from error
     _check_leakage(path, cohort.subjects)
     return cohort
 
 
-def _to_json(subject: Subject, folder: Path) -> dict[str, Any]:
+def _paths(subject: Subject, folder: Path) -> dict[str, str | None]:
+    return {role: _relative(getattr(subject, role), folder) for role in ROLES}
+
+
+def _to_json(subject: Subject) -> dict[str, Any]:
     assert subject.split in SPLITS, subject.split
     return {
         "split": subject.split,
-        **{role: _relative(getattr(subject, role), folder) for role in ("image", "label", "mask")},
         "shape": [int(n) for n in subject.shape],
         "spacing_mm": [float(s) for s in subject.spacing_mm],
         "limits": [float(limit) for limit in subject.limits],
@@ -125,13 +176,13 @@ def _to_json(subject: Subject, folder: Path) -> dict[str, Any]:
     }
 
 
-def _from_json(entry: dict[str, Any], folder: Path) -> Subject:
+def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: Reading) -> Subject:
     """KeyError, TypeError or ValueError for whatever is not as the format says."""
-    paths = {role: None if entry[role] is None else folder / entry[role] for role in ("image", "label", "mask")}
+    paths = {role: None if names[role] is None else folder / names[role] for role in ROLES}
     shape, spacing_mm = tuple(int(n) for n in entry["shape"]), tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
     if entry["split"] not in SPLITS or paths["image"] is None:
-        raise ValueError(f"split {entry['split']!r}, image {entry['image']!r}")
+        raise ValueError(f"split {entry['split']!r}, image {names['image']!r}")
     if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
         raise ValueError(f"shape {shape}, spacing_mm {spacing_mm}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -145,7 +196,33 @@ def _from_json(entry: dict[str, Any], folder: Path) -> Subject:
         num_clipped=int(entry["num_clipped"]),
         image_sha256=str(entry["image_sha256"]),
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
+        reading=reading,
     )
+
+
+def _reading(entry: dict[str, Any]) -> Reading:
+    values = entry.get("label_values")
+    nan_value, cut = (None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_cut"))
+    return Reading(nan_value, None if values is None else tuple(int(v) for v in values), cut)
+
+
+def _write_private(path: Path, paths: dict[str, Any]) -> None:
+    """Readable by the owner alone, from its first byte on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    write_text(path, json.dumps(paths, indent=1) + "\n")
+
+
+def _read_private(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); a pseudonymous cohort keeps the paths of its volumes there: put the "
+            "file back, or start data_prep.build_shards again with the same data.prepare.key_file"
+        ) from error
 
 
 def _relative(path: Path | None, folder: Path) -> str | None:

@@ -12,7 +12,7 @@ from vesselgan.errors import DataError, UsageError
 IDS = [f"sub-{number:02d}" for number in range(72)]
 
 
-def a_split(train: int | None, validation: int, test: int, *, seed: int = 990, csv: str | None = None) -> Split:
+def a_split(train: int | None, validation: int, test: int | None, *, seed: int = 990, csv: str | None = None) -> Split:
     return Split(train=train, validation=validation, test=test, seed=seed, csv=csv)
 
 
@@ -31,8 +31,14 @@ def test_a_draw_depends_on_the_seed_and_not_on_the_order_of_ids() -> None:
 
 def test_a_cohort_that_only_tests_needs_no_training_subject() -> None:
     assert set(splits.assign(IDS, a_split(0, 0, 72)).values()) == {"test"}
-    with pytest.raises(DataError, match="leave none for training.*split.train=0"):
+    assert set(splits.assign(IDS, a_split(0, 0, None)).values()) == {"test"}
+    assert Counter(splits.assign(IDS, a_split(47, 12, None)).values()) == {"train": 47, "validation": 12, "test": 13}
+    with pytest.raises(DataError, match="and any for train: at least 73 are needed.*split.train=0"):
         splits.assign(IDS, a_split(None, 0, 72))
+    with pytest.raises(DataError, match="and any for test: at least 73 are needed"):
+        splits.assign(IDS, a_split(60, 12, None))
+    with pytest.raises(UsageError, match="both null"):
+        splits.assign(IDS, a_split(None, 0, None))
 
 
 @pytest.mark.parametrize(("count", "needed"), [(1, 26), (24, 26)])
@@ -42,7 +48,7 @@ def test_too_few_subjects_are_told_how_many_are_needed(count: int, needed: int) 
 
 
 def test_subjects_left_over_by_a_fixed_number_are_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="leaves 2 of 72 subjects without a split"):
+    with pytest.raises(UsageError, match="leave 2 of 72 subjects without a split"):
         splits.assign(IDS, a_split(45, 12, 13))
 
 

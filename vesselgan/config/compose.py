@@ -26,6 +26,8 @@ VERBS: dict[str, type] = {
     "plan": schema.Plan,
     "demo": schema.Demo,
     "check": schema.Check,
+    "preprocess": schema.Preprocess,
+    "benchmark": schema.Benchmark,
     "build_shards": schema.BuildShards,
     "make_phantom": schema.MakePhantom,
 }

@@ -178,7 +178,7 @@ def dice_by_level(level_V: np.ndarray, truth_V: np.ndarray) -> np.ndarray:
 
 def read_levels(name: str, subject: Subject) -> np.ndarray:
     """The image scaled to 0..255 by the cohort's limits, in whole steps of 1/257, rounded down; uint16."""
-    volume = read_image(subject.image)
+    volume = subject.read_image()
     if volume.data_XYZ.shape != subject.shape:
         raise DataError(f"{name}: {subject.image} is not the image that the cohort was made of; prepare it again")
     return np.floor(scale_to_255(volume.data_XYZ, subject.limits) * np.float32(LEVELS_PER_UNIT)).astype(np.uint16)
@@ -188,7 +188,7 @@ def read_truth(name: str, subject: Subject, *, needs_mask: bool) -> tuple[np.nda
     """(vessel label, brain mask or None), bool, on one grid."""
     if subject.label is None:
         raise DataError(f"{name}: the cohort has no vessel label for it, so it cannot be scored; leave it out")
-    truth_XYZ = read_label(subject.label).data_XYZ.astype(bool)
+    truth_XYZ = subject.read_label().data_XYZ.astype(bool)
     return truth_XYZ, _on_grid(name, subject.mask, subject) if needs_mask else None
 
 

@@ -1,0 +1,50 @@
+"""Names for subjects that only the holder of a key can link to patients: a keyed hash (HMAC-SHA256) of the id."""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from vesselgan.config.schema import PreparedData
+from vesselgan.errors import UsageError
+
+PREFIX, DIGITS = "anon-", 16
+MIN_KEY_BYTES = 16
+_IS_PSEUDONYM = re.compile(rf"{PREFIX}[0-9a-f]{{{DIGITS}}}")
+
+
+def renamer(data: PreparedData) -> Callable[[str], str]:
+    """Id -> the name that is written for it: itself, or a pseudonym with data.prepare.pseudonymise=true.
+
+    A pseudonym stays as it is, so that preprocessed folders that bear them and a split's CSV of ids go together.
+    UsageError for a key file that is missing, too short, or inside a folder that may be passed on.
+    """
+    if not data.prepare.pseudonymise:
+        return str
+    key = _read_key(data)
+
+    def rename(subject: str) -> str:
+        if _IS_PSEUDONYM.fullmatch(subject):
+            return subject
+        return PREFIX + hmac.new(key, subject.encode("utf-8"), hashlib.sha256).hexdigest()[:DIGITS]
+
+    return rename
+
+
+def _read_key(data: PreparedData) -> bytes:
+    setting = "data.prepare.key_file"
+    how = "make one: (umask 077; head -c 32 /dev/urandom | base64 > KEYFILE), and keep it apart from the data"
+    if data.prepare.key_file is None:
+        raise UsageError(f"data.prepare.pseudonymise=true needs a secret: {setting}=KEYFILE; {how}")
+    path = Path(data.prepare.key_file)
+    for name, folder in (("data.cohort_dir", data.cohort_dir), ("data.root", data.root)):
+        if path.resolve().is_relative_to(Path(folder).resolve()):
+            raise UsageError(f"{setting}={path} lies inside {name}={folder}, which may be passed on; keep it elsewhere")
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise UsageError(f"{setting}={path}: cannot be read ({error.strerror}); {how}") from error
+    if len(key) < MIN_KEY_BYTES:
+        raise UsageError(f"{setting}={path}: {len(key)} bytes, at least {MIN_KEY_BYTES} are needed; {how}")
+    return key

@@ -1,0 +1,133 @@
+"""Pseudonyms: subjects' ids and paths stand in nothing that may be passed on, and every stage still finds its files."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep import build_shards, check, pseudonyms
+from data_prep.mpi import World
+from vesselgan.cohort import PRIVATE_PATHS, read_cohort
+from vesselgan.config.schema import BuildShards, PreparedData, Split
+from vesselgan.errors import DataError, UsageError
+from vesselgan.shards import ShardSet
+
+ALONE = World(0, 1, None)
+MakeCohort = Callable[..., PreparedData]
+KEY = "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
+
+
+@pytest.fixture
+def named(cohort: MakeCohort, tmp_path: Path) -> Callable[..., PreparedData]:
+    """A cohort whose folders bear patients' names, to be pseudonymised."""
+
+    def make(num_subjects: int) -> PreparedData:
+        data = cohort(num_subjects)
+        for number in range(1, num_subjects + 1):
+            (Path(data.root) / f"sub-{number:02d}").rename(Path(data.root) / f"DOE_JANE_{number}")
+        (tmp_path / "key").write_text(KEY + "\n")
+        data.prepare.pseudonymise, data.prepare.key_file = True, str(tmp_path / "key")
+        return data
+
+    return make
+
+
+def build(data: PreparedData) -> None:
+    build_shards.build(BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"]), ALONE)
+
+
+def pseudonym(subject: str) -> str:
+    return "anon-" + hmac.new(KEY.encode(), subject.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def test_no_id_and_no_path_stands_in_any_file_but_the_private_one(named: Callable[..., PreparedData]) -> None:
+    data = named(4)
+    build(data)
+    check.check(data, ALONE)
+    folder = Path(data.cohort_dir)
+    private = folder / PRIVATE_PATHS
+    assert private.stat().st_mode & 0o777 == 0o600
+    for path in folder.rglob("*"):
+        assert "DOE" not in path.name
+        if path.is_file() and path != private:
+            content = path.read_bytes()
+            assert b"DOE" not in content and str(data.root).encode() not in content, path
+            assert KEY.encode() not in content and b"/key" not in content, path
+    ids = {pseudonym(f"DOE_JANE_{number}") for number in range(1, 5)}
+    assert set(read_cohort(folder).subjects) == ids == set(json.loads(private.read_text()))
+    assert set(ShardSet(folder / "shards/gan/train").subjects) < ids
+
+
+def test_the_stages_find_the_files_through_the_private_file_and_say_when_it_is_gone(
+    named: Callable[..., PreparedData],
+) -> None:
+    data = named(4)
+    build(data)
+    subjects = read_cohort(data.cohort_dir).subjects
+    image = Path(data.root) / "DOE_JANE_2" / "image.nii.gz"
+    assert subjects[pseudonym("DOE_JANE_2")].image == image
+    assert subjects[pseudonym("DOE_JANE_2")].read_label().data_XYZ.any()
+    (Path(data.cohort_dir) / PRIVATE_PATHS).unlink()
+    with pytest.raises(DataError, match="paths.private.json: cannot be read.*same data.prepare.key_file"):
+        read_cohort(data.cohort_dir)
+    build(data)  # makes it again
+    assert read_cohort(data.cohort_dir).subjects[pseudonym("DOE_JANE_2")].image == image
+
+
+def test_a_split_may_name_the_ids_and_survives_a_second_start(
+    named: Callable[..., PreparedData], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    data = named(4)
+    lines = ["subject,split", "DOE_JANE_1,train", "DOE_JANE_2,train", "DOE_JANE_3,validation", "DOE_JANE_4,test"]
+    (tmp_path / "split.csv").write_text("\n".join(lines) + "\n")
+    data.prepare.split = Split(train=None, validation=0, test=0, seed=1, csv=str(tmp_path / "split.csv"))
+    build(data)
+    assert set(read_cohort(data.cohort_dir).of_split("test")) == {pseudonym("DOE_JANE_4")}
+    build(data)
+    assert "everything was there already" in capsys.readouterr().out
+
+
+def test_another_key_or_none_is_refused_for_shards_that_are_there(
+    named: Callable[..., PreparedData], tmp_path: Path
+) -> None:
+    data = named(4)
+    build(data)
+    (tmp_path / "other").write_text("another secret of the tests")
+    data.prepare.key_file = str(tmp_path / "other")
+    with pytest.raises(DataError, match="anon-[0-9a-f]{16} is new.*to build anew, remove"):
+        build(data)
+    data.prepare.pseudonymise = False
+    with pytest.raises(DataError, match="DOE_JANE_1 is new"):
+        build(data)
+
+
+def test_pseudonyms_depend_on_key_and_id_and_stay_what_they_are(named: Callable[..., PreparedData]) -> None:
+    data = named(1)
+    rename = pseudonyms.renamer(data)
+    assert rename("sub-1") == pseudonym("sub-1") != rename("sub-2")
+    assert rename(rename("sub-1")) == rename("sub-1")
+    data.prepare.pseudonymise = False
+    assert pseudonyms.renamer(data)("sub-1") == "sub-1"
+
+
+def test_a_key_that_is_missing_short_or_among_the_data_is_refused(
+    named: Callable[..., PreparedData], tmp_path: Path
+) -> None:
+    data = named(1)
+    (tmp_path / "short").write_text("abc\n")
+    (Path(data.root) / "key").write_text(KEY)
+    cases = [
+        (None, "needs a secret: data.prepare.key_file=KEYFILE; make one"),
+        (tmp_path / "none", "cannot be read"),
+        (tmp_path / "short", "3 bytes, at least 16"),
+        (Path(data.root) / "key", "lies inside data.root"),
+    ]
+    for path, said in cases:
+        data.prepare.key_file = None if path is None else str(path)
+        with pytest.raises(UsageError, match=said) as caught:
+            build(data)
+        assert caught.value.exit_code == 2
+    assert not Path(data.cohort_dir).exists()
