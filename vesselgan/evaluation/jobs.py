@@ -18,7 +18,7 @@ from vesselgan.evaluation.overlap import dice
 from vesselgan.evaluation.surface import balanced_average_hausdorff
 from vesselgan.files import sha256_of, write_text
 from vesselgan.runtime.provenance import collect
-from vesselgan.volumes import grid_difference, read_header, read_image, read_label, scale_to_255
+from vesselgan.volumes import grid_difference, read_header, read_label, scale_to_255
 
 FORMAT_VERSION = 1
 UNITS = {"dice": "1", "bavd_voxels": "voxel", "bavd_mm": "mm"}

@@ -1,0 +1,158 @@
+"""The layouts of cohorts that a user may have, on fake files that bear their names."""
+
+from collections import Counter
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from data_prep import build_shards, check
+from data_prep.layouts import Found, find_subjects
+from data_prep.mpi import World
+from vesselgan.cohort import read_cohort
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import PreparedData
+from vesselgan.errors import DataError
+
+ALONE = World(0, 1, None)
+SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
+SMALL += ["data.prepare.num_vessel_patches_unet=3"]
+
+
+def data_of(name: str, root: Path, *words: str) -> PreparedData:
+    words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SMALL, *words]
+    return compose("build_shards", words).data
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def found(name: str, root: Path) -> Found:
+    return find_subjects(root, data_of(name, root).layout)
+
+
+def names(root: Path, cohort: Found) -> list[tuple[str, str, str | None]]:
+    relative = [[None if p is None else str(p.relative_to(root)) for p in (f.image, f.label)] for f in cohort.subjects]
+    return [(f.subject, *paths) for f, paths in zip(cohort.subjects, relative, strict=True)]
+
+
+def test_pairs_lie_in_two_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "labels/b.nii.gz", "labels/a.nii.gz")
+    assert names(tmp_path, found("pairs", tmp_path)) == [
+        ("a", "images/a.nii.gz", "labels/a.nii.gz"),
+        ("b", "images/b.nii.gz", "labels/b.nii.gz"),
+    ]
+
+
+def test_ds003949_is_bids_and_gives_one_visit_per_subject(tmp_path: Path) -> None:
+    image = "sub-{0}/ses-{1}/anat/sub-{0}_ses-{1}_angio.nii.gz"
+    visits = [("000", "20101018"), ("022", "20120305"), ("022", "20110114")]
+    touch(tmp_path, *(image.format(*visit) for visit in visits), "participants.tsv", "dataset_description.json")
+    touch(tmp_path, "sub-000/ses-20101018/anat/sub-000_ses-20101018_T1w.nii.gz")
+    lesion = "derivatives/manual_masks/sub-000/ses-20101018/anat/sub-000_ses-20101018_desc-Lesion_1_mask.nii.gz"
+    touch(tmp_path, lesion)
+    cohort = found("ds003949", tmp_path)
+    assert names(tmp_path, cohort) == [
+        ("000", image.format("000", "20101018"), None),
+        ("022", image.format("022", "20110114"), None),
+    ]
+    assert cohort.warnings == ("022: session 20110114 is used, not 20120305: one visit per subject",)
+
+
+def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
+    touch(tmp_path, "sub-1/ses-a/sub-1_ses-a_angio.nii.gz", "sub-1/ses-b/sub-1_ses-b_angio.nii.gz")
+    touch(tmp_path, "vessels/sub-1/ses-b/label.nii.gz")
+    layout = data_of("ds003949", tmp_path).layout
+    layout.image = "sub-{subject}/ses-{session}/sub-{subject}_ses-{session}_angio.nii.gz"
+    layout.label = "vessels/sub-{subject}/ses-{session}/label.nii.gz"
+    (files,) = find_subjects(tmp_path, layout).subjects
+    assert files.label is None
+    assert files.missing[0].startswith(f"label is missing: {tmp_path}/vessels/sub-1/ses-a/label.nii.gz; supply it")
+    touch(tmp_path, "vessels/sub-1/ses-a/label.nii.gz")
+    (files,) = find_subjects(tmp_path, layout).subjects
+    assert files.label == tmp_path / "vessels/sub-1/ses-a/label.nii.gz" and files.missing == ()
+
+
+def test_ixi_files_lie_in_one_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "IXI002-Guys-0828-MRA.nii.gz", "IXI012-HH-1211-MRA.nii.gz", "IXI002-Guys-0828-T1.nii.gz")
+    assert names(tmp_path, found("ixi", tmp_path)) == [
+        ("IXI002-Guys-0828", "IXI002-Guys-0828-MRA.nii.gz", None),
+        ("IXI012-HH-1211", "IXI012-HH-1211-MRA.nii.gz", None),
+    ]
+
+
+def test_topcow_takes_the_mr_half(tmp_path: Path) -> None:
+    for kind in ("mr", "ct"):
+        touch(tmp_path, f"imagesTr/topcow_{kind}_001_0000.nii.gz", f"cow_seg_labelsTr/topcow_{kind}_001.nii.gz")
+    assert names(tmp_path, found("topcow", tmp_path)) == [
+        ("001", "imagesTr/topcow_mr_001_0000.nii.gz", "cow_seg_labelsTr/topcow_mr_001.nii.gz")
+    ]
+
+
+@pytest.mark.parametrize("name", ["pegasus", "thousandplus"])
+def test_the_papers_cohorts_have_a_folder_per_patient(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, *(f"P{n:02d}/001_img_denoised.nii.gz" for n in (1, 2)))
+    touch(tmp_path, *(f"P{n:02d}/001_Vessel-Manual-Gold-int.nii" for n in (1, 2)))
+    assert names(tmp_path, found(name, tmp_path)) == [
+        (f"P{n:02d}", f"P{n:02d}/001_img_denoised.nii.gz", f"P{n:02d}/001_Vessel-Manual-Gold-int.nii") for n in (1, 2)
+    ]
+
+
+def write_pair(image: Path, label: Path, values: list[int], seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    voxels, classes = draw.integers(50, 150, (20, 20, 12)).astype(np.int16), np.zeros((20, 20, 12), np.uint8)
+    for column, value in enumerate(values):
+        classes[column, 4:16, 5] = value
+    voxels[classes > 0] += 60
+    voxels[0, 0] = 2000
+    for path, array in ((image, voxels), (label, classes)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.diag([0.5, 0.5, 0.7, 1.0])), path)
+
+
+def test_topcow_classes_become_vessel_in_shards_and_in_scores(tmp_path: Path) -> None:
+    root = tmp_path / "topcow"
+    for n in range(1, 4):
+        image = root / f"imagesTr/topcow_mr_{n:03d}_0000.nii.gz"
+        write_pair(image, root / f"cow_seg_labelsTr/topcow_mr_{n:03d}.nii.gz", [1, 4, 12, 15], n)
+    data = data_of("topcow", root, "data.prepare.split.validation=1", "data.prepare.split.test=1")
+    config = compose("build_shards", ["data=topcow", "purposes=[gan]"])
+    config.data = data
+    build_shards.build(config, ALONE)
+    (subject,) = read_cohort(data.cohort_dir).of_split("test").values()
+    assert subject.read_label().data_XYZ.sum() == 4 * 12  # what evaluation compares with
+
+
+def test_an_external_cohort_is_tested_whole_and_needs_no_number(tmp_path: Path) -> None:
+    root = tmp_path / "external"
+    for n in range(1, 4):
+        folder = root / f"P{n}"
+        write_pair(folder / "001_img_denoised.nii.gz", folder / "001_Vessel-Manual-Gold-int.nii", [1], n)
+    config = compose("build_shards", ["data=thousandplus"])
+    config.data = data_of("thousandplus", root)
+    build_shards.build(config, ALONE)
+    cohort = read_cohort(config.data.cohort_dir)
+    assert Counter(s.split for s in cohort.subjects.values()) == {"test": 3} and cohort.name == "thousandplus"
+    assert not list(Path(config.data.cohort_dir).rglob("*.h5"))
+
+
+def test_unlabelled_cohorts_are_checked_and_listed_for_segmentation(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path / "ixi"
+    for n in (2, 12):
+        write_pair(root / f"IXI{n:03d}-Guys-0828-MRA.nii.gz", root / "labels/unused.nii.gz", [1], n)
+    config = compose("build_shards", ["data=ixi"])
+    config.data = data_of("ixi", root)
+    check.check(config.data, ALONE)
+    assert "split: 0 train, 0 validation, 2 test" in capsys.readouterr().out
+    build_shards.build(config, ALONE)
+    assert len(read_cohort(config.data.cohort_dir).of_split("test")) == 2
+    config.data.prepare.split.train, config.data.prepare.split.test = None, 0
+    config.data.cohort_dir = str(tmp_path / "other")
+    with pytest.raises(DataError, match="data.layout.label is null"):
+        build_shards.build(config, ALONE)
