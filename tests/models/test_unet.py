@@ -59,7 +59,10 @@ def test_equals_the_published_layers_written_out():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)  # other memory layout, other order of sums
     (found**2).sum().backward()
     (expected**2).sum().backward()
-    for mine, theirs in zip(unet.parameters(), in_order(plain), strict=True):
+    for (name, mine), theirs in zip(unet.named_parameters(), in_order(plain), strict=True):
+        if name == "input_norm.weight":  # kept at one: the first level's normalisation undoes it
+            assert mine.grad is None and theirs.grad.abs() < 1e-3
+            continue
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
@@ -83,7 +86,7 @@ def test_trains_in_every_precision(dtype):
     probability.mean().backward()
     for name, parameter in unet.named_parameters():
         assert parameter.dtype == dtype
-        assert torch.isfinite(parameter.grad).all(), name
+        assert name == "input_norm.weight" or torch.isfinite(parameter.grad).all(), name
     assert unet.input_norm.running_mean.dtype == torch.float32
 
 

@@ -147,7 +147,7 @@ def test_output_lies_on_the_inputs_grid_in_every_orientation(run_dir, tmp_path, 
 def test_a_file_a_folder_or_a_split_of_the_cohort(run_dir, tiny_cohort, tmp_path):
     def inputs(*settings: str) -> dict[str, Path]:
         words = [f"run={run_dir}", "out=out", f"data.cohort_dir={tiny_cohort}", *settings]
-        return find_inputs(parse("segment", None, words).config)
+        return find_inputs(parse("segment", None, words).config)[0]
 
     images = {name: tiny_cohort / "nifti" / name / "image.nii.gz" for name in ("sub-4", "sub-5")}
     assert inputs() == images

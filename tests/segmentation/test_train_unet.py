@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from safetensors.torch import load_file
 
 from vesselgan.config.compose import parse
 from vesselgan.errors import DataError, UsageError
-from vesselgan.runtime import checkpoint
+from vesselgan.segmentation import train as module
 from vesselgan.segmentation.train import open_shards, seed_dropout, train_unet
+from vesselgan.segmentation.validation import Scores
 
 SMALL = ["unet.filters=[4,8]", "unet.learning_rate=1e-2", "unet.num_workers=0", "unet.batch_size=4", "unet.log_every=2"]
 
@@ -25,13 +27,14 @@ def words(cohort: Path, run_dir: Path, *settings: str) -> list[str]:
 
 
 @pytest.fixture
-def train(tiny_cohort: Path, afresh: Callable[[], None]) -> Callable[..., dict]:
-    """Train on the tiny cohort in this process; gives what finished.json says."""
+def train(tiny_cohort: Path, afresh: Callable[[], None]) -> Callable[..., dict | None]:
+    """Train on the tiny cohort in this process; gives what finished.json says, None without one."""
 
-    def run(run_dir: Path, *settings: str) -> dict:
+    def run(run_dir: Path, *settings: str) -> dict | None:
         afresh()
         train_unet(parse("train_unet", None, words(tiny_cohort, run_dir, *settings)))
-        return json.loads((run_dir / "finished.json").read_text())
+        finished = run_dir / "finished.json"
+        return json.loads(finished.read_text()) if finished.exists() else None
 
     return run
 
@@ -64,39 +67,36 @@ def test_learns_and_names_the_best_checkpoint(train, tmp_path):
 
 def test_early_stopping_counts_validations_and_keeps_the_best(train, tmp_path, monkeypatch):
     losses = iter([-0.5, -0.7, -0.6, -0.65, -0.9])
-    from vesselgan.segmentation import train as module
-
-    monkeypatch.setattr(module, "validate", lambda *a, **k: module.Scores(loss=next(losses), dice=0.5))
+    monkeypatch.setattr(module, "validate", lambda *a, **k: Scores(loss=next(losses), dice=0.5))
     facts = train(tmp_path / "run", "unet.max_steps=10", "unet.validate_every=2", "unet.patience=2")
     assert (facts["steps"], facts["stopped_early"], facts["best_checkpoint"]) == (8, True, "step_00000004")
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == ["step_00000004", "step_00000008"]  # the best, and keep_last=1
 
 
-class Killed(Exception):
-    pass
+def test_a_run_stopped_between_validations_goes_on_to_the_same_bytes(train, tmp_path, capsys, monkeypatch):
+    settings = ["unet.max_steps=8", "unet.validate_every=4", "unet.dropout=0.3", "unet.log_every=3", "unet.keep_last=9"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    facts = train(straight, *settings)
+    step = module.unet_step
+    steps = []
 
-
-def test_a_resumed_run_equals_an_unbroken_one_to_the_bit(train, tmp_path, monkeypatch):
-    settings = ["unet.max_steps=8", "unet.validate_every=2", "unet.dropout=0.3", "unet.patience=9", "unet.keep_last=4"]
-    train(tmp_path / "straight", *settings)
-    save = checkpoint.save
-
-    def save_and_die(run_dir, step, *rest, **named):
-        save(run_dir, step, *rest, **named)
-        if step == 4:
-            raise Killed
+    def ask_in_the_fifth(*arguments: object) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", save_and_die)
-        with pytest.raises(Killed):
-            train(tmp_path / "broken", *settings)
-    resumed = train(tmp_path / "broken", *settings)
-    for name, value in weights(tmp_path / "straight", 8).items():
-        assert torch.equal(value, weights(tmp_path / "broken", 8)[name]), name
-    assert without_times(metrics(tmp_path / "broken")) == without_times(metrics(tmp_path / "straight"))
-    straight = json.loads((tmp_path / "straight" / "finished.json").read_text())
-    assert resumed | {"hours": 0} == straight | {"hours": 0}
+        patch.setattr(module, "unet_step", ask_in_the_fifth)
+        assert train(broken, *settings) is None
+    assert (broken / "requeue").exists() and "stopped at step 5, saved: signal SIGTERM" in capsys.readouterr().out
+    assert train(broken, *settings) | {"hours": 0} == facts | {"hours": 0}
+    for name, value in weights(straight, 8).items():
+        assert torch.equal(value, weights(broken, 8)[name]), name
+    assert without_times(metrics(broken)) == without_times(metrics(straight))
+    kept = sorted(path.name for path in (broken / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000004", "step_00000005", "step_00000008"]
 
 
 def test_a_finished_run_says_so_and_is_left_alone(train, tmp_path, capsys):
@@ -166,8 +166,6 @@ def test_sets_that_may_not_be_trained_on_are_refused(tiny_cohort, synthetic_set,
 
 
 def test_labels_are_shuffled_for_training_and_never_for_validation(tiny_cohort, synthetic_set, tmp_path):
-    from vesselgan.segmentation import train as module
-
     settings = ["data.source=synthetic", f"synthetic={synthetic_set}", "data.shuffle_labels=true"]
     config = config_of(tiny_cohort, *settings)
     sets, validation_set = open_shards(config)
@@ -207,9 +205,9 @@ def test_two_ranks_equal_one_with_the_joined_batch(train, tiny_cohort, repositor
     launch_two(repository, tiny_cohort, tmp_path / "two", *settings)
     one, two = weights(tmp_path / "one", 5), weights(tmp_path / "two", 5)
     for name in one:
-        # Sums in another order: 3e-7 measured. A lost gradient or statistics of half a batch move weights by up to a
-        # step of 1e-3 each time.
-        torch.testing.assert_close(two[name], one[name], rtol=1e-5, atol=1e-5)
+        # Sums in another order: up to 1e-5 measured. A lost gradient or statistics of half a batch move weights by up
+        # to a step of 1e-3 each time.
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-4)
     first, second = (json.loads((tmp_path / run / "finished.json").read_text()) for run in ("one", "two"))
     assert second["validation_loss"] == pytest.approx(first["validation_loss"], abs=1e-5)
     assert (first["ranks"], second["ranks"]) == (1, 2)

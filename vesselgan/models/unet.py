@@ -28,6 +28,9 @@ class Unet(nn.Module):
     def __init__(self, filters: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.input_norm = BatchNorm3d(1)
+        # What scales all of the image at once is undone by the first level's normalisation: a gradient of rounding
+        # noise, which Adam would turn into steps of full size.
+        self.input_norm.weight.requires_grad_(False)
         steps = zip([1, *filters[:-1]], filters, strict=True)
         self.downs = nn.ModuleList(Level(Conv3d(i, o, kernel_size=3, padding=1), o, dropout) for i, o in steps)
         self.bottom = nn.ModuleList(Conv3d(filters[-1], filters[-1], kernel_size=1) for _ in range(2))

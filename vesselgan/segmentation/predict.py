@@ -70,7 +70,7 @@ def segment(config: Segment) -> None:
         overlap=config.overlap,
         batch_size=config.batch_size,
     )
-    inputs = find_inputs(config)
+    inputs, nan_value = find_inputs(config)
     out = Path(config.out)
     if any(path.parent.resolve() == out.resolve() for path in inputs.values()):
         raise UsageError(f"out={out} is the folder of the images: name another one, inputs are never changed")
@@ -83,16 +83,18 @@ def segment(config: Segment) -> None:
             print(f"{head}: done already", flush=True)
             continue
         started = time.perf_counter()
-        volumes[subject] = segment_volume(unet, path, out / f"{subject}.nii.gz", settings)
+        volumes[subject] = segment_volume(unet, path, out / f"{subject}.nii.gz", settings, nan_value=nan_value)
         _write_record(out, settings, volumes)
         shape = " x ".join(map(str, volumes[subject]["shape"]))
         print(f"{head}: {shape}, {volumes[subject]['num_vessel_voxels']} vessel voxels, "
               f"{time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
 
 
-def segment_volume(unet: Unet, image: Path, target: Path, settings: Settings) -> dict[str, Any]:
+def segment_volume(
+    unet: Unet, image: Path, target: Path, settings: Settings, *, nan_value: float | None
+) -> dict[str, Any]:
     """Segment one image into the file `target`; what the record says of it."""
-    volume = read_image(image)
+    volume = read_image(image, nan_value=nan_value)
     try:
         limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
     except DataError as error:
@@ -141,11 +143,15 @@ def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: Path) -> 
     return unet.eval()
 
 
-def find_inputs(config: Segment) -> dict[str, Path]:
-    """Subject -> image. A file's subject is its name without ending. UsageError or DataError where there is none."""
+def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
+    """(subject -> image, what stands in for NaN in a cohort's images). UsageError or DataError where there is none.
+
+    A file's subject is its name without ending.
+    """
     if config.input is None:
         subjects = read_cohort(config.data.cohort_dir).of_split(config.split)
-        return {name: subject.image for name, subject in subjects.items()}
+        nan_value = next(iter(subjects.values())).reading.nan_value
+        return {name: subject.image for name, subject in subjects.items()}, nan_value
     source = Path(config.input)
     if not source.exists():
         raise UsageError(f"input={source}: no such file or folder")
@@ -163,7 +169,7 @@ def find_inputs(config: Segment) -> dict[str, Path]:
         found[subject] = path
     if not found:
         raise DataError(f"input={source}: holds no .nii or .nii.gz file (folders below it are not searched)")
-    return found
+    return found, None
 
 
 def open_record(out: Path, settings: Settings) -> dict[str, Any]:

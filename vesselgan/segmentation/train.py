@@ -27,13 +27,14 @@ from vesselgan.runtime import checkpoint, distributed, rundir
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.log import RunLog
-from vesselgan.segmentation.validation import Scores, Selection, picture, validate
+from vesselgan.runtime.progress import Meter, Progress
+from vesselgan.runtime.stopping import StopRequests
+from vesselgan.segmentation.validation import Selection, picture, validate
 from vesselgan.shards import ShardSet
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 PROGRAM = "deepspeed launch/train_unet.py"
 PLAYER = "unet"
-SECONDS_PER_LINE = 10.0
 
 
 def train_unet(command: Command) -> None:
@@ -113,10 +114,13 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str) -> 
     told |= {"patch_shape": list(validation_set.patch_shape), "config_hash": config_hash(config)}
     run = _Run(config, run_dir, world, engine, log, training, _dataset(config, validation_set), told)
     facts = run.drive(state)
-    if world.is_main:
-        rundir.finish(run_dir, facts)
-    log.line(f"finished: best of {facts['steps']} steps is {facts['best_checkpoint']}, validation Dice "
-             f"{facts['validation_dice']:.3f}, {facts['hours'] * 60:.1f} min; {run_dir}")  # fmt: skip
+    if facts["is_finished"]:
+        if world.is_main:
+            rundir.finish(run_dir, facts)
+        log.line(
+            f"finished: best of {facts['steps']} steps is {facts['best_checkpoint']}, validation Dice "
+            f"{facts['validation_dice']:.3f}, {facts['hours'] * 60:.1f} min; {run_dir}"
+        )
     log.close()
     distributed.barrier()
 
@@ -187,38 +191,36 @@ class _Run:
     """What every checkpoint says of the data, for `segment`."""
 
     def drive(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Step, validate, keep the best, from `state` to the last step or the end of patience; what to tell of it."""
-        unet, began = self.config.unet, time.perf_counter()
-        done, stop = state["step"], unet.max_steps
-        selection = Selection(**state.get("selection", {}))
-        pending: list[Tensor] = []
-        progress = _Progress(self.log, start=done, stop=stop)
-        batches = self._batches(done)
-        while done < stop and not selection.is_over(unet.patience):
-            seed_dropout(unet.seed, done, self.world.rank)
-            pending.append(unet_step(self.engine, next(batches)))
-            done += 1
-            if done % unet.log_every == 0 or done == stop:
-                progress.tell(done, self._mean_loss(pending, done), self.engine)
-                pending.clear()
-            if done % unet.validate_every == 0 or done == stop:
-                scores = validate(self.engine.module, self.validation, batch_size=unet.batch_size, world=self.world)
-                self._finite(scores.loss, "validation loss", done)
-                selection = selection.after(f"step_{done:08d}", scores)
-                self._keep(done, scores, selection, state["seconds"] + time.perf_counter() - began)
-                progress.pause_ended()
-        return {
-            "steps": done,
-            "stopped_early": done < stop,
-            "hours": (state["seconds"] + time.perf_counter() - began) / 3600,
-            "best_checkpoint": selection.best_checkpoint,
-            "validation_loss": selection.best_loss,
-            "validation_dice": selection.best_dice,
-            "source": self.config.data.source,
-            "num_patches": len(self.training),
-            "ranks": self.world.size,
-            "device": self.world.device.type,
-        }
+        """Step, validate, keep the best, from `state` to the end or to a granted stop request; what to tell of it."""
+        unet, start, began = self.config.unet, state["step"], time.perf_counter()
+        selection, meter = Selection(**state.get("selection", {})), Meter(state.get("meter"))
+        progress, batches = Progress(self.log, start=start, stop=unet.max_steps), self._batches(start)
+        done, save_s = start, 0.0
+        with StopRequests(self.run_dir, self.world, max_minutes=None) as requests:
+            while done < unet.max_steps and not selection.is_over(unet.patience):
+                seed_dropout(unet.seed, done, self.world.rank)
+                meter.take({"loss": unet_step(self.engine, next(batches))})
+                done += 1
+                is_last = done == unet.max_steps
+                if done % unet.log_every == 0 or is_last:
+                    self._tell(done, meter.read(self.world), progress)
+                is_asked = requests.are_granted(step_s=progress.step_s, save_s=save_s)
+                is_due = done % unet.validate_every == 0 or is_last
+                paused_at = time.perf_counter()
+                if is_due:
+                    selection = self._validate(done, selection)
+                if is_due or is_asked:
+                    seconds = state["seconds"] + time.perf_counter() - began
+                    self._save(done, {"seconds": seconds, "meter": meter.to_json()}, selection)
+                    save_s = time.perf_counter() - paused_at
+                progress.paused(time.perf_counter() - paused_at)
+                if is_asked and not is_last:
+                    requests.mark_for_requeue(done)
+                    self.log.line(
+                        f"stopped at step {done}, saved: {requests.reason}; the same command goes on from here"
+                    )
+                    break
+        return self._facts(done, selection, state["seconds"] + time.perf_counter() - began)
 
     def _batches(self, start: int) -> Iterator[Tensor]:
         unet = self.config.unet
@@ -233,61 +235,59 @@ class _Run:
             num_workers=unet.num_workers,
         )
 
-    def _mean_loss(self, pending: list[Tensor], done: int) -> float:
-        # Every rank has the loss of the whole batch already.
-        return self._finite(torch.stack(pending).mean().item(), "loss", done)
+    def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
+        self._refuse_non_finite(values["loss"], "loss", done)
+        values |= {"loss_scale": self.engine.loss_scale, "skipped_total": float(self.engine.skipped_steps)}
+        progress.tell(done, values, f"loss {values['loss']:+.4f}")
 
-    def _finite(self, value: float, what: str, done: int) -> float:
+    def _refuse_non_finite(self, value: float, what: str, done: int) -> None:
         if not np.isfinite(value):
             raise NumericError(
                 f"{self.run_dir}: {what} not finite at step {done}; train with a lower unet.learning_rate or with "
                 "unet.precision=fp32, in a new run directory"
             )
-        return value
 
-    def _keep(self, done: int, scores: Scores, selection: Selection, seconds: float) -> None:
-        """Log the validation and save this step's checkpoint; the best one is never pruned."""
+    def _validate(self, done: int, selection: Selection) -> Selection:
+        """Score the U-Net as it is, log it with a picture, and take it into the selection."""
+        scores = validate(self.engine.module, self.validation, batch_size=self.config.unet.batch_size, world=self.world)
+        self._refuse_non_finite(scores.loss, "validation loss", done)
         self.log.scalars(done, {f"validation_{name}": value for name, value in asdict(scores).items()})
         if self.world.is_main:
             self.log.image(done, "validation", picture(self.engine.module, self.validation, self.world.device))
-        is_best = selection.num_worse == 0
-        self.log.line(f"step {done}/{self.config.unet.max_steps}  validation loss {scores.loss:+.4f}  Dice "
-                      f"{scores.dice:.4f}{'  best so far' if is_best else ''}")  # fmt: skip
-        state = self.told | {"step": done, "seconds": seconds, "selection": selection.to_json()}
+        selection = selection.after(checkpoint.name_of(done), scores)
+        self.log.line(
+            f"step {done}/{self.config.unet.max_steps}  validation loss {scores.loss:+.4f}  Dice {scores.dice:.4f}"
+            f"{'  best so far' if selection.num_worse == 0 else ''}"
+        )
+        return selection
+
+    def _save(self, done: int, state: dict[str, Any], selection: Selection) -> None:
+        """This step's checkpoint; the best one is never pruned."""
         checkpoint.save(
             self.run_dir,
             done,
             {PLAYER: self.engine},
-            state,
+            self.told | state | {"step": done, "selection": selection.to_json()},
             keep_last=self.config.unet.keep_last,
             world=self.world,
-            keep=[selection.best_checkpoint],
+            keep=[selection.best_checkpoint] if selection.best_checkpoint else [],
         )
 
-
-class _Progress:
-    """Scalars every few steps; lines with the measured step time and the predicted end, validations apart."""
-
-    def __init__(self, log: RunLog, *, start: int, stop: int) -> None:
-        self._log, self._stop, self._step = log, stop, start
-        self._time, self._next_line = time.perf_counter(), 0.0
-
-    def tell(self, done: int, loss: float, engine: Engine) -> None:
-        now = time.perf_counter()
-        step_s = (now - self._time) / max(1, done - self._step)
-        self._step, self._time = done, now
-        values = {"loss": loss, "step_ms": 1000 * step_s, "loss_scale": engine.loss_scale}
-        self._log.scalars(done, values | {"skipped_total": float(engine.skipped_steps)})
-        if now >= self._next_line:
-            self._next_line = now + SECONDS_PER_LINE
-            left_min = (self._stop - done) * step_s / 60
-            self._log.line(
-                f"step {done}/{self._stop}  loss {loss:+.4f}  {1000 * step_s:.0f} ms a step, {left_min:.1f} min left"
-            )
-
-    def pause_ended(self) -> None:
-        """What came since the last `tell` is not the steps' time."""
-        self._time = time.perf_counter()
+    def _facts(self, done: int, selection: Selection, seconds: float) -> dict[str, Any]:
+        is_over = selection.is_over(self.config.unet.patience)
+        return {
+            "is_finished": is_over or done == self.config.unet.max_steps,
+            "steps": done,
+            "stopped_early": done < self.config.unet.max_steps,
+            "hours": seconds / 3600,
+            "best_checkpoint": selection.best_checkpoint,
+            "validation_loss": selection.best_loss,
+            "validation_dice": selection.best_dice,
+            "source": self.config.data.source,
+            "num_patches": len(self.training),
+            "ranks": self.world.size,
+            "device": self.world.device.type,
+        }
 
 
 def _say_first_lines(

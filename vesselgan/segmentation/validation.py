@@ -34,14 +34,15 @@ class Selection:
     """The best validation so far; JSON by `asdict`. Lives in every checkpoint, so a resumed run chooses as it would."""
 
     best_checkpoint: str | None = None
-    best_loss: float = float("inf")
-    best_dice: float = 0.0
+    """Null before the first validation."""
+    best_loss: float | None = None
+    best_dice: float | None = None
     num_worse: int = 0
     """Validations since."""
 
     def after(self, checkpoint: str, scores: Scores) -> "Selection":
         """With one more validation; the earlier of two equals stays the best."""
-        if scores.loss < self.best_loss:
+        if self.best_loss is None or scores.loss < self.best_loss:
             return Selection(checkpoint, scores.loss, scores.dice, 0)
         return Selection(self.best_checkpoint, self.best_loss, self.best_dice, self.num_worse + 1)
 
