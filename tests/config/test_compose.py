@@ -100,6 +100,16 @@ def test_what_is_written_into_the_run_directory_reads_back_equal(tmp_path):
     assert compose.from_yaml("train_gan", tmp_path / "config.yaml") == config
 
 
+def test_a_run_older_than_a_setting_has_its_default(tmp_path):
+    config = compose.compose("train_gan", ["variant=gp"])
+    older = "".join(line + "\n" for line in compose.to_yaml(config).splitlines() if "max_minutes" not in line)
+    (tmp_path / "config.yaml").write_text(older)
+    assert compose.from_yaml("train_gan", tmp_path / "config.yaml") == config
+    (tmp_path / "config.yaml").write_text(older + "surprise: 1\n")
+    with pytest.raises(UsageError, match="surprise"):
+        compose.from_yaml("train_gan", tmp_path / "config.yaml")
+
+
 def test_the_hash_changes_with_the_science_and_not_with_the_place():
     base = compose.config_hash(compose.compose("train_gan", []))
     assert compose.config_hash(compose.compose("train_gan", ["train.seed=1"])) != base

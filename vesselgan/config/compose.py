@@ -117,14 +117,18 @@ def compose(verb: str, overrides: list[str]) -> Any:
 
 
 def from_yaml(verb: str, path: Path) -> Any:
-    """The configuration that a run directory holds; UsageError when it is not one of `verb`."""
+    """The configuration that a run directory holds; UsageError when it is not one of `verb`.
+
+    A setting that is younger than the run has its default, which is what the run did without it.
+    """
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         values = yaml.safe_load(path.read_text())
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VERBS[verb]), values))
+        defaults = dataclasses.asdict(compose(verb, []))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VERBS[verb]), defaults, values))
     except OSError as error:
         raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {verb}?") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
