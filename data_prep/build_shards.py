@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-import data_prep
-from data_prep import build_state, lock, mpi, pseudonyms
+from data_prep import build_state, lock, mpi, places, pseudonyms
 from data_prep.build_state import State
-from data_prep.check import Checked, check_cohort, divide, require_rules, summary, table
+from data_prep.check import check_cohort, divide, require_rules
+from data_prep.findings import Checked, summary, table
 from data_prep.layouts import Found, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.shard_plan import PlannedShard, Source, plan
@@ -29,10 +29,9 @@ from vesselgan import volumes
 from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.errors import DataError, ResourceError
 from vesselgan.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
 
-SOURCE_FOLDERS = ("vesselgan", "data_prep", "launch", "configs", "slurm", "tests")
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
 
 
@@ -72,12 +71,7 @@ def build(config: BuildShards, here: World) -> None:
 def find_in(data: PreparedData) -> Found:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
-    cohort_dir, checkout = Path(data.cohort_dir).resolve(), Path(data_prep.__file__).resolve().parents[1]
-    if cohort_dir == Path(data.root).resolve():
-        raise UsageError(f"data.cohort_dir={data.cohort_dir} is data.root: the output needs a folder of its own")
-    for name in SOURCE_FOLDERS:
-        if cohort_dir.is_relative_to(checkout / name):
-            raise UsageError(f"data.cohort_dir={data.cohort_dir} lies inside the program's own {name}/; choose another")
+    places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 

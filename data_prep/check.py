@@ -5,21 +5,22 @@
     mpiexec -n 8 python -m mpi4py -m data_prep.check data=phantom_paper
 
 Prints one table and every fault of every subject; exit 3 when a subject is unusable, unless
-data.prepare.quarantine=true sets such subjects aside by name. Nothing is written and no input is changed.
+data.prepare.quarantine=true sets such subjects aside by name. Writes <cohort_dir>/qc.html, a page of projections and
+histograms with the most suspicious subject first (qc=false: nothing). No input is changed.
 """
 
 # X Y Z voxels of the canonical grid
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from data_prep import mpi, pseudonyms, splits
-from data_prep.layouts import Found, SubjectFiles, find_subjects
+from data_prep import mpi, places, pseudonyms, qc, qc_page, splits
+from data_prep.findings import Checked, Finding, by, summary, table
+from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects
 from data_prep.mpi import World
 from vesselgan import volumes
 from vesselgan.config.compose import parse
@@ -29,54 +30,8 @@ from vesselgan.volumes import Header, Volume
 
 Result = TypeVar("Result")
 
-COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask", "clipped %", "verdict")
 USUAL_SPACING_MM = (0.1, 5.0)
 MOST_VESSEL = 0.2  # of all voxels: more than any head holds
-
-
-@dataclass
-class Finding:
-    """What one subject's files turned out to be; fields stay None where a fault kept them from being known."""
-
-    files: SubjectFiles
-    faults: list[str] = field(default_factory=list)
-    """Why the subject cannot be used."""
-    warnings: list[str] = field(default_factory=list)
-    header: Header | None = None
-    limits: tuple[float, float] | None = None
-    num_clipped: int | None = None
-    """Voxels above the upper limit."""
-    label_values: tuple[float, ...] | None = None
-    vessel_share: float | None = None
-    """Vessel voxels of all voxels."""
-    clipped_vessel_share: float | None = None
-    """Vessel voxels above the upper limit of all vessel voxels."""
-    image_sha256: str | None = None
-    label_sha256: str | None = None
-
-    @property
-    def subject(self) -> str:
-        return self.files.subject
-
-    @property
-    def verdict(self) -> str:
-        return "UNUSABLE" if self.faults else "warning" if self.warnings else "ok"
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A whole cohort's findings, in the order of the ids."""
-
-    findings: tuple[Finding, ...]
-    warnings: tuple[str, ...]
-
-    @property
-    def usable(self) -> list[Finding]:
-        return [finding for finding in self.findings if not finding.faults]
-
-    @property
-    def unusable(self) -> list[str]:
-        return [finding.subject for finding in self.findings if finding.faults]
 
 
 def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
@@ -86,14 +41,14 @@ def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def check_cohort(data: PreparedData, found: Found, here: World) -> Checked:
-    """Every subject of the cohort, on all ranks."""
+def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: bool = False) -> Checked:
+    """Every subject of the cohort, on all ranks; `with_looks`: with what the page shows."""
 
     def check_mine() -> list[Finding]:
         mine = []
         with mpi.Progress(here, len(found.subjects), what="check", unit="subject") as progress:
             for files in found.subjects[here.rank :: here.size]:
-                mine.append(check_subject(files, data.prepare))
+                mine.append(check_subject(files, data.prepare, with_look=with_looks))
                 progress.advance()
         return mine
 
@@ -103,13 +58,15 @@ def check_cohort(data: PreparedData, found: Found, here: World) -> Checked:
     return Checked(tuple(findings), (*found.warnings, *_mixtures(findings)))
 
 
-def check_subject(files: SubjectFiles, prepare: Prepare) -> Finding:
+def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = False) -> Finding:
     """Read one subject's files and gather every fault, not the first alone."""
     finding = Finding(files, faults=list(files.missing))
+    on_grid: dict[str, np.ndarray | None] = dict.fromkeys(KINDS)
     image = _try(finding, lambda: volumes.read_image(files.image, nan_value=prepare.nan_value))
     if image is not None:
         finding.header, finding.image_sha256 = image.header, sha256_of_voxels(image.data_XYZ)
         _check_image(finding, image, prepare)
+    label = None
     if files.label is not None:
         rules = {"label_values": prepare.label_values, "label_cut": prepare.label_cut}
         label = _try(finding, lambda: volumes.read_label(files.label, **rules))
@@ -117,13 +74,16 @@ def check_subject(files: SubjectFiles, prepare: Prepare) -> Finding:
             finding.label_values, finding.label_sha256 = label.values, sha256_of_voxels(label.data_XYZ)
             _check_label(finding, label, prepare)
             if image is not None and _same_grid(finding, image, label):
+                on_grid["label"] = label.data_XYZ
                 _check_clipping(finding, image.data_XYZ, label.data_XYZ, prepare)
-    else:
-        label = None
     if files.mask is not None:
         mask = _try(finding, lambda: volumes.read_label(files.mask))
-        if mask is not None:
-            _check_mask(finding, image, label, mask)
+        if mask is not None and (image is None or _same_grid(finding, image, mask)):
+            on_grid["mask"] = mask.data_XYZ
+            _check_mask(finding, label, mask)
+    if with_look and image is not None and finding.limits is not None:
+        places = {"spacing_mm": image.spacing_mm, "limits": finding.limits}
+        finding.look = qc.look(image.data_XYZ, on_grid["label"], on_grid["mask"], **places)
     return finding
 
 
@@ -154,28 +114,6 @@ def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
     return assigned
 
 
-def table(checked: Checked) -> str:
-    """One line per subject, then faults and warnings in words."""
-    rows = [COLUMNS, *(_row(finding) for finding in checked.findings)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    for finding in checked.findings:
-        lines += [f"UNUSABLE {finding.subject}: {fault}" for fault in finding.faults]
-        lines += [f"warning {finding.subject}: {warning}" for warning in finding.warnings]
-    lines += [f"warning: {warning}" for warning in checked.warnings]
-    return "\n".join(lines)
-
-
-def summary(checked: Checked, assigned: dict[str, str]) -> str:
-    """How many subjects are what, and who was set aside."""
-    with_warnings = sum(bool(finding.warnings) for finding in checked.usable)
-    text = f"{len(checked.findings)} subjects: {len(checked.usable)} usable, {with_warnings} of them with warnings"
-    if checked.unusable:
-        text += f"; set aside: {', '.join(checked.unusable)}"
-    counts = {name: sum(split == name for split in assigned.values()) for name in splits.NAMES}
-    return f"{text}\nsplit: " + ", ".join(f"{count} {name}" for name, count in counts.items())
-
-
 def require_rules(prepare: Prepare) -> None:
     """UsageError for settings that contradict each other, before any file is read."""
     if prepare.label_values is not None and prepare.label_cut is not None:
@@ -187,11 +125,11 @@ def _check_image(finding: Finding, image: Volume, prepare: Prepare) -> None:
     finding.warnings += _text_warning(image.header)
     low, high = USUAL_SPACING_MM
     if not all(low <= spacing <= high for spacing in image.spacing_mm):
-        finding.warnings.append(f"{image.path}: spacing {_by(image.spacing_mm)} mm is unusual; are the units mm?")
+        finding.warnings.append(f"{image.path}: spacing {by(image.spacing_mm)} mm is unusual; are the units mm?")
     thin = any(n < size for n, size in zip(image.data_XYZ.shape, prepare.patch_shape, strict=True))
     if thin and not prepare.pad_thin:
         finding.faults.append(
-            f"{image.path}: {_by(image.data_XYZ.shape)} voxels are thinner than the patch {_by(prepare.patch_shape)}; "
+            f"{image.path}: {by(image.data_XYZ.shape)} voxels are thinner than the patch {by(prepare.patch_shape)}; "
             "data.prepare.pad_thin=true reflects it at its far edge, or choose a smaller data.prepare.patch_shape"
         )
     percentile = prepare.upper_percentile
@@ -227,11 +165,9 @@ def _check_clipping(finding: Finding, image_XYZ: np.ndarray, label_XYZ: np.ndarr
         )
 
 
-def _check_mask(finding: Finding, image: Volume | None, label: Volume | None, mask: Volume) -> None:
+def _check_mask(finding: Finding, label: Volume | None, mask: Volume) -> None:
     finding.warnings += [f"{mask.path}: {note}" for note in mask.notes]
     finding.warnings += _text_warning(mask.header)
-    if image is not None and not _same_grid(finding, image, mask):
-        return
     if not mask.data_XYZ.any():
         finding.faults.append(f"{mask.path}: the mask is empty; make it anew, or set data.layout.mask=null")
     elif mask.data_XYZ.all():
@@ -265,7 +201,7 @@ def _mixtures(findings: Sequence[Finding]) -> list[str]:
     """Warnings about the cohort as a whole."""
     spacings = {tuple(round(s, 3) for s in finding.header.spacing_mm) for finding in findings if finding.header}
     if len(spacings) > 1:
-        shown = ", ".join(f"{_by(spacing)}" for spacing in sorted(spacings)[:4])
+        shown = ", ".join(f"{by(spacing)}" for spacing in sorted(spacings)[:4])
         return [f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales"]
     return []
 
@@ -288,40 +224,33 @@ def _text_warning(header: Header) -> list[str]:
     ]
 
 
-def _row(finding: Finding) -> tuple[str, ...]:
-    header, values = finding.header, finding.label_values
-    return (
-        finding.subject,
-        "x".join(map(str, header.shape)) if header else "-",
-        "x".join(f"{s:.3g}" for s in header.spacing_mm) if header else "-",
-        header.orientation if header else "-",
-        "-" if values is None else ",".join(f"{v:g}" for v in values[:4]) + (",..." if len(values) > 4 else ""),
-        "-" if finding.vessel_share is None else f"{100 * finding.vessel_share:.3f}",
-        "yes" if finding.files.mask else "-",
-        "-" if finding.clipped_vessel_share is None else f"{100 * finding.clipped_vessel_share:.2f}",
-        finding.verdict,
-    )
+def check(data: PreparedData, here: World, *, with_page: bool = False) -> None:
+    """Check the cohort and print what was found; DataError when it cannot be used as it is.
 
-
-def _by(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{number:g}" for number in numbers)
-
-
-def check(data: PreparedData, here: World) -> None:
-    """Check the cohort and print what was found; DataError when it cannot be used as it is."""
+    `with_page`: write <cohort_dir>/qc.html, whatever was found.
+    """
     require_rules(data.prepare)
+    if with_page:
+        places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
     found = mpi.on_first(here, lambda: find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data)))
-    checked = check_cohort(data, found, here)
-    if here.rank == 0:
-        print(table(checked), flush=True)
-    assigned = mpi.on_first(here, lambda: divide(checked, data))
-    if here.rank == 0:
-        print(summary(checked, assigned), flush=True)
+    checked = check_cohort(data, found, here, with_looks=with_page)
+
+    def conclude() -> None:
+        print(f"cohort {data.name}, {data.root}\n{table(checked)}", flush=True)
+        assigned: dict[str, str] = {}
+        try:
+            assigned = divide(checked, data)
+            print(summary(checked, assigned), flush=True)
+        finally:
+            if with_page:
+                print(f"wrote {qc_page.write(data, checked, assigned)}", flush=True)
+
+    mpi.on_first(here, conclude)
 
 
 def main() -> None:
     """Entry of `python -m data_prep.check`."""
-    mpi.run(lambda: parse("check", __doc__).config, lambda config, here: check(config.data, here))
+    mpi.run(lambda: parse("check", __doc__).config, lambda config, here: check(config.data, here, with_page=config.qc))
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import numpy as np
 
 import data_prep
 from data_prep import lock, mpi
-from data_prep.build_shards import SOURCE_FOLDERS
 from data_prep.mpi import Progress, World
 from data_prep.phantom import RECIPE, generate_subject
+from data_prep.places import SOURCE_FOLDERS
 from vesselgan import files, volumes
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import data_prep
-from data_prep import lock, mpi, pseudonyms, recipe
-from data_prep.build_shards import SOURCE_FOLDERS, tell
+from data_prep import lock, mpi, places, pseudonyms, recipe
+from data_prep.build_shards import tell
+from data_prep.check import require_rules
 from data_prep.layouts import Found, SubjectFiles, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.recipe import Outcome, Recipe
@@ -72,15 +72,9 @@ def preprocess(command: Command, here: World) -> None:
 
 def prepare(config: Preprocess) -> tuple[Found, Recipe]:
     """The cohort's files and what to do with them; refuses what cannot end well before any file is made."""
-    data, out = config.data, Path(config.out).resolve()
-    checkout = Path(data_prep.__file__).resolve().parents[1]
-    if out == Path(data.root).resolve():
-        raise UsageError(f"out={config.out} is data.root: inputs are never changed; name another folder")
-    for name in SOURCE_FOLDERS:
-        if out.is_relative_to(checkout / name):
-            raise UsageError(f"out={config.out} lies inside the program's own {name}/; choose another")
-    if data.prepare.label_values is not None and data.prepare.label_cut is not None:
-        raise UsageError("data.prepare.label_values and data.prepare.label_cut exclude each other; leave one at null")
+    data = config.data
+    places.refuse(config.out, "out", data.root)
+    require_rules(data.prepare)
     found = find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
     return found, recipe.choose(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 

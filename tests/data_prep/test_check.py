@@ -31,6 +31,7 @@ def change(path: Path, edit: Callable[[np.ndarray], np.ndarray | None], affine: 
 def test_a_sound_cohort_is_one_table_and_a_summary(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     check.check(cohort(4), ALONE)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop(0).startswith("cohort tiny, /")
     assert lines[0].split("  ")[0] == "subject" and lines[0].endswith("verdict")
     # 2 x 12 x 3 = 72 vessel voxels of 24 x 20 x 18 = 8640: 0.833 %
     assert lines[1].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "yes", "0.00", "ok"]
@@ -204,7 +205,7 @@ def test_a_cohort_without_labels_and_masks_can_be_checked(cohort: MakeCohort, ca
     data = one_subject(cohort)
     data.layout = replace(data.layout, label=None, mask=None)
     check.check(data, ALONE)
-    assert capsys.readouterr().out.splitlines()[1].split()[-5:] == ["-", "-", "-", "-", "ok"]
+    assert capsys.readouterr().out.splitlines()[2].split()[-5:] == ["-", "-", "-", "-", "ok"]
 
 
 def test_inputs_are_not_changed(cohort: MakeCohort) -> None:
@@ -225,12 +226,12 @@ def test_the_command_ends_with_code_3_and_one_error_line(cohort: MakeCohort, ran
     command = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
     command += ["-m", "data_prep.check", "data=phantom", f"data.root={data.root}", "data.prepare.patch_shape=[16,16,8]"]
     command += ["data.prepare.split.validation=1", "data.prepare.split.test=1", "data.prepare.num_vessel_patches_gan=5"]
-    command += ["data.prepare.num_vessel_patches_unet=5"]
+    command += ["data.prepare.num_vessel_patches_unet=5", f"work_dir={data.root}/../work"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=60, check=False)
     assert done.returncode == 3
-    assert done.stdout.count("UNUSABLE sub-02") == 1 and done.stdout.splitlines()[3].endswith(" ok")
+    assert done.stdout.count("UNUSABLE sub-02") == 1 and done.stdout.splitlines()[4].endswith(" ok")
     assert done.stderr.splitlines() == [
         "error: 1 of 3 subjects are unusable: sub-02; mend what is listed above, or set them aside with "
         "data.prepare.quarantine=true"

@@ -5,99 +5,20 @@ One dataclass per verb (the classes whose name is a verb), built from the groups
 
 from dataclasses import dataclass
 
+from vesselgan.config.data_schema import (
+    Data,
+    Layout,
+    LearningData,
+    Phantom,
+    Prepare,
+    PreparedData,
+    Preprocessing,
+    Split,
+    TrainingData,
+)
 
-@dataclass
-class Layout:
-    """Where a cohort keeps a subject's files: patterns below data.root, `{subject}` standing for the subject's id,
-    `{session}` for one of several visits, `*` for anything inside one name."""
-
-    image: str
-    label: str | None
-    mask: str | None
-    """Brain mask; null where there is none (intracranial scores are then refused)."""
-
-
-@dataclass
-class Split:
-    """How subjects are divided. Numbers of subjects; train or test may be null: all that the others leave."""
-
-    train: int | None
-    """0 for an external cohort, on which models of another one are only tested."""
-    validation: int
-    test: int | None
-    seed: int
-    csv: str | None
-    """A file with the columns subject,split instead of a draw."""
-
-
-@dataclass
-class Data:
-    """A cohort: where it lies and how its patches are read."""
-
-    name: str
-    root: str
-    """Folder of the NIfTI files."""
-    cohort_dir: str
-    """Where what is made of them goes: cohort.json, shards/gan/<split>, shards/unet/<split>."""
-    layout: Layout
-    scaling: str
-    """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
-    label_threshold: float
-    """Where a synthetic label begins, on the stored scores (paper: 0.3)."""
-
-
-@dataclass
-class Prepare:
-    """How volumes are checked, scaled and cut; belongs to the cohort, so it stands in its data/*.yaml."""
-
-    patch_shape: list[int]
-    """Voxels per axis; the paper 128 x 128 x 64."""
-    num_vessel_patches_gan: int
-    """Patches per subject centred on a vessel, beside the grid (paper: 32 beside 18)."""
-    num_vessel_patches_unet: int
-    """Patches per subject centred on a vessel for the U-Net (paper: 250)."""
-    upper_percentile: float
-    """Percentile of the non-zero voxels that becomes 255; high enough not to flatten vessels."""
-    max_clipped_vessel_share: float
-    """`check` fails when a larger share of the vessel voxels lies above the upper limit."""
-    split: Split
-    label_values: list[int] | None
-    """Label values that mean vessel, for labels of several classes; null: a binary label."""
-    label_cut: float | None
-    """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
-    nan_value: float | None
-    """What stands in for NaN and infinite voxels; null: such a volume is an error."""
-    pad_thin: bool
-    """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
-    pairs_per_shard: int
-    quarantine: bool
-    """Set unusable subjects aside by name and go on; false: stop (exit 3)."""
-    repair: bool
-    """Rebuild the shards that fail verification."""
-    pseudonymise: bool
-    """Replace subjects' ids by a keyed hash in everything that is written; file paths go to a private file."""
-    key_file: str | None
-    """Path of the secret that the hash needs; read, never stored."""
-    seed: int
-
-
-@dataclass
-class PreparedData(Data):
-    prepare: Prepare
-
-
-@dataclass
-class TrainingData(Data):
-    augment: bool
-    """Turn and mirror training patches at random (by seed and position); the paper does not."""
-
-
-@dataclass
-class LearningData(TrainingData):
-    source: str
-    """`real`, `synthetic` or `both`."""
-    shuffle_labels: bool
-    """The control: every image gets another patch's label."""
+__all__ = ["Data", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
+__all__ += ["TrainingData"]
 
 
 @dataclass
@@ -292,33 +213,6 @@ class Check:
 
 
 @dataclass
-class Preprocessing:
-    """What is done to volumes before they are cut (paper, section 2.2: denoised, non-uniformity corrected, BET)."""
-
-    denoise: bool
-    """Non-local means."""
-    denoise_strength: float
-    """Cut-off of patch distances, in noise standard deviations."""
-    denoise_patch: int
-    """Edge of the patches that are compared, voxels."""
-    denoise_distance: int
-    """How far away patches are looked for, voxels."""
-    bias: bool
-    """N4 non-uniformity correction."""
-    bias_shrink: int
-    """The bias field is fitted on the volume shrunk by this factor."""
-    bias_iterations: list[int]
-    """At most so many per resolution level, coarse to fine."""
-    spacing_mm: list[float] | None
-    """Resample to this spacing; null: every volume keeps its own."""
-    mask: str
-    """Who makes the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
-    the three that is there."""
-    bet_fraction: float
-    """FSL bet's -f (paper: 0.05)."""
-
-
-@dataclass
 class Preprocess:
     work_dir: str
     data: PreparedData
@@ -351,16 +245,6 @@ class Benchmark:
     seed: int
     out: str | None
     """Append the JSON line to this file too."""
-
-
-@dataclass
-class Phantom:
-    """A synthetic full-head TOF cohort."""
-
-    num_subjects: int
-    shape: list[int]
-    spacing_mm: list[float]
-    seed: int
 
 
 @dataclass

@@ -1,0 +1,229 @@
+"""qc.html: one page per cohort for the eyes, the most suspicious subject first. Offline, light and dark.
+
+Every text is escaped; pictures are inline; the page fetches nothing. Subjects bear the names that the cohort writes
+(pseudonyms, where asked for), and faults stand without the paths of files.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from data_prep import qc
+from data_prep.findings import Checked, Finding, by
+from data_prep.layouts import KINDS
+from data_prep.qc import AXES, Look
+from vesselgan import __version__
+from vesselgan.config.schema import PreparedData
+from vesselgan.errors import ResourceError
+from vesselgan.files import describe, write_text
+
+PAGE = "qc.html"
+_COLOURS = """
+  --paper: #fbfaf7; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --rule: #dcd9d0; --bar: #8d97a6;
+  --vessel: #c8452f; --mask: #0f7fb8; --good: #1d7a46; --bad: #a8321f; --warn: #8a5a00; color-scheme: light;
+"""
+_DARK = """
+  --paper: #12151b; --card: #1a1f28; --ink: #e7e9ee; --soft: #a3adbb; --rule: #343c49; --bar: #66717f;
+  --vessel: #ff6e58; --mask: #5cc8ff; --good: #7fdca4; --bad: #ff9d8a; --warn: #f0c060; color-scheme: dark;
+"""
+SHEET = (
+    f":root {{{_COLOURS}}}\n@media (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}\n"
+    """
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+header, main, footer { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
+h1, h2 { font-family: Charter, "Bitstream Charter", Cambria, Georgia, serif; line-height: 1.2; }
+h1 { font-size: 1.9rem; margin: 36px 0 6px; }
+h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
+p { margin: 6px 0; max-width: 80ch; }
+.soft, footer, dt, figcaption { color: var(--soft); }
+article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px;
+  margin: 18px 0; break-inside: avoid; }
+.head { display: flex; gap: 12px; align-items: baseline; flex-wrap: wrap; }
+.verdict { font-weight: 650; font-size: 0.86rem; }
+.verdict.ok { color: var(--good); } .verdict.warning { color: var(--warn); } .verdict.unusable { color: var(--bad); }
+.why { margin: 6px 0 0; padding-left: 1.2em; }
+.why li { overflow-wrap: anywhere; } .why .fault { color: var(--bad); }
+.row { display: flex; gap: 14px; flex-wrap: wrap; align-items: flex-start; margin-top: 10px; }
+figure { margin: 0; }
+figure img { display: block; height: 200px; max-width: 100%; object-fit: contain; border-radius: 5px;
+  background: #0d1017; }
+figcaption { font-size: 0.8rem; margin-top: 3px; }
+dl { display: grid; grid-template-columns: auto auto; gap: 1px 12px; margin: 0; font-size: 0.86rem;
+  font-variant-numeric: tabular-nums; }
+dt, dd { margin: 0; }
+svg { display: block; width: 250px; height: 120px; }
+svg .all { fill: var(--bar); } svg .vessel { fill: none; stroke: var(--vessel); stroke-width: 1.6; }
+svg .axis { stroke: var(--rule); }
+.label { color: var(--vessel); } .mask { color: var(--mask); }
+footer { padding-top: 14px; padding-bottom: 40px; font-size: 0.84rem; }
+"""
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One subject on the page."""
+
+    subject: str
+    verdict: str
+    """`ok`, `warning` or `UNUSABLE`."""
+    split: str | None
+    faults: tuple[str, ...]
+    warnings: tuple[str, ...]
+    reasons: tuple[str, ...]
+    """What sets it apart from the others."""
+    suspicion: float
+    facts: dict[str, str]
+    look: Look | None
+    """None where the volumes could not be read."""
+
+
+def write(data: PreparedData, checked: Checked, assigned: dict[str, str]) -> Path:
+    """Write <cohort_dir>/qc.html; `assigned`: subject -> split, empty where the cohort could not be divided."""
+    apart = qc.reasons([_numbers(finding) for finding in checked.findings])
+    entries = [
+        _entry(finding, found, data.root, assigned.get(finding.subject))
+        for finding, found in zip(checked.findings, apart, strict=True)
+    ]
+    path = Path(data.cohort_dir) / PAGE
+    try:
+        write_text(path, page(data.name, entries, checked.warnings))
+    except OSError as error:
+        raise ResourceError(f"{path}: {describe(error)}; go without the page (qc=false), or make room") from error
+    return path
+
+
+def page(cohort: str, entries: Sequence[Entry], warnings: Sequence[str]) -> str:
+    """The whole page as HTML, entries by falling suspicion."""
+    ranked = sorted(entries, key=lambda entry: (-entry.suspicion, entry.subject))
+    counts = {verdict: sum(entry.verdict == verdict for entry in entries) for verdict in ("ok", "warning", "UNUSABLE")}
+    title = f"Quality of cohort {cohort}"
+    body = "\n".join(_article(entry) for entry in ranked)
+    said = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<style>
+{SHEET}</style>
+</head>
+<body>
+<header>
+<h1>{escape(title)}</h1>
+<p>{len(entries)} subjects: {counts["ok"]} ok, {counts["warning"]} with warnings, {counts["UNUSABLE"]} unusable. The
+most suspicious come first. Maximum-intensity projections, windowed to the limits that become 0 and 255; outlined are
+the <b class="label">vessel label</b> and the <b class="mask">brain mask</b>. Histograms: non-zero voxels between those
+limits (bars) and <b class="label">vessel voxels</b> (line), each to its own height.</p>
+{f'<ul class="why">{said}</ul>' if said else ""}
+</header>
+<main>
+{body}
+</main>
+<footer>vesselgan {escape(__version__)}, {datetime.now(UTC):%d %B %Y, %H:%M} UTC. Patients' volumes are on this page: it
+belongs where they belong.</footer>
+</body>
+</html>
+"""
+
+
+def _numbers(finding: Finding) -> dict[str, float | None]:
+    """What subjects are compared by."""
+    look, header = finding.look, finding.header
+    return {
+        "vessel share": finding.vessel_share,
+        "vessel contrast": look and look.contrast,
+        "brightness": look and look.brightness,
+        "voxel volume (mm3)": header and float(np.prod(header.spacing_mm)),
+        "number of voxels": header and float(np.prod(header.shape)),
+    }
+
+
+def _entry(finding: Finding, apart: list[tuple[float, str]], root: str, split: str | None) -> Entry:
+    look, header = finding.look, finding.header
+    found = sorted(apart, reverse=True)
+    if look is not None and look.contrast is not None and look.contrast < qc.MIN_CONTRAST:
+        text = f"vessels are hardly brighter than what is around them ({look.contrast:.2f} times): is it the label?"
+        found.insert(0, (2 * qc.FAR_OFF, text))
+    facts = {"shape": by(header.shape), "spacing": f"{by(header.spacing_mm)} mm"} if header else {}
+    facts |= {"axes": header.orientation} if header else {}
+    shares = {"vessel": finding.vessel_share, "clipped vessel": finding.clipped_vessel_share}
+    facts |= {name: f"{share:.3%}" for name, share in shares.items() if share is not None}
+    facts |= {"vessel contrast": f"{look.contrast:.2f}"} if look and look.contrast is not None else {}
+    facts |= {"limits": f"{finding.limits[0]:g} to {finding.limits[1]:g}"} if finding.limits else {}
+    return Entry(
+        subject=finding.subject,
+        verdict=finding.verdict,
+        split=split,
+        faults=tuple(_without_paths(fault, finding, root) for fault in finding.faults),
+        warnings=tuple(_without_paths(warning, finding, root) for warning in finding.warnings),
+        reasons=tuple(text for _, text in found),
+        suspicion=100.0 * len(finding.faults) + 2.0 * len(finding.warnings) + sum(min(d, 20.0) for d, _ in found),
+        facts=facts,
+        look=look,
+    )
+
+
+def _without_paths(text: str, finding: Finding, root: str) -> str:
+    """Files by their kind: a path may name a patient."""
+    for kind in KINDS:
+        if (path := getattr(finding.files, kind)) is not None:
+            text = text.replace(str(path), kind)
+    before, inside, _ = text.partition(str(root))
+    return f"{before.rstrip(': ')} (see the check's table)" if inside else text
+
+
+def _article(entry: Entry) -> str:
+    why = [f'<li class="fault">{escape(fault)}</li>' for fault in entry.faults]
+    why += [f"<li>{escape(text)}</li>" for text in (*entry.warnings, *entry.reasons)]
+    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entry.facts.items())
+    pictures = "" if entry.look is None else _pictures(entry.look)
+    split = f'<span class="soft">{escape(entry.split)}</span>' if entry.split else ""
+    return f"""<article>
+<div class="head"><h2>{escape(entry.subject)}</h2>
+<span class="verdict {escape(entry.verdict.lower())}">{escape(entry.verdict)}</span>{split}</div>
+{f'<ul class="why">{"".join(why)}</ul>' if why else ""}
+<div class="row">{pictures}<dl>{facts}</dl></div>
+</article>"""
+
+
+def _pictures(look: Look) -> str:
+    figures = [
+        f'<figure><img alt="projection {name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+        f"<figcaption>{name}</figcaption></figure>"
+        for name, png in zip(AXES, look.pngs, strict=True)
+    ]
+    return "".join(figures) + f"<figure>{_chart(look)}<figcaption>intensities</figcaption></figure>"
+
+
+def _chart(look: Look) -> str:
+    """The histogram as SVG. Its first and last bins hold what lies at the limits and would flatten the rest."""
+    width, height = 250.0, 120.0
+    step = width / len(look.histogram)
+    bars = "".join(
+        f'<rect class="all" x="{i * step:.1f}" y="{height - h:.1f}" width="{step - 0.6:.1f}" height="{h:.1f}"/>'
+        for i, h in enumerate(_heights(look.histogram, height))
+    )
+    line = ""
+    if look.vessel_histogram is not None:
+        points = " ".join(
+            f"{(i + 0.5) * step:.1f},{height - h:.1f}" for i, h in enumerate(_heights(look.vessel_histogram, height))
+        )
+        line = f'<polyline class="vessel" points="{points}"/>'
+    axis = f'<line class="axis" x1="0" y1="{height}" x2="{width}" y2="{height}"/>'
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="histogram">{bars}{axis}{line}</svg>'
+
+
+def _heights(shares: Sequence[float], height: float) -> list[float]:
+    top = max(*shares[1:-1], 1e-12)
+    return [(height - 4) * min(1.0, share / top) for share in shares]
