@@ -158,9 +158,9 @@ class Trouble(PatchDataset):
 
     strike: Callable[[], object]
 
-    def read(self, indices: list[int]) -> Tensor:
+    def read(self, indices: list[int], words: list[int] | None = None) -> Tensor:
         self.strike()
-        return super().read(indices)
+        return super().read(indices, words)
 
 
 def troubled(make_set: MakeSet, strike: Callable[[], object]) -> Trouble:

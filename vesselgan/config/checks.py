@@ -26,6 +26,7 @@ BETAS: Rule = (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be tw
 # Keyed by the end of the dotted name: `learning_rate` rules every learning rate.
 RULES: dict[str, Rule] = {
     "data.scaling": one_of("volume", "patch"),
+    "data.cache_gib": NOT_NEGATIVE,
     "data.source": one_of("real", "synthetic", "both"),
     "data.label_threshold": SHARE,
     "prepare.patch_shape": THREE_SIZES,

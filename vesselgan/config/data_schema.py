@@ -87,6 +87,9 @@ class PreparedData(Data):
 class TrainingData(Data):
     augment: bool
     """Turn and mirror training patches at random (by seed and position); the paper does not."""
+    cache_gib: float
+    """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
+    each rank has its own, readers of their own (num_workers) have none."""
 
 
 @dataclass

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vesselgan.data.augment import draw_words, turn
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
 from vesselgan.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.shards import SCALINGS, ShardSet, intensities
@@ -26,6 +27,9 @@ _WHY_KILLED = {
     signal.SIGKILL: " (usually: out of memory)",
     signal.SIGBUS: " (usually: /dev/shm is too small)",
 }
+
+# One rank's part of a batch: indices of patches, and how each is turned (None: not at all).
+Share = tuple[list[int], list[int] | None]
 
 
 class PatchDataset(Dataset):
@@ -68,8 +72,8 @@ class PatchDataset(Dataset):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
 
-    def read(self, indices: Sequence[int]) -> Tensor:
-        """float32 [N, 2, X, Y, Z] of these patches."""
+    def read(self, indices: Sequence[int], words: Sequence[int] | None = None) -> Tensor:
+        """float32 [N, 2, X, Y, Z] of these patches, each turned by its word (see vesselgan.data.augment)."""
         batch_NCXYZ = np.empty((len(indices), 2, *self.patch_shape), np.float32)
         for patch_CXYZ, i in zip(batch_NCXYZ, indices, strict=True):
             image_XYZ = intensities(self._stored(i)[0], self.scaling)
@@ -78,7 +82,10 @@ class PatchDataset(Dataset):
                 image_XYZ -= 1
             patch_CXYZ[0] = image_XYZ
             patch_CXYZ[1] = self._stored(i if self._label_of is None else self._label_of[i])[1]
-        return torch.from_numpy(batch_NCXYZ)
+        batch = torch.from_numpy(batch_NCXYZ)
+        if words is not None:
+            batch = torch.stack([turn(patch_CXYZ, word) for patch_CXYZ, word in zip(batch, words, strict=True)])
+        return batch
 
     def shards_of(self, indices: Sequence[int]) -> list[str]:
         """Paths of the shards that hold these patches, to name them in a message."""
@@ -111,12 +118,14 @@ def stream(
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
+    augment: bool = False,
     start_method: str | None = None,
     timeout_s: float = WORKER_TIMEOUT_S,
 ) -> Iterator[Tensor]:
     """This rank's share, float32 [batch_size / world_size, 2, X, Y, Z], of the global batches start .. stop - 1.
 
-    The global batches depend on seed and position alone. start_method: `fork` or `spawn`; null: Python's own.
+    The global batches, and how `augment` turns their patches, depend on seed and position alone. start_method: `fork`
+    or `spawn`; null: Python's own.
     At once: UsageError for a batch that does not fit or divide. While reading: DataError for a damaged shard,
     ResourceError naming the worker and the shards when a worker dies or gives nothing for timeout_s.
     """
@@ -124,25 +133,37 @@ def stream(
     if batch_size % world_size:
         raise UsageError(f"train.batch_size={batch_size} does not divide over {world_size} ranks")
     assert 0 <= start and 0 <= rank < world_size, (start, rank, world_size)
-    shares = _Shares(len(dataset), batch_size, seed, range(start, stop), rank, world_size)
+    shares = _Shares(len(dataset), batch_size, seed, range(start, stop), rank, world_size, augment)
     if num_workers == 0:
-        return map(dataset.read, shares)
+        return (dataset.read(*share) for share in shares)
     return _stream_from_workers(dataset, shares, num_workers, start_method, timeout_s)
 
 
 class _Shares:
-    """One rank's indices of each global batch, in order; iterable again and again."""
+    """One rank's share of each global batch, in order, as (indices, words or None); iterable again and again."""
 
-    def __init__(self, num_records: int, batch_size: int, seed: int, positions: range, rank: int, world_size: int):
+    def __init__(
+        self,
+        num_records: int,
+        batch_size: int,
+        seed: int,
+        positions: range,
+        rank: int,
+        world_size: int,
+        augment: bool,
+    ) -> None:
         self.num_records, self.batch_size, self.seed, self.positions = num_records, batch_size, seed, positions
+        self.augment = augment
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Share]:
         for position in self.positions:
-            yield batch_indices(self.num_records, self.batch_size, self.seed, position)[self.share].tolist()
+            indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.share].tolist()
+            words = draw_words(self.batch_size, self.seed, position)[self.share].tolist() if self.augment else None
+            yield indices, words
 
 
 class _BatchReader(Dataset):
@@ -151,9 +172,9 @@ class _BatchReader(Dataset):
     def __init__(self, dataset: PatchDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> Tensor | VesselganError:
+    def __getitem__(self, share: Share) -> Tensor | VesselganError:
         try:
-            return self.dataset.read(indices)
+            return self.dataset.read(*share)
         except VesselganError as error:
             return error
 
@@ -173,7 +194,7 @@ def _stream_from_workers(
     )
     batches, workers = _start(loader)
     try:
-        for indices in shares:
+        for indices, _ in shares:
             batch = _wait(batches, workers, indices, dataset, timeout_s)
             if isinstance(batch, VesselganError):
                 raise batch

@@ -134,6 +134,7 @@ def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset
         label_threshold=config.data.label_threshold,
         intensity="byte",
         shuffle_labels_seed=config.unet.seed if is_shuffled else None,
+        cache_bytes=int(config.data.cache_gib * 2**30),
     )
 
 
@@ -233,6 +234,7 @@ class _Run:
             rank=self.world.rank,
             world_size=self.world.size,
             num_workers=unet.num_workers,
+            augment=self.config.data.augment,
         )
 
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:

@@ -173,7 +173,11 @@ class _Run:
     def _batches(self, start: int) -> Any:
         settings, n_critic, data = self.config.train, self.config.variant.n_critic, self.config.data
         dataset = PatchDataset(
-            self.shards, scaling=data.scaling, label_threshold=data.label_threshold, intensity="signed"
+            self.shards,
+            scaling=data.scaling,
+            label_threshold=data.label_threshold,
+            intensity="signed",
+            cache_bytes=int(data.cache_gib * 2**30),
         )
         return stream(
             dataset,
@@ -184,6 +188,7 @@ class _Run:
             rank=self.world.rank,
             world_size=self.world.size,
             num_workers=settings.num_workers,
+            augment=self.config.data.augment,
         )
 
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
