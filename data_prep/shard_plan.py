@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,11 @@ def plan(cohort: Cohort, prepare: Prepare, purposes: list[str]) -> list[PlannedS
 
 
 def num_patches(shape: tuple[int, int, int], prepare: Prepare, purpose: str) -> int:
-    """How many patches one subject gives: grid and vessel-centred ones for the GAN, vessel-centred for the U-Net."""
-    if purpose == "unet":
-        return prepare.num_vessel_patches_unet
-    padded = patches.padded_shape(shape, prepare.patch_shape)
-    return len(patches.grid_corners(padded, prepare.patch_shape)) + prepare.num_vessel_patches_gan
+    """How many patches one subject gives: the grid where `purpose` has one, and the vessel-centred ones."""
+    count = getattr(prepare, f"num_vessel_patches_{purpose}")
+    if purpose in prepare.grid_patches:
+        count += len(patches.grid_corners(patches.padded_shape(shape, prepare.patch_shape), prepare.patch_shape))
+    return count
 
 
 def _fill(counts: list[tuple[str, int]], size: int) -> list[list[Part]]:
@@ -126,15 +125,17 @@ class Prepared:
         scaled_XYZ = volumes.scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.pad_thin(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.pad_thin(label.data_XYZ, prepare.patch_shape)
+        self._positions: dict[str, list[tuple[tuple[int, int, int], str]]] = {}
 
     def positions(self, purpose: str) -> list[tuple[tuple[int, int, int], str]]:
         """(corner, kind) of every patch, in order."""
-        return self._gan_positions if purpose == "gan" else self._vessel_positions("unet")
-
-    @cached_property
-    def _gan_positions(self) -> list[tuple[tuple[int, int, int], str]]:
-        grid_N3 = patches.grid_corners(self.image_XYZ.shape, self.prepare.patch_shape)
-        return [(tuple(corner), "grid") for corner in grid_N3.tolist()] + self._vessel_positions("gan")
+        if purpose not in self._positions:
+            grid = []
+            if purpose in self.prepare.grid_patches:
+                corners_N3 = patches.grid_corners(self.image_XYZ.shape, self.prepare.patch_shape)
+                grid = [(tuple(corner), "grid") for corner in corners_N3.tolist()]
+            self._positions[purpose] = grid + self._vessel_positions(purpose)
+        return self._positions[purpose]
 
     def _vessel_positions(self, purpose: str) -> list[tuple[tuple[int, int, int], str]]:
         count = getattr(self.prepare, f"num_vessel_patches_{purpose}")

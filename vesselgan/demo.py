@@ -98,11 +98,16 @@ def read_choice(path: Path) -> Choice:
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
     """The road after the probe, in order."""
     # The one setting that is the demo's own.
-    overrides = tuple(word for word in overrides if not word.startswith("num_patches="))
+    overrides = tuple(word for word in overrides if not word.startswith(("num_patches=", "weights=")))
     work = Path(config.work_dir)
     gan = work / "runs/demo-gan"
-    generate = script("generate", setting("run", gan), f"num_patches={config.num_patches}")
-    report = script("report", f"runs=[{quoted(gan)}]", *overrides)
+    drawn = (
+        f"num_patches={config.num_patches}",
+        f"weights={config.weights}",
+        f"threshold={config.data.label_threshold}",
+    )
+    generate = script("generate", setting("run", gan), *drawn)
+    report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
     return [
         *_data_stages(config, overrides),
         _gan_stage(gan, choice, overrides),

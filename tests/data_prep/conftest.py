@@ -39,6 +39,7 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
         for number in range(1, num_subjects + 1):
             write_subject(root / f"sub-{number:02d}", seed=number)
         prepare = Prepare(
+            grid_patches=["gan"],
             pseudonymise=False,
             key_file=None,
             patch_shape=[16, 16, 8],

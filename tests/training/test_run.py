@@ -15,31 +15,32 @@ def weights(run_dir: Path, step: int, player: str) -> dict[str, torch.Tensor]:
     return load_file(run_dir / "checkpoints" / f"step_{step:08d}" / f"{player}.safetensors")
 
 
-def differences(a: Path, b: Path, step: int, player: str) -> list[torch.Tensor]:
-    first, second = weights(a, step, player), weights(b, step, player)
-    assert first.keys() == second.keys()
-    return [(first[key] - second[key]).abs() for key in first]
-
-
 def logged(run_dir: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("variant", "rms"), [("gp", 1e-6), ("sn", 2e-5)])
-def test_two_ranks_equal_one_rank_with_the_joined_batch(train, tmp_path, variant, rms):
-    words = (f"variant={variant}", "train.max_steps=5", *FP32)
+@pytest.mark.parametrize("variant", ["gp", "sn"])
+def test_two_ranks_equal_one_rank_with_the_joined_batch(train, tmp_path, variant):
+    words = (f"variant={variant}", "train.max_steps=5", "train.checkpoint_every=1", "train.keep_last=5", *FP32)
     one, two = train(tmp_path / "one", *words), train(tmp_path / "two", *words, ranks=2)
     assert one.returncode == 0 and two.returncode == 0, one.stderr + two.stdout + two.stderr
-    # Sums over ranks are added in another order, which moves gradients by about 1e-7 of their size. Adam with beta1 = 0
-    # divides each by its own size, so a weight whose gradient is near zero may move by more: a handful of weights in
-    # 100,000 (measured: 6 of 152,000 above 1e-6, the worst 1.6e-5), hence a root mean square for each tensor. The
-    # spectral-norm critic has real biases whose gradients nearly cancel between real and fake: the wider bound.
+    # With beta1 = 0 Adam's first moment is the gradient itself. Sums over ranks are added in another order: measured,
+    # 2e-6 of a tensor's largest gradient for SN, 6e-5 for GP, whose InstanceNorm sees a nearly flat fake at the start.
+    for player in ("critic.optimizer", "generator.optimizer"):
+        first, second = (weights(tmp_path / run, 1, player) for run in ("one", "two"))
+        for key in (key for key in first if key.endswith("/exp_avg")):
+            assert (first[key] - second[key]).abs().max() <= 2e-4 * first[key].abs().max(), key
+    # Adam then divides each gradient by its own size, so weights whose gradients nearly cancel take steps of nearly
+    # full size (4e-4) either way: what rounding left grows from step to step, most where InstanceNorm sees the four
+    # voxels that this small patch leaves. The mean movement of 5 steps is 1e-3; a rank that trained alone, or BatchNorm
+    # over half the batch, is off by as much.
     for player in ("critic", "generator"):
-        for difference in differences(tmp_path / "one", tmp_path / "two", 5, player):
-            assert difference.square().mean().sqrt() < rms
+        first, second = (weights(tmp_path / run, 5, player) for run in ("one", "two"))
+        for key in (key for key in first if first[key].is_floating_point() and "running" not in key):
+            assert (first[key] - second[key]).square().mean().sqrt() < 1e-4, key
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
         for name in ("critic_loss", "generator_loss", "wasserstein", "penalty"):
-            assert abs(a[name] - b[name]) < 1e-4 * max(1.0, abs(a[name])), (a["step"], name)
+            assert abs(a[name] - b[name]) < 1e-3 * max(1.0, abs(a[name])), (a["step"], name)
 
 
 def test_resume_at_five_equals_ten_straight_to_the_bit(train, tmp_path):

@@ -30,6 +30,7 @@ RULES: dict[str, Rule] = {
     "data.source": one_of("real", "synthetic", "both"),
     "data.label_threshold": SHARE,
     "prepare.patch_shape": THREE_SIZES,
+    "prepare.grid_patches": (lambda v: set(v) <= {"gan", "unet"}, "must name gan, unet, both or none"),
     "prepare.num_vessel_patches_gan": NOT_NEGATIVE,
     "prepare.num_vessel_patches_unet": POSITIVE,
     "prepare.upper_percentile": (lambda v: 50 < v <= 100, "must lie above 50, at most 100"),

@@ -49,6 +49,8 @@ class Prepare:
 
     patch_shape: list[int]
     """Voxels per axis; the paper 128 x 128 x 64."""
+    grid_patches: list[str]
+    """Purposes that also get the grid that covers the volume: `gan` (the paper's), `unet`."""
     num_vessel_patches_gan: int
     """Patches per subject centred on a vessel, beside the grid (paper: 32 beside 18)."""
     num_vessel_patches_unet: int

@@ -202,6 +202,8 @@ class Demo:
     data: Data
     num_patches: int
     """Synthetic patches that the U-Nets learn from."""
+    weights: str
+    """Which of the generator's weights make them, as in `generate`."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.profiler import record_function as phase
 
 from vesselgan.config.compose import Command, config_hash
-from vesselgan.config.deepspeed import agree, read, resolve
+from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainUnet
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.errors import DataError, NumericError, UsageError
@@ -28,6 +28,7 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.progress import Meter, Progress
+from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
 from vesselgan.segmentation.validation import Selection, picture, validate
 from vesselgan.shards import ShardSet
@@ -39,15 +40,7 @@ PLAYER = "unet"
 
 def train_unet(command: Command) -> None:
     """Train, or resume, the U-Net that `command` describes; a finished run says so and returns."""
-    config: TrainUnet = command.config
-    name, raw = read(command.deepspeed_config, config.unet.precision)
-    program = " ".join([PROGRAM, *(word for word in command.words if not word.startswith("unet.precision="))])
-    agree(name, raw, config.unet.precision, command=program, key="unet.precision")
-    world = distributed.start(config.runtime.device)
-    try:
-        _run(config, raw, world, program)
-    finally:
-        distributed.stop()
+    train_in_session(command, _run, program=PROGRAM, precision=command.config.unet.precision, key="unet.precision")
 
 
 def run_dir_of(config: TrainUnet) -> Path:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vesselgan.config.compose import Command, config_hash
-from vesselgan.config.deepspeed import agree, read, resolve
+from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.sampler import steps_per_epoch
@@ -23,6 +23,7 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.progress import Meter, Progress
+from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
 from vesselgan.shards import ShardSet
 from vesselgan.training.average import MovingAverage, to_sample
@@ -34,15 +35,8 @@ PROGRAM = "deepspeed launch/train_gan.py"
 
 def train_gan(command: Command) -> None:
     """Train, or resume, the GAN that `command` describes; a finished run says so and returns."""
-    config: TrainGan = command.config
-    name, raw = read(command.deepspeed_config, config.variant.precision)
-    program = " ".join([PROGRAM, *(word for word in command.words if not word.startswith("variant.precision="))])
-    agree(name, raw, config.variant.precision, command=program, key="variant.precision")
-    world = distributed.start(config.runtime.device)
-    try:
-        _run(config, raw, world, program)
-    finally:
-        distributed.stop()
+    precision = command.config.variant.precision
+    train_in_session(command, _run, program=PROGRAM, precision=precision, key="variant.precision")
 
 
 def run_dir_of(config: TrainGan) -> Path:
