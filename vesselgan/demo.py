@@ -81,7 +81,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 def probe_stage(out: Path) -> Stage:
     """Asks the machine for the GAN's precision; the answer is kept, so that a resumed GAN meets its own again."""
     return Stage(
-        "probe", "precision probe", (python("-m", "vesselgan.runtime.precision", "--out", str(out)),), (out,), 2
+        "probe", "precision probe", (python("-m", "vesselgan.training.precision", "--out", str(out)),), (out,), 2
     )
 
 

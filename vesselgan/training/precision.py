@@ -1,6 +1,6 @@
 """Which precision trains fastest here: asked of the machine by a short probe, never assumed.
 
-python -m vesselgan.runtime.precision --out FILE [--device auto|cpu|cuda]
+python -m vesselgan.training.precision --out FILE [--device auto|cpu|cuda]
 """
 
 import argparse
@@ -9,15 +9,17 @@ import time
 from pathlib import Path
 
 import torch
-from torch import nn
-from torch.nn import functional
 
+from vesselgan.config.compose import compose
 from vesselgan.errors import ResourceError, exit_on_error
+from vesselgan.losses.gradient_penalty import gradient_penalty
+from vesselgan.losses.wasserstein import critic_loss, generator_loss
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.critic import Critic
+from vesselgan.models.generator import Generator
 from vesselgan.runtime.rundir import write_json
 
-# Small enough for a second, large enough that convolutions decide: two patches at the demo's widths.
-BATCH, CHANNELS, SIDE = 2, 64, 16
-STEPS = 3
+STEPS = 4
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -41,19 +43,25 @@ def probe_precision(device: str) -> dict[str, object]:
 
 
 def measure_step_ms(kind: torch.dtype) -> float:
-    """Fastest of a few steps of two convolutions with a penalty on their input's gradient, in ms; weights in `kind`."""
-    torch.manual_seed(0)
-    layers = nn.Sequential(
-        nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv3d(CHANNELS, CHANNELS, 3, padding=1)
-    ).to(kind)
-    patch_NCXYZ = torch.randn(BATCH, CHANNELS, SIDE, SIDE, SIDE, dtype=kind)
+    """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `kind`."""
+    config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
+    shape = tuple(compose("build_shards", []).data.prepare.patch_shape)
+    variant, batch = config.variant, max(1, config.train.batch_size // 2)
+    critic = Critic(shape, variant.width, variant.critic_norm)
+    generator = Generator(shape, variant.width, variant.latent_size)
+    for network in (critic, generator):
+        start_weights(network, 0)
+        network.to(kind)
+    real_NCXYZ = torch.rand(batch, 2, *shape, dtype=kind)
     times = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()
-        x_NCXYZ = patch_NCXYZ.clone().requires_grad_(True)
-        score = functional.leaky_relu(layers(x_NCXYZ)).float().mean()
-        (slope_NCXYZ,) = torch.autograd.grad(score, x_NCXYZ, create_graph=True)
-        (score + slope_NCXYZ.float().square().sum()).backward()
+        latent_NL, epsilon_N = torch.randn(batch, variant.latent_size, dtype=kind), torch.rand(batch)
+        fake_NCXYZ = generator(latent_NL)
+        loss = critic_loss(critic(real_NCXYZ), critic(fake_NCXYZ.detach()))
+        penalty = gradient_penalty(critic, real_NCXYZ, fake_NCXYZ, epsilon=epsilon_N, weight=variant.penalty_weight)
+        (loss + penalty).backward()
+        generator_loss(critic(fake_NCXYZ)).backward()
         times.append(1000 * (time.perf_counter() - started))
     # The first step pays for what later ones reuse.
     return min(times[1:])

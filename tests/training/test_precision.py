@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vesselgan.errors import ResourceError
-from vesselgan.runtime import precision
+from vesselgan.training import precision
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(10.0, 4.0, "bf16"), (4.0, 10.0, "fp32")])
@@ -44,7 +44,7 @@ def test_the_command_writes_what_it_prints(tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",
-        "vesselgan.runtime.precision",
+        "vesselgan.training.precision",
         "--device",
         "cpu",
         "--out",
