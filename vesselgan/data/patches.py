@@ -18,9 +18,11 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vesselgan.data.augment import draw_words, turn
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
 from vesselgan.errors import DataError, ResourceError, UsageError, VesselganError
+from vesselgan.shard_file import STEPS_PER_UNIT
 from vesselgan.shards import SCALINGS, ShardSet, intensities
 
 CACHE_BYTES = 256 * 2**20
+HALF_RANGE = 127.5  # of 0..255
 WORKER_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _WHY_KILLED = {
@@ -74,18 +76,28 @@ class PatchDataset(Dataset):
 
     def read(self, indices: Sequence[int], words: Sequence[int] | None = None) -> Tensor:
         """float32 [N, 2, X, Y, Z] of these patches, each turned by its word (see vesselgan.data.augment)."""
-        batch_NCXYZ = np.empty((len(indices), 2, *self.patch_shape), np.float32)
+        batch_NCXYZ = torch.empty((len(indices), 2, *self.patch_shape))
         for patch_CXYZ, i in zip(batch_NCXYZ, indices, strict=True):
-            image_XYZ = intensities(self._stored(i)[0], self.scaling)
-            if self.intensity == "signed":
-                image_XYZ /= np.float32(127.5)
-                image_XYZ -= 1
-            patch_CXYZ[0] = image_XYZ
-            patch_CXYZ[1] = self._stored(i if self._label_of is None else self._label_of[i])[1]
-        batch = torch.from_numpy(batch_NCXYZ)
-        if words is not None:
-            batch = torch.stack([turn(patch_CXYZ, word) for patch_CXYZ, word in zip(batch, words, strict=True)])
-        return batch
+            image_XYZ, label_XYZ = self._stored(i)
+            if self._label_of is not None:
+                _, label_XYZ = self._stored(self._label_of[i])
+            self._fill(patch_CXYZ[0], image_XYZ)
+            patch_CXYZ[1].copy_(torch.from_numpy(label_XYZ))
+        if words is None:
+            return batch_NCXYZ
+        return torch.stack([turn(patch_CXYZ, word) for patch_CXYZ, word in zip(batch_NCXYZ, words, strict=True)])
+
+    def _fill(self, image_XYZ: Tensor, stored_XYZ: np.ndarray) -> None:
+        """The image of a stored patch, made in place: a copy in between would cost as much as reading it."""
+        is_signed = self.intensity == "signed"
+        if self.scaling == "volume":
+            image_XYZ.copy_(torch.from_numpy(stored_XYZ)).div_(STEPS_PER_UNIT * (HALF_RANGE if is_signed else 1))
+        else:
+            image_XYZ.copy_(torch.from_numpy(intensities(stored_XYZ, self.scaling)))
+            if is_signed:
+                image_XYZ.div_(HALF_RANGE)
+        if is_signed:
+            image_XYZ.sub_(1)
 
     def shards_of(self, indices: Sequence[int]) -> list[str]:
         """Paths of the shards that hold these patches, to name them in a message."""
