@@ -53,6 +53,9 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
         return mine
 
     findings = [finding for part in mpi.together(here, check_mine) for finding in part]
+    if not data.prepare.pseudonymise:
+        for finding in findings:
+            finding.warnings += pseudonyms.suspicion(finding.subject)
     findings.sort(key=lambda finding: finding.subject)
     _refuse_twins(findings)
     return Checked(tuple(findings), (*found.warnings, *_mixtures(findings)))

@@ -11,6 +11,9 @@ from vesselgan.errors import UsageError
 
 PREFIX, DIGITS = "anon-", 16
 MIN_KEY_BYTES = 16
+# Words that ids of cohorts are made of; two others beside each other are taken for a name.
+HARMLESS = {"anon", "angio", "case", "control", "data", "guys", "hh", "id", "iop", "ixi", "mr", "mra", "mri", "pat"}
+HARMLESS |= {"patient", "pegasus", "phantom", "run", "ses", "session", "sub", "subject", "tof", "topcow", "vol"}
 _IS_PSEUDONYM = re.compile(rf"{PREFIX}[0-9a-f]{{{DIGITS}}}")
 
 
@@ -30,6 +33,19 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
         return PREFIX + hmac.new(key, subject.encode("utf-8"), hashlib.sha256).hexdigest()[:DIGITS]
 
     return rename
+
+
+def suspicion(subject: str) -> list[str]:
+    """A warning where an id may hold a patient's name or date of birth; none is sure, so it is no error."""
+    words = [word.lower() for word in re.findall(r"[^\W\d_]{2,}", subject)]
+    has_name = "^" in subject or len([word for word in words if word not in HARMLESS]) >= 2
+    has_date = re.search(r"(?<!\d)(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?!\d)", subject) is not None
+    if _IS_PSEUDONYM.fullmatch(subject) or not (has_name or has_date):
+        return []
+    what = "a name" if has_name else "a date of birth"
+    return [
+        f"the id looks like {what}, and ids stand in shards and results: data.prepare.pseudonymise=true replaces them"
+    ]
 
 
 def _read_key(data: PreparedData) -> bytes:
