@@ -1,13 +1,18 @@
 """Cohorts for the tests of data preparation: a few tiny NIfTI volumes and the settings that fit them."""
 
 import hashlib
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
+from data_prep import check, mpi
+from data_prep.mpi import World
 from vesselgan.config.schema import Layout, Prepare, PreparedData, Split
 
 SHAPE = (24, 20, 18)
@@ -81,3 +86,36 @@ def hashes() -> Callable[[PreparedData], dict[str, str]]:
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     return of
+
+
+SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=5"]
+SMALL += ["data.prepare.num_vessel_patches_unet=9", "data.prepare.split.validation=1", "data.prepare.split.test=1"]
+
+
+@dataclass
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
+    """A function: run check (or build_shards) on the cohort in tmp_path/nifti with more words, as from a shell."""
+    monkeypatch.setattr(mpi, "world", lambda: World(0, 1, None))
+
+    def run(*words: str, module: Any = check) -> Said:
+        common = ["data=phantom", f"data.root={tmp_path / 'nifti'}", f"work_dir={tmp_path / 'work'}", *SMALL]
+        monkeypatch.setattr(sys, "argv", ["command", *common, *words])
+        capsys.readouterr()
+        try:
+            module.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        seen = capsys.readouterr()
+        return Said(code, seen.out, seen.err)
+
+    return run

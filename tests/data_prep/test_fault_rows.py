@@ -5,54 +5,20 @@ what only it can see. Each row is one example; the modules' own tests hold the o
 """
 
 import os
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, check, mpi
-from data_prep.mpi import World
+from data_prep import build_shards, check
 from vesselgan.config.schema import PreparedData
 
 MakeCohort = Callable[..., PreparedData]
+Command = Callable[..., Any]
 Edit = Callable[[Path], None]
-SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=5"]
-SMALL += ["data.prepare.num_vessel_patches_unet=9", "data.prepare.split.validation=1", "data.prepare.split.test=1"]
-
-
-@dataclass
-class Said:
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def command(
-    cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> Callable[..., Said]:
-    """A function: run check (or build_shards) on the cohort in tmp_path/nifti with more words, as from a shell."""
-    monkeypatch.setattr(mpi, "world", lambda: World(0, 1, None))
-
-    def run(*words: str, module: object = check) -> Said:
-        common = ["data=phantom", f"data.root={tmp_path / 'nifti'}", f"work_dir={tmp_path / 'work'}", *SMALL]
-        monkeypatch.setattr(sys, "argv", ["command", *common, *words])
-        capsys.readouterr()
-        try:
-            module.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        seen = capsys.readouterr()
-        return Said(code, seen.out, seen.err)
-
-    return run
 
 
 def rewrite(name: str, edit: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> Edit:
@@ -125,7 +91,7 @@ UNUSABLE = [
 
 @pytest.mark.parametrize(("edit", "said"), [row[1:] for row in UNUSABLE], ids=[row[0] for row in UNUSABLE])
 def test_an_unusable_subject_is_named_with_exit_3_and_can_be_set_aside(
-    cohort: MakeCohort, command: Callable[..., Said], edit: Edit, said: str
+    cohort: MakeCohort, command: Command, edit: Edit, said: str
 ) -> None:
     edit(Path(cohort(4).root) / "sub-02")
     ended = command()
@@ -177,7 +143,7 @@ USABLE = [
 
 @pytest.mark.parametrize(("edit", "words", "said"), [row[1:] for row in USABLE], ids=[row[0] for row in USABLE])
 def test_what_can_be_used_is_used_and_said(
-    cohort: MakeCohort, command: Callable[..., Said], edit: Edit, words: tuple[str, ...], said: str
+    cohort: MakeCohort, command: Command, edit: Edit, words: tuple[str, ...], said: str
 ) -> None:
     edit(Path(cohort(4).root) / "sub-02")
     ended = command(*words)
@@ -187,7 +153,7 @@ def test_what_can_be_used_is_used_and_said(
 
 
 def test_d16_one_patient_under_two_names_or_in_two_splits_is_exit_3(
-    cohort: MakeCohort, command: Callable[..., Said], tmp_path: Path
+    cohort: MakeCohort, command: Command, tmp_path: Path
 ) -> None:
     root = Path(cohort(4).root)
     lines = ["subject,split", *(f"sub-{n:02d},train" for n in (1, 2, 3)), "sub-04,test", "sub-01,test"]
@@ -205,7 +171,7 @@ def test_d16_one_patient_under_two_names_or_in_two_splits_is_exit_3(
 
 
 def test_d17_what_is_missing_and_what_is_left_over_is_listed_by_whole_names(
-    cohort: MakeCohort, command: Callable[..., Said]
+    cohort: MakeCohort, command: Command
 ) -> None:
     root = Path(cohort(12).root)
     (root / "sub-01").rename(root / "sub-1")
@@ -219,7 +185,7 @@ def test_d17_what_is_missing_and_what_is_left_over_is_listed_by_whole_names(
 
 
 def test_d20_an_id_that_looks_like_a_name_or_a_birth_date_is_a_warning_with_the_way_out(
-    cohort: MakeCohort, command: Callable[..., Said], tmp_path: Path
+    cohort: MakeCohort, command: Command, tmp_path: Path
 ) -> None:
     root = Path(cohort(4).root)
     (root / "sub-02").rename(root / "DOE^JANE")
@@ -239,7 +205,7 @@ def test_d20_an_id_that_looks_like_a_name_or_a_birth_date_is_a_warning_with_the_
 
 
 def test_d22_one_patient_none_or_an_unreadable_folder_ends_with_a_clear_minimum(
-    cohort: MakeCohort, command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = Path(cohort(1).root)
     ended = command()
@@ -262,7 +228,7 @@ def denied(path: object) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_wrong_settings_end_with_exit_2_before_any_file_is_made(command: Callable[..., Said], tmp_path: Path) -> None:
+def test_wrong_settings_end_with_exit_2_before_any_file_is_made(command: Command, tmp_path: Path) -> None:
     for words, said in [
         (("data.prepare.quarantin=true",), "did you mean `data.prepare.quarantine`?"),
         (("data.prepare.label_values=[1]", "data.prepare.label_cut=0.5"), "exclude each other"),
