@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 SCRIPTS = sorted(path.stem for path in (Path(__file__).parents[1] / "launch").glob("*.py"))
-MODULES = ["make_phantom", "check", "build_shards"]
+MODULES = ["make_phantom", "check", "preprocess", "build_shards"]
 
 
 def call(repository: Path, words: list[str], cwd: Path) -> subprocess.CompletedProcess:
