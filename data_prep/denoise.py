@@ -47,7 +47,7 @@ def denoise(image_XYZ: np.ndarray, *, strength: float, patch: int, distance: int
 def noise_sigma(image_XYZ: np.ndarray) -> float:
     """Standard deviation of the noise inside the head: from the finest diagonal Haar details (Donoho 1994).
 
-    Only 2 x 2 x 2 blocks without a zero and brighter than the mean of those count: air has less noise than tissue
+    Only 2 x 2 x 2 blocks without a zero and brighter than half the mean of those count: air has less noise than tissue
     (Rician), and a background set to zero has none. DataError when there is no such block.
     """
     even_XYZ = image_XYZ[tuple(slice(extent // 2 * 2) for extent in image_XYZ.shape)]
@@ -57,7 +57,7 @@ def noise_sigma(image_XYZ: np.ndarray) -> float:
     is_whole_XYZ = (block_X2Y2Z2 != 0).all(axis=(1, 3, 5))
     if not is_whole_XYZ.any():
         raise DataError("no noise can be measured: hardly any neighbouring voxels above zero; preprocess.denoise=false")
-    is_head_XYZ = is_whole_XYZ & (mean_XYZ >= mean_XYZ[is_whole_XYZ].mean())
+    is_head_XYZ = is_whole_XYZ & (mean_XYZ >= mean_XYZ[is_whole_XYZ].mean() / 2)
     detail = block_X2Y2Z2[:, 0] - block_X2Y2Z2[:, 1]
     detail = detail[:, :, 0] - detail[:, :, 1]
     detail = (detail[..., 0] - detail[..., 1]) / np.sqrt(8.0)
