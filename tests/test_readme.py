@@ -39,8 +39,9 @@ def road(repository: Path) -> list[str]:
 
 def adapt(command: str, work: Path, gan: Path, unet: Path) -> str:
     """`command` with the run's names filled in, the two settings that a small CPU needs, and little work."""
-    command = command.replace("work/runs/NAME", str(gan)).replace("work/runs/UNET", str(unet))
-    command = command.replace("work/", f"{work}/").replace("num_patches=2000", "num_patches=8")
+    places = {"work/runs/NAME": gan, "work/runs/UNET": unet, "work/": f"{work}/"}
+    command = re.sub("|".join(places), lambda found: str(places[found[0]]), command)
+    command = command.replace("num_patches=2000", "num_patches=8")
     command = command.replace(
         "--deepspeed_config ds_fp16.json", "--deepspeed_config ds_fp32.json variant.precision=fp32"
     )
