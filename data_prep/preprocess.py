@@ -182,6 +182,8 @@ def summary(out: Path, found: Found, done: Sequence[Done], seconds: float) -> st
 def next_command(config: Preprocess, words: Sequence[str]) -> str:
     """How to go on with what was written."""
     kept = [word for word in words if not word.startswith(DONE_WITH)]
+    if any(word.startswith("preset=") for word in words) and not any(word.startswith("data=") for word in words):
+        kept.insert(0, f"data={config.data.name}")  # the preset chose it, and there is room for one preset only
     is_default = Path(config.out) == Path(config.data.cohort_dir) / "preprocessed"
     kept += ["preset=preprocessed"] + ([] if is_default else [f"data.root={config.out}"])
     return f"go on with: python -m data_prep.check {' '.join(kept)}"

@@ -9,7 +9,7 @@ import pytest
 from vesselgan.errors import DataError
 from vesselgan.shard_file import Record, ShardFile, _fletcher_sums, write_shard
 
-SHAPE = (16, 16, 8)  # 4,096 and 2,048 bytes: whole rows of lanes for image, label and score
+SHAPE = (32, 32, 16)  # 32,768 and 16,384 bytes: whole rows of lanes for image, label and score
 
 
 def stored_sums(path: Path, name: str, row: int) -> tuple[int, int]:
@@ -33,13 +33,13 @@ def by_hand(words: list[int]) -> tuple[int, int]:
 def test_the_sums_are_those_of_the_definition_and_of_hdf5(tmp_path: Path, kind: str) -> None:
     draw = np.random.default_rng(5)
     words = {
-        "random": draw.integers(0, 65536, 2048),
-        "zeros": np.zeros(2048, int),
-        "full": np.full(2048, 65535),
-        "one": np.eye(1, 2048, 1234, int)[0],
+        "random": draw.integers(0, 65536, 8192),
+        "zeros": np.zeros(8192, int),
+        "full": np.full(8192, 65535),
+        "one": np.eye(1, 8192, 5234, int)[0],
     }[kind].astype("<u2")
     with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("d", data=words.reshape(1, 16, 16, 8), chunks=(1, 16, 16, 8), fletcher32=True)
+        file.create_dataset("d", data=words.reshape(1, 32, 16, 16), chunks=(1, 32, 16, 16), fletcher32=True)
     sums = _fletcher_sums(words.view("<u8"))
     assert sums == by_hand(words.tolist()) == stored_sums(tmp_path / "a.h5", "d", 0)
 

@@ -294,6 +294,14 @@ def test_check_and_build_read_the_output_with_the_preset(
     build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
 
 
+def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) -> None:
+    config = Preprocess(work_dir="w", data=replace(cohort(1), name="phantom_paper"), preprocess=PLAIN, out="elsewhere")
+    words = ["preset=paper", "work_dir=w", "preprocess.bias=false", "data.prepare.label_cut=0.5", "out=elsewhere"]
+    assert preprocess.next_command(config, words) == (
+        "go on with: python -m data_prep.check data=phantom_paper work_dir=w preset=preprocessed data.root=elsewhere"
+    )
+
+
 def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Path) -> None:
     mpiexec = Path(sys.executable).with_name("mpiexec")
     if not mpiexec.exists():
