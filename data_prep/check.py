@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from data_prep import mpi, places, pseudonyms, qc, qc_page, splits
-from data_prep.findings import Checked, Finding, by, summary, table
+from data_prep.findings import Checked, Finding, by, mixed_spacings, summary, table
 from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects
 from data_prep.mpi import World
 from vesselgan import volumes
@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 
 USUAL_SPACING_MM = (0.1, 5.0)
 MOST_VESSEL = 0.2  # of all voxels: more than any head holds
+MOST_BRAIN = 0.8  # of all voxels: more than any brain fills of its box
 
 
 def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
@@ -58,7 +59,8 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
             finding.warnings += pseudonyms.suspicion(finding.subject)
     findings.sort(key=lambda finding: finding.subject)
     _refuse_twins(findings)
-    return Checked(tuple(findings), (*found.warnings, *_mixtures(findings)))
+    mixed = mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)
+    return Checked(tuple(findings), (*found.warnings, *mixed))
 
 
 def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = False) -> Finding:
@@ -130,10 +132,13 @@ def _check_image(finding: Finding, image: Volume, prepare: Prepare) -> None:
     if not all(low <= spacing <= high for spacing in image.spacing_mm):
         finding.warnings.append(f"{image.path}: spacing {by(image.spacing_mm)} mm is unusual; are the units mm?")
     thin = any(n < size for n, size in zip(image.data_XYZ.shape, prepare.patch_shape, strict=True))
-    if thin and not prepare.pad_thin:
+    sizes = f"{image.path}: {by(image.data_XYZ.shape)} voxels are thinner than the patch {by(prepare.patch_shape)}"
+    if thin and prepare.pad_thin:
+        finding.warnings.append(f"{sizes}: reflected at the far edge (data.prepare.pad_thin)")
+    elif thin:
         finding.faults.append(
-            f"{image.path}: {by(image.data_XYZ.shape)} voxels are thinner than the patch {by(prepare.patch_shape)}; "
-            "data.prepare.pad_thin=true reflects it at its far edge, or choose a smaller data.prepare.patch_shape"
+            f"{sizes}; data.prepare.pad_thin=true reflects it at its far edge, or choose a smaller "
+            "data.prepare.patch_shape"
         )
     percentile = prepare.upper_percentile
     finding.limits = _try(finding, lambda: volumes.intensity_limits(image.data_XYZ, percentile), image.path)
@@ -171,10 +176,13 @@ def _check_clipping(finding: Finding, image_XYZ: np.ndarray, label_XYZ: np.ndarr
 def _check_mask(finding: Finding, label: Volume | None, mask: Volume) -> None:
     finding.warnings += [f"{mask.path}: {note}" for note in mask.notes]
     finding.warnings += _text_warning(mask.header)
-    if not mask.data_XYZ.any():
+    share = finding.mask_share = float(np.count_nonzero(mask.data_XYZ) / mask.data_XYZ.size)
+    if share == 0:
         finding.faults.append(f"{mask.path}: the mask is empty; make it anew, or set data.layout.mask=null")
-    elif mask.data_XYZ.all():
+    elif share == 1:
         finding.warnings.append(f"{mask.path}: every voxel is inside: intracranial scores will be those of all vessels")
+    elif share > MOST_BRAIN:
+        finding.warnings.append(f"{mask.path}: {share:.1%} of all voxels are inside; is it a brain mask?")
     elif label is not None and label.data_XYZ.shape == mask.data_XYZ.shape:
         if finding.vessel_share and not (label.data_XYZ & mask.data_XYZ).any():
             finding.warnings.append(f"{mask.path}: no vessel voxel lies inside the mask")
@@ -198,15 +206,6 @@ def _refuse_twins(findings: Sequence[Finding]) -> None:
                 f"{finding.files.image}: the very voxels of subject {twins[finding.subject]}: one patient under "
                 "two names could stand in two splits; remove one of the two"
             )
-
-
-def _mixtures(findings: Sequence[Finding]) -> list[str]:
-    """Warnings about the cohort as a whole."""
-    spacings = {tuple(round(s, 3) for s in finding.header.spacing_mm) for finding in findings if finding.header}
-    if len(spacings) > 1:
-        shown = ", ".join(f"{by(spacing)}" for spacing in sorted(spacings)[:4])
-        return [f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales"]
-    return []
 
 
 def _try(finding: Finding, call: Callable[[], Result], path: Path | None = None) -> Result | None:

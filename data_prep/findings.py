@@ -1,6 +1,6 @@
 """What a check found out about a cohort, and how it is told: one table, then every fault in words."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from data_prep import splits
@@ -8,7 +8,7 @@ from data_prep.layouts import SubjectFiles
 from data_prep.qc import Look
 from vesselgan.volumes import Header
 
-COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask", "clipped %", "verdict")
+COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask %", "clipped %", "verdict")
 
 
 @dataclass
@@ -28,6 +28,8 @@ class Finding:
     """Vessel voxels of all voxels."""
     clipped_vessel_share: float | None = None
     """Vessel voxels above the upper limit of all vessel voxels."""
+    mask_share: float | None = None
+    """Voxels inside the brain mask of all voxels."""
     image_sha256: str | None = None
     label_sha256: str | None = None
     look: Look | None = None
@@ -73,7 +75,8 @@ def table(checked: Checked) -> str:
 def summary(checked: Checked, assigned: dict[str, str]) -> str:
     """How many subjects are what, and who was set aside."""
     with_warnings = sum(bool(finding.warnings) for finding in checked.usable)
-    text = f"{len(checked.findings)} subjects: {len(checked.usable)} usable, {with_warnings} of them with warnings"
+    who = "1 subject" if len(checked.findings) == 1 else f"{len(checked.findings)} subjects"
+    text = f"{who}: {len(checked.usable)} usable, {with_warnings} of them with warnings"
     if checked.unusable:
         text += f"; set aside: {', '.join(checked.unusable)}"
     counts = {name: sum(split == name for split in assigned.values()) for name in splits.NAMES}
@@ -89,10 +92,22 @@ def _row(finding: Finding) -> tuple[str, ...]:
         header.orientation if header else "-",
         "-" if values is None else ",".join(f"{v:g}" for v in values[:4]) + (",..." if len(values) > 4 else ""),
         "-" if finding.vessel_share is None else f"{100 * finding.vessel_share:.3f}",
-        "yes" if finding.files.mask else "-",
+        "-" if finding.mask_share is None else f"{100 * finding.mask_share:.1f}",
         "-" if finding.clipped_vessel_share is None else f"{100 * finding.clipped_vessel_share:.2f}",
         finding.verdict,
     )
+
+
+def mixed_spacings(spacings_mm: Iterable[Sequence[float]]) -> list[str]:
+    """A warning where a cohort's volumes have voxels of several sizes; none where all have one."""
+    spacings = sorted({tuple(round(s, 3) for s in spacing_mm) for spacing_mm in spacings_mm})
+    if len(spacings) < 2:
+        return []
+    shown = ", ".join(by(spacing) for spacing in spacings[:4]) + (", ..." if len(spacings) > 4 else "")
+    return [
+        f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales; "
+        "data_prep.preprocess with preprocess.spacing_mm=[X,Y,Z] brings all to one"
+    ]
 
 
 def by(numbers: Sequence[float]) -> str:

@@ -6,7 +6,7 @@ visits, `*` for anything inside one name.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from vesselgan.config.schema import Layout
 from vesselgan.errors import DataError, UsageError
 
 KINDS = ("image", "label", "mask")
+VOLUME_ENDINGS = (".nii", ".nii.gz", ".mha", ".mhd", ".nrrd", ".mgz")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Found:
     subjects: tuple[SubjectFiles, ...]
     """In the order of their ids."""
     warnings: tuple[str, ...]
-    """Labels and masks without an image, and visits that are left out."""
+    """Labels and masks without an image, and visits and volumes that are left out."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,18 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
         for kind in patterns
         if (surplus := sorted(set(matches[kind]) - set(matches["image"])))
     ]
+    matched = {str(match.path.relative_to(root)) for of in matches.values() for found in of.values() for match in found}
+    if left_out := sorted(_volumes(root, patterns.values()) - matched):
+        named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        what = f": {named}" if rename is str else ""  # pseudonymous ids must not be told by names of files
+        warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(left_out)}){what}")
     return Found(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings))
+
+
+def _volumes(root: Path, patterns: Iterable[str]) -> set[str]:
+    """Names of the volumes, by their endings, that lie as deep below `root` as any of the patterns."""
+    names = {name for depth in {pattern.count("/") for pattern in patterns} for name in _walk(root, depth)}
+    return {name for name in names if name.endswith(VOLUME_ENDINGS)}
 
 
 def _of_session(matches: list[_Match], image: _Match, is_named: bool) -> Path | None:

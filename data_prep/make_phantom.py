@@ -3,6 +3,7 @@
     python -m data_prep.make_phantom
     mpiexec -n 2 python -m mpi4py -m data_prep.make_phantom
     python -m data_prep.make_phantom preset=paper
+    python -m data_prep.make_phantom preset=other
     python -m data_prep.make_phantom phantom.num_subjects=20 phantom.seed=7 work_dir=work/more
 
 Writes data.root/sub-01/{image,vessel,brain_mask}.nii.gz and so on, and data.root/phantom.json, which says how they were
@@ -22,7 +23,7 @@ import numpy as np
 import data_prep
 from data_prep import lock, mpi
 from data_prep.mpi import Progress, World
-from data_prep.phantom import RECIPE, generate_subject
+from data_prep.phantom import RECIPE, Scanner, generate_subject
 from data_prep.places import SOURCE_FOLDERS
 from vesselgan import files, volumes
 from vesselgan.config.compose import parse
@@ -113,9 +114,10 @@ def settle(config: MakePhantom) -> list[int]:
 
 def write_subjects(root: Path, phantom: Phantom, numbers: list[int], progress: Progress) -> None:
     """Make the subjects of these numbers, one after the other."""
+    scanner = Scanner(phantom.slab_mm, phantom.bias, tuple(phantom.noise), phantom.point_spread_voxels)
     for number in numbers:
         image, vessel, mask, affine = generate_subject(
-            subject_seed(phantom.seed, number), tuple(phantom.shape), tuple(phantom.spacing_mm)
+            subject_seed(phantom.seed, number), tuple(phantom.shape), tuple(phantom.spacing_mm), scanner
         )
         folder = root / subject_id(number)
         partial = root / f".{folder.name}{files.PARTIAL}"
@@ -138,7 +140,8 @@ def _check_same(root: Path, phantom: Phantom, there: list[str]) -> None:
     """UsageError unless the cohort in `root` has these settings, DataError where it is damaged; it may grow."""
     path = root / SETTINGS_FILE
     try:
-        stored = json.loads(path.read_text())
+        # A cohort older than the scanner's settings was made by the first scanner.
+        stored = json.loads(json.dumps(asdict(Scanner()))) | json.loads(path.read_text())
         made = {key: stored[key] for key in _settings(phantom)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not readable as a phantom's settings; remove {root} and run again") from error

@@ -4,11 +4,14 @@ Start many with `mpiexec -n N python -m mpi4py -m data_prep.VERB ...`; without `
 the others waiting. Ranks fail together: what goes wrong on one is gathered, said once by rank 0, and ends them all.
 """
 
+import fcntl
 import os
 import sys
+import termios
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
 from vesselgan.errors import ResourceError, UsageError, VesselganError
 
@@ -21,6 +24,7 @@ Item = TypeVar("Item")
 # What launchers tell their ranks about how many there are.
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE", "MV2_COMM_WORLD_SIZE")
 _PROGRESS_TAG = 11
+INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
 
 
 class World(NamedTuple):
@@ -93,6 +97,16 @@ def run(configure: Callable[[], Result], work: Callable[[Result, World], None]) 
         if here is not None and here.comm is not None:
             _leave(here, error.exit_code, alone=not is_shared)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; nothing half-made is left, and the same command goes on", file=sys.stderr, flush=True)
+        if here is not None and here.comm is not None:
+            _leave(here, INTERRUPTED, alone=True)
+        sys.exit(INTERRUPTED)
+    except Exception:
+        if here is None or here.comm is None:
+            raise
+        traceback.print_exc()  # as mpi4py would, but heard before the end
+        _leave(here, 1, alone=True)
 
 
 def together(here: World, call: Callable[[], Result]) -> list[Result]:
@@ -103,6 +117,9 @@ def together(here: World, call: Callable[[], Result]) -> list[Result]:
         raise
     except VesselganError as error:
         return _gather(here, None, error)
+    except MemoryError as error:
+        text = f"out of memory on rank {here.rank} ({error}); start fewer ranks on a node, or ask for more memory"
+        return _gather(here, None, ResourceError(text))
 
 
 def on_first(here: World, call: Callable[[], Result]) -> Result:
@@ -204,9 +221,24 @@ def _leave(here: World, exit_code: int, *, alone: bool) -> None:
     from mpi4py import MPI
 
     if alone:
+        _wait_until_read(sys.stderr)
         here.comm.Abort(exit_code)
     here.comm.barrier()  # the first rank to leave ends the others: not before rank 0 has spoken
     MPI.Finalize()
+
+
+def _wait_until_read(stream: TextIO, timeout_s: float = 5.0) -> None:
+    """Return when the launcher has taken what was printed: Abort has it kill everything, unread lines included."""
+    stream.flush()
+    end_s = time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < end_s:
+            if not int.from_bytes(fcntl.ioctl(stream.fileno(), termios.FIONREAD, bytes(4)), sys.byteorder):
+                break
+            time.sleep(0.01)
+    except OSError:
+        return  # a file or a terminal: written is written
+    time.sleep(0.2)  # from the launcher's hand to its own output
 
 
 def _named(claimed: Mapping[str, int]) -> str:

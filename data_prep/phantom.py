@@ -23,19 +23,27 @@ RECIPE = 1
 """Rises with every change that changes a voxel, so that one cohort is made by one recipe."""
 BRAIN_COUNTS = 180.0
 """int16 counts of brain tissue."""
-SLAB_MM = 30.0
-"""Height of one of the overlapping slabs that the scan is made of (template mm)."""
 WARP_MM = 2.0
 """Standard deviation of a subject's deviation from the template, per axis."""
 MASK_MARGIN_MM = 3.0
 """How far the brain mask reaches beyond the brain's hull (template mm): generous, as the paper's brain extraction."""
-BIAS = 0.14
-"""Standard deviation of the logarithm of the bias field."""
-POINT_SPREAD_VOXELS = 0.5
-"""Standard deviation of the point spread."""
 PLANES = 8
 """Sagittal planes painted at once."""
 FAR_MM = 1e3
+
+
+@dataclass(frozen=True)
+class Scanner:
+    """What tells one scanner's images from another's, beside the grid."""
+
+    slab_mm: float = 30.0
+    """Height of one of the overlapping slabs that the scan is made of (template mm)."""
+    bias: float = 0.14
+    """Standard deviation of the logarithm of the bias field."""
+    noise: tuple[float, float] = (0.045, 0.065)
+    """Between which a subject's noise lies (standard deviation, share of brain)."""
+    point_spread_voxels: float = 0.5
+    """Standard deviation of the point spread."""
 
 
 @dataclass(frozen=True)
@@ -222,13 +230,15 @@ class Head:
                 _blend(image[box], value[box] if isinstance(value, np.ndarray) else value, depth, edge_mm)
 
 
-def _add_vessels(rng: np.random.Generator, head: Head, grid: Grid, image: np.ndarray, cavity: np.ndarray) -> np.ndarray:
+def _add_vessels(
+    rng: np.random.Generator, head: Head, grid: Grid, image: np.ndarray, cavity: np.ndarray, slab_mm: float
+) -> np.ndarray:
     """Veins, scalp arteries and arteries into the tissue image, in place; returns the label of the arteries."""
     voxel_mm = float(np.mean(grid.spacing_mm))
     calibre = Calibre(rng.uniform(0.86, 0.98), max(0.35, 0.48 * voxel_mm))
     fresh = rng.uniform(3.8, 4.6)
-    height = grid.axes_mm()[2] + rng.uniform(0, SLAB_MM)
-    saturation_Z = 1 - 0.25 * ((height % SLAB_MM) / SLAB_MM) ** 3
+    height = grid.axes_mm()[2] + rng.uniform(0, slab_mm)
+    saturation_Z = 1 - 0.25 * ((height % slab_mm) / slab_mm) ** 3
     saturation = np.broadcast_to(saturation_Z, grid.shape)
     for draw in (anatomy.sinuses, anatomy.scalp_arteries, anatomy.arteries):
         tubes = draw(rng, calibre)
@@ -247,10 +257,10 @@ def _add_vessels(rng: np.random.Generator, head: Head, grid: Grid, image: np.nda
     return distance < 0
 
 
-def _acquire(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+def _acquire(rng: np.random.Generator, image: np.ndarray, scanner: Scanner) -> np.ndarray:
     """What the scanner adds: point spread, Rician noise, gain; int16 counts."""
-    image = gaussian_filter(image, POINT_SPREAD_VOXELS, truncate=3.0)
-    sigma = np.float32(rng.uniform(0.045, 0.065))
+    image = gaussian_filter(image, scanner.point_spread_voxels, truncate=3.0)
+    sigma = np.float32(rng.uniform(*scanner.noise))
     real = sigma * rng.standard_normal(image.shape, dtype=np.float32)
     real += image
     imaginary = sigma * rng.standard_normal(image.shape, dtype=np.float32)
@@ -259,12 +269,14 @@ def _acquire(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
 
 
 def generate_subject(
-    seed: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
+    seed: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], scanner: Scanner | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One subject: image int16 XYZ, vessel label uint8 {0,1}, brain mask uint8 {0,1}, affine 4x4 (RAS, mm).
 
-    Same seed, shape and spacing: same bytes on one machine.
+    Same seed, shape, spacing and scanner (null: the first): same bytes on one machine. The scanner changes the image
+    alone, not the anatomy.
     """
+    scanner = scanner or Scanner()
     rng = np.random.default_rng(seed)
     grid = Grid(tuple(shape), tuple(spacing_mm))
     axes_mm = grid.axes_mm()
@@ -274,10 +286,10 @@ def generate_subject(
     for first in range(0, grid.shape[0], PLANES):
         slab = slice(first, first + PLANES)
         image[slab], cavity[slab] = head.paint([axes_mm[0][slab], *axes_mm[1:]], edge_mm)
-    vessel = _add_vessels(rng, head, grid, image, cavity)
+    vessel = _add_vessels(rng, head, grid, image, cavity, scanner.slab_mm)
     for first in range(0, grid.shape[0], PLANES):
         slab = slice(first, first + PLANES)
-        image[slab] *= np.exp(BIAS * head.bias.on_grid([axes_mm[0][slab], *axes_mm[1:]]))
+        image[slab] *= np.exp(scanner.bias * head.bias.on_grid([axes_mm[0][slab], *axes_mm[1:]]))
     affine = np.diag([*grid.spacing_mm, 1.0])
     affine[:3, 3] = -0.5 * (np.asarray(grid.shape) - 1) * grid.spacing_mm
-    return _acquire(rng, image), vessel.astype(np.uint8), (cavity > -MASK_MARGIN_MM).astype(np.uint8), affine
+    return _acquire(rng, image, scanner), vessel.astype(np.uint8), (cavity > -MASK_MARGIN_MM).astype(np.uint8), affine

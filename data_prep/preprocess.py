@@ -21,6 +21,7 @@ from typing import Any
 from data_prep import lock, mpi, places, pseudonyms, recipe
 from data_prep.build_shards import tell
 from data_prep.check import require_rules
+from data_prep.findings import mixed_spacings
 from data_prep.layouts import Found, SubjectFiles, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.recipe import Outcome, Recipe
@@ -64,6 +65,7 @@ def preprocess(command: Command, here: World) -> None:
         done = [entry for part in mpi.together(here, work_on_mine) for entry in part]
         mpi.on_first(here, lambda: conclude(config, found, done))
         tell(here, summary(out, found, done, time.monotonic() - started_s))
+        tell(here, mpi.on_first(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
         tell(here, next_command(config, command.words))
     finally:
         if here.rank == 0:
@@ -177,6 +179,15 @@ def summary(out: Path, found: Found, done: Sequence[Done], seconds: float) -> st
     if medians:
         lines.append("per subject, median: " + ", ".join(f"{step} {value:.1f} s" for step, value in medians.items()))
     return "\n".join(lines)
+
+
+def spacing_warning(out: Path, spacing_mm: Sequence[float] | None) -> str | None:
+    """What is to be said of the spacings that were kept, where none was asked for; of earlier starts' subjects too."""
+    if spacing_mm is not None:
+        return None
+    paths = sorted(out.glob(f"[!.]*/{NAMES['image']}.nii.gz"))
+    mixed = mixed_spacings(volumes.read_header(path).spacing_mm for path in paths)
+    return f"warning: {mixed[0]}" if mixed else None
 
 
 def next_command(config: Preprocess, words: Sequence[str]) -> str:

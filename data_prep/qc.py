@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from vesselgan import pictures
 
-PICTURE_HEIGHT = 200
+PICTURE_HEIGHT = 180
 MASK: pictures.Colour = (92, 200, 255)
 AXES = ("from the side", "from the front", "from above")
 NUM_BINS = 64
@@ -99,7 +99,8 @@ def _picture(
     for volume, colour in ((mask_XYZ, MASK), (label_XYZ, pictures.LABEL)):
         if volume is not None:
             flat_HW = pictures.enlarge_mask(pictures.mip(volume, axis), height, width)
-            picture = pictures.outline(picture, flat_HW, colour=colour)
+            # One pixel outside of it: a line inside would hide the thin vessels that it is to be held against.
+            picture = pictures.outline(picture, ndimage.binary_dilation(flat_HW), colour=colour)
     buffer = io.BytesIO()
     Image.fromarray(picture).quantize(COLOURS).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -17,32 +17,15 @@ from data_prep import qc
 from data_prep.findings import Checked, Finding, by
 from data_prep.layouts import KINDS
 from data_prep.qc import AXES, Look
-from vesselgan import __version__
+from vesselgan import __version__, html_page
 from vesselgan.config.schema import PreparedData
 from vesselgan.errors import ResourceError
 from vesselgan.files import describe, write_text
 
 PAGE = "qc.html"
-_COLOURS = """
-  --paper: #fbfaf7; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --rule: #dcd9d0; --bar: #8d97a6;
-  --vessel: #c8452f; --mask: #0f7fb8; --good: #1d7a46; --bad: #a8321f; --warn: #8a5a00; color-scheme: light;
-"""
-_DARK = """
-  --paper: #12151b; --card: #1a1f28; --ink: #e7e9ee; --soft: #a3adbb; --rule: #343c49; --bar: #66717f;
-  --vessel: #ff6e58; --mask: #5cc8ff; --good: #7fdca4; --bad: #ff9d8a; --warn: #f0c060; color-scheme: dark;
-"""
-SHEET = (
-    f":root {{{_COLOURS}}}\n@media (prefers-color-scheme: dark) {{ :root {{{_DARK}}} }}\n"
-    """
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-header, main, footer { max-width: 1180px; margin: 0 auto; padding: 0 24px; }
-h1, h2 { font-family: Charter, "Bitstream Charter", Cambria, Georgia, serif; line-height: 1.2; }
-h1 { font-size: 1.9rem; margin: 36px 0 6px; }
+RULES = """
+main, header, footer { max-width: 1210px; }
 h2 { font-size: 1.15rem; margin: 0; overflow-wrap: anywhere; }
-p { margin: 6px 0; max-width: 80ch; }
-.soft, footer, dt, figcaption { color: var(--soft); }
 article { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px;
   margin: 18px 0; break-inside: avoid; }
 .head { display: flex; gap: 12px; align-items: baseline; flex-wrap: wrap; }
@@ -50,21 +33,18 @@ article { background: var(--card); border: 1px solid var(--rule); border-radius:
 .verdict.ok { color: var(--good); } .verdict.warning { color: var(--warn); } .verdict.unusable { color: var(--bad); }
 .why { margin: 6px 0 0; padding-left: 1.2em; }
 .why li { overflow-wrap: anywhere; } .why .fault { color: var(--bad); }
+.facts { display: flex; flex-wrap: wrap; gap: 0 18px; margin: 4px 0 0; font-size: 0.86rem;
+  font-variant-numeric: tabular-nums; }
+.facts dt, .facts dd { display: inline; margin: 0; } .facts dt, figcaption { color: var(--soft); }
 .row { display: flex; gap: 14px; flex-wrap: wrap; align-items: flex-start; margin-top: 10px; }
 figure { margin: 0; }
-figure img { display: block; height: 200px; max-width: 100%; object-fit: contain; border-radius: 5px;
-  background: #0d1017; }
+figure img { display: block; max-width: 100%; height: auto; border-radius: 5px; background: #0d1017; }
 figcaption { font-size: 0.8rem; margin-top: 3px; }
-dl { display: grid; grid-template-columns: auto auto; gap: 1px 12px; margin: 0; font-size: 0.86rem;
-  font-variant-numeric: tabular-nums; }
-dt, dd { margin: 0; }
-svg { display: block; width: 250px; height: 120px; }
+svg { display: block; width: 220px; height: 180px; }
 svg .all { fill: var(--bar); } svg .vessel { fill: none; stroke: var(--vessel); stroke-width: 1.6; }
 svg .axis { stroke: var(--rule); }
 .label { color: var(--vessel); } .mask { color: var(--mask); }
-footer { padding-top: 14px; padding-bottom: 40px; font-size: 0.84rem; }
 """
-)
 
 
 @dataclass(frozen=True)
@@ -104,37 +84,23 @@ def page(cohort: str, entries: Sequence[Entry], warnings: Sequence[str]) -> str:
     """The whole page as HTML, entries by falling suspicion."""
     ranked = sorted(entries, key=lambda entry: (-entry.suspicion, entry.subject))
     counts = {verdict: sum(entry.verdict == verdict for entry in entries) for verdict in ("ok", "warning", "UNUSABLE")}
-    title = f"Quality of cohort {cohort}"
-    body = "\n".join(_article(entry) for entry in ranked)
+    title, who = f"Quality of cohort {cohort}", "1 subject" if len(entries) == 1 else f"{len(entries)} subjects"
+    articles = "\n".join(_article(entry) for entry in ranked)
     said = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{SHEET}</style>
-</head>
-<body>
-<header>
+    body = f"""<header>
 <h1>{escape(title)}</h1>
-<p>{len(entries)} subjects: {counts["ok"]} ok, {counts["warning"]} with warnings, {counts["UNUSABLE"]} unusable. The
+<p>{who}: {counts["ok"]} ok, {counts["warning"]} with warnings, {counts["UNUSABLE"]} unusable. The
 most suspicious come first. Maximum-intensity projections, windowed to the limits that become 0 and 255; outlined are
-the <b class="label">vessel label</b> and the <b class="mask">brain mask</b>. Histograms: non-zero voxels between those
-limits (bars) and <b class="label">vessel voxels</b> (line), each to its own height.</p>
+the <b class="label">vessel label</b> and the <b class="mask">brain mask</b>. Histograms between those limits: non-zero
+voxels (bars) and <b class="label">vessel voxels</b> (line), each to its own height; heights are square roots.</p>
 {f'<ul class="why">{said}</ul>' if said else ""}
 </header>
 <main>
-{body}
+{articles}
 </main>
 <footer>vesselgan {escape(__version__)}, {datetime.now(UTC):%d %B %Y, %H:%M} UTC. Patients' volumes are on this page: it
-belongs where they belong.</footer>
-</body>
-</html>
-"""
+belongs where they belong.</footer>"""
+    return html_page.document(title, RULES, body)
 
 
 def _numbers(finding: Finding) -> dict[str, float | None]:
@@ -155,12 +121,13 @@ def _entry(finding: Finding, apart: list[tuple[float, str]], root: str, split: s
     if look is not None and look.contrast is not None and look.contrast < qc.MIN_CONTRAST:
         text = f"vessels are hardly brighter than what is around them ({look.contrast:.2f} times): is it the label?"
         found.insert(0, (2 * qc.FAR_OFF, text))
-    facts = {"shape": by(header.shape), "spacing": f"{by(header.spacing_mm)} mm"} if header else {}
+    facts = {"voxels": by(header.shape), "mm": " x ".join(f"{s:.3g}" for s in header.spacing_mm)} if header else {}
     facts |= {"axes": header.orientation} if header else {}
-    shares = {"vessel": finding.vessel_share, "clipped vessel": finding.clipped_vessel_share}
-    facts |= {name: f"{share:.3%}" for name, share in shares.items() if share is not None}
+    shares = {"vessel": finding.vessel_share, "in mask": finding.mask_share}
+    shares |= {"clipped vessel": finding.clipped_vessel_share}
+    facts |= {name: f"{100 * share:.3g} %" for name, share in shares.items() if share is not None}
     facts |= {"vessel contrast": f"{look.contrast:.2f}"} if look and look.contrast is not None else {}
-    facts |= {"limits": f"{finding.limits[0]:g} to {finding.limits[1]:g}"} if finding.limits else {}
+    facts |= {"limits": f"{finding.limits[0]:.4g} to {finding.limits[1]:.4g}"} if finding.limits else {}
     return Entry(
         subject=finding.subject,
         verdict=finding.verdict,
@@ -186,14 +153,15 @@ def _without_paths(text: str, finding: Finding, root: str) -> str:
 def _article(entry: Entry) -> str:
     why = [f'<li class="fault">{escape(fault)}</li>' for fault in entry.faults]
     why += [f"<li>{escape(text)}</li>" for text in (*entry.warnings, *entry.reasons)]
-    facts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in entry.facts.items())
+    facts = "".join(f"<div><dt>{escape(k)}</dt> <dd>{escape(v)}</dd></div>" for k, v in entry.facts.items())
     pictures = "" if entry.look is None else _pictures(entry.look)
     split = f'<span class="soft">{escape(entry.split)}</span>' if entry.split else ""
     return f"""<article>
 <div class="head"><h2>{escape(entry.subject)}</h2>
 <span class="verdict {escape(entry.verdict.lower())}">{escape(entry.verdict)}</span>{split}</div>
 {f'<ul class="why">{"".join(why)}</ul>' if why else ""}
-<div class="row">{pictures}<dl>{facts}</dl></div>
+{f'<dl class="facts">{facts}</dl>' if facts else ""}
+<div class="row">{pictures}</div>
 </article>"""
 
 
@@ -207,8 +175,9 @@ def _pictures(look: Look) -> str:
 
 
 def _chart(look: Look) -> str:
-    """The histogram as SVG. Its first and last bins hold what lies at the limits and would flatten the rest."""
-    width, height = 250.0, 120.0
+    """The histogram as SVG. Its first and last bins hold what lies at the limits and would flatten the rest; square
+    roots, because vessels are few."""
+    width, height = 220.0, 180.0
     step = width / len(look.histogram)
     bars = "".join(
         f'<rect class="all" x="{i * step:.1f}" y="{height - h:.1f}" width="{step - 0.6:.1f}" height="{h:.1f}"/>'
@@ -226,4 +195,4 @@ def _chart(look: Look) -> str:
 
 def _heights(shares: Sequence[float], height: float) -> list[float]:
     top = max(*shares[1:-1], 1e-12)
-    return [(height - 4) * min(1.0, share / top) for share in shares]
+    return [(height - 4) * min(1.0, share / top) ** 0.5 for share in shares]

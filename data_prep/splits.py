@@ -54,11 +54,19 @@ def draw(subjects: Sequence[str], split: Split) -> dict[str, str]:
 
 
 def _too_few(num_subjects: int, shown: str, needed: int, open_parts: list[str]) -> str:
+    """What is asked for, what it would take, and numbers that work for so many subjects."""
+    who = "1 subject" if num_subjects == 1 else f"{num_subjects} subjects"
     left = f"any for {open_parts[0]}" if open_parts else "no more"
-    remedy = "lower data.prepare.split.validation and data.prepare.split.test"
+    remedy = "lower the numbers of data.prepare.split"
     if open_parts == ["train"]:
-        remedy += ", or say data.prepare.split.train=0 data.prepare.split.test=null for a cohort that only tests"
-    return f"{num_subjects} subjects cannot give {shown} and {left}: at least {needed} are needed; {remedy}"
+        part = 0 if num_subjects < 3 else max(1, round(num_subjects / 6))  # about the paper's 12 and 13 of 72
+        for_all = "" if part else ", all for training"
+        remedy = (
+            f"what works for {who}: data.prepare.split.validation={part} data.prepare.split.test={part}{for_all}; or, "
+            "for a cohort that only tests, data.prepare.split.train=0 data.prepare.split.validation=0 "
+            "data.prepare.split.test=null"
+        )
+    return f"{who} cannot give {shown} and {left}: at least {needed} are needed; {remedy}"
 
 
 def read_csv(

@@ -33,8 +33,8 @@ def test_a_sound_cohort_is_one_table_and_a_summary(cohort: MakeCohort, capsys: p
     lines = capsys.readouterr().out.splitlines()
     assert lines.pop(0).startswith("cohort tiny, /")
     assert lines[0].split("  ")[0] == "subject" and lines[0].endswith("verdict")
-    # 2 x 12 x 3 = 72 vessel voxels of 24 x 20 x 18 = 8640: 0.833 %
-    assert lines[1].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "yes", "0.00", "ok"]
+    # of 24 x 20 x 18 = 8640 voxels 2 x 12 x 3 = 72 are vessel: 0.833 %, 15 x 14 x 14 = 2940 mask: 34.0 %
+    assert lines[1].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "34.0", "0.00", "ok"]
     assert lines[5:] == [
         "4 subjects: 4 usable, 0 of them with warnings",
         "split: 2 train, 1 validation, 1 test",
@@ -159,6 +159,14 @@ def test_what_is_odd_and_usable_is_a_warning(cohort: MakeCohort, capsys: pytest.
     assert "72 vessel voxels for 100 patches: drawn with replacement" in said
 
 
+def test_a_mask_that_is_nearly_everything_is_doubted(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    nearly = (np.arange(24 * 20 * 18).reshape(24, 20, 18) >= 864).astype(np.uint8)
+    change(Path(data.root) / "sub-01" / "brain_mask.nii.gz", lambda a: nearly)
+    (line,) = warnings_of(data, capsys)
+    assert line.endswith("90.0% of all voxels are inside; is it a brain mask?")
+
+
 def test_a_label_of_all_ones_is_a_warning_with_its_share(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = one_subject(cohort)
     change(Path(data.root) / "sub-01" / "vessel.nii.gz", lambda a: np.ones_like(a))
@@ -176,6 +184,7 @@ def test_mixed_spacings_and_labels_without_images_are_warnings_of_the_cohort(
     said = warnings_of(data, capsys)
     assert "warning: label without an image: sub-10" in said
     assert any(line.startswith("warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x") for line in said)
+    assert any(line.endswith("preprocess.spacing_mm=[X,Y,Z] brings all to one") for line in said)
 
 
 def test_nan_soft_and_class_rules_of_the_settings_make_a_cohort_usable(cohort: MakeCohort) -> None:

@@ -4,6 +4,7 @@ Rows by the names of the project's list of faults: D1 to D22 through `data_prep.
 what only it can see. Each row is one example; the modules' own tests hold the others.
 """
 
+import gzip
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, check
+from data_prep import build_shards, check, preprocess
 from vesselgan.config.schema import PreparedData
+from vesselgan.shards import ShardSet
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]
@@ -60,6 +62,19 @@ def shifted(offset_mm: float) -> np.ndarray:
     return affine
 
 
+def claiming(*shape: int) -> Edit:
+    """An image whose header claims so many voxels and which holds none."""
+
+    def change(folder: Path) -> None:
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape)
+        header.set_data_dtype(np.float32)
+        header["vox_offset"] = 352
+        (folder / "image.nii.gz").write_bytes(gzip.compress(header.binaryblock + bytes(4)))
+
+    return change
+
+
 COLOUR = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 SOFT = rewrite("vessel", lambda a: (a * 0.3).astype(np.float32))
 CLASSES = rewrite("vessel", lambda a: a * np.arange(1, 19, dtype=np.uint8))
@@ -69,14 +84,19 @@ HOLES = rewrite("image", lambda a: np.where(a > 140, np.nan, a).astype(np.float3
 UNUSABLE = [
     ("D1 cut", cut_short, "image.nii.gz: damaged or cut short"),
     ("D1 crc", wrong_crc, "image.nii.gz: damaged or cut short"),
+    ("D1 30000", claiming(30000, 30000, 30000), "the header claims 30000 x 30000 x 30000 voxels, more than 1073741824"),
+    ("D1 1000", claiming(1000, 1000, 1000), "too small a file for 1000 x 1000 x 1000 voxels"),
+    ("D1 empty", lambda folder: (folder / "image.nii.gz").write_bytes(b""), "image.nii.gz: not a NIfTI file"),
     ("D4 2D", rewrite("image", lambda a: a[:, :, 0]), "24 x 20 is not one 3D volume"),
     ("D4 4D", rewrite("image", lambda a: np.stack([a, a], 3)), "24 x 20 x 18 x 2 is not one 3D volume"),
     ("D4 RGB", rewrite("image", lambda a: np.zeros(a.shape, COLOUR)), "convert it to one number per voxel"),
     ("D5 NaN", HOLES, "voxels are NaN or infinite, the first at ("),
+    ("D5 Inf", rewrite("image", lambda a: np.where(a > 140, np.inf, a).astype(np.float32)), "NaN or infinite"),
     ("D6 volume", rewrite("image", lambda a: np.full_like(a, 7)), "every voxel is 7"),
     ("D7 empty", rewrite("vessel", np.zeros_like), "the label is empty"),
     ("D8 soft", SOFT, "say from where on it is vessel: data.prepare.label_cut=0.5"),
     ("D8 classes", CLASSES, "are not 0 and 1; say which mean vessel: data.prepare.label_values=["),
+    ("D8 NaN", rewrite("vessel", lambda a: np.where(a > 0, np.nan, a).astype(np.float32)), "NaN or infinite"),
     ("D9 shape", rewrite("vessel", lambda a: a[:, :, :-1]), "shapes 24 x 20 x 18 and 24 x 20 x 17 differ"),
     ("D10 moved", rewrite("vessel", same, shifted(0.1)), "0.1 mm apart"),
     ("D10 flipped", rewrite("vessel", same, np.diag([-0.5, 0.5, 0.7, 1])), "RAS vs LAS"),
@@ -85,6 +105,7 @@ UNUSABLE = [
         everywhere(*(rewrite(name, lambda a: a[:, :, :7]) for name in ("image", "vessel", "brain_mask"))),
         "24 x 20 x 7 voxels are thinner than the patch 16 x 16 x 8",
     ),
+    ("mask", rewrite("brain_mask", np.zeros_like), "the mask is empty"),
     ("D17 missing", lambda folder: (folder / "vessel.nii.gz").unlink(), "label is missing: "),
 ]
 
@@ -124,6 +145,13 @@ def patients_name(folder: Path) -> None:
     nib.save(image, path)
 
 
+def patients_comment(folder: Path) -> None:
+    path = folder / "vessel.nii.gz"
+    label = nib.load(path)
+    label.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE"))
+    nib.save(label, path)
+
+
 # name, what happens to sub-02, more words, what is said (a warning or a row of the table)
 USABLE = [
     ("D4 one time point", rewrite("image", lambda a: a[..., None]), (), "24 x 20 x 18 x 1 read as 3D"),
@@ -135,8 +163,15 @@ USABLE = [
     ("D8 values", CLASSES, ("data.prepare.label_values=[1,7,8,9,10,11]",), "taken as vessel"),
     ("D10 rounding", rewrite("vessel", same, shifted(1e-6)), (), "4 usable, 0 of them"),
     ("D11 oblique", oblique, (), "sub-02   24x20x18  0.5x0.5x0.7  LPS   0,1"),
-    ("D14 padded", rewrite("image", same), ("data.prepare.patch_shape=[16,16,24]", "data.prepare.pad_thin=true"), "ok"),
+    (
+        "D14 padded",
+        rewrite("image", same),
+        ("data.prepare.patch_shape=[16,16,24]", "data.prepare.pad_thin=true"),
+        "thinner than the patch 16 x 16 x 24: reflected at the far edge (data.prepare.pad_thin)",
+    ),
     ("D15 few", rewrite("image", same), ("data.prepare.num_vessel_patches_unet=100",), "drawn with replacement"),
+    ("mask", rewrite("brain_mask", np.ones_like), (), "every voxel is inside"),
+    ("D20 extension", patients_comment, (), "text in extensions (never copied to shards or reports)"),
     ("D20 text", patients_name, (), "text in aux_file (never copied to shards or reports)"),
 ]
 
@@ -150,6 +185,33 @@ def test_what_can_be_used_is_used_and_said(
     assert (ended.code, ended.err) == (0, "")
     assert said in ended.out
     assert "DOE" not in ended.out
+
+
+def test_d15_too_few_vessel_voxels_give_the_patches_asked_for_with_a_warning(
+    cohort: MakeCohort, command: Command, tmp_path: Path
+) -> None:
+    cohort(4)  # 72 vessel voxels each
+    ended = command("data.prepare.num_vessel_patches_unet=100", module=build_shards)
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out.count("72 vessel voxels for 100 patches: drawn with replacement") == 4
+    shards = ShardSet(tmp_path / "work/phantom/shards/unet/train")
+    places = [(r.subject, r.corner) for r in map(shards.record, range(len(shards))) if r.kind == "vessel"]
+    assert len(places) == 2 * 100 and len(set(places)) <= 2 * 72
+
+
+def test_d20_no_text_of_a_file_reaches_what_is_made_of_it(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+    root = Path(cohort(4).root)
+    for folder in sorted(root.iterdir()):
+        patients_name(folder), patients_comment(folder)
+    plain = ("preprocess.denoise=false", "preprocess.bias=false")
+    for module, words in ((check, ()), (build_shards, ()), (preprocess, plain)):
+        ended = command(*words, module=module)
+        assert (ended.code, ended.err) == (0, "") and "DOE" not in ended.out
+    made = [path for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert {path.suffix for path in made} >= {".h5", ".json", ".html", ".gz"}
+    for path in made:
+        content = path.read_bytes()
+        assert b"DOE" not in (gzip.decompress(content) if path.suffix == ".gz" else content), path
 
 
 def test_d16_one_patient_under_two_names_or_in_two_splits_is_exit_3(
@@ -209,8 +271,12 @@ def test_d22_one_patient_none_or_an_unreadable_folder_ends_with_a_clear_minimum(
 ) -> None:
     root = Path(cohort(1).root)
     ended = command()
-    assert ended.code == 3 and "1 subjects cannot give split.test=1 and split.validation=1" in ended.err
-    assert "at least 3 are needed" in ended.err
+    assert ended.code == 3 and "1 subject cannot give split.test=1 and split.validation=1" in ended.err
+    assert "at least 3 are needed; what works for 1 subject: " in ended.err
+    advice = ended.err.partition("what works for 1 subject: ")[2].partition(", all for training")[0]
+    assert command(*advice.split()).code == 0
+    advice = ended.err.partition("for a cohort that only tests, ")[2]
+    assert command(*advice.split()).code == 0
     with monkeypatch.context() as patched:
         patched.setattr(os, "scandir", denied)
         ended = command()

@@ -1,9 +1,11 @@
 """What can be wrong with shards, met as a user meets it: rows H1 to H11 of the project's list of faults.
 
-H7 (kill -9 while writing) is in test_build_shards_processes and test_shard_file, H8 (disk full) in test_shard_file,
-H10 (many workers, fork and spawn) in tests/data/test_patches.
+H7 (kill -9 while writing) is in test_build_shards_processes and test_shard_file, H8 (a quota met for real) in
+test_shard_file too, H10 (many workers, fork and spawn) in tests/data/test_patches.
 """
 
+import errno
+import io
 import os
 import re
 import socket
@@ -12,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, lock
+from data_prep import build_shards, lock, preprocess
+from vesselgan import files
 from vesselgan.config.schema import PreparedData
+from vesselgan.data.patches import PatchDataset
 from vesselgan.errors import exit_on_error
-from vesselgan.shards import ShardSet
+from vesselgan.shards import ShardSet, verify
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]
@@ -102,6 +107,19 @@ def other_count(file: h5py.File) -> None:
     file.attrs.modify("count", 3)
 
 
+def one_row_less(file: h5py.File) -> None:
+    for name in ("image", "label"):
+        file[name].resize(33, axis=0)
+
+
+def without_corners(file: h5py.File) -> None:
+    del file["corner"]
+
+
+def without_an_attribute(file: h5py.File) -> None:
+    del file.attrs["origin"]
+
+
 def newer(file: h5py.File) -> None:
     file.attrs.modify("format_version", 2)
     file.attrs.modify("made_by", np.bytes_("vesselgan 9.0"))
@@ -114,9 +132,12 @@ def newer(file: h5py.File) -> None:
         (other_type, "data set image is float32 .* expected uint16"),
         (other_rank, "data set label is uint8 .* expected uint8"),
         (other_count, "holds 3 patches, the manifest says 34"),
+        (one_row_less, r"data set image is uint16 \[33, 16, 16, 8\], expected uint16 \[34, 16, 16, 8\]"),
+        (without_corners, "data set corner is missing"),
+        (without_an_attribute, "holds None patches, the manifest says real"),
         (newer, "made by vesselgan 9.0 in format version 2, this is vesselgan .* upgrade vesselgan"),
     ],
-    ids=["H3 missing", "H3 type", "H3 rank", "H3 count", "H6 newer"],
+    ids=["H3 missing", "H3 type", "H3 rank", "H3 count", "H3 rows", "H3 table", "H3 attribute", "H6 newer"],
 )
 def test_a_shard_of_another_schema_or_version_ends_readers_with_exit_3_and_words(
     shard: Path, capsys: pytest.CaptureFixture, edit: Callable[[h5py.File], None], said: str
@@ -131,6 +152,76 @@ def test_a_shard_of_another_schema_or_version_ends_readers_with_exit_3_and_words
     code, told = read_as_a_program(shard.parent, capsys)
     assert code == 3 and told.startswith(f"error: {shard}: ") and told.count("\n") == 1
     assert re.search(said, told), told
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk that all of them fill together."""
+
+    room = 0
+
+    def write(self, data: memoryview) -> int:
+        if len(data) > SmallDisk.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        SmallDisk.room -= len(data)
+        return super().write(data)
+
+
+def fill_disk_after(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    SmallDisk.room = room
+    monkeypatch.setattr(files, "open", lambda p, mode, **_: SmallDisk(p, mode.replace("b", "")), raising=False)
+
+
+def test_h8_a_disk_that_fills_ends_a_build_with_exit_6_and_keeps_what_is_whole(
+    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort(4)
+    shards = tmp_path / "work/phantom/shards"
+    # the GAN's 34 pairs of 6 KiB fit, the U-Net's 42 after them do not
+    with monkeypatch.context() as patched:
+        fill_disk_after(patched, 260_000)
+        ended = command("data.prepare.pairs_per_shard=256", module=build_shards)
+    assert ended.code == 6
+    assert ended.err.startswith(f"error: {shards}/unet/train/shard-00000.h5: the disk is full or a quota is used up")
+    # 42 pairs of 16 x 16 x 8 voxels of 3 bytes: 0.246 MiB
+    assert "needs about 0.2 MiB free: make room and start again (finished shards are kept)" in ended.err
+    assert not list(tmp_path.rglob("*.partial")) and not list(tmp_path.rglob("manifest.json"))
+    assert [path.relative_to(shards).as_posix() for path in shards.rglob("*.h5")] == ["gan/train/shard-00000.h5"]
+    ended = command("data.prepare.pairs_per_shard=256", module=build_shards)
+    assert (ended.code, ended.err) == (0, "") and "gan/train: 34 pairs in 1 shards (0 built, 1 were there)" in ended.out
+    assert verify(shards / "gan/train") == verify(shards / "unet/train") == []
+
+
+def test_h8_a_disk_that_fills_ends_preprocessing_with_exit_6_and_no_half_subject(
+    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cohort(4)
+    out, words = tmp_path / "work/phantom/preprocessed", ("preprocess.denoise=false", "preprocess.bias=false")
+    with monkeypatch.context() as patched:
+        fill_disk_after(patched, 50_000)
+        ended = command(*words, module=preprocess)
+    assert ended.code == 6 and "image.nii.gz: cannot be written (No space left on device" in ended.err
+    there = sorted(path.name for path in out.iterdir())
+    assert there[0] == "preprocess.json" and set(there[1:]) < {"sub-01", "sub-02", "sub-03", "sub-04"}
+    assert command(*words, module=preprocess).code == 0
+
+
+def test_d6_a_constant_patch_is_minus_1_for_the_gan_and_never_0_by_0(
+    cohort: MakeCohort, command: Command, tmp_path: Path
+) -> None:
+    root = Path(cohort(4).root)
+    for path in root.glob("*/image.nii.gz"):
+        image = nib.load(path)
+        array = np.asarray(image.dataobj).copy()
+        array[:16, :16, -8:] = 0  # one whole patch of the grid
+        nib.save(nib.Nifti1Image(array, image.affine), path)
+    assert command("data.prepare.max_clipped_vessel_share=1", module=build_shards).code == 0
+    shards = ShardSet(tmp_path / "work/phantom/shards/gan/train")
+    constant = [i for i in range(len(shards)) if shards.record(i).corner == (0, 0, 10)]
+    assert len(constant) == 2
+    for scaling in ("volume", "patch"):
+        dataset = PatchDataset(shards, scaling=scaling, label_threshold=0.3, intensity="signed")
+        for i in constant:
+            assert (dataset[i][0] == -1).all()
 
 
 def test_h11_a_second_job_in_the_folder_is_refused_with_host_process_and_job(

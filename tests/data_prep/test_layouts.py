@@ -54,6 +54,17 @@ def test_a_missing_label_is_a_fault_of_its_subject_and_a_surplus_one_a_warning(t
     assert found.warnings == ("label without an image: sub-11",)
 
 
+def test_volumes_that_no_pattern_takes_are_told(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", "images/deeper/b.nii.gz")
+    assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
+    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/c.mha", "masks/b.nii.gz")
+    what = "volumes that fit no pattern of data.layout and are left out (4)"
+    assert layouts.find_subjects(tmp_path, PAIRS).warnings == (
+        f"{what}: images/b.nii, images/c.mha, masks/a.nii.gz, ...",
+    )
+    assert layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings == (what,)
+
+
 def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:
     layout = Layout(
         "sub-{subject}/ses-*/anat/sub-{subject}_ses-*_angio.nii.gz", "derivatives/sub-{subject}/*_mask.nii.gz", None

@@ -97,6 +97,47 @@ def test_one_ranks_error_is_said_once_and_ends_both(tmp_path: Path) -> None:
 
 
 @needs_mpiexec
+def test_a_rank_without_memory_is_said_and_ends_both_with_exit_6(tmp_path: Path) -> None:
+    done = on_two_ranks(
+        tmp_path,
+        "def fail(here):\n    if here.rank == 1: raise MemoryError('Unable to allocate 8 GiB')\n"
+        "def work(config, here):\n    mpi.together(here, lambda: fail(here))",
+    )
+    said = "out of memory on rank 1 (Unable to allocate 8 GiB); start fewer ranks on a node, or ask for more memory"
+    assert (done.returncode, done.stderr) == (6, f"error: {said}\n")
+
+
+@pytest.mark.parametrize("module", ["check", "preprocess", "build_shards", "make_phantom"])
+def test_n_singletons_of_slurm_are_refused_by_every_command(tmp_path: Path, module: str) -> None:
+    pytest.importorskip("mpi4py.MPI")
+    environment = {**os.environ, "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(
+        [sys.executable, "-m", f"data_prep.{module}", "data=phantom", f"work_dir={tmp_path / 'work'}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: Slurm started 4 tasks (SLURM_NTASKS) but MPI connects 1: each would do all")
+    assert not (tmp_path / "work").exists()
+
+
+def test_ctrl_c_is_one_line_and_the_shells_code(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mpi, "world", lambda: World(0, 1, None))
+
+    def work(config: str, here: World) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        mpi.run(lambda: "settings", work)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "stopped; nothing half-made is left, and the same command goes on\n"
+
+
+@needs_mpiexec
 def test_a_wrong_setting_on_all_ranks_is_said_once(tmp_path: Path) -> None:
     work = "def work(config, here):\n    def fail(): raise UsageError('no')\n    mpi.together(here, fail)"
     done = on_two_ranks(tmp_path, work)

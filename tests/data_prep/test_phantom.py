@@ -1,5 +1,6 @@
 """The phantom: its bytes follow from its seed, its numbers are an angiogram's, brightness alone does not solve it."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from data_prep import make_phantom
 from data_prep.mpi import World
-from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, draw_tubes, generate_subject
+from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, Scanner, draw_tubes, generate_subject
 from data_prep.phantom_vessels import Tubes, murray, trunk
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import MakePhantom
@@ -314,3 +315,45 @@ def test_a_subject_of_the_papers_size_is_calibrated_and_takes_seconds() -> None:
     np.testing.assert_allclose(np.diag(affine), [0.5, 0.5, 0.7, 1.0])
     assert 0.003 <= (vessel & mask).sum() / mask.sum() <= 0.006
     assert 3.5 <= np.percentile(image[vessel == 1], 95) / np.median(image[mask == 1]) <= 5.3
+
+
+def test_another_scanner_changes_the_image_and_not_the_anatomy() -> None:
+    grid = (7, (32, 36, 20), (4.0, 4.0, 4.0))
+    first = generate_subject(*grid)
+    for change in ({"slab_mm": 42.0}, {"bias": 0.3}, {"noise": (0.2, 0.3)}, {"point_spread_voxels": 1.0}):
+        other = generate_subject(*grid, Scanner(**change))
+        assert not np.array_equal(other[0], first[0]), change
+        assert all(np.array_equal(a, b) for a, b in zip(other[1:], first[1:], strict=True)), change
+    assert np.array_equal(generate_subject(*grid, Scanner())[0], first[0])
+
+
+def test_the_second_cohort_is_of_other_heads_on_another_grid_and_for_testing_alone(tmp_path: Path) -> None:
+    first, other = configured(tmp_path), configured(tmp_path, "preset=other")
+    assert Path(other.data.root) == tmp_path / "phantom_other/nifti" != Path(first.data.root)
+    for key in ("shape", "spacing_mm", "seed", "slab_mm", "bias", "noise", "point_spread_voxels"):
+        assert getattr(other.phantom, key) != getattr(first.phantom, key), key
+    split = other.data.prepare.split
+    assert (split.train, split.validation, split.test) == (0, 0, None)
+    # Every window of the U-Net's patch still fits, and the heads are no larger than an adult's.
+    assert all(side >= patch for side, patch in zip(other.phantom.shape, other.data.prepare.patch_shape, strict=True))
+    sizes_mm = (
+        np.array(other.phantom.shape)
+        * other.phantom.spacing_mm
+        / (np.array(first.phantom.shape) * first.phantom.spacing_mm)
+    )
+    assert np.allclose(sizes_mm, 1, atol=0.05)  # the same fields of view to 5 %
+
+
+def test_a_cohort_older_than_the_scanners_settings_goes_on(tmp_path: Path) -> None:
+    root = made(tmp_path, *TINY, "phantom.num_subjects=1")
+    path = root / "phantom.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("slab_mm") == 30.0
+    for key in ("bias", "noise", "point_spread_voxels"):
+        del stored[key]
+    path.write_text(json.dumps(stored))
+    before = (root / "sub-01/image.nii.gz").read_bytes()
+    made(tmp_path, *TINY, "phantom.num_subjects=2")
+    assert (root / "sub-02").is_dir() and (root / "sub-01/image.nii.gz").read_bytes() == before
+    with pytest.raises(UsageError, match="noise"):
+        made(tmp_path, *TINY, "phantom.noise=[0.1,0.2]")

@@ -201,6 +201,20 @@ def test_other_settings_and_foreign_folders_are_refused(cohort: MakeCohort) -> N
         preprocess.preprocess(Command(config, None, False, ()), ALONE)
 
 
+def test_several_spacings_are_a_warning_unless_one_is_asked_for(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(2)
+    for path in (Path(data.root) / "sub-02").glob("*.nii.gz"):
+        volumes.write_volume(path, array(path), np.diag([0.4, 0.4, 0.6, 1]))
+    run(data)
+    said = "warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x 0.5 x 0.7 mm)"
+    assert said in capsys.readouterr().out
+    data.cohort_dir += "-resampled"
+    run(data, replace(PLAIN, spacing_mm=[0.5, 0.5, 0.7]))
+    assert "voxel spacings" not in capsys.readouterr().out
+
+
 def test_one_bad_subject_is_named_after_the_others_are_done(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(3)
     bad = Path(data.root) / "sub-02" / "image.nii.gz"

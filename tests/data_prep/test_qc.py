@@ -121,12 +121,24 @@ def test_projections_show_the_volume_upright_in_its_true_proportions() -> None:
     mask = np.ones_like(image, np.uint8)
     seen = qc.look(image, None, mask, spacing_mm=(1.0, 1.0, 4.0), limits=(20.0, 100.0))
     pictures = [np.asarray(Image.open(io.BytesIO(png)).convert("L"), int) for png in seen.pngs]
-    # Y x Z = 40 x 40 mm, X x Z = 20 x 40 mm, X x Y = 20 x 40 mm, each 200 pixels high
-    assert [p.shape for p in pictures] == [(200, 200), (200, 100), (200, 100)]
+    # Y x Z = 40 x 40 mm, X x Z = 20 x 40 mm, X x Y = 20 x 40 mm, each 180 pixels high
+    assert [p.shape for p in pictures] == [(180, 180), (180, 90), (180, 90)]
     inner = pictures[2][10:-10, 10:-10]
     row, column = np.unravel_index(inner.argmax(), inner.shape)
     # the voxel (10, 30): a quarter from the front edge, which is at the top, and half way across
-    assert abs(row + 10 - 200 * (40 - 30.5) / 40) < 4 and abs(column + 10 - 100 * 10.5 / 20) < 4
+    assert abs(row + 10 - 180 * (40 - 30.5) / 40) < 4 and abs(column + 10 - 90 * 10.5 / 20) < 4
+
+
+def test_the_outline_leaves_every_voxel_of_a_thin_vessel_to_be_seen() -> None:
+    image, label = np.zeros((30, 30, 30), np.float32), np.zeros((30, 30, 30), np.uint8)
+    image[15, 15, 5:25] = 100
+    label[15, 15, 5:25] = 1
+    seen = qc.look(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 100.0))
+    side = np.asarray(Image.open(io.BytesIO(seen.pngs[0])).convert("RGB"), int)
+    is_red = (side[..., 0] > 200) & (side[..., 1] < 150)
+    columns = np.flatnonzero(is_red[90])  # across the vessel, 6 pixels wide at 6 pixels a voxel
+    assert len(columns) == 2 and columns[1] - columns[0] == 7  # one to the left of it, one to the right
+    assert side[90, columns.sum() // 2].min() > 200  # white between them
 
 
 def test_the_numbers_of_a_look_are_what_they_say() -> None:

@@ -1,5 +1,6 @@
 """Dividing a cohort: by subject, the same on every machine, nobody twice."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -43,8 +44,21 @@ def test_a_cohort_that_only_tests_needs_no_training_subject() -> None:
 
 @pytest.mark.parametrize(("count", "needed"), [(1, 26), (24, 26)])
 def test_too_few_subjects_are_told_how_many_are_needed(count: int, needed: int) -> None:
-    with pytest.raises(DataError, match=f"^{count} subjects cannot give .* at least {needed} are needed"):
+    with pytest.raises(DataError, match=f"^{count} subjects? cannot give .* at least {needed} are needed"):
         splits.assign(IDS[:count], a_split(None, 12, 13))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 24])
+def test_the_numbers_that_the_refusal_names_work(count: int) -> None:
+    with pytest.raises(DataError) as caught:
+        splits.assign(IDS[:count], a_split(None, 12, 13))
+    validation, test = map(
+        int, re.search(r"split\.validation=(\d+) data\.prepare\.split\.test=(\d+)", str(caught.value)).groups()
+    )
+    parts = Counter(splits.assign(IDS[:count], a_split(None, validation, test)).values())
+    assert parts["train"] > 0 and (count < 3 or min(parts["validation"], parts["test"]) > 0)
+    assert "split.train=0 data.prepare.split.validation=0 data.prepare.split.test=null" in str(caught.value)
+    assert Counter(splits.assign(IDS[:count], a_split(0, 0, None)).values()) == {"test": count}
 
 
 def test_subjects_left_over_by_a_fixed_number_are_a_usage_error() -> None:

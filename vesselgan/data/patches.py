@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from vesselgan.shards import SCALINGS, ShardSet, intensities
 
 CACHE_BYTES = 256 * 2**20
 HALF_RANGE = 127.5  # of 0..255
+HALF_STEPS = HALF_RANGE * STEPS_PER_UNIT  # of 0..65535
 WORKER_TIMEOUT_S = 300.0
 _POLL_S = 1.0
 _WHY_KILLED = {
@@ -32,6 +34,14 @@ _WHY_KILLED = {
 
 # One rank's part of a batch: indices of patches, and how each is turned (None: not at all).
 Share = tuple[list[int], list[int] | None]
+
+
+class Shares(Protocol):
+    """A rank's shares of the batches, in order; iterable again and again."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Share]: ...
 
 
 class PatchDataset(Dataset):
@@ -91,13 +101,15 @@ class PatchDataset(Dataset):
         """The image of a stored patch, made in place: a copy in between would cost as much as reading it."""
         is_signed = self.intensity == "signed"
         if self.scaling == "volume":
-            image_XYZ.copy_(torch.from_numpy(stored_XYZ)).div_(STEPS_PER_UNIT * (HALF_RANGE if is_signed else 1))
-        else:
-            image_XYZ.copy_(torch.from_numpy(intensities(stored_XYZ, self.scaling)))
-            if is_signed:
-                image_XYZ.div_(HALF_RANGE)
+            image_XYZ.copy_(torch.from_numpy(stored_XYZ))
+            if is_signed:  # one pass instead of two; 0 and 65535 become -1 and 1 to the bit, the others to 3e-8
+                torch.add(image_XYZ.new_tensor(-1.0), image_XYZ, alpha=1 / HALF_STEPS, out=image_XYZ)
+            else:
+                image_XYZ.div_(STEPS_PER_UNIT)
+            return
+        image_XYZ.copy_(torch.from_numpy(intensities(stored_XYZ, self.scaling)))
         if is_signed:
-            image_XYZ.sub_(1)
+            image_XYZ.div_(HALF_RANGE).sub_(1)
 
     def shards_of(self, indices: Sequence[int]) -> list[str]:
         """Paths of the shards that hold these patches, to name them in a message."""
@@ -146,6 +158,18 @@ def stream(
         raise UsageError(f"train.batch_size={batch_size} does not divide over {world_size} ranks")
     assert 0 <= start and 0 <= rank < world_size, (start, rank, world_size)
     shares = _Shares(len(dataset), batch_size, seed, range(start, stop), rank, world_size, augment)
+    return read_shares(dataset, shares, num_workers, start_method=start_method, timeout_s=timeout_s)
+
+
+def read_shares(
+    dataset: PatchDataset,
+    shares: Shares,
+    num_workers: int,
+    *,
+    start_method: str | None = None,
+    timeout_s: float = WORKER_TIMEOUT_S,
+) -> Iterator[Tensor]:
+    """The patches of every share in order, read by as many processes; errors as `stream` raises them."""
     if num_workers == 0:
         return (dataset.read(*share) for share in shares)
     return _stream_from_workers(dataset, shares, num_workers, start_method, timeout_s)
@@ -192,7 +216,7 @@ class _BatchReader(Dataset):
 
 
 def _stream_from_workers(
-    dataset: PatchDataset, shares: _Shares, num_workers: int, start_method: str | None, timeout_s: float
+    dataset: PatchDataset, shares: Shares, num_workers: int, start_method: str | None, timeout_s: float
 ) -> Iterator[Tensor]:
     loader = DataLoader(
         _BatchReader(dataset),
