@@ -1,7 +1,15 @@
 """Measure a ratio against the way the authors did it, competitors taking turns in one process; one line of JSON.
 
-python launch/benchmark.py target=loader
-python launch/benchmark.py target=prepare repeats=5 out=work/benchmarks.jsonl
+    loader    one pair ready for the GAN: our shards against gzipped .npy files
+    prepare   building shards on two ranks against one
+    step      a training step: time, peak memory, TFLOP, share of the machine's matmul peak
+    forms     the upsampling convolution's forms, layer by layer
+    segment   a whole volume through the U-Net: windows in batches against one at a time
+    metrics   bAVD against brute force; FID and PRD at the paper's size
+
+python launch/benchmark.py target=step variant=c_sn_mp                                   # on a GPU
+python launch/benchmark.py target=step variant=sn variant.width=128 patch_shape=[64,64,32]  # on a CPU
+python launch/benchmark.py target=loader out=work/benchmarks.jsonl
 """
 
 from vesselgan.config.compose import parse

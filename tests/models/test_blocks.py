@@ -8,8 +8,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -21,7 +19,6 @@ from vesselgan.models.blocks import (
     Linear,
     NarrowConv3d,
     SpectralNorm,
-    UpsampleConv3d,
     check_patch_shape,
     freeze_bias,
     set_trainable,
@@ -29,6 +26,7 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.models.upsampling import UpsampleConv3d
 
 # Sums of some hundred float64 products of order one, added in another order.
 FLOAT64_ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
@@ -41,31 +39,6 @@ def one_thread() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
-
-
-def upsampled_plainly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.conv3d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
-
-
-@settings(max_examples=15, deadline=None)
-@given(
-    shape=st.tuples(*[st.integers(1, 5)] * 3),
-    channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
-    batch=st.integers(1, 3),
-)
-def test_upsampling_convolution_equals_upsampling_then_convolution(shape, channels, batch) -> None:
-    layer = UpsampleConv3d(*channels).double()
-    x = torch.randn(batch, channels[0], *shape, dtype=torch.float64, requires_grad=True)
-    expected = upsampled_plainly(x, layer.weight, layer.bias)
-    found = layer(x)
-    assert found.shape == (batch, channels[1], *(2 * side for side in shape))
-    torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)
-    inputs = (x, layer.weight, layer.bias)
-    upstream = torch.randn_like(expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 6), (8, 2, 4), (3, 4, 5), (1, 1, 1)])
@@ -81,13 +54,6 @@ def test_narrow_convolution_equals_the_plain_one(shape: tuple[int, int, int], la
         torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
-
-
-def test_upsampling_convolution_keeps_the_3x3x3_weight_as_its_parameter() -> None:
-    assert {name: tuple(p.shape) for name, p in UpsampleConv3d(4, 6).named_parameters()} == {
-        "weight": (6, 4, 3, 3, 3),
-        "bias": (6,),
-    }
 
 
 @pytest.mark.parametrize(

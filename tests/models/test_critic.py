@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from vesselgan.errors import UsageError
+from vesselgan.losses.gradient_penalty import by_autograd
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 
@@ -91,6 +92,37 @@ def test_a_training_forward_takes_exactly_one_power_iteration_per_layer(dtype: t
     critic(torch.randn(1, 2, *PATCH))
     for convolution, v in zip(critic.convolutions, before, strict=True):
         assert torch.equal(convolution.parametrizations.weight[0].v, v)
+
+
+@pytest.mark.parametrize("norm", ["instance", "spectral"])
+def test_the_input_gradient_and_its_derivatives_are_autograds(norm: str) -> None:
+    critic = started(norm).double().eval()
+    x = torch.randn(3, 2, *PATCH, dtype=torch.float64)
+    found, expected = critic.input_gradient(x, 3.0), by_autograd(critic)(x, 3.0)
+    scale = expected.abs().max().item()
+    # float64: sums of some thousand products
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12 * scale)
+    weights = [parameter for parameter in critic.parameters() if parameter.requires_grad]
+    ours, theirs = (
+        torch.autograd.grad(gradient.flatten(1).square().sum(1).sqrt().sum(), weights, materialize_grads=True)
+        for gradient in (found, expected)
+    )
+    for gradient, exact in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-12 * max(1.0, exact.abs().max().item()))
+    assert max(gradient.abs().max() for gradient in ours) > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_input_gradient_is_a_training_forward_with_one_power_iteration(dtype: torch.dtype) -> None:
+    ours, theirs = started("spectral").to(dtype), started("spectral").to(dtype)
+    x = torch.randn(2, 2, *PATCH)
+    found, expected = ours.input_gradient(x, 1024.0), by_autograd(theirs)(x, 1024.0)
+    assert found.dtype == dtype
+    # float32: another order of sums. Half: every layer's result is rounded by both, the last place may differ.
+    tolerance = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+    assert (found.float() - expected.float()).abs().max() <= tolerance * expected.float().abs().max()
+    for first, second in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])

@@ -161,3 +161,16 @@ def test_no_sample_seed_comes_twice_in_a_run_and_neighbouring_runs_share_none() 
 def test_negative_seeds_are_refused(seed: int, index: int) -> None:
     with pytest.raises(UsageError, match="zero or more"):
         sample_seed(seed, index)
+
+
+def test_with_groups_a_sample_knows_of_no_other_and_every_bias_trains() -> None:
+    generator = Generator((32, 32, 16), 64, 8, "group")
+    start_weights(generator, 1)
+    z_NL = latents(3, range(4), 8)
+    alone = torch.cat([generator(z_NL[i : i + 1]) for i in range(4)])
+    # The same sums in kernels that another batch size selects.
+    torch.testing.assert_close(generator(z_NL), alone, rtol=0, atol=1e-5)
+    assert all(parameter.requires_grad for parameter in generator.parameters())
+    generator(z_NL).square().sum().backward()
+    # An idle bias has a gradient of rounding noise, 1e-7 of its layer's.
+    assert all(up.bias.grad.norm() > 1e-3 * up.weight.grad.norm() / up.weight[0].numel() for up in generator.ups)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from tqdm import tqdm
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -21,8 +23,11 @@ class Cost:
 def take_turns(competitors: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, Cost]:
     """Call every competitor once per round, with the round's number; one round before does not count (warm caches)."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in competitors}
-    for number in range(-1, rounds):
-        for name, call in competitors.items():
+    turns = [(number, name) for number in range(-1, rounds) for name in competitors]
+    with tqdm(turns, unit="turn", disable=None) as bar:
+        for number, name in bar:
+            bar.set_postfix_str(name)
+            call = competitors[name]
             cpu_s, wall_s = _cpu_s(), time.perf_counter()
             call(number)
             if number >= 0:

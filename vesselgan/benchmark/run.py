@@ -1,20 +1,24 @@
 """Run one measurement and tell it as one line of JSON, with what it was measured on."""
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vesselgan.benchmark import loader, prepare
+from vesselgan.benchmark import forms, loader, metrics, prepare, segment, step
 from vesselgan.benchmark.rounds import load
 from vesselgan.config.schema import Benchmark
 from vesselgan.errors import ResourceError
 from vesselgan.files import describe
 from vesselgan.runtime.provenance import collect
 
-TARGETS = {"loader": loader.run, "prepare": prepare.run}
+TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run, "forms": forms.run}
+TARGETS |= {"segment": segment.run, "metrics": metrics.run}
 
 
 def benchmark(config: Benchmark) -> None:
-    """Print the JSON line of config.target; also append it to config.out, where one is named."""
+    """Print the JSON line of config.target, to a person a table before it; append it to config.out, where named."""
     before = load()
     result = TARGETS[config.target](config)
     made_with = collect()
@@ -25,6 +29,8 @@ def benchmark(config: Benchmark) -> None:
         "load": {"before": before, "after": load()},
         **{key: made_with[key] for key in ("time", "vesselgan", "python", "packages", "hardware")},
     }
+    if sys.stderr.isatty():
+        print("\n".join(f"{name:<44} {value}" for name, value in rows(facts)), file=sys.stderr, flush=True)
     line = json.dumps(facts)
     print(line, flush=True)
     if config.out is not None:
@@ -34,3 +40,12 @@ def benchmark(config: Benchmark) -> None:
                 file.write(line + "\n")
         except OSError as error:
             raise ResourceError(f"out={config.out}: {describe(error)}; name another file") from error
+
+
+def rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value) of everything measured, numbers to four digits."""
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            yield from rows(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, f"{value:.4g}" if isinstance(value, float) else str(value)

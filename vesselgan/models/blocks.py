@@ -5,6 +5,7 @@ half convolutions there are hundreds of times slower). Shapes: N batch, C channe
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,15 @@ __all__ = [
     "Linear",
     "NarrowConv3d",
     "SpectralNorm",
-    "UpsampleConv3d",
     "check_patch_shape",
+    "computing_dtype",
     "freeze_bias",
+    "iterate_spectral_norms",
+    "restore_spectral_vectors",
     "set_trainable",
+    "spectral_vectors",
     "start_weights",
+    "transposed_convolution",
 ]
 
 PATCH_MULTIPLE = 16
@@ -35,7 +40,7 @@ class Conv3d(nn.Conv3d):
     """torch's 3D convolution, in float32 inside where weight and input are half on a CPU."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = _computing_dtype(input)
+        dtype = computing_dtype(input)
         bias = None if bias is None else bias.to(dtype)
         return super()._conv_forward(input.to(dtype), weight.to(dtype), bias).to(input.dtype)
 
@@ -44,32 +49,20 @@ class Linear(nn.Linear):
     """torch's linear layer, in float32 inside where weight and input are half on a CPU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        dtype = _computing_dtype(input)
+        dtype = computing_dtype(input)
         bias = None if self.bias is None else self.bias.to(dtype)
         return F.linear(input.to(dtype), self.weight.to(dtype), bias).to(input.dtype)
 
 
-class UpsampleConv3d(Conv3d):
-    """Nearest x2 upsampling and a 3x3x3 convolution in one, on the low-resolution grid: [N,I,X,Y,Z] -> [N,O,2X,2Y,2Z].
-
-    Exact, borders included: a copied voxel meets the sum of the taps that fall on it, so the pair equals a transposed
-    convolution of stride 2 whose four taps per axis are w2, w1 + w2, w0 + w1, w0. That takes 8/27 of the
-    multiply-adds, and the upsampled activation never exists. The parameter stays the 3x3x3 weight.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = _computing_dtype(input)
-        # Taps are summed in float32 and rounded once.
-        taps = weight.to(at_least_float32(weight.dtype))
-        for axis in (2, 3, 4):
-            w0, w1, w2 = taps.unbind(axis)
-            taps = torch.stack([w2, w1 + w2, w0 + w1, w0], axis)
-        bias = None if bias is None else bias.to(dtype)
-        taps_IOXYZ = taps.transpose(0, 1).to(dtype)
-        return F.conv_transpose3d(input.to(dtype), taps_IOXYZ, bias, stride=2, padding=1).to(input.dtype)
+def transposed_convolution(
+    x_NIXYZ: Tensor, weight_IOXYZ: Tensor, bias: Tensor | None = None, *, output_padding: int = 0
+) -> Tensor:
+    """Transposed convolution of stride 2 and padding 1, in float32 inside where the input is half on a CPU."""
+    dtype = computing_dtype(x_NIXYZ)
+    bias = None if bias is None else bias.to(dtype)
+    x, weight = x_NIXYZ.to(dtype), weight_IOXYZ.to(dtype)
+    y = F.conv_transpose3d(x, weight, bias, stride=2, padding=1, output_padding=output_padding)
+    return y.to(x_NIXYZ.dtype)
 
 
 class NarrowConv3d(Conv3d):
@@ -87,7 +80,7 @@ class NarrowConv3d(Conv3d):
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if input.device.type != "cpu" or any(side % 2 for side in input.shape[2:]):
             return super()._conv_forward(input, weight, bias)
-        dtype = _computing_dtype(input)
+        dtype = computing_dtype(input)
         places = [(x, y, z) for x in (0, 1) for y in (0, 1) for z in (0, 1)]
         # In float32, so that the eight copies' gradients are added before they are rounded.
         weight = weight.to(at_least_float32(weight.dtype))
@@ -100,7 +93,8 @@ class NarrowConv3d(Conv3d):
         return blocks.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(len(input), -1, *input.shape[2:])
 
 
-def _computing_dtype(x: Tensor) -> torch.dtype:
+def computing_dtype(x: Tensor) -> torch.dtype:
+    """float32 for half on a CPU, the tensor's own type otherwise."""
     return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
 
 
@@ -121,6 +115,35 @@ def set_trainable(module: nn.Module, is_trainable: bool) -> None:
     frozen = {id(part.bias) for part in module.modules() if getattr(part, "has_frozen_bias", False)}
     for parameter in module.parameters():
         parameter.requires_grad_(is_trainable and id(parameter) not in frozen)
+
+
+def spectral_vectors(module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Copies of the power iterations' u and v, layer by layer."""
+    return [(step.u.clone(), step.v.clone()) for step, _ in _spectral_norms(module)]
+
+
+def restore_spectral_vectors(module: nn.Module, vectors: list[tuple[Tensor, Tensor]]) -> None:
+    """Put back what `spectral_vectors` gave: the next forwards take the same power iterations again."""
+    for (step, _), (u, v) in zip(_spectral_norms(module), vectors, strict=True):
+        step.u.copy_(u)
+        step.v.copy_(v)
+
+
+def iterate_spectral_norms(critic: nn.Module) -> None:
+    """One power iteration in every layer; none in forwards until `critic.train()`: they are one forward, in turns.
+
+    Evaluation mode means nothing else to a critic.
+    """
+    critic.eval()
+    for step, weight in _spectral_norms(critic):
+        step.iterate(weight)
+
+
+def _spectral_norms(module: nn.Module) -> Iterator[tuple[SpectralNorm, Tensor]]:
+    """Every spectral norm with the weight that it divides."""
+    for part in module.modules():
+        for step in part.parametrizations.weight if hasattr(part, "parametrizations") else ():
+            yield step, part.parametrizations.weight.original
 
 
 @torch.no_grad()

@@ -6,15 +6,26 @@ Shapes: N batch, C channel (0 image, 1 vessel label), X Y Z voxels.
 import math
 from itertools import pairwise
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from vesselgan.errors import UsageError
-from vesselgan.models.blocks import Conv3d, InstanceNorm3d, Linear, SpectralNorm, check_patch_shape, freeze_bias
+from vesselgan.models.blocks import (
+    Conv3d,
+    InstanceNorm3d,
+    Linear,
+    SpectralNorm,
+    check_patch_shape,
+    freeze_bias,
+    transposed_convolution,
+)
 from vesselgan.models.generator import check_width
 from vesselgan.models.normalisation import at_least_float32
 
 NORMS = ("instance", "spectral")
+LEAK = 0.2
 
 
 class Critic(nn.Module):
@@ -40,7 +51,7 @@ class Critic(nn.Module):
             else:
                 parametrize.register_parametrization(convolution, "weight", SpectralNorm(convolution.weight))
         self.norm = InstanceNorm3d() if norm == "instance" else nn.Identity()
-        self.activation = nn.LeakyReLU(0.2)
+        self.activation = nn.LeakyReLU(LEAK)
         self.score = Linear(width * math.prod(int(side) // 16 for side in patch_shape), 1)
 
     def forward(self, patch_NCXYZ: Tensor) -> Tensor:
@@ -52,4 +63,28 @@ class Critic(nn.Module):
         features_NF = x_NCXYZ.flatten(1)
         dtype = at_least_float32(features_NF.dtype)
         weight_1F, bias_1 = self.score.weight.to(dtype), self.score.bias.to(dtype)
-        return nn.functional.linear(features_NF.to(dtype), weight_1F, bias_1).squeeze(1)
+        return F.linear(features_NF.to(dtype), weight_1F, bias_1).squeeze(1)
+
+    def input_gradient(self, patch_NCXYZ: Tensor, scale: float) -> Tensor:
+        """Gradient of scale * sum(scores) by the patches, differentiable by the weights; in the type of the weights.
+
+        Without normalisation of activations it is a chain of transposed convolutions with the slopes of the leaky ReLUs
+        in between. These are constant almost everywhere, so a derivative by the weights runs through that chain alone,
+        where autograd would go through the forward as well: half of the work, measured on a CPU, and the same numbers.
+        """
+        if not isinstance(self.norm, nn.Identity):
+            patch_NCXYZ = patch_NCXYZ.detach().requires_grad_(True)
+            return torch.autograd.grad(self(patch_NCXYZ).sum() * scale, patch_NCXYZ, create_graph=True)[0]
+        weights = [convolution.weight for convolution in self.convolutions]
+        before: list[Tensor] = []
+        with torch.no_grad():
+            x_NCXYZ = patch_NCXYZ.to(self.score.bias.dtype)
+            for convolution, weight in zip(self.convolutions, weights, strict=True):
+                before.append(convolution._conv_forward(x_NCXYZ, weight, convolution.bias))
+                x_NCXYZ = self.activation(before[-1])
+        score_1CXYZ = (self.score.weight.to(at_least_float32(x_NCXYZ.dtype)) * scale).view(1, *x_NCXYZ.shape[1:])
+        slope_NCXYZ = score_1CXYZ.to(x_NCXYZ.dtype).expand_as(x_NCXYZ)
+        for x_NCXYZ, weight in zip(reversed(before), reversed(weights), strict=True):
+            slope_NCXYZ = torch.ops.aten.leaky_relu_backward(slope_NCXYZ, x_NCXYZ, LEAK, False)
+            slope_NCXYZ = transposed_convolution(slope_NCXYZ, weight, output_padding=1)
+        return slope_NCXYZ

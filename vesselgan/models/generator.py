@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.errors import UsageError
-from vesselgan.models.blocks import BatchNorm3d, Linear, NarrowConv3d, UpsampleConv3d, check_patch_shape, freeze_bias
+from vesselgan.models.blocks import BatchNorm3d, Linear, NarrowConv3d, check_patch_shape, freeze_bias
+from vesselgan.models.norm_relu import norm_relu_convolution
+from vesselgan.models.normalisation import GroupNorm3d
+from vesselgan.models.upsampling import UpsampleConv3d
 
 SEEDS = 2**32
+NORMS = {"batch": BatchNorm3d, "group": GroupNorm3d}
 
 
 class Generator(nn.Module):
@@ -22,10 +26,11 @@ class Generator(nn.Module):
 
     The layers are those of the authors' released code, which alone give the paper's parameter counts (Table 2); the
     paper's text describes one more. `width` is the number of channels at the start (paper 512; complex 1024) and is
-    halved by every upsampling. Weights are in their start state only after `blocks.start_weights`.
+    halved by every upsampling. `norm="group"` (DPGAN) has the same
+    parameters. Weights are in their start state only after `blocks.start_weights`.
     """
 
-    def __init__(self, patch_shape: tuple[int, int, int], width: int, latent_size: int) -> None:
+    def __init__(self, patch_shape: tuple[int, int, int], width: int, latent_size: int, norm: str = "batch") -> None:
         super().__init__()
         check_patch_shape(patch_shape)
         check_width(width)
@@ -33,20 +38,23 @@ class Generator(nn.Module):
         self.start_shape = (width, *(int(side) // 8 for side in patch_shape))
         # This bias differs from voxel to voxel, so the normalisation behind it does not undo it: it trains.
         self.start = Linear(latent_size, math.prod(self.start_shape))
-        self.start_norm = BatchNorm3d(width)
+        self.start_norm = NORMS[norm](width)
         channels = [width, width // 2, width // 4, width // 8]
-        self.ups = nn.ModuleList(freeze_bias(UpsampleConv3d(before, after)) for before, after in pairwise(channels))
-        self.norms = nn.ModuleList(BatchNorm3d(after) for after in channels[1:])
+        ups = [UpsampleConv3d(before, after) for before, after in pairwise(channels)]
+        # A group normalises several channels as one, so there these biases are not idle.
+        self.ups = nn.ModuleList(map(freeze_bias, ups) if norm == "batch" else ups)
+        self.norms = nn.ModuleList(NORMS[norm](after) for after in channels[1:])
         self.last = NarrowConv3d(channels[-1], 2)
 
     def forward(self, z_NL: Tensor) -> Tensor:
         """[N, latent] of any floating type -> [N, 2, X, Y, Z] in [-1, 1], in the type of the weights."""
         x_NCXYZ = self.start(z_NL.to(self.start.weight.dtype)).view(-1, *self.start_shape)
         # Channels last suits convolution and normalisation: 1.1 times faster on a CPU. The result is contiguous.
-        x_NCXYZ = self.start_norm(x_NCXYZ.contiguous(memory_format=torch.channels_last_3d)).relu()
-        for up, norm in zip(self.ups, self.norms, strict=True):
-            x_NCXYZ = norm(up(x_NCXYZ)).relu()
-        return self.last(x_NCXYZ).tanh()
+        x_NCXYZ = x_NCXYZ.contiguous(memory_format=torch.channels_last_3d)
+        norms, convolutions = (self.start_norm, *self.norms), (*self.ups, self.last)
+        for norm, convolution in zip(norms, convolutions, strict=True):
+            x_NCXYZ = norm_relu_convolution(norm, x_NCXYZ, convolution)
+        return x_NCXYZ.tanh()
 
 
 def check_width(width: int) -> None:

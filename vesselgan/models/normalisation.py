@@ -50,6 +50,7 @@ class BatchNorm3d(KeepsFloat32Buffers):
         super().__init__()
         self.momentum = momentum
         self.eps = eps
+        self.spans_ranks = True
         self.weight = nn.Parameter(torch.ones(num_features))
         self.bias = nn.Parameter(torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -62,22 +63,29 @@ class BatchNorm3d(KeepsFloat32Buffers):
         if not self.training:
             mean_C, variance_C = self.running_mean, self.running_var
             return F.batch_norm(x_NCXYZ, mean_C, variance_C, weight_C, bias_C, False, 0.0, self.eps)
-        if _world_size() > 1:
+        if self.is_synced:
             y_NCXYZ, mean_C, variance_C = _SyncedBatchNorm.apply(x_NCXYZ, weight_C, bias_C, self.eps)
         else:
             # With a momentum of one the buffers take in this batch's statistics whole.
             mean_C, variance_C = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
             y_NCXYZ = F.batch_norm(x_NCXYZ, mean_C, variance_C, weight_C, bias_C, True, 1.0, self.eps)
-        self._take_in(mean_C, variance_C)
+        self.take_in(mean_C, variance_C)
         return y_NCXYZ
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether a training forward needs every rank."""
+        return self.spans_ranks and _world_size() > 1
+
     @torch.no_grad()
-    def _take_in(self, mean_C: Tensor, variance_C: Tensor) -> None:
-        self.num_batches += 1
-        # A tensor, so that no device is waited for.
-        share = self.num_batches.to(self.running_mean.dtype).reciprocal().clamp_min(self.momentum)
-        self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(variance_C.to(self.running_var.dtype), share)
+    def take_in(self, mean_C: Tensor, variance_C: Tensor) -> None:
+        """A batch with an overflow is left out: one such would spoil the averages for good."""
+        # Tensors throughout, so that no device is waited for.
+        is_finite = mean_C.isfinite().all() & variance_C.isfinite().all()
+        self.num_batches += is_finite
+        share = self.num_batches.clamp_min(1).to(self.running_mean.dtype).reciprocal().clamp_min(self.momentum)
+        for average_C, value_C in ((self.running_mean, mean_C), (self.running_var, variance_C)):
+            average_C.lerp_(torch.where(is_finite, value_C.to(average_C.dtype), average_C), share)
 
 
 class _SyncedBatchNorm(torch.autograd.Function):
@@ -88,7 +96,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
         ctx: FunctionCtx, x_NCXYZ: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         x = x_NCXYZ.to(weight_C.dtype)
-        mean_C, variance_C, count = _global_statistics(x)
+        mean_C, variance_C, count = global_statistics(x)
         inverse_sd_C = (variance_C + eps).rsqrt()
         scale_C = weight_C * inverse_sd_C
         y_NCXYZ = torch.addcmul(_spread(bias_C - mean_C * scale_C), x, _spread(scale_C)).to(x_NCXYZ.dtype)
@@ -103,22 +111,32 @@ class _SyncedBatchNorm(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, dy_NCXYZ: Tensor, _mean: Tensor, _variance: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None]:
-        x_NCXYZ, weight_C, mean_C, inverse_sd_C = ctx.saved_tensors
-        dy = dy_NCXYZ.to(weight_C.dtype)
-        normed = (x_NCXYZ.to(weight_C.dtype) - _spread(mean_C)) * _spread(inverse_sd_C)
-        local_2C = torch.cat([dy.sum((0, 2, 3, 4)), (dy * normed).sum((0, 2, 3, 4))])
-        global_2C = local_2C.clone()
-        dist.all_reduce(global_2C)
-        # The scale's and shift's gradients stay local: the optimizer averages them over ranks like all others.
-        dbias_C, dweight_C = local_2C.chunk(2)
-        mean_dy_C, mean_dy_normed_C = (global_2C / ctx.count).chunk(2)
-        dx = (dy - _spread(mean_dy_C) - normed * _spread(mean_dy_normed_C)) * _spread(weight_C * inverse_sd_C)
-        return dx.to(x_NCXYZ.dtype), dweight_C, dbias_C, None
+        return *synced_gradients(dy_NCXYZ, *ctx.saved_tensors, ctx.count), None
 
 
-def _global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, float]:
-    """Mean, biased variance and count over all ranks, merged in rank order: the same bits on every rank."""
-    variance_C, mean_C = torch.var_mean(x_NCXYZ, (0, 2, 3, 4), unbiased=False)
+def synced_gradients(
+    dy_NCXYZ: Tensor, x_NCXYZ: Tensor, weight_C: Tensor, mean_C: Tensor, inverse_sd_C: Tensor, count: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of train-mode batch normalisation over all ranks: input, scale, shift. A collective call.
+
+    The scale's and shift's stay local: the optimizer averages them over ranks like all others.
+    """
+    dy = dy_NCXYZ.to(weight_C.dtype)
+    normed = (x_NCXYZ.to(weight_C.dtype) - _spread(mean_C)) * _spread(inverse_sd_C)
+    local_2C = torch.cat([dy.sum((0, 2, 3, 4)), (dy * normed).sum((0, 2, 3, 4))])
+    global_2C = local_2C.clone()
+    dist.all_reduce(global_2C)
+    dbias_C, dweight_C = local_2C.chunk(2)
+    mean_dy_C, mean_dy_normed_C = (global_2C / count).chunk(2)
+    dx = (dy - _spread(mean_dy_C) - normed * _spread(mean_dy_normed_C)) * _spread(weight_C * inverse_sd_C)
+    return dx.to(x_NCXYZ.dtype), dweight_C, dbias_C
+
+
+def global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Mean, biased variance (both at least float32) and count over all ranks, merged in rank order: the same bits on
+    every rank. A collective call."""
+    x = x_NCXYZ.to(at_least_float32(x_NCXYZ.dtype))
+    variance_C, mean_C = torch.var_mean(x, (0, 2, 3, 4), unbiased=False)
     count = x_NCXYZ.numel() // x_NCXYZ.shape[1]
     mine = torch.cat([mean_C, variance_C, mean_C.new_tensor([count])])
     all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -150,6 +168,19 @@ class InstanceNorm3d(nn.Module):
     def forward(self, x_NCXYZ: Tensor) -> Tensor:
         dtype = at_least_float32(x_NCXYZ.dtype)
         return F.instance_norm(x_NCXYZ.to(dtype), eps=self.eps).to(x_NCXYZ.dtype)
+
+
+class GroupNorm3d(nn.GroupNorm):
+    """Group normalisation with learned scale and shift (Wu and He 2018), in float32: no sample knows of its batch."""
+
+    def __init__(self, num_features: int) -> None:
+        # Eight channels a group: with one alone, as InstanceNorm has, the bias in front of it would be idle.
+        super().__init__(max(1, num_features // 8), num_features)
+
+    def forward(self, x_NCXYZ: Tensor) -> Tensor:
+        dtype = at_least_float32(x_NCXYZ.dtype)
+        weight_C, bias_C = self.weight.to(dtype), self.bias.to(dtype)
+        return F.group_norm(x_NCXYZ.to(dtype), self.num_groups, weight_C, bias_C, self.eps).to(x_NCXYZ.dtype)
 
 
 class SpectralNorm(KeepsFloat32Buffers):
@@ -188,6 +219,10 @@ class SpectralNorm(KeepsFloat32Buffers):
         u, v = self.u.clone(), self.v.clone()
         sigma = torch.dot(u, torch.mv(matrix, v))
         return (matrix / sigma).view_as(weight).to(weight.dtype)
+
+    def iterate(self, weight: Tensor) -> None:
+        """One power iteration."""
+        self._iterate(weight.detach().to(at_least_float32(weight.dtype)).flatten(1))
 
     @torch.no_grad()
     def _iterate(self, matrix: Tensor) -> None:

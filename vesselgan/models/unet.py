@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vesselgan.errors import UsageError
-from vesselgan.models.blocks import BatchNorm3d, Conv3d, UpsampleConv3d
+from vesselgan.models.blocks import BatchNorm3d, Conv3d
+from vesselgan.models.upsampling import UpsampleConv3d
 
 
 class Unet(nn.Module):

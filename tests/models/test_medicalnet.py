@@ -1,0 +1,129 @@
+"""The feature network against a restatement of it, and against files that are not its own."""
+
+import pytest
+import torch
+from monai.networks.nets.resnet import resnet10
+from torch.nn import functional
+
+from vesselgan.errors import DataError
+from vesselgan.models.medicalnet import ResNet10, draw_weights, load_weights
+
+
+def random_network(seed: int = 0) -> ResNet10:
+    """Random weights, and batch norms that do something."""
+    network = ResNet10().eval().requires_grad_(False)
+    draw_weights(network, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    for name, value in network.state_dict().items():
+        if "bn" in name or "downsample.1" in name:
+            if value.is_floating_point():
+                value.copy_(0.5 + torch.rand(value.shape, generator=generator))
+    return network
+
+
+def dilated(hidden: torch.Tensor, weight: torch.Tensor, dilation: int) -> torch.Tensor:
+    """A 3 x 3 x 3 convolution at stride 1 as the plain convolution with a kernel that has zeros in between."""
+    side = 2 * dilation + 1
+    spread = torch.zeros(*weight.shape[:2], side, side, side)
+    spread[:, :, ::dilation, ::dilation, ::dilation] = weight
+    return functional.conv3d(hidden, spread, padding=dilation)
+
+
+def restated(state: dict[str, torch.Tensor], patch: torch.Tensor) -> torch.Tensor:
+    """MedicalNet's ResNet-10 written out from its tensors: stages 2 strides, 3 and 4 dilate by 2 and 4."""
+
+    def norm(hidden: torch.Tensor, name: str) -> torch.Tensor:
+        mean, var, weight, bias = (
+            state[f"{name}.{part}"].view(1, -1, 1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return (hidden - mean) / torch.sqrt(var + 1e-5) * weight + bias
+
+    hidden = functional.conv3d(patch, state["conv1.weight"], stride=2, padding=3)
+    hidden = functional.max_pool3d(norm(hidden, "bn1").relu(), 3, stride=2, padding=1)
+    for stage, dilation in ((1, 1), (2, 1), (3, 2), (4, 4)):
+        name, step = f"layer{stage}.0", 2 if stage == 2 else 1
+        around = hidden
+        if stage > 1:
+            around = functional.conv3d(hidden, state[f"{name}.downsample.0.weight"], stride=step)
+            around = norm(around, f"{name}.downsample.1")
+        inner = dilated(hidden, state[f"{name}.conv1.weight"], dilation)[:, :, ::step, ::step, ::step]
+        inner = norm(inner, f"{name}.bn1").relu()
+        hidden = (norm(dilated(inner, state[f"{name}.conv2.weight"], dilation), f"{name}.bn2") + around).relu()
+    return hidden.mean(dim=(2, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def patch() -> torch.Tensor:
+    return torch.randn((2, 1, 40, 32, 24), generator=torch.Generator().manual_seed(3))
+
+
+def test_it_equals_its_restatement_with_explicit_dilation(patch):
+    network = random_network()
+    expected = restated(network.state_dict(), patch)
+    # 1e-4 of the largest: float32 sums over up to 13,824 products in another order.
+    assert torch.allclose(network(patch), expected, atol=1e-4 * float(expected.abs().max()))
+    assert network(patch).shape == (2, 512)
+
+
+def test_monais_network_of_that_name_is_another_one_until_it_dilates(patch):
+    ours = random_network(5)
+    options = {"spatial_dims": 3, "n_input_channels": 1, "conv1_t_stride": 2, "feed_forward": False}
+    theirs = resnet10(**options, shortcut_type="B", bias_downsample=False).eval()
+    load = theirs.load_state_dict(ours.state_dict(), strict=True)  # its keys say nothing
+    assert not load.missing_keys
+    with torch.inference_mode():
+        as_it_is = theirs(patch)
+        for stage, dilation in ((theirs.layer3[0], 2), (theirs.layer4[0], 4)):
+            stage.conv1.stride = stage.downsample[0].stride = (1, 1, 1)
+            for convolution in (stage.conv1, stage.conv2):
+                convolution.dilation = convolution.padding = (dilation,) * 3
+        found = ours(patch)
+        # 1e-5 of the largest: the same kernels; only the pooling sums in another order.
+        assert torch.allclose(found, theirs(patch), atol=1e-5 * float(found.abs().max()))
+    assert float((as_it_is - found).norm() / found.norm()) > 0.05
+
+
+def test_it_has_the_tensors_of_the_published_file():
+    state = ResNet10().state_dict()
+    assert (len(state), sum(value.numel() for value in state.values())) == (72, 14_361_292)
+    assert not any("downsample.0.bias" in name for name in state)
+
+
+def test_seeded_weights_are_the_same_again_and_others_by_another_seed():
+    first, again, other = (ResNet10() for _ in range(3))
+    for network, seed in ((first, 1), (again, 1), (other, 2)):
+        draw_weights(network, seed)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+    # He by fan-out: variance 2 / (64 * 343), from 21,952 numbers, whose own spread is 1 %.
+    assert float(first.conv1.weight.detach().var()) == pytest.approx(2 / (64 * 343), rel=0.05)
+
+
+def test_weights_load_with_and_without_the_wrapping(patch):
+    source = random_network(7)
+    state = source.state_dict()
+    for content in (state, {"state_dict": state}, {"state_dict": {f"module.{k}": v for k, v in state.items()}}):
+        network = ResNet10().eval()
+        load_weights(network, content, "file")
+        assert torch.equal(network(patch[:1]), source(patch[:1]))
+
+
+def test_another_architecture_is_refused_by_naming_its_keys():
+    state = random_network().state_dict()
+    without = {name: value for name, value in state.items() if not name.startswith("layer4")}
+    network = ResNet10()
+    before = network.conv1.weight.clone()
+    with pytest.raises(DataError, match="18 missing .layer4.0.conv1.weight, .* and 12 more"):
+        load_weights(network, without, "short.pth")
+    with pytest.raises(DataError, match="deep.pth: .*2 foreign .layer1.1.conv1.weight, layer1.1.conv2.weight"):
+        deeper = {"module.layer1.1.conv1.weight": state["conv1.weight"], "layer1.1.conv2.weight": state["conv1.weight"]}
+        load_weights(network, {**state, **deeper}, "deep.pth")
+    wide = {**state, "conv1.weight": torch.zeros(64, 3, 7, 7, 7)}
+    with pytest.raises(DataError, match=r"of another shape .conv1.weight \[64, 3, 7, 7, 7\] for \[64, 1, 7, 7, 7\]"):
+        load_weights(network, wide, "wide.pth")
+    with pytest.raises(DataError, match="1 not finite .bn1.bias"):
+        load_weights(network, {**state, "bn1.bias": torch.full((64,), torch.nan)}, "nan.pth")
+    assert torch.equal(network.conv1.weight, before)  # none of it was taken
+    for content in ([1, 2], {"state_dict": 3}, {"epoch": 7}, {"conv1.weight": [0.0]}):
+        with pytest.raises(DataError, match="holds no weights"):
+            load_weights(network, content, "other.pth")

@@ -1,0 +1,111 @@
+"""Batch normalisation, ReLU and the convolution behind them, keeping for backward only what cannot be made again.
+
+Of the three steps' results torch keeps the normalisation's input and the convolution's: two tensors of one size. Here
+the convolution's input is rebuilt from the normalisation's in backward, exactly, for one more pass over it, which the
+ReLU in place makes up for. Measured on a CPU, width 512, 128x128x64, batch 1: a step's peak falls from 2.59 to 2.53
+GiB, its CPU time from 20.5 to 19.6 s. Shapes: N batch, C channel, X Y Z voxels.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from vesselgan.models.normalisation import (
+    BatchNorm3d,
+    at_least_float32,
+    global_statistics,
+    synced_gradients,
+)
+
+
+def norm_relu_convolution(norm: nn.Module, x_NCXYZ: Tensor, convolution: nn.Module) -> Tensor:
+    """convolution(relu(norm(x))), sparing for a BatchNorm3d in training. One backward; no second derivative."""
+    if not (isinstance(norm, BatchNorm3d) and norm.training and torch.is_grad_enabled()):
+        return convolution(norm(x_NCXYZ).relu_())
+    dtype = at_least_float32(x_NCXYZ.dtype)
+    rebuilt = _Rebuilt()
+    y_NCXYZ, mean_C, variance_C = _NormRelu.apply(
+        x_NCXYZ, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps, norm.is_synced, rebuilt
+    )
+    norm.take_in(mean_C, variance_C)
+    with torch.autograd.graph.saved_tensors_hooks(rebuilt.pack, _unpack):
+        return convolution(y_NCXYZ)
+
+
+class _Rebuilt:
+    """The convolution's input, as what it is made of."""
+
+    def __init__(self) -> None:
+        self.parts: tuple[Tensor, ...] = ()
+        """x, mean, inverse standard deviation, scale, shift."""
+        self.y_NCXYZ: Tensor | None = None
+        self.storage = 0
+
+    def pack(self, saved: Tensor) -> Any:
+        return self if saved.untyped_storage()._cdata == self.storage else saved
+
+    def make(self) -> Tensor:
+        """The input; kept until `take`, which follows in the same backward."""
+        x_NCXYZ, mean_C, inverse_sd_C, scale_C, shift_C = self.parts
+        variance_C = inverse_sd_C.pow(-2)
+        self.y_NCXYZ = F.batch_norm(x_NCXYZ, mean_C, variance_C, scale_C, shift_C, False, 0.0, 0.0).relu_()
+        return self.y_NCXYZ
+
+    def take(self) -> Tensor:
+        """The input, for good: nothing is held afterwards, also where the graph lives on with its loss."""
+        y_NCXYZ = self.make() if self.y_NCXYZ is None else self.y_NCXYZ
+        self.y_NCXYZ, self.parts = None, ()
+        return y_NCXYZ
+
+
+def _unpack(saved: Any) -> Tensor:
+    return saved.make() if isinstance(saved, _Rebuilt) else saved
+
+
+class _NormRelu(torch.autograd.Function):
+    """relu(norm(x)) in training, with the batch's mean and unbiased variance."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, scale_C: Tensor, shift_C: Tensor, eps: float, is_synced: bool, rebuilt: _Rebuilt
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.eps, ctx.count, ctx.rebuilt = eps, 0.0, rebuilt
+        if is_synced:
+            mean_C, biased_C, ctx.count = global_statistics(x)
+            inverse_sd_C, variance_C = (biased_C + eps).rsqrt(), biased_C * (ctx.count / (ctx.count - 1))
+            rebuilt.parts = (x, mean_C, inverse_sd_C, scale_C, shift_C)
+            y, rebuilt.y_NCXYZ = rebuilt.make(), None
+        else:
+            # With a momentum of one the buffers take in this batch's statistics whole.
+            seen_mean_C, variance_C = torch.zeros_like(scale_C), torch.zeros_like(scale_C)
+            y, mean_C, inverse_sd_C = torch.native_batch_norm(
+                x, scale_C, shift_C, seen_mean_C, variance_C, True, 1.0, eps
+            )
+            y.relu_()
+            rebuilt.parts = (x, mean_C, inverse_sd_C, scale_C, shift_C)
+        # Its identity, not its address: a rehearsal on tensors without data has none.
+        rebuilt.storage = y.untyped_storage()._cdata
+        ctx.save_for_backward(*rebuilt.parts)
+        ctx.mark_non_differentiable(mean_C, variance_C)
+        return y, mean_C, variance_C
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(
+        ctx: FunctionCtx, dy: Tensor, _mean: Tensor, _variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, mean_C, inverse_sd_C, scale_C, _ = ctx.saved_tensors
+        y = ctx.rebuilt.take()
+        # The masked gradient takes the place of what was rebuilt.
+        dy = torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=y)
+        if ctx.count:
+            gradients = synced_gradients(dy, x, scale_C, mean_C, inverse_sd_C, ctx.count)
+        else:
+            wanted = [True, True, True]
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                dy, x, scale_C, None, None, mean_C, inverse_sd_C, True, ctx.eps, wanted
+            )
+        return *gradients, None, None, None
