@@ -10,6 +10,7 @@ from vesselgan.config import checks, compose, deepspeed, schema
 from vesselgan.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
+NEEDED["status"] = ["run=x"]
 VARIANTS = compose.groups()["variant"]
 JSONS = sorted(path.name for path in (compose.config_dir() / "deepspeed").glob("*.json"))
 
@@ -20,7 +21,8 @@ def test_every_verb_composes_from_its_file(verb):
     assert isinstance(config, compose.VERBS[verb])
 
 
-WITH_PRESET = [verb for verb in compose.VERBS if verb not in ("generate", "plan", "demo", "benchmark")]
+WITHOUT_PRESET = ("generate", "plan", "demo", "benchmark", "status", "doctor")
+WITH_PRESET = [verb for verb in compose.VERBS if verb not in WITHOUT_PRESET]
 
 
 @pytest.mark.parametrize("verb", WITH_PRESET)
@@ -38,13 +40,18 @@ def test_every_cohort_composes_once_its_folder_is_named(data):
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", JSONS)
 def test_every_variant_and_json_agree_or_print_the_command_that_would(variant, name):
-    precision = compose.compose("train_gan", [f"variant={variant}"]).variant.precision
+    composed = compose.compose("train_gan", [f"variant={variant}"]).variant
+    precision = composed.precision
     _, settings = deepspeed.read(name, precision)
     stated = deepspeed.precision_of(settings)
     assert name == f"ds_{stated}.json"
     command = f"deepspeed launch/train_gan.py variant={variant}"
     if stated == precision:
         deepspeed.agree(name, settings, precision, command=command, key="variant.precision")
+        return
+    if composed.dp is not None:
+        with pytest.raises(UsageError, match="set precision=fp32"):
+            compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
         return
     with pytest.raises(UsageError) as error:
         deepspeed.agree(name, settings, precision, command=command, key="variant.precision")
@@ -177,3 +184,9 @@ def test_a_batch_that_does_not_divide_is_told_the_nearest_that_does(batch, per_g
     with pytest.raises(UsageError) as error:
         deepspeed.resolve({}, batch_size=batch, batch_per_gpu=per_gpu, world_size=ranks)
     assert told in str(error.value)
+
+
+def test_settings_may_stand_on_both_sides_of_an_option():
+    command = compose.parse("train_gan", None, ["variant=sn", "--deepspeed_config", "ds_fp32.json", "train.seed=3"])
+    assert command.config.variant.name == "sn" and command.config.train.seed == 3
+    assert command.deepspeed_config == "ds_fp32.json" and command.words == ("variant=sn", "train.seed=3")

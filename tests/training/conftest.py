@@ -1,5 +1,6 @@
 """A work folder with a tiny shard set, and runs of the real entry script on it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -83,5 +84,31 @@ def train(work_dir: Path, repository: Path) -> Train:
         command = [*start, str(repository / script), "--run_dir", str(run_dir), f"work_dir={work_dir}"]
         command += ["variant.width=32", "train.num_workers=0", "train.picture_every=1000", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+
+    return run
+
+
+@pytest.fixture
+def train_here(
+    work_dir: Path, afresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict | None]:
+    """Train in this process, on one rank; gives what finished.json says, None without one."""
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    from vesselgan.config.compose import parse
+    from vesselgan.training.run import train_gan
+
+    # DeepSpeed asks for half instructions; our layers compute in float32 on a CPU and do not need them.
+    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
+    # A hundred batches for BatchNorm's statistics would be most of what these few steps take.
+    monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 3)
+
+    def run(run_dir: Path, *words: str) -> dict | None:
+        afresh()
+        fixed = [f"work_dir={work_dir}", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
+        fixed += ["train.picture_every=1000", "train.log_every=1", "runtime.device=cpu"]
+        train_gan(parse("train_gan", None, [*fixed, *words, "--run_dir", str(run_dir)]))
+        finished = run_dir / "finished.json"
+        return json.loads(finished.read_text()) if finished.exists() else None
 
     return run

@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from vesselgan.config.private import refuse_unaccountable
 from vesselgan.errors import UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
 
 POSITIVE: Rule = (lambda v: v > 0, "must be above 0")
 NOT_NEGATIVE: Rule = (lambda v: v >= 0, "must be 0 or more")
+AT_LEAST_2: Rule = (lambda v: v >= 2, "must be 2 or more")
 SHARE: Rule = (lambda v: 0 <= v <= 1, "must lie between 0 and 1")
 SHARE_BELOW_1: Rule = (lambda v: 0 <= v < 1, "must lie between 0 and 1, below 1")
 THREE_SIZES: Rule = (lambda v: len(v) == 3 and all(n > 0 for n in v), "must be three sizes above 0")
@@ -47,7 +49,8 @@ RULES: dict[str, Rule] = {
     "preprocess.spacing_mm": THREE_SIZES,
     "preprocess.mask": one_of("auto", "given", "bet", "deepbet", "none"),
     "preprocess.bet_fraction": SHARE,
-    "target": one_of("loader", "prepare"),
+    "target": one_of("loader", "prepare", "step", "forms", "segment", "metrics"),
+    "threads": POSITIVE,
     "repeats": POSITIVE,
     "num_subjects": POSITIVE,
     "shape": THREE_SIZES,
@@ -61,6 +64,14 @@ RULES: dict[str, Rule] = {
     "variant.learning_rate_critic": POSITIVE,
     "variant.learning_rate_generator": POSITIVE,
     "variant.betas": BETAS,
+    "variant.generator_norm": one_of("batch", "group"),
+    "dp.unit": one_of("patch", "patient"),
+    "dp.noise_multiplier": POSITIVE,
+    "dp.clip_norm": POSITIVE,
+    "dp.delta": (lambda v: 0 < v < 1, "must lie between 0 and 1, such as 1e-5"),
+    "dp.target_epsilon": POSITIVE,
+    "dp.weight_clip": POSITIVE,
+    "dp.noise_seed": NOT_NEGATIVE,
     "train.batch_size": POSITIVE,
     "train.batch_per_gpu": POSITIVE,
     "train.epochs": POSITIVE,
@@ -70,6 +81,8 @@ RULES: dict[str, Rule] = {
     "train.picture_every": POSITIVE,
     "train.checkpoint_every": POSITIVE,
     "train.keep_last": POSITIVE,
+    "train.keep_every_epochs": POSITIVE,
+    "train.max_bad_steps": POSITIVE,
     "train.ema_decay": (lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"),
     "train.num_workers": NOT_NEGATIVE,
     "unet.filters": (lambda v: len(v) >= 2 and all(n > 0 for n in v), "must be two or more channel counts above 0"),
@@ -86,18 +99,53 @@ RULES: dict[str, Rule] = {
     "unet.precision": PRECISIONS,
     "unet.patience": POSITIVE,
     "runtime.device": one_of("auto", "cpu", "cuda"),
+    "runtime.rank_timeout_minutes": POSITIVE,
+    "runtime.max_sittings": POSITIVE,
     "num_patches": POSITIVE,
     "weights": one_of("standing", "running", "ema"),
     "threshold": SHARE,
     "overlap": SHARE_BELOW_1,
+    "min_component_voxels": POSITIVE,
     "batch_size": POSITIVE,
     "split": SPLITS,
-    "evaluate": one_of("segmentation", "threshold"),
+    "evaluate": one_of("segmentation", "threshold", "image", "label_threshold", "comparison"),
+    "labels.thresholds": (lambda v: len(v) > 0 and all(0 < t <= 1 for t in v), "must be cuts above 0, at most 1"),
+    "labels.num_narrowed": POSITIVE,
+    "labels.max_patches": POSITIVE,
+    "study": one_of("sources", "sweep"),
+    "seeds": (lambda v: all(n >= 0 for n in v), "must be seeds of 0 or more"),
+    "sweep.learning_rates": (lambda v: all(rate > 0 for rate in v), "must be above 0"),
+    "sweep.batch_sizes": (lambda v: all(n > 0 for n in v), "must be above 0"),
+    "image.reference": SPLITS,
+    "image.extractor": one_of("medicalnet", "random"),
+    "image.weights_sha256": (lambda v: len(v) == 64, "must be 64 hexadecimal digits"),
+    "image.background": one_of("noise", "zero"),
+    "image.num_clusters": AT_LEAST_2,
+    "image.num_runs": POSITIVE,
+    "image.num_angles": AT_LEAST_2,
+    "image.max_patches": AT_LEAST_2,
+    "image.num_seeds": POSITIVE,
+    "image.seed": NOT_NEGATIVE,
+    "image.num_pairs": POSITIVE,
+    "image.max_label_patches": AT_LEAST_2,
+    "image.batch_size": POSITIVE,
     "patch_shape": THREE_SIZES,
+    "num_pairs": POSITIVE,
+    "num_patients": POSITIVE,
+    "device": one_of("cuda", "cpu"),
+    "zero_stage": (lambda v: v in (0, 1, 2), "must be 0, 1 or 2"),
+    "step_seconds": POSITIVE,
+    "memory_gib": POSITIVE,
     "ranks": (lambda v: len(v) > 0 and all(n > 0 for n in v), "must be a list of counts above 0, such as [1,8]"),
     "phantom.num_subjects": POSITIVE,
     "phantom.shape": THREE_SIZES,
     "phantom.spacing_mm": THREE_SIZES,
+    "phantom.slab_mm": POSITIVE,
+    "phantom.bias": NOT_NEGATIVE,
+    "phantom.noise": (lambda v: len(v) == 2 and 0 <= v[0] <= v[1], "must be two values from 0 on, the smaller first"),
+    "phantom.point_spread_voxels": NOT_NEGATIVE,
+    "stalled_minutes": POSITIVE,
+    "min_free_gib": NOT_NEGATIVE,
     "purposes": (lambda v: bool(v) and set(v) <= {"gan", "unet"}, "must name gan, unet or both"),
 }
 
@@ -109,6 +157,8 @@ def check(config: Any, prefix: str = "") -> None:
         key = prefix + field.name
         if dataclasses.is_dataclass(value):
             check(value, key + ".")
+            if getattr(value, "dp", None) is not None:
+                refuse_unaccountable(value)
             continue
         rule = RULES.get(".".join(key.split(".")[-2:]))
         if rule is not None and value is not None and not rule[0](value):

@@ -25,15 +25,30 @@ VERBS: dict[str, type] = {
     "report": schema.Report,
     "plan": schema.Plan,
     "demo": schema.Demo,
+    "study": schema.Study,
     "check": schema.Check,
     "preprocess": schema.Preprocess,
     "benchmark": schema.Benchmark,
     "build_shards": schema.BuildShards,
     "make_phantom": schema.MakePhantom,
+    "status": schema.Status,
+    "doctor": schema.Doctor,
 }
 DEEPSPEED_VERBS = {"train_gan", "train_unet"}
-# What a run is called after must not change with where it lies or how it is continued.
-NOT_IN_THE_HASH = {"work_dir", "run_dir", "checkpoint", "runtime"}
+RANKED_VERBS = DEEPSPEED_VERBS | {"segment"}
+"""What a launcher of ranks may start."""
+JSON_VERBS = {"plan": "table", "status": "text", "doctor": "table"}
+"""With --json they print one JSON object instead of this."""
+POSITIONAL = {"status": "run"}
+"""The setting that a word without = stands for."""
+# Settings, or groups of them, that change nothing a run computes: where it lies, how it is continued, what is told and
+# kept of it. It is not called after them, and they may differ when it goes on.
+FREE_TO_CHANGE = ("work_dir", "run_dir", "checkpoint", "allow_change", "runtime", "data.cache_gib", "data.stage_to")
+FREE_TO_CHANGE += tuple(
+    f"train.{name}"
+    for name in ("max_minutes", "log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every_epochs")
+)
+FREE_TO_CHANGE += ("train.num_workers", "unet.num_workers", "unet.log_every", "unet.keep_last")
 
 
 @dataclass(frozen=True)
@@ -68,12 +83,17 @@ def parse(verb: str, doc: str | None, argv: list[str] | None = None) -> Command:
     if verb in DEEPSPEED_VERBS:
         parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
         parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed; finished: says so")
-        parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
         parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    if verb == "plan":
-        parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    if verb in RANKED_VERBS:
+        parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    if verb in JSON_VERBS:
+        instead = f"print one JSON object instead of a {JSON_VERBS[verb]}"
+        parser.add_argument("--json", action="store_true", help=instead)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
-    options = parser.parse_args(argv)
+    options = parser.parse_intermixed_args(argv)
+    if verb in POSITIONAL:
+        named = (word if "=" in word else f"{POSITIONAL[verb]}={json.dumps(word)}" for word in options.overrides)
+        options.overrides = list(named)
     for word in options.overrides:
         if "=" not in word:
             raise UsageError(f"`{word}` is not key=value (see --help)")
@@ -144,8 +164,23 @@ def to_yaml(config: Any) -> str:
 
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that change with every setting that can change a result."""
-    values = {key: value for key, value in dataclasses.asdict(config).items() if key not in NOT_IN_THE_HASH}
+    values = {key: value for key, value in flat(config).items() if not is_free_to_change(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, for every setting below the dataclass `config`."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        key = prefix + field.name
+        values |= flat(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
+    return values
+
+
+def is_free_to_change(key: str) -> bool:
+    """Whether a run may go on with another value of this setting and be the same run."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
 def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
@@ -154,11 +189,17 @@ def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            keys |= keys_of(hint, f"{prefix}{field.name}.")
+        group = _group_of(hint)
+        if group is not None:
+            keys |= keys_of(group, f"{prefix}{field.name}.")
         else:
             keys[prefix + field.name] = str(hint.__name__ if isinstance(hint, type) else hint).replace("typing.", "")
     return keys
+
+
+def _group_of(hint: Any) -> type | None:
+    """The dataclass that a setting's type is, or may be beside null; None for a plain setting."""
+    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
 
 
 def groups() -> dict[str, list[str]]:
@@ -203,9 +244,9 @@ def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> di
     kept = {}
     for name, value in values.items():
         if name in hints:
-            hint = hints[name]
-            is_group = dataclasses.is_dataclass(hint) and isinstance(value, dict)
-            kept[name] = _without_foreign_keys(value, hint, f"{prefix}{name}.") if is_group else value
+            group = _group_of(hints[name])
+            is_group = group is not None and isinstance(value, dict)
+            kept[name] = _without_foreign_keys(value, group, f"{prefix}{name}.") if is_group else value
         elif prefix + name not in everywhere:
             raise UsageError(f"configs: no verb has a setting `{prefix}{name}`")
     return kept

@@ -92,6 +92,9 @@ class TrainingData(Data):
     cache_gib: float
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
     each rank has its own, readers of their own (num_workers) have none."""
+    stage_to: str | None
+    """Folder on each node's own disk to which the shards are copied, once per node and verified, and read from; may
+    name a variable of the node, '$TMPDIR'. Null: read where they are."""
 
 
 @dataclass
@@ -137,3 +140,11 @@ class Phantom:
     shape: list[int]
     spacing_mm: list[float]
     seed: int
+    slab_mm: float
+    """Height of one of the slabs that the scan is made of, in mm of a head of adult size."""
+    bias: float
+    """Standard deviation of the logarithm of the bias field."""
+    noise: list[float]
+    """Between which two values a subject's noise lies (standard deviation, share of the brain's intensity)."""
+    point_spread_voxels: float
+    """Standard deviation of the point spread."""

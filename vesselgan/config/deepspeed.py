@@ -15,20 +15,31 @@ from vesselgan.config.compose import config_dir
 from vesselgan.errors import UsageError
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-SECTIONS = (
-    *BATCH_KEYS,
-    "gradient_clipping",
-    "fp16",
-    "bf16",
-    "zero_optimization",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "steps_per_print",
-    "zero_allow_untested_optimizer",
-    "comms_logger",
-)
-# Each was tried with DeepSpeed 0.19.8 and found to break a promise; the text is the reason a user reads.
+# What may be said, by section ("" is the top). The rest would be ignored, is not tested here, or is below.
+KNOWN: dict[str, tuple[str, ...]] = {
+    "": (*BATCH_KEYS, "gradient_clipping", "fp16", "bf16", "zero_optimization", "steps_per_print", "comms_logger"),
+    "fp16": (
+        "enabled",
+        "loss_scale",
+        "initial_scale_power",
+        "loss_scale_window",
+        "hysteresis",
+        "consecutive_hysteresis",
+        "min_loss_scale",
+    ),
+    "bf16": ("enabled", "check_grad_overflow"),
+    "zero_optimization": (
+        "stage",
+        "contiguous_gradients",
+        "overlap_comm",
+        "reduce_scatter",
+        "reduce_bucket_size",
+        "allgather_partitions",
+        "allgather_bucket_size",
+        "round_robin_gradients",
+    ),
+}
+# Each was tried with DeepSpeed 0.19.8, or read in its source, and found to break a promise; a user reads the reason.
 REFUSED = {
     "optimizer": "learning rates and betas belong to the variant's YAML (there are two players): remove the section",
     "scheduler": "learning rates belong to the variant's YAML: remove the section",
@@ -37,6 +48,28 @@ REFUSED = {
     "wall_clock_breakdown": "asserts when a network is called outside the engine, as the penalty needs: remove it",
     "tensorboard": "the trainer writes TensorBoard itself: remove the section",
     "data_types": "buffers stay float32 (BatchNorm statistics overflow in half): remove the section",
+    "communication_data_type": "gradients would be rounded otherwise than the precision says: remove it",
+    "prescale_gradients": "half gradients would underflow before they are added: remove it",
+    "gradient_predivide_factor": "half gradients would be rounded twice: remove it",
+    "zero_allow_untested_optimizer": "the trainer's Adam is a tested one: remove it",
+    "fp16.auto_cast": "it acts on the engine's own forward, which the penalty rules out: remove it",
+    "fp16.fp16_master_weights_and_grads": "masters are float32: remove it",
+    "bf16.bf16_master_weights_and_grads": "masters are float32: remove it",
+    "bf16.bf16_optimizer_states": "Adam's moments are float32: remove it",
+    "bf16.immediate_grad_update": "gradients are checked for NaN before any update: remove it",
+    "zero_optimization.offload_optimizer": "it needs DeepSpeed's own Adam for CPUs: remove it",
+    "zero_optimization.offload_param": "it needs ZeRO stage 3: remove it",
+    "zero_optimization.elastic_checkpoint": "checkpoints are our own, for any number of ranks: remove it",
+}
+
+
+# 0 for loss_scale: dynamic. A floor of 0 would never be reached, and a window of 0 divides by it.
+LOSS_SCALE_LIMITS = {
+    "loss_scale": 0,
+    "initial_scale_power": 0,
+    "loss_scale_window": 1,
+    "hysteresis": 1,
+    "min_loss_scale": 1,
 }
 
 
@@ -67,23 +100,61 @@ def precision_of(settings: dict[str, Any]) -> str:
 
 def check(name: str, settings: dict[str, Any]) -> None:
     """UsageError for what would train something else than it says."""
-    for key in settings:
-        if settings[key] is False:
-            continue
-        if key in REFUSED:
-            raise UsageError(f"{name}: `{key}`: {REFUSED[key]}")
-        if key not in SECTIONS:
-            near = difflib.get_close_matches(key, SECTIONS, 1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise UsageError(f"{name}: `{key}` is not a section we know{hint}")
+    for section, known in KNOWN.items():
+        _check_keys(name, section, settings if section == "" else _section(name, settings, section), known)
     for key in BATCH_KEYS:
         if settings.get(key, "auto") != "auto":
             raise UsageError(f'{name}: `{key}` must be "auto": the YAML\'s batch_size and batch_per_gpu own it')
-    if settings.get("fp16", {}).get("enabled") and settings.get("bf16", {}).get("enabled"):
+    if settings.get("gradient_clipping", 0.0) != 0:
+        raise UsageError(
+            f"{name}: gradient_clipping={settings['gradient_clipping']}: the paper clips nothing, and the penalty's "
+            "gradient is large where it matters; set it to 0.0 (left out, DeepSpeed alone would clip at 1.0)"
+        )
+    _check_precision(name, settings)
+
+
+def _section(name: str, settings: dict[str, Any], section: str) -> dict[str, Any]:
+    found = settings.get(section, {})
+    if not isinstance(found, dict):
+        raise UsageError(f"{name}: `{section}`: must be an object with keys such as {KNOWN[section][0]}")
+    return found
+
+
+def _check_keys(name: str, section: str, found: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key, value in found.items():
+        dotted = f"{section}.{key}" if section else key
+        if value is False and dotted in REFUSED:
+            continue
+        if dotted in REFUSED:
+            raise UsageError(f"{name}: `{dotted}`: {REFUSED[dotted]}")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+            raise UsageError(f"{name}: `{dotted}` is not a setting we know{hint}")
+
+
+def _check_precision(name: str, settings: dict[str, Any]) -> None:
+    fp16, bf16, zero = (settings.get(section, {}) for section in ("fp16", "bf16", "zero_optimization"))
+    for section, key in (("fp16", "enabled"), ("bf16", "enabled"), ("bf16", "check_grad_overflow")):
+        value = settings.get(section, {}).get(key, False)
+        if not isinstance(value, bool):
+            raise UsageError(f"{name}: {section}.{key}={value!r}: must be true or false")
+    if fp16.get("enabled") and bf16.get("enabled"):
         raise UsageError(f"{name}: fp16 and bf16 are both enabled; choose one")
-    stage = settings.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UsageError(f"{name}: zero_optimization.stage={stage}: must be 0, 1 or 2")
+    if not bf16.get("check_grad_overflow", True):
+        raise UsageError(f"{name}: bf16.check_grad_overflow=false: a NaN would go into the weights; remove it")
+    for key, least in LOSS_SCALE_LIMITS.items():
+        value = fp16.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
+            raise UsageError(f"{name}: fp16.{key}={value!r}: must be a number from {least} on")
+    for key in KNOWN["zero_optimization"][1:]:
+        is_size, value = key.endswith("_size"), zero.get(key)
+        if value is not None and (isinstance(value, bool) is is_size or (is_size and not 0 < value < float("inf"))):
+            allowed = "a number above 0" if is_size else "true or false"
+            raise UsageError(f"{name}: zero_optimization.{key}={value!r}: must be {allowed}")
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise UsageError(f"{name}: zero_optimization.stage={stage!r}: must be 0, 1 or 2")
     if precision_of(settings) != "fp32" and stage == 0:
         raise UsageError(
             f"{name}: {precision_of(settings)} with ZeRO stage 0: this DeepSpeed divides by a loss scale that it never "

@@ -16,92 +16,11 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep
+from vesselgan.config.training_schema import Dp, Runtime, Train, TrainingRuntime, Unet, Variant
 
-__all__ = ["Data", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
-__all__ += ["TrainingData"]
-
-
-@dataclass
-class Variant:
-    """One row of the paper's comparison: networks, losses, precision, optimizer."""
-
-    name: str
-    width: int
-    """Generator channels at the start, critic channels at the end (paper: 512, complex 1024)."""
-    latent_size: int
-    critic_norm: str
-    """`instance` or `spectral`."""
-    precision: str
-    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32."""
-    penalty_weight: float
-    """lambda of equation 1."""
-    penalty_form: str
-    """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
-    n_critic: int
-    """Critic steps, each on a fresh batch, per generator step."""
-    learning_rate_critic: float
-    learning_rate_generator: float
-    betas: list[float]
-    """Adam's two decay rates."""
-
-
-@dataclass
-class Train:
-    """How long, how large, how often."""
-
-    batch_size: int
-    """Samples per step over all ranks: a result does not depend on the number of ranks."""
-    batch_per_gpu: int | None
-    """Memory cap per rank and micro-step; null: batch_size / ranks."""
-    epochs: int
-    max_steps: int | None
-    """Stop after so many generator steps; null: epochs decide."""
-    max_minutes: float | None
-    """Save and leave in time for a job that ends so many minutes after the start, to be resumed; null: no limit, or
-    Slurm's."""
-    seed: int
-    log_every: int
-    picture_every: int
-    checkpoint_every: int
-    """Generator steps between checkpoints."""
-    keep_last: int
-    """Checkpoints kept."""
-    ema_decay: float | None
-    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
-    num_workers: int
-    """Processes that read shards; 0: the training process itself."""
-
-
-@dataclass
-class Runtime:
-    """The machine."""
-
-    device: str
-    """`auto`, `cpu` or `cuda`; asking for a missing one is exit 6."""
-
-
-@dataclass
-class Unet:
-    """The segmentation network and its training (Hilbert 2020 as the paper used it)."""
-
-    filters: list[int]
-    dropout: float
-    learning_rate: float
-    betas: list[float]
-    precision: str
-    batch_size: int
-    """Samples per step over all ranks."""
-    batch_per_gpu: int | None
-    max_steps: int
-    """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
-    validate_every: int
-    """Steps between validations on the real validation patches; a checkpoint is written at each."""
-    patience: int
-    """Validations without a better loss before the run stops."""
-    seed: int
-    log_every: int
-    keep_last: int
-    num_workers: int
+__all__ = ["Data", "Dp", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
+__all__ += ["ImageScores", "LabelSweep", "Runtime", "Train", "TrainingData", "TrainingRuntime", "Unet", "Variant"]
 
 
 @dataclass
@@ -111,10 +30,14 @@ class TrainGan:
     """Null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
     """Resume from this checkpoint's name; null: the newest whole one."""
+    allow_change: list[str]
+    """Settings, or groups of them, with which a run may go on although it was started with others."""
+    weights_only_start: str | None
+    """A run directory, or one checkpoint's, whose weights a new run starts with; everything else is fresh."""
     variant: Variant
     data: TrainingData
     train: Train
-    runtime: Runtime
+    runtime: TrainingRuntime
 
 
 @dataclass
@@ -141,11 +64,12 @@ class TrainUnet:
     work_dir: str
     run_dir: str | None
     checkpoint: str | None
+    allow_change: list[str]
     data: LearningData
     unet: Unet
     synthetic: str | None
     """Folder of synthetic shards, for source synthetic and both."""
-    runtime: Runtime
+    runtime: TrainingRuntime
 
 
 @dataclass
@@ -161,6 +85,10 @@ class Segment:
     threshold: float
     overlap: float
     batch_size: int
+    min_component_voxels: int | None
+    """Remove connected parts of fewer voxels; null: none, as in the paper."""
+    probability: bool
+    """Write the probability maps too, into OUT/probability."""
     work_dir: str
     runtime: Runtime
 
@@ -168,14 +96,25 @@ class Segment:
 @dataclass
 class Evaluate:
     evaluate: str
-    """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation."""
+    """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
+    `image`: synthetic patches against held-out real ones; `label_threshold`: where synthetic labels should begin;
+    `comparison`: a study's results put together."""
     name: str
     """What the result is called in tables."""
     predictions: str | None
+    error_maps: str | None
+    """Folder for maps and pictures of what each prediction has right and wrong; null: none."""
+    fit_cohort: str | None
+    """cohort_dir whose validation subjects the global threshold is fitted on; null: the scored cohort's own."""
+    sources: str | None
+    """A study's sources.json (comparison)."""
+    labels: LabelSweep
     data: Data
     split: str
+    image: ImageScores
     work_dir: str
     out: str
+    runtime: Runtime
 
 
 @dataclass
@@ -183,6 +122,10 @@ class Report:
     results: str
     runs: list[str]
     """Run directories of GANs whose losses and samples are shown."""
+    cohorts: list[str]
+    """cohort_dir of further cohorts, beside the one of `data`."""
+    error_maps: str | None
+    """Folder of error maps, <source>/<cohort>/<subject>.png; null: none."""
     data: Data
     out: str
     work_dir: str
@@ -191,9 +134,23 @@ class Report:
 @dataclass
 class Plan:
     variant: Variant
+    variants: list[str]
+    """Names of several, each planned with the other settings; empty: `variant` alone."""
     patch_shape: list[int]
     ranks: list[int]
     train: Train
+    num_pairs: int
+    """Training patches (paper: 2,350); with train.epochs they give the steps."""
+    num_patients: int
+    """Training patients (paper: 47), for what a private variant spends."""
+    device: str
+    """`cuda` or `cpu`: where it would run; neither is needed to plan."""
+    zero_stage: int | None
+    """ZeRO's stage; null: as in configs/deepspeed/ds_<precision>.json."""
+    step_seconds: float | None
+    """A measured step, for the hours of the whole run; null: no hours."""
+    memory_gib: float | None
+    """Memory of one rank's device, to suggest a train.batch_per_gpu that fits; null: no suggestion."""
 
 
 @dataclass
@@ -204,6 +161,47 @@ class Demo:
     """Synthetic patches that the U-Nets learn from."""
     weights: str
     """Which of the generator's weights make them, as in `generate`."""
+
+
+@dataclass
+class Sweep:
+    """The GANs that study=sweep ranks; lists that are not empty are combined with each other."""
+
+    checkpoints: list[str]
+    """Of every run that is named; empty: the newest."""
+    learning_rates: list[float]
+    """The critic's, for GANs to train; the generator's keeps its ratio to it."""
+    batch_sizes: list[int]
+    """For GANs to train."""
+
+
+@dataclass
+class Study:
+    study: str
+    """`sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the U-Nets
+    that they train, on the real validation patches."""
+    name: str
+    """The folder below work_dir/studies."""
+    work_dir: str
+    runs: list[str]
+    """Run directories of trained GANs."""
+    test_cohorts: list[str]
+    """cohort_dir of further cohorts to test on, beside the training cohort's own test subjects."""
+    seeds: list[int]
+    """A U-Net of every source for each."""
+    num_patches: int
+    """Synthetic patches of every GAN."""
+    weights: str
+    """Which of the generator's weights make them, as in `generate`."""
+    labels: LabelSweep
+    sweep: Sweep
+    data: TrainingData
+    unet: Unet
+    variant: Variant
+    """Of GANs that a sweep trains."""
+    train: Train
+    """Of GANs that a sweep trains."""
+    runtime: Runtime
 
 
 @dataclass
@@ -234,12 +232,22 @@ class BuildShards:
 @dataclass
 class Benchmark:
     target: str
-    """`loader` or `prepare`."""
+    """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
+    volume; `metrics`: the scores; `forms`: those of
+    the upsampling convolution."""
     repeats: int
     """Rounds; in each the competitors take turns."""
     shape: list[int]
-    """Voxels of the phantom volumes that are measured on."""
+    """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
+    variant: Variant
+    """Whose step, width and precision (step, forms)."""
+    batch_size: int
+    """Samples of a step (step, forms)."""
+    threads: int
+    """CPU threads (step, forms)."""
+    runtime: Runtime
+    """Where the step runs (step, forms)."""
     num_patches: int
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int
@@ -254,3 +262,21 @@ class MakePhantom:
     work_dir: str
     data: PreparedData
     phantom: Phantom
+
+
+@dataclass
+class Status:
+    run: str
+    """Run directory of a GAN or a U-Net."""
+    stalled_minutes: float
+    """Silence after which a run that a process holds counts as stalled; ten of the run's own intervals at least."""
+
+
+@dataclass
+class Doctor:
+    work_dir: str
+    """Where data and runs will lie: its file system is tried."""
+    min_free_gib: float
+    """Free space below which it is too full (the paper's shards and one run take 8 and 6)."""
+    runtime: Runtime
+    """With runtime.device=cuda a missing GPU is a fault."""

@@ -7,29 +7,40 @@
                               manifest.json                    sha256 and bytes of the above, written last
     checkpoints/latest                                         the newest one's name
 
-Published by renaming a whole directory; `manifest.json` decides whether a directory counts.
+No random state is among them, because none exists: every draw (patches, their turns, latents, epsilons, dropout, the
+fixed latents of the pictures) is a function of the seed and a position, and both are in the caller's state.
 """
 
-import hashlib
 import json
-import os
 import shutil
-import sys
-from collections.abc import Collection, Mapping
+import time
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vesselgan.errors import CheckpointError, ResourceError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.errors import CheckpointError, NumericError, ResourceError
+from vesselgan.files import describe
+from vesselgan.runtime import checkpoint_folder as shelf
+from vesselgan.runtime import engine_state
+from vesselgan.runtime.checkpoint_folder import name_of as name_of
 from vesselgan.runtime.distributed import World, barrier, together
 from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.tensor_files import Part, TensorFile, part_of, write_parts, write_pieces
 
-FORMAT_VERSION = 1
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-COUNTERS = ("global_steps", "skipped_steps", "micro_steps")
+SLOW_DISK = 100e6
+"""Bytes per second, the guess for a disk that was not measured yet: a busy network file system."""
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A published checkpoint and what it cost."""
+
+    path: Path
+    num_bytes: int
+    seconds: float
 
 
 def save(
@@ -41,278 +52,191 @@ def save(
     keep_last: int,
     world: World,
     keep: Collection[str] = (),
+    is_kept: bool = False,
     extra: Mapping[str, dict[str, Tensor]] | None = None,
-) -> Path:
-    """Publish `checkpoints/step_<step>`; a collective call. `state` must be JSON. ResourceError when the disk is full.
+) -> Saved:
+    """Publish `checkpoints/step_<step>`; a collective call. `state` must be JSON.
 
-    `extra`: further tensors by file stem, the same on every rank. The newest `keep_last` checkpoints stay, and those
-    named in `keep`.
+    ResourceError when the disk is full, NumericError for a number that is not finite: neither is ever published.
+    `extra`: further tensors by file stem, the same on every rank. The newest `keep_last` checkpoints stay, those named
+    in `keep`, and, for ever, those saved with `is_kept`.
     """
-    folder = run_dir / "checkpoints"
-    final = folder / name_of(step)
-    partial = folder / f"{final.name}.partial"
-    contents = {f"{name}.safetensors": _all_own(tensors) for name, tensors in (extra or {}).items()}
+    began = time.perf_counter()
+    final = run_dir / "checkpoints" / name_of(step)
+    files = {f"{stem}.safetensors": _parts(tensors) for stem, tensors in (extra or {}).items()}
     for name, engine in engines.items():
-        weights, moments = _gather(engine, world)
-        contents[f"{name}.safetensors"] = weights
-        contents[f"{name}.optimizer.safetensors"] = moments
-    told = {"format_version": FORMAT_VERSION, "step": step, "state": state}
-    told["engines"] = {name: _mechanics(engine) for name, engine in engines.items()}
+        files[f"{name}.safetensors"] = engine_state.weights_of(engine)
+        files[f"{name}.optimizer.safetensors"] = engine_state.moments_of(engine)
+    mechanics = {name: engine_state.mechanics_of(engine) for name, engine in engines.items()}
+    told = {"format_version": shelf.FORMAT_VERSION, "step": step, "is_kept": is_kept}
+    told |= {"state": state, "engines": mechanics}
+    partial = final.with_name(f"{final.name}.partial")
+    num_bytes, error = _write(partial if world.is_main else None, files, told)
 
-    def write() -> None:
+    def publish() -> None:
         try:
-            _write(partial, contents, told)
-        except OSError as error:
+            if error is not None:
+                raise error
+            shelf.publish(partial, final)
+        except NumericError:
             shutil.rmtree(partial, ignore_errors=True)
-            needed = sum(t.numel() * t.element_size() for tensors in contents.values() for t in tensors.values())
+            raise
+        except OSError as why:
+            shutil.rmtree(partial, ignore_errors=True)
             raise ResourceError(
-                f"{partial}: cannot write a checkpoint of {needed / 2**30:.3f} GiB: {error.strerror or error}"
-            ) from error
-        if final.exists():
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        write_text(folder / "latest", final.name)
-        _prune(folder, keep_last, keep)
+                f"{partial}: a checkpoint of {_gib(num_bytes)}: {describe(why)}; earlier ones are whole. Make room, "
+                "then go on with the same command"
+            ) from why
+        shelf.prune(final.parent, final.name, keep_last=keep_last, keep=keep)
 
-    together(world, write)
-    barrier()
-    return final
-
-
-def name_of(step: int) -> str:
-    """The name of the checkpoint after `step` steps."""
-    return f"step_{step:08d}"
+    together(world, publish)
+    return Saved(final, num_bytes, time.perf_counter() - began)
 
 
 def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: World) -> dict[str, Any] | None:
     """Restore every engine from checkpoint `name` (None: the newest whole one); returns its state, None without one.
 
-    The next step is the one the unbroken run would have taken. CheckpointError for a damaged or foreign checkpoint.
+    The next step is the one the unbroken run would have taken. CheckpointError for a damaged, foreign or incomplete
+    checkpoint, before anything is changed. Newer ones than a named one are set aside.
     """
-    chosen = together(world, lambda: _choose(run_dir, name))
+    chosen = together(world, lambda: shelf.choose(run_dir, name))
     if chosen is None:
         return None
-    told = _read_state(chosen)
+    told = shelf.read_state(chosen)
     if set(told["engines"]) != set(engines):
         raise CheckpointError(f"{chosen}: holds {sorted(told['engines'])}, this run has {sorted(engines)}")
-    loaded = {player: _load_tensors(chosen / f"{player}.safetensors") for player in engines}
+    weights = {player: _open(chosen, f"{player}.safetensors") for player in engines}
+    moments = {player: _open(chosen, f"{player}.optimizer.safetensors") for player in engines}
+    _refuse_other_networks(chosen, engines, weights, moments)
+    missing = [
+        f"{what} of the {player}"
+        for player, engine in engines.items()
+        for what in engine_state.missing_mechanics(engine, told["engines"][player], moments[player])
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{chosen}: lacks {', '.join(missing)}, so no run can go on from it exactly; a new run can take its "
+            f"weights alone: weights_only_start={chosen}"
+        )
     for player, engine in engines.items():
-        _compare_keys(chosen, player, loaded[player], engine.module.state_dict())
-    for player, engine in engines.items():
-        moments = _load_tensors(chosen / f"{player}.optimizer.safetensors")
-        _restore(engine, loaded[player], moments, told["engines"][player])
+        engine_state.restore_weights(engine, weights[player])
+        engine_state.restore_optimizer(engine, moments[player], told["engines"][player])
+    if name is not None:
+        together(world, lambda: shelf.set_aside_after(chosen.parent, chosen.name))
     barrier()
     return told["state"]
 
 
+def start_from(source: Path, engines: dict[str, Engine], *, world: World) -> dict[str, Any]:
+    """Copy weights and buffers alone from a run directory or one of its checkpoints; returns where they came from.
+
+    Everything else stays fresh. CheckpointError when there is none, or of other networks.
+    """
+    files = [f"{player}.safetensors" for player in engines]
+    is_one = (source / shelf.MANIFEST).is_file() and source.parent.name == "checkpoints"
+    run_dir, name = (source.parent.parent, source.name) if is_one else (source, None)
+    chosen = together(world, lambda: shelf.choose(run_dir, name, files=files))
+    if chosen is None:
+        raise CheckpointError(
+            f"weights_only_start={source}: neither a run directory with checkpoints nor one checkpoint's directory"
+        )
+    told = shelf.read_state(chosen)
+    weights = {player: _open(chosen, f"{player}.safetensors") for player in engines}
+    _refuse_other_networks(chosen, engines, weights, {})
+    for player, engine in engines.items():
+        engine_state.restore_weights(engine, weights[player])
+    sha256 = {file: entry["sha256"] for file, entry in shelf.entries(chosen).items() if file in files}
+    return {"checkpoint": str(chosen), "step": told["step"], "sha256": sha256}
+
+
 def read_weights(run_dir: Path, player: str, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(float32 weights and buffers of `player`, the run's state), in one process; CheckpointError without one."""
-    chosen = _choose(Path(run_dir), name)
+    """(float32 weights and buffers of `player`, the run's state), in one process; CheckpointError without one.
+
+    Verifies what it reads: this player's file and the state.
+    """
+    file = f"{player}.safetensors"
+    chosen = shelf.choose(Path(run_dir), name, files=(file,))
     if chosen is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; train it first, or wait for the first one")
-    path = chosen / f"{player}.safetensors"
-    if not path.is_file():
+    if file not in shelf.entries(chosen):
         raise CheckpointError(f"{chosen}: holds no {player}; is this a run of another kind?")
-    return _load_tensors(path), _read_state(chosen)["state"]
+    return TensorFile(chosen / file).all(), shelf.read_state(chosen)["state"]
 
 
-def _gather(engine: Engine, world: World) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Full float32 weights and moments on rank 0's CPU (empty elsewhere); all ranks take part."""
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    weights: dict[str, Tensor] = {}
-    moments: dict[str, Tensor] = {}
-    for key, value in engine.module.state_dict().items():
-        parameter = engine.parameters.get(key)
-        is_master = parameter is not None and engine.is_partitioned
-        full = safe_get_full_fp32_param(parameter) if is_master else value
-        if world.is_main:
-            weights[key] = _own(full)
-    for key, parameter in engine.parameters.items():
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if not _has_moments(engine):
-                continue
-            if engine.is_partitioned:
-                full = safe_get_full_optimizer_state(parameter, moment)
-            else:
-                full = engine.inner_optimizer.state[parameter][moment]
-            if world.is_main:
-                moments[f"{key}/{moment}"] = _own(full)
-    return weights, moments
+def expected_bytes(engines: Iterable[Engine], extra: Iterable[Tensor] = ()) -> int:
+    """What one checkpoint will take on disk; `extra`: the further tensors that will be saved with it."""
+    tensors = sum(part_of(tensor).num_bytes for tensor in extra)
+    return tensors + sum(engine_state.num_bytes_of(engine) for engine in engines)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.to("cpu", kind, copy=True).contiguous()
+def check_disk(run_dir: Path, num_bytes: int, *, keep_last: int, num_kept: int = 0) -> str:
+    """One line on the disk that the run's checkpoints need; ResourceError when there is less.
 
-
-def _all_own(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {key: _own(tensor) for key, tensor in tensors.items()}
-
-
-def _has_moments(engine: Engine) -> bool:
-    return any(state for state in engine.inner_optimizer.state.values())
-
-
-def _mechanics(engine: Engine) -> dict[str, Any]:
-    """What DeepSpeed and Adam count, as JSON."""
-    states = [state for state in engine.inner_optimizer.state.values() if state]
-    scaler = engine.scaler
-    return {
-        "optimizer_step": float(states[0]["step"]) if states else 0.0,
-        "scaler": {key: getattr(scaler, key) for key in SCALER_FIELDS if hasattr(scaler, key)} if scaler else None,
-        "counters": {key: int(getattr(engine.deepspeed, key)) for key in COUNTERS},
-    }
-
-
-def _restore(engine: Engine, weights: dict[str, Tensor], moments: dict[str, Tensor], told: dict[str, Any]) -> None:
-    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
-
-    engine.module.load_state_dict(weights)
-    device = next(iter(engine.parameters.values())).device
-    if moments:
-        _make_moments(engine, told["optimizer_step"])
-    for key, parameter in engine.parameters.items():
-        if engine.is_partitioned:
-            # This sets the float32 master only; the half weights were copied by load_state_dict above.
-            safe_set_full_fp32_param(parameter, weights[key].to(device))
-        for moment in ("exp_avg", "exp_avg_sq"):
-            value = moments.get(f"{key}/{moment}")
-            if value is None:
-                continue
-            if engine.is_partitioned:
-                safe_set_full_optimizer_state(parameter, value.to(device), moment)
-            else:
-                engine.inner_optimizer.state[parameter][moment].copy_(value)
-    if engine.scaler is not None:
-        if told["scaler"] is None:
-            raise CheckpointError("the checkpoint holds no loss scaler, but this run is in fp16: it is of another run")
-        for key, value in told["scaler"].items():
-            setattr(engine.scaler, key, value)
-    for key, value in told["counters"].items():
-        setattr(engine.deepspeed, key, value)
-
-
-def _make_moments(engine: Engine, optimizer_step: float) -> None:
-    """Adam makes its state in the first step; a restored run needs it before."""
-    inner = engine.inner_optimizer
-    for group in inner.param_groups:
-        for parameter in group["params"]:
-            on_device = parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
-            inner.state[parameter] = {
-                "step": torch.tensor(optimizer_step, dtype=torch.float32, device=on_device),
-                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
-            }
-    if engine.is_partitioned:
-        engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def _compare_keys(chosen: Path, player: str, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    differing = sorted(set(found) ^ set(wanted))
-    differing += [key for key in sorted(set(found) & set(wanted)) if found[key].shape != wanted[key].shape]
-    if differing:
-        listed = ", ".join(differing[:8]) + (f" and {len(differing) - 8} more" if len(differing) > 8 else "")
-        raise CheckpointError(f"{chosen}: {player} has another architecture; differing: {listed}")
-
-
-def _write(partial: Path, contents: dict[str, dict[str, Tensor]], told: dict[str, Any]) -> None:
-    from safetensors.torch import save as to_bytes
-
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    entries = {}
-    for name, tensors in contents.items():
-        entries[name] = _write_bytes(partial / name, to_bytes(tensors))
-    entries["state.json"] = _write_bytes(partial / "state.json", json.dumps(told, indent=1).encode())
-    _write_bytes(partial / "manifest.json", json.dumps(entries, indent=1).encode())
-    _sync_folder(partial)
-
-
-def _write_bytes(path: Path, data: bytes) -> dict[str, Any]:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _names(folder: Path) -> list[str]:
-    """Published checkpoints, newest first."""
-    if not folder.is_dir():
-        return []
-    return sorted((p.name for p in folder.iterdir() if p.is_dir() and p.suffix != ".partial"), reverse=True)
-
-
-def _prune(folder: Path, keep_last: int, keep: Collection[str]) -> None:
-    """Delete what is older than the newest `keep_last`; a delete that fails (NFS) is left for the next save."""
-    for name in _names(folder)[keep_last:]:
-        if name not in keep:
-            shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _choose(run_dir: Path, name: str | None) -> Path | None:
-    folder = Path(run_dir) / "checkpoints"
-    if name is not None:
-        if not (folder / name).is_dir():
-            raise CheckpointError(f"{folder}: no checkpoint `{name}`; there are: {', '.join(_names(folder)) or 'none'}")
-        damage = _damage(folder / name)
-        if damage:
-            raise CheckpointError(f"{folder / name}: {damage}; name another one, or leave checkpoint= away")
-        return folder / name
-    names = _names(folder)
-    for candidate in names:
-        damage = _damage(folder / candidate)
-        if not damage:
-            return folder / candidate
-        print(f"warning: {folder / candidate}: {damage}; using the one before it", file=sys.stderr, flush=True)
-    if names:
-        raise CheckpointError(
-            f"{folder}: none of {', '.join(names)} is whole; restore one from a backup, or start anew"
+    num_kept: those that stay for ever beside the last ones. One more is being written while they all stand.
+    """
+    folder = run_dir / "checkpoints"
+    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    count = keep_last + num_kept + 1
+    needed, free = count * num_bytes, shutil.disk_usage(run_dir).free + there
+    words = f"checkpoints of {_gib(num_bytes)} each, {count} at most, one of them being written: {_gib(needed)}"
+    if needed > free:
+        raise ResourceError(
+            f"{run_dir}: {words}; the disk has {_gib(free)} for them: make room, or lower train.keep_last "
+            "(unet.keep_last), raise train.keep_every_epochs"
         )
-    return None
+    return f"{words}; free {_gib(free)}"
 
 
-def _damage(path: Path) -> str:
-    """What is wrong with a checkpoint, in words; empty when it is whole."""
-    try:
-        entries = json.loads((path / "manifest.json").read_text())
-    except FileNotFoundError:
-        return "manifest.json is missing"
-    except (OSError, ValueError) as error:
-        return f"manifest.json is not readable ({error})"
-    for file, entry in entries.items():
-        target = path / file
-        if not target.is_file():
-            return f"{file} is missing"
-        if target.stat().st_size != entry["bytes"]:
-            return f"{file} has {target.stat().st_size} bytes, not {entry['bytes']}"
-        if sha256_of(target) != entry["sha256"]:
-            return f"{file} is not what was written (sha256 differs)"
-    return ""
+def _write(
+    partial: Path | None, files: dict[str, dict[str, Part]], told: dict[str, Any]
+) -> tuple[int, Exception | None]:
+    """(bytes of the tensors, what went wrong); on ranks without a path only the collective calls."""
+    error, entries = None, {}
+    if partial is not None:
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            shelf.sweep(partial.parent)
+            partial.mkdir()
+        except OSError as why:
+            error = why
+    for file, parts in files.items():
+        is_writer = partial is not None and error is None
+        try:
+            entries[file] = write_parts(partial / file if is_writer else None, parts)
+        except (OSError, NumericError) as why:
+            error = why
+    num_bytes = sum(part.num_bytes for parts in files.values() for part in parts.values())
+    if partial is not None and error is None:
+        try:
+            entries[shelf.STATE] = write_pieces(partial / shelf.STATE, [json.dumps(told, indent=1).encode()])
+            write_pieces(partial / shelf.MANIFEST, [json.dumps(entries, indent=1).encode()])
+        except OSError as why:
+            error = why
+    return num_bytes, error
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    told = json.loads((path / "state.json").read_text())
-    if told["format_version"] > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: made by version {told['format_version']} of the format; upgrade vesselgan")
-    return told
+def _parts(tensors: Mapping[str, Tensor]) -> dict[str, Part]:
+    return {key: part_of(tensor) for key, tensor in tensors.items()}
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _open(chosen: Path, file: str) -> TensorFile:
+    if file not in shelf.entries(chosen):
+        raise CheckpointError(
+            f"{chosen}: lacks {file}, so no run can go on from it; a new run can take its weights alone: "
+            f"weights_only_start={chosen}"
+        )
+    return TensorFile(chosen / file)
 
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: not readable as safetensors ({error})") from error
+
+def _refuse_other_networks(
+    chosen: Path, engines: dict[str, Engine], weights: dict[str, TensorFile], moments: dict[str, TensorFile]
+) -> None:
+    for player, engine in engines.items():
+        lines = engine_state.differing_keys(engine, weights[player], moments.get(player))
+        if lines:
+            listed = ", ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
+            raise CheckpointError(f"{chosen}: the {player} has another architecture; differing: {listed}")
+
+
+def _gib(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.3f} GiB"

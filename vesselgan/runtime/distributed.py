@@ -1,16 +1,18 @@
-"""Ranks and devices: who we are among how many, on what, resolved in one place from the launcher's environment."""
+"""Ranks and devices: how the processes of a run meet, and what each computes on."""
 
 import os
 import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from vesselgan.errors import ResourceError, UsageError, VesselganError
+from vesselgan.errors import ResourceError, VesselganError
+from vesselgan.runtime.launchers import meeting_point, ranks_from_environment
 
 
 @dataclass(frozen=True)
@@ -27,46 +29,36 @@ class World:
         return self.rank == 0
 
 
-def ranks_from_environment(environment: dict[str, str]) -> tuple[int, int, int]:
-    """(rank, size, local rank) from RANK/WORLD_SIZE (deepspeed, torchrun), else SLURM_*, else one process.
+def start(device: str, *, timeout_minutes: float = 10.0) -> World:
+    """Join the process group (gloo on CPU, nccl on CUDA); `device`: auto, cpu or cuda (ResourceError if absent).
 
-    UsageError when two launchers contradict each other: ranks that disagree would each train alone.
+    timeout_minutes: how long a rank waits for another one in any collective call.
     """
-    slurm_size = int(environment.get("SLURM_NTASKS", "1")) if "SLURM_PROCID" in environment else 1
-    if "RANK" in environment:
-        missing = [name for name in ("WORLD_SIZE", "LOCAL_RANK") if name not in environment]
-        if missing:
-            raise UsageError(
-                f"RANK is set but {' and '.join(missing)} is not: start through deepspeed, torchrun or srun"
-            )
-        return int(environment["RANK"]), int(environment["WORLD_SIZE"]), int(environment["LOCAL_RANK"])
-    if "WORLD_SIZE" in environment and int(environment["WORLD_SIZE"]) > 1:
-        raise UsageError(f"WORLD_SIZE={environment['WORLD_SIZE']} but RANK is not set: unset it, or use a launcher")
-    if slurm_size > 1:
-        return int(environment["SLURM_PROCID"]), slurm_size, int(environment["SLURM_LOCALID"])
-    return 0, 1, 0
-
-
-def start(device: str) -> World:
-    """Join the process group (gloo on CPU, nccl on CUDA); `device`: auto, cpu or cuda (ResourceError if absent)."""
-    rank, size, local_rank = ranks_from_environment(dict(os.environ))
+    rank, size, local_rank = ranks_from_environment(os.environ)
     chosen = choose_device(device, local_rank)
     os.environ["DS_ACCELERATOR"] = chosen.type
     os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"] = str(rank), str(size), str(local_rank)
     if size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    elif "MASTER_ADDR" not in os.environ:
-        raise UsageError(f"{size} ranks but MASTER_ADDR is not set: name the host of rank 0")
+    else:
+        host, port = meeting_point(os.environ)
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
     if chosen.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, ranks_here)))
     _import_deepspeed_quietly()
     import deepspeed
 
-    deepspeed.init_distributed(
-        dist_backend="gloo" if chosen.type == "cpu" else "nccl", auto_mpi_discovery=False, verbose=False
-    )
+    try:
+        deepspeed.init_distributed(
+            dist_backend="gloo" if chosen.type == "cpu" else "nccl",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+    except RuntimeError as error:
+        raise _meeting_failed(error, rank, size) from error
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return World(rank=rank, size=size, local_rank=local_rank, device=chosen)
@@ -100,6 +92,13 @@ def mean_over_ranks(values: torch.Tensor, world: World) -> torch.Tensor:
     return values
 
 
+def minimum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Element-wise minimum of `values` over the ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MIN)
+    return values
+
+
 def together(world: World, call: Callable[[], Any]) -> Any:
     """Run `call` on rank 0 and hand its result to all; its VesselganError is raised on every rank, told by rank 0."""
     outcome: tuple[str, Any] = ("", None)
@@ -113,6 +112,37 @@ def together(world: World, call: Callable[[], Any]) -> Any:
         result.is_told = not world.is_main
         raise result
     return result
+
+
+def on_every_rank(world: World, call: Callable[[], Any]) -> Any:
+    """Run `call` on every rank and return its result there; a VesselganError of any is raised on all, told once."""
+    result, error = None, None
+    try:
+        result = call()
+    except VesselganError as caught:
+        error = caught
+    errors = [error]
+    if world.size > 1:
+        errors = [None] * world.size
+        dist.all_gather_object(errors, error)
+    failed = [rank for rank, one in enumerate(errors) if one is not None]
+    if failed:
+        errors[failed[0]].is_told = world.rank != failed[0]
+        raise errors[failed[0]]
+    return result
+
+
+def refuse_missing_precision(precision: str, world: World, *, program: str, key: str) -> None:
+    """ResourceError, with every command that would run here, where DeepSpeed refuses `precision`; after `start`.
+
+    program: the command line so far; key: the setting that holds the precision.
+    """
+    there = [kind for kind in ("fp16", "bf16", "fp32") if not half_is_missing(kind)]
+    if precision not in there:
+        commands = "".join(f"\n    {program} --deepspeed_config ds_{kind}.json {key}={kind}" for kind in there)
+        raise ResourceError(
+            f"this {world.device.type} has no {precision} that DeepSpeed accepts; what would run here:{commands}"
+        )
 
 
 def half_is_missing(precision: str) -> bool:
@@ -140,6 +170,20 @@ def choose_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+def _meeting_failed(error: RuntimeError, rank: int, size: int) -> ResourceError:
+    """Why the ranks did not meet, in words."""
+    address = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ.get('MASTER_PORT')}"
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+        return ResourceError(
+            f"{address}: the port is in use, by another job or one that was not ended; take a free one "
+            "(deepspeed --master_port N, or MASTER_PORT=N)"
+        )
+    first = str(error).strip().splitlines()[0][:160]
+    return ResourceError(
+        f"rank {rank} of {size} met no other at {address} ({first}); did every rank start, and do they reach that host?"
+    )
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -151,7 +195,13 @@ def _import_deepspeed_quietly() -> None:
     import warnings
 
     warnings.filterwarnings("ignore", category=FutureWarning)
-    import deepspeed  # noqa: F401
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise ResourceError(
+            f"DeepSpeed cannot be imported ({error}); install it into this environment: "
+            f"{sys.executable} -m pip install -c constraints.txt deepspeed"
+        ) from error
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)

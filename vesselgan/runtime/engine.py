@@ -2,6 +2,7 @@
 
     loss = f(engine.module(x)); engine.backward(loss); engine.step()
 
+A loss or a gradient that is not finite changes nothing, on no rank, in no precision: the step is skipped and counted.
 Always `engine.module(x)`, never the DeepSpeed engine's own forward: with two networks and a gradient penalty that path
 loses gradients (measured). The player that does not learn is frozen with `set_trainable` by the loop.
 """
@@ -12,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vesselgan.errors import ResourceError
-from vesselgan.runtime.distributed import World, half_is_missing
+from vesselgan.config.deepspeed import precision_of
+from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
+from vesselgan.runtime.distributed import World, minimum_over_ranks, refuse_missing_precision
+from vesselgan.runtime.guards import Skips
 
 
 class Engine:
@@ -24,6 +27,10 @@ class Engine:
         self.deepspeed = deepspeed_engine
         self.parameters = parameter_names
         """Stepped parameters by name; frozen biases are not among them."""
+        self.skips = Skips()
+        """How many steps in a row were skipped without a way out."""
+        self._is_loss_finite = torch.ones((), dtype=torch.bool)
+        self._norm: float | Tensor = 0.0
 
     @property
     def module(self) -> nn.Module:
@@ -34,14 +41,56 @@ class Engine:
         """Type of weights and activations."""
         return next(iter(self.parameters.values())).dtype
 
+    @property
+    def device(self) -> torch.device:
+        return self.deepspeed.device
+
     def backward(self, loss: Tensor) -> None:
         """Scaled backward of one micro-batch's mean loss (accumulation is divided out)."""
-        self.deepspeed.backward(loss)
+        is_finite = loss.detach().isfinite()
+        self._is_loss_finite = self._is_loss_finite.to(loss.device) & is_finite
+        # A loss can be NaN where its gradient is not. Times NaN, the one check of gradients sees it, on every rank.
+        self.deepspeed.backward(loss * torch.where(is_finite, 1.0, torch.nan))
 
     def step(self) -> bool:
-        """Reduce over ranks and update, at an accumulation boundary; False when an overflow skipped the update."""
+        """Reduce over ranks and update, at an accumulation boundary; False when nothing was changed.
+
+        That is so before the boundary, and where a loss or a gradient was not finite, on whichever rank.
+        """
+        if not self.deepspeed.is_gradient_accumulation_boundary():
+            self.deepspeed.step()
+            return False
+        is_at_floor = self.scaler is None or self.loss_scale <= getattr(self.scaler, "min_scale", self.loss_scale)
+        if self.is_partitioned:
+            self.deepspeed.step()
+            is_applied = self.deepspeed.was_step_applied()
+            self._norm = self.deepspeed.get_global_grad_norm()
+        else:
+            is_applied = self._step_unless_not_finite()
+        if is_applied:
+            self.skips.none()
+        else:
+            is_loss_finite = bool(minimum_over_ranks(self._is_loss_finite.float()))
+            self.skips.one(is_loss_finite=is_loss_finite, is_at_floor=is_at_floor)
+        self._is_loss_finite = torch.ones((), dtype=torch.bool)
+        return is_applied
+
+    def _step_unless_not_finite(self) -> bool:
+        """DeepSpeed's step without ZeRO, which lacks the check; the gradients are those of all ranks by now."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        self._norm = torch.nn.utils.get_total_norm(gradients)
+        is_finite = bool(self._norm.isfinite())
+        if not is_finite:
+            self.deepspeed.skipped_steps += 1
+            for parameter in self.parameters.values():
+                parameter.grad = None
         self.deepspeed.step()
-        return self.deepspeed.was_step_applied()
+        return is_finite
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """L2 norm of the gradient of the last update, over all parameters and of all ranks' batch."""
+        return torch.as_tensor(self._norm, dtype=torch.float32, device=self.device)
 
     @property
     def micro_batches(self) -> int:
@@ -64,6 +113,11 @@ class Engine:
         return int(self.deepspeed.skipped_steps)
 
     @property
+    def counters(self) -> Any:
+        """What counts updates, skipped and not: global_steps, skipped_steps, micro_steps."""
+        return self.deepspeed
+
+    @property
     def is_partitioned(self) -> bool:
         """Whether ZeRO keeps float32 masters and moments in flat partitions."""
         return self.deepspeed.zero_optimization()
@@ -72,6 +126,11 @@ class Engine:
     def inner_optimizer(self) -> torch.optim.Optimizer:
         """The Adam inside, whatever wraps it."""
         return self.deepspeed.optimizer.optimizer if self.is_partitioned else self.deepspeed.optimizer
+
+    @property
+    def moment_names(self) -> tuple[str, ...]:
+        """What the Adam inside remembers of every parameter."""
+        return SECOND_MOMENT if isinstance(self.inner_optimizer, AdamWithoutMomentum) else BOTH_MOMENTS
 
 
 def build(
@@ -82,29 +141,37 @@ def build(
     betas: Sequence[float],
     settings: dict[str, Any],
     world: World,
-    agreeing_command: str,
+    program: str,
+    key: str,
 ) -> Engine:
     """`module` wrapped by DeepSpeed with an Adam of its own; `settings` is a resolved dict (config.deepspeed.resolve).
 
-    ResourceError when the accelerator lacks the precision; `agreeing_command` is the whole command that would run.
+    ResourceError when the accelerator lacks the precision; `program` and `key`, the setting that holds the precision,
+    make the commands that would run.
     """
+    refuse_missing_precision(precision_of(settings), world, program=program, key=key)
+    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = adam_for(learned, learning_rate=learning_rate, betas=betas)
+    return wrap(name, module, optimizer, settings=settings, world=world)
+
+
+def wrap(
+    name: str, module: nn.Module, optimizer: torch.optim.Optimizer, *, settings: dict[str, Any], world: World
+) -> Engine:
+    """`module` and `optimizer` in a DeepSpeed engine; every rank gets rank 0's parameters and buffers."""
     import deepspeed
 
-    precision = "fp16" if settings.get("fp16", {}).get("enabled") else "bf16"
-    if (precision == "fp16" or settings.get("bf16", {}).get("enabled")) and half_is_missing(precision):
-        raise ResourceError(
-            f"this {world.device.type} has no {precision} that DeepSpeed accepts; a command that would run here: "
-            f"{agreeing_command}"
-        )
     learned = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
-    # Floats: an int decay rate raises in torch 2.13. fused: 2.7 times the speed of the loop form on CPU.
-    optimizer = torch.optim.Adam(
-        list(learned.values()), lr=learning_rate, betas=(float(betas[0]), float(betas[1])), fused=True
-    )
+    # ZeRO knows the names of the optimizers that it was tried with; ours is one of them without a moment.
+    settings = settings | {"zero_allow_untested_optimizer": True}
     wrapped, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     for buffer in wrapped.module.buffers():
         _broadcast(buffer, world)
-    return Engine(name, wrapped, learned)
+    engine = Engine(name, wrapped, learned)
+    if engine.scaler is not None:
+        # At its smallest scale DeepSpeed would raise a bare Exception in mid-step; here `skips` counts instead.
+        engine.scaler.raise_error_at_min_scale = False
+    return engine
 
 
 def _broadcast(buffer: Tensor, world: World) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.training.gan import Draws
+from vesselgan.training.draws import Draws
 
 STANDING_BATCHES = 100
 STANDING_STREAM = 3
@@ -43,9 +43,11 @@ def standing_statistics(generator: nn.Module, draws: Draws, device: torch.device
 
     A collective call: with several ranks every one takes its part of each batch.
     """
+    norms = {name: part for name, part in generator.named_modules() if isinstance(part, BatchNorm3d)}
+    if not norms:
+        return {name: buffer.clone() for name, buffer in generator.named_buffers()}
     was_training = generator.training
     kept = {name: buffer.clone() for name, buffer in generator.named_buffers()}
-    norms = {name: part for name, part in generator.named_modules() if isinstance(part, BatchNorm3d)}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     generator.train()
     for norm in norms.values():

@@ -5,109 +5,100 @@ the number of ranks. Where we differ from the authors' code: the fake patches of
 critic is frozen in the generator step, and each of the n_critic steps is a real step on a fresh batch.
 """
 
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
-from torch.profiler import record_function as phase
+from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 
 from vesselgan.config.schema import Variant
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
-from vesselgan.models.blocks import set_trainable
+from vesselgan.models.blocks import (
+    iterate_spectral_norms,
+    restore_spectral_vectors,
+    set_trainable,
+    spectral_vectors,
+)
 from vesselgan.runtime.engine import Engine
+from vesselgan.training.draws import Draws
 
 # N batch (this rank's part), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
 Scalars = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Latents and epsilons of the global batch at a position, cut to this rank's part."""
-
-    seed: int
-    batch_size: int
-    latent_size: int
-    rank: int
-    world_size: int
-
-    def latents_NL(self, stream: int, position: int) -> Tensor:
-        """Standard normal; `stream` 0 for the critic's steps, 1 for the generator's."""
-        return self._mine(
-            self._source(stream, position).standard_normal((self.batch_size, self.latent_size), np.float32)
-        )
-
-    def epsilons_N(self, position: int) -> Tensor:
-        """Uniform on [0, 1): where on the line between real and fake the penalty is taken."""
-        return self._mine(self._source(2, position).random(self.batch_size, np.float32))
-
-    def _source(self, stream: int, position: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, stream, position]))
-
-    def _mine(self, values: np.ndarray) -> Tensor:
-        part = self.batch_size // self.world_size
-        return torch.from_numpy(values[self.rank * part : (self.rank + 1) * part])
+Phase = Callable[[str], AbstractContextManager]
+"""A named span: torch's profiler alone, or runtime.phases, which clocks it too."""
+CriticUpdate = Callable[[Any, Engine, Tensor, Draws, int, Variant, Phase], Scalars]
+"""`critic_step`, or training.private's with an engine of its own."""
 
 
 def critic_step(
-    critic: Engine, generator: Engine, real_NCXYZ: Tensor, draws: Draws, position: int, variant: Variant
+    critic: Engine,
+    generator: Engine,
+    real_NCXYZ: Tensor,
+    draws: Draws,
+    position: int,
+    variant: Variant,
+    phase: Phase = record_function,
 ) -> Scalars:
-    """One update of the critic; the generator's weights stay as they are."""
-    parts = critic.micro_batches
-    told: Scalars = {}
-    chunks = zip(
-        real_NCXYZ.chunk(parts),
-        draws.latents_NL(0, position).chunk(parts),
-        draws.epsilons_N(position).chunk(parts),
-        strict=True,
-    )
-    for real, latents, epsilons in chunks:
-        real = real.to(critic.deepspeed.device, critic.dtype)
-        with phase("critic/fake"), torch.no_grad():
-            fake = generator.module(latents.to(real.device, generator.dtype)).to(critic.dtype)
+    """One update of the critic; the generator's weights stay as they are.
+
+    The fake patches are made in one go, so that BatchNorm sees the whole batch; the critic, whose samples do not know
+    of each other, may take its share in turns (micro-batches): the update is the same.
+    """
+    with phase("critic/fake"), torch.no_grad():
+        latents_NL = draws.latents_NL(0, position).to(generator.device, generator.dtype)
+        fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
+    vectors = spectral_vectors(critic.module)
+    parts, told = critic.micro_batches, Scalars()
+    shares = (share.chunk(parts) for share in (real_NCXYZ, fake_NCXYZ, draws.epsilons_N(position)))
+    for real, fake, epsilon in zip(*shares, strict=True):
+        real = real.to(critic.device, critic.dtype)
+        # Every forward takes a power iteration, as the authors' do; every turn takes the same ones.
+        restore_spectral_vectors(critic.module, vectors)
         with phase("critic/scores"):
-            score_real, score_fake = critic.module(real), critic.module(fake)
-            wasserstein = critic_loss(score_real, score_fake)
+            wasserstein = critic_loss(critic.module(real), critic.module(fake))
         with phase("critic/penalty"):
             penalty = gradient_penalty(
-                critic.module,
+                critic.module.input_gradient,
                 real,
                 fake,
-                epsilon=epsilons.to(real.device),
+                epsilon=epsilon.to(critic.device),
                 weight=variant.penalty_weight,
                 form=variant.penalty_form,
             )
+        loss = wasserstein + penalty.value
         with phase("critic/backward"):
-            critic.backward(wasserstein + penalty)
+            critic.backward(loss)
         with phase("critic/update"):
-            applied = critic.step()
-        _add(told, "critic_loss", (wasserstein + penalty) / parts)
-        _add(told, "wasserstein", -wasserstein / parts)
-        _add(told, "penalty", penalty / parts)
-    told["critic_skipped"] = torch.tensor(float(not applied), device=real.device)
-    return told
+            is_applied = critic.step()
+        _add(told, {"critic_loss": loss, "wasserstein": -wasserstein, "penalty": penalty.value}, parts)
+        _add(told, {"penalty_slope": penalty.slope, "penalty_underflow": penalty.underflow}, parts)
+    return _of_update(critic, told, is_applied)
 
 
-def generator_step(critic: Engine, generator: Engine, draws: Draws, step: int) -> Scalars:
+def generator_step(
+    critic: Engine, generator: Engine, draws: Draws, step: int, phase: Phase = record_function
+) -> Scalars:
     """One update of the generator; the critic's weights stay as they are."""
-    told: Scalars = {}
+    told = Scalars()
     set_trainable(critic.module, False)
-    for latents in draws.latents_NL(1, step).chunk(generator.micro_batches):
-        with phase("generator/fake"):
-            fake = generator.module(latents.to(generator.deepspeed.device, generator.dtype))
-        with phase("generator/scores"):
-            loss = generator_loss(critic.module(fake.to(critic.dtype)))
-        with phase("generator/backward"):
-            generator.backward(loss)
-        with phase("generator/update"):
-            applied = generator.step()
-        _add(told, "generator_loss", loss / generator.micro_batches)
+    iterate_spectral_norms(critic.module)
+    with phase("generator/fake"):
+        latents_NL = draws.latents_NL(1, step).to(generator.device, generator.dtype)
+        fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
+    with phase("generator/scores"):
+        loss = generator_loss(_scores_in_turns(critic.module, fake_NCXYZ, critic.micro_batches))
+    with phase("generator/backward"):
+        generator.backward(loss)
+    with phase("generator/update"):
+        is_applied = generator.step()
+    _add(told, {"generator_loss": loss}, 1)
     set_trainable(critic.module, True)
-    told["generator_skipped"] = torch.tensor(float(not applied), device=fake.device)
-    return told
+    critic.module.train()
+    return _of_update(generator, told, is_applied)
 
 
 def train(
@@ -119,20 +110,35 @@ def train(
     *,
     start: int,
     stop: int,
-) -> Iterator[tuple[int, Scalars]]:
-    """The algorithm box: yields (generator steps done, this step's scalars on the device) after every step."""
+    phase: Phase = record_function,
+    update_critic: CriticUpdate = critic_step,
+) -> Iterator[tuple[int, list[Scalars]]]:
+    """The algorithm box: yields (generator steps done, what each update told, on the device) after every step."""
     for step in range(start, stop):
-        scalars: Scalars = {}
-        began = time.perf_counter()
-        for turn in range(variant.n_critic):
-            real_NCXYZ = next(batches)
-            waited = time.perf_counter() - began if turn == 0 else 0.0
-            position = step * variant.n_critic + turn
-            scalars = critic_step(critic, generator, real_NCXYZ, draws, position, variant)
-        scalars |= generator_step(critic, generator, draws, step)
-        scalars["data_wait_ms"] = torch.tensor(1000.0 * waited)
-        yield step + 1, scalars
+        told: list[Scalars] = []
+        for position in range(step * variant.n_critic, (step + 1) * variant.n_critic):
+            with phase("data_wait"):
+                real_NCXYZ = next(batches)
+            told.append(update_critic(critic, generator, real_NCXYZ, draws, position, variant, phase))
+        told.append(generator_step(critic, generator, draws, step, phase))
+        yield step + 1, told
 
 
-def _add(told: Scalars, name: str, value: Tensor) -> None:
-    told[name] = told.get(name, 0.0) + value.detach().float()
+def _scores_in_turns(critic: nn.Module, patch_NCXYZ: Tensor, turns: int) -> Tensor:
+    """Scores [N]; in more than one turn the critic's activations are made again in the backward instead of kept."""
+    if turns == 1:
+        return critic(patch_NCXYZ)
+    return torch.cat([checkpoint(critic, part, use_reentrant=False) for part in patch_NCXYZ.chunk(turns)])
+
+
+def _of_update(engine: Engine, told: Scalars, is_applied: bool) -> Scalars:
+    """What an update tells. A skipped one has no losses: it is counted, and no mean is taken over numbers like NaN."""
+    skipped = {f"{engine.name}_skipped": torch.tensor(float(not is_applied))}
+    if not is_applied:
+        return skipped
+    return told | skipped | {f"{engine.name}_gradient_norm": engine.gradient_norm}
+
+
+def _add(told: Scalars, values: Scalars, parts: int) -> None:
+    for name, value in values.items():
+        told[name] = told.get(name, 0.0) + value.detach().float() / parts

@@ -59,8 +59,10 @@ def measure_step_ms(kind: torch.dtype) -> float:
         latent_NL, epsilon_N = torch.randn(batch, variant.latent_size, dtype=kind), torch.rand(batch)
         fake_NCXYZ = generator(latent_NL)
         loss = critic_loss(critic(real_NCXYZ), critic(fake_NCXYZ.detach()))
-        penalty = gradient_penalty(critic, real_NCXYZ, fake_NCXYZ, epsilon=epsilon_N, weight=variant.penalty_weight)
-        (loss + penalty).backward()
+        penalty = gradient_penalty(
+            critic.input_gradient, real_NCXYZ, fake_NCXYZ, epsilon=epsilon_N, weight=variant.penalty_weight
+        )
+        (loss + penalty.value).backward()
         generator_loss(critic(fake_NCXYZ)).backward()
         times.append(1000 * (time.perf_counter() - started))
     # The first step pays for what later ones reuse.

@@ -1,34 +1,40 @@
 """One training run: settings checked, engines built, loop driven, progress told, checkpoints kept, end marked."""
 
-import math
-import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.errors import NumericError
+from vesselgan.data.staged import staged
+from vesselgan.errors import UsageError
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime import checkpoint, distributed, rundir
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
+from vesselgan.runtime.guards import refuse_endless_skips
 from vesselgan.runtime.log import RunLog
+from vesselgan.runtime.memory import largest_over_ranks, peak_bytes
+from vesselgan.runtime.phases import Phases
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
-from vesselgan.shards import ShardSet
+from vesselgan.shards import ShardSet, content_hash
+from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
-from vesselgan.training.gan import Draws, train
-from vesselgan.training.samples import FixedLatents
+from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
+from vesselgan.training.draws import Draws
+from vesselgan.training.gan import critic_step, train
+from vesselgan.training.keeping import Keeper, keeper_of, steps_of
+from vesselgan.training.private import Private, private_of
+from vesselgan.training.private import critic_step as private_critic_step
+from vesselgan.training.samples import FixedLatents, real_pictures
+from vesselgan.training.telling import Rehearsal, explaining_out_of_memory, facts, say_first_lines
 
 PROGRAM = "deepspeed launch/train_gan.py"
 
@@ -36,7 +42,8 @@ PROGRAM = "deepspeed launch/train_gan.py"
 def train_gan(command: Command) -> None:
     """Train, or resume, the GAN that `command` describes; a finished run says so and returns."""
     precision = command.config.variant.precision
-    train_in_session(command, _run, program=PROGRAM, precision=precision, key="variant.precision")
+    run_dir = run_dir_of(command.config)
+    train_in_session(command, _run, run_dir=run_dir, program=PROGRAM, precision=precision, key="variant.precision")
 
 
 def run_dir_of(config: TrainGan) -> Path:
@@ -46,61 +53,107 @@ def run_dir_of(config: TrainGan) -> Path:
     return Path(config.work_dir) / "runs" / f"{config.variant.name}-{config_hash(config)}"
 
 
-def steps_of(config: TrainGan, num_pairs: int) -> int:
-    """Generator steps of the whole run: max_steps, else epochs over the pairs."""
-    if config.train.max_steps is not None:
-        return config.train.max_steps
-    batches = config.train.epochs * steps_per_epoch(num_pairs, config.train.batch_size)
-    return max(1, batches // config.variant.n_critic)
-
-
-def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str) -> None:
+def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requests: StopRequests) -> None:
     run_dir = run_dir_of(config)
     shards = distributed.together(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
-    settings = resolve(
-        raw, batch_size=config.train.batch_size, batch_per_gpu=config.train.batch_per_gpu, world_size=world.size
-    )
-    engines = _engines(config, shards.patch_shape, settings, world, program)
-    both = {"critic": settings, "generator": settings}
-    distributed.together(world, lambda: rundir.prepare(run_dir, "train_gan", config, both))
+    num_steps = steps_of(config, len(shards))
+    private = distributed.together(world, lambda: private_of(config, shards, num_steps))
+    settings = settings_of(config, raw, world.size)
+    rehearsal = Rehearsal(config, shards.patch_shape, settings, world)
+    with explaining_out_of_memory(rehearsal):
+        engines = _engines(config, shards.patch_shape, settings, world, program, private)
+    inputs = {"gan/train": content_hash(shards.folder)}
+    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs))
     if rundir.is_finished(run_dir):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
-    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world) or {"step": 0, "seconds": 0.0}
+    lines = requests.attend(run_dir, max_minutes=config.train.max_minutes, max_sittings=config.runtime.max_sittings)
+    (shards,), told = staged([shards], config.data.stage_to, world)
+    state, weights_from = _begin(config, run_dir, engines, world)
+    keeper = keeper_of(config, run_dir, world, engines, shards, state)
+    if private is not None:
+        keeper.limit = private.begin(run_dir, state, engines["critic"], world)
+        told = [*told, *private.lines()]
+    lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
+    sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
+    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting))
+    if world.is_main:
+        rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
-    run = _Run(config, run_dir, world, engines, log, shards, steps_of(config, len(shards)))
-    _say_first_lines(run, state["step"])
-    done, seconds = run.drive(state)
+    run = _Run(config, run_dir, world, engines, log, shards, requests, keeper, private)
+    begun = f"resumed at step {state['step']}" if state["step"] else "new run"
+    lines.append(f"{begun}; {run.stop} steps in all")
+    say_first_lines(log, run_dir, rehearsal, engines, lines)
+    with explaining_out_of_memory(rehearsal):
+        done, seconds = run.drive(state)
     if done == run.stop:
+        told = facts(rehearsal, engines, steps=done, seconds=seconds) | run.privacy()
         if world.is_main:
-            rundir.finish(run_dir, _facts(engines, steps=done, seconds=seconds, world=world))
+            rundir.finish(run_dir, told)
         log.line(f"finished: {done} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
     distributed.barrier()
 
 
+def _begin(
+    config: TrainGan, run_dir: Path, engines: dict[str, Engine], world: World
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """(the state to go on from, where a new run has its weights from): the newest checkpoint, else a fresh start."""
+    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world)
+    if state is not None:
+        return state, None
+    source = config.weights_only_start
+    weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
+    return {"step": 0, "seconds": 0.0}, weights_from
+
+
+def settings_of(config: TrainGan, raw: dict[str, Any], ranks: int) -> dict[str, dict[str, Any]]:
+    """The JSON resolved for each player. UsageError where the batch cannot be cut so.
+
+    Only the critic takes its share in micro-batches: the generator's BatchNorm needs the whole batch.
+    """
+    train = config.train
+    critic = resolve(raw, batch_size=train.batch_size, batch_per_gpu=train.batch_per_gpu, world_size=ranks)
+    if config.variant.penalty_form == "batch" and critic["train_micro_batch_size_per_gpu"] != train.batch_size:
+        raise UsageError(
+            f"variant.penalty_form=batch takes one norm over the whole batch, so it cannot be cut: not over {ranks} "
+            f"ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or penalty_form=sample"
+        )
+    return {
+        "critic": critic,
+        "generator": resolve(raw, batch_size=train.batch_size, batch_per_gpu=None, world_size=ranks),
+    }
+
+
 def _engines(
-    config: TrainGan, patch_shape: tuple[int, int, int], settings: dict[str, Any], world: World, program: str
+    config: TrainGan,
+    patch_shape: tuple[int, int, int],
+    settings: dict[str, dict[str, Any]],
+    world: World,
+    program: str,
+    private: Private | None,
 ) -> dict[str, Engine]:
     variant, seed = config.variant, config.train.seed
     critic = Critic(patch_shape, variant.width, variant.critic_norm)
-    generator = Generator(patch_shape, variant.width, variant.latent_size)
+    generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
     start_weights(critic, seed)
     start_weights(generator, seed + 1)
     rates = {"critic": variant.learning_rate_critic, "generator": variant.learning_rate_generator}
-    agreeing = f"{program} --deepspeed_config ds_bf16.json variant.precision=bf16"
-    return {
+    apart = {} if private is None else {"critic": private.engine(critic, variant, world)}
+    return apart | {
         name: build(
             name,
             module,
             learning_rate=rates[name],
             betas=variant.betas,
-            settings=settings,
+            settings=settings[name],
             world=world,
-            agreeing_command=agreeing,
+            program=program,
+            key="variant.precision",
         )
         for name, module in (("critic", critic), ("generator", generator))
+        if name not in apart
     }
 
 
@@ -114,8 +167,14 @@ class _Run:
     engines: dict[str, Engine]
     log: RunLog
     shards: ShardSet
-    stop: int
-    """Generator steps of the whole run."""
+    requests: StopRequests
+    keeper: Keeper
+    private: Private | None
+
+    @property
+    def stop(self) -> int:
+        """Generator steps of the whole run."""
+        return self.keeper.stop
 
     def drive(self, state: dict[str, Any]) -> tuple[int, float]:
         """Step from `state` to the end or to a granted stop request; (steps done, seconds of all sittings)."""
@@ -125,35 +184,42 @@ class _Run:
             settings.seed, settings.batch_size, self.config.variant.latent_size, self.world.rank, self.world.size
         )
         average = self._average(start)
-        fixed = FixedLatents(settings.seed, self.config.variant.latent_size, self.shards.spacing_mm)
-        meter, progress = Meter(state.get("meter")), Progress(self.log, start=start, stop=self.stop)
-        done, save_s, began = start, 0.0, time.perf_counter()
-        with StopRequests(self.run_dir, self.world, max_minutes=settings.max_minutes) as requests:
-            variant = self.config.variant
-            for done, scalars in train(
-                critic, generator, self._batches(start), draws, variant, start=start, stop=self.stop
-            ):
+        fixed = self._fixed_latents()
+        num_patches = settings.batch_size * self.config.variant.n_critic
+        meter = Meter(state.get("meter"))
+        progress = Progress(self.log, start=start, stop=self.stop, patches_per_step=num_patches)
+        done, began, keeper, phases = start, time.perf_counter(), self.keeper, Phases(self.world.device)
+        batches, variant, span = self._batches(keeper), self.config.variant, {"start": start, "stop": self.stop}
+        update = critic_step if self.private is None else private_critic_step
+        for done, updates in train(
+            critic, generator, batches, draws, variant, **span, phase=phases, update_critic=update
+        ):
+            for scalars in updates:
                 meter.take(scalars)
-                if average is not None:
-                    average.update(generator.module, done)
-                if done % settings.log_every == 0 or done == self.stop:
-                    self._tell(done, meter.read(self.world), progress)
-                is_asked = requests.are_granted(step_s=progress.step_s, save_s=save_s)
-                paused_at = time.perf_counter()
-                if done % settings.picture_every == 0 or done == self.stop:
-                    self.log.image(done, "samples", fixed.picture(generator.module, self.world.device))
-                if done % settings.checkpoint_every == 0 or done == self.stop or is_asked:
-                    seconds = state["seconds"] + time.perf_counter() - began
-                    told = self._told() | {"step": done, "seconds": seconds, "meter": meter.to_json()}
-                    self._save(done, told, to_sample(generator.module, average, draws, self.world.device))
-                    save_s = time.perf_counter() - paused_at
-                progress.paused(time.perf_counter() - paused_at)
-                if is_asked and done < self.stop:
-                    requests.mark_for_requeue(done)
-                    self.log.line(
-                        f"stopped at step {done}, saved: {requests.reason}; the same command goes on from here"
-                    )
-                    break
+            told = {"field": "train.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
+            refuse_endless_skips(self.engines, settings.max_bad_steps, **told)
+            if average is not None:
+                average.update(generator.module, done)
+            progress.advance(done)
+            if done % settings.log_every == 0 or done == self.stop:
+                values = meter.read(self.world) | {"save_ms": keeper.save_ms}
+                self._tell(done, values | phases.read(progress.steps_since(done)), progress)
+            is_asked = self.requests.are_granted(step_s=progress.step_s, save_s=keeper.save_s)
+            paused_at = time.perf_counter()
+            if done % settings.picture_every == 0 or done == self.stop:
+                with phases("pictures"):
+                    self._draw(done, fixed)
+            if keeper.is_due(done) or is_asked:
+                told = {"seconds": state["seconds"] + time.perf_counter() - began, "meter": meter.to_json(self.world)}
+                told |= self.privacy()
+                self.log.flush()
+                with phases("save"):
+                    keeper.save(done, told, to_sample(generator.module, average, draws, self.world.device))
+                keeper.save_s = time.perf_counter() - paused_at
+            progress.paused(time.perf_counter() - paused_at)
+            if is_asked and done < self.stop:
+                self.log.line(self.requests.leave(done))
+                break
         return done, state["seconds"] + time.perf_counter() - began
 
     def _average(self, start: int) -> MovingAverage | None:
@@ -164,8 +230,8 @@ class _Run:
             average.restore(checkpoint.read_weights(self.run_dir, "generator_ema", checkpoint.name_of(start))[0])
         return average
 
-    def _batches(self, start: int) -> Any:
-        settings, n_critic, data = self.config.train, self.config.variant.n_critic, self.config.data
+    def _batches(self, keeper: Keeper) -> Any:
+        settings, data = self.config.train, self.config.data
         dataset = PatchDataset(
             self.shards,
             scaling=data.scaling,
@@ -173,74 +239,59 @@ class _Run:
             intensity="signed",
             cache_bytes=int(data.cache_gib * 2**30),
         )
+        positions = range(keeper.first_batch, keeper.batches_after(self.stop))
+        if self.private is not None:
+            return self.private.batches(dataset, positions, self.config, self.world)
         return stream(
             dataset,
             batch_size=settings.batch_size,
             seed=settings.seed,
-            start=start * n_critic,
-            stop=self.stop * n_critic,
+            start=positions.start,
+            stop=positions.stop,
             rank=self.world.rank,
             world_size=self.world.size,
             num_workers=settings.num_workers,
             augment=self.config.data.augment,
         )
 
+    def privacy(self) -> dict[str, Any]:
+        """{"privacy": what is spent by now}, for the checkpoint and finished.json; nothing without privacy."""
+        return {} if self.private is None else {"privacy": self.private.told(self.engines["critic"])}
+
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise NumericError(
-                f"{self.run_dir}: {', '.join(bad)} not finite before step {done}; the last checkpoint is from before; "
-                "start anew with lower learning rates, or in fp32"
-            )
         for name, engine in self.engines.items():
             values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
-        losses = "  ".join(f"{name} {values[name]:+.3f}" for name in ("critic_loss", "generator_loss", "wasserstein"))
+        names = [name for name in ("critic_loss", "generator_loss", "wasserstein") if name in values]
+        losses = "  ".join(f"{name} {values[name]:+.3f}" for name in names) or "every step skipped"
+        values["peak_memory_gib"] = largest_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
+        values |= self._watch_collapse(done, values)
+        if self.private is not None:
+            values |= self.private.watch(self.engines["critic"], self.log)
         progress.tell(done, values, losses)
+        for line in alarms(values):
+            self.log.line(line)
 
-    def _told(self) -> dict[str, Any]:
-        """What every checkpoint says of the training set, for `generate`; the affine is the first subject's."""
-        first = next(iter(self.shards.subjects.values()))
-        geometry = {
-            "patch_shape": list(self.shards.patch_shape),
-            "spacing_mm": list(self.shards.spacing_mm),
-            "affine": first["affine"],
-            "upper_percentile": self.shards.manifest.upper_percentile,
-        }
-        return {"manifest": geometry, "config_hash": config_hash(self.config)}
+    def _watch_collapse(self, done: int, values: dict[str, float]) -> dict[str, float]:
+        """The critic at every telling, the samples where pictures are drawn too; rank 0 alone tells."""
+        found = of_critic(values)
+        if self.log.is_main and (done % self.config.train.picture_every == 0 or done == self.stop):
+            data, train = self.config.data, self.config.train
+            real = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
+            watch = CollapseWatch(train.seed, self.config.variant.latent_size, spread(real))
+            found |= watch.of_samples(self.engines["generator"].module, self.world.device)
+        return found
 
-    def _save(self, done: int, told: dict[str, Any], extra: dict[str, Any]) -> None:
-        keep_last = self.config.train.keep_last
-        checkpoint.save(self.run_dir, done, self.engines, told, keep_last=keep_last, world=self.world, extra=extra)
+    def _fixed_latents(self) -> FixedLatents:
+        """The latents whose samples are drawn; a new run first draws real patches beside them."""
+        data, log = self.config.data, self.log
+        if self.keeper.start == 0 and log.is_main:
+            real = real_pictures(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
+            for name, picture in real.items():
+                log.image(0, name, picture)
+        latent_size = self.config.variant.latent_size
+        return FixedLatents(self.config.train.seed, latent_size, self.shards.spacing_mm, data.label_threshold)
 
-
-def _say_first_lines(run: _Run, start: int) -> None:
-    config, log = run.config, run.log
-    counts = {name: count_parameters(engine.module) for name, engine in run.engines.items()}
-    log.line(f"run directory: {run.run_dir} (tensorboard --logdir {run.run_dir}/tensorboard)")
-    log.line(
-        f"{config.variant.name} in {config.variant.precision} on {run.world.size} x {run.world.device.type}, "
-        f"configuration {config_hash(config)}; "
-        f"parameters: generator {counts['generator']:,}, critic {counts['critic']:,}"
-    )
-    log.line(f"{'resumed at step ' + str(start) if start else 'new run'}; {run.stop} steps in all")
-
-
-def count_parameters(module: torch.nn.Module) -> int:
-    """Parameters as the paper's Table 2 counts them: frozen biases included."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _facts(engines: dict[str, Engine], *, steps: int, seconds: float, world: World) -> dict[str, Any]:
-    """For the paper's Table 2: parameters, peak memory, hours."""
-    if world.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(world.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {
-        "steps": steps,
-        "hours": seconds / 3600,
-        "peak_gib_per_rank": peak / 2**30,
-        "ranks": world.size,
-        "device": world.device.type,
-        "parameters": {name: count_parameters(engine.module) for name, engine in engines.items()},
-    }
+    def _draw(self, done: int, fixed: FixedLatents) -> None:
+        if self.world.is_main:
+            for name, picture in fixed.pictures(self.engines["generator"].module, self.world.device).items():
+                self.log.image(done, name, picture)

@@ -1,0 +1,212 @@
+"""Checkpoints as directories: which one counts, which one goes, and what a kill leaves."""
+
+import errno
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from vesselgan.errors import CheckpointError, ResourceError
+from vesselgan.runtime import checkpoint, checkpoint_folder, tensor_files
+
+
+@pytest.fixture
+def saved(tiny, tmp_path):
+    """Save checkpoint `step`, whose weights and state are all `step`."""
+    engine = tiny.engine(stage=0)
+
+    def save(step: int, *, keep_last: int = 9, **options: object) -> Path:
+        with torch.no_grad():
+            for parameter in engine.parameters.values():
+                parameter.fill_(float(step))
+        given = {"keep_last": keep_last, "world": tiny.world, **options}
+        return checkpoint.save(tmp_path, step, {"critic": engine}, {"told": step}, **given).path
+
+    save.engine, save.world = engine, tiny.world
+    return save
+
+
+def names(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").iterdir() if path.is_dir())
+
+
+def newest(run_dir: Path) -> int:
+    weights, state = checkpoint.read_weights(run_dir, "critic")
+    assert (weights["0.weight"] == state["told"]).all()
+    return state["told"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES = {"cut": cut, "flipped": flip, "empty": lambda path: path.write_bytes(b""), "gone": Path.unlink}
+FILES = ["critic.safetensors", "critic.optimizer.safetensors", "state.json", "manifest.json"]
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_newest_is_skipped_with_a_warning_and_refused_by_name(saved, tmp_path, capsys, kind, file):
+    saved(1), saved(2)
+    folder = saved(3)
+    if (kind, file) == ("flipped", "manifest.json"):
+        (folder / file).write_text((folder / file).read_text().replace("sha256", "sha255"))
+    else:
+        DAMAGES[kind](folder / file)
+    with pytest.raises(CheckpointError, match=f"step_00000003: {file}") as told:
+        checkpoint.load(tmp_path, "step_00000003", {"critic": saved.engine}, world=saved.world)
+    assert told.value.exit_code == 4
+    assert checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world) == {"told": 2}
+    assert f"step_00000003: {file}" in capsys.readouterr().err
+    assert (next(iter(saved.engine.parameters.values())) == 2).all()
+
+
+def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):
+    saved(1)
+    folder = saved(2)
+    flip(folder / "critic.optimizer.safetensors")
+    assert newest(tmp_path) == 2
+    flip(folder / "critic.safetensors")
+    assert newest(tmp_path) == 1
+    with pytest.raises(CheckpointError, match="sha256 differs"):
+        checkpoint.read_weights(tmp_path, "critic", folder.name)
+
+
+def test_without_a_whole_one_nothing_starts_afresh_in_silence(saved, tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        checkpoint.read_weights(tmp_path, "critic")
+    flip(saved(1) / "critic.safetensors")
+    with pytest.raises(CheckpointError, match="none of step_00000001 is whole"):
+        checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world)
+    with pytest.raises(CheckpointError, match="no checkpoint `step_00000009`; there are: step_00000001"):
+        checkpoint.load(tmp_path, "step_00000009", {"critic": saved.engine}, world=saved.world)
+
+
+def test_the_last_ones_stay_with_the_kept_and_the_best(saved, tmp_path):
+    for step in range(1, 8):
+        saved(step, keep_last=2, is_kept=step == 3, keep=["step_00000001"])
+    assert names(tmp_path) == [f"step_{step:08d}" for step in (1, 3, 6, 7)]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_00000007"
+    saved(8, keep_last=1)  # the best is another one now
+    assert names(tmp_path) == ["step_00000003", "step_00000008"]
+
+
+def test_damaged_ones_do_not_count_so_the_only_whole_one_is_never_deleted(saved, tmp_path):
+    saved(1)
+    for step in (2, 3):
+        cut(saved(step) / "critic.safetensors")
+    saved(4, keep_last=2)
+    # 4 is whole and so is 1; 2 and 3 are of no use to anybody.
+    assert names(tmp_path) == ["step_00000001", "step_00000004"]
+    cut(tmp_path / "checkpoints" / "step_00000004" / "critic.safetensors")
+    assert newest(tmp_path) == 1
+
+
+def test_a_delete_that_fails_stops_nothing_and_is_tried_again(saved, tmp_path, monkeypatch, capsys):
+    saved(1)
+
+    def held(path: Path, ignore_errors: bool = False) -> None:
+        """As on NFS: a file that somebody has open is renamed to .nfs..., and its folder is not empty."""
+        for file in Path(path).iterdir():
+            file.rename(file.with_name(f".nfs{file.name}")) if file.suffix == ".safetensors" else file.unlink()
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", held)
+        saved(2, keep_last=1)
+        saved(2, keep_last=1)  # the same step again, as after a resume from before it
+        assert newest(tmp_path) == 2
+        left = [name for name in names(tmp_path) if name.endswith(".old")]
+        assert len(left) == 2 and checkpoint_folder.names_in(tmp_path / "checkpoints") == ["step_00000002"]
+    saved(3, keep_last=1)
+    assert names(tmp_path) == ["step_00000003"]
+
+    def refused(source: Path, target: Path) -> None:
+        if str(target).endswith(".old"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        rename(source, target)
+
+    rename = os.rename
+    monkeypatch.setattr(os, "rename", refused)
+    capsys.readouterr()
+    saved(4, keep_last=1)
+    assert names(tmp_path) == ["step_00000003", "step_00000004"] and newest(tmp_path) == 4
+    assert "step_00000003: cannot be deleted (Permission denied)" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_earlier_one_whole_and_no_half(saved, tmp_path, monkeypatch):
+    saved(1)
+    write = tensor_files.write_pieces
+
+    def full(path: Path, pieces: object) -> dict:
+        if path.name == "critic.optimizer.safetensors":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, pieces)
+
+    monkeypatch.setattr(tensor_files, "write_pieces", full)
+    with pytest.raises(ResourceError, match=r"step_00000002.partial: a checkpoint of 0.000 GiB: the disk is full"):
+        saved(2)
+    assert names(tmp_path) == ["step_00000001"] and newest(tmp_path) == 1
+
+
+def test_going_on_from_an_older_one_by_name_sets_the_newer_aside(saved, tmp_path, capsys):
+    for step in (1, 2, 3):
+        saved(step)
+    checkpoint.load(tmp_path, "step_00000001", {"critic": saved.engine}, world=saved.world)
+    assert [name.split(".")[0] for name in names(tmp_path)] == ["step_00000001", "step_00000002", "step_00000003"]
+    assert checkpoint_folder.names_in(tmp_path / "checkpoints") == ["step_00000001"]
+    assert "step_00000003: newer than step_00000001" in capsys.readouterr().err
+    # Were the third still there, keep_last=1 would keep it and delete what was just saved.
+    saved(2, keep_last=1)
+    assert newest(tmp_path) == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_kill_while_saving_leaves_the_last_one_loadable(saved, tmp_path, seed):
+    """A forked child saves without a pause and says so after each; killed after a random while, at most one is lost."""
+    saved(0)
+    large = {
+        "average": {f"weight{i}": torch.full((250_000,), float(i)) for i in range(8)}
+    }  # 8 MB: writing takes longest
+    hear, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # Of the parent's many threads only this one lives on: their leftovers are not to be collected.
+        gc.disable()
+        try:
+            for step in range(1, 10_000):
+                saved(step, keep_last=2, extra=large)
+                os.write(say, step.to_bytes(4, "little"))
+        finally:
+            os._exit(1)
+    os.close(say)
+    time.sleep(random.Random(seed).uniform(0.0, 0.4))
+    os.kill(child, signal.SIGKILL)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL  # it lived until then
+    said = b""
+    while piece := os.read(hear, 65536):
+        said += piece
+    os.close(hear)
+    last = int.from_bytes(said[-4:], "little") if said else 0
+    checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world)
+    # The child may have been killed after it published and before it could say so.
+    assert newest(tmp_path) in (last, last + 1)
+    averages, _ = checkpoint.read_weights(tmp_path, "average") if newest(tmp_path) else (large["average"], None)
+    assert all((averages[f"weight{i}"] == i).all() for i in range(8))
+    saved(newest(tmp_path) + 1, keep_last=1)
+    assert len(names(tmp_path)) == 1  # nothing of the killed save is left behind
+    json.loads((tmp_path / "checkpoints" / names(tmp_path)[0] / "manifest.json").read_text())

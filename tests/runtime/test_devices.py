@@ -1,0 +1,77 @@
+"""A device or a precision that was asked for, or granted, and is not there: exit 6 with what there is instead."""
+
+import sys
+
+import pytest
+import torch
+
+from vesselgan.errors import ResourceError
+from vesselgan.runtime import distributed
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def has_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_without_a_request_the_device_is_found(monkeypatch):
+    has_gpus(monkeypatch, 0)
+    assert distributed.choose_device("auto", 0) == torch.device("cpu")
+    has_gpus(monkeypatch, 2)
+    assert distributed.choose_device("auto", 1) == torch.device("cuda", 1)
+    assert distributed.choose_device("cpu", 0) == torch.device("cpu")
+
+
+def test_a_gpu_that_was_asked_for_and_is_missing_is_exit_6(monkeypatch):
+    has_gpus(monkeypatch, 0)
+    with pytest.raises(ResourceError, match="runtime.device=cuda was asked.*runtime.device=cpu") as error:
+        distributed.choose_device("cuda", 0)
+    assert error.value.exit_code == 6
+
+
+@pytest.mark.parametrize("granted", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS"])
+def test_a_gpu_that_the_job_was_granted_and_is_missing_is_exit_6_unless_the_cpu_was_asked_for(monkeypatch, granted):
+    has_gpus(monkeypatch, 0)
+    monkeypatch.setenv(granted, "0,1")
+    with pytest.raises(ResourceError, match="the job was granted a GPU.*CUDA build"):
+        distributed.choose_device("auto", 0)
+    assert distributed.choose_device("cpu", 0) == torch.device("cpu")
+
+
+def test_more_ranks_than_gpus_are_told_to_be_fewer(monkeypatch):
+    has_gpus(monkeypatch, 1)
+    with pytest.raises(ResourceError, match="local rank 1 but 1 GPUs here"):
+        distributed.choose_device("auto", 1)
+
+
+@pytest.mark.parametrize(
+    ("precision", "there"), [("bf16", ["fp16", "fp32"]), ("fp16", ["bf16", "fp32"]), ("fp16", ["fp32"])]
+)
+def test_a_missing_precision_lists_every_command_that_would_run(world, monkeypatch, precision, there):
+    monkeypatch.setattr(distributed, "half_is_missing", lambda kind: kind not in there)
+    with pytest.raises(ResourceError) as error:
+        distributed.refuse_missing_precision(precision, world, program="train x=1", key="variant.precision")
+    told = str(error.value)
+    assert f"this cpu has no {precision}" in told
+    for kind in ("fp32", "bf16", "fp16"):
+        command = f"train x=1 --deepspeed_config ds_{kind}.json variant.precision={kind}"
+        assert (command in told) == (kind in there)
+
+
+def test_a_precision_that_is_there_passes(world, monkeypatch):
+    monkeypatch.setattr(distributed, "half_is_missing", lambda kind: False)
+    distributed.refuse_missing_precision("bf16", world, program="train", key="variant.precision")
+
+
+def test_without_deepspeed_the_install_command_is_told(afresh, monkeypatch):
+    afresh()
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ResourceError, match="pip install -c constraints.txt deepspeed") as error:
+        distributed.start("cpu")
+    assert error.value.exit_code == 6

@@ -1,0 +1,45 @@
+"""The tiny network of this folder's tests on the ranks that a launcher starts: RUN_DIR; saves at step 4, ends at 9."""
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vesselgan.config.deepspeed import resolve
+from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime.distributed import World
+from vesselgan.runtime.engine import Engine, wrap
+
+BATCH = 4
+
+
+def engine_of(world: World, stage: int) -> Engine:
+    settings = resolve({"zero_optimization": {"stage": stage}}, batch_size=BATCH, batch_per_gpu=None,
+                       world_size=world.size)  # fmt: skip
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.0, 0.9), fused=True)
+    return wrap("critic", module, optimizer, settings=settings, world=world)
+
+
+def train(engine: Engine, world: World, start: int, stop: int) -> None:
+    """Each rank on its share of a global batch that is a function of the step."""
+    for step in range(start, stop):
+        batch = torch.sin(torch.arange(3.0 * BATCH).reshape(BATCH, 3) + step).chunk(world.size)[world.rank]
+        engine.backward(engine.module(batch).square().mean())
+        engine.step()
+
+
+def main() -> None:
+    run_dir = Path(next(word for word in sys.argv[1:] if not word.startswith("-")))
+    world = distributed.start("cpu")
+    engine = engine_of(world, 2)
+    for start, stop in ((0, 4), (4, 9)):
+        train(engine, world, start, stop)
+        checkpoint.save(run_dir, stop, {"critic": engine}, {"ranks": world.size}, keep_last=9, world=world)
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Diversity against distances done by hand, and alarms that ring where a GAN is dead and only there."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.generator import Generator
+from vesselgan.shards import ShardSet
+from vesselgan.training.collapse import NUM_SAMPLES, CollapseWatch, alarms, of_critic, real_patches, spread
+
+PATCH, LATENT = (16, 16, 16), 4
+
+
+def levels(*values: float) -> Tensor:
+    """One constant patch per value."""
+    return torch.stack([torch.full((2, 8, 8, 8), value) for value in values])
+
+
+def test_the_spread_of_constant_patches_is_the_mean_distance_of_their_levels():
+    # |0-3|, |0-1|, |3-1|: mean 2
+    assert spread(levels(0.0, 3.0, 1.0)) == pytest.approx(2.0)
+    assert spread(levels(0.5, 0.5, 0.5)) == 0.0
+
+
+def test_noise_is_no_diversity():
+    torch.manual_seed(0)
+    # Independent voxels of SD 1 differ by sqrt(2); averages over 64 of them by an eighth of that.
+    assert spread(torch.randn(8, 2, 32, 32, 32)) == pytest.approx(2**0.5 / 8, rel=0.02)
+
+
+class Dead(nn.Module):
+    """One sample for every latent, with a little noise on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, z_NL: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        noise = 0.02 * torch.randn((len(z_NL), 2, *PATCH), generator=generator)
+        return torch.ones(2, *PATCH) * 0.2 + noise + self.weight
+
+
+def test_the_alarm_rings_for_one_sample_and_not_for_a_young_generator(work_dir):
+    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
+    real = real_patches(shards, scaling="volume", label_threshold=0.5)
+    assert real.shape[:2] == (NUM_SAMPLES, 2) and -1 <= real.min() and real.max() <= 1
+    watch = CollapseWatch(990, LATENT, spread(real))
+    dead = watch.of_samples(Dead(), torch.device("cpu"))
+    assert dead["alarm/mode_collapse"] == 1.0 and dead["sample_diversity"] < 0.1
+    (line,) = alarms(dead)
+    assert "mode collapse" in line and f"{dead['sample_diversity']:.3g}" in line
+    alive = Generator(PATCH, 8, LATENT)
+    start_weights(alive, 1)
+    with torch.no_grad():
+        alive.last.weight.mul_(20)
+        for _ in range(3):
+            alive.train()(torch.randn(8, LATENT))
+    found = watch.of_samples(alive, torch.device("cpu"))
+    assert found["alarm/mode_collapse"] == 0.0 and alarms(found) == [] and alive.training
+
+
+def test_a_critic_without_slope_or_gap_is_told_with_its_numbers():
+    well = {"penalty_slope": 0.9, "wasserstein": 3.0}
+    assert of_critic(well) == {"alarm/critic_collapse": 0.0} and alarms(well | of_critic(well)) == []
+    for values in (well | {"penalty_slope": 1e-5}, well | {"wasserstein": -1e-8}):
+        found = of_critic(values)
+        assert found == {"alarm/critic_collapse": 1.0}
+        assert "the critic sees nothing" in alarms(values | found)[0]
+    # Every step of the interval was skipped: nothing is known.
+    assert of_critic({"critic_skipped": 1.0}) == {}

@@ -1,0 +1,159 @@
+"""Work and memory of a step: by paper and pencil, by torch's own counter, and by a process that takes the steps."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from vesselgan.config.compose import compose
+from vesselgan.config.deepspeed import read, resolve
+from vesselgan.config.schema import Variant
+from vesselgan.models.critic import Critic
+from vesselgan.models.generator import Generator
+from vesselgan.training.cost import Cost, fitting, step_cost
+from vesselgan.training.draws import Draws
+from vesselgan.training.gan import generator_step
+
+SHAPE, WIDTH, BATCH, LATENT = (32, 32, 16), 16, 4, 128
+
+
+def variant(name: str = "sn", **changed: Any) -> Variant:
+    found = compose("plan", [f"variant={name}"]).variant
+    for key, value in ({"width": WIDTH} | changed).items():
+        setattr(found, key, value)
+    return found
+
+
+def settings(precision: str = "fp32", *, stage: int = 1, batch: int = BATCH, ranks: int = 1) -> dict[str, Any]:
+    raw = copy.deepcopy(read(None, precision)[1])
+    raw["zero_optimization"]["stage"] = stage
+    one = resolve(raw, batch_size=batch, batch_per_gpu=None, world_size=ranks)
+    return {"critic": one, "generator": one}
+
+
+def cost(of: Variant, shape=SHAPE, *, batch=BATCH, ranks=1, device="cuda", has_average=False, **kind: Any) -> Cost:
+    json_settings = settings(of.precision, batch=batch, ranks=ranks, **kind)
+    share = batch // ranks
+    return step_cost(
+        of, shape, json_settings, batch_per_rank=share, ranks=ranks, device=device, has_average=has_average
+    )
+
+
+def generator_flop(of: Variant, device: str) -> int:
+    """A step with two critic updates is one of them dearer, so the generator's update can be told apart."""
+    once, twice = (cost(variant(of.name, n_critic=n), device=device).flop for n in (1, 2))
+    return once - (twice - once)
+
+
+def test_the_generators_step_costs_what_its_layers_do_by_hand():
+    voxels = math.prod(SHAPE)
+    start = 2 * BATCH * LATENT * WIDTH * voxels // 8**3
+    # Upsampling and convolution as one transposed convolution: 4^3 taps on every voxel of the low-resolution grid.
+    channels = [(16, 8), (8, 4), (4, 2)]
+    ups = [2 * BATCH * before * after * 4**3 * voxels // 8 ** (3 - n) for n, (before, after) in enumerate(channels)]
+    last = 2 * BATCH * 2 * 2 * 27 * voxels
+    # The critic halves the grid in each of its layers, 2 -> 2 -> 4 -> 8 -> 16 channels.
+    critic = [
+        2 * BATCH * before * after * 27 * voxels // 8 ** (n + 1)
+        for n, (before, after) in enumerate([(2, 2), (2, 4), (4, 8), (8, 16)])
+    ]
+    score = 2 * BATCH * WIDTH * voxels // 16**3
+    # Backward: the generator's weights and activations (not the latents), the frozen critic's activations alone.
+    expected = 2 * start + 3 * (sum(ups) + last) + 2 * (sum(critic) + score)
+    assert generator_flop(variant("sn"), "cuda") == expected
+
+
+def test_the_generators_step_costs_what_torch_counts_on_real_tensors():
+    class Player:
+        """As much of an engine as a step calls."""
+
+        def __init__(self, name: str, module: torch.nn.Module) -> None:
+            self.name, self.module, self.device, self.dtype = name, module, torch.device("cpu"), torch.float32
+            self.micro_batches, self.gradient_norm = 1, torch.zeros(())
+
+        def backward(self, loss: torch.Tensor) -> None:
+            loss.backward()
+
+        def step(self) -> bool:
+            return True
+
+    of = variant("gp")
+    critic = Player("critic", Critic(SHAPE, WIDTH, of.critic_norm))
+    generator = Player("generator", Generator(SHAPE, WIDTH, LATENT))
+    with FlopCounterMode(display=False) as counter:
+        generator_step(critic, generator, Draws(0, BATCH, LATENT, rank=0, world_size=1), 0)
+    assert counter.get_total_flops() == generator_flop(of, "cpu")
+
+
+def test_the_papers_step_takes_4_8_tflop_with_instance_norm_and_4_6_with_spectral_norm():
+    # Counted apart from this code, layer by layer, for the lean step and for the critic's backward by hand.
+    flop = {name: cost(variant(name, width=512), (128, 128, 64)).flop / 1e12 for name in ("gp", "sn")}
+    assert flop["gp"] == pytest.approx(4.80, abs=0.01) and flop["sn"] == pytest.approx(4.61, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "ranks", "weight", "state"),
+    [
+        # bytes per stepped parameter: its weight; master and second moment, on this rank's share of them
+        ("sn", 0, 1, 4, 4),
+        ("sn", 1, 1, 4, 8),
+        ("sn", 2, 2, 4, 4),
+        ("sn_mp", 1, 1, 2, 8),
+        ("sn_mp", 2, 4, 2, 2),
+    ],
+)
+def test_between_steps_stand_weights_masters_moments_average_and_batch(name, stage, ranks, weight, state):
+    of = variant(name)
+    networks = Critic(SHAPE, WIDTH, of.critic_norm), Generator(SHAPE, WIDTH, LATENT)
+    stepped, frozen = (
+        sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad is kind)
+        for kind in (True, False)
+    )
+    buffers = sum(b.numel() * b.element_size() for network in networks for b in network.buffers())
+    average = 4 * sum(p.numel() for p in networks[1].parameters() if p.requires_grad)
+    batch = BATCH // ranks * 2 * math.prod(SHAPE) * 4
+    expected = stepped * (weight + state) + frozen * weight + buffers + average + batch
+    found = cost(of, stage=stage, ranks=ranks, has_average=True)
+    # Shares are rounded up to whole numbers.
+    assert abs(found.standing_bytes - expected) <= 2 * 12
+    assert found.peak_bytes > found.standing_bytes
+
+
+@pytest.mark.parametrize(("name", "shape", "batch"), [("gp", [96, 96, 64], 2), ("sn", [64, 64, 64], 8)])
+def test_the_predicted_peak_is_within_15_per_cent_of_what_the_process_grows_by(name, shape, batch):
+    predicted = cost(variant(name, width=96), tuple(shape), batch=batch, device="cpu").peak_bytes
+    script = str(Path(__file__).with_name("growth_of_two_steps.py"))
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, script, name, "96", json.dumps(shape), str(batch)],
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Measured: 0.91 to 1.02; what malloc keeps back differs from run to run by a few per cent.
+    assert abs(predicted / int(done.stdout.split()[-1]) - 1) < 0.15
+
+
+def test_turns_of_the_critic_are_tried_before_a_smaller_batch():
+    of, rank = variant("sn"), {"batch_per_rank": 4, "ranks": 1, "device": "cuda", "has_average": False}
+    whole = cost(of).peak_bytes
+    found = fitting(of, SHAPE, settings(), **rank, limit_bytes=whole)
+    assert (found.batch_per_rank, found.batch_per_gpu) == (4, 4) and found.cost.peak_bytes == whole
+    turns = fitting(of, SHAPE, settings(), **rank, limit_bytes=whole - 1)
+    assert (turns.batch_per_rank, turns.batch_per_gpu) == (4, 2) and turns.cost.peak_bytes < whole
+    # Below that the generator, which takes its share in one, is what needs the memory.
+    half = fitting(of, SHAPE, settings(), **rank, limit_bytes=turns.cost.peak_bytes - 1)
+    assert (half.batch_per_rank, half.batch_per_gpu) == (2, 2)
+    assert half.cost.peak_bytes == cost(of, batch=2).peak_bytes < turns.cost.peak_bytes
+    assert fitting(of, SHAPE, settings(), **rank, limit_bytes=1) is None

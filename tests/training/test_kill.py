@@ -1,0 +1,183 @@
+"""Ranks that die, hang or cannot meet: the others leave, say who it was, and what was saved goes on."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+WORDS = ["variant=sn", "variant.precision=fp32", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
+WORDS += ["train.log_every=1", "train.picture_every=1000", "train.checkpoint_every=4", "train.max_steps=100000"]
+WORDS += ["runtime.device=cpu"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def ranks(repository, work_dir):
+    """Start ranks as a launcher does, one process each, told by the environment; none outlives the test."""
+    started: list[subprocess.Popen] = []
+
+    def start(run_dir: Path, *words: str, size: int, port: int | None = None) -> list[subprocess.Popen]:
+        port = port or free_port()
+        common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
+        common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        command = [sys.executable, str(repository / "launch" / "train_gan.py"), f"work_dir={work_dir}", *WORDS, *words]
+        for rank in range(size):
+            started.append(
+                subprocess.Popen(
+                    [*command, "--run_dir", str(run_dir)],
+                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started[-size:]
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    until = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None and time.monotonic() < until, process.communicate()
+        time.sleep(0.05)
+
+
+def saved(run_dir: Path) -> list[str]:
+    return sorted(path.name for path in (run_dir / "checkpoints").glob("step_*[0-9]"))
+
+
+@pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.soak)])
+def test_when_a_rank_dies_the_other_leaves_and_names_it(ranks, train_here, tmp_path, lost):
+    both = ranks(tmp_path / "run", size=2)
+    wait_for(lambda: len(saved(tmp_path / "run")) > 0, both[0])
+    both[lost].kill()
+    other = both[1 - lost]
+    _, errors = other.communicate(timeout=200)
+    assert other.returncode == 6, errors
+    assert f"error: lost rank {lost} of 2: killed, out of memory" in errors and "Traceback" not in errors
+    # One rank goes on from what two have saved.
+    step = int(saved(tmp_path / "run")[-1].split("_")[1])
+    train_here(tmp_path / "run", *WORDS[:-2], f"train.max_steps={step + 2}", "allow_change=[train.max_steps]")
+    assert saved(tmp_path / "run")[-1] == f"step_{step + 2:08d}"
+
+
+@pytest.mark.soak
+def test_when_a_rank_hangs_the_other_leaves_after_the_timeout_and_names_it(ranks, tmp_path):
+    both = ranks(tmp_path / "run", "runtime.rank_timeout_minutes=0.5", size=2)
+    wait_for(lambda: len(saved(tmp_path / "run")) > 0, both[0])
+    both[1].send_signal(signal.SIGSTOP)
+    _, errors = both[0].communicate(timeout=200)
+    assert both[0].returncode == 6 and "error: lost rank 1 of 2" in errors, errors
+
+
+@pytest.mark.soak
+def test_under_the_launcher_a_dead_rank_is_named_and_nobody_stays_behind(repository, work_dir, tmp_path):
+    run_dir, python = tmp_path / "run", Path(sys.executable)
+    command = [str(python.parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
+    command += [str(repository / "launch" / "train_gan.py"), f"work_dir={work_dir}", *WORDS, "--run_dir", str(run_dir)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}:{os.environ['PATH']}"}
+    with (tmp_path / "told").open("w") as told:
+        launcher = subprocess.Popen(command, env=environment, stdout=told, stderr=told, start_new_session=True)
+    try:
+        while not saved(run_dir):
+            assert launcher.poll() is None, (tmp_path / "told").read_text()
+            time.sleep(0.1)
+        (rank,) = (
+            pid for pid, words in processes_of(run_dir) if "--local_rank=1" in words and "launch.py" not in words
+        )
+        os.kill(rank, signal.SIGKILL)
+        assert launcher.wait(timeout=200) != 0
+    finally:
+        try:
+            os.killpg(launcher.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    assert "error: lost rank 1 of 2" in (tmp_path / "told").read_text()
+    assert processes_of(run_dir) == []
+
+
+def processes_of(run_dir: Path) -> list[tuple[int, str]]:
+    """(pid, command line) of every living process whose command names the run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if str(run_dir) in words:
+            found.append((int(folder.name), words))
+    return found
+
+
+def test_a_port_in_use_is_named(ranks, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (first, _) = ranks(tmp_path / "run", size=2, port=port)
+        _, errors = first.communicate(timeout=200)
+    assert first.returncode == 6
+    assert f"MASTER_PORT={port}: the port is in use" in errors and len(errors.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("precision", "script"), [("fp32", None), ("bf16", None), ("fp16", "half_on_any_cpu.py")])
+def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository, work_dir, precision, script):
+    """kill -9 five times, each at a step drawn from another seed; then on to the end."""
+    words = [
+        "variant=sn",
+        f"variant.precision={precision}",
+        "variant.width=8",
+        "train.batch_size=2",
+        "train.max_steps=40",
+    ]
+    words += ["train.checkpoint_every=8", "train.log_every=1", "runtime.device=cpu"]
+    path = f"tests/training/{script}" if script else "launch/train_gan.py"
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    done = train(straight, *words, "--deepspeed_config", f"ds_{precision}.json", script=path)
+    assert done.returncode == 0, done.stderr
+    command = [sys.executable, str(repository / path), "--run_dir", str(killed), f"work_dir={work_dir}"]
+    command += ["train.num_workers=0", "train.picture_every=1000", *words, "--deepspeed_config", f"ds_{precision}.json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    for seed in range(5):
+        newest = int(saved(killed)[-1].split("_")[1]) if saved(killed) else 0
+        target = min(newest + random.Random(seed).randint(1, 12), 38)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        # The lines beyond the checkpoint are cut when a sitting begins.
+        wait_for(lambda count=seed + 1: len(lines_of(killed, "sittings.jsonl")) == count, process)
+        time.sleep(1.0)
+        wait_for(lambda step=target: len(lines_of(killed)) >= step, process)
+        process.kill()
+        process.communicate()
+    assert not (killed / "finished.json").exists()
+    done = train(killed, *words, "--deepspeed_config", f"ds_{precision}.json", script=path)
+    assert done.returncode == 0, done.stderr
+    for file in sorted((straight / "checkpoints" / "step_00000040").glob("*.safetensors")):
+        assert file.read_bytes() == (killed / "checkpoints" / "step_00000040" / file.name).read_bytes(), file.name
+    assert [json.loads(line)["step"] for line in lines_of(killed)] == list(range(1, 41))
+
+
+def lines_of(run_dir: Path, name: str = "metrics.jsonl") -> list[str]:
+    path = run_dir / name
+    return path.read_text().splitlines() if path.is_file() else []

@@ -1,0 +1,102 @@
+"""A private variant through the entry point: its account, its key, its limits, and the same bytes after a resume."""
+
+import hashlib
+import json
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vesselgan.errors import CheckpointError, PrivacyError
+from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.training.private import KEY_FILE, _secret_key
+
+TrainHere = Callable[..., dict | None]
+DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
+SEEDED = [*DPGAN, "variant.dp.noise_seed=5"]
+
+
+def read_state(run_dir: Path) -> tuple[Path, dict]:
+    """The newest checkpoint's state.json and what is in it."""
+    path = run_dir / "checkpoints" / (run_dir / "checkpoints" / "latest").read_text().strip() / "state.json"
+    return path, json.loads(path.read_text())
+
+
+def write_state(path: Path, told: dict) -> None:
+    """Put a changed state back, its manifest telling the truth about it."""
+    path.write_text(json.dumps(told))
+    manifest = path.with_name("manifest.json")
+    entries = json.loads(manifest.read_text())
+    entry = entries["state.json"]
+    entry["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    entry["bytes"] = path.stat().st_size
+    manifest.write_text(json.dumps(entries))
+
+
+def test_a_run_resumes_exactly_with_its_account_and_never_without(train_here: TrainHere, tmp_path: Path) -> None:
+    whole = train_here(tmp_path / "whole", *SEEDED, "train.max_steps=4")
+    assert train_here(tmp_path / "run", *SEEDED, "train.max_steps=2") is not None
+    (tmp_path / "run" / "finished.json").unlink()
+    path, told = read_state(tmp_path / "run")
+    on = [*SEEDED, "train.max_steps=4", "allow_change=[train.max_steps,variant]"]
+    account = told["state"].pop("privacy")
+    write_state(path, told)
+    with pytest.raises(CheckpointError, match="holds no privacy accountant"):
+        train_here(tmp_path / "run", *on)
+    told["state"]["privacy"] = account | {"steps": account["steps"] - 5}
+    write_state(path, told)
+    with pytest.raises(CheckpointError, match="counts 5 steps, the critic has taken 10"):
+        train_here(tmp_path / "run", *on)
+    told["state"]["privacy"] = account
+    write_state(path, told)
+    with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.4"):
+        train_here(tmp_path / "run", *on, "variant.dp.noise_multiplier=0.4")
+    with pytest.raises(CheckpointError, match="not in this run's account"):
+        train_here(tmp_path / "other", *SEEDED, f"weights_only_start={tmp_path / 'run'}")
+    resumed = train_here(tmp_path / "run", *on)
+    assert resumed["privacy"] == whole["privacy"] and whole["privacy"]["steps"] == 20
+    for player in ("critic", "generator"):
+        ours, theirs = (read_weights(tmp_path / name, player)[0] for name in ("whole", "run"))
+        assert all(ours[name].equal(theirs[name]) for name in ours), player
+    critic, _ = read_weights(tmp_path / "whole", "critic")
+    assert max(float(value.abs().max()) for value in critic.values()) <= 0.01  # the weights' clip
+    log = (tmp_path / "whole" / "log.txt").read_text()
+    assert "per patch: epsilon" in log and "per patient: epsilon" in log and "not covered by any epsilon" in log
+    assert "no epsilon holds against him" in log  # the seed is known
+    assert log.count("steps of the critic") == 2  # the plan; 20 batches of 2, the epoch of 24 patches
+
+
+def test_a_secret_key_is_a_runs_own_and_needed_to_go_on(train_here: TrainHere, tmp_path: Path) -> None:
+    told = train_here(tmp_path / "run", *DPGAN, "train.max_steps=1")
+    assert told["privacy"]["is_key_secret"]
+    key = tmp_path / "run" / KEY_FILE
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    drawn = _secret_key(tmp_path / "other")
+    assert drawn != int(key.read_text(), 16) and _secret_key(tmp_path / "other") == drawn
+    written = [path for path in (tmp_path / "run").rglob("*") if path.is_file() and path != key]
+    assert not any(key.read_bytes().strip() in path.read_bytes() for path in written)
+    (tmp_path / "run" / "finished.json").unlink()
+    key.unlink()
+    with pytest.raises(CheckpointError, match="noise_key: lost"):
+        train_here(tmp_path / "run", *DPGAN, "train.max_steps=2", "allow_change=[train.max_steps]")
+
+
+def test_a_target_per_patient_ends_the_run_before_the_step_that_would_pass_it(
+    train_here: TrainHere, tmp_path: Path
+) -> None:
+    words = ["variant.dp.unit=patient", "variant.dp.target_epsilon=8", "variant.dp.noise_multiplier=2"]
+    told = train_here(tmp_path / "run", *SEEDED, *words, "train.max_steps=40")
+    privacy = told["privacy"]
+    # Two of three patients in a step on average, whose patches are eight each.
+    assert (privacy["unit"], privacy["num_units"], privacy["sample_rate"]) == ("patient", 3, 2 / 3)
+    assert privacy["epsilon"] <= 8 and 0 < told["steps"] < 40 and privacy["steps"] == 5 * told["steps"]
+    assert "ends the run after" in (tmp_path / "run" / "log.txt").read_text()
+    state = read_state(tmp_path / "run")[1]["state"]
+    assert state["step"] == told["steps"] and state["privacy"] == privacy
+
+
+def test_a_delta_of_one_over_a_few_patches_is_refused(train_here: TrainHere, tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="1 / 24 patches"):
+        train_here(tmp_path / "run", "variant=dpgan", "train.max_steps=1")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,297 @@
+"""A run that goes on is the run that it was, and says what is not as it was."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.errors import CheckpointError, ResourceError, UsageError
+from vesselgan.runtime import checkpoint, checkpoint_folder
+from vesselgan.training import keeping
+
+SN = ("variant=sn", "variant.precision=fp32", "train.max_steps=6", "train.checkpoint_every=2", "train.keep_last=9")
+
+
+def bytes_at(run_dir: Path, step: int) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in (run_dir / "checkpoints" / f"step_{step:08d}").glob("*.safetensors")
+    }
+
+
+def is_of_the_machine(name: str) -> bool:
+    """Whether a scalar tells of clocks and memory, not of the run."""
+    return "_ms" in name or name.startswith(("ms_per_step", "peak_memory", "patches_per"))
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    """metrics.jsonl without what no two runs share."""
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not is_of_the_machine(key)} for row in rows]
+
+
+def events(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar that TensorBoard shows, as (step, value), without what no two runs share."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0})
+    shown.Reload()
+    names = [name for name in shown.Tags()["scalars"] if not is_of_the_machine(name)]
+    return {name: [(event.step, event.value) for event in shown.Scalars(name)] for name in names}
+
+
+def broken_at(straight: Path, broken: Path, step: int) -> Path:
+    """What a kill leaves after checkpoint `step` of the finished run, and after the lines that came later."""
+    shutil.copytree(straight, broken)
+    for path in (broken / "checkpoints").glob("step_*"):
+        if path.name > f"step_{step:08d}":
+            shutil.rmtree(path)
+    (broken / "finished.json").unlink()
+    return broken
+
+
+@pytest.fixture
+def straight(train_here, tmp_path_factory):
+    """A finished run, trained by the first who asks for it; to be read and copied, not changed."""
+    run_dir = tmp_path_factory.getbasetemp() / "finished_sn"
+    if not run_dir.exists():
+        train_here(run_dir, *SN)
+    return run_dir
+
+
+@pytest.mark.parametrize(("variant", "precision"), [("sn", "bf16"), ("c_sn_mp", "fp16"), ("gp", "fp32")])
+def test_a_broken_run_goes_on_to_the_same_bytes_and_tells_every_step_once(train_here, tmp_path, variant, precision):
+    words = (
+        *SN[2:],
+        f"variant={variant}",
+        f"variant.precision={precision}",
+        "train.ema_decay=0.9",
+        "data.augment=true",
+    )
+    words += ("train.log_every=2", "--deepspeed_config", f"ds_{precision}.json")
+    train_here(tmp_path / "straight", *words)
+    broken = broken_at(tmp_path / "straight", tmp_path / "broken", 2)
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "critic_lo')  # the kill's half line
+    train_here(broken, *words)
+    assert bytes_at(broken, 6) == bytes_at(tmp_path / "straight", 6)
+    assert metrics(broken) == metrics(tmp_path / "straight")
+    assert [row["step"] for row in metrics(broken)] == [2, 4, 6]
+    shown = events(broken)
+    assert shown == events(tmp_path / "straight")
+    assert [step for step, _ in shown["critic_loss"]] == [2, 4, 6]
+    sittings = [json.loads(line) for line in (broken / "sittings.jsonl").read_text().splitlines()]
+    assert [(sitting["step"], sitting["ranks"]) for sitting in sittings] == [(0, 1), (2, 1)]
+
+
+def test_a_checkpoint_says_all_that_the_run_needs(straight):
+    state = json.loads((straight / "checkpoints" / "step_00000004" / "state.json").read_text())
+    # 24 patches in batches of 2 make an epoch of 12 batches: after 4 batches, 8 samples of epoch 0.
+    assert state["state"]["position"] == {"seed": 990, "epoch": 0, "samples": 8}
+    assert state["step"] == state["state"]["step"] == 4
+    assert {"seconds", "meter", "manifest", "config_hash", "save_s"} <= state["state"].keys()
+    for player in ("critic", "generator"):
+        assert state["engines"][player]["optimizer_step"] == 4.0
+    stored = checkpoint.read_weights(straight, "generator", "step_00000004")[0]
+    assert any("running_var" in key or "var" in key for key in stored)  # BatchNorm's statistics
+    rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    # The cost of the save after step 2 is told from step 3 on.
+    assert rows[1]["save_ms"] == 0.0 and rows[2]["save_ms"] > 0.0
+
+
+def test_settings_that_differ_are_listed_and_refused_unless_named(train_here, straight, tmp_path, capsys):
+    broken = broken_at(straight, tmp_path / "broken", 4)
+    changed = (*SN, "train.batch_size=4", "variant.learning_rate_critic=1e-5")
+    before = (broken / "config.yaml").read_text()
+    with pytest.raises(
+        CheckpointError, match=r"learning_rate_critic: 0.0004 -> 1e-05; train.batch_size: 2 -> 4"
+    ) as told:
+        train_here(broken, *changed)
+    assert "allow_change=[variant.learning_rate_critic,train.batch_size]" in str(told.value)
+    assert told.value.exit_code == 4
+    with pytest.raises(CheckpointError, match=r"other settings: variant.learning_rate_critic: 0.0004 -> 1e-05\. "):
+        train_here(broken, *changed, "allow_change=[train.batch_size]")
+    assert (broken / "config.yaml").read_text() == before and not (broken / "finished.json").exists()
+    capsys.readouterr()
+    train_here(broken, *changed, "allow_change=[train.batch_size,variant]")
+    assert "changed: train.batch_size: 2 -> 4" in capsys.readouterr().out
+    sitting = json.loads((broken / "sittings.jsonl").read_text().splitlines()[-1])
+    assert {(c["key"], c["before"], c["after"], c["is_free"]) for c in sitting["changes"] if not c["is_free"]} == {
+        ("variant.learning_rate_critic", 4e-4, 1e-5, False),
+        ("train.batch_size", 2, 4, False),
+    }
+    # From now on the new settings are the run's own.
+    assert "batch_size: 4" in (broken / "config.yaml").read_text()
+    assert json.loads((broken / "deepspeed_critic.json").read_text())["train_batch_size"] == 4
+    train_here(broken, *changed)
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_the_position_is_kept_in_samples_when_the_batch_size_changes(train_here, straight, tmp_path, monkeypatch):
+    broken = broken_at(straight, tmp_path / "broken", 4)
+    asked = []
+    stream = keeping_stream(monkeypatch, asked)
+    train_here(broken, *SN[:2], *SN[3:], "train.epochs=2", "train.batch_size=4", "train.max_steps=null",
+               "allow_change=[train]")  # fmt: skip
+    # Eight samples were seen in batches of 2: two batches of 4. Two epochs are 12 batches of 4, so ten are left.
+    assert asked == [(2, 12)] and stream
+    state = checkpoint.read_weights(broken, "critic")[1]
+    assert state["step"] == 4 + 10
+    assert state["position"] == {"seed": 990, "epoch": 2, "samples": 0}
+
+
+def keeping_stream(monkeypatch: pytest.MonkeyPatch, asked: list) -> object:
+    """Write down from where to where the run reads its batches."""
+    from vesselgan.training import run
+
+    stream = run.stream
+
+    def told(*arguments: object, start: int, stop: int, **options: object) -> object:
+        asked.append((start, stop))
+        return stream(*arguments, start=start, stop=stop, **options)
+
+    monkeypatch.setattr(run, "stream", told)
+    return stream
+
+
+def test_the_zero_stage_is_mechanics_and_the_loss_scale_is_not(train_here, straight, tmp_path):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    raw = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.0}
+    (tmp_path / "scaled.json").write_text(json.dumps(raw | {"fp16": {"enabled": False, "loss_scale_window": 7}}))
+    with pytest.raises(CheckpointError, match="deepspeed.critic.fp16: None -> .*loss_scale_window") as told:
+        train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "scaled.json"))
+    assert "zero_optimization" not in str(told.value)
+    (tmp_path / "two.json").write_text(json.dumps(raw))
+    train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "two.json"))
+    for player in ("critic", "generator"):
+        there, here = (checkpoint.read_weights(run, player, "step_00000006")[0] for run in (straight, broken))
+        # Stage 0 and 2 add gradients in another order; four steps of 2e-4 and 4e-4 moved the weights by up to 1e-3.
+        for key in (key for key, value in there.items() if value.is_floating_point()):
+            assert (there[key] - here[key]).square().mean().sqrt() <= 1e-6, key
+    sitting = json.loads((broken / "sittings.jsonl").read_text().splitlines()[-1])
+    assert {change["key"] for change in sitting["changes"]} == {
+        "deepspeed.critic.zero_optimization",
+        "deepspeed.generator.zero_optimization",
+    }
+    assert json.loads((broken / "deepspeed_generator.json").read_text())["zero_optimization"] == {"stage": 2}
+
+
+@pytest.mark.parametrize("word", ["variant=gp", "variant.width=16", "variant.latent_size=7"])
+def test_another_network_is_refused_even_when_its_setting_is_allowed(train_here, straight, tmp_path, word):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    with pytest.raises(CheckpointError, match=word.split("=")[0].split(".")[-1]):
+        train_here(broken, *SN, word, "variant.precision=fp32")
+    with pytest.raises(CheckpointError, match="has another architecture; differing:"):
+        train_here(broken, *SN, word, "variant.precision=fp32", "allow_change=[variant]")
+    assert "spectral" in (broken / "config.yaml").read_text()
+
+
+def test_other_data_is_not_the_data_that_a_run_has_learned_from(train_here, straight, tmp_path):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    told = json.loads((broken / "provenance.json").read_text())
+    told["inputs"]["gan/train"] = "0" * 64
+    (broken / "provenance.json").write_text(json.dumps(told))
+    with pytest.raises(CheckpointError, match="content.gan/train: 0000"):
+        train_here(broken, *SN)
+    train_here(broken, *SN, "allow_change=[content]")
+
+
+def test_a_lost_position_is_refused(train_here, straight, tmp_path):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    folder = broken / "checkpoints" / "step_00000002"
+    told = json.loads((folder / "state.json").read_text())
+    del told["state"]["position"]
+    rewrite(folder, told)
+    with pytest.raises(CheckpointError, match="lacks the position in the data"):
+        train_here(broken, *SN)
+    # Version 1 did not write it: its runs never changed their batch size.
+    rewrite(folder, told | {"format_version": 1})
+    train_here(broken, *SN)
+    assert bytes_at(broken, 6) == bytes_at(straight, 6)
+
+
+def rewrite(folder: Path, told: dict) -> None:
+    """Another state.json, signed."""
+    text = json.dumps(told).encode()
+    (folder / "state.json").write_bytes(text)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["state.json"] = {"sha256": checkpoint_folder.sha256_of(folder / "state.json"), "bytes": len(text)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_weights_alone_start_a_new_run_that_says_so(train_here, straight, tmp_path):
+    source = straight / "checkpoints" / "step_00000004"
+    words = (*SN[:2], "train.max_steps=1", "train.seed=3", "variant.learning_rate_critic=1e-30",
+             "variant.learning_rate_generator=1e-30")  # fmt: skip
+    train_here(tmp_path / "new", *words, f"weights_only_start={source}")
+    for player in ("critic", "generator"):
+        taken, given = (checkpoint.read_weights(*where)[0] for where in [(tmp_path / "new", player),
+                                                                         (straight, player, source.name)])  # fmt: skip
+        learned = [key for key in given if key.endswith(("weight", "original")) and given[key].ndim > 1]
+        assert learned
+        for key in learned:
+            assert np.array_equal(taken[key], given[key]), key
+    told = json.loads((tmp_path / "new" / "provenance.json").read_text())["weights_from"]
+    assert told["checkpoint"] == str(source) and told["step"] == 4
+    assert told["sha256"]["critic.safetensors"] == checkpoint_folder.sha256_of(source / "critic.safetensors")
+    state = checkpoint.read_weights(tmp_path / "new", "critic")[1]
+    assert (state["step"], state["position"]["samples"]) == (1, 2)
+    with pytest.raises(CheckpointError, match="neither a run directory with checkpoints"):
+        train_here(tmp_path / "wrong", *words, f"weights_only_start={tmp_path / 'nowhere'}")
+    train_here(tmp_path / "wrong", *words, f"weights_only_start={straight}")  # the command put right
+    assert json.loads((tmp_path / "wrong" / "provenance.json").read_text())["weights_from"]["step"] == 6
+
+
+def test_epochs_that_are_kept_stay_for_ever(train_here, tmp_path):
+    # 24 patches in batches of 8 make epochs of 3 steps.
+    train_here(tmp_path / "run", *SN[:2], "train.batch_size=8", "train.epochs=5", "train.max_steps=null",
+               "train.keep_every_epochs=2", "train.keep_last=1", "train.checkpoint_every=4")  # fmt: skip
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
+    assert names == ["step_00000006", "step_00000012", "step_00000015"]
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_first_step(train_here, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(ResourceError, match=r"3 at most, one of them being written: 0.\d+ GiB; the disk has 0.000 GiB"):
+        train_here(tmp_path / "run", *SN, "train.keep_last=2")
+    assert not (tmp_path / "run" / "checkpoints").exists() and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_what_was_predicted_of_a_checkpoint_is_what_it_takes(train_here, tmp_path, monkeypatch):
+    predicted = []
+    expected = keeping.expected_bytes
+    monkeypatch.setattr(keeping, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1])
+    train_here(tmp_path / "run", *SN, "train.ema_decay=0.9")
+    sizes = [path.stat().st_size for path in (tmp_path / "run/checkpoints/step_00000006").glob("*.safetensors")]
+    # Each file begins with a table of its tensors, some 100 bytes for each.
+    assert len(sizes) == 6 and 0 <= sum(sizes) - predicted[0] < 6 * 20_000
+
+
+def test_a_run_that_another_process_trains_in_is_left_alone(train_here, straight, tmp_path):
+    import multiprocessing
+
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    context = multiprocessing.get_context("spawn")
+    hear, say = context.Pipe()
+    holder = context.Process(target=hold, args=(broken, say))
+    holder.start()
+    try:
+        assert hear.recv() == "held"
+        with pytest.raises(UsageError, match=f"process {holder.pid} on .* trains in it"):
+            train_here(broken, *SN)
+    finally:
+        holder.kill()
+        holder.join()
+    train_here(broken, *SN)
+    assert bytes_at(broken, 6) == bytes_at(straight, 6)
+
+
+def hold(run_dir: Path, say: object) -> None:
+    from vesselgan.runtime import rundir
+
+    held = rundir.take(run_dir)
+    say.send("held")
+    say.recv()
+    held.close()

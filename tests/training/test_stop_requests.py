@@ -1,0 +1,73 @@
+"""A request to stop, in whatever a run is just doing: it saves at the next boundary, and goes on to the same bytes."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from vesselgan.runtime import checkpoint_folder
+from vesselgan.runtime.phases import Phases
+
+WORDS = ("variant=gp", "variant.precision=fp32", "train.max_steps=24", "train.checkpoint_every=2", "train.keep_last=2")
+DOING = ["data_wait", "critic/fake", "critic/scores", "critic/penalty", "critic/backward", "critic/update"]
+DOING += ["generator/scores", "generator/backward", "generator/update", "pictures", "save"]
+SIGNALS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
+
+
+def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
+    return {
+        path.name: path.read_bytes() for path in (run_dir / "checkpoints" / f"step_{step:08d}").glob("*.safetensors")
+    }
+
+
+def test_a_request_in_any_phase_is_granted_at_the_next_step_and_changes_nothing(train_here, tmp_path, monkeypatch):
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    words = (*WORDS, "train.picture_every=2")
+    train_here(straight, *words)
+    span = Phases.__call__
+    for turn, name in enumerate(DOING):
+        number, raised = SIGNALS[turn % 3], []
+
+        @contextmanager
+        def interrupted(self: Phases, now: str, name=name, number=number, raised=raised) -> Iterator[None]:
+            with span(self, now):
+                if now == name and not raised:
+                    raised.append(now)
+                    os.kill(os.getpid(), number)
+                yield
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Phases, "__call__", interrupted)
+            assert train_here(stopped, *words) is None, name
+        assert raised == [name]
+        marker = json.loads((stopped / "requeue").read_text())
+        assert marker["reason"] == f"signal {number.name}" and marker["sittings"] == turn + 1
+        # What it was asked in the midst of was finished, saved, and is the newest; one step each, two for what comes
+        # after a step's end.
+        assert checkpoint_folder.choose(stopped, None).name == f"step_{marker['step']:08d}"
+    assert marker["step"] < 24
+    train_here(stopped, *words)
+    assert not (stopped / "requeue").exists()
+    assert files_at(stopped, 24) == files_at(straight, 24)
+    steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 25))
+
+
+def test_a_failure_leaves_no_marker_that_would_start_it_again(train_here, tmp_path):
+    train_here(tmp_path / "run", *WORDS, "train.max_minutes=0.00001")
+    assert (tmp_path / "run" / "requeue").exists()
+    with pytest.raises(Exception, match="seed"):
+        train_here(tmp_path / "run", *WORDS, "train.seed=1")
+    assert not (tmp_path / "run" / "requeue").exists()
+
+
+def test_a_run_in_a_requeue_loop_comes_to_an_end(train_here, tmp_path, capsys):
+    words = (*WORDS, "train.max_minutes=0.00001", "runtime.max_sittings=3")
+    for sitting in (1, 2, 3):
+        train_here(tmp_path / "run", *words)
+        assert (tmp_path / "run" / "requeue").exists() == (sitting < 3)
+    assert "no requeue is asked for" in capsys.readouterr().out

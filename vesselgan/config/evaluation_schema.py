@@ -1,0 +1,51 @@
+"""What evaluations of synthetic patches need: how they are scored, and where their labels should begin."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class ImageScores:
+    """How synthetic patches are scored against real ones (evaluate=image)."""
+
+    synthetic: str | None
+    """Folder of synthetic shards."""
+    reference: str
+    """Split of the real patches: `validation` or `test`, held out; `train` scores against what was learned from."""
+    extractor: str
+    """`medicalnet`, or `random`: the same network with weights drawn from the seed, comparable with nothing."""
+    weights: str | None
+    """MedicalNet's file resnet_10_23dataset.pth, or its tensors as .safetensors."""
+    weights_sha256: str | None
+    """What the file's sha256 must be; null: not checked, and said."""
+    background: str
+    """What stands in for voxels of 0 before features are taken: `noise` (the authors' code) or `zero`."""
+    num_clusters: int
+    """Of PRD: 10 in the authors' code, 20 in the original."""
+    num_runs: int
+    """Clusterings that a PRD curve is the mean of."""
+    num_angles: int
+    """Points of a PRD curve."""
+    max_patches: int | None
+    """Patches per side; null: as many as the smaller set has."""
+    num_seeds: int
+    """Draws, clusterings and divisions into halves that each score is the mean of."""
+    seed: int
+    num_pairs: int
+    """Pairs of patches whose MS-SSIM is averaged."""
+    max_label_patches: int | None
+    """Patches per side whose labels are measured, about 0.3 s each at the paper's size; null: all."""
+    batch_size: int
+
+
+@dataclass
+class LabelSweep:
+    """The choice of a label threshold by what the labels look like (evaluate=label_threshold)."""
+
+    synthetic: str | None
+    """Folder of synthetic shards, whose stored scores are cut."""
+    thresholds: list[float]
+    """Candidates (paper: 0.1 to 0.7)."""
+    num_narrowed: int
+    """How many of them are left for U-Nets to decide between."""
+    max_patches: int
+    """Patches per side, taken evenly."""

@@ -1,0 +1,53 @@
+"""What a private variant may not be combined with: each rule says why and what to set instead."""
+
+from typing import Any
+
+from vesselgan.errors import UsageError
+
+REMEDY = "variant=dpgan has settings that hold"
+
+
+def refuse_unaccountable(variant: Any) -> None:
+    """UsageError for settings under which the accountants' epsilon would not be true; `variant` has `dp`."""
+    for is_broken, key, rule in _rules(variant):
+        if is_broken:
+            raise UsageError(f"{key}: {rule} ({REMEDY})")
+
+
+def _rules(variant: Any) -> list[tuple[bool, str, str]]:
+    dp = variant.dp
+    return [
+        (
+            variant.critic_norm == "spectral",
+            "variant.critic_norm=spectral with variant.dp",
+            "a layer whose weight is made with buffers has no gradient per unit in Opacus; set critic_norm=instance",
+        ),
+        (
+            variant.generator_norm == "batch",
+            "variant.generator_norm=batch with variant.dp",
+            "batch normalisation mixes the samples of a batch, whose size here is drawn by chance and may be 0 or 1; "
+            "set generator_norm=group",
+        ),
+        (
+            variant.penalty_weight != 0,
+            f"variant.penalty_weight={variant.penalty_weight} with variant.dp",
+            "gradients per unit have no second derivatives under Opacus, so there is no gradient penalty; set "
+            "penalty_weight=0, dp.weight_clip bounds the critic",
+        ),
+        (
+            variant.precision != "fp32",
+            f"variant.precision={variant.precision} with variant.dp",
+            "clipping and noise must not be rounded, nor steps skipped by a loss scale; set precision=fp32",
+        ),
+        (
+            dp.sampling != "poisson",
+            f"variant.dp.sampling={dp.sampling}",
+            "shuffled or sequential batches spend more than any accountant here counts (Chua 2024); set "
+            "dp.sampling=poisson",
+        ),
+        (
+            dp.noise_multiplier is None and dp.target_epsilon is None,
+            "variant.dp.noise_multiplier=null",
+            "give a noise multiplier, or a dp.target_epsilon that one is found for",
+        ),
+    ]

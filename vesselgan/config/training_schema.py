@@ -1,0 +1,129 @@
+"""What is trained, how, and on what machine: the groups that the training commands are built from."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Dp:
+    """How the critic is kept from remembering anyone (appendix B)."""
+
+    unit: str
+    """Whom epsilon speaks of, and what is sampled and clipped as one: `patch` (the paper's) or `patient`."""
+    noise_multiplier: float | None
+    """Standard deviation of the noise over clip_norm; null: what target_epsilon needs."""
+    clip_norm: float
+    """Norm that each unit's gradient is cut to."""
+    delta: float | None
+    """Null: 1 / number of units, as the paper; refused above 1e-3."""
+    target_epsilon: float | None
+    """The run stops before the step that would pass it; null: no limit."""
+    weight_clip: float
+    """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
+    sampling: str
+    """`poisson`, what the accountants count."""
+    noise_seed: int | None
+    """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, and whoever
+    knows it can take the noise off again."""
+
+
+@dataclass
+class Variant:
+    """One row of the paper's comparison: networks, losses, precision, optimizer."""
+
+    name: str
+    width: int
+    """Generator channels at the start, critic channels at the end (paper: 512, complex 1024)."""
+    latent_size: int
+    critic_norm: str
+    """`instance` or `spectral`."""
+    generator_norm: str
+    """`batch` or `group`."""
+    precision: str
+    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32."""
+    penalty_weight: float
+    """lambda of equation 1."""
+    penalty_form: str
+    """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
+    n_critic: int
+    """Critic steps, each on a fresh batch, per generator step."""
+    learning_rate_critic: float
+    learning_rate_generator: float
+    betas: list[float]
+    """Adam's two decay rates."""
+    dp: Dp | None
+    """Differential privacy of the critic's steps; null: none."""
+
+
+@dataclass
+class Train:
+    """How long, how large, how often."""
+
+    batch_size: int
+    """Samples per step over all ranks: a result does not depend on the number of ranks."""
+    batch_per_gpu: int | None
+    """Patches that a rank's critic sees at a time; null: its whole share, batch_size / ranks. The update is the same.
+    The generator, whose BatchNorm needs the batch whole, always sees its share in one."""
+    epochs: int
+    max_steps: int | None
+    """Stop after so many generator steps; null: epochs decide."""
+    max_minutes: float | None
+    """Save and leave in time for a job that ends so many minutes after the start, to be resumed; null: no limit, or
+    Slurm's."""
+    seed: int
+    log_every: int
+    picture_every: int
+    checkpoint_every: int
+    """Generator steps between checkpoints."""
+    keep_last: int
+    """Checkpoints kept."""
+    keep_every_epochs: int | None
+    """The checkpoint at the end of every so many epochs is written too and stays for ever; null: none."""
+    max_bad_steps: int
+    """Steps in a row that one player may skip for a loss or gradient that is not finite, while no smaller loss scale is
+    left to try, before the run ends (exit 5)."""
+    ema_decay: float | None
+    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
+    num_workers: int
+    """Processes that read shards; 0: the training process itself."""
+
+
+@dataclass
+class Runtime:
+    """The machine."""
+
+    device: str
+    """`auto`, `cpu` or `cuda`; asking for a missing one is exit 6."""
+
+
+@dataclass
+class TrainingRuntime(Runtime):
+    """The machine, for hours and over several ranks."""
+
+    rank_timeout_minutes: float
+    """How long a rank waits for the others in a collective call before it leaves (exit 6); above what a save takes."""
+    max_sittings: int
+    """Starts of a run after which it asks for no further requeue: a job that never gets on must not loop for ever."""
+
+
+@dataclass
+class Unet:
+    """The segmentation network and its training (Hilbert 2020 as the paper used it)."""
+
+    filters: list[int]
+    dropout: float
+    learning_rate: float
+    betas: list[float]
+    precision: str
+    batch_size: int
+    """Samples per step over all ranks."""
+    batch_per_gpu: int | None
+    max_steps: int
+    """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
+    validate_every: int
+    """Steps between validations on the real validation patches; a checkpoint is written at each."""
+    patience: int
+    """Validations without a better loss before the run stops."""
+    seed: int
+    log_every: int
+    keep_last: int
+    num_workers: int

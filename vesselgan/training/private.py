@@ -1,0 +1,216 @@
+"""The private critic in a run: its step, its batches, its engine, its secret key (appendix B, put right).
+
+One joint step: the loss of a unit is what the critic says of its real patch and of one generated patch together, its
+gradient is clipped as one, and one noise is added per fresh batch. The generator sees no real patch; what it learns
+from the critic is free.
+"""
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from vesselgan.config.schema import Dp, TrainGan, Variant
+from vesselgan.data.patches import PatchDataset, read_shares
+from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of
+from vesselgan.errors import CheckpointError
+from vesselgan.files import write_text
+from vesselgan.losses.wasserstein import critic_loss
+from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.log import RunLog
+from vesselgan.runtime.private_engine import PrivateEngine, build_private
+from vesselgan.shards import ShardSet
+from vesselgan.training.draws import Draws
+from vesselgan.training.gan import Phase, Scalars
+from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words
+
+KEY_FILE = "noise_key"
+KEY_BITS = 128
+
+
+def critic_step(
+    critic: PrivateEngine,
+    generator: Engine,
+    real_NCXYZ: Tensor,
+    draws: Draws,
+    position: int,
+    variant: Variant,
+    phase: Phase = record_function,
+) -> Scalars:
+    """One private update of the critic from a Poisson batch, of which this rank has N units, perhaps none."""
+    critic.refuse_second_use(position)
+    latents_NL = draws.dealt_NL(0, position, len(real_NCXYZ)).to(generator.device, generator.dtype)
+    for unit in range(len(real_NCXYZ)):
+        real, latent = real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+        with phase("critic/fake"), torch.no_grad():
+            fake = generator.module(latent).to(critic.dtype)
+        with phase("critic/scores"):
+            loss = critic_loss(critic.module(real.to(critic.device, critic.dtype)), critic.module(fake))
+        with phase("critic/backward"):
+            critic.backward(loss)
+    with phase("critic/update"):
+        critic.step()
+    return _told(critic)
+
+
+def _told(critic: PrivateEngine) -> Scalars:
+    """Of all ranks' units; an empty batch has no loss."""
+    batch = critic.batch
+    told = {"units": batch.units, "empty": batch.units == 0, "skipped": batch.dropped}
+    found = {f"{critic.name}_{name}": torch.tensor(float(value)) for name, value in told.items()}
+    found[f"{critic.name}_gradient_norm"] = critic.gradient_norm
+    if batch.units > batch.dropped:
+        found |= {"critic_loss": torch.tensor(batch.mean_loss), "wasserstein": torch.tensor(-batch.mean_loss)}
+    return found
+
+
+@dataclass
+class Private:
+    """What a run of a private variant has beside the others."""
+
+    dp: Dp
+    mechanism: Mechanism
+    steps: int
+    """Of the critic, in the whole run."""
+    asked: int
+    """The same without dp.target_epsilon, which may end it sooner."""
+    units: list[list[int]]
+    """The records of each."""
+    key: int | None
+    """What sampling and noise are drawn from; null until `begin` where it is secret."""
+    num_patches: int
+    n_critic: int
+    _epochs: int = 0
+
+    def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
+        return build_private(
+            "critic",
+            module,
+            learning_rate=variant.learning_rate_critic,
+            betas=variant.betas,
+            noise_multiplier=self.mechanism.noise_multiplier,
+            clip_norm=self.mechanism.clip_norm,
+            expected_batch=self.mechanism.batch_size,
+            weight_clip=self.dp.weight_clip,
+            world=world,
+        )
+
+    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Tensor]:
+        """This rank's part of the Poisson batches at `positions`."""
+        assert self.key is not None
+        shares = PoissonShares(
+            self.units,
+            sample_rate=self.mechanism.sample_rate,
+            key=self.key,
+            positions=positions,
+            rank=world.rank,
+            world_size=world.size,
+            augment=config.data.augment,
+        )
+        return read_shares(dataset, shares, config.train.num_workers)
+
+    def lines(self) -> list[str]:
+        """What the whole run will spend, in words, and how the noise is kept."""
+        lines = words(self.mechanism, self.steps)
+        if self.steps < self.asked:
+            lines.append(
+                f"privacy: variant.dp.target_epsilon={self.dp.target_epsilon:g} ends the run after {self.steps:,} of "
+                f"{self.asked:,} steps of the critic"
+            )
+        if self.dp.noise_seed is None:
+            return [
+                *lines,
+                f"privacy: sampling and noise come from a secret key, {KEY_FILE} in the run directory: never share "
+                "it, delete it when the run is over",
+            ]
+        return [
+            *lines,
+            "privacy: sampling and noise are drawn from variant.dp.noise_seed, to be repeatable: whoever knows it can "
+            "take the noise off again, so no epsilon holds against him",
+        ]
+
+    def begin(self, run_dir: Path, state: dict[str, Any], critic: PrivateEngine, world: World) -> int:
+        """Open the key and compare the accountants; the generator steps that the run may take. A collective call.
+
+        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took.
+        """
+        if state["step"]:
+            refuse_other_history(state, self.mechanism, critic.releases)
+        if self.key is None:
+            self.key = together(world, lambda: _secret_key(run_dir))
+        critic.key = self.key
+        self._epochs = self._epoch(critic)
+        return self.steps // self.n_critic
+
+    def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
+        """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""
+        epoch = self._epoch(critic)
+        if log.is_main and epoch > self._epochs:
+            log.line(self.spent(critic.releases))
+        self._epochs = epoch
+        return {"epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
+
+    def _epoch(self, critic: PrivateEngine) -> int:
+        return critic.releases * self.mechanism.batch_size // self.num_patches
+
+    def spent(self, steps: int) -> str:
+        """One line: what so many steps of the critic have spent, by both accountants."""
+        unit = self.mechanism.unit
+        prv = self.mechanism.epsilon_prv(steps)
+        second = "" if prv is None else f", PRV {prv:.4g}"
+        epsilon = self.mechanism.epsilon(unit, steps)
+        return (
+            f"privacy: epsilon {epsilon:.4g} per {unit} at delta {self.mechanism.delta:.3g} (RDP{second}) after "
+            f"{steps:,} steps of the critic"
+        )
+
+    def told(self, critic: PrivateEngine) -> dict[str, Any]:
+        """The accountant as it stands, for the checkpoint and finished.json."""
+        return self.mechanism.told(critic.releases) | {"is_key_secret": self.dp.noise_seed is None}
+
+
+def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Private | None:
+    """What a private variant's run needs, before anything is built; None for the other variants."""
+    dp = config.variant.dp
+    if dp is None:
+        return None
+    if config.weights_only_start is not None:
+        raise CheckpointError(
+            f"weights_only_start={config.weights_only_start} with variant.dp: what those weights have learned is not "
+            "in this run's account; start the private run from its seed"
+        )
+    units = units_of(shards, dp.unit)
+    patients = records_of_patients(shards, must_be_apart=dp.unit == "patient")
+    mechanism, steps = planned(
+        config.variant,
+        batch_size=config.train.batch_size,
+        num_patches=len(shards),
+        num_patients=len(patients),
+        patches_per_patient=max(map(len, patients.values())),
+        generator_steps=generator_steps,
+    )
+    n_critic = config.variant.n_critic
+    return Private(dp, mechanism, steps, generator_steps * n_critic, units, dp.noise_seed, len(shards), n_critic)
+
+
+def _secret_key(run_dir: Path) -> int:
+    """The run's key, drawn where it is new; CheckpointError where a run that has begun has lost it."""
+    path = run_dir / KEY_FILE
+    if path.is_file():
+        return int(path.read_text(), 16)
+    if any((run_dir / "checkpoints").glob("step_*")):
+        raise CheckpointError(
+            f"{path}: lost, so the run cannot go on with the noise and the sampling that its account is about; put it "
+            "back, or start a new run directory"
+        )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    write_text(path, f"{secrets.randbits(KEY_BITS):032x}\n")
+    path.chmod(0o600)
+    return int(path.read_text(), 16)
