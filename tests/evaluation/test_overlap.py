@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vesselgan.errors import DataError
-from vesselgan.evaluation.overlap import dice
+from vesselgan.evaluation.overlap import dice, precision, recall
 
 
 def test_dice_of_two_of_three_voxels_is_four_fifths():
@@ -54,3 +54,15 @@ def test_a_probability_map_and_a_label_of_255_are_refused():
 def test_masks_of_different_shape_are_refused_with_both_shapes():
     with pytest.raises(DataError, match=r"\(2, 2, 2\).*\(2, 2, 3\)"):
         dice(np.ones((2, 2, 2)), np.ones((2, 2, 3)))
+
+
+def test_precision_and_recall_of_hand_made_masks():
+    truth, predicted = np.array([1, 1, 1, 1, 0, 0]), np.array([0, 0, 0, 1, 1, 0])
+    assert (precision(truth, predicted), recall(truth, predicted)) == (1 / 2, 1 / 4)
+
+
+def test_precision_and_recall_of_empty_masks_are_defined():
+    empty, one = np.zeros(4, bool), np.array([0, 1, 0, 0], bool)
+    assert (precision(empty, empty), recall(empty, empty)) == (1.0, 1.0)
+    assert (precision(one, empty), recall(one, empty)) == (0.0, 0.0)
+    assert (precision(empty, one), recall(empty, one)) == (0.0, 0.0)

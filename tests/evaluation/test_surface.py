@@ -2,6 +2,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -9,7 +10,7 @@ from scipy import ndimage
 
 from vesselgan.errors import DataError
 from vesselgan.evaluation import surface
-from vesselgan.evaluation.surface import balanced_average_hausdorff
+from vesselgan.evaluation.surface import balanced_average_hausdorff, distances
 
 
 def brute_force(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]) -> float:
@@ -17,6 +18,18 @@ def brute_force(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, 
     g, p = np.argwhere(truth) * np.array(spacing), np.argwhere(predicted) * np.array(spacing)
     distances = np.linalg.norm(g[:, None] - p[None], axis=2)
     return (distances.min(axis=1).sum() / len(g) + distances.min(axis=0).sum() / len(g)) / 2
+
+
+def all_by_brute_force(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]) -> list[float]:
+    """Every distance of `distances` from the definitions, from the table of all pairs of voxels."""
+    g, p = np.argwhere(truth), np.argwhere(predicted)
+    table = np.linalg.norm((g[:, None] - p[None]) * np.array(spacing), axis=2)
+    missed, made_up = table.min(axis=1).sum(), table.min(axis=0).sum()
+    rims = [mask_ & ~ndimage.binary_erosion(mask_) for mask_ in (truth, predicted)]
+    table = table[rims[0][tuple(g.T)]][:, rims[1][tuple(p.T)]]
+    hd95 = max(np.percentile(table.min(axis=1), 95), np.percentile(table.min(axis=0), 95))
+    each = [missed / len(g), made_up / len(g)]
+    return [sum(each) / 2, *each, (missed / len(g) + made_up / len(p)) / 2, hd95]
 
 
 def mask(shape: tuple[int, ...], *voxels: tuple[int, ...]) -> np.ndarray:
@@ -61,6 +74,8 @@ def test_empty_masks_have_defined_distances():
     assert balanced_average_hausdorff(one, empty) == 13.0
     assert balanced_average_hausdorff(empty, one) == 13.0
     assert balanced_average_hausdorff(one, empty, (2.0, 2.0, 2.0)) == 26.0
+    assert set(vars(distances(one, empty, (2.0, 2.0, 2.0))).values()) == {26.0}
+    assert set(vars(distances(empty, empty)).values()) == {0.0}
 
 
 @settings(max_examples=60, deadline=None)
@@ -95,10 +110,51 @@ def random_tree(shape: tuple[int, ...], num_branches: int, seed: int) -> np.ndar
 
 
 def test_equals_brute_force_on_random_trees():
-    truth, predicted = random_tree((40, 36, 20), 5, 0), random_tree((40, 36, 20), 5, 1)
-    for spacing in [(1.0, 1.0, 1.0), (0.5, 0.5, 0.7)]:
-        found = balanced_average_hausdorff(truth, predicted, spacing)
-        assert found == pytest.approx(brute_force(truth, predicted, spacing), rel=1e-12)
+    for seed in range(0, 6, 2):
+        truth, predicted = random_tree((36, 32, 20), 4, seed), random_tree((36, 32, 20), 4, seed + 1)
+        for spacing in [(1.0, 1.0, 1.0), (0.5, 0.5, 0.7)]:
+            assert balanced_average_hausdorff(truth, predicted, spacing) == pytest.approx(
+                brute_force(truth, predicted, spacing), rel=1e-12
+            )
+            found = list(vars(distances(truth, predicted, spacing)).values())
+            # Sums of some thousand distances in float64.
+            assert found == pytest.approx(all_by_brute_force(truth, predicted, spacing), rel=1e-12)
+
+
+def test_the_two_terms_and_the_averages_of_three_voxels_on_a_line():
+    truth = mask((9, 1, 1), (0, 0, 0), (1, 0, 0))
+    predicted = mask((9, 1, 1), (0, 0, 0), (3, 0, 0), (6, 0, 0))
+    # G->P: 0 + 1. P->G: 0 + 2 + 5. |G| = 2, |P| = 3.
+    found = distances(truth, predicted)
+    assert (found.truth_to_predicted, found.predicted_to_truth) == (1 / 2, 7 / 2)
+    assert found.bavd == (1 / 2 + 7 / 2) / 2
+    assert found.avd == pytest.approx((1 / 2 + 7 / 3) / 2, abs=1e-15)
+    # 95th percentiles of (0, 1) and (0, 2, 5), linear: 0.95, and 2 + 0.9 * 3.
+    assert found.hd95 == pytest.approx(4.7, abs=1e-12)
+    assert distances(truth, predicted, (2.0, 1.0, 1.0)).hd95 == pytest.approx(9.4, abs=1e-12)
+
+
+def test_hd95_is_monais():
+    from monai.metrics import compute_hausdorff_distance
+
+    for seed in (0, 2):
+        truth, predicted = random_tree((30, 26, 18), 4, seed), random_tree((30, 26, 18), 4, seed + 1)
+        pair = [torch.from_numpy(side)[None, None].float() for side in (predicted, truth)]
+        for spacing in [(1.0, 1.0, 1.0), (0.5, 0.6, 0.9)]:
+            expected = compute_hausdorff_distance(*pair, percentile=95, spacing=spacing, include_background=True)
+            # MONAI keeps float32.
+            assert distances(truth, predicted, spacing).hd95 == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_solid_body_inside_another_is_far_at_its_surface_alone():
+    outer, inner = np.zeros((11, 11, 11), bool), np.zeros((11, 11, 11), bool)
+    outer[1:10, 1:10, 1:10] = True
+    inner[4:7, 4:7, 4:7] = True
+    # Every voxel of the inner cube lies in the outer one: no distance that way. Surfaces: the inner cube's 26 voxels
+    # are 3 from the outer's (the face of 9 x 9 at 1 or 9); back, the farthest are the corners, 3 * sqrt(3).
+    assert distances(outer, inner).predicted_to_truth == 0.0
+    assert distances(outer, inner).hd95 <= 3 * np.sqrt(3)
+    assert distances(inner, outer).hd95 == distances(outer, inner).hd95 > 3.0
 
 
 def test_a_whole_head_equals_the_distance_transform_and_takes_under_a_second():
@@ -112,7 +168,8 @@ def test_a_whole_head_equals_the_distance_transform_and_takes_under_a_second():
     to_predicted = ndimage.distance_transform_edt(~predicted, sampling=(0.5, 0.5, 0.7))
     expected = (to_predicted[truth].sum() + to_truth[predicted].sum()) / (2 * truth.sum())
     assert found == pytest.approx(expected, rel=1e-9)
-    assert seconds < 1.5  # 0.3 to 0.6 measured on one core; the promise of one second with room for a slower one
+    assert distances(truth, predicted, (0.5, 0.5, 0.7)).bavd == found
+    assert seconds < 1.5  # 0.15 to 0.6 measured on one core; the promise of one second with room for a slower one
 
 
 def test_a_spacing_of_the_wrong_length_or_sign_is_refused():

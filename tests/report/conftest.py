@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vesselgan import shards
+from vesselgan.report.runs import Run, read_run
 
 SHAPE = (16, 16, 16)
 SPACING_MM = (0.5, 0.5, 0.8)
@@ -92,6 +93,18 @@ def make_result() -> Callable[..., dict]:
 
 
 @pytest.fixture
+def make_run(tmp_path: Path) -> Callable[[str, dict], Run]:
+    """make_run(name, settings) -> a run directory of this name with nothing but its settings."""
+
+    def make(name: str, settings: dict) -> Run:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(json.dumps(settings))
+        return read_run(tmp_path / name)
+
+    return make
+
+
+@pytest.fixture
 def four_results(make_result) -> list[dict]:
     return [
         make_result("threshold", 0.60),
@@ -122,5 +135,13 @@ def road(tmp_path: Path, four_results) -> Path:
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (run / "config.yaml").write_text("variant:\n  name: sn_mp\n")
     (run / "provenance.json").write_text(json.dumps({"vesselgan": "0.1.0", "packages": {"torch": "2.13.0"}}))
+    layers = [
+        {"kind": "Linear", "shape": [32], "parameters": 96},
+        {"kind": "BatchNorm3d", "shape": [4, 2, 2, 2], "parameters": 8},
+        {"kind": "UpsampleConv3d", "shape": [2, 4, 4, 4], "parameters": 218, "kernel": [3, 3, 3], "stride": [1, 1, 1],
+         "is_spectral": False},
+    ]  # fmt: skip
+    network = {"input": [2], "layers": layers, "output": [2, 4, 4, 4], "parameters": 322}
+    (run / "architecture.json").write_text(json.dumps({"generator": network}))
     (run / "finished.json").write_text(json.dumps({"steps": 200}))
     return tmp_path

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import defaultdict
 from html.parser import HTMLParser
 
 import pytest
@@ -30,6 +31,7 @@ class Reader(HTMLParser):
     def __init__(self):
         super().__init__()
         self.open, self.tags, self.rows, self.text = [], [], [], []
+        self.headings = defaultdict(list)
 
     def handle_starttag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -47,6 +49,8 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if not {"style", "script"} & set(self.open):
             self.text.append(data)
+            if self.open and self.open[-1] in ("h2", "h3"):
+                self.headings[self.open[-1]].append(data)
             if "tr" in self.open:
                 self.rows[-1] += data + " "
 
@@ -69,27 +73,34 @@ def test_page_is_whole_and_the_table_has_five_rows(road):
     assert path == road / "report/index.html"
     page = read(path)
     text = " ".join(page.text)
+    assert list(page.headings["h2"]) == [
+        "Segmentation of held-out volumes",
+        "The paper's tables",
+        "Image quality and labels",
+        "Image quality against segmentation",
+        "Synthetic patches",
+        "Training and networks",
+        "Cohorts",
+        "What differs from the paper",
+        "Provenance",
+    ]
     body = [
         row
         for row in page.rows
         if re.match(r"(Best global|U-Net on (real|synthetic) |U-Net on synthetic,|The paper)", row)
-    ]
-    assert len(body) == 5
+    ][:5]
     assert all("sub-07" in row and "sub-08" in row for row in body[:4])
     assert "0.900 (0.014)" in body[1] and "0.820 (0.017)" in body[4]
-    assert "not run" not in text and "6 of 6 aims reached" in text
+    assert "not run: no result of evaluate=image" in text and "not run: figure 3 of phantom" in text
+    assert "6 of 6 aims reached" in text
     assert "200 generator steps (finished, 120 ms each, 2 critic steps skipped)" in text
-    for part in (
-        "Aims",
-        "Training",
-        "Images and their labels",
-        "Vessels in 3D",
-        "Nearest training patches",
-        "Provenance",
-    ):
-        assert part in text
+    for name in ("Table 1,", "Table 2,", "Table 3,", "Table A.1,", "Table B.1,", "Figure 2,", "Figure 4,", "Figure 6,"):
+        assert name in text, name
+    assert text.count("U-Net on synthetic; SN-MP".split(";")[0]) > 3
     assert sum(tag == "img" for tag, _ in page.tags) == 2 * 4 * 2 + 4 * 2 + 4 * 4  # pairs, renderings, neighbours
-    assert (road / "report/segmentation.md").is_file() and (road / "report/segmentation.csv").is_file()
+    beside = {path.name for path in (road / "report").iterdir()}
+    assert beside >= {"segmentation.md", "table-1.csv", "table-2.csv", "study-phantom.csv", "study-phantom.md"}
+    assert beside >= {"figure-4.png", "figure-2-1.csv", "image-against-segmentation.csv", "deviations.csv"}
 
 
 def test_page_fetches_nothing(road):
@@ -98,7 +109,7 @@ def test_page_fetches_nothing(road):
     for tag, attributes in read(path).tags:
         assert tag not in ("script", "link", "iframe", "object", "embed", "base")
         for name in FETCHING:
-            assert attributes.get(name, "data:image/png;base64,").startswith("data:image/png;base64,")
+            assert attributes.get(name, "#").startswith(("data:image/png;base64,", "#"))
         assert not any(name.startswith("on") for name in attributes)
     outside = re.sub(r"base64,[A-Za-z0-9+/=]+", "", source)
     assert not re.search(r"https?:|//\w|@import|url\(", outside)
@@ -141,14 +152,16 @@ def test_missing_parts_say_not_run(road):
     assert text.count("not run") >= 4 * 6 + 6 + 2
     assert "0.820 (0.017)" in text  # the paper's row stays
     text = " ".join(read(make(road, runs=[])).text)
-    assert "no run directory was given" in text
+    assert "no run directory was given" in text and "Figure 4, samples of GANs: no run has any" in text
 
 
 def test_missing_training_shards_leave_the_synthetic_half(road):
     shutil.rmtree(road / "phantom")
     page = read(make(road))
     assert sum(tag == "img" for tag, _ in page.tags) == 4 * 2 + 4
-    assert " ".join(page.text).count("not run") == 3  # two halves and the neighbours
+    text = " ".join(page.text)
+    assert text.count("not run: no training shards") == 2  # slices and renderings
+    assert "not run: the cohort's training shards are not there" in text
 
 
 def test_copied_samples_are_shown_beside_their_twins_at_distance_zero(road, write_set):
@@ -197,3 +210,16 @@ def test_many_subjects_get_a_table_of_their_own(road):
     page = read(make(road))
     assert sum("sub-12" in row for row in page.rows) == 2
     assert "different subjects" in " ".join(page.text)  # the other two rows still have two
+
+
+def test_results_of_two_cohorts_get_sections_and_files_of_their_own(road, make_result):
+    (road / "results/far.json").write_text(json.dumps(make_result("real", 0.7, cohort="far")))
+    page = read(make(road, runs=[]))
+    titles = page.headings["h2"]
+    assert len(titles) == len(set(titles)) and {"The paper's tables, far", "The paper's tables, phantom"} <= set(titles)
+    anchors = [attributes["id"] for tag, attributes in page.tags if tag == "section"]
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a"]
+    assert links == [f"#{anchor}" for anchor in anchors] and len(set(anchors)) == len(anchors)
+    assert {"segmentation-far-test.csv", "segmentation-phantom-test.csv", "study-far.md", "study-phantom.md"} <= {
+        path.name for path in (road / "report").iterdir()
+    }

@@ -1,12 +1,9 @@
 """A cohort of six tiny heads: bright tubes are vessels, a bright ball is not; NIfTI, cohort.json and U-Net shards."""
 
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.files import sha256_of
@@ -99,26 +96,3 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
             records.append(Record(real.image_XYZ, real.label_XYZ, name, (0, 0, 0), "synthetic", (0.0, 255.0), 0, score))
     write_set(folder, records, origin="synthetic")
     return folder
-
-
-@pytest.fixture
-def afresh() -> Iterator[Callable[[], None]]:
-    """Call it before each start of DeepSpeed in this process; after the test nothing of DeepSpeed is left.
-
-    DeepSpeed keeps the groups of the first start for ever, and `start` writes the launcher's variables.
-    """
-    import deepspeed.comm.comm
-    from deepspeed.utils import groups
-
-    environment, first = dict(os.environ), dict(vars(groups))
-
-    def forget() -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-        deepspeed.comm.comm.cdb = None
-        vars(groups).update(first)
-        os.environ.clear()
-        os.environ.update(environment)
-
-    yield forget
-    forget()

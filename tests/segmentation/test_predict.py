@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -13,7 +17,7 @@ from vesselgan.errors import CheckpointError, DataError, UsageError
 from vesselgan.files import sha256_of
 from vesselgan.models.unet import Unet, start_unet
 from vesselgan.segmentation import predict
-from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment
+from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment, without_small_parts
 from vesselgan.segmentation.sliding_window import probability_map, stretched
 from vesselgan.volumes import write_volume
 
@@ -131,9 +135,12 @@ def test_output_lies_on_the_inputs_grid_in_every_orientation(run_dir, tmp_path, 
     affine = np.diag([0.5, 0.6, 0.7, 1]) @ nib.orientations.inv_ornt_aff(there, canonical.shape)
     (tmp_path / "in").mkdir()
     nib.save(nib.Nifti1Image(stored, affine), tmp_path / "in" / "head.nii.gz")
-    run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in", "threshold=0.4")
+    run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in", "threshold=0.4", "probability=true")
     found = nib.load(tmp_path / "out" / "head.nii.gz")
-    assert found.shape == stored.shape and found.get_data_dtype() == np.uint8
+    assert found.shape == stored.shape and found.get_data_dtype() == np.float32
+    probability = nib.load(tmp_path / "out" / "probability" / "head.nii.gz")
+    assert probability.get_data_dtype() == np.float32 and np.array_equal(probability.affine, found.affine)
+    assert np.array_equal(np.asarray(probability.dataobj) >= np.float32(0.4), np.asarray(found.dataobj) == 1)
     np.testing.assert_allclose(found.affine, affine, atol=1e-6)
     # Expected by hand: percentile of the non-zero voxels, 0..255, the network, the threshold; then turned as the input.
     low, high = canonical.min(), np.percentile(canonical, 99.9)
@@ -225,3 +232,68 @@ def test_weights_of_another_architecture_are_refused(run_dir, tiny_cohort, tmp_p
     with pytest.raises(CheckpointError, match="disagree"):
         run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tiny_cohort}")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint8", ">i2", "float64"])
+def test_the_label_has_the_images_number_type(run_dir, tmp_path, dtype):
+    voxels = (image(12, 12, 8, seed=2) / 2 + 1).astype(dtype)
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), tmp_path / "head.nii.gz")
+    run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/head.nii.gz", "threshold=0.4")
+    found = nib.load(tmp_path / "out" / "head.nii.gz")
+    assert found.get_data_dtype() == np.dtype(dtype).newbyteorder("=")
+    assert set(np.unique(np.asarray(found.dataobj)).tolist()) <= {0, 1}
+
+
+def test_small_parts_are_removed_only_when_asked():
+    label = np.zeros((10, 10, 10), bool)
+    label[1, 1, 1] = label[2, 2, 2] = True  # touch by a corner: one part of two voxels
+    label[6, 6, 2:8] = True
+    label[9, 0, 0] = True
+    kept, removed = without_small_parts(label, None)
+    assert kept is label and removed == 0
+    kept, removed = without_small_parts(label, 2)
+    assert (int(kept.sum()), removed) == (8, 1) and not kept[9, 0, 0]
+    kept, removed = without_small_parts(label, 7)
+    assert (int(kept.sum()), removed) == (0, 3)
+
+
+def test_two_ranks_segment_what_one_does(run_dir, tmp_path, repository):
+    for number in range(3):
+        write_volume(tmp_path / "in" / f"head-{number}.nii.gz", image(18, 14, 10, seed=number) + 1, np.eye(4))
+    words = [f"run={run_dir}", f"input={tmp_path}/in", "runtime.device=cpu", "min_component_voxels=3"]
+    alone = run_segment(run_dir, tmp_path / "alone", *words[1:])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(repository / "launch/segment.py"),
+                f"--local_rank={rank}",
+                *words,
+                f"out={tmp_path}/two",
+            ],
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    both = json.loads((tmp_path / "two" / "segmentation.json").read_text())
+    assert set(both["volumes"]) == set(alone["volumes"]) == {"head-0", "head-1", "head-2"}
+    assert {name: entry["output_sha256"] for name, entry in both["volumes"].items()} == {
+        name: entry["output_sha256"] for name, entry in alone["volumes"].items()
+    }
+    assert sorted(path.name for path in (tmp_path / "two").glob("*.json")) == ["segmentation.json"]
+
+
+def test_what_ranks_left_behind_when_stopped_is_kept(run_dir, tmp_path):
+    write_volume(tmp_path / "in" / "head.nii.gz", image(18, 14, 10) + 1, np.eye(4))
+    record = run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in")
+    # As if rank 1 had done it and the job had been stopped before the end.
+    (tmp_path / "out" / "segmentation.rank-1.json").write_text(json.dumps(record))
+    (tmp_path / "out" / "segmentation.json").write_text(json.dumps(record | {"volumes": {}}))
+    before = (tmp_path / "out" / "head.nii.gz").stat().st_mtime_ns
+    assert run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in") == record
+    assert (tmp_path / "out" / "head.nii.gz").stat().st_mtime_ns == before
+    assert not (tmp_path / "out" / "segmentation.rank-1.json").exists()

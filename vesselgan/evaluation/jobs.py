@@ -1,250 +1,42 @@
-"""Score segmented volumes against their labels, and find out what one global threshold would have reached.
-
-A result is one JSON file: per subject and region Dice and bAVD (voxels and mm), their summary, hashes of everything
-that went in. Regions: `all` vessels, and `intracranial`, where the brain mask is applied to both sides.
-"""
+"""Every job of launch/evaluate.py: from a configuration to one JSON file of results."""
 
 import json
-import statistics
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.overlap import dice
-from vesselgan.evaluation.surface import balanced_average_hausdorff
-from vesselgan.files import sha256_of, write_text
-from vesselgan.runtime.provenance import collect
-from vesselgan.volumes import grid_difference, read_header, read_label, scale_to_255
+from vesselgan.evaluation.comparison import compare_sources
+from vesselgan.evaluation.image import score_patches
+from vesselgan.evaluation.label_threshold import sweep_thresholds
+from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
+from vesselgan.files import write_text
 
-FORMAT_VERSION = 1
-UNITS = {"dice": "1", "bavd_voxels": "voxel", "bavd_mm": "mm"}
-LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255
-TITLES = {"real": "U-Net on real", "synthetic": "U-Net on synthetic", "both": "U-Net on real and synthetic"}
-THRESHOLD_TITLE = "Best global threshold"
-
-Entry = dict[str, Any]
+SHOWN = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
+"""The scores of volumes that are printed; the file has them all."""
+JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
+    "segmentation": score_predictions,
+    "threshold": score_threshold,
+    "label_threshold": sweep_thresholds,
+    "comparison": compare_sources,
+    "image": score_patches,
+}
 
 
 def evaluate(config: Evaluate) -> None:
-    """Score `config.split` of the cohort and write `config.out`, whole or not at all.
-
-    evaluate=segmentation: the volumes in config.predictions. evaluate=threshold: the threshold on the 0..255 scale that
-    is best on the validation subjects, one for each region. DataError for a missing prediction, label or mask.
-    """
-    cohort = read_cohort(config.data.cohort_dir)
-    subjects = cohort.of_split(config.split)
-    job = {"segmentation": score_predictions, "threshold": score_threshold}[config.evaluate]
-    result = job(config, cohort, subjects)
+    """Do the job `config.evaluate` and write its result to `config.out`, whole or not at all."""
+    result = JOBS[config.evaluate](config)
     write_text(config.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
-    for region, metrics in result["summary"].items():
-        means = ", ".join(f"{metric} {facts['mean']:.3f}" for metric, facts in metrics.items())
-        print(f"{config.name}, {region}, {len(subjects)} subjects: {means}", flush=True)
+    for line in _summary_lines(result):
+        print(line, flush=True)
     print(f"wrote {config.out}", flush=True)
 
 
-def score_predictions(config: Evaluate, cohort: Cohort, subjects: dict[str, Subject]) -> dict[str, Any]:
-    """PREDICTIONS/<subject>.nii.gz against the label, for every subject of the split."""
-    if config.predictions is None:
-        raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that launch/segment.py wrote")
-    regions = regions_of(subjects)
-    paths = {name: Path(config.predictions) / f"{name}.nii.gz" for name in subjects}
-    if missing := [name for name, path in paths.items() if not path.is_file()]:
-        raise DataError(
-            f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); segment split "
-            f"{config.split} of cohort {cohort.name} into it first"
-        )
-    entries: list[Entry] = []
-    inputs: dict[str, str] = {}
-    for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        predicted_XYZ = _on_grid(name, paths[name], subject)
-        entries += score(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject.spacing_mm)
-        inputs |= hashes(name, {"prediction": paths[name], "label": subject.label, "mask": subject.mask})
-    facts = _how_segmented(Path(config.predictions))
-    title = _title(facts, config.name)
-    return _result(
-        config, cohort, entries, inputs, {"title": title, "threshold": facts.get("threshold"), "segmented_with": facts}
-    )
-
-
-def score_threshold(config: Evaluate, cohort: Cohort, subjects: dict[str, Subject]) -> dict[str, Any]:
-    """The best global threshold, fitted on the validation subjects, on the subjects of another split."""
-    if config.split == "validation":
-        raise UsageError("split=validation: the threshold is fitted there; score it on another split")
-    fitting = cohort.of_split("validation")
-    regions = regions_of(fitting | subjects)
-    levels = fit_threshold(fitting, regions)
-    entries: list[Entry] = []
-    inputs: dict[str, str] = {}
-    for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        level_XYZ = read_levels(name, subject)
-        for region, level in levels.items():
-            predicted_XYZ = level_XYZ >= level
-            scored = score(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject.spacing_mm, regions=(region,))
-            entries += scored
-    for name, subject in (fitting | subjects).items():
-        inputs |= hashes(name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
-    thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
-    found = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
-    print(f"best threshold on {len(fitting)} validation subjects (0..255): {found}", flush=True)
-    return _result(
-        config,
-        cohort,
-        entries,
-        inputs,
-        {
-            "title": THRESHOLD_TITLE,
-            "threshold": thresholds["all"],
-            "thresholds": thresholds,
-            "fitted_on": {"split": "validation", "subjects": sorted(fitting)},
-        },
-    )
-
-
-def regions_of(subjects: dict[str, Subject]) -> tuple[str, ...]:
-    """`all`, and `intracranial` where there are masks; DataError where only some subjects have one: no mixed n."""
-    without = [name for name, subject in subjects.items() if subject.mask is None]
-    if not without:
-        return ("all", "intracranial")
-    if len(without) < len(subjects):
-        raise DataError(
-            f"no brain mask for {', '.join(without)} while others have one; make the missing masks and prepare the "
-            "cohort again, or set data.layout.mask=null for all"
-        )
-    print("no brain masks in this cohort: intracranial scores are left out", flush=True)
-    return ("all",)
-
-
-def score(
-    name: str,
-    truth_XYZ: np.ndarray,
-    predicted_XYZ: np.ndarray,
-    mask_XYZ: np.ndarray | None,
-    spacing_mm: tuple[float, float, float],
-    *,
-    regions: tuple[str, ...] = ("all", "intracranial"),
-) -> list[Entry]:
-    """One entry per region that can be scored. An empty side has defined scores (see surface, overlap) and is told."""
-    entries = []
-    for region in regions:
-        truth, predicted = truth_XYZ, predicted_XYZ
-        if region == "intracranial":
-            if mask_XYZ is None:
-                continue
-            truth, predicted = truth & mask_XYZ, predicted & mask_XYZ
-        num_truth, num_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
-        if 0 in (num_truth, num_predicted):
-            print(f"{name}, {region}: {num_truth} vessel voxels in the label, {num_predicted} predicted; an empty side "
-                  "scores Dice 0 and the volume's diagonal, two empty ones 1 and 0", flush=True)  # fmt: skip
-        entries.append(
-            {
-                "subject": name,
-                "region": region,
-                "dice": dice(truth, predicted),
-                "bavd_voxels": balanced_average_hausdorff(truth, predicted),
-                "bavd_mm": balanced_average_hausdorff(truth, predicted, spacing_mm),
-                "truth_voxels": num_truth,
-                "predicted_voxels": num_predicted,
-            }
-        )
-    return entries
-
-
-def fit_threshold(subjects: dict[str, Subject], regions: tuple[str, ...]) -> dict[str, int]:
-    """Region -> the level (see `read_levels`) of the highest mean Dice over the subjects; of equals the lowest."""
-    total = {region: np.zeros(255 * LEVELS_PER_UNIT + 1) for region in regions}
-    for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        level_XYZ = read_levels(name, subject)
-        for region in regions:
-            inside = np.ones_like(truth_XYZ) if region == "all" else mask_XYZ
-            total[region] += dice_by_level(level_XYZ[inside], truth_XYZ[inside])
-    return {region: int(np.argmax(sums)) for region, sums in total.items()}
-
-
-def dice_by_level(level_V: np.ndarray, truth_V: np.ndarray) -> np.ndarray:
-    """Dice of `level >= k` for every k = 0 .. 65535, from two histograms; two empty sides count 1."""
-    num_levels = 255 * LEVELS_PER_UNIT + 1
-    predicted = np.bincount(level_V, minlength=num_levels)[::-1].cumsum()[::-1]
-    shared = np.bincount(level_V[truth_V], minlength=num_levels)[::-1].cumsum()[::-1]
-    size = predicted + int(np.count_nonzero(truth_V))
-    return np.where(size > 0, 2 * shared / np.maximum(size, 1), 1.0)
-
-
-def read_levels(name: str, subject: Subject) -> np.ndarray:
-    """The image scaled to 0..255 by the cohort's limits, in whole steps of 1/257, rounded down; uint16."""
-    volume = subject.read_image()
-    if volume.data_XYZ.shape != subject.shape:
-        raise DataError(f"{name}: {subject.image} is not the image that the cohort was made of; prepare it again")
-    return np.floor(scale_to_255(volume.data_XYZ, subject.limits) * np.float32(LEVELS_PER_UNIT)).astype(np.uint16)
-
-
-def read_truth(name: str, subject: Subject, *, needs_mask: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """(vessel label, brain mask or None), bool, on one grid."""
-    if subject.label is None:
-        raise DataError(f"{name}: the cohort has no vessel label for it, so it cannot be scored; leave it out")
-    truth_XYZ = subject.read_label().data_XYZ.astype(bool)
-    return truth_XYZ, _on_grid(name, subject.mask, subject) if needs_mask else None
-
-
-def _on_grid(name: str, path: Path, subject: Subject) -> np.ndarray:
-    """A mask or a prediction as bool; DataError unless it lies on the label's grid."""
-    if difference := grid_difference(read_header(subject.label), read_header(path)):
-        raise DataError(f"{name}: {subject.label} and {path} are not on one grid: {difference}")
-    return read_label(path).data_XYZ.astype(bool)
-
-
-def hashes(name: str, files: dict[str, Path | None]) -> dict[str, str]:
-    """`<subject> <role>` -> sha256, for the files that there are: no paths, which would name machines and people."""
-    return {f"{name} {role}": sha256_of(path) for role, path in files.items() if path is not None}
-
-
-def summarise(entries: list[Entry]) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Region -> metric -> mean, standard deviation (n - 1; null below two subjects) and n."""
-    summary: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    for region in dict.fromkeys(entry["region"] for entry in entries):
-        summary[region] = {}
-        for metric in UNITS:
-            values = [entry[metric] for entry in entries if entry["region"] == region]
-            spread = statistics.stdev(values) if len(values) > 1 else None
-            summary[region][metric] = {"mean": statistics.fmean(values), "sd": spread, "n": len(values)}
-    return summary
-
-
-def _result(
-    config: Evaluate, cohort: Cohort, entries: list[Entry], inputs: dict[str, str], facts: dict[str, Any]
-) -> dict[str, Any]:
-    cohort_hash = sha256_of(Path(config.data.cohort_dir) / COHORT)
-    return {
-        "format_version": FORMAT_VERSION,
-        "job": "segmentation",
-        "name": config.name,
-        "cohort": cohort.name,
-        "split": config.split,
-        **facts,
-        "units": UNITS,
-        "subjects": entries,
-        "summary": summarise(entries),
-        "inputs": {COHORT: cohort_hash, **inputs},
-        "provenance": collect(),
-    }
-
-
-def _how_segmented(folder: Path) -> dict[str, Any]:
-    """The settings in the record that launch/segment.py leaves; empty for predictions of another make."""
-    try:
-        return json.loads((folder / "segmentation.json").read_text())["settings"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}/segmentation.json: not readable ({error}); segment into a new folder") from error
-
-
-def _title(facts: dict[str, Any], name: str) -> str:
-    title = TITLES.get(facts.get("source"), name)
-    return title + ", labels shuffled" if facts.get("shuffle_labels") else title
+def _summary_lines(result: dict[str, Any]) -> list[str]:
+    """The means of scored volumes, or which label thresholds are left."""
+    lines = []
+    for region, metrics in result.get("summary", {}).items() if result["job"] == "segmentation" else ():
+        means = ", ".join(f"{metric} {metrics[metric]['mean']:.3f}" for metric in SHOWN)
+        lines.append(f"{result['name']}, {region}, {metrics['dice']['n']} subjects: {means}")
+    if "narrowed" in result:
+        lines.append(f"label thresholds left: {', '.join(f'{threshold:g}' for threshold in result['narrowed'])}")
+    return lines

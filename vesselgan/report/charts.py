@@ -13,6 +13,8 @@ import numpy as np
 WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 42
 MAX_POINTS = 500
+SQUARE = 330
+COLOURS = 6  # s0 to s5 in the page's style
 
 
 @dataclass(frozen=True)
@@ -62,28 +64,73 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
     for k, s in enumerate(series):
         window = max(1, len(s.y) // 50)
         if window > 1:
-            body.append(f'<path class="line faint s{k}" d="{frame.path(s.x, s.y)}"/>')
-        body.append(f'<path class="line s{k}" d="{frame.path(s.x, running_mean(s.y, window))}"/>')
-    legend = "".join(
-        f'<span class="key"><i class="swatch s{k}"></i>{escape(s.name)}</span>' for k, s in enumerate(series)
+            body.append(f'<path class="line faint s{k % COLOURS}" d="{frame.path(s.x, s.y)}"/>')
+        body.append(f'<path class="line s{k % COLOURS}" d="{frame.path(s.x, running_mean(s.y, window))}"/>')
+    return _legend(series) + _svg("".join(body), WIDTH, HEIGHT, title)
+
+
+def unit_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
+    """Curves within the unit square, as they are: no running mean."""
+    frame = _Frame(0.0, 1.0, 0.0, 1.0, width=SQUARE + LEFT + RIGHT, height=SQUARE + TOP + BOTTOM)
+    body = [frame.axes(x_label, y_label)]
+    body += [f'<path class="line s{k % COLOURS}" d="{frame.path(s.x, s.y)}"/>' for k, s in enumerate(series)]
+    return _legend(series) + _svg("".join(body), frame.width, frame.height, title)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model in a scatter plot."""
+
+    name: str
+    x: float
+    y: float
+
+
+def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) -> str:
+    """A named dot per point."""
+    (x_low, x_high), (y_low, y_high) = (_padded([getattr(point, axis) for point in points]) for axis in ("x", "y"))
+    frame = _Frame(x_low, x_high, y_low, y_high, width=SQUARE, height=SQUARE - 60)
+    body = [frame.axes(x_label, y_label)]
+    for point in points:
+        x, y = frame.x(point.x), frame.y(point.y)
+        is_right = x > (LEFT + frame.width - RIGHT) / 2
+        side = f'x="{x - 9:.1f}" text-anchor="end"' if is_right else f'x="{x + 9:.1f}"'
+        body.append(f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="5"/>')
+        body.append(f'<text class="label" {side} y="{y + 4:.1f}">{escape(point.name)}</text>')
+    return _svg("".join(body), frame.width, frame.height, title)
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    pad = 0.15 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
+    return min(values) - pad, max(values) + pad
+
+
+def _legend(series: Sequence[Series]) -> str:
+    keys = "".join(
+        f'<span class="key"><i class="swatch s{k % COLOURS}"></i>{escape(s.name)}</span>' for k, s in enumerate(series)
     )
-    return (
-        f'<div class="chart"><div class="legend">{legend}</div>'
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(body)}</svg></div>'
-    )
+    return f'<div class="legend">{keys}</div>'
+
+
+def _svg(body: str, width: float, height: float, title: str) -> str:
+    view = f"0 0 {width:g} {height:g}"
+    return f'<div class="chart"><svg viewBox="{view}" role="img" aria-label="{escape(title)}">{body}</svg></div>'
 
 
 class _Frame:
     """Data to picture coordinates, and the axes."""
 
-    def __init__(self, x_low: float, x_high: float, y_low: float, y_high: float) -> None:
+    def __init__(
+        self, x_low: float, x_high: float, y_low: float, y_high: float, *, width: int = WIDTH, height: int = HEIGHT
+    ) -> None:
         self.x_low, self.x_high, self.y_low, self.y_high = x_low, x_high, y_low, y_high
+        self.width, self.height = width, height
 
     def x(self, value: float) -> float:
-        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (WIDTH - LEFT - RIGHT)
+        return LEFT + (value - self.x_low) / (self.x_high - self.x_low) * (self.width - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        return HEIGHT - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (HEIGHT - TOP - BOTTOM)
+        return self.height - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (self.height - TOP - BOTTOM)
 
     def path(self, x: np.ndarray, y: np.ndarray) -> str:
         """A path through at most about MAX_POINTS points, lifted over gaps, cut at the frame."""
@@ -99,20 +146,20 @@ class _Frame:
         return "".join(parts)
 
     def axes(self, x_label: str, y_label: str) -> str:
-        bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+        bottom, right = self.height - BOTTOM, self.width - RIGHT
         marks = []
         for value in ticks(self.y_low, self.y_high):
             y = self.y(value)
             kind = "axis" if value == 0 else "grid"
             marks.append(f'<line class="{kind}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             marks.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
-        for value in ticks(self.x_low, self.x_high, 6):
+        for value in ticks(self.x_low, self.x_high, max(2, self.width // 90)):
             marks.append(
                 f'<text x="{self.x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>'
             )
         marks.append(f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-        middle = (LEFT + right) / 2
-        marks.append(f'<text class="name" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{escape(x_label)}</text>')
+        middle, end = (LEFT + right) / 2, self.height - 5
+        marks.append(f'<text class="name" x="{middle}" y="{end}" text-anchor="middle">{escape(x_label)}</text>')
         y = (TOP + bottom) / 2
         turn = f'transform="rotate(-90 13 {y})"'
         marks.append(f'<text class="name" x="13" y="{y}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
@@ -172,7 +219,45 @@ def dot_plot(lines: Sequence[Dots], *, x_label: str, title: str, low: float = 0.
     marks.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
     middle = (left + right) / 2
     marks.append(f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
-    view = f"0 0 {WIDTH} {bottom + 42}"
-    return (
-        f'<div class="chart"><svg viewBox="{view}" role="img" aria-label="{escape(title)}">{"".join(marks)}</svg></div>'
-    )
+    return _svg("".join(marks), WIDTH, bottom + 42, title)
+
+
+@dataclass(frozen=True)
+class Box:
+    """One line of a box plot: the values of one method."""
+
+    name: str
+    values: Sequence[float]
+
+
+def box_plot(boxes: Sequence[Box], *, x_label: str, title: str, high: float | None = None) -> str:
+    """Median, quartiles (linear), whiskers at minimum and maximum, one line per method; from 0 to `high`.
+
+    Null: to a little beyond the largest value.
+    """
+    left, right, row = 238, WIDTH - RIGHT, 36
+    bottom = TOP + row * len(boxes)
+    largest = max((value for box in boxes for value in box.values), default=0.0)
+    top = high if high is not None else 1.05 * largest or 1.0
+
+    def x(value: float) -> float:
+        return left + value / top * (right - left)
+
+    marks = []
+    for value in ticks(0.0, top):
+        marks.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{bottom}"/>')
+        marks.append(f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>')
+    for k, box in enumerate(boxes):
+        y = TOP + row * (k + 0.5)
+        marks.append(f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(box.name)}</text>')
+        least, first, middle, third, most = (x(float(q)) for q in np.percentile(box.values, [0, 25, 50, 75, 100]))
+        marks.append(f'<line class="axis" x1="{least:.1f}" x2="{most:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        for end in (least, most):
+            marks.append(f'<line class="axis" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 6:.1f}" y2="{y + 6:.1f}"/>')
+        width = max(third - first, 1.0)
+        marks.append(f'<rect class="dot" x="{first:.1f}" y="{y - 10:.1f}" width="{width:.1f}" height="20"/>')
+        marks.append(f'<line class="mean" x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 10:.1f}" y2="{y + 10:.1f}"/>')
+    marks.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
+    centre = (left + right) / 2
+    marks.append(f'<text class="name" x="{centre}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
+    return _svg("".join(marks), WIDTH, bottom + 42, title)

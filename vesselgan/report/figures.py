@@ -14,6 +14,12 @@ SEED = 20220  # decides which patches are shown; chosen before any patch was loo
 SIDE = 256  # pixels of a slice's longer side
 SIDE_3D = 360
 GAMMA = 0.8
+LEAST_VESSEL_SHARE = 0.005  # of the patches that are shown: most patches hold no vessel, and would be black
+MOST_TRIED = 400
+CHOICE = (
+    f"Which patches are shown was fixed before any was looked at: in an order by seed {SEED}, the first whose label "
+    f"fills at least {LEAST_VESSEL_SHARE:.1%} of the patch."
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,21 @@ def choose(total: int, count: int, *, stream: int) -> list[int]:
     """`count` numbers below `total` (all if there are fewer), a function of SEED and `stream` alone."""
     drawn = np.random.default_rng([SEED, stream]).permutation(total)[:count]
     return [int(i) for i in drawn]
+
+
+def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_threshold: float) -> list[int]:
+    """The first `count` patches, in the order of `choose`, that LEAST_VESSEL_SHARE of the voxels are vessel in.
+
+    Where too few of MOST_TRIED are, the first others follow.
+    """
+    order = choose(len(shards), MOST_TRIED, stream=stream)
+    found: list[int] = []
+    for i in order:
+        if len(found) == count:
+            break
+        if float(np.mean(shards.label(i, label_threshold))) >= LEAST_VESSEL_SHARE:
+            found.append(i)
+    return [*found, *(i for i in order if i not in found)][:count]
 
 
 def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: float) -> list[Sample]:

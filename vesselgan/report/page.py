@@ -1,64 +1,125 @@
-"""The report: one HTML file that opens offline, made from results, run directories and shards.
+"""The report: one HTML file that opens offline, made from results, run directories, shards and the cohort.
 
 Nothing on the page is fetched from anywhere: pictures are inline PNG, charts inline SVG, fonts the reader's own. Every
-text that comes from a file is escaped. Parts that were not run say so.
+text that comes from a file is escaped. Parts that were not run say so. Tables and figures that the paper has bear its
+numbers.
 """
 
-import hashlib
-import importlib.metadata
-import json
-import platform
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__
-from vesselgan.config.compose import config_hash
+from vesselgan import __version__, html_page
 from vesselgan.config.schema import Report
 from vesselgan.errors import ResourceError, UsageError
-from vesselgan.files import write_text
-from vesselgan.report import paper, samples, scores, tables
+from vesselgan.files import write_bytes, write_text
+from vesselgan.report import (
+    agreement,
+    cohorts,
+    deviations,
+    errors,
+    image_quality,
+    paper,
+    provenance,
+    raster,
+    samples,
+    scores,
+    study_rows,
+    study_tables,
+    tables,
+    training,
+)
+from vesselgan.report.markup import Part, file_name
 from vesselgan.report.runs import Run, read_run
-from vesselgan.report.style import SHEET
+from vesselgan.report.style import PRINT_RULES, RULES
 from vesselgan.shards import MANIFEST, ShardSet
 
-PAGE = "index.html"
-# Of a provenance, what a co-author may see: versions and hardware, not commands (they hold paths).
-SHOWN = ("time", "vesselgan", "python", "packages", "hardware")
-PACKAGES = ("numpy", "scipy", "h5py", "pillow")
+PAGE, CHARTS = "index.html", "charts"
+MOST_BYTES = 20_000_000
+LEFT_OUT = '<span class="notrun">left out to keep the page small; it lies beside the page as a PNG</span>'
 
 
 def report(config: Report) -> Path:
-    """Write config.out/index.html and beside it each table as Markdown and CSV; the path of the page.
+    """Write config.out/index.html and beside it the tables as Markdown and CSV and the figures as PNG; the page's path.
 
-    UsageError for a run directory that is not there, DataError for a damaged result, run or shard.
+    UsageError for a run directory that is not there, DataError for a damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
     runs = [read_run(folder) for folder in config.runs]
-    training = _training_shards(config)
+    parts = sections(config, results, runs)
+    files: dict[str, str | bytes] = {name: content for part in parts for name, content in part.files.items()}
+    files |= {f"{CHARTS}/{name}": png for name, png in raster.charts_of("".join(part.html for part in parts))}
+    page = fitted(_shell(config.data.name, results, runs, parts))
     out = Path(config.out)
-    for run in runs:
-        _check_patches(run, training)
-    groups = tables.by_cohort(results) or {(config.data.name, "test"): []}
-    rows = {group: tables.segmentation_table(members) for group, members in groups.items()}
-    body = [scores.section(*group, rows_of) for group, rows_of in rows.items()]
-    if not runs:
-        body.append('<h2>GAN</h2><p class="notrun">not run: no run directory was given (runs=[DIR])</p>')
-    body += [samples.section(run, training, config.data.label_threshold) for run in runs]
-    body.append(_provenance(config, results, runs))
-    page = _shell(config.data.name, rows, runs, "\n".join(body))
     try:
-        for (cohort, split), rows_of in rows.items():
-            stem = "segmentation" if len(rows) == 1 else f"segmentation-{_file_name(cohort)}-{_file_name(split)}"
-            write_text(out / f"{stem}.md", tables.format_markdown(rows_of))
-            write_text(out / f"{stem}.csv", tables.format_csv(rows_of))
-        write_text(out / PAGE, page)
+        write_all(out, page, files)
     except OSError as error:
         raise ResourceError(f"{out}: the report cannot be written ({error.strerror}); name another out=DIR") from error
     print(f"wrote {out / PAGE}", flush=True)
     return out / PAGE
+
+
+def write_all(out: Path, page: str, files: dict[str, str | bytes]) -> None:
+    """The page, last, and the files beside it; numbered charts of an earlier report go."""
+    for path in (out / CHARTS).glob("[0-9][0-9]-*.png"):
+        if f"{CHARTS}/{path.name}" not in files:
+            path.unlink()
+    for name, content in files.items():
+        write_bytes(out / name, content.encode() if isinstance(content, str) else content)
+    write_text(out / PAGE, page)
+
+
+def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> list[Part]:
+    """All sections in the order of the page."""
+    real = _training_shards(config)
+    for run in runs:
+        _check_patches(run, real)
+    threshold, groups = config.data.label_threshold, tables.by_cohort(results)
+    studies = study_tables.comparisons(results)
+    comparisons = studies or _comparisons_of(list(groups.values()) or [[]], runs)
+    if not groups and not studies:
+        groups = {(config.data.name, "test"): []}
+    parts = [_segmentation(group, members, len(groups)) for group, members in groups.items()]
+    folder = Path(config.error_maps) if config.error_maps else None
+    for comparison in comparisons:
+        maps, files = errors.section(comparison, folder)
+        tabled = study_tables.section(comparison, maps)
+        title = tabled.title if studies or len(comparisons) == 1 else f"{tabled.title}, {comparison['name']}"
+        parts.append(Part(title, tabled.html, tabled.files | files))
+    return [
+        *parts,
+        image_quality.section(results, runs),
+        agreement.section(results, comparisons, runs),
+        samples.section(runs, real, _thresholds(comparisons), threshold),
+        training.section(runs),
+        cohorts.section([config.data.cohort_dir, *config.cohorts]),
+        deviations.section(runs),
+        provenance.section(config, results, runs),
+    ]
+
+
+def _comparisons_of(groups: Sequence[list[dict[str, Any]]], runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Without a study: what segmentation results fill of its tables. Their GAN is the run, where one alone is named."""
+    variant = runs[0].variant if len(runs) == 1 else None
+    metrics = [*study_tables.SHOWN, *study_tables.FURTHER]
+    return [study_rows.from_results(members, metrics, variant) for members in groups]
+
+
+def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Variant -> where a study's labels begin."""
+    rows = [row for comparison in comparisons for row in comparison["rows"]]
+    return {row["variant"]: row["label_threshold"] for row in rows if row.get("variant") and row.get("label_threshold")}
+
+
+def _segmentation(group: tuple[str, str], members: list[dict[str, Any]], num_groups: int) -> Part:
+    rows = tables.segmentation_table(members)
+    stem = "segmentation" if num_groups == 1 else "-".join(["segmentation", *map(file_name, group)])
+    title = "Segmentation of held-out volumes" + (f", {group[0]}" if num_groups > 1 else "")
+    files = {f"{stem}.md": tables.format_markdown(rows), f"{stem}.csv": tables.format_csv(rows)}
+    return Part(title, scores.section(*group, rows), dict(files))
 
 
 def _training_shards(config: Report) -> ShardSet | None:
@@ -66,88 +127,56 @@ def _training_shards(config: Report) -> ShardSet | None:
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
-def _check_patches(run: Run, training: ShardSet | None) -> None:
-    if run.synthetic is None or training is None:
+def _check_patches(run: Run, real: ShardSet | None) -> None:
+    if run.synthetic is None or real is None:
         return
     made = ShardSet(run.synthetic).patch_shape
-    if tuple(made) != tuple(training.patch_shape):
+    if tuple(made) != tuple(real.patch_shape):
         raise UsageError(
-            f"runs: {run.folder} made patches of {list(made)}, the training shards of data={training.folder} have "
-            f"{list(training.patch_shape)}; name the data that the run was trained on"
+            f"runs: {run.folder} made patches of {list(made)}, the training shards of data={real.folder} have "
+            f"{list(real.patch_shape)}; name the data that the run was trained on"
         )
 
 
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+def fitted(page: str) -> str:
+    """The page within MOST_BYTES: the largest pictures give way, and the page says so in their place."""
+    excess = len(page.encode()) - MOST_BYTES
+    if excess <= 0:
+        return page
+    pictures = sorted(set(re.findall(r'<img src="data:[^>]*>', page)), key=lambda text: (-len(text), text))
+    for text in pictures:
+        if excess <= 0:
+            break
+        excess -= page.count(text) * (len(text) - len(LEFT_OUT))
+        page = page.replace(text, LEFT_OUT)
+    return page
 
 
-def _shell(cohort: str, rows: dict[tuple[str, str], list[tables.Row]], runs: Sequence[Run], body: str) -> str:
-    """The page around its sections. The content policy forbids any fetch, should an address ever slip in."""
-    aims = [aim for rows_of in rows.values() for aim in tables.aims(rows_of)]
+def _shell(cohort: str, results: list[dict[str, Any]], runs: Sequence[Run], parts: Sequence[Part]) -> str:
+    """The page around its sections."""
+    groups = tables.by_cohort(results).values()
+    aims = [aim for members in groups for aim in tables.aims(tables.segmentation_table(members))]
     passed = sum(aim.verdict == "pass" for aim in aims)
     missing = sum(aim.verdict == tables.NOT_RUN for aim in aims)
-    chips = [f"cohort {cohort}", f"{passed} of {len(aims)} aims reached"]
+    chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])
     chips += [f"{missing} not run"] if missing else []
     chips += [f"GAN {run.title}" for run in runs]
     chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
     title = f"Synthetic vessel patches: {cohort}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(title)}</title>
-<style>
-{SHEET}</style>
-</head>
-<body>
-<header>
+    contents = "".join(f'<li><a href="#{part.anchor}">{escape(part.title)}</a></li>' for part in parts)
+    body = "\n".join(
+        f'<section id="{part.anchor}"><h2>{escape(part.title)}</h2>\n{part.html}</section>' for part in parts
+    )
+    frame = f"""<header>
 <h1>{escape(title)}</h1>
 <p class="lead">A GAN makes 3D patches of TOF angiography together with their vessel labels. Does a U-Net
 that was trained on them alone segment the vessels of whole volumes that neither network has seen?</p>
 <ul class="chips">{"".join(f"<li>{escape(chip)}</li>" for chip in chips)}</ul>
+<nav><ol>{contents}</ol></nav>
+<p class="note">Tables and figures that the paper has bear its numbers ({escape(paper.CITATION)}).</p>
 </header>
 <main>
 {body}
 </main>
-<footer>vesselgan {escape(__version__)}. The paper: {escape(paper.CITATION)}.</footer>
-</body>
-</html>
-"""
-
-
-def _provenance(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Run]) -> str:
-    """What made the page and what went into it: versions, dates, hashes."""
-    versions = "; ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
-    made_by = f"{now}; vesselgan {__version__}; python {platform.python_version()}; {versions}"
-    settings = f"settings {config_hash(config)}, label threshold {config.data.label_threshold:g}"
-    lines = [("This page", made_by, settings)]
-    for run in runs:
-        lines.append((f"GAN {run.title}", _facts(run.provenance), f"settings {run.settings_hash[:12] or 'unknown'}"))
-    for result in results:
-        title = str(result.get("title") or result.get("name") or result.get("job") or "result")
-        inputs = result.get("inputs") if isinstance(result.get("inputs"), dict) else {}
-        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        lines.append((f"Result: {title}", _facts(result.get("provenance")), f"{len(inputs)} input files {digest[:12]}"))
-    cells = "".join(f"<tr><th>{escape(a)}</th><td>{escape(b)}</td><td>{escape(c)}</td></tr>" for a, b, c in lines)
-    return (
-        '<h2>Provenance</h2><div class="scroll"><table class="plain provenance"><thead><tr><th></th><th>made with</th>'
-        f"<th>settings or inputs (SHA-256)</th></tr></thead><tbody>{cells}</tbody></table></div>"
-    )
-
-
-def _facts(provenance: Any) -> str:
-    """The facts that are SHOWN, in one line."""
-    if not isinstance(provenance, dict):
-        return "unknown"
-    facts = []
-    for key in SHOWN:
-        value = provenance.get(key)
-        if isinstance(value, dict):
-            facts += [f"{name} {entry}" for name, entry in value.items() if entry is not None]
-        elif value not in (None, ""):
-            facts.append(str(value) if key == "time" else f"{key} {value}")
-    return "; ".join(facts) or "unknown"
+<footer>vesselgan {escape(__version__)}. The paper: {escape(paper.CITATION)}.</footer>"""
+    return html_page.document(title, RULES, frame, print_rules=PRINT_RULES)

@@ -6,7 +6,13 @@ its numbers say what to expect, not what to reproduce to the digit.
 
 from typing import NamedTuple
 
+VARIANTS = {"gp": "GP", "sn": "SN", "sn_mp": "SN-MP", "c_sn_mp": "c-SN-MP"}
+"""Our configuration's name -> the paper's row."""
 CITATION = "Subramaniam et al., Medical Image Analysis 2022"
+COHORTS = ("PEGASUS", "1000Plus")
+"""Whose patients the numbers are of: the cohort that was trained on, and a foreign one."""
+GAN_2D_DICE = 0.848
+"""A U-Net trained on a 2D GAN's patches, intracranial vessels (Kossen 2021, quoted in the paper's discussion)."""
 
 
 class Score(NamedTuple):
@@ -35,6 +41,7 @@ TABLE_1 = {  # model: (FID, PRD-AUC); MedicalNet features, images without labels
     "c-SN-MP": (0.0244, 0.86),
 }
 
+TABLE_2_DEVICE = "TITAN RTX"
 TABLE_2 = {  # model: (trainable parameters in millions, memory in MB, time in hours); TITAN RTX, batch 4, 100 epochs
     "GP": (145, 15085, 78),
     "SN": (145, 14333, 77),

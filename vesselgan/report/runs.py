@@ -26,12 +26,31 @@ class Run:
     scalars: dict[str, np.ndarray]
     """By name, one value per entry of `steps`; NaN where it was not logged or not finite."""
     synthetic: Path | None
+    architecture: dict[str, Any] | None
+    """The networks, layer by layer, as training wrote them down."""
+
+    @property
+    def variant(self) -> str | None:
+        variant = self.settings.get("variant")
+        name = variant.get("name") if isinstance(variant, dict) else None
+        return str(name) if name else None
 
     @property
     def title(self) -> str:
-        variant = self.settings.get("variant")
-        name = variant.get("name") if isinstance(variant, dict) else None
+        name = self.variant
         return f"{name} ({self.folder.name})" if name and name != self.folder.name else self.folder.name
+
+    @property
+    def is_private(self) -> bool:
+        """Whether its training was differentially private."""
+        return self.setting("variant.dp") is not None
+
+    def setting(self, key: str) -> Any:
+        """The setting of this dotted name; None where the run has none."""
+        value: Any = self.settings
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        return value
 
 
 def read_run(folder: str | Path) -> Run:
@@ -59,6 +78,7 @@ def read_run(folder: str | Path) -> Run:
         finished=_read_json(folder / "finished.json"),
         steps=steps,
         scalars=scalars,
+        architecture=_read_json(folder / "architecture.json"),
         synthetic=synthetic if (synthetic / "manifest.json").is_file() else None,
     )
 

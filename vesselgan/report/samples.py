@@ -1,141 +1,175 @@
-"""The section about a GAN's run: its losses, its samples beside real patches, and the patches they resemble most."""
+"""Synthetic patches beside real ones: every model's samples (the paper's figures 4 and B.1), and the training patches
+that they resemble most.
+"""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 
+from vesselgan import pictures
 from vesselgan.report import charts, figures, nearest
 from vesselgan.report.figures import Sample
+from vesselgan.report.markup import Part, figure, not_run, panels
 from vesselgan.report.runs import Run
 from vesselgan.shards import ShardSet
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # patches of either kind whose nearest neighbours make the yardstick
-PANELS = (
-    ("Losses", {"critic_loss": "critic, with penalty", "generator_loss": "generator"}),
-    ("Critic", {"wasserstein": "Wasserstein estimate", "penalty": "gradient penalty"}),
-)
+GALLERIES = {False: "Figure 4", True: "Figure B.1"}
+"""Whether the GANs are differentially private -> the paper's figure of their samples."""
 
 
-def section(run: Run, training: ShardSet | None, label_threshold: float) -> str:
-    """Everything about one run as HTML; `training`: the shards that it was trained on, None if they are not there."""
-    parts = [f"<h2>GAN {escape(run.title)}</h2>", _losses(run)]
-    if run.synthetic is None:
-        return "\n".join([*parts, _not_run("Samples", "this run has no synthetic shards (launch/generate.py run=DIR)")])
-    made = ShardSet(run.synthetic)
-    synthetic = figures.read_samples(made, figures.choose(len(made), NUM_SHOWN, stream=0), label_threshold)
-    real: list[Sample] = []
-    if training is not None:
-        real = figures.read_samples(training, figures.choose(len(training), NUM_SHOWN, stream=1), label_threshold)
-    white = figures.window(real or synthetic)
-    parts += [
-        _pairs(real, synthetic, made.spacing_mm, white, label_threshold),
-        _renderings(real, synthetic, made.spacing_mm),
-    ]
+@dataclass(frozen=True)
+class Shown:
+    """The patches of one model, or the real ones, that are shown."""
+
+    title: str
+    samples: list[Sample]
+    spacing_mm: tuple[float, ...]
+
+    def drawn(self, white: float) -> "Drawn":
+        """With its pictures: of every sample the slice, the slice with the label, the label in 3D."""
+        draw = [
+            (
+                figures.axial(sample, self.spacing_mm, white),
+                figures.axial_label(sample, self.spacing_mm, white),
+                figures.vessels(sample, self.spacing_mm),
+            )
+            for sample in self.samples
+        ]
+        return Drawn(self.title, self.samples, draw)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    title: str
+    samples: list[Sample]
+    pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def section(runs: Sequence[Run], training: ShardSet | None, thresholds: dict[str, float], default: float) -> Part:
+    """Figures 4 and B.1, and each run's nearest training patches.
+
+    training: the shards that the GANs were trained on, None if they are not there. thresholds: where a variant's labels
+    begin; `default` for others.
+    """
+    body: list[str] = []
+    files: dict[str, str | bytes] = {}
+    real = _real(training, default)
+    made = {run.folder: ShardSet(run.synthetic) for run in runs if run.synthetic is not None}
+    cuts = {run.folder: thresholds.get(run.variant or "", default) for run in runs}
+    shown = {run.folder: _of_run(run, made[run.folder], cuts[run.folder]) for run in runs if run.folder in made}
+    white = figures.window((real.samples if real else []) or [s for some in shown.values() for s in some.samples])
+    drawn_real = (real or Shown("Real", [], ())).drawn(white)
+    for is_private, name in GALLERIES.items():
+        group = [run for run in runs if run.is_private == is_private]
+        models = [shown[run.folder].drawn(white) for run in group if run.folder in made]
+        without = [run.title for run in group if run.folder not in made]
+        body += [not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in without]
+        if models:
+            levels = [cuts[run.folder] for run in group if run.folder in made]
+            body.append(_gallery(name, [drawn_real, *models], levels))
+            files[f"{name.lower().replace(' ', '-')}.png"] = pictures.encode_png(_sheet([*models, drawn_real]))
+        else:
+            body.append(not_run(f"{name}, samples of {'private ' if is_private else ''}GANs: no run has any"))
+    for run in runs:
+        if run.folder in made:
+            title = f"Nearest training patches of {run.title}"
+            body.append(f"<h3>{escape(title)}</h3>")
+            if training is None:
+                body.append(not_run("the cohort's training shards are not there"))
+                continue
+            some = shown[run.folder].samples
+            body.append(_neighbours(made[run.folder], training, some, white, cuts[run.folder]))
+    return Part("Synthetic patches", "\n".join(body), files)
+
+
+def _real(training: ShardSet | None, label_threshold: float) -> Shown | None:
     if training is None:
-        parts.append(_not_run("Nearest training patches", "the cohort's training shards are not there"))
-    else:
-        parts.append(_neighbours(made, training, synthetic, white, label_threshold))
-    return "\n".join(parts)
+        return None
+    chosen = figures.choose_with_vessels(training, NUM_SHOWN, stream=1, label_threshold=label_threshold)
+    return Shown("Real", figures.read_samples(training, chosen, label_threshold), training.spacing_mm)
 
 
-def _not_run(title: str, why: str) -> str:
-    return f'<h3>{escape(title)}</h3><p class="notrun">not run: {escape(why)}</p>'
+def _of_run(run: Run, made: ShardSet, label_threshold: float) -> Shown:
+    chosen = figures.choose_with_vessels(made, NUM_SHOWN, stream=0, label_threshold=label_threshold)
+    return Shown(run.title, figures.read_samples(made, chosen, label_threshold), made.spacing_mm)
 
 
-def _losses(run: Run) -> str:
-    if not len(run.steps):
-        return _not_run("Training", "this run has logged nothing yet")
-    panels = []
-    for title, names in PANELS:
-        series = [charts.Series(text, run.steps, run.scalars[n]) for n, text in names.items() if n in run.scalars]
-        chart = charts.line_chart(series, x_label="generator step", y_label="value", title=title) if series else ""
-        panels.append(f'<div class="panel"><h4>{title}</h4>{chart or _absent()}</div>')
-    state = "finished" if run.finished is not None else "not finished"
-    told = f", {np.nanmedian(run.scalars['step_ms']):.0f} ms each" if "step_ms" in run.scalars else ""
-    for player in ("critic", "generator"):
-        total = float(np.nanmax(run.scalars.get(f"{player}_skipped_total", np.zeros(1))))
-        told += f", {total:.0f} {player} steps skipped" if total > 0 else ""
-    return (
-        f'<h3>Training</h3><figure><div class="two">{"".join(panels)}</div>'
-        f"<figcaption><b>Losses</b> over {int(run.steps[-1]):,} generator steps ({state}{told}); faint: as logged, "
-        "strong: running mean. To read it: a GAN's losses do not fall like a classifier's. The Wasserstein estimate "
-        "should rise quickly, then shrink slowly and stay positive while the penalty stays small; one that runs off to "
-        "one side is a training that failed.</figcaption></figure>"
-    )
+def _gallery(name: str, models: Sequence[Drawn], cuts: Sequence[float]) -> str:
+    """All models, real patches first: slices with labels, then the labels in 3D."""
 
-
-def _absent() -> str:
-    return '<p class="notrun">not logged</p>'
-
-
-def _halves(real: Sequence[Sample], synthetic: Sequence[Sample], grid: str, draw: Callable[[Sample], str]) -> str:
-    halves = []
-    for title, some in (("Real", real), ("Synthetic", synthetic)):
-        cells = "".join(draw(sample) for sample in some)
-        inner = (
-            f'<div class="cells {grid}">{cells}</div>' if some else '<p class="notrun">not run: no training shards</p>'
-        )
-        halves.append(f'<div class="panel"><h4>{title}</h4>{inner}</div>')
-    return f'<div class="two">{"".join(halves)}</div>'
-
-
-def _pairs(
-    real: Sequence[Sample], synthetic: Sequence[Sample], spacing_mm: Sequence[float], white: float, threshold: float
-) -> str:
-    def draw(sample: Sample) -> str:
-        image = figures.inline(figures.axial(sample, spacing_mm, white), f"{sample.name}, image")
-        label = figures.inline(figures.axial_label(sample, spacing_mm, white), f"{sample.name}, vessel label")
+    def pair(sample: Sample, drawn: tuple[np.ndarray, ...]) -> str:
+        image = figures.inline(drawn[0], f"{sample.name}, image")
+        label = figures.inline(drawn[1], f"{sample.name}, vessel label")
         return f'<div class="stack">{image}{label}<div class="text">{escape(sample.name)}</div></div>'
 
-    return (
-        f"<h3>Images and their labels</h3><figure>{_halves(real, synthetic, 'four', draw)}"
-        "<figcaption><b>Mid-axial slices</b>, image above, vessel label below (synthetic labels cut at "
-        f"{threshold:g}); one grey scale for all. Which patches are shown was fixed by seed ({figures.SEED}) before "
-        "any was looked at. To read it: every bright vessel should carry a label and every label lie on a vessel, on "
-        "the right as on the left.</figcaption></figure>"
-    )
-
-
-def _renderings(real: Sequence[Sample], synthetic: Sequence[Sample], spacing_mm: Sequence[float]) -> str:
-    def draw(sample: Sample) -> str:
-        picture = figures.inline(figures.vessels(sample, spacing_mm), f"{sample.name}, vessels in 3D")
+    def rendering(sample: Sample, drawn: tuple[np.ndarray, ...]) -> str:
+        picture = figures.inline(drawn[2], f"{sample.name}, vessels in 3D")
         text = f"<b>{escape(sample.name)}</b><br>{escape(sample.vessels)}"
         return f'<div class="stack">{picture}<div class="text">{text}</div></div>'
 
-    return (
-        f"<h3>Vessels in 3D</h3><figure>{_halves(real, synthetic, 'pair', draw)}"
-        "<figcaption><b>Label surfaces</b> of the same patches, seen from behind and above. Parts that are not "
-        "connected have hues of their own, the largest is red. To read it: real vessels are a few long tubes that "
-        "leave through the patch's faces; crumbs in many colours that touch no face are invented.</figcaption></figure>"
+    levels = ", ".join(dict.fromkeys(f"{cut:g}" for cut in cuts))
+    slices = figure(
+        f"{name}, mid-axial slices",
+        _cells(models, "four", pair),
+        f"Image above, vessel label below (synthetic labels cut at {levels}); one grey scale for all. "
+        f"{escape(figures.CHOICE)}",
+        how_to_read="every bright vessel should carry a label and every label lie on a vessel, in the synthetic "
+        "patches as in the real ones.",
     )
+    renderings = figure(
+        f"{name}, vessels in 3D",
+        _cells(models, "pair", rendering),
+        "Label surfaces of the same patches, seen from behind and above. Parts that are not connected have hues of "
+        "their own, the largest is red.",
+        how_to_read="real vessels are a few long tubes that leave through the patch's faces; crumbs in many colours "
+        "that touch no face are invented.",
+    )
+    return slices + renderings
+
+
+def _cells(models: Sequence[Drawn], grid: str, draw: Callable[[Sample, tuple[np.ndarray, ...]], str]) -> str:
+    cards = []
+    for model in models:
+        cells = "".join(draw(*both) for both in zip(model.samples, model.pictures, strict=True))
+        inner = f'<div class="cells {grid}">{cells}</div>' if cells else not_run("no training shards")
+        cards.append((model.title, inner))
+    return panels(cards)
+
+
+def _sheet(models: Sequence[Drawn]) -> np.ndarray:
+    """The figure as one picture: of every model three rows, its samples' slices, labels and renderings."""
+    return pictures.sheet([list(row) for model in models if model.samples for row in zip(*model.pictures, strict=True)])
 
 
 def _neighbours(
     made: ShardSet, training: ShardSet, shown: Sequence[Sample], white: float, label_threshold: float
 ) -> str:
     """Each shown sample beside its nearest training patch, and how near real patches of different people are."""
-    drawn = figures.choose(len(made), NUM_COMPARED, stream=0)  # begins with those that are shown
+    drawn = figures.choose(len(made), NUM_COMPARED, stream=3)
     yardstick = figures.choose(len(training), NUM_COMPARED, stream=2)
-    of_whom: list[str | None] = [None] * len(drawn) + [training.record(i).subject for i in yardstick]
-    images = (shards.image_XYZ(i) for shards, some in ((made, drawn), (training, yardstick)) for i in some)
+    queries = [(made, [*(s.index for s in shown), *drawn]), (training, yardstick)]
+    first, second = len(shown), len(shown) + len(drawn)
+    of_whom: list[str | None] = [None] * second + [training.record(i).subject for i in yardstick]
+    images = (shards.image_XYZ(i) for shards, some in queries for i in some)
     found = nearest.nearest(images, training, not_of=of_whom)
-    synthetic = [n.distance for n in found[: len(drawn)] if n is not None]
-    people = [n.distance for n in found[len(drawn) :] if n is not None]
+    synthetic = [n.distance for n in found[first:second] if n is not None]
+    people = [n.distance for n in found[second:] if n is not None]
     cards = [
         _card(sample, neighbour, training, white, label_threshold)
         for sample, neighbour in zip(shown, found, strict=False)
         if neighbour is not None
     ]
-    return (
-        f'<h3>Nearest training patches</h3><figure><div class="cells cards">{"".join(cards)}</div>'
-        f"{_distances(synthetic, people)}"
-        "<figcaption><b>Each synthetic sample (left) beside the training patch nearest to it (right)</b>: mid-axial "
-        f"slice above, maximum intensity projection below. Nearest of all {len(training):,} training patches by the L2 "
-        "distance per voxel between standardised images: 0 for a copy, 1.41 for unrelated images. To read it: the "
-        "generator copies if a pair is the same picture, or if synthetic samples lie nearer to training patches than "
-        "real patches of different subjects lie to each other.</figcaption></figure>"
+    return figure(
+        "Each synthetic sample (left) beside the training patch nearest to it (right)",
+        f'<div class="cells cards">{"".join(cards)}</div>{_distances(synthetic, people)}',
+        f"Mid-axial slice above, maximum intensity projection below. Nearest of all {len(training):,} training patches "
+        "by the L2 distance per voxel between standardised images: 0 for a copy, 1.41 for unrelated images.",
+        how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "
+        "training patches than real patches of different subjects lie to each other.",
     )
 
 
@@ -144,13 +178,13 @@ def _card(
 ) -> str:
     (twin,) = figures.read_samples(training, [neighbour.index], label_threshold)
     spacing = training.spacing_mm
-    pictures = [
+    shown = [
         figures.inline(draw(patch, spacing, white), f"{patch.name}, {what}")
         for draw, what in ((figures.axial, "slice"), (figures.projection, "projection"))
         for patch in (sample, twin)
     ]
     text = f"{escape(sample.name)} | {escape(twin.name)}<br><b>distance {neighbour.distance:.3f}</b>"
-    return f'<div class="panel"><div class="cells pair">{"".join(pictures)}</div><div class="text">{text}</div></div>'
+    return f'<div class="panel"><div class="cells pair">{"".join(shown)}</div><div class="text">{text}</div></div>'
 
 
 def _distances(synthetic: Sequence[float], people: Sequence[float]) -> str:

@@ -14,7 +14,6 @@ def section(cohort: str, split: str, rows: list[Row]) -> str:
     unlike = any(row.subjects and row.subjects != subjects for row in rows)
     return "\n".join(
         [
-            "<h2>Segmentation of held-out volumes</h2>",
             _table(cohort, split, rows, subjects),
             '<p class="note">Rows were scored on different subjects: compare them with care.</p>' if unlike else "",
             "" if len(subjects) <= MAX_IN_CELL else _long_table(rows),

@@ -1,30 +1,9 @@
-"""The page's style: one sheet for light, dark and paper; system fonts, so nothing is fetched."""
+"""The report's own style, beside what every page shares (vesselgan.html_page)."""
 
-LIGHT = """
-  --paper: #fbfaf7; --card: #ffffff; --ink: #1b1f27; --soft: #5b6472; --rule: #dcd9d0; --faint: #eeece5;
-  --good: #1d7a46; --good-bg: #e2f3e8; --bad: #a8321f; --bad-bg: #fbe6e1; --idle: #6b7280; --idle-bg: #eceef1;
-  --s0: #1f66b0; --s1: #c9640c; --s2: #2e8b57; color-scheme: light;
-"""
-DARK = """
-  --paper: #12151b; --card: #1a1f28; --ink: #e7e9ee; --soft: #a3adbb; --rule: #343c49; --faint: #242b36;
-  --good: #7fdca4; --good-bg: #16382a; --bad: #ff9d8a; --bad-bg: #45201b; --idle: #aeb6c2; --idle-bg: #2b323d;
-  --s0: #74b3f4; --s1: #f5a75c; --s2: #7fd6a0; color-scheme: dark;
-"""
-REST = """
-* { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink); counter-reset: figure table;
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-main, header, footer { max-width: 1120px; margin: 0 auto; padding: 0 28px; }
-header { padding-top: 44px; padding-bottom: 8px; }
-h1, h2, h3 { font-family: Charter, "Bitstream Charter", "Source Serif 4", Cambria, Georgia, serif; line-height: 1.2;
-  font-weight: 650; text-wrap: balance; }
-h1 { font-size: 2.15rem; margin: 0 0 6px; letter-spacing: -0.01em; }
+RULES = """
 h2 { font-size: 1.45rem; margin: 52px 0 10px; padding-top: 18px; border-top: 1px solid var(--rule); }
 h3 { font-size: 1.08rem; margin: 30px 0 8px; }
-p { margin: 8px 0; max-width: 76ch; text-wrap: pretty; }
 .lead { color: var(--soft); }
-.soft, small, .note { color: var(--soft); }
 .note { font-size: 0.86rem; }
 .chips { display: flex; flex-wrap: wrap; gap: 8px; margin: 16px 0 0; padding: 0; list-style: none; }
 .chips li { background: var(--card); border: 1px solid var(--rule); border-radius: 999px; padding: 3px 13px;
@@ -34,14 +13,17 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
   margin: 12px 0 6px; }
 caption { text-align: left; padding-bottom: 8px; font-size: 0.92rem; color: var(--soft); }
 caption b, figcaption b { color: var(--ink); }
-caption::before, figcaption::before { color: var(--ink); font-weight: 650; }
-caption::before { counter-increment: table; content: "Table " counter(table) ". "; }
-figcaption::before { counter-increment: figure; content: "Figure " counter(figure) ". "; }
+nav { margin: 22px 0 0; font-size: 0.92rem; }
+nav ol { columns: 2; column-gap: 32px; margin: 0; padding: 12px 0 12px 20px; border-top: 1px solid var(--rule);
+  border-bottom: 1px solid var(--rule); }
+nav a { color: inherit; text-decoration-color: var(--rule); text-underline-offset: 3px; }
 thead th { font-weight: 600; text-align: right; padding: 5px 10px; vertical-align: bottom; white-space: nowrap; }
-thead tr:first-child th { text-align: center; border-top: 2px solid var(--ink); }
-thead tr:first-child th[colspan] { border-bottom: 1px solid var(--rule); }
+thead tr th:first-child { text-align: left; padding-left: 0; }
+thead tr:first-child th { text-align: right; border-top: 2px solid var(--ink); }
+thead tr:first-child th[colspan] { text-align: center; border-bottom: 1px solid var(--rule); }
 thead tr:last-child th { border-bottom: 1px solid var(--ink); }
-tbody th { text-align: left; font-weight: 600; padding: 8px 14px 8px 0; vertical-align: top; max-width: 17em; }
+tbody th { text-align: left; font-weight: 600; padding: 8px 14px 8px 0; vertical-align: top;
+  min-width: 9em; max-width: 17em; }
 tbody th small { font-weight: 400; white-space: nowrap; }
 td { text-align: right; padding: 8px 10px; vertical-align: top; white-space: nowrap; }
 tbody tr { border-bottom: 1px solid var(--rule); }
@@ -50,7 +32,7 @@ td small, tbody th small { display: block; font-size: 0.8rem; line-height: 1.5; 
 td.part, th.part { border-left: 1px solid var(--rule); }
 tr.paper { background: var(--faint); }
 tr.paper th { padding-left: 10px; }
-table.plain { width: auto; }
+table.plain { width: auto; } table.plain tbody th { max-width: none; white-space: nowrap; padding-right: 28px; }
 table.plain td, table.plain th { text-align: left; padding: 5px 22px 5px 0; white-space: normal; }
 table.provenance td { overflow-wrap: anywhere; color: var(--soft); }
 table.provenance { font-size: 0.84rem; }
@@ -87,31 +69,33 @@ figcaption { font-size: 0.92rem; color: var(--soft); margin-top: 10px; max-width
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .line.faint { stroke-width: 1; opacity: 0.32; }
 .line.s0 { stroke: var(--s0); } .line.s1 { stroke: var(--s1); } .line.s2 { stroke: var(--s2); }
+.line.s3 { stroke: var(--s3); } .line.s4 { stroke: var(--s4); } .line.s5 { stroke: var(--s5); }
 .legend { display: flex; flex-wrap: wrap; gap: 4px 20px; font-size: 0.86rem; margin: 0 0 4px 10px; }
 .key { display: inline-flex; align-items: center; gap: 7px; }
 .swatch { width: 20px; height: 3px; border-radius: 2px; display: inline-block; }
 .swatch.s0 { background: var(--s0); } .swatch.s1 { background: var(--s1); } .swatch.s2 { background: var(--s2); }
+.swatch.s3 { background: var(--s3); } .swatch.s4 { background: var(--s4); } .swatch.s5 { background: var(--s5); }
 .dot { fill: var(--s0); fill-opacity: 0.62; }
+.layer { fill: var(--s0); stroke: var(--s0); }
+.arrow { stroke: var(--soft); stroke-width: 1.2; fill: none; }
+.one { display: grid; gap: 16px; }
+.small { display: grid; gap: 14px; } .small .panel { padding: 10px; }
+.square { max-width: 520px; }
+small.beside { color: var(--soft); font-style: italic; }
+i.patch { display: inline-block; width: 0.8em; height: 0.8em; border-radius: 2px; }
+i.tp { background: rgb(226 62 52); } i.fp { background: rgb(62 190 84); } i.fn { background: rgb(248 214 66); }
+table.prose tbody th { white-space: normal; }
+table.prose td { max-width: 26em; vertical-align: top; } table.prose { font-size: 0.88rem; }
 .mean { stroke: var(--ink); stroke-width: 1.4; }
-footer { padding-top: 26px; padding-bottom: 44px; color: var(--soft); font-size: 0.86rem; }
 code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; font-size: 0.88em; }
 @media screen and (max-width: 820px) {
-  .two { grid-template-columns: minmax(0, 1fr); } .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  .two { grid-template-columns: minmax(0, 1fr); } .cards, .small { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   main, header, footer { padding-left: 16px; padding-right: 16px; }
 }
 """
-PRINT = """
-  html { font-size: 12px; }
-  body { font-size: 12px; background: #fff; }
-  header { padding-top: 0; }
-  main, header, footer { max-width: none; padding-left: 0; padding-right: 0; }
+PRINT_RULES = """
+  .square { max-width: 320px; } nav { display: none; }
   h2 { margin-top: 22px; break-after: avoid; } h3 { margin-top: 16px; } h3, h3 + p { break-after: avoid; }
   figure, table, .panel { break-inside: avoid; }
   .scroll { overflow: visible; } td, thead th { padding: 4px 5px; } tbody th { padding-top: 4px; padding-bottom: 4px; }
-  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
 """
-
-SHEET = (
-    f":root {{{LIGHT}}}\n@media (prefers-color-scheme: dark) {{ :root {{{DARK}}} }}\n{REST}\n"
-    f"@page {{ margin: 14mm; }}\n@media print {{ :root {{{LIGHT}}}\n{PRINT} }}\n"
-)

@@ -1,13 +1,16 @@
-"""Segment whole volumes with a trained U-Net: NIfTI in, NIfTI out on the same grid."""
+"""Segment whole volumes with a trained U-Net: NIfTI in, NIfTI out on the same grid; over as many ranks as there are."""
 
 import json
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from vesselgan.cohort import read_cohort
@@ -16,15 +19,21 @@ from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.errors import CheckpointError, DataError, UsageError
 from vesselgan.files import sha256_of, write_text
 from vesselgan.models.unet import Unet
+from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights
-from vesselgan.runtime.distributed import choose_device
+from vesselgan.runtime.distributed import World
+from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.segmentation.sliding_window import probability_map
 from vesselgan.volumes import intensity_limits, read_image, scale_to_255, write_like
 
 PLAYER = "unet"
 RECORD = "segmentation.json"
+PART = "segmentation.rank-{}.json"
+PROBABILITY = "probability"
 FORMAT_VERSION = 1
 SUFFIXES = (".nii.gz", ".nii")
+PATIENCE_MINUTES = 24 * 60.0
+"""How long a rank that has done its volumes waits for the others; a launcher ends all when one dies."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +53,60 @@ class Settings:
     threshold: float
     overlap: float
     batch_size: int
+    min_component_voxels: int | None
+    probability: bool
+    unet_seed: int
+    label_threshold: float
+    """Of the synthetic labels that it was trained on."""
 
 
 def segment(config: Segment) -> None:
-    """Write OUT/<subject>.nii.gz, uint8 {0, 1}, for the file, folder or split that `config` names.
+    """Write OUT/<subject>.nii.gz, {0, 1} in the image's own number type, for the file, folder or split that is named.
 
     The image is scaled by itself as in training (percentile from the checkpoint) and predicted in float32 whatever the
     run's precision. OUT/segmentation.json says with what, and of each volume what went in and came out; a volume that
-    it lists unchanged is kept, so a stopped job goes on. UsageError for a folder that holds something else.
+    it lists unchanged is kept, so a stopped job goes on. Ranks share the volumes. UsageError for a folder that holds
+    something else.
     """
-    run_dir = Path(config.run)
+    run_dir, out = Path(config.run), Path(config.out)
     trained: TrainUnet = from_yaml("train_unet", run_dir / "config.yaml")
+    settings, weights = read_run(config, trained)
+    inputs, nan_value = find_inputs(config)
+    if any(path.parent.resolve() == out.resolve() for path in inputs.values()):
+        raise UsageError(f"out={out} is the folder of the images: name another one, inputs are never changed")
+    world = join_ranks(config)
+    try:
+        unet = load_unet(weights, trained, run_dir).to(world.device)
+        volumes = distributed.together(world, lambda: open_record(out, settings))
+        if world.is_main:
+            print(f"segmenting {len(inputs)} volumes with {settings.run}, {settings.checkpoint}, into {out}"
+                  + (f", on {world.size} ranks" if world.size > 1 else ""), flush=True)  # fmt: skip
+        for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
+            head = f"[{number}/{len(inputs)}] {subject}"
+            entry = _segment_one(unet, subject, inputs[subject], out, settings, volumes.get(subject), nan_value, head)
+            if volumes.get(subject) != entry:
+                volumes[subject] = entry
+                _write_record(out / (RECORD if world.is_main else PART.format(world.rank)), settings, volumes)
+        distributed.barrier()
+        if world.is_main:
+            _write_record(out / RECORD, settings, open_record(out, settings) | volumes)
+            for part in out.glob(PART.format("*")):
+                part.unlink()
+    finally:
+        distributed.stop()
+
+
+def join_ranks(config: Segment) -> World:
+    """This rank among its peers; alone it joins no process group."""
+    rank, size, local_rank = ranks_from_environment(os.environ)
+    if size == 1:
+        return World(rank, size, local_rank, distributed.choose_device(config.runtime.device, local_rank))
+    return distributed.start(config.runtime.device, timeout_minutes=PATIENCE_MINUTES)
+
+
+def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, Tensor]]:
+    """What the U-Net of config.run segments with, and its weights."""
+    run_dir = Path(config.run)
     name = config.checkpoint or best_checkpoint(run_dir)
     weights, state = read_weights(run_dir, PLAYER, name)
     settings = Settings(
@@ -69,25 +121,37 @@ def segment(config: Segment) -> None:
         threshold=config.threshold,
         overlap=config.overlap,
         batch_size=config.batch_size,
+        min_component_voxels=config.min_component_voxels,
+        probability=config.probability,
+        unet_seed=trained.unet.seed,
+        label_threshold=trained.data.label_threshold,
     )
-    inputs, nan_value = find_inputs(config)
-    out = Path(config.out)
-    if any(path.parent.resolve() == out.resolve() for path in inputs.values()):
-        raise UsageError(f"out={out} is the folder of the images: name another one, inputs are never changed")
-    unet = load_unet(weights, trained, run_dir).to(choose_device(config.runtime.device, 0))
-    volumes = open_record(out, settings)
-    print(f"segmenting {len(inputs)} volumes with {settings.run}, {name}, into {out}", flush=True)
-    for number, (subject, path) in enumerate(inputs.items(), 1):
-        head = f"[{number}/{len(inputs)}] {subject}"
-        if _is_kept(volumes.get(subject), path, out / f"{subject}.nii.gz"):
-            print(f"{head}: done already", flush=True)
-            continue
-        started = time.perf_counter()
-        volumes[subject] = segment_volume(unet, path, out / f"{subject}.nii.gz", settings, nan_value=nan_value)
-        _write_record(out, settings, volumes)
-        shape = " x ".join(map(str, volumes[subject]["shape"]))
-        print(f"{head}: {shape}, {volumes[subject]['num_vessel_voxels']} vessel voxels, "
-              f"{time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+    return settings, weights
+
+
+def _segment_one(
+    unet: Unet,
+    subject: str,
+    image: Path,
+    out: Path,
+    settings: Settings,
+    before: dict[str, Any] | None,
+    nan_value: float | None,
+    head: str,
+) -> dict[str, Any]:
+    """The record's entry of one volume, segmented now unless it is there already; a line about it."""
+    target = out / f"{subject}.nii.gz"
+    has_all = not settings.probability or (out / PROBABILITY / target.name).is_file()
+    if has_all and _is_kept(before, image, target):
+        print(f"{head}: done already", flush=True)
+        return before
+    started = time.perf_counter()
+    entry = segment_volume(unet, image, target, settings, nan_value=nan_value)
+    shape = " x ".join(map(str, entry["shape"]))
+    removed = f", {entry['num_removed_parts']} small parts removed" if entry["num_removed_parts"] else ""
+    print(f"{head}: {shape}, {entry['num_vessel_voxels']} vessel voxels{removed}, "
+          f"{time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
+    return entry
 
 
 def segment_volume(
@@ -108,15 +172,28 @@ def segment_volume(
         scaling=settings.scaling,
         show_progress=sys.stderr.isatty(),
     )
-    label_XYZ = (probability_XYZ >= settings.threshold).astype("uint8")
-    write_like(target, label_XYZ, image)
+    label_XYZ, num_removed = without_small_parts(probability_XYZ >= settings.threshold, settings.min_component_voxels)
+    if settings.probability:
+        write_like(target.parent / PROBABILITY / target.name, probability_XYZ, image)
+    write_like(target, label_XYZ.astype(volume.header.dtype), image)
     return {
         "shape": list(label_XYZ.shape),
         "limits": list(limits),
-        "num_vessel_voxels": int(label_XYZ.sum()),
+        "num_vessel_voxels": int(np.count_nonzero(label_XYZ)),
+        "num_removed_parts": num_removed,
         "image_sha256": sha256_of(image),
         "output_sha256": sha256_of(target),
     }
+
+
+def without_small_parts(label_XYZ: np.ndarray, min_voxels: int | None) -> tuple[np.ndarray, int]:
+    """The label without its parts (corners connect) of fewer voxels, and how many they were; null: all stay."""
+    if min_voxels is None:
+        return label_XYZ, 0
+    parts, num_parts = ndimage.label(label_XYZ, np.ones((3, 3, 3)))
+    is_kept = np.bincount(parts.ravel(), minlength=num_parts + 1) >= min_voxels
+    is_kept[0] = False
+    return is_kept[parts], num_parts - int(np.count_nonzero(is_kept))
 
 
 def best_checkpoint(run_dir: Path) -> str:
@@ -173,28 +250,33 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
 
 
 def open_record(out: Path, settings: Settings) -> dict[str, Any]:
-    """What `out` holds already, by subject; UsageError unless it is new, empty or made with the same settings."""
+    """What `out` holds already, by subject; UsageError unless it is new, empty or made with the same settings.
+
+    Ranks that were stopped left parts of the record beside it.
+    """
     path = out / RECORD
-    try:
-        content = json.loads(path.read_text())
-        stored, volumes = content["settings"], content["volumes"]
-    except FileNotFoundError:
+    if not path.is_file():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"out={out}: is not empty and was not made by segment; name another folder") from None
-        _write_record(out, settings, {})
-        return {}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not readable ({error}); remove the folder or name another one") from error
-    now = asdict(settings)
-    differing = [f"{key}: {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key]]
-    if differing:
-        raise UsageError(f"out={out}: was made with other settings ({'; '.join(differing)}); name another folder")
+            raise UsageError(f"out={out}: is not empty and was not made by segment; name another folder")
+        _write_record(path, settings, {})
+    volumes: dict[str, Any] = {}
+    for part in [path, *sorted(out.glob(PART.format("*")))]:
+        try:
+            content = json.loads(part.read_text())
+            stored, held = content["settings"], content["volumes"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{part}: not readable ({error}); remove the folder or name another one") from error
+        now = asdict(settings)
+        differing = [f"{key}: {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key]]
+        if differing:
+            raise UsageError(f"out={out}: was made with other settings ({'; '.join(differing)}); name another folder")
+        volumes |= held
     return volumes
 
 
-def _write_record(out: Path, settings: Settings, volumes: dict[str, Any]) -> None:
+def _write_record(path: Path, settings: Settings, volumes: dict[str, Any]) -> None:
     content = {"format_version": FORMAT_VERSION, "settings": asdict(settings), "volumes": volumes}
-    write_text(out / RECORD, json.dumps(content, indent=1) + "\n")
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _is_kept(entry: dict[str, Any] | None, image: Path, target: Path) -> bool:

@@ -20,6 +20,8 @@ from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainUnet
 from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.position import Position, batches_before
+from vesselgan.data.staged import staged
 from vesselgan.errors import DataError, NumericError, UsageError
 from vesselgan.losses.segmentation import dice_loss
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
@@ -31,7 +33,7 @@ from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
 from vesselgan.segmentation.validation import Selection, picture, validate
-from vesselgan.shards import ShardSet
+from vesselgan.shards import ShardSet, content_hash
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 PROGRAM = "deepspeed launch/train_unet.py"
@@ -40,7 +42,8 @@ PLAYER = "unet"
 
 def train_unet(command: Command) -> None:
     """Train, or resume, the U-Net that `command` describes; a finished run says so and returns."""
-    train_in_session(command, _run, program=PROGRAM, precision=command.config.unet.precision, key="unet.precision")
+    run_dir, precision = run_dir_of(command.config), command.config.unet.precision
+    train_in_session(command, _run, run_dir=run_dir, program=PROGRAM, precision=precision, key="unet.precision")
 
 
 def run_dir_of(config: TrainUnet) -> Path:
@@ -83,29 +86,39 @@ def _shards_of_origin(folder: Path, origin: str) -> ShardSet:
     return shards
 
 
-def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str) -> None:
-    run_dir = run_dir_of(config)
+def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, requests: StopRequests) -> None:
+    run_dir, unet = run_dir_of(config), config.unet
     sets, validation_set = distributed.together(world, lambda: open_shards(config))
     settings = resolve(
-        raw,
-        batch_size=config.unet.batch_size,
-        batch_per_gpu=config.unet.batch_per_gpu,
-        world_size=world.size,
-        field="unet",
+        raw, batch_size=unet.batch_size, batch_per_gpu=unet.batch_per_gpu, world_size=world.size, field="unet"
     )
-    distributed.together(world, lambda: rundir.prepare(run_dir, "train_unet", config, {PLAYER: settings}))
+    inputs = {f"unet/{shards.origin} {i}": content_hash(shards.folder) for i, shards in enumerate(sets)}
+    inputs["unet/validation"] = content_hash(validation_set.folder)
+    both = {PLAYER: settings}
+    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs))
     if rundir.is_finished(run_dir):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
+    lines = requests.attend(run_dir, max_minutes=None, max_sittings=config.runtime.max_sittings)
     engine = _engine(config, settings, world, program)
     state = checkpoint.load(run_dir, config.checkpoint, {PLAYER: engine}, world=world) or {"step": 0, "seconds": 0.0}
+    num_bytes, keep_last = checkpoint.expected_bytes([engine]), unet.keep_last
+    # The best one stays beside the last ones.
+    disk = distributed.together(
+        world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1)
+    )
+    sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs}
+    distributed.together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
+    (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.stage_to, world)
     training = _dataset(config, sets)
     _say_first_lines(log, config, run_dir, world, engine, training, start=state["step"])
+    for line in [disk, *lines, *staged_lines, *(f"changed: {change}" for change in changes)]:
+        log.line(line)
     told = {"scaling": config.data.scaling, "upper_percentile": validation_set.manifest.upper_percentile}
     told |= {"patch_shape": list(validation_set.patch_shape), "config_hash": config_hash(config)}
-    run = _Run(config, run_dir, world, engine, log, training, _dataset(config, validation_set), told)
+    run = _Run(config, run_dir, world, engine, log, training, _dataset(config, validation_set), told, requests)
     facts = run.drive(state)
     if facts["is_finished"]:
         if world.is_main:
@@ -141,7 +154,8 @@ def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: 
         betas=config.unet.betas,
         settings=settings,
         world=world,
-        agreeing_command=f"{program} --deepspeed_config ds_bf16.json unet.precision=bf16",
+        program=program,
+        key="unet.precision",
     )
 
 
@@ -151,7 +165,7 @@ def unet_step(engine: Engine, batch_NCXYZ: Tensor) -> Tensor:
     With batch_per_gpu below the share, Dice and BatchNorm see one micro-batch at a time, as any accumulation does.
     """
     losses = []
-    for part_NCXYZ in batch_NCXYZ.to(engine.deepspeed.device).chunk(engine.micro_batches):
+    for part_NCXYZ in batch_NCXYZ.to(engine.device).chunk(engine.micro_batches):
         with phase("unet/forward"):
             loss = dice_loss(engine.module(part_NCXYZ[:, :1]), part_NCXYZ[:, 1:])
         with phase("unet/backward"):
@@ -183,47 +197,57 @@ class _Run:
     validation: PatchDataset
     told: dict[str, Any]
     """What every checkpoint says of the data, for `segment`."""
+    requests: StopRequests
 
     def drive(self, state: dict[str, Any]) -> dict[str, Any]:
         """Step, validate, keep the best, from `state` to the end or to a granted stop request; what to tell of it."""
         unet, start, began = self.config.unet, state["step"], time.perf_counter()
         selection, meter = Selection(**state.get("selection", {})), Meter(state.get("meter"))
-        progress, batches = Progress(self.log, start=start, stop=unet.max_steps), self._batches(start)
-        done, save_s = start, 0.0
-        with StopRequests(self.run_dir, self.world, max_minutes=None) as requests:
-            while done < unet.max_steps and not selection.is_over(unet.patience):
-                seed_dropout(unet.seed, done, self.world.rank)
-                meter.take({"loss": unet_step(self.engine, next(batches))})
-                done += 1
-                is_last = done == unet.max_steps
-                if done % unet.log_every == 0 or is_last:
-                    self._tell(done, meter.read(self.world), progress)
-                is_asked = requests.are_granted(step_s=progress.step_s, save_s=save_s)
-                is_due = done % unet.validate_every == 0 or is_last
-                paused_at = time.perf_counter()
-                if is_due:
-                    selection = self._validate(done, selection)
-                if is_due or is_asked:
-                    seconds = state["seconds"] + time.perf_counter() - began
-                    self._save(done, {"seconds": seconds, "meter": meter.to_json()}, selection)
-                    save_s = time.perf_counter() - paused_at
-                progress.paused(time.perf_counter() - paused_at)
-                if is_asked and not is_last:
-                    requests.mark_for_requeue(done)
-                    self.log.line(
-                        f"stopped at step {done}, saved: {requests.reason}; the same command goes on from here"
-                    )
-                    break
+        first = self._first_batch(state)
+        progress = Progress(self.log, start=start, stop=unet.max_steps, patches_per_step=unet.batch_size)
+        batches = self._batches(start, first)
+        done, save_s, save_ms = start, state.get("save_s", 0.0), 0.0
+        while done < unet.max_steps and not selection.is_over(unet.patience):
+            seed_dropout(unet.seed, done, self.world.rank)
+            meter.take({"loss": unet_step(self.engine, next(batches))})
+            done += 1
+            is_last = done == unet.max_steps
+            if done % unet.log_every == 0 or is_last:
+                self._tell(done, meter.read(self.world) | {"save_ms": save_ms}, progress)
+            is_asked = self.requests.are_granted(step_s=progress.step_s, save_s=save_s)
+            is_due = done % unet.validate_every == 0 or is_last
+            paused_at = time.perf_counter()
+            if is_due:
+                selection = self._validate(done, selection)
+            if is_due or is_asked:
+                seconds = state["seconds"] + time.perf_counter() - began
+                position = self._position_after(first + done - start)
+                told = {"seconds": seconds, "meter": meter.to_json(self.world), "save_s": save_s, "position": position}
+                save_ms = self._save(done, told, selection)
+                save_s = time.perf_counter() - paused_at
+            progress.paused(time.perf_counter() - paused_at)
+            if is_asked and not is_last:
+                self.log.line(self.requests.leave(done))
+                break
         return self._facts(done, selection, state["seconds"] + time.perf_counter() - began)
 
-    def _batches(self, start: int) -> Iterator[Tensor]:
+    def _first_batch(self, state: dict[str, Any]) -> int:
+        """Global batches used up before this sitting."""
+        size, records = self.config.unet.batch_size, len(self.training)
+        return batches_before(state, batches=state["step"], batch_size=size, num_records=records)
+
+    def _position_after(self, batches: int) -> dict[str, int]:
+        unet, records = self.config.unet, len(self.training)
+        return Position.after(batches, seed=unet.seed, batch_size=unet.batch_size, num_records=records).to_json()
+
+    def _batches(self, start: int, first_batch: int) -> Iterator[Tensor]:
         unet = self.config.unet
         return stream(
             self.training,
             batch_size=unet.batch_size,
             seed=unet.seed,
-            start=start,
-            stop=unet.max_steps,
+            start=first_batch,
+            stop=first_batch + unet.max_steps - start,
             rank=self.world.rank,
             world_size=self.world.size,
             num_workers=unet.num_workers,
@@ -256,9 +280,10 @@ class _Run:
         )
         return selection
 
-    def _save(self, done: int, state: dict[str, Any], selection: Selection) -> None:
-        """This step's checkpoint; the best one is never pruned."""
-        checkpoint.save(
+    def _save(self, done: int, state: dict[str, Any], selection: Selection) -> float:
+        """This step's checkpoint, in milliseconds; the best one is never pruned."""
+        self.log.flush()
+        saved = checkpoint.save(
             self.run_dir,
             done,
             {PLAYER: self.engine},
@@ -267,6 +292,7 @@ class _Run:
             world=self.world,
             keep=[selection.best_checkpoint] if selection.best_checkpoint else [],
         )
+        return 1000 * saved.seconds
 
     def _facts(self, done: int, selection: Selection, seconds: float) -> dict[str, Any]:
         is_over = selection.is_over(self.config.unet.patience)

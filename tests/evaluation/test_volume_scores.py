@@ -7,10 +7,11 @@ import pytest
 from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.jobs import dice_by_level, evaluate, summarise
+from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.overlap import dice
+from vesselgan.evaluation.volume_scores import dice_by_level
 from vesselgan.files import sha256_of
-from vesselgan.volumes import write_volume
+from vesselgan.volumes import read_label, write_volume
 
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
 AFFINE = np.diag([*SPACING, 1.0])
@@ -87,21 +88,12 @@ def test_a_result_says_what_it_is_and_what_went_in(tmp_path):
     expected = {"format_version": 1, "job": "segmentation", "name": "real", "cohort": "bars", "split": "test"}
     expected |= {"title": "U-Net on synthetic, labels shuffled", "threshold": 0.4, "segmented_with": settings}
     assert {key: result[key] for key in expected} == expected
-    assert result["units"] == {"dice": "1", "bavd_voxels": "voxel", "bavd_mm": "mm"}
+    assert result["units"]["bavd_voxels"] == "voxel" and set(result["units"]) == set(result["summary"]["all"])
+    assert result["empty"]["all"] == {"truth": 0, "predicted": 1}
     assert result["inputs"]["sub-1 prediction"] == sha256_of(predictions["sub-1"])
     assert result["inputs"]["cohort.json"] == sha256_of(tmp_path / "cohort.json")
     assert {"sub-1 label", "sub-2 mask"} < set(result["inputs"])
     assert str(tmp_path) not in json.dumps({key: result[key] for key in result if key != "provenance"})
-
-
-def test_the_summary_is_mean_and_sample_deviation_over_subjects():
-    def entry(region: str, value: float) -> dict:
-        return {"region": region, "dice": value, "bavd_voxels": 10 * value, "bavd_mm": value / 2}
-
-    found = summarise([entry("all", 0.6), entry("all", 0.8), entry("intracranial", 0.5)])
-    assert found["all"]["dice"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.02**0.5), "n": 2}
-    assert found["all"]["bavd_voxels"]["mean"] == pytest.approx(7.0)
-    assert found["intracranial"]["dice"] == {"mean": 0.5, "sd": None, "n": 1}
 
 
 def test_no_mask_at_all_leaves_intracranial_out_and_a_missing_one_is_an_error(tmp_path, capsys):
@@ -153,9 +145,9 @@ def test_the_threshold_is_fitted_on_validation_and_scored_on_test(tmp_path):
     assert result["threshold"] == result["thresholds"]["all"]
     assert scores(result, "sub-2", "all")["dice"] == 2 * 6 / (6 + 8)
     assert scores(result, "sub-2", "intracranial")["dice"] == 2 * 3 / (3 + 4)
-    assert result["fitted_on"] == {"split": "validation", "subjects": ["sub-1"]}
+    assert result["fitted_on"] == {"cohort": "bright", "split": "validation", "subjects": ["sub-1"]}
     assert (result["title"], result["name"], result["split"]) == ("Best global threshold", "threshold", "test")
-    assert {"sub-1 image", "sub-2 image"} < set(result["inputs"])
+    assert {"fitted on sub-1 image", "sub-2 image"} < set(result["inputs"])
 
 
 def test_a_threshold_is_not_scored_where_it_was_fitted(tmp_path):
@@ -174,3 +166,30 @@ def test_dice_at_every_level_is_dice_of_the_cut():
         assert found[k] == pytest.approx(dice(truth, level >= k), abs=1e-15)
     nothing = dice_by_level(level, np.zeros(500, bool))
     assert nothing[0] == 0.0 and dice_by_level(level[:0], truth[:0])[0] == 1.0
+
+
+def test_a_threshold_for_another_cohort_is_fitted_on_the_first_ones_validation(tmp_path):
+    write_bright(tmp_path / "first")
+    write_two(tmp_path / "other")  # has no validation subject of its own
+    with pytest.raises(DataError, match="no subject in split validation"):
+        run(tmp_path / "other", "evaluate=threshold")
+    result = run(tmp_path / "other", "evaluate=threshold", f"fit_cohort={tmp_path}/first")
+    assert result["fitted_on"] == {"cohort": "bright", "split": "validation", "subjects": ["sub-1"]}
+    assert result["cohort"] == "bars"
+    # Vessels of 100 on a background of 0: the level above 21 cuts out the label itself.
+    assert scores(result, "sub-1", "all")["dice"] == 1.0
+
+
+def test_error_maps_are_written_where_asked(tmp_path):
+    write_two(tmp_path)
+    run(tmp_path, f"error_maps={tmp_path}/errors")
+    errors = read_label(tmp_path / "errors" / "sub-1.nii.gz", label_values=[1, 2, 3])
+    assert errors.data_XYZ.sum() == 7  # x = 1 to 7
+    assert sorted(path.name for path in (tmp_path / "errors").iterdir()) == [
+        f"sub-{n}.{kind}" for n in (1, 2) for kind in ("nii.gz", "png")
+    ]
+
+
+def test_nothing_that_scores_predictions_takes_a_threshold():
+    with pytest.raises(UsageError, match="no setting `threshold`"):
+        parse("evaluate", None, ["evaluate=segmentation", "name=a", "out=b", "threshold=0.4"])

@@ -1,0 +1,82 @@
+"""A study's rows: made of hand-made results, two seeds, six patients."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vesselgan.config.compose import parse
+from vesselgan.errors import DataError, UsageError
+from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.scores import MASKED, UNITS
+
+PATIENTS = [f"sub-{number}" for number in range(6)]
+LEVELS = {"real": 0.9, "sn": 0.8, "gp": 0.7}
+
+
+def result(name: str, seed: int, *, patients: list[str] = PATIENTS) -> dict:
+    """Dice = level + patient / 100 + seed / 1000; every other score is its tenfold."""
+    entries = []
+    for number, patient in enumerate(patients):
+        value = LEVELS[name] + number / 100 + seed / 1000
+        values = {metric: 10 * value for metric in UNITS if metric not in MASKED} | {"dice": value}
+        entries.append({"subject": patient, "region": "all", **values})
+    summary = {"all": {metric: {} for metric in UNITS if metric not in MASKED}}
+    return {"name": name, "subjects": entries, "summary": summary, "empty": {"all": {"truth": 0, "predicted": 0}}}
+
+
+def write_study(folder: Path, *, seeds: tuple[int, ...] = (1, 3)) -> Path:
+    rows = []
+    for name in LEVELS:
+        files = {}
+        for seed in seeds:
+            path = folder / "scores" / f"{name}-{seed}.json"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(result(name, seed)))
+            files[str(seed)] = f"scores/{name}-{seed}.json"
+        rows.append({"name": name, "title": name, "kind": "synthetic", "variant": name, "results": {"bars": files}})
+    (folder / "sources.json").write_text(json.dumps({"cohorts": ["bars"], "seeds": list(seeds), "rows": rows}))
+    return folder / "sources.json"
+
+
+def run(folder: Path, *words: str) -> dict:
+    out = folder / "comparison.json"
+    evaluate(parse("evaluate", None, ["evaluate=comparison", "name=study", f"out={out}", *words]).config)
+    return json.loads(out.read_text())
+
+
+def test_means_over_patients_and_seeds_and_differences_to_real(tmp_path):
+    found = run(tmp_path, f"sources={write_study(tmp_path)}")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == list(LEVELS) and rows["sn"]["variant"] == "sn"
+    dice = rows["sn"]["scores"]["bars"]["all"]["dice"]
+    # 0.8 + (0 .. 5) / 100 + 0.002 on average over the seeds 1 and 3.
+    assert [dice["mean"], dice["median"]] == pytest.approx([0.827, 0.827])
+    assert (dice["n"], dice["num_seeds"]) == (6, 2)
+    assert dice["sd"] == pytest.approx((17.5 / 5) ** 0.5 / 100)
+    assert dice["sd_seeds"] == pytest.approx(0.002 / 2**0.5)
+    assert dice["values"]["sub-4"] == pytest.approx(0.842)
+    assert dice["interval"][0] < 0.827 < dice["interval"][1]
+    difference = dice["difference"]
+    assert difference["mean"] == pytest.approx(-0.1)
+    # Six patients of one sign: 2 / 2^6, twice for the two sources compared with real.
+    assert (difference["p"], difference["p_holm"]) == (pytest.approx(2 / 64), pytest.approx(4 / 64))
+    assert rows["real"]["scores"]["bars"]["all"]["dice"]["difference"] is None
+    assert found["units"] == UNITS and len(found["inputs"]) == 1 + 3 * 2
+
+
+def test_rows_of_one_table_have_one_n(tmp_path):
+    path = write_study(tmp_path)
+    (tmp_path / "scores/sn-3.json").write_text(json.dumps(result("sn", 3, patients=PATIENTS[:5])))
+    with pytest.raises(DataError, match="results of sn do not hold the same patients"):
+        run(tmp_path, f"sources={path}")
+    for seed in (1, 3):
+        (tmp_path / f"scores/sn-{seed}.json").write_text(json.dumps(result("sn", seed, patients=PATIENTS[:5])))
+    with pytest.raises(DataError, match="sn was scored on .* on the same patients"):
+        run(tmp_path, f"sources={path}")
+    (tmp_path / "scores/sn-1.json").unlink()
+    with pytest.raises(DataError, match="sn-1.json: not readable"):
+        run(tmp_path, f"sources={path}")
+    with pytest.raises(UsageError, match="sources=FILE"):
+        run(tmp_path)
+    assert not (tmp_path / "comparison.json").exists()

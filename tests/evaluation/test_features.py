@@ -1,0 +1,168 @@
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import ImageScores
+from vesselgan.errors import DataError, UsageError
+from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
+from vesselgan.files import sha256_of
+from vesselgan.models.medicalnet import ResNet10, draw_weights
+from vesselgan.shards import ShardSet
+
+CPU = torch.device("cpu")
+
+
+def settings(*words: str) -> ImageScores:
+    return compose("evaluate", ["name=x", "out=x", *words]).image
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    network = ResNet10()
+    draw_weights(network, 3)
+    return {f"module.{name}": value for name, value in network.state_dict().items()}
+
+
+class Canary:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_weights_come_from_a_file_whose_hash_is_checked_or_said_not_to_be(tmp_path, state):
+    path = tmp_path / "resnet_10.pth"
+    torch.save({"state_dict": state}, path)
+    extractor = open_extractor(settings(f"image.weights={path}"))
+    assert (extractor.sha256, extractor.is_checked, extractor.is_comparable) == (sha256_of(path), False, True)
+    assert torch.equal(extractor.network.conv1.weight, state["module.conv1.weight"])
+    assert not extractor.network.training
+    known = open_extractor(settings(f"image.weights={path}", f"image.weights_sha256={sha256_of(path).upper()}"))
+    assert known.is_checked
+    with pytest.raises(DataError, match=f"its sha256 is {sha256_of(path)}, expected 0000"):
+        open_extractor(settings(f"image.weights={path}", f"image.weights_sha256='{'0' * 64}'"))
+    save_file(state, tmp_path / "resnet_10.safetensors")
+    other = open_extractor(settings(f"image.weights={tmp_path}/resnet_10.safetensors"))
+    assert torch.equal(other.network.conv1.weight, state["module.conv1.weight"])
+    # MedicalNet's file is as old as PyTorch 1.0, which had another container.
+    torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
+    old = open_extractor(settings(f"image.weights={path}"))
+    assert torch.equal(old.network.conv1.weight, state["module.conv1.weight"])
+
+
+def test_missing_weights_are_refused_and_random_ones_need_their_name(tmp_path):
+    with pytest.raises(DataError, match="image.weights=FILE is missing.*image.extractor=random runs without"):
+        open_extractor(settings())
+    with pytest.raises(DataError, match="nowhere.pth: cannot be read"):
+        open_extractor(settings(f"image.weights={tmp_path}/nowhere.pth"))
+    drawn = open_extractor(settings("image.extractor=random"))
+    assert (drawn.title, drawn.is_comparable) == ("random features, not comparable", False)
+    assert drawn.sha256 == open_extractor(settings("image.extractor=random")).sha256
+    assert drawn.sha256 != open_extractor(settings("image.extractor=random", "image.seed=1")).sha256
+    with pytest.raises(UsageError, match="leave image.weights out"):
+        open_extractor(settings("image.extractor=random", f"image.weights={tmp_path}/x.pth"))
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, state, name):
+    canary, singer = tmp_path / "canary", tmp_path / "singer"
+    pickle.loads(pickle.dumps(Canary(singer)))
+    assert singer.exists()  # the trap works
+    path = tmp_path / name
+    torch.save({"state_dict": state, "extra": Canary(canary)}, path)
+    with pytest.raises(DataError, match=name):
+        open_extractor(settings(f"image.weights={path}"))
+    path.write_bytes(pickle.dumps(Canary(canary)))
+    with pytest.raises(DataError, match=name):
+        open_extractor(settings(f"image.weights={path}"))
+    assert not canary.exists()
+
+
+def test_a_damaged_file_and_another_networks_are_named(tmp_path, state):
+    path = tmp_path / "cut.pth"
+    torch.save({"state_dict": state}, path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(DataError, match="cut.pth: cannot be read as weights"):
+        open_extractor(settings(f"image.weights={path}"))
+    torch.save({"state_dict": {"fc.weight": torch.zeros(3, 3)}}, path)
+    with pytest.raises(DataError, match="72 missing .conv1.weight.*1 foreign .fc.weight"):
+        open_extractor(settings(f"image.weights={path}"))
+
+
+def test_the_input_is_the_z_score_over_what_is_above_zero():
+    image = np.zeros((2, 2, 2), np.float32)
+    image[0] = [[10, 20], [30, 40]]
+    found, is_constant = network_input(image, "zero", (0, 0))
+    spread = np.sqrt((15**2 + 5**2 + 5**2 + 15**2) / 4)
+    assert found[0].ravel() == pytest.approx(np.array([-15, -5, 5, 15]) / spread)
+    assert not is_constant and not found[1].any() and found.dtype == np.float32
+    noisy, _ = network_input(image, "noise", (0, 0))
+    assert np.array_equal(noisy[0], found[0]) and noisy[1].all()
+    assert np.array_equal(noisy, network_input(image, "noise", (0, 0))[0])
+    assert not np.array_equal(noisy[1], network_input(image, "noise", (0, 1))[0][1])  # each patch has its own
+    large, _ = network_input(np.zeros((40, 40, 40), np.float32), "noise", (1, 1))
+    # 64,000 draws: the mean's own spread is 0.004, the deviation's 0.003.
+    assert (float(large.mean()), float(large.std())) == pytest.approx((0, 1), abs=0.02)
+
+
+def test_a_patch_without_spread_is_zero_and_not_a_division_by_zero():
+    flat, is_constant = network_input(np.full((3, 3, 3), 7, np.float32), "noise", (0, 0))
+    assert is_constant and not flat.any()
+    air, is_constant = network_input(np.zeros((3, 3, 3), np.float32), "zero", (0, 0))
+    assert is_constant and not air.any()
+
+
+def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_path, write_set, capsys):
+    shards = ShardSet(write_set(tmp_path / "set", range(5), ["sub-1"]))
+    extractor = open_extractor(settings("image.extractor=random"))
+    how = Preprocessing("noise", 11, "volume")
+
+    def features(preprocessing: Preprocessing = how, batch_size: int = 2) -> np.ndarray:
+        made = features_of(
+            shards, extractor, preprocessing, device=CPU, batch_size=batch_size, cache_dir=tmp_path / "features"
+        )
+        assert made.zero_share == 8 / 16**3
+        return made.features_NF
+
+    first = features()
+    for i in range(5):
+        image, _ = network_input(shards.image_XYZ(i), "noise", (11, i))
+        alone = extractor.network(torch.from_numpy(image)[None, None])[0].numpy()
+        assert np.allclose(first[i], alone, rtol=1e-4, atol=1e-5)  # another batch size may take another kernel
+    (cached,) = (tmp_path / "features").iterdir()
+    assert "features from" not in capsys.readouterr().out
+    assert np.array_equal(features(), first)
+    assert "features from" in capsys.readouterr().out
+    content = bytearray(cached.read_bytes())
+    content[-10] ^= 1
+    cached.write_bytes(content)
+    assert np.array_equal(features(), first)
+    assert "damaged (its contents are not what was written)" in capsys.readouterr().out
+    # Anything that changes a feature has a file of its own; what does not, has not.
+    assert not np.array_equal(features(Preprocessing("noise", 12, "volume")), first)
+    still = features(Preprocessing("zero", 11, "volume"))
+    assert np.array_equal(features(Preprocessing("zero", 12, "volume")), still)
+    features(Preprocessing("zero", 11, "patch"))
+    assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_equal_patches_have_equal_hashes_and_flat_ones_none(tmp_path, write_set):
+    def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        image = np.full((16, 16, 16), 40, np.float32)
+        image[0, 0, 0] += seed
+        return image, np.zeros((16, 16, 16), np.uint8)
+
+    first = patch_hashes(ShardSet(write_set(tmp_path / "a", [0, 1, 2], ["sub-1"], make=make)))
+    second = patch_hashes(ShardSet(write_set(tmp_path / "b", [2, 3], ["sub-2"], make=make)))
+    assert sorted(first.values()) == [1, 2]
+    (shared,) = set(first) & set(second)
+    assert (first[shared], second[shared]) == (2, 0)

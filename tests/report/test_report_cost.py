@@ -1,0 +1,48 @@
+"""The table of costs: the paper's rows as they stand there, ours from finished.json, and what is missing said."""
+
+import csv
+import io
+import json
+
+from vesselgan.report import cost
+from vesselgan.report.runs import read_run
+
+FACTS = {
+    "steps": 1700,
+    "hours": 0.1234,
+    "peak_gib_per_rank": 3.0,
+    "reserved_gib_per_rank": 4.5,
+    "ranks": 2,
+    "device": "cuda",
+    "device_name": "Some <GPU>",
+    "parameters": {"generator": 139_916_994, "critic": 4_780_353},
+    "patch_shape": [128, 128, 64],
+    "batch_size": 4,
+}
+
+
+def made(folder, facts):
+    folder.mkdir()
+    if facts is not None:
+        (folder / "finished.json").write_text(json.dumps(facts))
+    return read_run(folder)
+
+
+def test_a_run_stands_beside_table_2_with_what_it_took(tmp_path):
+    table = list(csv.reader(io.StringIO(cost.format_csv([made(tmp_path / "gp-run", FACTS)]))))
+    assert tuple(table[0]) == cost.HEAD
+    # 4.5 GiB are 4,608 of 2^20 bytes; the two players have the paper's 144.697 million parameters.
+    ours = ["gp-run", "Some <GPU>", "2", "128 x 128 x 64", "4", "1,700", "144.697", "4,608", "0.12"]
+    assert table[1] == ours
+    assert table[2:6] == [[model, *["not run"] * 8] for model in ("GP", "SN", "SN-MP", "c-SN-MP")]
+    paper = {row[0]: (row[1], *row[-3:]) for row in table[6:]}
+    assert paper["c-SN-MP (paper)"] == ("TITAN RTX", "308", "21,351", "192") and len(paper) == 4
+    page = cost.section([made(tmp_path / "other", FACTS)])
+    assert "Some &lt;GPU&gt;" in page and "<GPU>" not in page
+
+
+def test_a_run_that_is_not_finished_or_too_old_says_so(tmp_path):
+    runs = [made(tmp_path / "young", None), made(tmp_path / "old", {"steps": 10, "hours": 1})]
+    _, (young, old, *_) = cost.rows(runs)
+    assert young.hours == "not finished" and (old.hours, old.memory, old.parameters) == ("1.00", *[cost.UNKNOWN] * 2)
+    assert "not run" in cost.section([])

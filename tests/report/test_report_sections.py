@@ -1,0 +1,206 @@
+"""The page's further sections: agreement of scores, cohorts, error maps, networks, deviations, and the page's size."""
+
+import csv
+import io
+import itertools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vesselgan.cohort import Cohort, Subject, write_cohort
+from vesselgan.config import compose
+from vesselgan.errors import DataError
+from vesselgan.files import sha256_of
+from vesselgan.report import agreement, cohorts, deviations, errors, page, study_rows, training
+from vesselgan.report.agreement import Model
+from vesselgan.report.runs import read_run
+from vesselgan.volumes import write_volume
+
+
+def by_pencil(models: list[Model], image: str, use: str) -> float:
+    """(concordant - discordant) / pairs, where no two values are equal; better with better is concordant."""
+    signs = {"fid": -1, "prd_auc": 1, "dice": 1, "bavd_voxels": -1}
+    pairs = list(itertools.combinations(models, 2))
+    agree = [
+        signs[image] * (a.scores[image] - b.scores[image]) * signs[use] * (a.scores[use] - b.scores[use]) > 0
+        for a, b in pairs
+    ]
+    return (2 * sum(agree) - len(pairs)) / len(pairs)
+
+
+def test_kendalls_tau_of_the_papers_numbers():
+    all_vessels, inside = agreement.families([], [], [])
+    # FID ranks SN-MP, c-SN-MP, SN, GP; Dice c-SN-MP, SN, GP, SN-MP: 3 of 6 pairs agree. bAVD (2.648, 2.425, 2.334,
+    # 1.859): only SN-MP and c-SN-MP are exchanged, so 5 of 6 agree: (5 - 1) / 6.
+    assert agreement.kendall(all_vessels.models, "fid", "dice") == pytest.approx(0)
+    assert agreement.kendall(all_vessels.models, "fid", "bavd_voxels") == pytest.approx(2 / 3)
+    for family in (all_vessels, inside):
+        for image, use in itertools.product(agreement.IMAGE, agreement.USE):
+            assert agreement.kendall(family.models, image, use) == pytest.approx(by_pencil(family.models, image, use))
+
+
+def test_kendalls_tau_is_not_defined_for_two_models_or_equal_scores():
+    models = [Model(str(k), {"fid": k, "prd_auc": 1, "dice": -k, "bavd_voxels": k}) for k in range(3)]
+    assert agreement.kendall(models, "fid", "dice") == pytest.approx(1)  # the lower FID, the higher Dice
+    assert agreement.kendall(models, "prd_auc", "dice") is None
+    assert agreement.kendall(models[:2], "fid", "dice") is None
+
+
+def test_our_models_are_joined_by_variant(make_result):
+    image = {"name": "first", "scores": {"fid": {"mean": 0.5}, "prd_auc": {"mean": 0.6}}}
+    made = study_rows.from_results(
+        [make_result("real", 0.9), make_result("synthetic", 0.8)], ["dice", "bavd_voxels"], "sn"
+    )
+    (model,) = agreement._models(made, "phantom", "all", {"sn": image})
+    assert model.name == "SN" and model.scores == {
+        "fid": 0.5, "prd_auc": 0.6, "dice": pytest.approx(0.8), "bavd_voxels": pytest.approx(1.0)
+    }  # fmt: skip
+    assert agreement._models(made, "phantom", "all", {"gp": image}) == []
+
+
+def write_head(folder: Path) -> Cohort:
+    """A cohort of one test subject: a mask over the left half, one vessel inside it and one outside."""
+    folder.mkdir()
+    label = np.zeros((8, 8, 4), np.uint8)
+    label[1, 2:6, 1], label[6, 2:6, 1] = 1, 1
+    mask = np.zeros((8, 8, 4), np.uint8)
+    mask[:4] = 1
+    volumes = {"image": label * 100.0 + 20, "label": label, "mask": mask}
+    paths = {}
+    for role, array in volumes.items():
+        paths[role] = folder / f"{role}.nii.gz"
+        write_volume(paths[role], array.astype(np.float32 if role == "image" else np.uint8), np.eye(4))
+    hashes = {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
+    subject = Subject(split="test", shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
+                      **paths, **hashes)  # fmt: skip
+    cohort = Cohort("heads <b>", 99.99, {"sub-1": subject})
+    write_cohort(folder, cohort)
+    return cohort
+
+
+def test_figure_3_leaves_only_the_vessels_inside_the_mask(tmp_path):
+    shown = cohorts.panels_of(write_head(tmp_path / "heads").subjects["sub-1"])
+    red = {name: (picture == (255, 92, 72)).all(axis=2) for name, picture in shown.items()}
+    side = cohorts.SIDE
+    assert {picture.shape for picture in shown.values()} == {(side, side, 3)}
+    # X 1 is on the left of the picture and inside the mask, X 6 on the right and outside.
+    assert red["vessel label"][:, : side // 2].any() and red["vessel label"][:, side // 2 :].any()
+    assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
+    part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
+    assert "1 subjects (0 train, 0 validation, 1 test)" in part.html and "heads &lt;b&gt;" in part.html
+    assert "not run: figure 3 of none" in part.html and list(part.files) == ["figure-3-heads__b_.png"]
+
+
+def comparison_of(make_result) -> dict:
+    results = [make_result("real", 0.9), make_result("synthetic", 0.8)]
+    return study_rows.from_results(results, ["dice", "bavd_voxels"], "sn_mp")
+
+
+def write_maps(folder: Path, sources: list[str], subjects: list[str]) -> None:
+    for source, subject in itertools.product(sources, subjects):
+        path = folder / source / "phantom" / f"{subject}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((30, 90, 3), 60, np.uint8)).save(path)
+
+
+def test_figure_7_shows_one_subject_that_all_sources_have(tmp_path, make_result):
+    write_maps(tmp_path, ["real"], ["sub-07", "sub-08", "sub-09"])
+    write_maps(tmp_path, ["synthetic"], ["sub-08"])
+    parts, files = errors.section(comparison_of(make_result), tmp_path)
+    assert parts["Table 3"].count("<img") == 2 and "Subject sub-08" in parts["Table 3"]
+    assert "Dice 0.910 (all vessels), Dice 0.910 (intracranial)" in parts["Table 3"]
+    assert sorted(files) == ["figure-7-phantom-real.png", "figure-7-phantom-synthetic.png"]
+    assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
+    assert parts["Table B.1"].startswith('<p class="notrun">not run: Figure B.2')
+
+
+def test_error_maps_that_are_not_there_or_damaged_are_told(tmp_path, make_result):
+    assert "not run: Figure 7" in errors.section(comparison_of(make_result), None)[0]["Table 3"]
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
+    (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
+    with pytest.raises(DataError, match="sub-07.png: not readable as a picture"):
+        errors.section(comparison_of(make_result), tmp_path)
+
+
+def test_a_source_cannot_reach_outside_the_folder_of_maps(tmp_path, make_result):
+    write_maps(tmp_path, ["secret"], ["sub-07"])
+    comparison = comparison_of(make_result)
+    comparison["rows"] = [row | {"name": "../secret"} for row in comparison["rows"]]
+    (tmp_path / "maps").mkdir()
+    assert errors.section(comparison, tmp_path / "maps")[1] == {}
+
+
+def test_figure_2_joins_norms_and_activations_to_their_layer(road):
+    network = read_run(road / "runs/demo-gan").architecture["generator"]
+    linear, up = training.layers_of(network)
+    assert (linear["shape"], linear["parameters"]) == ([4, 2, 2, 2], 96 + 8)
+    assert training.words(linear) == ["linear", "batch norm, ReLU"]
+    assert training.words(up) == ["2× up, conv 3×3×3", "tanh"]
+    part = training.section([read_run(road / "runs/demo-gan")])
+    assert "Generator, 322 parameters" in part.html and "4 · 2×2×2" in part.html
+    rows = list(csv.DictReader(io.StringIO(part.files["figure-2-1.csv"])))
+    assert [row["parameters"] for row in rows] == ["104", "218"]
+
+
+def test_a_damaged_architecture_is_a_data_error(road):
+    (road / "runs/demo-gan/architecture.json").write_text('{"generator": {"layers": 3}}')
+    with pytest.raises(DataError, match=r"architecture\.json"):
+        training.section([read_run(road / "runs/demo-gan")])
+
+
+def test_only_settings_that_differ_from_the_papers_are_listed(make_run):
+    own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.batch_size=16", "variant.n_critic=2"])
+    run = make_run("mine", json.loads(json.dumps(_plain(own))))
+    assert deviations.changed_settings(run) == [("variant.n_critic", 1, 2), ("train.batch_size", 4, 16)]
+    part = deviations.section([run])
+    assert "trained on cohort <b>phantom</b>, not on PEGASUS" in part.html and "(variant.n_critic=2)" in part.html
+    rows = list(csv.DictReader(io.StringIO(part.files["deviations.csv"])))
+    assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "paper": "4", "this run": "16"}
+
+
+def _plain(config: object) -> dict:
+    import yaml
+
+    return yaml.safe_load(compose.to_yaml(config))
+
+
+@pytest.mark.parametrize("name", ["../gp", "gp train.batch_size=3", "of_my_own", None])
+def test_a_variant_that_the_paper_has_not_is_compared_with_nothing(make_run, name):
+    assert deviations.changed_settings(make_run("mine", {"variant": {"name": name, "width": 8}})) is None
+
+
+def test_the_largest_pictures_give_way_to_the_pages_size():
+    small, large = ('<img src="data:image/png;base64,' + "A" * n + '" alt="x">' for n in (1_000_000, 15_000_000))
+    body = "text" + small * 6 + large
+    made = page.fitted(body)
+    assert len(made) < page.MOST_BYTES and large not in made and made.count(small) == 6
+    assert made.startswith("text") and "left out to keep the page small" in made
+    assert page.fitted("text" + small) == "text" + small
+
+
+def test_the_same_inputs_give_the_same_page_but_for_the_time(road):
+    words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
+    made = []
+    for out in ("one", "two"):
+        path = page.report(compose.compose("report", [*words, f"out='{road}/{out}'"]))
+        made.append(
+            re.sub(r"\d\d \w+ 20\d\d, [\d:]+ UTC|20\d\d-\d\d-\d\d [\d:]+ UTC|settings \w{8},", "", path.read_text())
+        )
+    assert made[0] == made[1]
+    beside = [
+        {p.name: p.read_bytes() for p in (road / out).rglob("*.*") if p.suffix != ".html"} for out in ("one", "two")
+    ]
+    assert beside[0] == beside[1] and len(beside[0]) > 20
+
+
+def test_charts_of_an_earlier_report_do_not_stay_beside_a_later_one(tmp_path):
+    (tmp_path / "charts").mkdir()
+    for name in ("01-old.png", "02-kept.png", "mine.png"):
+        (tmp_path / "charts" / name).write_bytes(b"old")
+    page.write_all(tmp_path, "page", {"charts/02-kept.png": b"new", "table.csv": "a\n"})
+    assert sorted(p.name for p in (tmp_path / "charts").iterdir()) == ["02-kept.png", "mine.png"]
+    assert (tmp_path / "charts/02-kept.png").read_bytes() == b"new" and (tmp_path / "index.html").read_text() == "page"

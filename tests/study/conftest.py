@@ -1,0 +1,88 @@
+"""A study on made-up runs: commands are not started, what they would leave is written instead."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.cohort import Cohort, Subject, write_cohort
+from vesselgan.config.compose import compose, to_yaml
+from vesselgan.config.schema import Study
+from vesselgan.stages import Stage
+from vesselgan.study import steps
+
+SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
+
+
+def write_gan(folder: Path, variant: str) -> Path:
+    """A run directory as far as a study looks at it."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={variant}"])))
+    (folder / "finished.json").write_text("{}")
+    return folder
+
+
+def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, seed: int = 0) -> Path:
+    """cohort.json with an image hash for each subject that depends on `seed` and its place."""
+    subjects = {
+        subject: Subject(split, folder / f"{subject}.nii.gz", None, None, (4, 4, 4), (1.0, 1.0, 1.0), (0.0, 1.0), 0,
+                         f"{seed + number:064x}", None)
+        for number, (subject, split) in enumerate(splits.items())
+    }  # fmt: skip
+    write_cohort(folder, Cohort(name, 99.9, subjects))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Callable[..., Study]:
+    """The settings of a study of two GANs, an own cohort and another one; words change them."""
+    own = write_made_up_cohort(
+        tmp_path / "own", "own", {"a": "train", "b": "validation", "c": "test", "d": "test"}, seed=10
+    )
+    other = write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=50)
+    runs = [write_gan(tmp_path / "runs" / variant, variant) for variant in ("gp", "sn_mp")]
+    fixed = [steps.word("runs", [str(run) for run in runs]), steps.word("test_cohorts", [str(other)])]
+    fixed += [steps.word("work_dir", tmp_path / "work"), steps.word("data.cohort_dir", own)]
+
+    def make(*words: str) -> Study:
+        return compose("study", [*SETTINGS, *fixed, *words])
+
+    return make
+
+
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
+    """The stages that would have been started, in order; their outputs are made up."""
+    stages: list[Stage] = []
+
+    def pretend(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+        stages.append(stage)
+        for output in stage.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(made_up(stage)))
+        return True
+
+    monkeypatch.setattr(steps, "walk", pretend)
+    return stages
+
+
+def made_up(stage: Stage) -> dict:
+    """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
+    if stage.name.startswith("narrow-"):
+        return {"narrowed": [0.3, 0.5]}
+    wanted = 0.5 if "-gp" in stage.name else 0.3
+    away = abs(float(stage.name.split("-at-")[1].split("-")[0]) - wanted) if "-at-" in stage.name else 0.0
+    facts = {"validation_dice": float(np.round(0.9 - away, 3)), "validation_loss": -0.9, "steps": 20}
+    return facts | {"best_checkpoint": "step_00000010"}
+
+
+@pytest.fixture
+def write_cohort_like(tmp_path: Path) -> Callable[..., Path]:
+    """Another made-up cohort: its name, its subjects' splits, the seed of their hashes."""
+
+    def write(name: str, splits: dict[str, str], *, seed: int) -> Path:
+        return write_made_up_cohort(tmp_path / "more" / f"{name}-{seed}", name, splits, seed=seed)
+
+    return write

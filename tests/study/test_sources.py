@@ -1,0 +1,166 @@
+"""A study's road: which commands, in which order, what decides, and what is refused before anything is started."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vesselgan.config import compose
+from vesselgan.errors import DataError, UsageError
+from vesselgan.stages import Stage
+from vesselgan.study import run as study_run
+from vesselgan.study import steps
+from vesselgan.study.sources import run_sources
+from vesselgan.study.sweep import run_sweep
+
+
+def home_of(config: object) -> Path:
+    return Path(config.work_dir) / "studies" / config.name
+
+
+def parsed(stage: Stage) -> list[tuple[str, object]]:
+    """(verb, configuration) of a stage's commands; a setting that the verb does not know is an error."""
+    found = []
+    for command in stage.commands:
+        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
+        verb = Path(command[start]).stem
+        found.append((verb, compose.parse(verb, None, list(command[start + 1 :])).config))
+    return found
+
+
+def said(stage: Stage) -> list[tuple[str, dict[str, object]]]:
+    """(verb, key -> value) of a stage's commands, as they are written."""
+    found = []
+    for command in stage.commands:
+        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
+        pairs = (text.split("=", 1) for text in command[start + 1 :] if "=" in text)
+        found.append((Path(command[start]).stem, {key: json.loads(value) for key, value in pairs}))
+    return found
+
+
+def test_every_command_is_one_that_its_verb_accepts(study, walked):
+    config = study("seeds=[1,2]")
+    run_sources(config, home_of(config))
+    commands = [pair for stage in walked for pair in said(stage)]
+    checked = set()
+    for stage in walked:  # one of each kind: what differs within a kind are names and numbers
+        for verb, settings in said(stage):
+            if (kind := (verb, settings.get("evaluate"), settings.get("data.source"))) not in checked:
+                parsed(stage)
+                checked.add(kind)
+    assert len(checked) == 10
+    count = {verb: sum(v == verb for v, _ in commands) for verb in ("generate", "train_unet", "segment", "report")}
+    # Per GAN two thresholds are tried with the first seed. Then six sources (real, 2, 2 with real, shuffled) with two
+    # seeds each, of which the two winners were trained already: 4 + 12 - 2. Each of the 12 segments two cohorts.
+    assert count == {"generate": 2, "train_unet": 14, "segment": 24, "report": 1}
+    jobs = [c["evaluate"] for verb, c in commands if verb == "evaluate"]
+    assert {job: jobs.count(job) for job in jobs} == {
+        "label_threshold": 2, "segmentation": 24, "threshold": 2, "comparison": 1
+    }  # fmt: skip
+    assert len({stage.name for stage in walked}) == len(walked)
+
+
+def test_every_source_gets_the_same_steps_and_never_stops_early(study, walked):
+    config = study("unet.max_steps=20", "unet.validate_every=10")
+    run_sources(config, home_of(config))
+    unets = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    for name, unet in unets.items():
+        assert unet["unet.max_steps"] == 20, name
+        assert unet["unet.patience"] > 20 / 10, name  # more validations than there are
+        assert unet["unet.filters"] == config.unet.filters
+    sources = {name.split("-seed")[0]: (c["data.source"], c["data.shuffle_labels"]) for name, c in unets.items()}
+    assert sources["unet-real"] == ("real", False)
+    assert sources["unet-shuffled-at-0.5"] == ("synthetic", True)
+    assert sources["unet-real+sn_mp-at-0.3"] == ("both", False)
+
+
+def test_the_label_threshold_is_what_validation_says(study, walked):
+    config = study()
+    run_sources(config, home_of(config))
+    for gan, threshold in (("gp", 0.5), ("sn_mp", 0.3)):
+        record = json.loads((home_of(config) / f"gans/{gan}/label_threshold.json").read_text())
+        assert (record["label_threshold"], record["validation_dice"]) == (threshold, 0.9)
+        assert [entry["label_threshold"] for entry in record["candidates"]] == [0.3, 0.5]
+    trained = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    assert trained["unet-real+gp-at-0.5-seed-990"]["data.label_threshold"] == 0.5
+    rows = {row["name"]: row for row in json.loads((home_of(config) / "sources.json").read_text())["rows"]}
+    assert list(rows) == ["real", "gp", "sn_mp", "real+gp", "real+sn_mp", "shuffled", "threshold"]
+    assert rows["gp"]["label_threshold"] == 0.5 and rows["real"]["label_threshold"] is None
+    assert rows["sn_mp"]["results"]["other"] == {"990": "scores/sn_mp-seed-990-other.json"}
+    assert rows["real"]["runs"]["990"]["steps"] == 20
+
+
+def test_nothing_before_the_scores_is_told_of_a_test_subject(study, walked):
+    config = study()
+    run_sources(config, home_of(config))
+    names = [stage.name for stage in walked]
+    first = next(place for place, name in enumerate(names) if name.startswith("segment-"))
+    chosen = [name for name in names[:first] if name.startswith("unet-") and "-at-" in name]
+    assert len(chosen) == 4  # both GANs' choices were made before the first volume was segmented
+    for stage in walked:
+        for verb, settings in said(stage):
+            if verb in ("generate", "train_unet") or settings.get("evaluate") == "label_threshold":
+                assert "split" not in settings and config.test_cohorts[0] not in json.dumps(settings)
+            if settings.get("evaluate") == "threshold":
+                assert settings["fit_cohort"] == config.data.cohort_dir
+
+
+def test_a_test_image_that_was_learned_from_is_refused(study, walked, write_cohort_like):
+    copied = write_cohort_like("copied", {"p": "test"}, seed=10)  # the hash of the own cohort's training subject
+    with pytest.raises(DataError, match="test subject p is the same image as a"):
+        config = study(steps.word("test_cohorts", [str(copied)]))
+        run_sources(config, home_of(config))
+    same = write_cohort_like("own", {"p": "test"}, seed=70)
+    with pytest.raises(UsageError, match="both called own"):
+        config = study(steps.word("test_cohorts", [str(same)]))
+        run_sources(config, home_of(config))
+    assert walked == []
+
+
+def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
+    with pytest.raises(UsageError, match="would name two GANs"):
+        config = study(steps.word("runs", [str(tmp_path / "runs/gp")] * 2))
+        run_sources(config, home_of(config))
+    (tmp_path / "runs/gp/finished.json").unlink()
+    with pytest.raises(UsageError, match="not finished"):
+        run_sources(study(), home_of(study()))
+    for words, message in (
+        (["runs=[]"], "needs runs"),
+        (["seeds=[]"], "at least one"),
+        (["seeds=[3,3]"], "none twice"),
+        (["name=a/b"], "must be the name of a folder"),
+        (["study=sweep", "runs=[]"], "study=sweep needs"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            study_run.run(study(*words))
+    assert walked == []
+
+
+def test_a_unet_of_another_number_of_steps_is_no_row(study, walked):
+    config = study("unet.max_steps=30")  # what is there says 20
+    with pytest.raises(DataError, match="20 optimizer steps where every source gets 30"):
+        run_sources(config, home_of(config))
+
+
+def test_a_sweep_ranks_by_validation_and_scores_no_volume(study, walked, tmp_path, capsys):
+    config = study(
+        "study=sweep", steps.word("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
+        "variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
+    )  # fmt: skip
+    out = run_sweep(config, home_of(config))
+    ranking = json.loads(out.read_text())["ranking"]
+    assert [record["gan"] for record in ranking][0] in ("gp-step_00000010", "sn_mp-rate-0.0001-batch-4")
+    assert len(ranking) == 3
+    assert [r["validation_dice"] for r in ranking] == sorted((r["validation_dice"] for r in ranking), reverse=True)
+    for stage in walked[:4]:  # the first GAN is trained, patches are made, thresholds narrowed: their verbs know it all
+        parsed(stage)
+    verbs = [verb for stage in walked for verb, _ in said(stage)]
+    assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
+    gans = [c for stage in walked for verb, c in said(stage) if verb == "train_gan"]
+    ratio = config.variant.learning_rate_generator / config.variant.learning_rate_critic
+    for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
+        assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
+        assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
+    generated = [c["checkpoint"] for stage in walked for verb, c in said(stage) if verb == "generate"]
+    assert generated == ["step_00000010", None, None]
+    assert "label threshold" in capsys.readouterr().out

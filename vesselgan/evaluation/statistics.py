@@ -1,0 +1,103 @@
+"""Means over patients and training seeds, with what chance could have done to them.
+
+Shapes: P patients, S seeds (the runs of one source), B bootstrap draws.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+LEAST_PATIENTS = 5
+"""Below it neither an interval nor a test is given: two-sided, four patients cannot reach p = 0.1."""
+DRAWS = 10_000
+LEVEL = 0.95
+
+Facts = dict[str, float | int | list[float] | None]
+
+
+def describe(values_PS: np.ndarray, *, seed: int) -> Facts:
+    """Mean, spread, median and bootstrap interval of one source's scores.
+
+    `sd` is over patients (their means over seeds), `sd_seeds` over seeds (their means over patients), both n - 1 and
+    null below two; `median` is over patients; `interval` is `bootstrap_interval`'s.
+    """
+    values_PS = _checked(values_PS)
+    patient_P, seed_S = values_PS.mean(axis=1), values_PS.mean(axis=0)
+    return {
+        "n": len(patient_P),
+        "num_seeds": len(seed_S),
+        "mean": float(patient_P.mean()),
+        "sd": _deviation(patient_P),
+        "sd_seeds": _deviation(seed_S),
+        "median": float(np.median(patient_P)),
+        "interval": _interval(_draw_means([values_PS], seed)[0]) if len(patient_P) >= LEAST_PATIENTS else None,
+    }
+
+
+def compare(values_PS: np.ndarray, reference_PS: np.ndarray, *, seed: int) -> Facts:
+    """The difference to a reference on the same patients, whose seeds are others and may be of another number.
+
+    `mean` and `sd` are over patients of the difference of their means over seeds; in the bootstrap both sides draw the
+    same patients, each its own seeds; `p` is the Wilcoxon signed-rank test's over patients, two-sided, before `holm`.
+    """
+    values_PS, reference_PS = _checked(values_PS), _checked(reference_PS)
+    assert len(values_PS) == len(reference_PS), "a paired comparison needs the same patients on both sides"
+    difference_P = values_PS.mean(axis=1) - reference_PS.mean(axis=1)
+    is_enough = len(difference_P) >= LEAST_PATIENTS
+    drawn = _draw_means([values_PS, reference_PS], seed) if is_enough else None
+    return {
+        "n": len(difference_P),
+        "mean": float(difference_P.mean()),
+        "sd": _deviation(difference_P),
+        "interval": _interval(drawn[0] - drawn[1]) if drawn is not None else None,
+        "p": signed_rank(difference_P) if is_enough else None,
+    }
+
+
+def signed_rank(difference_P: np.ndarray) -> float:
+    """Two-sided p of the Wilcoxon signed-rank test; patients without a difference are left out, none left: 1."""
+    if not np.any(difference_P):
+        return 1.0
+    return float(wilcoxon(difference_P, zero_method="wilcox").pvalue)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """The p values adjusted for their number (Holm 1979); a null is no test and does not count."""
+    known = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    least = 0.0
+    for rank, (p, place) in enumerate(known):
+        least = max(least, min(1.0, p * (len(known) - rank)))
+        adjusted[place] = least
+    return adjusted
+
+
+def _checked(values_PS: np.ndarray) -> np.ndarray:
+    values_PS = np.asarray(values_PS, dtype=float)
+    assert values_PS.ndim == 2 and values_PS.size and np.isfinite(values_PS).all(), (
+        "scores are finite, patients x seeds"
+    )
+    return values_PS
+
+
+def _deviation(values: np.ndarray) -> float | None:
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def _draw_means(sides: list[np.ndarray], seed: int) -> list[np.ndarray]:
+    """For each side [P, S] the means [B] of bootstrap samples: patients drawn once for all, seeds for each side."""
+    rng = np.random.default_rng(seed)
+    num_patients = len(sides[0])
+    patients_BP = rng.multinomial(num_patients, np.full(num_patients, 1 / num_patients), DRAWS) / num_patients
+    means = []
+    for values_PS in sides:
+        num_seeds = values_PS.shape[1]
+        seeds_BS = rng.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), DRAWS) / num_seeds
+        means.append(np.einsum("bp,ps,bs->b", patients_BP, values_PS, seeds_BS))
+    return means
+
+
+def _interval(drawn_B: np.ndarray) -> list[float]:
+    tail = 50 * (1 - LEVEL)
+    return [float(edge) for edge in np.percentile(drawn_B, [tail, 100 - tail])]

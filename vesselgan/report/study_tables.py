@@ -1,0 +1,313 @@
+"""Tables 3, A.1 and B.1 of the paper from a study's comparison, our numbers beside the paper's.
+
+Every source of the paper has its row: what was not run says so. Without a study, segmentation results fill what they
+can (`from_results`).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from vesselgan.errors import DataError
+from vesselgan.report import charts, paper
+from vesselgan.report.markup import NOT_RUN, Part, csv_text, figure, file_name, markdown, panels, table
+from vesselgan.report.study_rows import PRIVATE, completed, paper_scores
+from vesselgan.report.tables import REGIONS
+
+FORMAT_VERSION = 1
+TABLES = {
+    "Table 3": ("U-Nets trained on synthetic patches alone", ("synthetic", "real", "shuffled", "threshold")),
+    "Table A.1": ("U-Nets trained on real and synthetic patches", ("both", "real")),
+    "Table B.1": ("U-Nets trained on patches of differentially private GANs", (PRIVATE,)),
+}
+"""The paper's name -> what it is about, and the kinds of sources in it in their order."""
+BOXES = {"Table 3": "Figure 6", "Table A.1": "Figure A.1"}
+ALL_KINDS = ("real", "synthetic", "both", PRIVATE, "shuffled", "threshold")
+SHOWN = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)"}
+FURTHER = {
+    "bavd_mm": "bAVD (mm)",
+    "truth_to_predicted_voxels": "label to prediction",
+    "predicted_to_truth_voxels": "prediction to label",
+    "avd_voxels": "AVD",
+    "hd95_mm": "HD95 (mm)",
+    "centreline_dice": "clDice",
+    "component_error": "parts wrong",
+    "precision": "precision",
+    "recall": "recall",
+    "false_positive_inside_mm3": "false inside mask (mm3)",
+    "false_positive_outside_mm3": "false outside mask (mm3)",
+}
+NOTE = (
+    "Mean (SD over patients of their means over seeds), median, [95 % bootstrap interval over patients and seeds; none "
+    "below five patients]. Dice as a share of real's; difference to real with Holm-adjusted Wilcoxon p. Every U-Net "
+    "had the same number of optimizer steps. The paper's numbers come from its own cohorts (PEGASUS for our first, "
+    "1000Plus for our second) and say what to expect at full size."
+)
+SINGLE_NOTE = (
+    "Mean (SD over patients), median, Dice as a share of real's; one U-Net each, no interval and no test: those take a "
+    "study. Synthetic patches are taken to be of the one GAN that this page was given. The paper's numbers come from "
+    "its own cohorts (PEGASUS for our first, 1000Plus for a second) and say what to expect at full size."
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One score of one source on one cohort."""
+
+    ours: str
+    paper: str
+    """Empty where the paper has none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    title: str
+    cells: list[Cell]
+
+
+def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results of job `comparison`; DataError for one that lacks what it must have."""
+    found = [result for result in results if result.get("job") == "comparison"]
+    for result in found:
+        if lacking := [key for key in ("name", "cohorts", "seeds", "rows", "units", "unet_steps") if key not in result]:
+            raise DataError(f"the comparison {result.get('name')!r} lacks {', '.join(lacking)}; run its study again")
+    return found
+
+
+def lines_of(comparison: dict[str, Any], kinds: tuple[str, ...], region: str, metrics: Iterable[str]) -> list[Line]:
+    """The sources of these kinds: for every cohort a cell per metric."""
+    lines = []
+    for row in _of_kinds(comparison, kinds):
+        cut = f"; label threshold {row['label_threshold']:g}" if row.get("label_threshold") is not None else ""
+        budget = f"; epsilon {row['epsilon']:.3g}" if row.get("epsilon") and row["scores"] else ""
+        cells = []
+        for number, cohort in enumerate(comparison["cohorts"]):
+            for metric in metrics:
+                facts = row["scores"].get(cohort, {}).get(region, {}).get(metric)
+                ours = (
+                    NOT_RUN if facts is None else _ours(facts, metric, _real(comparison, cohort, region, metric), row)
+                )
+                cells.append(Cell(ours, _papers(row, region, metric, number)))
+        lines.append(Line(row["title"] + budget + cut, cells))
+    return lines
+
+
+def _of_kinds(comparison: dict[str, Any], kinds: tuple[str, ...]) -> list[dict[str, Any]]:
+    rows = [row for row in comparison["rows"] if row["kind"] in kinds]
+    return sorted(rows, key=lambda row: kinds.index(row["kind"]))
+
+
+def _gan_2d(comparison: dict[str, Any], name: str, region: str, metrics: list[str]) -> list[Line]:
+    """The 2D GAN's row that the paper's discussion compares with, where it belongs."""
+    if (name, region) != ("Table 3", "intracranial"):
+        return []
+    first, *others = [Cell("-", "") for _ in comparison["cohorts"] for _ in metrics]
+    return [Line("U-Net on a 2D GAN; Kossen 2021, for reference", [Cell("-", f"{paper.GAN_2D_DICE:.3f}"), *others])]
+
+
+def _real(comparison: dict[str, Any], cohort: str, region: str, metric: str) -> float | None:
+    for row in comparison["rows"]:
+        if row["name"] == "real":
+            return row["scores"].get(cohort, {}).get(region, {}).get(metric, {}).get("mean")
+    return None
+
+
+def _ours(facts: dict[str, Any], metric: str, real: float | None, row: dict[str, Any]) -> str:
+    text = f"{_mean_sd(facts)}; median {facts['median']:.3f}"
+    if facts["interval"] is not None:
+        text += f"; [{facts['interval'][0]:.3f}, {facts['interval'][1]:.3f}]"
+    if metric == "dice" and real and row["name"] != "real":
+        text += f"; {facts['mean'] / real:.3f} of real"
+    difference = facts["difference"]
+    if difference is not None:
+        text += f"; {difference['mean']:+.3f} to real"
+        text += f" (p {difference['p_holm']:.3f})" if difference["p_holm"] is not None else ""
+    return text
+
+
+def _papers(row: dict[str, Any], region: str, metric: str, number: int) -> str:
+    """The paper's mean (SD) for this source: of PEGASUS for the first cohort, of 1000Plus for the second."""
+    found = paper_scores(row, region)
+    if found is None or metric not in SHOWN or number >= len(paper.COHORTS):
+        return ""
+    score = found[2 * number + list(SHOWN).index(metric)]
+    return f"{score.mean:.3f} ({score.sd:.3f})"
+
+
+def _regions(comparison: dict[str, Any]) -> list[str]:
+    """Those that were scored; all where nothing was."""
+    scored = {region for row in comparison["rows"] for scores in row["scores"].values() for region in scores}
+    return [region for region in REGIONS if region in scored or not scored]
+
+
+def about(comparison: dict[str, Any]) -> str:
+    """What all sources had in common, and how many patients and empty sides there were."""
+    first = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
+    patients = ", ".join(f"{cohort} {regions['all']['dice']['n']}" for cohort, regions in first.items())
+    counted = {"truth": 0, "predicted": 0}
+    for row in comparison["rows"]:
+        for results in row.get("empty", {}).values():
+            for regions in results:
+                for side in counted:
+                    counted[side] += sum(counts[side] for counts in regions.values())
+    texts = [f"Test patients: {patients or 'none, nothing was run'}"]
+    if comparison["seeds"]:
+        texts.append(f"seeds {', '.join(map(str, comparison['seeds']))}")
+    if comparison["unet_steps"] is not None:
+        size = comparison.get("unet_batch_size", "?")
+        texts.append(f"{comparison['unet_steps']} optimizer steps of {size} patches for every U-Net")
+    empty = (
+        f" {counted['predicted']} empty predictions and {counted['truth']} empty labels were scored as such (Dice 0, "
+        "the volume's diagonal as distance)."
+    )
+    return "; ".join(texts) + "." + (empty if any(counted.values()) else "")
+
+
+def _heads(comparison: dict[str, Any], metrics: Iterable[str]) -> list[str]:
+    names = {**SHOWN, **FURTHER}
+    return [f"{cohort}: {names[metric]}" for cohort in comparison["cohorts"] for metric in metrics]
+
+
+def format_markdown(comparison: dict[str, Any]) -> str:
+    """The tables, a block per region, the paper's number behind ours; then the further scores."""
+    texts = [f"# {comparison['name']}", "", about(comparison), "", _note(comparison), ""]
+    full = completed(comparison)
+    for name, title, kinds, metrics in _blocks():
+        shown = full if name else comparison
+        for region in _regions(comparison):
+            lines = [*lines_of(shown, kinds, region, metrics), *_gan_2d(shown, name, region, metrics)]
+            texts_of = [
+                [line.title, *(cell.ours + (f"; paper {cell.paper}" if cell.paper else "") for cell in line.cells)]
+                for line in lines
+            ]
+            head = f"{name}: {title}" if name else title
+            texts += [f"## {head}, {REGIONS[region].lower()}", ""]
+            texts += [markdown(["source", *_heads(shown, metrics)], texts_of), ""]
+    return "\n".join(texts)
+
+
+def _blocks() -> list[tuple[str, str, tuple[str, ...], list[str]]]:
+    """(the paper's name, title, kinds, metrics) of every table."""
+    blocks = [(name, title, kinds, list(SHOWN)) for name, (title, kinds) in TABLES.items()]
+    return [*blocks, ("", "Further scores", ALL_KINDS, list(FURTHER))]
+
+
+def _note(comparison: dict[str, Any]) -> str:
+    return SINGLE_NOTE if comparison["unet_steps"] is None else NOTE
+
+
+def format_csv(comparison: dict[str, Any]) -> str:
+    """Long form, one number a line at full precision, all scores."""
+    lines = [
+        [row["name"], cohort, region, metric, *numbers]
+        for row in comparison["rows"]
+        for cohort, regions in row["scores"].items()
+        for region, metrics in regions.items()
+        for metric, facts in metrics.items()
+        for numbers in _numbers(facts)
+    ]
+    return csv_text(["source", "cohort", "region", "metric", "statistic", "patient", "number"], lines)
+
+
+def _numbers(facts: dict[str, Any]) -> list[tuple[str, str, float | None]]:
+    numbers = [("value", patient, value) for patient, value in facts["values"].items()]
+    numbers += [(key, "", facts.get(key)) for key in ("mean", "sd", "sd_seeds", "median", "n", "num_seeds")]
+    low, high = facts["interval"] or (None, None)
+    numbers += [("interval_low", "", low), ("interval_high", "", high)]
+    if facts["difference"] is not None:
+        numbers += [(f"difference_{key}", "", facts["difference"][key]) for key in ("mean", "sd", "p", "p_holm")]
+    return numbers
+
+
+def section(comparison: dict[str, Any], pictures: dict[str, str] | None = None) -> Part:
+    """Everything about one study: the tables, box plots, and `pictures`, HTML by the table that it belongs to."""
+    full = completed(comparison)
+    body = [f"<p>{escape(about(comparison))}</p>"]
+    for name, title, kinds, metrics in _blocks():
+        shown = full if name else comparison
+        if not _of_kinds(shown, kinds):
+            continue
+        body.append(f"<h3>{escape(f'{name}: {title}' if name else title)}</h3>")
+        for region in _regions(comparison):
+            if not name:
+                body += [_turned(comparison, cohort, region) for cohort in comparison["cohorts"]]
+                continue
+            lines = [*lines_of(shown, kinds, region, metrics), *_gan_2d(shown, name, region, metrics)]
+            body.append(_html_table(_heads(shown, metrics), lines, f"{name}, {REGIONS[region].lower()}"))
+        body.append(_boxes(comparison, kinds, BOXES[name]) if name in BOXES else "")
+        body.append((pictures or {}).get(name, ""))
+    body.append(f'<p class="note">{escape(_note(comparison))}</p><p class="note">{escape(_text_values())}</p>')
+    stem = f"study-{file_name(comparison['name'])}"
+    files = {f"{stem}.md": format_markdown(comparison), f"{stem}.csv": format_csv(comparison)}
+    title = "The paper's tables" if comparison["unet_steps"] is None else f"Study {comparison['name']}"
+    return Part(title, "\n".join(body), dict(files))
+
+
+def _html_table(heads: list[str], lines: list[Line], caption: str) -> str:
+    body = ""
+    for line in lines:
+        cells = ""
+        for cell in line.cells:
+            first, small = _with_small(cell.ours)
+            small += f'<small class="beside">paper {escape(cell.paper)}</small>' if cell.paper else ""
+            kind = ' class="notrun"' if cell.ours == NOT_RUN else ""
+            cells += f"<td><span{kind}>{first}</span>{small}</td>"
+        body += f"<tr><th>{''.join(_with_small(line.title))}</th>{cells}</tr>"
+    named = "".join(f"<th>{escape(head)}</th>" for head in heads)
+    head = f"<caption><b>{escape(caption)}</b></caption><thead><tr><th></th>{named}</tr></thead>"
+    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+
+
+def _turned(comparison: dict[str, Any], cohort: str, region: str) -> str:
+    """The further scores of one cohort: a line per score, a column per source; mean (SD)."""
+    rows = [row for row in _of_kinds(comparison, ALL_KINDS) if row["scores"].get(cohort, {}).get(region)]
+    lines = []
+    for metric, name in FURTHER.items():
+        found = [row["scores"][cohort][region].get(metric) for row in rows]
+        lines.append([name, *(NOT_RUN if facts is None else _mean_sd(facts) for facts in found)])
+    caption = f"<b>{escape(f'{cohort}, {REGIONS[region].lower()}')}</b>: mean (SD)"
+    return table(caption, ["", *(row["name"] for row in rows)], lines) if rows else ""
+
+
+def _mean_sd(facts: dict[str, Any]) -> str:
+    return f"{facts['mean']:.3f}" + (f" ({facts['sd']:.3f})" if facts["sd"] is not None else "")
+
+
+def _with_small(text: str) -> tuple[str, str]:
+    """The first part of `a; b; c`, and the others as small lines."""
+    first, *rest = map(escape, text.split("; "))
+    return first, "".join(f"<small>{part}</small>" for part in rest)
+
+
+def _boxes(comparison: dict[str, Any], kinds: tuple[str, ...], name: str) -> str:
+    """Box plots over patients, a panel per cohort, region and score."""
+    shown: list[tuple[str, str]] = []
+    is_run = any(row["scores"] for row in _of_kinds(comparison, kinds[:1]))
+    for cohort in comparison["cohorts"] if is_run else ():
+        for region in _regions(comparison):
+            for metric, score in SHOWN.items():
+                found = {
+                    row["title"]: row["scores"].get(cohort, {}).get(region, {}).get(metric)
+                    for row in _of_kinds(comparison, kinds)
+                }
+                boxes = [charts.Box(title, list(facts["values"].values())) for title, facts in found.items() if facts]
+                if boxes:
+                    title = f"{cohort}, {REGIONS[region].lower()}: {score}"
+                    high = 1.0 if metric == "dice" else None
+                    shown.append((title, charts.box_plot(boxes, x_label=score, title=title, high=high)))
+    if not shown:
+        return f'<p class="notrun">{name}: {NOT_RUN}</p>'
+    caption = (
+        "Median (line), quartiles (box), smallest and largest patient (whiskers); each patient is the mean over seeds."
+    )
+    return figure(f"{name}, spread over patients", panels(shown), caption)
+
+
+def _text_values() -> str:
+    """What the paper's own text says of 1000Plus where it is not its Table 3."""
+    texts = []
+    for (region, source), values in paper.TABLE_3_TEXT_1000PLUS.items():
+        known = [f"{name} {value:.3f}" for name, value in zip(SHOWN.values(), values, strict=True) if value is not None]
+        texts.append(f"{source}, {REGIONS[region].lower()}: {', '.join(known)}")
+    return "The paper's section 3 gives other values for 1000Plus than its Table 3: " + "; ".join(texts) + "."
