@@ -1,7 +1,8 @@
-"""Segment the vessels of whole volumes: NIfTI in, NIfTI out, same grid.
+"""Segment the vessels of whole volumes: NIfTI in, NIfTI out, same grid and number type; many volumes on many ranks.
 
 python launch/segment.py run=work/runs/unet-real-1a2b3c4d input=my_images out=my_labels
 python launch/segment.py run=work/runs/unet-real-1a2b3c4d data=phantom split=test out=work/predictions/real
+deepspeed launch/segment.py run=work/runs/unet-real-1a2b3c4d input=my_images out=my_labels probability=true
 """
 
 from vesselgan.config.compose import parse

@@ -1,5 +1,7 @@
 """Fixtures that every test may use."""
 
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -9,3 +11,27 @@ import pytest
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def afresh() -> Iterator[Callable[[], None]]:
+    """Call it before each start of DeepSpeed in this process; after the test nothing of DeepSpeed is left.
+
+    DeepSpeed keeps the groups of the first start for ever, and `start` writes the launcher's variables.
+    """
+    import deepspeed.comm.comm
+    import torch.distributed as dist
+    from deepspeed.utils import groups
+
+    environment, first = dict(os.environ), dict(vars(groups))
+
+    def forget() -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        deepspeed.comm.comm.cdb = None
+        vars(groups).update(first)
+        os.environ.clear()
+        os.environ.update(environment)
+
+    yield forget
+    forget()

@@ -18,12 +18,19 @@ MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
 PURE = ["vesselgan.errors"]
 FLOOR = ["vesselgan.errors", "vesselgan.config", "vesselgan.shards", "vesselgan.cohort", "vesselgan.volumes"]
 FLOOR += ["vesselgan.pictures", "vesselgan.files", "vesselgan.shard_file", "vesselgan.processes"]
+FLOOR += ["vesselgan.checksums", "vesselgan.html_page", "vesselgan.stages", "vesselgan.staging"]
 MEASURES = [f"vesselgan.evaluation.{name}" for name in ("overlap", "surface", "frechet", "prd", "diversity", "masks")]
+MEASURES += [f"vesselgan.evaluation.{name}" for name in ("centreline", "scores", "statistics")]
+MEASURES += [f"vesselgan.evaluation.{name}" for name in ("jackknife", "feature_scores", "label_statistics")]
+MEASURES += ["vesselgan.evaluation.label_scores"]
 SCIENCE = ["vesselgan.models", "vesselgan.losses", "vesselgan.runtime", *MEASURES]
 STAGES = ["vesselgan.training", "vesselgan.synthesis", "vesselgan.segmentation"]
-STAGES += ["vesselgan.evaluation.features", "vesselgan.evaluation.jobs"]
-TOP = ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
-COMMANDERS = ["vesselgan.errors", "vesselgan.config", "vesselgan.processes", "vesselgan.report.tables"]
+STAGES += [f"vesselgan.evaluation.{name}" for name in ("features", "reference", "image", "jobs")]
+STAGES += [f"vesselgan.evaluation.{name}" for name in ("label_threshold", "comparison", "error_maps", "volume_scores")]
+TOP = ["vesselgan.status", "vesselgan.doctor"]
+TOP += ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
+COMMANDERS = ["vesselgan.errors", "vesselgan.config", "vesselgan.processes", "vesselgan.stages", "vesselgan.cohort"]
+COMMANDERS += ["vesselgan.files", "vesselgan.report.tables"]
 BELOW_STAGES = [*FLOOR, *SCIENCE, "vesselgan.data"]
 
 # Room -> what it may import beside itself. A module belongs to the longest room that its name begins with.
@@ -36,17 +43,21 @@ MAY_IMPORT: dict[str, list[str]] = {
     "vesselgan.runtime": FLOOR,
     "vesselgan.data": [*FLOOR, *SCIENCE],
     **dict.fromkeys(STAGES, BELOW_STAGES),
-    "vesselgan.evaluation.features": [*BELOW_STAGES, "vesselgan.evaluation.jobs"],
-    "vesselgan.evaluation.jobs": [*BELOW_STAGES, "vesselgan.evaluation.features"],
+    "vesselgan.evaluation.reference": [*BELOW_STAGES, "vesselgan.evaluation.features"],
+    "vesselgan.evaluation.image": [*BELOW_STAGES, "vesselgan.evaluation.features", "vesselgan.evaluation.reference"],
+    "vesselgan.evaluation.volume_scores": [*BELOW_STAGES, "vesselgan.evaluation.error_maps"],
+    "vesselgan.evaluation.jobs": [*BELOW_STAGES, "vesselgan.evaluation"],
     "vesselgan.report": FLOOR,
+    "vesselgan.status": FLOOR,
+    "vesselgan.doctor": [*FLOOR, "vesselgan.runtime"],
     "vesselgan.study": COMMANDERS,
     "vesselgan.demo": COMMANDERS,
-    "vesselgan.plan": BELOW_STAGES,
+    "vesselgan.plan": [*BELOW_STAGES, "vesselgan.training"],
     "vesselgan.benchmark": [*BELOW_STAGES, *STAGES, "data_prep"],
     "launch": ["vesselgan.errors", "vesselgan.config", *STAGES, *TOP],
     "data_prep": FLOOR,
 }
-NEVER_TORCH = [*FLOOR, "data_prep", "vesselgan.report", "vesselgan.study", "vesselgan.demo"]
+NEVER_TORCH = [*FLOOR, "data_prep", "vesselgan.report", "vesselgan.study", "vesselgan.demo", "vesselgan.status"]
 # Each of these is the business of one module.
 HEAVY = {"mpi4py", "opacus", "SimpleITK", "monai", "matplotlib"}
 # What may not be called while a module is imported, wherever in the expression it stands.

@@ -6,8 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
+from vesselgan.checksums import fletcher_sums
 from vesselgan.errors import DataError
-from vesselgan.shard_file import Record, ShardFile, _fletcher_sums, write_shard
+from vesselgan.shard_file import Record, ShardFile, write_shard
 
 SHAPE = (32, 32, 16)  # 32,768 and 16,384 bytes: whole rows of lanes for image, label and score
 
@@ -29,6 +30,14 @@ def by_hand(words: list[int]) -> tuple[int, int]:
     return first, second
 
 
+def written(path: Path, words: np.ndarray) -> tuple[int, int]:
+    """HDF5's own checksum of these words as one chunk."""
+    with h5py.File(path, "w") as file:
+        shape = (1, len(words) // 256, 16, 16)
+        file.create_dataset("d", data=words.reshape(shape), chunks=shape, fletcher32=True)
+    return stored_sums(path, "d", 0)
+
+
 @pytest.mark.parametrize("kind", ["random", "zeros", "full", "one"])
 def test_the_sums_are_those_of_the_definition_and_of_hdf5(tmp_path: Path, kind: str) -> None:
     draw = np.random.default_rng(5)
@@ -38,16 +47,19 @@ def test_the_sums_are_those_of_the_definition_and_of_hdf5(tmp_path: Path, kind: 
         "full": np.full(8192, 65535),
         "one": np.eye(1, 8192, 5234, int)[0],
     }[kind].astype("<u2")
-    with h5py.File(tmp_path / "a.h5", "w") as file:
-        file.create_dataset("d", data=words.reshape(1, 32, 16, 16), chunks=(1, 32, 16, 16), fletcher32=True)
-    sums = _fletcher_sums(words.view("<u8"))
-    assert sums == by_hand(words.tolist()) == stored_sums(tmp_path / "a.h5", "d", 0)
+    assert fletcher_sums(words.view("<u8")) == by_hand(words.tolist()) == written(tmp_path / "a.h5", words)
+
+
+@pytest.mark.parametrize("num_rows", [1, 64, 65, 200])
+def test_blocks_of_rows_whole_and_begun_add_up_to_hdf5s_sums(tmp_path: Path, num_rows: int) -> None:
+    words = np.random.default_rng(num_rows).integers(0, 65536, 4 * 1024 * num_rows).astype("<u2")
+    assert fletcher_sums(words.view("<u8")) == written(tmp_path / "a.h5", words)
 
 
 def test_the_largest_lanes_do_not_overflow() -> None:
     # 2 ** 26 words of 65535: each a multiple of the modulus, so both sums vanish; a carry between lanes would show
     packed = np.full(2**24, 0xFFFFFFFFFFFFFFFF, "<u8")
-    assert _fletcher_sums(packed) == (0, 0)
+    assert fletcher_sums(packed) == (0, 0)
 
 
 def sample(number: int) -> Record:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vesselgan.errors import UsageError
-from vesselgan.losses.gradient_penalty import gradient_penalty
+from vesselgan.losses.gradient_penalty import by_autograd, gradient_penalty
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 
@@ -32,8 +32,13 @@ def linear_critic(slope: float, numel: int = math.prod(PATCH[1:])) -> Callable[[
 
 def penalty(critic: Callable[[Tensor], Tensor], form: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
     return gradient_penalty(
-        critic, torch.randn(shape), torch.randn(shape), epsilon=torch.rand(shape[0]), weight=10.0, form=form
-    )
+        by_autograd(critic),
+        torch.randn(shape),
+        torch.randn(shape),
+        epsilon=torch.rand(shape[0]),
+        weight=10.0,
+        form=form,
+    ).value
 
 
 @pytest.mark.parametrize("form", ["sample", "batch"])
@@ -85,16 +90,19 @@ def test_the_line_runs_from_fake_at_epsilon_0_to_real_at_epsilon_1_with_one_epsi
     real, fake = torch.ones(PATCH), torch.zeros(PATCH)
     epsilon = torch.tensor([0.0, 0.25, 0.5, 1.0])
     for form, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
-        gradient_penalty(critic, real, fake, epsilon=epsilon, weight=10.0, form=form)
+        gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon, weight=10.0, form=form)
         assert seen[-1].flatten(1).mean(1).tolist() == expected
-    gradient_penalty(critic, real, fake, epsilon=epsilon.flip(0), weight=10.0, form="batch")
+    gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon.flip(0), weight=10.0, form="batch")
     assert seen[-1].flatten(1).mean(1).tolist() == [1.0] * 4
 
 
 def test_neither_patch_gets_a_gradient_and_only_one_backward_is_needed() -> None:
     real, fake = torch.randn(PATCH), torch.randn(PATCH, requires_grad=True)
     w = torch.randn(math.prod(PATCH[1:]), requires_grad=True)
-    gradient_penalty(lambda x: x.flatten(1).square() @ w, real, fake, epsilon=torch.rand(4), weight=10.0).backward()
+    found = gradient_penalty(
+        by_autograd(lambda x: x.flatten(1).square() @ w), real, fake, epsilon=torch.rand(4), weight=10.0
+    )
+    found.value.backward()
     assert fake.grad is None and w.grad.abs().max() > 0
 
 
@@ -105,8 +113,8 @@ def test_the_gradient_of_the_penalty_is_the_derivative_of_equation_1() -> None:
 
     def value(w: Tensor) -> Tensor:
         return gradient_penalty(
-            lambda x: x.flatten(1).tanh() @ w, real, fake, epsilon=epsilon, weight=10.0, form="sample"
-        )
+            by_autograd(lambda x: x.flatten(1).tanh() @ w), real, fake, epsilon=epsilon, weight=10.0, form="sample"
+        ).value
 
     # By hand: the gradient of sum_i w_i tanh(x_i) is w_i (1 - tanh(x_i)^2).
     x = epsilon.view(-1, 1) * real.flatten(1) + (1 - epsilon.view(-1, 1)) * fake.flatten(1)
@@ -124,16 +132,34 @@ def test_a_half_critics_penalty_does_not_underflow() -> None:
         return x.half().float().flatten(1).sum(1) * per_voxel
 
     x = torch.zeros(1, 2, 128, 128, 64)
-    told = {
-        scale: gradient_penalty(critic, x, x, epsilon=torch.rand(1), weight=1.0, inner_scale=scale).item()
+    found = {
+        scale: gradient_penalty(by_autograd(critic), x, x, epsilon=torch.rand(1), weight=1.0, inner_scale=scale)
         for scale in (1.0, 1024.0)
     }
+    told = {scale: penalty.value.item() for scale, penalty in found.items()}
     norm = per_voxel * math.sqrt(numel)
     # Lost without the scale (the norm is then the root's 1e-6). With it 2e-5, which half holds in steps of 6e-8: to
     # 0.15 % of the norm; and float32's rounding of the square.
     assert told[1.0] == pytest.approx(1.0, abs=1e-5)
     assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
     assert abs(told[1.0] - told[1024.0]) > 1e-5
+    # All voxels are lost, or none, and the slope says so too.
+    assert (found[1.0].underflow.item(), found[1024.0].underflow.item()) == (1.0, 0.0)
+    assert found[1024.0].slope.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
+
+
+def test_underflow_is_the_share_of_voxels_without_a_gradient() -> None:
+    w = torch.ones(math.prod(PATCH[1:]))
+    w[:16] = 0.0  # of 64
+    found = gradient_penalty(
+        by_autograd(lambda x: x.flatten(1) @ w),
+        torch.randn(PATCH),
+        torch.randn(PATCH),
+        epsilon=torch.rand(4),
+        weight=10.0,
+    )
+    assert found.underflow.item() == 0.25
+    assert found.slope.item() == pytest.approx(math.sqrt(48), rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
@@ -150,11 +176,11 @@ def test_low_precision_critics_give_the_float32_penalty_and_gradient(
         with torch.no_grad():
             critic.score.weight.mul_(20)  # slopes of order one: the penalty then tells one critic from another
         critic.to(kind)
-        found = gradient_penalty(critic, real, fake, epsilon=epsilon, weight=10.0)
-        assert found.dtype == torch.float32
+        found = gradient_penalty(critic.input_gradient, real, fake, epsilon=epsilon, weight=10.0)
+        assert found.value.dtype == torch.float32
         # A loss scale for the outer backward; the instance norm's slopes are steep enough without.
-        found.mul(256 if norm == "spectral" else 1).backward()
-        told.append(found.item())
+        found.value.mul(256 if norm == "spectral" else 1).backward()
+        told.append(found.value.item())
         gradients.append(torch.cat([p.grad.float().flatten() for p in critic.parameters() if p.grad is not None]))
     # Half keeps 11 bits and bfloat16 8, through four layers and back twice.
     assert told[1] == pytest.approx(told[0], rel=tolerance)

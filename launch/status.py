@@ -1,0 +1,19 @@
+"""Say how a run does: its last step, rate, last checkpoint; healthy, stalled, stopped or finished. Changes nothing.
+
+python launch/status.py work/runs/sn_mp-1a2b3c4d
+python launch/status.py work/runs/sn_mp-1a2b3c4d --json
+"""
+
+from vesselgan.config.compose import parse
+from vesselgan.errors import exit_on_error
+
+
+def main() -> None:
+    command = parse("status", __doc__)
+    from vesselgan.status import status
+
+    status(command)
+
+
+if __name__ == "__main__":
+    exit_on_error(main)
