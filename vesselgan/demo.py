@@ -1,46 +1,25 @@
 """The whole road on the phantom cohort: every stage is a command, started as a process of its own, as a user would.
 
-A stage is done when its marker names the same commands and what they made is there. A stage after one that ran runs
-too, and its commands say what they find finished: so a demo that was stopped anywhere goes on from there.
+Stages that are done are skipped, so a demo that was stopped anywhere goes on from there (see vesselgan.stages).
 """
 
 import json
-import os
-import re
-import signal
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from vesselgan import processes
 from vesselgan.config.schema import Demo
-from vesselgan.errors import UsageError
 from vesselgan.report import tables
+from vesselgan.stages import Stage, begin, python, quoted, script, script_path, setting, walk
 
-ROOT = Path(__file__).resolve().parents[1]
 UNETS = {
     "real": ("U-Net on real patches", ("data.source=real",)),
     "synthetic": ("U-Net on synthetic patches", ("data.source=synthetic",)),
     "shuffled": ("U-Net on synthetic, labels shuffled", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
-TITLE_WIDTH = 42
-TAIL_LINES = 25
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the road."""
-
-    name: str
-    title: str
-    commands: tuple[tuple[str, ...], ...]
-    """Argument lists, run one after the other; processes.PORT stands for a free port."""
-    outputs: tuple[Path, ...] = ()
-    """What is there when the stage is done."""
-    num_ranks: int = 1
-    """Processes that share the cores."""
+IMAGE_SCORES = ("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3")
+IMAGE_SCORES += ("image.num_pairs=50", "image.max_label_patches=200")
 
 
 @dataclass(frozen=True)
@@ -58,10 +37,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 
     Exits with the code of the first command that fails. UsageError outside a checkout, ResourceError without MPI.
     """
-    if not (ROOT / "launch").is_dir():
-        raise UsageError(f"{ROOT} has no launch folder: the demo runs from a checkout (see the README)")
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+    begin("the demo")
     started = time.monotonic()
     work = Path(config.work_dir)
     probe = probe_stage(work / "demo/precision.json")
@@ -114,7 +90,8 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
         Stage("generate", "synthetic patches", (generate,), (gan / "synthetic/manifest.json",)),
         *(_unet_stage(name, work, gan, overrides) for name in UNETS),
         _segment_stage(work, overrides),
-        _evaluate_stage(work, overrides),
+        _evaluate_stage(config, overrides),
+        _image_stage(work, gan, overrides),
         Stage("report", "report", (report,), (work / "report/index.html",)),
     ]
 
@@ -162,10 +139,12 @@ def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs)
 
 
-def _evaluate_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
+def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
+    work = Path(config.work_dir)
     jobs = {"threshold": ("evaluate=threshold",)}
     for name in UNETS:
-        jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"))
+        maps = setting("error_maps", work / "errors" / name / config.data.name)
+        jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
     outputs = {name: work / f"results/{name}.json" for name in jobs}
     commands = [
         script("evaluate", *words, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
@@ -174,85 +153,14 @@ def _evaluate_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
 
 
-def python(*words: str) -> tuple[str, ...]:
-    return (sys.executable, *words)
-
-
-def script_path(verb: str) -> str:
-    """launch/<verb>.py, short where the demo runs from the checkout's root."""
-    return os.path.relpath(ROOT / "launch" / f"{verb}.py") if Path.cwd() == ROOT else str(ROOT / f"launch/{verb}.py")
-
-
-def script(verb: str, *words: str) -> tuple[str, ...]:
-    return python(script_path(verb), *words)
+def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
+    """Image scores with the network that needs no download, and is marked so; few repeats, for the time."""
+    out = work / "results/image.json"
+    words = ("evaluate=image", "name=sn_mp", setting("image.synthetic", gan / "synthetic"), setting("out", out))
+    command = script("evaluate", *words, *IMAGE_SCORES, *overrides)
+    return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
 
 
 def on_mpi(module: str, *words: str) -> tuple[str, ...]:
     """On two MPI ranks; mpi4py's runner ends all ranks when one raises."""
     return (processes.beside_python("mpiexec"), "-n", "2", *python("-m", "mpi4py", "-m", module, *words))
-
-
-def quoted(value: object) -> str:
-    """`value` as Hydra reads it back."""
-    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(str(value))
-
-
-def setting(key: str, value: object) -> str:
-    return f"{key}={quoted(value)}"
-
-
-def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
-    """Run `stage` unless it is done, one line about it; True when it ran. Its output lies in home/logs/<stage>.log.
-
-    SystemExit with the command's own code when one fails, after its error or the end of its output was shown.
-    """
-    marker, log = home / f"done/{stage.name}.json", home / f"logs/{stage.name}.log"
-    head = f"{label} {stage.title:{TITLE_WIDTH}}"
-    if not after_news and _is_done(stage, marker):
-        print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
-        return False
-    marker.unlink(missing_ok=True)
-    marker.parent.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
-    started = time.monotonic()
-    print(head, end=" ", flush=True)
-    for command in stage.commands:
-        code = processes.run_command(command, log, num_ranks=stage.num_ranks, head=f"{head} ")
-        if code != 0:
-            print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
-            print(failure_words(stage.title, code, log), file=sys.stderr, flush=True)
-            sys.exit(code if code > 0 else 128 - code)
-    seconds = time.monotonic() - started
-    missing = [path for path in stage.outputs if not path.exists()]
-    assert not missing, f"{stage.name} ended well and left no {missing}"
-    partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps({"commands": stage.commands, "seconds": round(seconds, 1)}, indent=1))
-    os.replace(partial, marker)
-    print(processes.clock(seconds), flush=True)
-    return True
-
-
-def _is_done(stage: Stage, marker: Path) -> bool:
-    try:
-        commands = json.loads(marker.read_text())["commands"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return commands == [list(command) for command in stage.commands] and all(path.exists() for path in stage.outputs)
-
-
-def failure_words(title: str, code: int, log: Path) -> str:
-    """What a user needs of a failed command: its own error lines, else the end of its output; and where the rest is."""
-    text = log.read_text(errors="replace")
-    said = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
-    shown = said or text.splitlines()[-TAIL_LINES:]
-    return "\n".join([*shown, f"error: `{title}` ended with code {code}; all of its output is in {log}"])
-
-
-def _stop(number: int, frame: FrameType | None) -> None:
-    for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(again, signal.SIG_IGN)
-    print(
-        f"\nstopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr, flush=True
-    )
-    raise SystemExit(128 + number)

@@ -75,12 +75,17 @@ class PartialFile(io.RawIOBase):
 
 def write_text(path: str | Path, text: str) -> None:
     """Write a small text file whole or not at all. OSError, with nothing left behind, when that fails."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a small file whole or not at all. OSError, with nothing left behind, when that fails."""
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         _rename(partial, path)

@@ -125,6 +125,7 @@ def render_vessels(
     tilt_deg: float = 20.0,
     size: int = 320,
     by_component: bool = True,
+    colours: tuple[Colour, ...] | None = None,
     frame: bool = True,
 ) -> np.ndarray:
     """A shaded picture (size x size x 3, uint8) of the label's surface, seen from behind, Z upwards.
@@ -132,7 +133,8 @@ def render_vessels(
     Orthographic ray casting on the CPU: the label is smoothed a little, a ray stops where it first exceeds
     SURFACE_LEVEL, the light is Lambert's from the smoothed gradient, and far parts fade into the panel.
     `angle_deg` turns the camera about Z, `tilt_deg` raises it. `by_component`: every connected part has a hue of its
-    own, the largest the first of COMPONENTS. `frame`: the patch's edges. An empty label gives the frame alone.
+    own, the largest the first of COMPONENTS; `colours`: the label's values 1, 2, ... have these instead. `frame`: the
+    patch's edges. An empty label gives the frame alone.
     """
     label = np.pad(np.asarray(label_XYZ) > 0, 2)  # a vessel cut by the patch's face gets a closed end
     spacing = np.asarray(spacing_mm, np.float64)
@@ -143,7 +145,12 @@ def render_vessels(
     depth_mm = np.full(pixel_count, np.inf)
     if len(pixels_P):
         depth_mm[pixels_P] = depth_mm_P
-        canvas[pixels_P] = _shade(label, view, depth_mm_P, position_P3, by_component)
+        if colours is None:
+            hue_P = _component_rank(label, position_P3) % len(COMPONENTS) * by_component
+        else:
+            hue_P = np.maximum(_value_at(np.pad(np.asarray(label_XYZ, np.uint8), 2), position_P3), 1) - 1
+        hues_P3 = np.asarray(colours or COMPONENTS, np.float32)[hue_P]
+        canvas[pixels_P] = _shade(label, view, depth_mm_P, position_P3, hues_P3)
     canvas, depth_mm = canvas.reshape(view.size, view.size, 3), depth_mm.reshape(view.size, view.size)
     canvas = _darken_edges(canvas, depth_mm, view)
     if frame:
@@ -234,9 +241,9 @@ def _candidates(field: np.ndarray, view: _View) -> tuple[np.ndarray, np.ndarray,
 
 
 def _shade(
-    label: np.ndarray, view: _View, depth_mm_P: np.ndarray, position_P3: np.ndarray, by_component: bool
+    label: np.ndarray, view: _View, depth_mm_P: np.ndarray, position_P3: np.ndarray, hues_P3: np.ndarray
 ) -> np.ndarray:
-    """Colours Px3 (float, 0 to 255): hue of the component, Lambert's light from the upper left, fading with depth."""
+    """Colours Px3 (float, 0 to 255): the surface's own, Lambert's light from the upper left, fading with depth."""
     smooth = ndimage.gaussian_filter(label.astype(np.float32), NORMAL_SMOOTHING_VOXELS)
     slopes = [
         ndimage.map_coordinates(slope, position_P3.T, order=1, mode="nearest") / edge_mm
@@ -247,8 +254,7 @@ def _shade(
     light = np.array([-0.45, 0.60, -0.66])
     lambert_P = np.clip(normal_P3 @ (light / np.linalg.norm(light)), 0.0, None)
     shine_P = 0.22 * lambert_P**24
-    colour_P3 = np.asarray(COMPONENTS, np.float32)[_component_rank(label, position_P3) % len(COMPONENTS) * by_component]
-    lit_P3 = colour_P3 * (0.26 + 0.80 * lambert_P)[:, None] + 255.0 * shine_P[:, None]
+    lit_P3 = hues_P3 * (0.26 + 0.80 * lambert_P)[:, None] + 255.0 * shine_P[:, None]
     nearness_P = 1.0 - np.clip((depth_mm_P - view.near_mm) / (view.far_mm - view.near_mm), 0.0, 1.0)
     fade_P1 = (0.45 + 0.55 * nearness_P)[:, None]
     return fade_P1 * lit_P3 + (1.0 - fade_P1) * np.asarray(PANEL, np.float32)
@@ -260,9 +266,14 @@ def _component_rank(label: np.ndarray, position_P3: np.ndarray) -> np.ndarray:
     order = np.argsort(-np.bincount(parts.ravel(), minlength=num_parts + 1)[1:], kind="stable")
     rank = np.zeros(num_parts + 1, np.int64)
     rank[order + 1] = np.arange(num_parts)
-    around = np.where(parts > 0, parts, ndimage.maximum_filter(parts, 3))  # the surface lies up to a voxel outside
-    index = np.clip(np.round(position_P3).astype(int), 0, np.asarray(label.shape) - 1)
-    return rank[around[tuple(index.T)]]
+    return rank[_value_at(parts, position_P3)]
+
+
+def _value_at(values: np.ndarray, position_P3: np.ndarray) -> np.ndarray:
+    """The value above 0 at or next to each surface point, which lies up to a voxel outside."""
+    around = np.where(values > 0, values, ndimage.maximum_filter(values, 3)).astype(np.int64)
+    index = np.clip(np.round(position_P3).astype(int), 0, np.asarray(values.shape) - 1)
+    return around[tuple(index.T)]
 
 
 def _darken_edges(canvas: np.ndarray, depth_mm: np.ndarray, view: _View) -> np.ndarray:

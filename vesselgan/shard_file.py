@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from vesselgan import __version__
+from vesselgan.checksums import read_chunk
 from vesselgan.errors import DataError, ResourceError
 from vesselgan.files import PartialFile, describe, sha256_of
 
@@ -16,8 +17,6 @@ FORMAT_VERSION = 1
 KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}
 ORIGINS = ("real", "synthetic")
 STEPS_PER_UNIT = 257  # 65535 / 255
-_LANE_COLUMNS = 1024
-_MOST_LANE_BYTES = 2**29  # 65,536 rows of columns: a lane of 32 bits holds the sum of so many words
 _FORMAT = "vesselgan-shard"
 _SCALE = 255 / 65535
 _VOXELS = {"image": "u2", "label": "u1", "score": "f2"}
@@ -188,7 +187,7 @@ class ShardFile:
     def read(self, name: str, row: int) -> np.ndarray:
         """One patch of `image` (as stored), `label` or `score`, held against its checksum."""
         try:
-            return _read_chunk(self.voxels[name], row)
+            return read_chunk(self.voxels[name], row)
         except (OSError, RuntimeError, ValueError) as error:
             raise self._damaged(
                 f"patch {row} of data set {name} does not match its checksum or cannot be read"
@@ -277,45 +276,6 @@ class ShardFile:
         rows, kinds = self.tables["subject"], self.tables["kind"]
         if rows.min() < 0 or rows.max() >= len(self.subject_ids) or kinds.max() >= len(KINDS):
             raise self._damaged("the tables name a subject or a kind that does not exist")
-
-
-def _read_chunk(voxels: h5py.Dataset, row: int) -> np.ndarray:
-    """One patch; OSError when it does not match its checksum.
-
-    HDF5 checks one word after the other, which took half of a patch's loading time; here the chunk comes as it lies in
-    the file and is checked in four lanes. Sizes that do not fill the lanes go through HDF5.
-    """
-    num_bytes = voxels.dtype.itemsize * int(np.prod(voxels.shape[1:]))
-    if num_bytes % (8 * _LANE_COLUMNS) or num_bytes > _MOST_LANE_BYTES:
-        return voxels[row]
-    content = np.empty(num_bytes + 4, np.uint8)
-    skipped_filters, _ = voxels.id.read_direct_chunk((row, 0, 0, 0), out=content)
-    stored = int.from_bytes(content[num_bytes:].tobytes(), "little")
-    sums = (stored & 0xFFFF) % 65535, (stored >> 16) % 65535
-    if skipped_filters or sums != _fletcher_sums(content[:num_bytes].view("<u8")):
-        raise OSError("Fletcher-32 differs")
-    return content[:num_bytes].view(voxels.dtype).reshape(voxels.shape[1:])
-
-
-def _fletcher_sums(packed: np.ndarray) -> tuple[int, int]:
-    """Both sums of HDF5's Fletcher-32 modulo 65535, of N 16-bit words packed in fours: sum w_i and sum (N - i) w_i.
-
-    HDF5 takes each word's first byte as the higher one. Modulo 65535 that is a factor of 256, so it is applied at the
-    end. Two words stand in each 64-bit number, 32 bits apart, so that thousands add up without a carry between them.
-    """
-    table_RC = packed.reshape(-1, _LANE_COLUMNS)
-    column_C, row_R = np.arange(_LANE_COLUMNS, dtype=np.uint64), np.arange(len(table_RC), dtype=np.uint64)
-    total = weighted = 0
-    for place in (0, 1):
-        lanes_RC = (table_RC >> np.uint64(16) if place else table_RC) & np.uint64(0x0000FFFF0000FFFF)
-        by_column, by_row = np.add.reduce(lanes_RC, axis=0), np.add.reduce(lanes_RC, axis=1)
-        for high in (0, 1):
-            sums_C, sums_R = ((sums >> np.uint64(32 * high)) & np.uint64(0xFFFFFFFF) for sums in (by_column, by_row))
-            plain = int(sums_C.sum())
-            total += plain
-            weighted += 4 * (_LANE_COLUMNS * int((row_R * sums_R).sum()) + int((column_C * sums_C).sum()))
-            weighted += (place + 2 * high) * plain
-    return total * 256 % 65535, (4 * packed.size * total - weighted) * 256 % 65535
 
 
 def check_version(path: Path, version: object, made_by: object) -> None:

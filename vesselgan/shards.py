@@ -230,6 +230,16 @@ class ShardSet:
         """File name of the shard that holds record i."""
         return self.manifest.shards[self._locate(i)[0]].file
 
+    def subject(self, i: int) -> str:
+        """Whose patch record i is."""
+        shard, row = self._shard(i)
+        return shard.subject(row)
+
+    def kind(self, i: int) -> str:
+        """`grid`, `vessel` or `synthetic`."""
+        shard, row = self._shard(i)
+        return _KIND_NAMES[shard.tables["kind"][row]]
+
     def image_XYZ(self, i: int) -> np.ndarray:
         """float32 in [0, 255], at the volume's scaling."""
         return self.read_pair(i, scaling="volume", label_threshold=0.0)[0]

@@ -47,6 +47,8 @@ class Header:
     """Axis codes of the file's own grid, such as `LPS`."""
     file_shape: tuple[int, ...]
     file_affine: np.ndarray
+    dtype: np.dtype
+    """Number type of the file's voxels, in this machine's byte order."""
     text_fields: tuple[str, ...]
     """Names of the free-text fields that hold something."""
     notes: tuple[str, ...]
@@ -250,8 +252,7 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         raise DataError(f"{path}: {header.get_value_label('datatype')} voxels; convert it to one number per voxel")
     file_affine = header.get_best_affine().astype(float)
     spacing_mm = np.linalg.norm(file_affine[:3, :3], axis=0)
-    is_finite = bool(np.isfinite(file_affine).all())
-    if not is_finite or abs(np.linalg.det(file_affine[:3, :3])) <= 1e-6 * np.prod(spacing_mm):
+    if not np.isfinite(file_affine).all() or abs(np.linalg.det(file_affine[:3, :3])) <= 1e-6 * np.prod(spacing_mm):
         raise DataError(f"{path}: its affine is not a grid in space (spacing {_by(spacing_mm)} mm); mend the header")
     axes = orientations.io_orientation(file_affine)
     affine = file_affine @ orientations.inv_ornt_aff(axes, shape)
@@ -263,6 +264,7 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         orientation="".join(orientations.aff2axcodes(file_affine)),
         file_shape=file_shape,
         file_affine=file_affine,
+        dtype=header.get_data_dtype().newbyteorder("="),
         text_fields=_text_fields(header),
         notes=_header_notes(header, file_shape),
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vesselgan.config.compose import from_yaml
-from vesselgan.config.schema import Generate
+from vesselgan.config.schema import Generate, Variant
 from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.files import sha256_of, write_text
 from vesselgan.models.generator import Generator, latents, sample_seed
@@ -53,12 +53,14 @@ def generate(config: Generate) -> None:
         "seed": config.seed,
         "threshold": config.threshold,
     }
+    if "privacy" in state:
+        settings["privacy"] = state["privacy"]
     out = Path(config.out) if config.out is not None else run_dir / "synthetic"
     if _is_complete(out, settings):
         print(f"{out}: already holds these {config.num_patches} patches", flush=True)
     else:
         device = choose_device(config.runtime.device, 0)
-        generator = _load(weights, patch_shape, trained.variant.width, trained.variant.latent_size).to(device)
+        generator = _load(weights, patch_shape, trained.variant).to(device)
         size = "x".join(map(str, patch_shape))
         print(f"generating {config.num_patches} patches of {size} from {settings['run']}, {settings['checkpoint']}, "
               f"seed {config.seed}, on {device}", flush=True)  # fmt: skip
@@ -137,10 +139,10 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _load(weights: dict[str, Tensor], patch_shape: tuple[int, ...], width: int, latent_size: int) -> Generator:
+def _load(weights: dict[str, Tensor], patch_shape: tuple[int, ...], variant: Variant) -> Generator:
     """The generator in evaluation mode; CheckpointError when the weights are not this architecture's."""
     with torch.device("meta"):
-        generator = Generator(patch_shape, width, latent_size)
+        generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
     try:
         generator.load_state_dict(weights, assign=True)
     except RuntimeError as error:
