@@ -18,14 +18,14 @@ MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
 PURE = ["vesselgan.errors"]
 FLOOR = ["vesselgan.errors", "vesselgan.config", "vesselgan.shards", "vesselgan.cohort", "vesselgan.volumes"]
 FLOOR += ["vesselgan.pictures", "vesselgan.files", "vesselgan.shard_file", "vesselgan.processes"]
-FLOOR += ["vesselgan.checksums", "vesselgan.html_page", "vesselgan.stages", "vesselgan.staging"]
+FLOOR += ["vesselgan.checksums", "vesselgan.html_page", "vesselgan.stages", "vesselgan.staging", "vesselgan.nearest"]
 MEASURES = [f"vesselgan.evaluation.{name}" for name in ("overlap", "surface", "frechet", "prd", "diversity", "masks")]
 MEASURES += [f"vesselgan.evaluation.{name}" for name in ("centreline", "scores", "statistics")]
 MEASURES += [f"vesselgan.evaluation.{name}" for name in ("jackknife", "feature_scores", "label_statistics")]
-MEASURES += ["vesselgan.evaluation.label_scores"]
+MEASURES += ["vesselgan.evaluation.label_scores", "vesselgan.evaluation.copies"]
 SCIENCE = ["vesselgan.models", "vesselgan.losses", "vesselgan.runtime", *MEASURES]
 STAGES = ["vesselgan.training", "vesselgan.synthesis", "vesselgan.segmentation"]
-STAGES += [f"vesselgan.evaluation.{name}" for name in ("features", "reference", "image", "jobs")]
+STAGES += [f"vesselgan.evaluation.{name}" for name in ("features", "reference", "image", "memorisation", "jobs")]
 STAGES += [f"vesselgan.evaluation.{name}" for name in ("label_threshold", "comparison", "error_maps", "volume_scores")]
 TOP = ["vesselgan.status", "vesselgan.doctor"]
 TOP += ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
@@ -45,6 +45,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     **dict.fromkeys(STAGES, BELOW_STAGES),
     "vesselgan.evaluation.reference": [*BELOW_STAGES, "vesselgan.evaluation.features"],
     "vesselgan.evaluation.image": [*BELOW_STAGES, "vesselgan.evaluation.features", "vesselgan.evaluation.reference"],
+    "vesselgan.evaluation.memorisation": [*BELOW_STAGES, "vesselgan.evaluation.reference"],
     "vesselgan.evaluation.volume_scores": [*BELOW_STAGES, "vesselgan.evaluation.error_maps"],
     "vesselgan.evaluation.jobs": [*BELOW_STAGES, "vesselgan.evaluation"],
     "vesselgan.report": FLOOR,
@@ -53,7 +54,7 @@ MAY_IMPORT: dict[str, list[str]] = {
     "vesselgan.study": COMMANDERS,
     "vesselgan.demo": COMMANDERS,
     "vesselgan.plan": [*BELOW_STAGES, "vesselgan.training"],
-    "vesselgan.benchmark": [*BELOW_STAGES, *STAGES, "data_prep"],
+    "vesselgan.benchmark": [*BELOW_STAGES, *STAGES, "vesselgan.plan", "data_prep"],
     "launch": ["vesselgan.errors", "vesselgan.config", *STAGES, *TOP],
     "data_prep": FLOOR,
 }

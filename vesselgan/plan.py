@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +20,13 @@ from vesselgan.training.cost import FLOAT32, fitting, step_cost
 from vesselgan.training.keeping import steps_of
 from vesselgan.training.privacy import Mechanism, paper_settings, planned, words
 from vesselgan.training.run import settings_of
+from vesselgan.training.scaling import MIB, StepTime, Traffic, players_of, step_time, stepped, traffic
 
 GIB = 2**30
 COLUMNS = ("variant", "precision", "parameters", "ranks", "ZeRO", "batch per GPU", "TFLOP a step", "peak GiB")
 COLUMNS += ("checkpoint GiB", "run GiB", "hours")
+TIME_COLUMNS = ("variant", "ranks", "batch", "compute ms", "update", "traffic", "load", "storage", "step ms", "slowest")
+TIME_COLUMNS += ("patches/s", "efficiency", "sent MiB", "of it linear", "as factors")
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class Share:
     """What one of `ranks` carries."""
 
     ranks: int
+    batch_size: int
+    """Of all ranks: what was asked, or a patch for each rank where there are more ranks than patches."""
     batch_per_rank: int
     batch_per_gpu: int
     """Patches that its critic sees at a time."""
@@ -40,6 +47,13 @@ class Share:
     """The largest share of the batch whose peak fits memory_gib; null: not even one patch does, or none was given."""
     suggested_batch_per_gpu: int | None
     """The train.batch_per_gpu that goes with it."""
+    step: StepTime
+    """By the machine's rates."""
+    patches_per_s: float
+    """Of all ranks."""
+    efficiency: float
+    """Of a rank's patches per second, to one rank's that takes as many at a time."""
+    traffic: Traffic
 
 
 def plan(command: Command) -> None:
@@ -51,7 +65,12 @@ def plan(command: Command) -> None:
     if command.wants_json:
         print(json.dumps({"variants": facts} if command.config.variants else facts[0]))
         return
-    print(_table(facts))
+    print(_table([COLUMNS, *(row for fact in facts for row in _rows(fact))]))
+    machine = command.config.machine
+    print(
+        f"\nby the rates of {machine.description} ({machine.device}; launch/benchmark.py target=machine takes others):"
+    )
+    print(_table([TIME_COLUMNS, *(row for fact in facts for row in _time_rows(fact))]))
     for line in (line for fact in facts for line in _privacy_lines(fact)):
         print(line)
     for fact in facts:
@@ -72,10 +91,11 @@ def costs(config: Plan) -> dict[str, Any]:
     A private variant has what `_privacy` tells beside these.
     """
     raw = _json_settings(config)
-    shares, flop = [], 0
+    shares, work = [], 0.0
     for ranks in config.ranks:
         share, flop = _share(config, raw, ranks)
         shares.append(asdict(share))
+        work = flop * config.train.batch_size / share.batch_size
     counts, checkpoint_bytes = _sizes(config)
     private = None if config.variant.dp is None else _mechanism(config)
     steps = steps_of(config, config.num_pairs) if private is None else private[1] // config.variant.n_critic
@@ -91,7 +111,7 @@ def costs(config: Plan) -> dict[str, Any]:
         "parameters_generator": counts["generator"],
         "parameters_critic": counts["critic"],
         "parameters": sum(counts.values()),
-        "tflop_per_step": flop / 1e12,
+        "tflop_per_step": work / 1e12,
         "checkpoint_gib": checkpoint_bytes / GIB,
         "run_gib": (config.train.keep_last + _num_kept(config, steps) + 1) * checkpoint_bytes / GIB,
         "steps": steps,
@@ -152,6 +172,9 @@ def _json_settings(config: Plan) -> dict[str, Any]:
 
 def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
     """One rank's share, and the operations of all."""
+    if ranks > config.train.batch_size:
+        config = copy.deepcopy(config)
+        config.train.batch_size = ranks
     settings, shape = settings_of(config, raw, ranks), config.patch_shape
     batch_per_rank = config.train.batch_size // ranks
     has_average = config.train.ema_decay is not None
@@ -161,16 +184,40 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
     if config.memory_gib is not None:
         limit = config.memory_gib * GIB
         found = fitting(config.variant, shape, settings, **rank, limit_bytes=limit)
+    sent = traffic(config.variant, tuple(shape), settings, batch_per_rank=batch_per_rank, ranks=ranks)
+    alone = traffic(config.variant, tuple(shape), settings, batch_per_rank=batch_per_rank, ranks=1)
+    step, single = (_time(config, cost.flop, batch_per_rank, *way) for way in ((sent, ranks), (alone, 1)))
     share = Share(
         ranks=ranks,
+        batch_size=config.train.batch_size,
         batch_per_rank=batch_per_rank,
         batch_per_gpu=settings["critic"]["train_micro_batch_size_per_gpu"],
         standing_gib=cost.standing_bytes / GIB,
         peak_gib=cost.peak_bytes / GIB,
         suggested_batch_per_rank=found.batch_per_rank if found else None,
         suggested_batch_per_gpu=found.batch_per_gpu if found else None,
+        step=step,
+        patches_per_s=1e3 * config.train.batch_size * config.variant.n_critic / step.step_ms,
+        efficiency=single.step_ms / step.step_ms,
+        traffic=sent,
     )
     return share, cost.flop * ranks
+
+
+def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: int) -> StepTime:
+    variant = config.variant
+    numbers = {name: stepped(network) for name, network in players_of(variant, tuple(config.patch_shape)).items()}
+    return step_time(
+        config.machine,
+        sent,
+        ranks=ranks,
+        flop=flop,
+        # What ZeRO gathers it has stepped in parts.
+        num_updated=(variant.n_critic * numbers["critic"] + numbers["generator"]) / (ranks if sent.weight_bytes else 1),
+        num_pairs=batch_per_rank * variant.n_critic,
+        voxels=math.prod(config.patch_shape),
+        num_workers=config.train.num_workers,
+    )
 
 
 def _num_kept(config: Plan, steps: int) -> int:
@@ -195,17 +242,28 @@ def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     return counts, FLOAT32 * (stored + len(moment_names(variant.betas)) * stepped + averaged)
 
 
-def _table(facts: list[dict[str, Any]]) -> str:
-    rows = [COLUMNS]
-    for fact in facts:
-        hours = "" if fact["hours"] is None else f"{fact['hours']:.1f}"
-        for share in fact["ranks"]:
-            row = (fact["variant"], fact["precision"], f"{fact['parameters']:,}", share["ranks"], fact["zero_stage"])
-            row += (share["batch_per_gpu"], f"{fact['tflop_per_step']:.2f}", f"{share['peak_gib']:.2f}")
-            row += (f"{fact['checkpoint_gib']:.2f}", f"{fact['run_gib']:.2f}", hours)
-            rows.append(tuple(str(cell) for cell in row))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+def _rows(fact: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    hours = "" if fact["hours"] is None else f"{fact['hours']:.1f}"
+    for share in fact["ranks"]:
+        row = (fact["variant"], fact["precision"], f"{fact['parameters']:,}", share["ranks"], fact["zero_stage"])
+        row += (share["batch_per_gpu"], f"{fact['tflop_per_step']:.2f}", f"{share['peak_gib']:.2f}")
+        yield (*row, f"{fact['checkpoint_gib']:.2f}", f"{fact['run_gib']:.2f}", hours)
+
+
+def _time_rows(fact: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    for share in fact["ranks"]:
+        step, sent = share["step"], share["traffic"]
+        terms = (f"{step[f'{name}_ms']:.0f}" for name in ("compute", "update", "traffic", "load", "storage", "step"))
+        row = (fact["variant"], share["ranks"], share["batch_size"], *terms, step["slowest"])
+        row += (f"{share['patches_per_s']:.2f}", f"{share['efficiency']:.2f}")
+        sizes = ("gradient_bytes", "linear_bytes", "linear_factor_bytes")
+        yield (*row, *(f"{sent[size] / MIB:.1f}" for size in sizes))
+
+
+def _table(rows: list[tuple[Any, ...]]) -> str:
+    lines = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
 def _privacy_lines(fact: dict[str, Any]) -> list[str]:

@@ -14,8 +14,6 @@ from vesselgan.benchmark import loader, rounds
 from vesselgan.benchmark import run as run_module
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.data.patches import PatchDataset
-from vesselgan.shards import ShardSet
 
 SIZES = ["shape=[64,64,32]", "patch_shape=[32,32,16]", "num_patches=2", "repeats=2"]
 
@@ -45,10 +43,7 @@ def test_both_ways_read_the_same_pair(tmp_path: Path) -> None:
     corner = np.zeros((1, 3), np.int64)
     loader._write_as_the_authors(tmp_path / "npy", [(image, label)])
     # all of the volume's range, so that scaling per volume and per patch are one
-    loader._write_shards(tmp_path / "shards", [(image, label)], corner, (float(image.min()), float(image.max())))
-    dataset = PatchDataset(
-        ShardSet(tmp_path / "shards"), scaling="volume", label_threshold=0.3, intensity="signed", cache_bytes=0
-    )
+    dataset = loader._sharded(tmp_path / "shards", [(image, label)], corner, (float(image.min()), float(image.max())))
     theirs, ours = loader.read_as_the_authors(tmp_path / "npy", 0), dataset[0]
     assert theirs.shape == ours.shape and theirs.dtype == ours.dtype
     # half a step of the shards' 65,536 levels over [-1, 1], and float32's rounding

@@ -41,15 +41,11 @@ def run(config: Benchmark) -> dict[str, Any]:
 
 
 def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> dict[str, Any]:
-    corners_N3, _ = patches.vessel_corners(
-        label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub-01", purpose="benchmark"
-    )
-    pairs = [tuple(patches.cut(v, corner, config.patch_shape) for v in (image_XYZ, label_XYZ)) for corner in corners_N3]
+    pairs, corners_N3 = _cut(image_XYZ, label_XYZ, config)
     with TemporaryDirectory() as folder:
         theirs, ours = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(theirs, pairs)
-        _write_shards(ours, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
-        dataset = PatchDataset(ShardSet(ours), scaling="volume", label_threshold=0.3, intensity="signed", cache_bytes=0)
+        dataset = _sharded(ours, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
         costs = take_turns(
             {
                 "authors": lambda number: _read_all(lambda i: read_as_the_authors(theirs, i), len(pairs)),
@@ -66,6 +62,22 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
         "ratio_wall": round(costs["authors"].wall_s / costs["shards"].wall_s, 2),
     }
     return {**facts, **ratios}
+
+
+def phantom_dataset(folder: Path, config: Benchmark) -> PatchDataset:
+    """config.num_patches pairs of a phantom, written into shards in `folder`, as training reads them."""
+    image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, tuple(config.shape), SPACING_MM)
+    limits = volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE)
+    return _sharded(folder, *_cut(image_XYZ, label_XYZ, config), limits)
+
+
+def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> tuple[list[Pair], np.ndarray]:
+    """Pairs around vessels, and their corners."""
+    corners_N3, _ = patches.vessel_corners(
+        label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub-01", purpose="benchmark"
+    )
+    cut = (tuple(patches.cut(v, corner, config.patch_shape) for v in (image_XYZ, label_XYZ)) for corner in corners_N3)
+    return list(cut), corners_N3
 
 
 def read_as_the_authors(folder: Path, number: int) -> Tensor:
@@ -87,7 +99,7 @@ def _write_as_the_authors(folder: Path, pairs: list[Pair]) -> None:
                 np.save(file, array_XYZ)
 
 
-def _write_shards(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> None:
+def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> PatchDataset:
     shape = tuple(pairs[0][0].shape)
     records = [
         Record(volumes.scale_to_255(image, limits), label, "sub-01", tuple(corner), "vessel", limits, 0)
@@ -104,6 +116,7 @@ def _write_shards(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limit
         upper_percentile=UPPER_PERCENTILE,
         extra={},
     )
+    return PatchDataset(ShardSet(folder), scaling="volume", label_threshold=0.3, intensity="signed", cache_bytes=0)
 
 
 def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:

@@ -57,7 +57,7 @@ def run(config: Benchmark) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": config.threads,
-        "tflop": {"authors": _authors_flop(config) / 1e12, "ours": _our_flop(config) / 1e12},
+        "tflop": {"authors": _authors_flop(config) / 1e12, "ours": our_flop(config) / 1e12},
         "peak_gib": {name: peak / 2**30 for name, peak in peaks.items()},
     }
     steps = {name: side(config, device) for name, side in SIDES.items()}
@@ -165,7 +165,7 @@ def _authors(config: Benchmark, device: torch.device) -> Step:
 
 
 def _bare(config: Benchmark, device: torch.device) -> Step:
-    return _ours(config, device, *bare_engines(config, device))
+    return ours(config, device, *bare_engines(config, device))
 
 
 def _engine(config: Benchmark, device: torch.device) -> Step:
@@ -188,13 +188,14 @@ def _engine(config: Benchmark, device: torch.device) -> Step:
         )
         for name, network, rate in zip(("critic", "generator"), _networks(config), rates, strict=True)
     )
-    return _ours(config, device, *engines)
+    return ours(config, device, *engines)
 
 
 SIDES = {"authors": _authors, "bare": _bare, "engine": _engine}
 
 
-def _ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -> Step:
+def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -> Step:
+    """Our step on the engines of the two."""
     draws, real_NCXYZ = draws_of(config), _patches(config, device)
 
     def once(number: int) -> None:
@@ -257,7 +258,8 @@ def _authors_flop(config: Benchmark) -> int:
     return counter.get_total_flops()
 
 
-def _our_flop(config: Benchmark) -> int:
+def our_flop(config: Benchmark) -> int:
+    """Operations of our step, a multiply-add as two."""
     with torch.device("meta"):
         shape, variant = tuple(config.patch_shape), config.variant
         critic, generator = (

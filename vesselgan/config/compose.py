@@ -48,7 +48,9 @@ FREE_TO_CHANGE += tuple(
     f"train.{name}"
     for name in ("max_minutes", "log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every_epochs")
 )
-FREE_TO_CHANGE += ("train.num_workers", "unet.num_workers", "unet.log_every", "unet.keep_last")
+FREE_TO_CHANGE += ("train.num_workers", "unet.num_workers", "unet.log_every", "unet.keep_last", "unet.max_bad_steps")
+# What runs did before these settings existed. So set, they do not count in a run's name, and those runs keep theirs.
+AS_BEFORE = {"unet.network": "hilbert", "unet.loss": "dice"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,8 @@ def to_yaml(config: Any) -> str:
 
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that change with every setting that can change a result."""
-    values = {key: value for key, value in flat(config).items() if not is_free_to_change(key)}
+    settings = flat(config).items()
+    values = {k: v for k, v in settings if not is_free_to_change(k) and (k not in AS_BEFORE or AS_BEFORE[k] != v)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 

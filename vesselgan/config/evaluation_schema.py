@@ -1,4 +1,4 @@
-"""What evaluations of synthetic patches need: how they are scored, and where their labels should begin."""
+"""What evaluations of synthetic patches need: their scores, where their labels begin, whether they are copies."""
 
 from dataclasses import dataclass
 
@@ -49,3 +49,17 @@ class LabelSweep:
     """How many of them are left for U-Nets to decide between."""
     max_patches: int
     """Patches per side, taken evenly."""
+
+
+@dataclass
+class Memorisation:
+    """Whether synthetic patches are copies of training patches (evaluate=memorisation)."""
+
+    synthetic: str | None
+    """Folder of synthetic shards, all of which are looked at."""
+    reference: str
+    """Split of other people's real patches: `validation` or `test`."""
+    require_open: bool
+    """Exit 7, once the result is written, unless the gate is open: stops a chain of jobs before anything is shared."""
+    override_privacy_gate: str | None
+    """Why these patches may be shared although the gate is not open; stands in the result."""

@@ -16,11 +16,22 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep
-from vesselgan.config.training_schema import Dp, Runtime, Train, TrainingRuntime, Unet, Variant
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, Memorisation
+from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, Variant
 
 __all__ = ["Data", "Dp", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
-__all__ += ["ImageScores", "LabelSweep", "Runtime", "Train", "TrainingData", "TrainingRuntime", "Unet", "Variant"]
+__all__ += [
+    "ImageScores",
+    "LabelSweep",
+    "Machine",
+    "Memorisation",
+    "Runtime",
+    "Train",
+    "TrainingData",
+    "TrainingRuntime",
+    "Unet",
+    "Variant",
+]
 
 
 @dataclass
@@ -98,7 +109,8 @@ class Evaluate:
     evaluate: str
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
     `image`: synthetic patches against held-out real ones; `label_threshold`: where synthetic labels should begin;
-    `comparison`: a study's results put together."""
+    `comparison`: a study's results put together; `memorisation`: whether synthetic patches are copies of training
+    ones."""
     name: str
     """What the result is called in tables."""
     predictions: str | None
@@ -112,6 +124,7 @@ class Evaluate:
     data: Data
     split: str
     image: ImageScores
+    memorisation: Memorisation
     work_dir: str
     out: str
     runtime: Runtime
@@ -151,6 +164,8 @@ class Plan:
     """A measured step, for the hours of the whole run; null: no hours."""
     memory_gib: float | None
     """Memory of one rank's device, to suggest a train.batch_per_gpu that fits; null: no suggestion."""
+    machine: Machine
+    """Whose rates give the step's time on each number of ranks; a row of configs/machine."""
 
 
 @dataclass
@@ -188,7 +203,7 @@ class Study:
     test_cohorts: list[str]
     """cohort_dir of further cohorts to test on, beside the training cohort's own test subjects."""
     seeds: list[int]
-    """A U-Net of every source for each."""
+    """A U-Net of every source, in a sweep of every GAN, for each."""
     num_patches: int
     """Synthetic patches of every GAN."""
     weights: str
@@ -233,8 +248,8 @@ class BuildShards:
 class Benchmark:
     target: str
     """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
-    volume; `metrics`: the scores; `forms`: those of
-    the upsampling convolution."""
+    volume; `metrics`: the scores; `forms`: those of the upsampling convolution; `machine`: rates for plan's step times;
+    `scaling`: these times against training on one rank and several."""
     repeats: int
     """Rounds; in each the competitors take turns."""
     shape: list[int]
@@ -252,6 +267,12 @@ class Benchmark:
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int
     """Volumes of the cohort that is built (prepare)."""
+    ranks_per_node: int | None
+    """Ranks that are probed at once (machine, scaling); null: one per GPU, else one per core."""
+    folder: str | None
+    """Where the shards would lie, whose file system is read (machine); null: where temporary files lie."""
+    machine_file: str | None
+    """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
     seed: int
     out: str | None
     """Append the JSON line to this file too."""

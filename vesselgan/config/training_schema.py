@@ -88,6 +88,33 @@ class Train:
 
 
 @dataclass
+class Machine:
+    """What a rank's machine does per second, as `launch/benchmark.py target=machine` measures it."""
+
+    description: str
+    device: str
+    """`cpu` or `cuda`."""
+    ranks_per_node: int
+    tflop_per_s: float
+    """10^12 operations of a training step, with one rank at work."""
+    tflop_per_s_shared: float
+    """The same of each rank while ranks_per_node are at work."""
+    update_mparameters_per_s: float
+    """10^6 parameters that Adam steps, with one rank at work."""
+    update_mparameters_per_s_shared: float
+    link_gib_per_s: float
+    """That a rank sends and receives in an all-reduce within a node."""
+    network_gib_per_s: float | None
+    """The same between nodes; null: as within."""
+    call_ms: float
+    """Of a collective call that carries next to nothing, two ranks."""
+    load_mvoxels_per_s: float
+    """10^6 voxels of pairs that one worker makes ready for the GAN."""
+    storage_mib_per_s: float
+    """Of the file system the shards lie on, all ranks together, not yet cached."""
+
+
+@dataclass
 class Runtime:
     """The machine."""
 
@@ -109,6 +136,10 @@ class TrainingRuntime(Runtime):
 class Unet:
     """The segmentation network and its training (Hilbert 2020 as the paper used it)."""
 
+    network: str
+    """What its levels are made of: `hilbert` (the paper's) or `residual`."""
+    loss: str
+    """`dice` (the paper's) or `dice_ce`: with the cross-entropy. Checkpoints are chosen by Dice in both."""
     filters: list[int]
     dropout: float
     learning_rate: float
@@ -126,4 +157,6 @@ class Unet:
     seed: int
     log_every: int
     keep_last: int
+    max_bad_steps: int
+    """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
     num_workers: int

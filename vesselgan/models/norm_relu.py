@@ -72,7 +72,7 @@ class _NormRelu(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, scale_C: Tensor, shift_C: Tensor, eps: float, is_synced: bool, rebuilt: _Rebuilt
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.eps, ctx.count, ctx.rebuilt = eps, 0.0, rebuilt
+        ctx.eps, ctx.count, ctx.rebuilt = eps, None, rebuilt
         if is_synced:
             mean_C, biased_C, ctx.count = global_statistics(x)
             inverse_sd_C, variance_C = (biased_C + eps).rsqrt(), biased_C * (ctx.count / (ctx.count - 1))
@@ -101,7 +101,7 @@ class _NormRelu(torch.autograd.Function):
         y = ctx.rebuilt.take()
         # The masked gradient takes the place of what was rebuilt.
         dy = torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=y)
-        if ctx.count:
+        if ctx.count is not None:
             gradients = synced_gradients(dy, x, scale_C, mean_C, inverse_sd_C, ctx.count)
         else:
             wanted = [True, True, True]

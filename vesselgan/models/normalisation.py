@@ -115,7 +115,7 @@ class _SyncedBatchNorm(torch.autograd.Function):
 
 
 def synced_gradients(
-    dy_NCXYZ: Tensor, x_NCXYZ: Tensor, weight_C: Tensor, mean_C: Tensor, inverse_sd_C: Tensor, count: float
+    dy_NCXYZ: Tensor, x_NCXYZ: Tensor, weight_C: Tensor, mean_C: Tensor, inverse_sd_C: Tensor, count: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of train-mode batch normalisation over all ranks: input, scale, shift. A collective call.
 
@@ -132,9 +132,9 @@ def synced_gradients(
     return dx.to(x_NCXYZ.dtype), dweight_C, dbias_C
 
 
-def global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, float]:
+def global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, biased variance (both at least float32) and count over all ranks, merged in rank order: the same bits on
-    every rank. A collective call."""
+    every rank. A collective call; no device is waited for."""
     x = x_NCXYZ.to(at_least_float32(x_NCXYZ.dtype))
     variance_C, mean_C = torch.var_mean(x, (0, 2, 3, 4), unbiased=False)
     count = x_NCXYZ.numel() // x_NCXYZ.shape[1]
@@ -147,7 +147,7 @@ def global_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor, float]:
     share_R1 = count_R1 / count_R1.sum()
     mean_C = (share_R1 * mean_RC).sum(0)
     variance_C = (share_R1 * (variance_RC + (mean_RC - mean_C).square())).sum(0)
-    return mean_C, variance_C, float(count_R1.sum())
+    return mean_C, variance_C, count_R1.sum()
 
 
 def _spread(value_C: Tensor) -> Tensor:

@@ -155,6 +155,8 @@ def accidents() -> dict[str, Any]:
     found["overflow"] = case("spectral", "fp16", 1, bad_gradient=overflow, **scaler)
     found["floor"] = case("spectral", "fp16", 2, bad_gradient=overflow | {"backwards": list(range(1, 5))}, **floor)
     found["five-critic-steps"] = case("instance", "fp32", 1, words=("variant.n_critic=5",)) | {"steps": 1}
+    for stage in STAGES["fp32"]:
+        found[f"traffic-{stage}"] = case("spectral", "fp32", stage, count_calls=True) | {"steps": 2}
     found["one-patch"] = case("instance", "fp32", 1, words=("train.batch_size=1",)) | {"steps": 2}
     return found
 

@@ -1,6 +1,7 @@
 """Steps of the real training loop on this rank, with accidents on request; what the engines hold afterwards."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import TrainGan
@@ -37,7 +40,7 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     batches = accidents(mine, case, world)
     updates = train(*engines.values(), batches, draws, variant, start=0, stop=case["steps"])
     disturb_gradient(engines, case, world)
-    for done, told in updates:
+    for done, told in counting(updates, case, sent := []):
         flat = {name: value.item() for scalars in told for name, value in scalars.items()}
         counts = {f"{player}_{key}": value for player, e in engines.items() for key, value in counted(e).items()}
         steps.append(flat | counts)
@@ -49,7 +52,29 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
         save_file(weights, f"{out}.weights.safetensors")
         save_file(first, f"{out}.gradients.safetensors")
     after = {player: buffers_and_weights(module) for player, module in engines.items()}
-    return {"steps": steps, "critic_losses": critic_losses, "before": before, "after": after}
+    return {"steps": steps, "critic_losses": critic_losses, "before": before, "after": after, "sent": sent}
+
+
+class Collectives(TorchDispatchMode):
+    """What this rank hands to the others: [name of the call, bytes], in order."""
+
+    def __init__(self, sent: list[list[Any]]) -> None:
+        super().__init__()
+        self.sent = sent
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func.namespace == "c10d":
+            largest = max((leaf.nbytes for leaf in tree_leaves(args) if isinstance(leaf, Tensor)), default=0)
+            self.sent.append([func._opname, largest])
+        return func(*args, **(kwargs or {}))
+
+
+def counting(updates: Iterator[Any], case: dict[str, Any], sent: list[list[Any]]) -> Iterator[Any]:
+    """The same steps; where the case says so, the second one's collective calls go into `sent`."""
+    for number in range(case["steps"]):
+        with Collectives(sent) if case.get("count_calls") and number == 1 else nullcontext():
+            step = next(updates)
+        yield step
 
 
 def engine(player: str, case: dict[str, Any], config: TrainGan, start: dict[str, Tensor], world: World) -> Engine:
