@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.errors import DataError
 
 MAD_TO_SIGMA = 1 / 0.6744897501960817  # median absolute deviation of a normal distribution
 
@@ -15,16 +15,10 @@ def denoise(image_XYZ: np.ndarray, *, strength: float, patch: int, distance: int
     """The image with its noise averaged out over similar patches, float32, and what was used.
 
     strength: the cut-off of patch distances in standard deviations of the noise; patch: edge of the patches that are
-    compared; distance: how far they are looked for (voxels). ResourceError when scikit-image is missing.
+    compared; distance: how far they are looked for (voxels).
     """
-    try:
-        import skimage
-        from skimage.restoration import denoise_nl_means
-    except ImportError as error:
-        raise ResourceError(
-            "preprocess.denoise=true needs scikit-image: pip install 'vesselgan[preprocess]', or say "
-            "preprocess.denoise=false"
-        ) from error
+    import skimage
+    from skimage.restoration import denoise_nl_means
 
     sigma = noise_sigma(image_XYZ)
     denoised_XYZ = denoise_nl_means(

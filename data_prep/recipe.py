@@ -59,15 +59,14 @@ class Outcome:
 
 def choose(settings: Preprocessing, prepare: Prepare, *, has_masks: bool) -> Recipe:
     """The recipe, once its tools are known to be there. ResourceError names the one that is not."""
-    for step, package in PACKAGES.items():
-        if getattr(settings, step):
-            try:
-                version(package)
-            except PackageNotFoundError as error:
-                raise ResourceError(
-                    f"preprocess.{step}=true needs {package}: pip install 'vesselgan[preprocess]', or say "
-                    f"preprocess.{step}=false"
-                ) from error
+    if settings.bias:
+        try:
+            version(PACKAGES["bias"])
+        except PackageNotFoundError as error:
+            raise ResourceError(
+                "preprocess.bias=true needs SimpleITK: pip install 'vesselgan[preprocess]', or say "
+                "preprocess.bias=false"
+            ) from error
     return Recipe(settings, prepare, brain_mask.choose(settings.mask, is_given=has_masks))
 
 

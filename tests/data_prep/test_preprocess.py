@@ -111,7 +111,6 @@ def test_resampling_keeps_places_in_millimetres(cohort: MakeCohort) -> None:
 
 
 def test_noise_is_measured_inside_the_head_and_lowered_there() -> None:
-    pytest.importorskip("skimage", reason="extra: preprocess")
     draw = np.random.default_rng(1)
     clean = np.zeros((40, 40, 24), np.float32)
     clean[4:36, 4:36, 2:22] = 200

@@ -1,9 +1,11 @@
+import math
+
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from vesselgan.losses.segmentation import dice_loss, soft_dice
+from vesselgan.losses.segmentation import LOSSES, dice_ce_loss, dice_loss, soft_dice
 
 
 def test_loss_of_a_hand_made_case():
@@ -26,6 +28,32 @@ def test_gradient_is_the_closed_form():
     torch.testing.assert_close(probability.grad, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
+def test_cross_entropy_of_a_hand_made_case():
+    probability, label = torch.tensor([0.5, 0.8, 0.1, 0.5]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    entropy = -(math.log(0.5) + math.log(0.8) + math.log(0.9) + math.log(0.5)) / 4
+    assert dice_ce_loss(probability, label).item() == pytest.approx(dice_loss(probability, label).item() + entropy)
+
+
+def test_gradient_of_cross_entropy_is_probability_minus_label_of_the_logit():
+    logit = torch.tensor([-1.5, 0.3, 2.0], requires_grad=True)
+    label = torch.tensor([0.0, 1.0, 0.0])
+    (dice_ce_loss(logit.sigmoid(), label) - dice_loss(logit.sigmoid(), label)).backward()
+    torch.testing.assert_close(logit.grad, (logit.detach().sigmoid() - label) / 3, rtol=1e-5, atol=1e-6)
+
+
+def test_certain_mistakes_cost_much_and_have_a_finite_gradient():
+    logit = torch.tensor([200.0, -200.0], requires_grad=True)
+    loss = dice_ce_loss(logit.sigmoid(), torch.tensor([0.0, 1.0]))
+    loss.backward()
+    assert 10 < loss.item() < 20 and logit.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES.values())
+def test_a_probability_that_is_no_number_makes_the_loss_none(loss):
+    # Not an error: the trainer skips such steps, counts them, and ends the run when they do not end.
+    assert loss(torch.tensor([0.5, torch.nan]), torch.tensor([1.0, 0.0])).isnan()
+
+
 def test_the_batch_counts_as_one_volume():
     probability, label = torch.tensor([[0.9, 0.1], [0.3, 0.3]]), torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     assert dice_loss(probability, label) == dice_loss(probability.flatten(), label.flatten())
@@ -37,11 +65,11 @@ def test_bfloat16_is_summed_in_float32():
     assert dice_loss(ones, ones).item() == -1.0
 
 
-def rank_main(rank: int, address: str, results) -> None:
+def rank_main(rank: int, address: str, name: str, results) -> None:
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
     probability, label = pair()
     mine = probability[rank : rank + 1].clone().requires_grad_(True)
-    loss = dice_loss(mine, label[rank : rank + 1])
+    loss = LOSSES[name](mine, label[rank : rank + 1])
     loss.backward()
     results[rank] = (loss.item(), mine.grad.tolist())
     dist.destroy_process_group()
@@ -52,14 +80,15 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(2, 10, generator=generator), (torch.rand(2, 10, generator=generator) > 0.7).float()
 
 
-def test_two_ranks_have_the_loss_and_the_gradient_of_the_joined_batch(tmp_path):
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_ranks_have_the_loss_and_the_gradient_of_the_joined_batch(tmp_path, name):
     with mp.get_context("spawn").Manager() as manager:
         results = manager.dict()
-        mp.spawn(rank_main, args=(f"file://{tmp_path}/meeting", results), nprocs=2)
+        mp.spawn(rank_main, args=(f"file://{tmp_path}/meeting", name, results), nprocs=2)
         found = dict(results)
     probability, label = pair()
     probability.requires_grad_(True)
-    loss = dice_loss(probability, label)
+    loss = LOSSES[name](probability, label)
     loss.backward()
     for rank in range(2):
         assert found[rank][0] == pytest.approx(loss.item(), rel=1e-6)

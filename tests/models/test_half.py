@@ -48,7 +48,8 @@ def networks(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, Tensor]]:
     for name, (network, x) in made.items():
         start_weights(network, 1)
         yield name, network.to(dtype), x.to(dtype)
-    yield "unet", Unet([4, 6], 0.0).to(dtype), 100 * torch.rand(2, 1, *PATCH).to(dtype)
+    for levels in ("hilbert", "residual"):
+        yield levels, Unet([4, 6], 0.0, network=levels).to(dtype), 100 * torch.rand(2, 1, *PATCH).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

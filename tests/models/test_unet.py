@@ -1,13 +1,15 @@
 import pytest
 import torch
+from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import nn
 
 from vesselgan.errors import UsageError
-from vesselgan.models.unet import Unet, check_unet_shape, start_unet
+from vesselgan.models.blocks import Conv3d
+from vesselgan.models.unet import LEVELS, JoiningConv3d, ResidualLevel, Unet, check_unet_shape, start_unet
 
 
-def small_unet(dropout: float = 0.0, filters: tuple[int, ...] = (4, 6, 8)) -> Unet:
-    unet = Unet(filters, dropout)
+def small_unet(dropout: float = 0.0, filters: tuple[int, ...] = (4, 6, 8), network: str = "hilbert") -> Unet:
+    unet = Unet(filters, dropout, network=network)
     start_unet(unet, 7)
     return unet
 
@@ -76,9 +78,48 @@ def in_order(plain: nn.ModuleDict) -> list[nn.Parameter]:
     return [parameter for name in names for parameter in plain[name].parameters()]
 
 
+@pytest.mark.parametrize(("i", "o"), [(3, 5), (4, 4)])
+def test_a_residual_level_is_monais_block(i, o):
+    mine, theirs = ResidualLevel(Conv3d(i, o, kernel_size=3, padding=1), o, 0.0), UnetResBlock(3, i, o, 3, 1, "batch")
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=draw))
+        pairs = [(mine.first, theirs.conv1.conv), (mine.second, theirs.conv2.conv)]
+        pairs += [(mine.first_norm, theirs.norm1), (mine.second_norm, theirs.norm2)]
+        if i != o:
+            pairs += [(mine.shortcut[0], theirs.conv3.conv), (mine.shortcut[1], theirs.norm3)]
+        for ours, other in pairs:
+            for name, value in other.named_parameters():
+                getattr(ours, name).copy_(value)
+    x = image(2, i, 4, 6, 8) / 255
+    found, expected = mine.train()(x), theirs.train()(x)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (found**2).sum().backward()
+    (expected**2).sum().backward()
+    for ours, other in pairs:
+        torch.testing.assert_close(ours.weight.grad, other.weight.grad, rtol=1e-3, atol=1e-3)
+
+
+def test_on_the_way_up_a_residual_level_adds_the_skip():
+    level = ResidualLevel(JoiningConv3d(6, 4), 4, 0.0)
+    nn.init.zeros_(level.second_norm.weight)  # nothing comes of the convolutions
+    low, skip = torch.randn(2, 6, 2, 2, 2), torch.randn(2, 4, 4, 4, 4)
+    assert torch.equal(level(low, skip), torch.where(skip > 0, skip, skip * 0.01))
+
+
+def test_no_residual_convolution_trains_a_bias_that_its_normalisation_undoes():
+    unet = small_unet(network="residual")
+    unet(image(1, 1, 8, 8, 8)).sum().backward()
+    for level in [*unet.downs, *unet.ups]:
+        for part in level.modules():
+            assert not isinstance(part, Conv3d) or (part.bias.grad is None and not part.bias.any())
+
+
+@pytest.mark.parametrize("network", LEVELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_trains_in_every_precision(dtype):
-    unet = small_unet(dropout=0.1).to(dtype).train()
+def test_trains_in_every_precision(dtype, network):
+    unet = small_unet(dropout=0.1, network=network).to(dtype).train()
     probability = unet(image(2, 1, 16, 8, 8))
     assert probability.shape == (2, 1, 16, 8, 8)
     assert probability.dtype == torch.float32  # the loss sums thousands of them
@@ -86,14 +127,15 @@ def test_trains_in_every_precision(dtype):
     probability.mean().backward()
     for name, parameter in unet.named_parameters():
         assert parameter.dtype == dtype
-        assert name == "input_norm.weight" or torch.isfinite(parameter.grad).all(), name
+        assert not parameter.requires_grad or torch.isfinite(parameter.grad).all(), name
     assert unet.input_norm.running_mean.dtype == torch.float32
 
 
+@pytest.mark.parametrize("network", LEVELS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.1), (torch.float16, 0.02)])
-def test_half_precision_agrees_with_float32(dtype, tolerance):
+def test_half_precision_agrees_with_float32(dtype, tolerance, network):
     # 8 and 11 bits of mantissa through 12 layers; a wrong layer differs by the whole range.
-    exact, half = small_unet().eval(), small_unet().to(dtype).eval()
+    exact, half = small_unet(network=network).eval(), small_unet(network=network).to(dtype).eval()
     x = image(1, 1, 16, 16, 8)
     with torch.no_grad():
         exact.train()(x)  # statistics of its own, so that activations are of order 1
@@ -101,15 +143,17 @@ def test_half_precision_agrees_with_float32(dtype, tolerance):
         assert (exact.eval()(x) - half.eval()(x)).abs().max() < tolerance
 
 
-def test_brightness_and_contrast_of_the_whole_batch_do_not_matter_in_training():
-    unet = small_unet().train()
+@pytest.mark.parametrize("network", LEVELS)
+def test_brightness_and_contrast_of_the_whole_batch_do_not_matter_in_training(network):
+    unet = small_unet(network=network).train()
     x = image(2, 1, 8, 8, 8)
     # BatchNorm on the input: any scale and offset of the batch go. Its epsilon is 1e-5 of a variance of thousands.
     torch.testing.assert_close(unet(x), unet(x * 0.5 + 20), rtol=1e-4, atol=1e-5)
 
 
-def test_in_evaluation_a_sample_does_not_depend_on_its_batch():
-    unet = small_unet(dropout=0.5)
+@pytest.mark.parametrize("network", LEVELS)
+def test_in_evaluation_a_sample_does_not_depend_on_its_batch(network):
+    unet = small_unet(dropout=0.5, network=network)
     unet.train()(image(4, 1, 8, 8, 8))
     unet.eval()
     x = image(3, 1, 8, 8, 8, seed=1)
@@ -117,8 +161,9 @@ def test_in_evaluation_a_sample_does_not_depend_on_its_batch():
         torch.testing.assert_close(unet(x)[1:2], unet(x[1:2]), rtol=1e-5, atol=1e-6)  # order of sums
 
 
-def test_dropout_acts_in_training_alone():
-    unet = small_unet(dropout=0.5)
+@pytest.mark.parametrize("network", LEVELS)
+def test_dropout_acts_in_training_alone(network):
+    unet = small_unet(dropout=0.5, network=network)
     x = image(1, 1, 8, 8, 8)
     with torch.no_grad():
         assert not torch.equal(unet.train()(x), unet(x))

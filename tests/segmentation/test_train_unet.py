@@ -1,20 +1,24 @@
+import itertools
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vesselgan.config.compose import parse
-from vesselgan.errors import CheckpointError, DataError, UsageError
+from vesselgan.config.compose import from_yaml, parse
+from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.models.unet import LEVELS
 from vesselgan.segmentation import train as module
+from vesselgan.segmentation.predict import load_unet
 from vesselgan.segmentation.train import open_shards, seed_dropout, train_unet
 from vesselgan.segmentation.validation import Scores
 
@@ -99,6 +103,128 @@ def test_a_run_stopped_between_validations_goes_on_to_the_same_bytes(train, tmp_
     assert without_times(metrics(broken)) == without_times(metrics(straight))
     kept = sorted(path.name for path in (broken / "checkpoints").glob("step_*"))
     assert kept == ["step_00000004", "step_00000005", "step_00000008"]
+
+
+def asking(honest: Callable[..., Any], ask: Callable[[], None]) -> Callable[..., Any]:
+    """`honest`, in the midst of which the run is asked to stop."""
+
+    def both(*arguments: Any, **options: Any) -> Any:
+        ask()
+        return honest(*arguments, **options)
+
+    return both
+
+
+@pytest.mark.parametrize("doing", ["validate", "picture"])
+@pytest.mark.parametrize("asked_by", ["signal", "file"])
+def test_a_request_during_validation_is_granted_at_the_next_step_and_changes_nothing(
+    train, tmp_path, monkeypatch, doing, asked_by
+):
+    settings = ["unet.max_steps=8", "unet.validate_every=4", "unet.dropout=0.3", "unet.log_every=3", "unet.keep_last=9"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    facts = train(straight, *settings)
+    ask = {"signal": lambda: os.kill(os.getpid(), signal.SIGUSR1), "file": (broken / "stop").touch}[asked_by]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, doing, asking(getattr(module, doing), ask))
+        assert train(broken, *settings) is None
+    marker = json.loads((broken / "requeue").read_text())
+    assert marker["step"] == 5 and ("SIGUSR1" if asked_by == "signal" else "stop was found") in marker["reason"]
+    # What it was asked in the midst of was finished, and taken into the choice.
+    assert [row["step"] for row in metrics(broken) if "validation_loss" in row] == [4]
+    assert train(broken, *settings) | {"hours": 0} == facts | {"hours": 0}
+    for step in (4, 8):
+        assert files_at(broken, step) == files_at(straight, step)
+    assert without_times(metrics(broken)) == without_times(metrics(straight))
+
+
+def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
+    folder = run_dir / "checkpoints" / f"step_{step:08d}"
+    found = {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+    assert len(found) == 2
+    return found
+
+
+def test_a_request_during_the_last_validation_is_too_late_to_stop_anything(train, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+    assert train(tmp_path / "run", "unet.max_steps=2", "unet.validate_every=2")["steps"] == 2
+    assert not (tmp_path / "run" / "requeue").exists()
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let the batches at these positions hold one NaN voxel: no shard can, so it is put behind the reader."""
+
+    def at(positions: Any) -> None:
+        honest = module.stream
+
+        def spoilt(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
+            for position, batch in zip(itertools.count(options["start"]), honest(*arguments, **options), strict=False):
+                if position in positions:
+                    batch = batch.clone()
+                    batch[0, 0, 5, 4, 3] = torch.nan
+                yield batch
+
+        monkeypatch.setattr(module, "stream", spoilt)
+
+    return at
+
+
+@pytest.mark.parametrize("preset", ["hilbert", "residual"])
+def test_bad_patches_for_ever_end_the_run_with_the_last_good_checkpoint(train, tmp_path, spoil, preset):
+    spoil(range(3, 100))
+    folder, settings = tmp_path / "run", ["unet.max_steps=50", "unet.validate_every=2", "unet.patience=99"]
+    with pytest.raises(NumericError) as error:
+        train(folder, f"unet={preset}", *settings, "unet.max_bad_steps=4", "unet.keep_last=9")
+    assert error.value.exit_code == 5
+    # Steps 4 to 7 are bad; the checkpoints at 4 and 6, saved among them, hold the weights after step 3.
+    told = str(error.value)
+    assert "unet: the loss was not finite in 4 steps in a row, up to step 7 (unet.max_bad_steps=4)" in told
+    assert "the last good checkpoint is step_00000006" in told and "data_prep.check" in told
+    fourth, sixth = weights(folder, 4), weights(folder, 6)
+    for name, value in fourth.items():
+        assert value.isfinite().all() and torch.equal(value, sixth[name]), name
+    assert not (folder / "finished.json").exists()
+
+
+def test_one_bad_batch_costs_one_step_and_no_mean(train, tmp_path, spoil):
+    each, mean = tmp_path / "each", tmp_path / "mean"
+    settings = ["unet.max_steps=4", "unet.validate_every=4"]
+    spoil([1, 3])
+    assert train(each, *settings, "unet.log_every=1")["steps"] == 4
+    lines = [row for row in metrics(each) if "loss_scale" in row]
+    assert [row["skipped_total"] for row in lines] == [0, 1, 1, 2]
+    assert ["loss" in row for row in lines] == [True, False, True, False]
+    train(mean, *settings, "unet.log_every=4")
+    (line,) = [row for row in metrics(mean) if "loss_scale" in row]
+    assert line["loss"] == pytest.approx((lines[0]["loss"] + lines[2]["loss"]) / 2, rel=1e-6)
+
+
+def test_the_count_of_bad_steps_goes_on_in_a_resumed_run(train, tmp_path, spoil, monkeypatch):
+    spoil(range(1, 100))
+    settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_bad_steps=5", "unet.patience=99"]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+        assert train(tmp_path / "run", *settings) is None  # leaves after step 4: 2, 3 and 4 were bad
+    with pytest.raises(NumericError, match="5 steps in a row, up to step 6"):
+        train(tmp_path / "run", *settings)
+
+
+def test_the_residual_preset_learns_resumes_and_segments(train, tmp_path, monkeypatch, capsys):
+    settings = ["unet=residual", "unet.max_steps=60", "unet.validate_every=20"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    facts = train(straight, *settings)
+    assert facts["validation_dice"] > 0.7  # 0.86 measured; untrained 0
+    assert "residual U-Net [4, 8]" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+        assert train(broken, *settings) is None
+    assert train(broken, *settings) | {"hours": 0} == facts | {"hours": 0}
+    assert files_at(broken, 60) == files_at(straight, 60)
+    trained = from_yaml("train_unet", straight / "config.yaml")
+    unet = load_unet(weights(straight, 60), trained, straight)
+    assert {type(level) for level in [*unet.downs, *unet.ups]} == {LEVELS["residual"]}
+    with pytest.raises(CheckpointError, match="unet.network: residual -> hilbert"):
+        train(broken, *settings, "unet.network=hilbert")
 
 
 def test_a_finished_run_says_so_and_is_left_alone(train, tmp_path, capsys):
@@ -201,8 +327,10 @@ def launch_two(repository: Path, cohort: Path, run_dir: Path, *settings: str) ->
     assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
 
 
-def test_two_ranks_equal_one_with_the_joined_batch(train, tiny_cohort, repository, tmp_path):
-    settings = ["unet.max_steps=5", "unet.validate_every=5", "unet.dropout=0.0", "unet.learning_rate=1e-3"]
+@pytest.mark.parametrize("preset", ["hilbert", pytest.param("residual", marks=pytest.mark.soak)])
+def test_two_ranks_equal_one_with_the_joined_batch(train, tiny_cohort, repository, tmp_path, preset):
+    settings = [f"unet={preset}", "unet.max_steps=5", "unet.validate_every=5", "unet.dropout=0.0"]
+    settings += ["unet.learning_rate=1e-3"]
     train(tmp_path / "one", *settings)
     launch_two(repository, tiny_cohort, tmp_path / "two", *settings)
     one, two = weights(tmp_path / "one", 5), weights(tmp_path / "two", 5)

@@ -18,7 +18,7 @@ SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
 
 def write_gan(folder: Path, variant: str) -> Path:
     """A run directory as far as a study looks at it."""
-    folder.mkdir(parents=True)
+    (folder / "checkpoints/step_00000010").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={variant}"])))
     (folder / "finished.json").write_text("{}")
     return folder

@@ -9,7 +9,7 @@ from vesselgan.config import compose
 from vesselgan.errors import DataError, UsageError
 from vesselgan.stages import Stage
 from vesselgan.study import run as study_run
-from vesselgan.study import steps
+from vesselgan.study import steps, sweep
 from vesselgan.study.sources import run_sources
 from vesselgan.study.sweep import run_sweep
 
@@ -121,18 +121,20 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     with pytest.raises(UsageError, match="would name two GANs"):
         config = study(steps.word("runs", [str(tmp_path / "runs/gp")] * 2))
         run_sources(config, home_of(config))
-    (tmp_path / "runs/gp/finished.json").unlink()
-    with pytest.raises(UsageError, match="not finished"):
-        run_sources(study(), home_of(study()))
     for words, message in (
         (["runs=[]"], "needs runs"),
         (["seeds=[]"], "at least one"),
         (["seeds=[3,3]"], "none twice"),
         (["name=a/b"], "must be the name of a folder"),
         (["study=sweep", "runs=[]"], "study=sweep needs"),
+        (["study=sweep", "sweep.learning_rates=[1e-4,0.0001]"], "learning_rates=.* none twice"),
+        (["study=sweep", "sweep.checkpoints=[step_00000011]"], "no step_00000011; there are: step_00000010"),
     ):
         with pytest.raises(UsageError, match=message):
             study_run.run(study(*words))
+    (tmp_path / "runs/gp/finished.json").unlink()
+    with pytest.raises(UsageError, match="not finished"):
+        run_sources(study(), home_of(study()))
     assert walked == []
 
 
@@ -164,3 +166,21 @@ def test_a_sweep_ranks_by_validation_and_scores_no_volume(study, walked, tmp_pat
     generated = [c["checkpoint"] for stage in walked for verb, c in said(stage) if verb == "generate"]
     assert generated == ["step_00000010", None, None]
     assert "label threshold" in capsys.readouterr().out
+
+
+def test_a_sweep_ranks_by_the_mean_over_all_seeds(study, walked, monkeypatch):
+    by_seed = {"gp": {"1": 0.9, "2": 0.5, "3": 0.5}, "sn_mp": {"1": 0.8, "2": 0.8, "3": 0.8}}
+    honest = sweep.read_json
+
+    def read(path: Path) -> dict[str, object]:
+        gan, _, seed = path.parent.name.partition("-at-")
+        return honest(path) | {"validation_dice": by_seed[gan][seed.rpartition("-")[2]]}
+
+    monkeypatch.setattr(sweep, "read_json", read)
+    config = study("study=sweep", "seeds=[1,2,3]")
+    best, last = json.loads(run_sweep(config, home_of(config)).read_text())["ranking"]
+    assert (best["gan"], last["gan"]) == ("sn_mp", "gp")
+    assert last["validation_dice"] == pytest.approx(1.9 / 3) and last["validation_dice_by_seed"] == by_seed["gp"]
+    assert best["run"] == config.runs[1]
+    # Two thresholds with the first seed, then the winner with the other two: for each GAN.
+    assert sum(stage.name.startswith("unet-") for stage in walked) == 2 * (2 + 2)

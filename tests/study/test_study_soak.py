@@ -1,4 +1,7 @@
-"""A study by its command on a tiny phantom: stopped in the middle of a U-Net and resumed, it is the unbroken one."""
+"""A study by its command on a tiny phantom: stopped in the middle of a U-Net and resumed, it is the unbroken one.
+
+One of its GANs is private, trained on two ranks, and ends in Table B.1.
+"""
 
 import json
 import os
@@ -12,8 +15,14 @@ import pytest
 
 TINY = ["phantom.shape=[48,48,24]", "phantom.spacing_mm=[2.5,3,3.2]", "phantom.num_subjects=4"]
 COHORT = ["data.prepare.split.validation=1", "data.prepare.split.test=2", "data.prepare.num_vessel_patches_gan=20"]
-COHORT += ["data.prepare.num_vessel_patches_unet=20", "data.prepare.max_clipped_vessel_share=1"]
-GAN = ["variant=sn", "variant.width=16", "train.batch_size=4", "train.max_steps=3", "train.num_workers=0"]
+COHORT += [
+    "data.prepare.num_vessel_patches_unet=20",
+    "data.prepare.max_clipped_vessel_share=1",
+    "data.prepare.patch_shape=[32,32,16]",
+]
+GAN = ["variant.width=8", "train.batch_size=4", "train.max_steps=3", "train.num_workers=0"]
+PRIVATE = ["variant=dpgan", "variant.dp.delta=1e-5"]
+RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 UNET = ["unet.filters=[4,8]", "unet.max_steps=30", "unet.validate_every=5", "unet.batch_size=4", "unet.num_workers=0"]
 STUDY = ["num_patches=24", "seeds=[1]", "labels.num_narrowed=1", "labels.max_patches=10"]
 
@@ -43,9 +52,11 @@ def test_a_study_that_was_stopped_and_resumed_is_the_unbroken_one(repository: Pa
     run(repository, "-m", "data_prep.make_phantom", work, *TINY)
     run(repository, "-m", "data_prep.build_shards", work, *COHORT)
     gan = tmp_path / "runs/gan"
-    run(repository, "launch/train_gan.py", "--run_dir", str(gan), work, *GAN)
+    run(repository, "launch/train_gan.py", "--run_dir", str(gan), work, "variant=sn", *GAN)
+    dpgan = tmp_path / "runs/dpgan"
+    run(repository, *RANKS, "launch/train_gan.py", f"--run_dir={dpgan}", work, *PRIVATE, *GAN)
     # An untrained GAN's scores lie around 0: only the lowest cuts find vessels.
-    words = ["launch/study.py", work, f"runs=[{gan}]", "labels.thresholds=[0.01,0.05]", *STUDY, *UNET]
+    words = ["launch/study.py", work, f"runs=[{gan},{dpgan}]", "labels.thresholds=[0.01,0.05]", *STUDY, *UNET]
     broken, whole = tmp_path / "studies/broken", tmp_path / "studies/whole"
 
     process = start(repository, *words, "name=broken")
@@ -62,11 +73,16 @@ def test_a_study_that_was_stopped_and_resumed_is_the_unbroken_one(repository: Pa
 
     assert outcome(broken) == outcome(whole)
     rows = {row["name"]: row for row in outcome(whole)["rows"]}
-    assert list(rows) == ["real", "sn", "real+sn", "shuffled", "threshold"]
+    assert list(rows) == ["real", "sn", "dpgan", "real+sn", "real+dpgan", "shuffled", "threshold"]
     assert all(row["runs"]["1"]["steps"] == 30 for row in rows.values() if row["runs"])
     assert rows["real"]["scores"]["phantom"]["intracranial"]["dice"]["n"] == 2
-    report = whole / "report"
-    assert "Table A.1" in (report / "index.html").read_text() and (report / "study-whole.md").is_file()
+    spent = json.loads((dpgan / "finished.json").read_text())["privacy"]
+    assert spent["steps"] == 15 and rows["dpgan"]["privacy"]["epsilon"] == spent["epsilon"] > 0
+    assert [name for name, row in rows.items() if row["privacy"]] == ["dpgan"]  # not where real patches came beside
+    page, tables = ((whole / "report" / name).read_text() for name in ("index.html", "study-whole.md"))
+    assert "Table A.1" in page and "Figure B.1" in page and "No epsilon covers" in page
+    (line, _) = [line for line in tables.splitlines() if line.startswith("| U-Net on dpgan; epsilon ")]
+    assert f"{spent['epsilon']:.3g} per patch at delta 1e-05" in line
     marks = {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}
     run(repository, *words, "name=whole")  # once more: nothing is done again
     assert marks == {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}

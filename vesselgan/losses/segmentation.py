@@ -1,8 +1,9 @@
-"""The segmentation loss (Hilbert 2020): negative Dice on probabilities.
+"""The segmentation losses on probabilities: negative Dice (Hilbert 2020), alone or with cross-entropy.
 
 Shapes: any, but the same, for probability and label.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SMOOTH = 1.0
+CERTAIN = 1e-6
 
 
 def dice_loss(probability: Tensor, label: Tensor) -> Tensor:
@@ -22,6 +24,21 @@ def dice_loss(probability: Tensor, label: Tensor) -> Tensor:
     probability, label = probability.float(), label.float()
     overlap = (probability * label).sum()
     return -soft_dice(sum_over_ranks(torch.stack([overlap, probability.sum(), label.sum()])))
+
+
+def dice_ce_loss(probability: Tensor, label: Tensor) -> Tensor:
+    """dice_loss + the binary cross-entropy's mean over all voxels of the global batch (nnU-Net's loss).
+
+    Scalar, float32; over ranks as dice_loss. Probabilities are kept CERTAIN away from 0 and 1.
+    """
+    # Not torch's own, which stops the process at a NaN; here one makes the loss NaN, and the step is skipped.
+    p, y = probability.float().clamp(CERTAIN, 1 - CERTAIN), label.float()
+    entropy = -(y * p.log() + (1 - y) * (1 - p).log()).sum()
+    total, count = sum_over_ranks(torch.stack([entropy, entropy.new_tensor(y.numel())])).unbind()
+    return dice_loss(probability, label) + total / count
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"dice": dice_loss, "dice_ce": dice_ce_loss}
 
 
 def soft_dice(sums: Tensor) -> Tensor:

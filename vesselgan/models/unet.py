@@ -1,5 +1,7 @@
 """The segmentation network: the 3D U-Net of Hilbert 2020 (BRAVE-NET's baseline), which the paper used.
 
+Its levels may be residual ones instead.
+
 Shapes: N batch, C channel, X Y Z voxels.
 """
 
@@ -12,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vesselgan.errors import UsageError
-from vesselgan.models.blocks import BatchNorm3d, Conv3d
+from vesselgan.models.blocks import BatchNorm3d, Conv3d, freeze_bias
 from vesselgan.models.upsampling import UpsampleConv3d
+
+SLOPE = 0.01
 
 
 class Unet(nn.Module):
@@ -24,19 +28,21 @@ class Unet(nn.Module):
     again; a 1x1x1 convolution and a sigmoid. The image is normalised by a BatchNorm in front, in float32 whatever the
     weights' type: bfloat16 would keep 8 bits of it. ReLU comes before the normalisation, as in the published network,
     so no convolution's bias is idle. Torch's BatchNorm defaults (Keras's averages need 460 steps to forget half).
+    `network`, a key of LEVELS, says what a level is made of: `hilbert`, the published ones, or `residual`.
     """
 
-    def __init__(self, filters: Sequence[int], dropout: float) -> None:
+    def __init__(self, filters: Sequence[int], dropout: float, *, network: str = "hilbert") -> None:
         super().__init__()
+        level = LEVELS[network]
         self.input_norm = BatchNorm3d(1)
         # What scales all of the image at once is undone by the first level's normalisation: a gradient of rounding
         # noise, which Adam would turn into steps of full size.
         self.input_norm.weight.requires_grad_(False)
         steps = zip([1, *filters[:-1]], filters, strict=True)
-        self.downs = nn.ModuleList(Level(Conv3d(i, o, kernel_size=3, padding=1), o, dropout) for i, o in steps)
+        self.downs = nn.ModuleList(level(Conv3d(i, o, kernel_size=3, padding=1), o, dropout) for i, o in steps)
         self.bottom = nn.ModuleList(Conv3d(filters[-1], filters[-1], kernel_size=1) for _ in range(2))
         falling = list(reversed(filters))
-        self.ups = nn.ModuleList(Level(JoiningConv3d(low, high), high, dropout) for low, high in pairwise(falling))
+        self.ups = nn.ModuleList(level(JoiningConv3d(low, high), high, dropout) for low, high in pairwise(falling))
         self.last = Conv3d(filters[0], 1, kernel_size=1)
 
     def forward(self, image_NCXYZ: Tensor) -> Tensor:
@@ -70,6 +76,28 @@ class Level(nn.Module):
         return self.second_norm(self.second(x).relu_())
 
 
+class ResidualLevel(Level):
+    """Convolution, BatchNorm, leaky ReLU, dropout; convolution, BatchNorm; plus what came in, and leaky ReLU.
+
+    The block of nnU-Net's and MONAI's residual U-Nets. What came in goes through a 1x1x1 convolution and a BatchNorm
+    where its channels differ; on the way up it is the skip.
+    """
+
+    def __init__(self, first: Conv3d, channels: int, dropout: float) -> None:
+        super().__init__(first, channels, dropout)
+        self.shortcut: nn.Module = nn.Identity()
+        if not isinstance(first, JoiningConv3d) and first.in_channels != channels:
+            through = freeze_bias(Conv3d(first.in_channels, channels, kernel_size=1))
+            self.shortcut = nn.Sequential(through, BatchNorm3d(channels))
+        for convolution in (self.first, self.second):
+            freeze_bias(convolution)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = self.dropout(F.leaky_relu(self.first_norm(self.first(*inputs)), SLOPE, inplace=True))
+        x = self.second_norm(self.second(x)) + self.shortcut(inputs[-1])
+        return F.leaky_relu(x, SLOPE, inplace=True)
+
+
 class JoiningConv3d(UpsampleConv3d):
     """A 3x3x3 convolution of the concatenation [low upsampled x2 to the nearest, skip], which is never built.
 
@@ -84,6 +112,9 @@ class JoiningConv3d(UpsampleConv3d):
         low_weight, skip_weight = self.weight.tensor_split([low_NCXYZ.shape[1]], dim=1)
         raised_NCXYZ = self._conv_forward(low_NCXYZ, low_weight, self.bias)
         return raised_NCXYZ + Conv3d._conv_forward(self, skip_NCXYZ, skip_weight, None)
+
+
+LEVELS: dict[str, type[Level]] = {"hilbert": Level, "residual": ResidualLevel}
 
 
 @torch.no_grad()

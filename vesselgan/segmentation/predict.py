@@ -58,6 +58,8 @@ class Settings:
     unet_seed: int
     label_threshold: float
     """Of the synthetic labels that it was trained on."""
+    privacy: dict[str, Any] | None
+    """What was spent on the patches that it was trained on; null where they are of no private GAN."""
 
 
 def segment(config: Segment) -> None:
@@ -125,6 +127,7 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
         probability=config.probability,
         unet_seed=trained.unet.seed,
         label_threshold=trained.data.label_threshold,
+        privacy=state.get("privacy"),
     )
     return settings, weights
 
@@ -212,7 +215,7 @@ def best_checkpoint(run_dir: Path) -> str:
 def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: Path) -> Unet:
     """The U-Net in evaluation mode, float32; CheckpointError when the weights are not this architecture's."""
     with torch.device("meta"):
-        unet = Unet(trained.unet.filters, trained.unet.dropout)
+        unet = Unet(trained.unet.filters, trained.unet.dropout, network=trained.unet.network)
     try:
         unet.load_state_dict(weights, assign=True)
     except RuntimeError as error:

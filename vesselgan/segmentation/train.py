@@ -23,11 +23,12 @@ from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.staged import staged
 from vesselgan.errors import DataError, NumericError, UsageError
-from vesselgan.losses.segmentation import dice_loss
+from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
 from vesselgan.runtime import checkpoint, distributed, rundir
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
+from vesselgan.runtime.guards import refuse_endless_skips
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
@@ -79,6 +80,11 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
     return chosen, validation
 
 
+def privacy_of(sets: list[ShardSet]) -> dict[str, Any] | None:
+    """What was spent on the patches to train on, where a private GAN made them all; None where any is bare."""
+    return sets[0].manifest.extra.get("privacy") if len(sets) == 1 else None
+
+
 def _shards_of_origin(folder: Path, origin: str) -> ShardSet:
     shards = ShardSet(folder)
     if shards.origin != origin:
@@ -118,6 +124,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
         log.line(line)
     told = {"scaling": config.data.scaling, "upper_percentile": validation_set.manifest.upper_percentile}
     told |= {"patch_shape": list(validation_set.patch_shape), "config_hash": config_hash(config)}
+    told |= {"privacy": privacy_of(sets)}
     run = _Run(config, run_dir, world, engine, log, training, _dataset(config, validation_set), told, requests)
     facts = run.drive(state)
     if facts["is_finished"]:
@@ -145,7 +152,7 @@ def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset
 
 
 def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: str) -> Engine:
-    unet = Unet(config.unet.filters, config.unet.dropout)
+    unet = Unet(config.unet.filters, config.unet.dropout, network=config.unet.network)
     start_unet(unet, config.unet.seed)
     return build(
         PLAYER,
@@ -159,21 +166,21 @@ def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: 
     )
 
 
-def unet_step(engine: Engine, batch_NCXYZ: Tensor) -> Tensor:
-    """One optimizer step on this rank's share of the batch; returns its loss, on the device.
+def unet_step(engine: Engine, batch_NCXYZ: Tensor, loss_name: str) -> dict[str, Tensor]:
+    """One optimizer step on this rank's share of the batch; returns its loss, on the device, nothing when skipped.
 
     With batch_per_gpu below the share, Dice and BatchNorm see one micro-batch at a time, as any accumulation does.
     """
     losses = []
     for part_NCXYZ in batch_NCXYZ.to(engine.device).chunk(engine.micro_batches):
         with phase("unet/forward"):
-            loss = dice_loss(engine.module(part_NCXYZ[:, :1]), part_NCXYZ[:, 1:])
+            loss = LOSSES[loss_name](engine.module(part_NCXYZ[:, :1]), part_NCXYZ[:, 1:])
         with phase("unet/backward"):
             engine.backward(loss)
         with phase("unet/update"):
-            engine.step()
+            is_applied = engine.step()
         losses.append(loss.detach())
-    return torch.stack(losses).mean()
+    return {"loss": torch.stack(losses).mean()} if is_applied else {}
 
 
 def seed_dropout(seed: int, step: int, rank: int) -> None:
@@ -209,8 +216,10 @@ class _Run:
         done, save_s, save_ms = start, state.get("save_s", 0.0), 0.0
         while done < unet.max_steps and not selection.is_over(unet.patience):
             seed_dropout(unet.seed, done, self.world.rank)
-            meter.take({"loss": unet_step(self.engine, next(batches))})
+            meter.take(unet_step(self.engine, next(batches), unet.loss))
             done += 1
+            told = {"field": "unet.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
+            refuse_endless_skips({PLAYER: self.engine}, unet.max_bad_steps, **told)
             is_last = done == unet.max_steps
             if done % unet.log_every == 0 or is_last:
                 self._tell(done, meter.read(self.world) | {"save_ms": save_ms}, progress)
@@ -255,21 +264,17 @@ class _Run:
         )
 
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
-        self._refuse_non_finite(values["loss"], "loss", done)
         values |= {"loss_scale": self.engine.loss_scale, "skipped_total": float(self.engine.skipped_steps)}
-        progress.tell(done, values, f"loss {values['loss']:+.4f}")
-
-    def _refuse_non_finite(self, value: float, what: str, done: int) -> None:
-        if not np.isfinite(value):
-            raise NumericError(
-                f"{self.run_dir}: {what} not finite at step {done}; train with a lower unet.learning_rate or with "
-                "unet.precision=fp32, in a new run directory"
-            )
+        progress.tell(done, values, f"loss {values['loss']:+.4f}" if "loss" in values else "every step skipped")
 
     def _validate(self, done: int, selection: Selection) -> Selection:
         """Score the U-Net as it is, log it with a picture, and take it into the selection."""
         scores = validate(self.engine.module, self.validation, batch_size=self.config.unet.batch_size, world=self.world)
-        self._refuse_non_finite(scores.loss, "validation loss", done)
+        if not np.isfinite(scores.loss):
+            raise NumericError(
+                f"{self.run_dir}: validation loss not finite at step {done}; train with a lower unet.learning_rate or "
+                "with unet.precision=fp32, in a new run directory"
+            )
         self.log.scalars(done, {f"validation_{name}": value for name, value in asdict(scores).items()})
         if self.world.is_main:
             self.log.image(done, "validation", picture(self.engine.module, self.validation, self.world.device))
@@ -317,7 +322,8 @@ def _say_first_lines(
     source = config.data.source + (", labels shuffled against images" if config.data.shuffle_labels else "")
     log.line(f"run directory: {run_dir} (tensorboard --logdir {run_dir}/tensorboard)")
     log.line(
-        f"U-Net {config.unet.filters} in {config.unet.precision} on {world.size} x {world.device.type}, "
-        f"{sum(parameter.numel() for parameter in engine.module.parameters()):,} parameters; {len(training)} patches "
-        f"({source}); {'resumed at step ' + str(start) if start else 'new run'}, {config.unet.max_steps} steps in all"
+        f"{config.unet.network} U-Net {config.unet.filters} in {config.unet.precision} on {world.size} x "
+        f"{world.device.type}, {sum(parameter.numel() for parameter in engine.module.parameters()):,} parameters; "
+        f"{len(training)} patches ({source}); {'resumed at step ' + str(start) if start else 'new run'}, "
+        f"{config.unet.max_steps} steps in all"
     )

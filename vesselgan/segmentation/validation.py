@@ -24,7 +24,7 @@ class Scores:
     """Over all validation patches taken as one volume, so that no batch or rank count can change them."""
 
     loss: float
-    """-Dice of the probabilities, smooth 1: the training loss."""
+    """-Dice of the probabilities, smooth 1: the paper's training loss, whatever unet.loss is."""
     dice: float
     """Dice of the label that a cut at 0.5 gives."""
 

@@ -80,6 +80,10 @@ def gans_of(runs: list[str], checkpoints: list[str]) -> list[Gan]:
             raise UsageError(
                 f"runs: {run} is not finished; finish it with the command that started it, or leave it out"
             )
+        for name in checkpoints:
+            if not (run / "checkpoints" / name).is_dir():
+                there = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
+                raise UsageError(f"sweep.checkpoints: {run} has no {name}; there are: {there}")
         found += [(run, config.variant.name, checkpoint) for checkpoint in checkpoints or [None]]
     variants = [variant for _, variant, _ in found]
     gans = []

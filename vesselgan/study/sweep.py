@@ -5,13 +5,25 @@ As the paper chose its hyper-parameters: by segmentation on the real validation 
 
 import itertools
 import json
+import statistics
 from pathlib import Path
+from typing import Any
 
 from vesselgan.config.schema import Study
 from vesselgan.errors import UsageError
 from vesselgan.files import write_text
 from vesselgan.stages import Stage, script
-from vesselgan.study.steps import Gan, Walker, choose_threshold, gans_of, settings_for, word
+from vesselgan.study.steps import (
+    Gan,
+    Walker,
+    choose_threshold,
+    gans_of,
+    read_json,
+    settings_for,
+    synthetic_source,
+    unet_stage,
+    word,
+)
 
 FORMAT_VERSION = 1
 
@@ -26,20 +38,31 @@ def run_sweep(config: Study, home: Path) -> Path:
     for gan, stage in grid:
         walker.walk(stage)
         gans.append(gan)
-    records = [choose_threshold(config, home, gan, walker) for gan in gans]
+    records = [record_of(config, home, gan, walker) for gan in gans]
     ranked = sorted(records, key=lambda record: -record["validation_dice"])
-    by_name = {gan.name: gan for gan in gans}
-    for record in ranked:
-        gan = by_name[record["gan"]]
-        record |= {"variant": gan.variant, "run": gan.run.resolve().name, "checkpoint": gan.checkpoint}
     out = home / "ranking.json"
-    result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice", "unet_steps": config.unet.max_steps}
-    write_text(out, json.dumps(result | {"ranking": ranked}, indent=1) + "\n")
-    print()
+    result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
+    result |= {"unet_steps": config.unet.max_steps, "ranking": ranked}
+    write_text(out, json.dumps(result, indent=1) + "\n")
+    print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
     for place, record in enumerate(ranked, 1):
-        score, threshold = record["validation_dice"], record["label_threshold"]
-        print(f"{place:3}  {score:.4f}  {record['gan']}, label threshold {threshold:g}")
+        each = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
+        print(f"{place:3}  {record['validation_dice']:.4f} ({each})  {record['gan']}, "
+              f"label threshold {record['label_threshold']:g}, {record['run']}")  # fmt: skip
     return out
+
+
+def record_of(config: Study, home: Path, gan: Gan, walker: Walker) -> dict[str, Any]:
+    """What the ranking says of one GAN: its label threshold, decided with the first seed, then a U-Net for each."""
+    choice = choose_threshold(config, home, gan, walker)
+    source = synthetic_source(gan, choice["label_threshold"])
+    dice = {}
+    for seed in config.seeds:
+        stage = unet_stage(config, home, source, seed)
+        walker.walk(stage, [f"generate-{gan.name}"])
+        dice[str(seed)] = read_json(stage.outputs[0])["validation_dice"]
+    score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
+    return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
 
 
 def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
@@ -47,6 +70,10 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
     sweep, variant = config.sweep, config.variant
     if not sweep.learning_rates and not sweep.batch_sizes:
         return []
+    for key in ("learning_rates", "batch_sizes"):
+        values = getattr(sweep, key)
+        if len(set(values)) < len(values):
+            raise UsageError(f"sweep.{key}={values}: name none twice")
     ratio = variant.learning_rate_generator / variant.learning_rate_critic
     found = []
     rates, batches = (
