@@ -156,7 +156,13 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
 def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
     """Image scores with the network that needs no download, and is marked so; few repeats, for the time."""
     out = work / "results/image.json"
-    words = ("evaluate=image", "name=sn_mp", setting("image.synthetic", gan / "synthetic"), setting("out", out))
+    words = (
+        "preset=demo",
+        "evaluate=image",
+        "name=sn_mp",
+        setting("image.synthetic", gan / "synthetic"),
+        setting("out", out),
+    )
     command = script("evaluate", *words, *IMAGE_SCORES, *overrides)
     return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
 

@@ -1,13 +1,17 @@
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vesselgan.config.compose import parse
 from vesselgan.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.reference import like_training
+from vesselgan.files import sha256_of
+from vesselgan.report import agreement, image_quality, raster, study_rows
 from vesselgan.shards import ShardSet, content_hash
 
 
@@ -18,6 +22,14 @@ def run(work: Path, *settings: str) -> dict:
     words += ["image.num_runs=2", "runtime.device=cpu"]
     evaluate(parse("evaluate", None, [*words, *settings]).config)
     return json.loads(out.read_text())
+
+
+def refused(capsys, work: Path, *settings: str) -> tuple[int, str]:
+    """The exit code of a run that is refused, and what it says; no result was written."""
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_error(lambda: run(work, *settings))
+    assert not (work / "results").exists()
+    return stopped.value.code, capsys.readouterr().err
 
 
 def without_provenance(result: dict) -> dict:
@@ -73,20 +85,88 @@ def test_labels_stand_beside_each_other_with_a_floor_and_spoilt_labels_lose(imag
         assert spoilt["shuffled"] < found["consistency"][side]["mean"] - 0.1
 
 
-def test_a_reference_with_training_patients_or_patches_is_refused(image_road, write_set):
+def test_a_reference_with_training_patients_or_patches_is_refused(image_road, write_set, capsys):
     validation = image_road / "phantom" / "shards" / "unet" / "validation"
     write_set(validation, range(200, 206), ["sub-3", "sub-2"])
-    with pytest.raises(DataError, match="patients of the training set .sub-2. are in the reference"):
-        run(image_road)
+    code, said = refused(capsys, image_road)
+    assert code == 3 and "patients of the training set (sub-2) are in the reference" in said
+    assert "image.reference=train" in said
     # The same patch under another name: record 4 of the reference is training patch 103.
     write_set(validation, [200, 201, 202, 204, 103, 205], ["sub-3", "sub-4"])
-    with pytest.raises(DataError, match="1 patches are patches of the training set.*patch 4, subject sub-3, is "
-                                        "training patch 3, subject sub-2"):  # fmt: skip
-        run(image_road)
-    assert not (image_road / "results").exists()
+    code, said = refused(capsys, image_road)
+    assert code == 3 and "1 patch of the training set, under another name: patch 4, subject sub-3, is " in said
+    assert "training patch 3, subject sub-2" in said
     asked = run(image_road, "image.reference=train", "image.num_clusters=2")
     assert (asked["reference"]["is_held_out"], asked["n"]) == (False, 8)
     assert asked["training_overlap"] == "the training split, asked by name"
+
+
+def test_weights_that_are_not_those_expected_stop_the_command(image_road, capsys):
+    weights = image_road / "resnet_10.pth"
+    medicalnet = ["image.extractor=medicalnet", f"image.weights={weights}"]
+    code, said = refused(capsys, image_road, *medicalnet)
+    assert code == 3 and f"{weights}: cannot be read (No such file" in said
+    torch.save({"state_dict": {"layer1.0.conv1.weight": torch.zeros(2)}}, weights)
+    expected = "0" * 64
+    code, said = refused(capsys, image_road, *medicalnet, f"image.weights_sha256='{expected}'")
+    assert code == 3 and f"its sha256 is {sha256_of(weights)}, expected {expected}" in said
+    code, said = refused(capsys, image_road, *medicalnet)
+    assert code == 3 and "71 missing (conv1.weight" in said and "1 of another shape (layer1.0.conv1.weight [2]" in said
+
+
+def test_a_run_with_random_features_is_marked_in_every_table_figure_and_file(image_road):
+    result = run(image_road)
+    assert result["name"] == "tiny"
+    segmented = {"subject": "sub-9", "dice": 0.5, "bavd_voxels": 1.0, "bavd_mm": 1.0}
+    volumes = {"name": "synthetic", "cohort": "phantom", "subjects": [segmented | {"region": "all"}]}
+    metrics = ["dice", "bavd_voxels", "bavd_mm"]
+    compared = [study_rows.from_results([volumes], metrics, "tiny")]
+    quality, against = image_quality.section([result]), agreement.section([result], compared, [])
+    mark = "random features, not comparable"
+    for text in (quality.html, quality.files["table-1.md"]):
+        assert text.count("tiny") > 2 and re.findall(rf"\btiny\b(?! \({mark}\))", text) == []
+    files = ((quality, "table-1.csv", "tiny"), (against, "image-against-segmentation.csv", "phantom"))
+    for part, name, ours in files:
+        lines = [line for line in part.files[name].splitlines() if ours in line]
+        assert lines and all(mark in line for line in lines)
+    row = re.search(r"<tr><th>phantom, all vessels(.*?)</th>", against.html)
+    assert row is not None and mark in row[1]
+    assert [name for name, _ in raster.charts_of(quality.html)] == ["01-prd_curves__phantom.png"]
+    assert f"{result['name']} ({mark}): AUC" in quality.html  # the curve's key, which its PNG has too
+
+
+def test_one_patch_is_no_distribution_and_few_are_told(image_road, write_set, capsys):
+    made = image_road / "run" / "synthetic"
+    write_set(made, [300], ["synthetic-0"], origin="synthetic", kind="synthetic")
+    code, said = refused(capsys, image_road)
+    assert code == 3 and "18 real and 1 synthetic patches: scores of distributions need two or more" in said
+    write_set(made, [300, 301], ["synthetic-0"], origin="synthetic", kind="synthetic")
+    result = run(image_road)
+    assert result["n"] == 2 and np.isfinite(result["scores"]["fid"]["mean"])
+    assert "note: 2 samples of 512 features: the covariance has rank 1 at most" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("background", ["noise", "zero"])
+def test_the_reference_itself_scores_like_a_perfect_generator(image_road, write_set, background):
+    made = [f"synthetic-{i}" for i in range(18)]
+    write_set(image_road / "run" / "synthetic", range(200, 218), made, origin="synthetic", kind="synthetic")
+    result = run(image_road, f"image.background={background}")
+    assert result["scores"]["fid"]["mean"] < 1e-3
+    assert result["scores"]["prd_auc"]["mean"] > 0.999
+    assert result["nearest_distance"] == 0.0
+    assert all(facts["distance"] == 0 for name, facts in result["labels"]["statistics"].items() if "distance" in facts)
+
+
+def test_a_set_that_repeats_its_patches_is_told(image_road, write_set, capsys):
+    made = [f"synthetic-{i}" for i in range(18)]
+    write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, origin="synthetic", kind="synthetic")
+    result = run(image_road, "image.num_clusters=2")
+    # Each patch has noise of its own where its voxels are 0, so the features of copies are not the same.
+    assert "note: 16 of 18 synthetic patches are copies of another one, voxel for voxel" in capsys.readouterr().out
+    assert result["preprocessing"]["num_copies"] == {"reference": 0, "synthetic": 16}
+    assert np.isfinite(result["scores"]["fid"]["mean"]) and result["scores"]["fid"]["mean"] > 0
+    again = run(image_road, "image.num_clusters=2")  # from the cache
+    assert without_provenance(again) == without_provenance(result)
 
 
 def test_patches_of_air_are_no_overlap(image_road, write_set):
@@ -111,10 +191,8 @@ def test_what_cannot_be_scored_is_refused_with_the_remedy(image_road, capsys):
         run(image_road, "image.reference=test")
     with pytest.raises(UsageError, match="holds real patches"):
         run(image_road, f"image.synthetic={image_road}/phantom/shards/gan/train")
-    with pytest.raises(SystemExit) as stopped:
-        exit_on_error(lambda: run(image_road, "image.extractor=medicalnet"))
-    assert stopped.value.code == 3
-    assert "error: image.weights=FILE is missing" in capsys.readouterr().err
+    code, said = refused(capsys, image_road, "image.extractor=medicalnet")
+    assert code == 3 and "error: image.weights=FILE is missing" in said
     with pytest.raises(UsageError, match="image.num_clusters=1: must be 2 or more"):
         run(image_road, "image.num_clusters=1")
 

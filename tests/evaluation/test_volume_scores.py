@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.cohort import Cohort, Subject, write_cohort
+from vesselgan.cohort import Cohort, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError
+from vesselgan.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.overlap import dice
 from vesselgan.evaluation.volume_scores import dice_by_level
@@ -122,6 +122,56 @@ def test_predictions_that_are_missing_or_lie_elsewhere_are_named(tmp_path):
         run(tmp_path, "predictions=null")
 
 
+def test_empty_truth_and_both_empty_have_their_defined_scores_and_are_counted_and_told(tmp_path, capsys):
+    """One sound subject, one with nothing predicted, one with nothing labelled, one with neither."""
+    nothing, truth = np.zeros(SHAPE, np.uint8), bar(1, 6)
+    pairs = {"sub-1": (truth, bar(2, 7)), "sub-2": (truth, nothing), "sub-3": (nothing, truth)}
+    pairs["sub-4"] = (nothing, nothing)
+    subjects = {}
+    for name, (label, predicted) in pairs.items():
+        image = label * 100.0 + int(name[-1])
+        subjects[name] = write_subject(tmp_path, name, "test", image, label, mask=True)
+        write_volume(tmp_path / "predictions" / f"{name}.nii.gz", predicted, AFFINE)
+    write_cohort(tmp_path, Cohort("empties", 99.99, subjects))
+    result = run(tmp_path)
+    diagonal = np.sqrt(8**2 + 6**2 + 6**2)
+    found = {name: scores(result, name, "all") for name in pairs}
+    assert [found[name]["dice"] for name in pairs] == [10 / 12, 0.0, 0.0, 1.0]
+    assert [found[name]["bavd_voxels"] for name in pairs] == pytest.approx([1 / 6, diagonal, diagonal, 0.0])
+    assert result["summary"]["all"]["dice"] == {
+        "mean": pytest.approx((10 / 12 + 1) / 4), "sd": pytest.approx(np.std([10 / 12, 0, 0, 1], ddof=1)),
+        "median": pytest.approx(5 / 12), "n": 4,
+    }  # fmt: skip
+    assert result["empty"]["all"] == {"truth": 2, "predicted": 2}
+    said = capsys.readouterr().out
+    for name, sizes in (("sub-2", (6, 0)), ("sub-3", (0, 6)), ("sub-4", (0, 0))):
+        assert f"{name}, all: {sizes[0]} vessel voxels in the label, {sizes[1]} predicted" in said
+    assert "sub-1, all" not in said
+
+
+def test_one_missing_mask_of_ten_stops_the_command(tmp_path, capsys):
+    names = [f"sub-{number}" for number in range(10)]
+    subjects = {
+        name: write_subject(tmp_path, name, "test", bar(1, 6) * 100.0 + place, bar(1, 6), mask=name != "sub-7")
+        for place, name in enumerate(names)
+    }
+    write_cohort(tmp_path, Cohort("ten", 99.99, subjects))
+    for name in names:
+        write_volume(tmp_path / "predictions" / f"{name}.nii.gz", bar(2, 7), AFFINE)
+    assert refused(capsys, tmp_path) == (3, "error: no brain mask for sub-7 while others have one; make the missing "
+                                            "masks and prepare the cohort again, or set data.layout.mask=null for all\n"
+                                         )  # fmt: skip
+
+
+def refused(capsys, folder: Path, *settings: str) -> tuple[int, str]:
+    """The exit code of a run that is refused, and what it says; no result was written."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_error(lambda: run(folder, *settings))
+    assert not (folder / "result.json").exists()
+    return stopped.value.code, capsys.readouterr().err
+
+
 def write_bright(folder: Path) -> None:
     """Vessels inside the mask at 100, outside at 60; a distractor of 80 outside the mask, background 20. One voxel of
     the test subject's background inside the mask is 110."""
@@ -150,10 +200,20 @@ def test_the_threshold_is_fitted_on_validation_and_scored_on_test(tmp_path):
     assert {"fitted on sub-1 image", "sub-2 image"} < set(result["inputs"])
 
 
-def test_a_threshold_is_not_scored_where_it_was_fitted(tmp_path):
+def test_a_threshold_is_not_scored_where_it_was_fitted(tmp_path, capsys):
     write_bright(tmp_path)
-    with pytest.raises(UsageError, match="fitted there"):
-        run(tmp_path, "evaluate=threshold", "split=validation")
+    code, said = refused(capsys, tmp_path, "evaluate=threshold", "split=validation")
+    assert code == 2 and "split=validation: the threshold is fitted there; score it on another split" in said
+
+
+def test_test_subjects_have_no_say_in_the_threshold(tmp_path):
+    write_bright(tmp_path)
+    before = run(tmp_path, "evaluate=threshold")["thresholds"]
+    cohort = read_cohort(tmp_path)
+    write_volume(cohort.subjects["sub-2"].image, 250.0 - bar(0, 0).astype(np.float32), AFFINE)
+    write_volume(cohort.subjects["sub-2"].label, bar(0, 0), AFFINE)
+    after = run(tmp_path, "evaluate=threshold")
+    assert after["thresholds"] == before and scores(after, "sub-2", "all")["dice"] < 0.01
 
 
 def test_dice_at_every_level_is_dice_of_the_cut():

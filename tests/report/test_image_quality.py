@@ -32,7 +32,15 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
             "is_comparable": is_comparable,
         },
         "preprocessing": {"background": "noise", "seed": 990, "scaling": "volume", "zero_share": {"synthetic": fid}},
-        "reference": {"split": "validation", "is_held_out": True, "patients": 2, "count": 20, "purpose": "unet"},
+        "reference": {
+            "split": "validation",
+            "is_held_out": True,
+            "patients": 2,
+            "count": 20,
+            "purpose": "unet",
+            "kinds": {"grid": 7, "vessel": 13},
+        },
+        "training_overlap": "none: 20 reference patches against 8 training patches, by patient and hash",
         "method": {"num_clusters": 10, "num_runs": 10, "num_angles": 1001, "seeds": [1, 2], "max_patches": None},
         "scores": {"fid": spread(fid, [fid - 0.01, fid + 0.01]), "prd_auc": spread(0.8)},
         "floor": {
@@ -65,7 +73,11 @@ def test_models_that_were_scored_alike_share_the_papers_table():
     assert lines[1] == ["SN", "not run", "0.0322", "not run", "not run", "0.82", *["not run"] * 3]
     assert (lines[2][1], lines[2][2], lines[2][5]) == ("0.0200 (0.0010)", "0.0206", "0.87")
     assert image_quality.floor_lines(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
-    assert "2 patients; MedicalNet ResNet-10 (file not checked); zero voxels as noise; 10 clusters" in group.title
+    assert group.title == (
+        "phantom: 20 patches on either side; real ones of split validation (held out), 2 patients, drawn from 7 grid "
+        "patches, 13 vessel-centred ones; MedicalNet ResNet-10 (file not checked); zero voxels as noise; 10 clusters, "
+        "means over 2 seeds"
+    )
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,10 @@ def test_random_features_are_marked_everywhere_and_stand_beside_nothing_of_the_p
     first, second = part.html.split("Table 1, image quality")[1:]
     # The table, figure 5 and the floor.
     assert first.count("Random features, not comparable.") == 3 and "random" not in second.lower()
+    assert "Labels of gp (random features, not comparable), cut at 0.3" in first
+    # Wherever the run is named, in tables, figures and their keys, it is named so.
+    named = re.findall(r"\bgp\b(?! \(random features, not comparable\))", part.html + part.files["table-1.md"])
+    assert named == []
     assert "<th>paper</th>" not in first and "The paper" not in first
     assert second.count("<th>paper</th>") == 2 and second.count("not run") == 4 * 6
     assert part.files["table-1.md"].count("random features, not comparable") >= 3
@@ -131,6 +147,7 @@ def test_the_csv_holds_full_numbers_and_the_page_escapes_its_texts():
     assert (radius["distance"], radius["low"], radius["floor synthetic"]) == ("0.02", "", "0.022")
     page = image_quality.section([result]).html
     assert "&lt;gp&gt;" in page and "a &lt;note&gt;" in page and "<gp>" not in page
+    assert "Training patches among the real ones: none: 20 reference patches against 8" in page
     assert image_quality.label_lines(result) == [
         ["radius, mm", "0.05 (0.01)", "0.05 (0.01)", "0.02", "not defined", "10", "0.022", "0.011"]
     ]

@@ -1,12 +1,15 @@
 """The page as a whole: complete, offline, escaped, honest about what is missing."""
 
+import csv
 import json
 import re
 import shutil
-from collections import defaultdict
+from collections import Counter, defaultdict
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vesselgan.config import compose
 from vesselgan.errors import DataError, ResourceError, UsageError
@@ -101,6 +104,8 @@ def test_page_is_whole_and_the_table_has_five_rows(road):
     beside = {path.name for path in (road / "report").iterdir()}
     assert beside >= {"segmentation.md", "table-1.csv", "table-2.csv", "study-phantom.csv", "study-phantom.md"}
     assert beside >= {"figure-4.png", "figure-2-1.csv", "image-against-segmentation.csv", "deviations.csv"}
+    assert beside >= {"nearest-demo-gan.png", "nearest-demo-gan.csv"}
+    assert not re.search(r"\b1 (\w+ )?(subjects|patients|patches|seeds|clusters|inputs|steps|parts)\b", text)
 
 
 def test_page_fetches_nothing(road):
@@ -171,6 +176,13 @@ def test_copied_samples_are_shown_beside_their_twins_at_distance_zero(road, writ
     text = " ".join(read(make(road)).text)
     pairs = re.findall(r"sample (\d) \| sub-0\d, patch (\d) \(vessel\)\s+distance (0\.00\d)", text)
     assert len(pairs) == 4
+    rows = list(csv.DictReader((road / "report/nearest-demo-gan.csv").read_text().splitlines()))
+    shown = [row for row in rows if row["kind"] == "shown"]
+    assert [(row["patch"], row["nearest training patch"]) for row in shown] == [pair[:2] for pair in pairs]
+    assert Counter(row["kind"] for row in rows) == {"shown": 4, "synthetic": 6, "real to another subject": 10}
+    # Four rows of two slices and two projections, of which a copy shows the same.
+    sheet = np.asarray(Image.open(road / "report/nearest-demo-gan.png"))
+    assert np.array_equal(sheet[6:70, 6:70], sheet[6:70, 76:140]) and sheet.shape == (4 * 70 + 6, 4 * 70 + 6, 3)
     assert all(int(sample) + int(twin) == 5 for sample, twin, _ in pairs)
     assert re.search(r"6\s+of 6\s+synthetic samples lie nearer", text)
 

@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
+from vesselgan import nearest
 from vesselgan.errors import DataError, UsageError
-from vesselgan.report import charts, figures, nearest, runs
+from vesselgan.report import charts, figures, runs
 from vesselgan.shards import ShardSet
 
 
@@ -33,6 +34,15 @@ def test_line_is_lifted_over_a_gap():
     )
     (path,) = re.findall(r'class="line s0" d="([^"]+)"', chart)
     assert path.count("M") == 2 and path.count("L") == 2
+
+
+def test_a_line_ends_where_it_leaves_the_plot_and_comes_back_where_it_enters():
+    frame = charts._Frame(0.0, 4.0, 0.0, 10.0)
+    # Up through 10 half way between x 1 and 2, down through it half way between 2 and 3; flat on the edge at the end.
+    found = frame.path(np.arange(5.0), np.array([0.0, 0.0, 20.0, 0.0, 0.0]))
+    right = [f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in ((0, 0), (1, 0), (1.5, 10), (2.5, 10), (3, 0), (4, 0))]
+    assert found == "M{}L{}L{}M{}L{}L{}".format(*right)
+    assert frame.path(np.arange(3.0), np.array([11.0, 12.0, 11.0])) == ""
 
 
 def test_long_series_keep_their_extremes_in_few_points():

@@ -15,8 +15,9 @@ from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config import compose
 from vesselgan.errors import DataError
 from vesselgan.files import sha256_of
-from vesselgan.report import agreement, cohorts, deviations, errors, page, study_rows, training
+from vesselgan.report import agreement, cohorts, deviations, errors, page, study_rows, study_tables, training
 from vesselgan.report.agreement import Model
+from vesselgan.report.markup import counted
 from vesselgan.report.runs import read_run
 from vesselgan.volumes import write_volume
 
@@ -91,7 +92,7 @@ def test_figure_3_leaves_only_the_vessels_inside_the_mask(tmp_path):
     assert red["vessel label"][:, : side // 2].any() and red["vessel label"][:, side // 2 :].any()
     assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
     part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
-    assert "1 subjects (0 train, 0 validation, 1 test)" in part.html and "heads &lt;b&gt;" in part.html
+    assert "1 subject (0 train, 0 validation, 1 test)" in part.html and "heads &lt;b&gt;" in part.html
     assert "not run: figure 3 of none" in part.html and list(part.files) == ["figure-3-heads__b_.png"]
 
 
@@ -204,3 +205,28 @@ def test_charts_of_an_earlier_report_do_not_stay_beside_a_later_one(tmp_path):
     page.write_all(tmp_path, "page", {"charts/02-kept.png": b"new", "table.csv": "a\n"})
     assert sorted(p.name for p in (tmp_path / "charts").iterdir()) == ["02-kept.png", "mine.png"]
     assert (tmp_path / "charts/02-kept.png").read_bytes() == b"new" and (tmp_path / "index.html").read_text() == "page"
+
+
+def test_what_was_counted_once_is_not_in_the_plural():
+    assert [counted(n, "subject") for n in (0, 1, 2, 1200)] == [
+        "0 subjects",
+        "1 subject",
+        "2 subjects",
+        "1,200 subjects",
+    ]
+    assert counted(1, "patch", "patches") == "1 patch" and counted(2, "patch", "patches") == "2 patches"
+
+
+def test_empty_sides_are_counted_without_a_study_too_and_a_region_lacks_no_score_that_it_cannot_have(make_result):
+    real = make_result("real", 0.9)
+    real["empty"] = {"all": {"truth": 0, "predicted": 1}, "intracranial": {"truth": 1, "predicted": 1}}
+    for entry in real["subjects"]:
+        if entry["region"] == "all":
+            entry["false_positive_inside_mm3"] = 2.0
+    metrics = [*study_tables.SHOWN, *study_tables.FURTHER]
+    made = study_rows.from_results([real], metrics, None)
+    assert "2 empty predictions and 1 empty label scored as such" in study_tables.about(made)
+    page, text = study_tables.section(made).html, study_tables.format_markdown(made)
+    whole, inside = page.split("Further scores")[1].split("phantom, intracranial")
+    assert "false inside mask" in whole and "false inside mask" not in inside and "not run" not in inside
+    assert text.count("false inside mask") == 1

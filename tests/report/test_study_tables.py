@@ -123,12 +123,29 @@ def test_every_source_of_the_paper_has_its_row_and_says_so_when_it_was_not_run()
     assert kossen[1:] == ["-; paper 0.848", "-", "-", "-"]
 
 
+PRIVACY = {
+    "epsilon": 1200.0,
+    "delta": 1 / 2350,
+    "unit": "patch",
+    "noise_multiplier": 0.3,
+    "not_covered": ["the <range>"],
+}
+
+
+def test_what_no_epsilon_covers_stands_beside_table_b1():
+    made = comparison()
+    assert "No epsilon covers" not in section(made).html + format_markdown(made)
+    made["rows"].append(row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY})
+    assert "No epsilon covers: the &lt;range&gt;." in section(made).html
+    assert format_markdown(made).endswith("No epsilon covers: the <range>.")
+
+
 def test_a_private_gan_stands_in_table_b1_beside_the_budget_of_its_order():
-    private = row("dp", "synthetic", "dpgan", 0.5) | {"epsilon": 1200.0}
+    private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY}
     lines = lines_of(completed({"cohorts": ["first"], "rows": [private]}), (PRIVATE,), "all", SHOWN)
     assert [line.title for line in lines] == [
         "U-Net on DPGAN; epsilon 1e2",
-        "U-Net <dp>; epsilon 1.2e+03; label threshold 0.4",
+        "U-Net <dp>; epsilon 1.2e+03 per patch at delta 0.00043; noise multiplier 0.3; label threshold 0.4",
         "U-Net on DPGAN; epsilon 1e6",
     ]
     # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406); the second cohort was not run: 0.567 (0.041).

@@ -46,7 +46,9 @@ def compare_sources(config: Evaluate) -> Result:
         by_cohort = members[row["name"]]
         scores = {cohort: _score_cohort(results, against.get(cohort), cohort) for cohort, results in by_cohort.items()}
         empty = {cohort: [result["empty"] for result in results] for cohort, results in by_cohort.items()}
-        rows.append(told | {"scores": scores, "empty": empty})
+        first = next((result for results in by_cohort.values() for result in results), {})
+        privacy = first.get("segmented_with", {}).get("privacy") if row["kind"] == "synthetic" else None
+        rows.append(told | {"privacy": privacy, "scores": scores, "empty": empty})
     _adjust(rows)
     about = {key: value for key, value in study.items() if key != "rows"}
     method = {"least_patients": LEAST_PATIENTS, "bootstrap_draws": DRAWS, "bootstrap_seed": BOOTSTRAP_SEED}

@@ -51,7 +51,10 @@ def score_features(real: Features, generated: Features, method: Method) -> dict[
     """
     count = min(len(real.values_NF), len(generated.values_NF), method.max_patches or len(real.values_NF))
     if count < 2:
-        raise DataError(f"{count} patches: scores of distributions need two or more on either side")
+        raise DataError(
+            f"{len(real.values_NF)} real and {len(generated.values_NF)} synthetic patches: scores of distributions "
+            "need two or more on either side; generate more, or name another image.reference"
+        )
     scores: dict[str, list[float]] = {"fid": [], "prd_auc": []}
     for seed in method.seeds:
         one, other = draw(real, count, seed), draw(generated, count, seed)
@@ -74,7 +77,7 @@ def score_features(real: Features, generated: Features, method: Method) -> dict[
         },
         "nearest_distance": mean_nearest_distance(other.values_NF, one.values_NF),
         "floor": floor(real, generated, method, count),
-        "notes": notes(one, other),
+        "notes": [note] if (note := rank_note(*one.values_NF.shape)) else [],
     }
 
 
@@ -118,18 +121,6 @@ def draw(features: Features, count: int, seed: int) -> Features:
     """`count` rows without replacement, in their order."""
     chosen = np.random.default_rng(seed).choice(len(features.values_NF), count, replace=False)
     return features.rows(np.sort(chosen))
-
-
-def notes(real: Features, generated: Features) -> list[str]:
-    """What a reader of the numbers must know of the sets, in words."""
-    found = []
-    if note := rank_note(*real.values_NF.shape):
-        found.append(note)
-    for name, features in (("reference", real), ("synthetic", generated)):
-        twins = len(features.values_NF) - len(np.unique(features.values_NF, axis=0))
-        if twins:
-            found.append(f"{twins} of {len(features.values_NF)} {name} patches have the features of another one")
-    return found
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

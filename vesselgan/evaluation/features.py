@@ -24,7 +24,7 @@ from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, draw_weights, lo
 from vesselgan.shards import ShardSet, content_hash, intensities
 
 RANDOM_TITLE = "random features, not comparable"
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Extracted:
     """Voxels of value 0, which `background` fills, of all."""
     num_constant: int
     """Patches whose voxels above 0 are all alike: nothing to scale by, so those are 0."""
+    num_copies: int
+    """Patches whose image is, voxel for voxel, that of an earlier one."""
 
 
 def open_extractor(settings: ImageScores) -> Extractor:
@@ -174,8 +176,12 @@ def patch_hashes(shards: ShardSet) -> dict[bytes, int]:
     for number in tqdm(range(len(shards)), unit="patch", desc="hashes", disable=None):
         stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
         if stored_XYZ.min() != stored_XYZ.max():
-            hashes[hashlib.blake2b(np.ascontiguousarray(stored_XYZ), digest_size=16).digest()] = number
+            hashes[_patch_digest(stored_XYZ)] = number
     return hashes
+
+
+def _patch_digest(stored_XYZ: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(stored_XYZ), digest_size=16).digest()
 
 
 def _extract(
@@ -184,9 +190,10 @@ def _extract(
     network = extractor.network.to(device)
     features_NF = np.empty((len(shards), NUM_FEATURES), np.float32)
     zeros = constants = 0
+    seen: set[bytes] = set()
     bar = tqdm(total=len(shards), unit="patch", desc=f"features of {shards.folder.name}", disable=None)
     with bar, torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        for numbers, batch, num_zeros, num_constant in _batches(shards, preprocessing, batch_size):
+        for numbers, batch, num_zeros, num_constant in _batches(shards, preprocessing, batch_size, seen):
             made = network(batch.to(device)).float().cpu().numpy()
             features_NF[numbers] = made[: len(numbers)]
             zeros, constants = zeros + num_zeros, constants + num_constant
@@ -194,13 +201,14 @@ def _extract(
     if not np.isfinite(features_NF).all():
         bad = np.flatnonzero(~np.isfinite(features_NF).all(axis=1))
         raise DataError(f"{shards.folder}: the features of patches {bad[:5].tolist()} are not finite; are its weights?")
-    return Extracted(features_NF, zeros / (len(shards) * int(np.prod(shards.patch_shape))), constants)
+    zero_share = zeros / (len(shards) * int(np.prod(shards.patch_shape)))
+    return Extracted(features_NF, zero_share, constants, len(shards) - len(seen))
 
 
 def _batches(
-    shards: ShardSet, preprocessing: Preprocessing, batch_size: int
+    shards: ShardSet, preprocessing: Preprocessing, batch_size: int, seen: set[bytes]
 ) -> Iterator[tuple[list[int], Tensor, int, int]]:
-    """(patches' numbers, input [batch_size, 1, X, Y, Z], zero voxels, constant patches).
+    """(patches' numbers, input [batch_size, 1, X, Y, Z], zero voxels, constant patches); `seen` gets every digest.
 
     The last batch is filled up by repetition: kernels are chosen by batch size, and features should not depend on how
     many patches there are.
@@ -210,6 +218,7 @@ def _batches(
         inputs, zeros, constants = [], 0, 0
         for number in numbers:
             stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
+            seen.add(_patch_digest(stored_XYZ))
             image_XYZ = intensities(stored_XYZ, preprocessing.scaling)
             made_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, (preprocessing.seed, number))
             inputs.append(torch.from_numpy(made_XYZ))
@@ -223,7 +232,8 @@ def _read_cache(path: Path, count: int) -> Extracted | None:
         with safetensors.safe_open(path, framework="np") as file:
             features_NF, facts = file.get_tensor("features"), file.metadata()
         if features_NF.shape == (count, NUM_FEATURES) and facts["sha256"] == _sha256(features_NF):
-            return Extracted(features_NF, float(facts["zero_share"]), int(facts["num_constant"]))
+            counts = int(facts["num_constant"]), int(facts["num_copies"])
+            return Extracted(features_NF, float(facts["zero_share"]), *counts)
         problem = "its contents are not what was written"
     except FileNotFoundError:
         return None
@@ -235,7 +245,8 @@ def _read_cache(path: Path, count: int) -> Extracted | None:
 
 def _write_cache(path: Path, extracted: Extracted, key: dict[str, object]) -> None:
     facts = {"sha256": _sha256(extracted.features_NF), "zero_share": repr(extracted.zero_share)}
-    facts |= {"num_constant": str(extracted.num_constant), "key": json.dumps(key, sort_keys=True)}
+    facts |= {"num_constant": str(extracted.num_constant), "num_copies": str(extracted.num_copies)}
+    facts["key"] = json.dumps(key, sort_keys=True)
     try:
         partial = PartialFile(path)
     except BlockingIOError:  # another process writes the same bytes

@@ -37,7 +37,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     settings = config.image
     if settings.synthetic is None:
         raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that launch/generate.py wrote")
-    synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config)
+    synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
     _check_sets(synthetic, reference)
     training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
     is_asked = settings.reference == "train"
@@ -65,7 +65,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
         },
         "provenance": collect(),
     }
-    result["notes"] += [kind_note] if kind_note else []
+    result["notes"] += [*_copy_notes(*extracted), *([kind_note] if kind_note else [])]
     result["synthetic"] = {"count": len(synthetic), **synthetic.manifest.extra}
     _tell(result)
     return result
@@ -115,7 +115,19 @@ def _zero_facts(reference: Extracted, synthetic: Extracted) -> dict[str, Any]:
     return {
         "zero_share": {side: extracted.zero_share for side, extracted in sides.items()},
         "num_constant": {side: extracted.num_constant for side, extracted in sides.items()},
+        "num_copies": {side: extracted.num_copies for side, extracted in sides.items()},
     }
+
+
+def _copy_notes(reference: Extracted, synthetic: Extracted) -> list[str]:
+    """A set that repeats its patches is smaller than its n says."""
+    sides = {"reference": reference, "synthetic": synthetic}
+    return [
+        f"{extracted.num_copies} of {len(extracted.features_NF)} {side} patches are copies of another one, voxel for "
+        "voxel: n counts them all"
+        for side, extracted in sides.items()
+        if extracted.num_copies
+    ]
 
 
 def _feature_part(

@@ -13,16 +13,16 @@ from vesselgan.files import write_text
 from vesselgan.shards import MANIFEST, ShardSet, content_hash
 
 
-def find_reference(config: Evaluate) -> tuple[ShardSet, str]:
-    """The real patches of split `image.reference`, and for whom they were cut (`gan`, else `unet`)."""
-    home, split = Path(config.data.cohort_dir) / "shards", config.image.reference
+def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
+    """The real patches of `split`, and for whom they were cut (`gan`, else `unet`)."""
+    home = Path(config.data.cohort_dir) / "shards"
     for purpose in ("gan", "unet"):
         if (home / purpose / split / MANIFEST).is_file():
             return ShardSet(home / purpose / split), purpose
     there = sorted(str(path.parent.relative_to(home)) for path in home.glob(f"*/*/{MANIFEST}"))
     raise DataError(
         f"{home}: no shards of split {split} (there are: {', '.join(there) or 'none'}); make them with "
-        "python -m data_prep.build_shards, or name another image.reference"
+        "python -m data_prep.build_shards, or name another split as reference"
     )
 
 
@@ -33,15 +33,16 @@ def check_overlap(reference: ShardSet, training: ShardSet | None, cache_dir: Pat
     if both := sorted(set(reference.subjects) & set(training.subjects)):
         raise DataError(
             f"{reference.folder}: patients of the training set ({', '.join(both[:5])}) are in the reference; a "
-            "generator that copies would win. Hold them out, or ask for the training split: image.reference=train"
+            "generator that copies would win. Hold them out (evaluate=image can be asked for the training split: "
+            "image.reference=train)"
         )
     known, other = (_cached_hashes(shards, cache_dir) for shards in (training, reference))
     if twins := sorted(set(known) & set(other)):
         first = twins[0]
         raise DataError(
-            f"{reference.folder}: {len(twins)} patches are patches of the training set under other names (patch "
-            f"{other[first]}, subject {reference.subject(other[first])}, is training patch {known[first]}, subject "
-            f"{training.subject(known[first])}); take the patient out of one of the splits"
+            f"{reference.folder}: holds {len(twins)} patch{'es' * (len(twins) > 1)} of the training set, under another "
+            f"name: patch {other[first]}, subject {reference.subject(other[first])}, is training patch {known[first]}, "
+            f"subject {training.subject(known[first])}; take the patient out of one of the splits"
         )
     return f"none: {len(reference)} reference patches against {len(training)} training patches, by patient and hash"
 

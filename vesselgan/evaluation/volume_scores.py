@@ -88,7 +88,8 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
             inputs |= hashes(group + name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
     thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
     found = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
-    print(f"best threshold on {len(fitting)} validation subjects (0..255): {found}", flush=True)
+    people = f"{len(fitting)} validation subject{'s' * (len(fitting) != 1)}"
+    print(f"best threshold on {people} (0..255): {found}", flush=True)
     return _result(
         config,
         cohort,

@@ -102,7 +102,7 @@ def section(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, A
         "learned from them: 1 where both agree, 0 where they have nothing to do with each other, -1 where they are "
         f"opposed. Not defined below {LEAST_MODELS} models."
     )
-    body = [table(caption, HEADS, lines, classes="narrow")]
+    body = [table(caption, HEADS, lines, classes="wide")]
     if len(found) == len(REGIONS):
         body.append(not_run("ours need image scores and segmentation scores of the same GANs"))
     body += [_plots(family) for family in found if len(family.models) > 1]

@@ -14,6 +14,7 @@ WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 42
 MAX_POINTS = 500
 SQUARE = 330
+SMALL = 270  # four stand side by side, so that their text is not scaled down to nothing
 COLOURS = 6  # s0 to s5 in the page's style
 
 
@@ -89,7 +90,7 @@ class Point:
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) -> str:
     """A named dot per point."""
     (x_low, x_high), (y_low, y_high) = (_padded([getattr(point, axis) for point in points]) for axis in ("x", "y"))
-    frame = _Frame(x_low, x_high, y_low, y_high, width=SQUARE, height=SQUARE - 60)
+    frame = _Frame(x_low, x_high, y_low, y_high, width=SMALL, height=SMALL - 40)
     body = [frame.axes(x_label, y_label)]
     for point in points:
         x, y = frame.x(point.x), frame.y(point.y)
@@ -133,16 +134,16 @@ class _Frame:
         return self.height - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (self.height - TOP - BOTTOM)
 
     def path(self, x: np.ndarray, y: np.ndarray) -> str:
-        """A path through at most about MAX_POINTS points, lifted over gaps, cut at the frame."""
-        x, y = _thin(x, y)
-        parts, pen_is_up = [], True
-        for a, b in zip(x, y, strict=True):
-            if not math.isfinite(b):
-                pen_is_up = True
+        """A path through at most about MAX_POINTS points, lifted over gaps and where it leaves the frame."""
+        points = [(float(a), float(b)) for a, b in zip(*_thin(x, y), strict=True)]
+        parts, pen = [], ""
+        for first, second in zip(points, points[1:], strict=False):
+            inside = _within(first, second, self.y_low, self.y_high)
+            if inside is None:
                 continue
-            b = min(max(float(b), self.y_low), self.y_high)
-            parts.append(f"{'M' if pen_is_up else 'L'}{self.x(float(a)):.1f} {self.y(b):.1f}")
-            pen_is_up = False
+            start, end = (f"{self.x(a):.1f} {self.y(b):.1f}" for a, b in inside)
+            parts.append(f"L{end}" if start == pen else f"M{start}L{end}")
+            pen = end
         return "".join(parts)
 
     def axes(self, x_label: str, y_label: str) -> str:
@@ -164,6 +165,20 @@ class _Frame:
         turn = f'transform="rotate(-90 13 {y})"'
         marks.append(f'<text class="name" x="13" y="{y}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
         return "".join(marks)
+
+
+def _within(
+    first: tuple[float, float], second: tuple[float, float], low: float, high: float
+) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The part of a stretch between two points whose y lies in [low, high]; None without one, or at a gap (NaN)."""
+    (x, y), (dx, dy) = first, (second[0] - first[0], second[1] - first[1])
+    if not math.isfinite(dy):
+        return None
+    if dy == 0:
+        return (first, second) if low <= y <= high else None
+    edges = sorted(((low - y) / dy, (high - y) / dy))
+    begin, end = max(0.0, edges[0]), min(1.0, edges[1])
+    return ((x + begin * dx, y + begin * dy), (x + end * dx, y + end * dy)) if begin < end else None
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

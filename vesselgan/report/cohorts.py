@@ -10,7 +10,7 @@ from vesselgan import pictures
 from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.errors import DataError
 from vesselgan.report import figures
-from vesselgan.report.markup import Part, figure, file_name, not_run
+from vesselgan.report.markup import Part, counted, figure, file_name, not_run
 from vesselgan.volumes import read_label, scale_to_255
 
 SIDE = 320
@@ -44,7 +44,7 @@ def _figure(cohort: Cohort, files: dict[str, str | bytes]) -> str:
         split: sum(s.split == split for s in cohort.subjects.values()) for split in ("train", "validation", "test")
     }
     told = ", ".join(f"{count} {split}" for split, count in counts.items())
-    about = f"<p>Cohort <b>{escape(cohort.name)}</b>: {len(cohort.subjects)} subjects ({told}).</p>"
+    about = f"<p>Cohort <b>{escape(cohort.name)}</b>: {counted(len(cohort.subjects), 'subject')} ({told}).</p>"
     if name is None:
         return about + not_run(f"figure 3 of {cohort.name}: no subject has both a vessel label and a brain mask")
     try:

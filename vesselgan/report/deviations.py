@@ -37,14 +37,15 @@ POINTS = (
     Point("widths", "filters doubled for c-SN-MP", "512 to 64 in the generator, 64 to 512 in the critic; twice that "
           "for c-SN-MP, half for DPGAN", "the same", "variant.width"),
     Point("gradient penalty", "WGAN-GP's, equation 1", "one norm and one epsilon for the whole batch",
-          "one per sample (Gulrajani 2017); `batch` is the authors' form", "variant.penalty_form"),
+          "one per sample (Gulrajani 2017); the value batch is the authors' form", "variant.penalty_form"),
     Point("critic updates", "one per generator update, with two learning rates; 5 for DPGAN",
           "the optimizer steps once, behind the inner loop: of several only the last gradient counts, all on one batch",
           "every update is a step on a fresh batch", "variant.n_critic"),
     Point("label channel", "a second channel, tanh at the end, cut at 0.3 (SN 0.2)", "real labels 0 and 1, images -1 "
           "to 1", "the same; a study chooses the cut on validation patches", "data.label_threshold"),
     Point("image scaling", "-1 to 1 for the GAN, back to 0 to 255 for the U-Net", "minimum to maximum of each patch, "
-          "both ways", "limits of the whole volume, kept with the patch; `patch` is the authors' form", "data.scaling"),
+          "both ways", "limits of the whole volume, kept with the patch; the value patch is the authors' form",
+          "data.scaling"),
     Point("start of the weights", "not said", "normal, SD 0.05; without effect on the critic with spectral norm",
           "the same start, with effect on every variant"),
     Point("batch norm when sampling", "not said", "left in training mode: a sample depends on its neighbours",

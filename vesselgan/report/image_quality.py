@@ -14,17 +14,29 @@ import numpy as np
 
 from vesselgan.errors import DataError
 from vesselgan.report import charts, paper
-from vesselgan.report.markup import NOT_RUN, Part, csv_text, figure, markdown, not_run, table
+from vesselgan.report.markup import NOT_RUN, Part, counted, csv_text, figure, markdown, not_run, table
 from vesselgan.report.runs import Run
 
 SCORES = {"fid": ("FID", 4), "prd_auc": ("PRD-AUC", 3)}
 FURTHER = ("MS-SSIM", "feature distance")
+WORDS = {"num_components": "number of parts", "centreline_mm": "centreline", "radius_mm": "radius"}
+WORDS |= {"component_voxels": "size of a part"}
+UNITS = {"voxel": "voxels", "intensity of 0..255": "of 255"}
+KINDS = {"grid": "grid patches", "vessel": "vessel-centred ones"}
 FLOOR_HEADS = ("model", "patches", "FID", "FID, real against real", "PRD-AUC", "PRD-AUC, real against real")
-LABEL_HEADS = ("statistic", "real", "synthetic", "distance", "95 % interval", "at n", "distance", "real against real")
+LABEL_HEADS = ("statistic", "real", "synthetic", "distance", "95 % interval")
+LABEL_HEADS += ("patches in a half", "half to synthetic", "half to half")
 NEEDED = ("name", "cohort", "n", "label_threshold", "extractor", "preprocessing", "reference", "method", "scores")
 NEEDED += ("floor", "curve", "ms_ssim", "pairwise_distance", "nearest_distance", "labels", "notes", "inputs")
+NEEDED += ("training_overlap",)
 PAPER_NOTE = (
     "The paper's own cohort, patches and number of samples, scored against its training split: for orientation."
+)
+
+
+LABEL_NOTE = (
+    "Distances are Wasserstein-1, in the statistic's unit; the last columns hold one half of the real patients against "
+    "the synthetic set and, the floor, against the other half."
 )
 
 
@@ -73,12 +85,13 @@ def _is_comparable(result: dict[str, Any]) -> bool:
 def _title(result: dict[str, Any]) -> str:
     reference, method = result["reference"], result["method"]
     held = "held out" if reference["is_held_out"] else "NOT held out: the generator learned from them"
+    kinds = ", ".join(f"{number} {KINDS.get(kind, kind)}" for kind, number in reference["kinds"].items())
     checked = "" if result["extractor"]["is_checked"] else " (file not checked)"
     return (
-        f"{result['cohort']}: {result['n']} patches on either side; real ones of split {reference['split']} ({held}), "
-        f"{reference['patients']} patients; {result['extractor']['title']}{checked}; zero voxels as "
-        f"{result['preprocessing']['background']}; {method['num_clusters']} clusters, means over "
-        f"{len(method['seeds'])} seeds"
+        f"{result['cohort']}: {counted(result['n'], 'patch', 'patches')} on either side; real ones of split "
+        f"{reference['split']} ({held}), {counted(reference['patients'], 'patient')}, drawn from {kinds}; "
+        f"{result['extractor']['title']}{checked}; zero voxels as {result['preprocessing']['background']}; "
+        f"{counted(method['num_clusters'], 'cluster')}, means over {counted(len(method['seeds']), 'seed')}"
     )
 
 
@@ -154,12 +167,12 @@ def label_lines(result: dict[str, Any]) -> list[list[str]]:
     for name, facts in result["labels"]["statistics"].items():
         if name == "radius_histogram":
             continue
-        unit = "" if facts["unit"] == "1" else f", {facts['unit']}"
+        unit = "" if facts["unit"] == "1" else f", {UNITS.get(facts['unit'], facts['unit'])}"
         floor = facts["floor"] or {"n": "-", "real": None, "synthetic": None}
         sides = [_mean_sd(facts[side]) for side in ("real", "synthetic")]
         beside = [_number(floor["synthetic"]), _number(floor["real"])]
-        words = name.replace("_mm", "").replace("_voxels", " size").replace("num_", "number of ").replace("_", " ")
-        distance = [_number(facts["distance"]), _interval(facts["interval"], 4)]
+        words = WORDS.get(name, name.replace("_", " "))
+        distance = [_number(facts["distance"]), _range(facts["interval"])]
         lines.append([words + unit, *sides, *distance, str(floor["n"]), *beside])
     return lines
 
@@ -172,7 +185,7 @@ def section(results: Iterable[dict[str, Any]], runs: Sequence[Run] = ()) -> Part
     for group in shown:
         warning = "" if group.is_comparable else " <b>Random features, not comparable.</b>"
         scores = heads_of(group), score_lines(group, runs)
-        body.append(table(f"<b>Table 1, image quality.</b> {escape(group.title)}.{warning}", *scores))
+        body.append(table(f"<b>Table 1, image quality.</b> {escape(group.title)}.{warning}", *scores, classes="wide"))
         texts += [f"**{group.title}**", markdown(*scores)]
         if group.is_comparable:
             body.append(f'<p class="note">{escape(PAPER_NOTE)}</p>')
@@ -181,14 +194,21 @@ def section(results: Iterable[dict[str, Any]], runs: Sequence[Run] = ()) -> Part
             continue
         body.append(_curves(group, warning))
         floors = FLOOR_HEADS, floor_lines(group)
-        body.append(table(f"The same against one half of the real patients, beside the other half.{warning}", *floors))
+        body.append(
+            table(
+                f"The same against one half of the real patients, beside the other half.{warning}",
+                *floors,
+                classes="wide",
+            )
+        )
         texts.append(markdown(*floors))
         for result in group.results:
             labels = LABEL_HEADS, label_lines(result)
-            caption = f"Labels of <b>{escape(result['name'])}</b>, mean (SD); distances are Wasserstein-1."
-            body.append(table(caption, *labels))
-            body += [f'<p class="note">{escape(note)}</p>' for note in [_controls(result), *result["notes"]]]
-            texts += [f"Labels of {result['name']}", markdown(*labels), _controls(result)]
+            about = f"Labels of {_named(result, group)}, cut at {result['label_threshold']:g}"
+            body.append(table(f"<b>{escape(about)}</b>, mean (SD). {LABEL_NOTE}", *labels, classes="wide"))
+            told = [_controls(result), _overlap(result), *result["notes"]]
+            body += [f'<p class="note">{escape(note)}</p>' for note in told]
+            texts += [f"{about}. {LABEL_NOTE}", markdown(*labels), *told]
     if not found:
         body.append(not_run("no result of evaluate=image"))
     files: dict[str, str | bytes] = {"table-1.md": "\n\n".join(texts) + "\n", "table-1.csv": format_csv(found)}
@@ -256,8 +276,16 @@ def _controls(result: dict[str, Any]) -> str:
     return f"Consistency of labels that were spoilt on purpose: {', '.join(parts)}."
 
 
+def _overlap(result: dict[str, Any]) -> str:
+    return f"Training patches among the real ones: {result['training_overlap']}."
+
+
 def _interval(interval: Sequence[float] | None, digits: int) -> str:
     return "not defined" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def _range(interval: Sequence[float] | None) -> str:
+    return "not defined" if interval is None else " to ".join(map(_number, interval))
 
 
 def _pair(facts: dict[str, Any], digits: int) -> str:

@@ -28,6 +28,11 @@ def file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 subject`, `2 subjects`; `plural` where it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def not_run(why: str) -> str:
     return f'<p class="notrun">{NOT_RUN}: {escape(why)}</p>'
 

@@ -11,7 +11,7 @@ from typing import Any
 from vesselgan import __version__
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import Report
-from vesselgan.report.markup import Part, table
+from vesselgan.report.markup import Part, counted, table
 from vesselgan.report.runs import Run
 
 # Of a provenance, what a co-author may see: versions and hardware, not commands (they hold paths).
@@ -32,7 +32,9 @@ def section(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Ru
         title = str(result.get("title") or result.get("name") or result.get("job") or "result")
         inputs = result.get("inputs") if isinstance(result.get("inputs"), dict) else {}
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
-        lines.append((f"Result: {title}", _facts(result.get("provenance")), f"{len(inputs)} input files {digest[:12]}"))
+        lines.append(
+            (f"Result: {title}", _facts(result.get("provenance")), f"{counted(len(inputs), 'input')} {digest[:12]}")
+        )
     return Part("Provenance", table("", HEADS, lines, classes="plain provenance"))
 
 
@@ -46,5 +48,13 @@ def _facts(provenance: Any) -> str:
         if isinstance(value, dict):
             facts += [f"{name} {entry}" for name, entry in value.items() if entry is not None]
         elif value not in (None, ""):
-            facts.append(str(value) if key == "time" else f"{key} {value}")
+            facts.append(_utc(str(value)) if key == "time" else f"{key} {value}")
     return "; ".join(facts) or "unknown"
+
+
+def _utc(time: str) -> str:
+    """A time as this page writes it; as it stands where it is none."""
+    try:
+        return f"{datetime.fromisoformat(time).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except ValueError:
+        return time

@@ -8,15 +8,16 @@ from html import escape
 
 import numpy as np
 
-from vesselgan import pictures
-from vesselgan.report import charts, figures, nearest
+from vesselgan import nearest, pictures
+from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
-from vesselgan.report.markup import Part, figure, not_run, panels
+from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels
 from vesselgan.report.runs import Run
 from vesselgan.shards import ShardSet
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # patches of either kind whose nearest neighbours make the yardstick
+CSV_HEADS = ("kind", "patch", "nearest training patch", "its subject", "distance")
 GALLERIES = {False: "Figure 4", True: "Figure B.1"}
 """Whether the GANs are differentially private -> the paper's figure of their samples."""
 
@@ -82,7 +83,8 @@ def section(runs: Sequence[Run], training: ShardSet | None, thresholds: dict[str
                 body.append(not_run("the cohort's training shards are not there"))
                 continue
             some = shown[run.folder].samples
-            body.append(_neighbours(made[run.folder], training, some, white, cuts[run.folder]))
+            stem = f"nearest-{file_name(run.folder.name)}"
+            body.append(_neighbours(made[run.folder], training, some, white, cuts[run.folder], stem, files))
     return Part("Synthetic patches", "\n".join(body), files)
 
 
@@ -146,9 +148,18 @@ def _sheet(models: Sequence[Drawn]) -> np.ndarray:
 
 
 def _neighbours(
-    made: ShardSet, training: ShardSet, shown: Sequence[Sample], white: float, label_threshold: float
+    made: ShardSet,
+    training: ShardSet,
+    shown: Sequence[Sample],
+    white: float,
+    label_threshold: float,
+    stem: str,
+    files: dict[str, str | bytes],
 ) -> str:
-    """Each shown sample beside its nearest training patch, and how near real patches of different people are."""
+    """Each shown sample beside its nearest training patch, and how near real patches of different people are.
+
+    `files` gets STEM.png, a row per shown sample, and STEM.csv, every distance.
+    """
     drawn = figures.choose(len(made), NUM_COMPARED, stream=3)
     yardstick = figures.choose(len(training), NUM_COMPARED, stream=2)
     queries = [(made, [*(s.index for s in shown), *drawn]), (training, yardstick)]
@@ -158,31 +169,36 @@ def _neighbours(
     found = nearest.nearest(images, training, not_of=of_whom)
     synthetic = [n.distance for n in found[first:second] if n is not None]
     people = [n.distance for n in found[second:] if n is not None]
-    cards = [
-        _card(sample, neighbour, training, white, label_threshold)
+    pairs = [
+        (sample, neighbour, *figures.read_samples(training, [neighbour.index], label_threshold))
         for sample, neighbour in zip(shown, found, strict=False)
         if neighbour is not None
     ]
+    drawings = [_drawn_pair(sample, twin, training.spacing_mm, white) for sample, _, twin in pairs]
+    cards = [_card(*pair, drawing) for pair, drawing in zip(pairs, drawings, strict=True)]
+    kinds = ["shown"] * first + ["synthetic"] * len(drawn) + ["real to another subject"] * len(yardstick)
+    numbers = zip(kinds, (i for _, some in queries for i in some), found, strict=True)
+    files[f"{stem}.csv"] = csv_text(CSV_HEADS, [[k, i, n.index, n.subject, n.distance] for k, i, n in numbers if n])
+    files[f"{stem}.png"] = pictures.encode_png(pictures.sheet(drawings))
     return figure(
         "Each synthetic sample (left) beside the training patch nearest to it (right)",
         f'<div class="cells cards">{"".join(cards)}</div>{_distances(synthetic, people)}',
-        f"Mid-axial slice above, maximum intensity projection below. Nearest of all {len(training):,} training patches "
-        "by the L2 distance per voxel between standardised images: 0 for a copy, 1.41 for unrelated images.",
+        "Mid-axial slice above, maximum intensity projection below. Nearest of all "
+        f"{counted(len(training), 'training patch', 'training patches')} by the L2 distance per voxel between "
+        "standardised images: 0 for a copy, 1.41 for unrelated images.",
         how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "
         "training patches than real patches of different subjects lie to each other.",
     )
 
 
-def _card(
-    sample: Sample, neighbour: nearest.Neighbour, training: ShardSet, white: float, label_threshold: float
-) -> str:
-    (twin,) = figures.read_samples(training, [neighbour.index], label_threshold)
-    spacing = training.spacing_mm
-    shown = [
-        figures.inline(draw(patch, spacing, white), f"{patch.name}, {what}")
-        for draw, what in ((figures.axial, "slice"), (figures.projection, "projection"))
-        for patch in (sample, twin)
-    ]
+def _drawn_pair(sample: Sample, twin: Sample, spacing_mm: Sequence[float], white: float) -> list[np.ndarray]:
+    """The slices of both, then their projections."""
+    return [draw(p, spacing_mm, white) for draw in (figures.axial, figures.projection) for p in (sample, twin)]
+
+
+def _card(sample: Sample, neighbour: nearest.Neighbour, twin: Sample, drawing: Sequence[np.ndarray]) -> str:
+    names = [f"{patch.name}, {what}" for what in ("slice", "projection") for patch in (sample, twin)]
+    shown = [figures.inline(picture, name) for picture, name in zip(drawing, names, strict=True)]
     text = f"{escape(sample.name)} | {escape(twin.name)}<br><b>distance {neighbour.distance:.3f}</b>"
     return f'<div class="panel"><div class="cells pair">{"".join(shown)}</div><div class="text">{text}</div></div>'
 

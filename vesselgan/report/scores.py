@@ -3,6 +3,7 @@
 from html import escape
 
 from vesselgan.report import charts, tables
+from vesselgan.report.markup import counted
 from vesselgan.report.tables import METRICS, NOT_RUN, PAPER, PAPER_SOURCES, REGIONS, Aim, Cell, Row
 
 MAX_IN_CELL = 4  # test subjects whose values fit below the mean
@@ -27,7 +28,7 @@ def _table(cohort: str, split: str, rows: list[Row], subjects: list[str]) -> str
     inside = 0 < len(subjects) <= MAX_IN_CELL
     heads = "".join(f'<th class="part" colspan="{len(METRICS)}">{escape(name)}</th>' for name in REGIONS.values())
     names = "".join(f"<th{_part(i)}>{escape(name)}</th>" for _ in REGIONS for i, name in enumerate(METRICS.values()))
-    people = f"{len(subjects)} {split} subject{'' if len(subjects) == 1 else 's'}" if subjects else f"{split} subjects"
+    people = counted(len(subjects), f"{split} subject") if subjects else f"{split} subjects"
     return (
         f'<div class="scroll"><table><caption>Cohort <b>{escape(cohort)}</b>: mean (SD) over {escape(people)}'
         f"{', below it each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. bAVD: balanced "
@@ -48,7 +49,8 @@ def _part(i: int) -> str:
 def _line(row: Row, inside: bool) -> str:
     if row.name == PAPER:
         return _paper_line(row)
-    cuts = list(dict.fromkeys(f"{cut:.4g}" for cut in row.cuts.values()))  # one for both regions, or one for each
+    # One for both regions, or one for each; a probability or an intensity.
+    cuts = list(dict.fromkeys(f"{cut:.1f}" if cut > 1 else f"{cut:g}" for cut in row.cuts.values()))
     cut = f"<small>cut at {' and '.join(cuts)}</small>" if cuts else ""
     cells = "".join(
         f"<td{_part(i)}>{_cell(row.cell(region, metric), inside)}</td>"

@@ -21,9 +21,9 @@ KINDS = {"real": "real", "synthetic": "synthetic", "both": "both", "shuffled": "
 def completed(comparison: dict[str, Any]) -> dict[str, Any]:
     """The comparison with a row for every source of the paper, those that were not run without scores.
 
-    A row with an epsilon is of kind `private`. With one cohort a second column is added, as the paper has one.
+    A row with `privacy` is of kind `private`. With one cohort a second column is added, as the paper has one.
     """
-    rows = [row | {"kind": PRIVATE} if row.get("epsilon") is not None else row for row in comparison["rows"]]
+    rows = [row | {"kind": PRIVATE} if row.get("privacy") else row for row in comparison["rows"]]
     present = {_key(row) for row in rows}
     missing = [row for row in _paper_rows() if _key(row) not in present]
     cohorts = [*comparison["cohorts"], *[SECOND] * (len(comparison["cohorts"]) < 2)]
@@ -35,7 +35,7 @@ def completed(comparison: dict[str, Any]) -> dict[str, Any]:
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """What the paper calls the row's source: (kind, model)."""
     if row["kind"] == PRIVATE:
-        return PRIVATE, _budget(float(row["epsilon"]))
+        return PRIVATE, _budget(float(row["privacy"]["epsilon"]))
     name = paper.VARIANTS.get(row.get("variant") or "", row["name"])
     return row["kind"], "real" if row["kind"] == "real" else name
 
@@ -48,7 +48,8 @@ def _budget(epsilon: float) -> str:
 def _paper_rows() -> list[dict[str, Any]]:
     def row(kind: str, title: str, variant: str | None = None, epsilon: float | None = None) -> dict[str, Any]:
         name = variant or kind
-        return {"name": name, "kind": kind, "title": title, "variant": variant, "scores": {}, "epsilon": epsilon}
+        privacy = None if epsilon is None else {"epsilon": epsilon}
+        return {"name": name, "kind": kind, "title": title, "variant": variant, "scores": {}, "privacy": privacy}
 
     rows = [row("synthetic", f"U-Net on {title}", variant) for variant, title in paper.VARIANTS.items()]
     rows += [row("both", f"U-Net on real and {title}", variant) for variant, title in paper.VARIANTS.items()]
@@ -80,8 +81,12 @@ def from_results(results: Sequence[dict[str, Any]], metrics: Iterable[str], vari
         title = (result.get("title") or result["name"]) + (
             f"; {paper.VARIANTS.get(made_by, made_by)}" if made_by else ""
         )
-        row = {"name": result["name"], "kind": kind, "title": title, "variant": made_by, "empty": {}}
-        rows.append(row | {"scores": {cohort: {region: found for region, found in scores.items() if found}}})
+        row = {"name": result["name"], "kind": kind, "title": title, "variant": made_by}
+        row["empty"] = {cohort: [result["empty"]]} if "empty" in result else {}
+        privacy = result.get("segmented_with", {}).get("privacy") if kind == "synthetic" else None
+        rows.append(
+            row | {"privacy": privacy, "scores": {cohort: {region: found for region, found in scores.items() if found}}}
+        )
     return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None}
 
 

@@ -11,7 +11,18 @@ from typing import Any
 
 from vesselgan.errors import DataError
 from vesselgan.report import charts, paper
-from vesselgan.report.markup import NOT_RUN, Part, csv_text, figure, file_name, markdown, panels, table
+from vesselgan.report.markup import (
+    NOT_RUN,
+    Part,
+    counted,
+    csv_text,
+    figure,
+    file_name,
+    markdown,
+    not_run,
+    panels,
+    table,
+)
 from vesselgan.report.study_rows import PRIVATE, completed, paper_scores
 from vesselgan.report.tables import REGIONS
 
@@ -27,9 +38,9 @@ ALL_KINDS = ("real", "synthetic", "both", PRIVATE, "shuffled", "threshold")
 SHOWN = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)"}
 FURTHER = {
     "bavd_mm": "bAVD (mm)",
-    "truth_to_predicted_voxels": "label to prediction",
-    "predicted_to_truth_voxels": "prediction to label",
-    "avd_voxels": "AVD",
+    "truth_to_predicted_voxels": "label to prediction (voxels)",
+    "predicted_to_truth_voxels": "prediction to label (voxels)",
+    "avd_voxels": "AVD (voxels)",
     "hd95_mm": "HD95 (mm)",
     "centreline_dice": "clDice",
     "component_error": "parts wrong",
@@ -49,6 +60,9 @@ SINGLE_NOTE = (
     "study. Synthetic patches are taken to be of the one GAN that this page was given. The paper's numbers come from "
     "its own cohorts (PEGASUS for our first, 1000Plus for a second) and say what to expect at full size."
 )
+
+
+NO_EPSILON = "No epsilon covers: "
 
 
 @dataclass(frozen=True)
@@ -80,7 +94,7 @@ def lines_of(comparison: dict[str, Any], kinds: tuple[str, ...], region: str, me
     lines = []
     for row in _of_kinds(comparison, kinds):
         cut = f"; label threshold {row['label_threshold']:g}" if row.get("label_threshold") is not None else ""
-        budget = f"; epsilon {row['epsilon']:.3g}" if row.get("epsilon") and row["scores"] else ""
+        budget = _budget(row["privacy"]) if row.get("privacy") and row["scores"] else ""
         cells = []
         for number, cohort in enumerate(comparison["cohorts"]):
             for metric in metrics:
@@ -91,6 +105,18 @@ def lines_of(comparison: dict[str, Any], kinds: tuple[str, ...], region: str, me
                 cells.append(Cell(ours, _papers(row, region, metric, number)))
         lines.append(Line(row["title"] + budget + cut, cells))
     return lines
+
+
+def _budget(privacy: dict[str, Any]) -> str:
+    """What a private GAN spent, with the unit that its epsilon speaks of."""
+    spent = f"; epsilon {privacy['epsilon']:.3g} per {privacy['unit']} at delta {privacy['delta']:.2g}"
+    return f"{spent}; noise multiplier {privacy['noise_multiplier']:g}"
+
+
+def _not_covered(comparison: dict[str, Any]) -> list[str]:
+    """What no epsilon of these rows speaks of."""
+    texts = (text for row in comparison["rows"] for text in (row.get("privacy") or {}).get("not_covered", ()))
+    return list(dict.fromkeys(texts))
 
 
 def _of_kinds(comparison: dict[str, Any], kinds: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -141,27 +167,33 @@ def _regions(comparison: dict[str, Any]) -> list[str]:
     return [region for region in REGIONS if region in scored or not scored]
 
 
+def _scored(comparison: dict[str, Any], region: str, metrics: Iterable[str]) -> list[str]:
+    """Those of the metrics that a source has in this region: false positives by side of the mask have one alone."""
+    found = {m for row in comparison["rows"] for scores in row["scores"].values() for m in scores.get(region, {})}
+    return [metric for metric in metrics if metric in found]
+
+
 def about(comparison: dict[str, Any]) -> str:
     """What all sources had in common, and how many patients and empty sides there were."""
     first = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
     patients = ", ".join(f"{cohort} {regions['all']['dice']['n']}" for cohort, regions in first.items())
-    counted = {"truth": 0, "predicted": 0}
+    sides = {"truth": 0, "predicted": 0}
     for row in comparison["rows"]:
         for results in row.get("empty", {}).values():
             for regions in results:
-                for side in counted:
-                    counted[side] += sum(counts[side] for counts in regions.values())
+                for side in sides:
+                    sides[side] += sum(counts[side] for counts in regions.values())
     texts = [f"Test patients: {patients or 'none, nothing was run'}"]
     if comparison["seeds"]:
-        texts.append(f"seeds {', '.join(map(str, comparison['seeds']))}")
+        texts.append(f"seed{'s' * (len(comparison['seeds']) > 1)} {', '.join(map(str, comparison['seeds']))}")
     if comparison["unet_steps"] is not None:
         size = comparison.get("unet_batch_size", "?")
         texts.append(f"{comparison['unet_steps']} optimizer steps of {size} patches for every U-Net")
     empty = (
-        f" {counted['predicted']} empty predictions and {counted['truth']} empty labels were scored as such (Dice 0, "
-        "the volume's diagonal as distance)."
+        f" {counted(sides['predicted'], 'empty prediction')} and {counted(sides['truth'], 'empty label')} scored as "
+        "such (Dice 0 and the volume's diagonal as distance; 1 and 0 where both sides are empty)."
     )
-    return "; ".join(texts) + "." + (empty if any(counted.values()) else "")
+    return "; ".join(texts) + "." + (empty if any(sides.values()) else "")
 
 
 def _heads(comparison: dict[str, Any], metrics: Iterable[str]) -> list[str]:
@@ -176,6 +208,7 @@ def format_markdown(comparison: dict[str, Any]) -> str:
     for name, title, kinds, metrics in _blocks():
         shown = full if name else comparison
         for region in _regions(comparison):
+            metrics = metrics if name else _scored(comparison, region, FURTHER)
             lines = [*lines_of(shown, kinds, region, metrics), *_gan_2d(shown, name, region, metrics)]
             texts_of = [
                 [line.title, *(cell.ours + (f"; paper {cell.paper}" if cell.paper else "") for cell in line.cells)]
@@ -184,6 +217,8 @@ def format_markdown(comparison: dict[str, Any]) -> str:
             head = f"{name}: {title}" if name else title
             texts += [f"## {head}, {REGIONS[region].lower()}", ""]
             texts += [markdown(["source", *_heads(shown, metrics)], texts_of), ""]
+    if left := _not_covered(comparison):
+        texts += [NO_EPSILON + "; ".join(left) + "."]
     return "\n".join(texts)
 
 
@@ -237,6 +272,8 @@ def section(comparison: dict[str, Any], pictures: dict[str, str] | None = None) 
             body.append(_html_table(_heads(shown, metrics), lines, f"{name}, {REGIONS[region].lower()}"))
         body.append(_boxes(comparison, kinds, BOXES[name]) if name in BOXES else "")
         body.append((pictures or {}).get(name, ""))
+        if name == "Table B.1" and (left := _not_covered(comparison)):
+            body.append(f'<p class="note">{escape(NO_EPSILON + "; ".join(left))}.</p>')
     body.append(f'<p class="note">{escape(_note(comparison))}</p><p class="note">{escape(_text_values())}</p>')
     stem = f"study-{file_name(comparison['name'])}"
     files = {f"{stem}.md": format_markdown(comparison), f"{stem}.csv": format_csv(comparison)}
@@ -263,9 +300,9 @@ def _turned(comparison: dict[str, Any], cohort: str, region: str) -> str:
     """The further scores of one cohort: a line per score, a column per source; mean (SD)."""
     rows = [row for row in _of_kinds(comparison, ALL_KINDS) if row["scores"].get(cohort, {}).get(region)]
     lines = []
-    for metric, name in FURTHER.items():
+    for metric in _scored(comparison, region, FURTHER):
         found = [row["scores"][cohort][region].get(metric) for row in rows]
-        lines.append([name, *(NOT_RUN if facts is None else _mean_sd(facts) for facts in found)])
+        lines.append([FURTHER[metric], *(NOT_RUN if facts is None else _mean_sd(facts) for facts in found)])
     caption = f"<b>{escape(f'{cohort}, {REGIONS[region].lower()}')}</b>: mean (SD)"
     return table(caption, ["", *(row["name"] for row in rows)], lines) if rows else ""
 
@@ -297,7 +334,7 @@ def _boxes(comparison: dict[str, Any], kinds: tuple[str, ...], name: str) -> str
                     high = 1.0 if metric == "dice" else None
                     shown.append((title, charts.box_plot(boxes, x_label=score, title=title, high=high)))
     if not shown:
-        return f'<p class="notrun">{name}: {NOT_RUN}</p>'
+        return not_run(f"{name}, spread over patients: no U-Net of this table was scored")
     caption = (
         "Median (line), quartiles (box), smallest and largest patient (whiskers); each patient is the mean over seeds."
     )

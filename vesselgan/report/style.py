@@ -18,8 +18,9 @@ nav ol { columns: 2; column-gap: 32px; margin: 0; padding: 12px 0 12px 20px; bor
   border-bottom: 1px solid var(--rule); }
 nav a { color: inherit; text-decoration-color: var(--rule); text-underline-offset: 3px; }
 thead th { font-weight: 600; text-align: right; padding: 5px 10px; vertical-align: bottom; white-space: nowrap; }
+table.wide thead th { white-space: normal; min-width: 6em; padding: 5px 6px; } table.wide td { padding: 8px 6px; }
+thead tr:first-child th { border-top: 2px solid var(--ink); }
 thead tr th:first-child { text-align: left; padding-left: 0; }
-thead tr:first-child th { text-align: right; border-top: 2px solid var(--ink); }
 thead tr:first-child th[colspan] { text-align: center; border-bottom: 1px solid var(--rule); }
 thead tr:last-child th { border-bottom: 1px solid var(--ink); }
 tbody th { text-align: left; font-weight: 600; padding: 8px 14px 8px 0; vertical-align: top;
@@ -34,6 +35,7 @@ tr.paper { background: var(--faint); }
 tr.paper th { padding-left: 10px; }
 table.plain { width: auto; } table.plain tbody th { max-width: none; white-space: nowrap; padding-right: 28px; }
 table.plain td, table.plain th { text-align: left; padding: 5px 22px 5px 0; white-space: normal; }
+table.plain caption { width: max-content; max-width: min(100%, 76ch); } table.prose caption { width: auto; }
 table.provenance td { overflow-wrap: anywhere; color: var(--soft); }
 table.provenance { font-size: 0.84rem; }
 table.provenance td:last-child { width: 34%; }
@@ -63,6 +65,7 @@ figcaption { font-size: 0.92rem; color: var(--soft); margin-top: 10px; max-width
 .chart svg { width: 100%; height: auto; display: block; }
 .chart text { font-size: 12px; fill: var(--soft); }
 .chart text.name, .chart text.label { fill: var(--ink); font-size: 12.5px; }
+.chart text.label { paint-order: stroke; stroke: var(--card); stroke-width: 4px; stroke-linejoin: round; }
 .chart text.notrun { fill: var(--idle); }
 .chart .grid { stroke: var(--rule); stroke-width: 1; }
 .chart .axis { stroke: var(--soft); stroke-width: 1.2; }
@@ -94,7 +97,8 @@ code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; fo
 }
 """
 PRINT_RULES = """
-  .square { max-width: 320px; } nav { display: none; }
+  .square { max-width: 320px; } nav { display: none; } .small.four { grid-template-columns: repeat(2, 1fr);
+    max-width: 440px; }
   h2 { margin-top: 22px; break-after: avoid; } h3 { margin-top: 16px; } h3, h3 + p { break-after: avoid; }
   figure, table, .panel { break-inside: avoid; }
   .scroll { overflow: visible; } td, thead th { padding: 4px 5px; } tbody th { padding-top: 4px; padding-bottom: 4px; }

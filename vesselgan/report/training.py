@@ -8,7 +8,7 @@ import numpy as np
 
 from vesselgan.errors import DataError
 from vesselgan.report import charts, cost
-from vesselgan.report.markup import Part, csv_text, figure, not_run, panels
+from vesselgan.report.markup import Part, counted, csv_text, figure, not_run, panels
 from vesselgan.report.runs import Run
 
 PANELS = (
@@ -49,7 +49,7 @@ def _losses(run: Run) -> str:
     told = f", {np.nanmedian(run.scalars['step_ms']):.0f} ms each" if "step_ms" in run.scalars else ""
     for player in ("critic", "generator"):
         total = float(np.nanmax(run.scalars.get(f"{player}_skipped_total", np.zeros(1))))
-        told += f", {total:.0f} {player} steps skipped" if total > 0 else ""
+        told += f", {counted(int(total), f'{player} step')} skipped" if total > 0 else ""
     return figure(
         f"Losses over {int(run.steps[-1]):,} generator steps ({state}{told})",
         panels(shown),
