@@ -55,7 +55,9 @@ def test_half_precision_takes_less_memory_than_single_as_in_table_2():
 
 def test_several_variants_share_the_other_settings(capsys):
     plan(parse("plan", None, ["variants=[gp,sn]", "patch_shape=[32,32,16]", "zero_stage=0", "variant.width=8"]))
-    header, *rows = capsys.readouterr().out.splitlines()
+    costs_of, times = capsys.readouterr().out.split("\n\n")
+    header, *rows = costs_of.splitlines()
+    assert "cpu_core" not in times and [row.split()[0] for row in times.splitlines()[2:]] == ["gp", "sn"]
     assert header.split()[:2] == ["variant", "precision"] and [row.split()[0] for row in rows] == ["gp", "sn"]
     plan(parse("plan", None, ["variants=[gp,sn]", "patch_shape=[32,32,16]", "variant.width=8", "--json"]))
     facts = json.loads(capsys.readouterr().out)["variants"]
@@ -67,6 +69,24 @@ def test_kept_epochs_take_disk_too():
     small = "variant=sn variant.width=8 patch_shape=[32,32,16]"
     facts = words(f"{small} train.keep_every_epochs=25 train.keep_last=2")
     assert facts["run_gib"] == pytest.approx((2 + 4 + 1) * facts["checkpoint_gib"])
+
+
+def test_a_step_takes_what_its_terms_take_and_more_ranks_than_patches_take_one_each():
+    alone, four, many = words("variant=sn_mp variant.width=64 patch_shape=[32,32,32] ranks=[1,4,64]")["ranks"]
+    machine = compose("plan", []).machine
+    assert (alone["batch_size"], four["batch_size"], many["batch_size"]) == (4, 4, 64)
+    for share in (alone, four, many):
+        step = share["step"]
+        busy = step["compute_ms"] + step["update_ms"] + step["traffic_ms"]
+        assert step["step_ms"] == pytest.approx(max(busy, step["load_ms"], step["storage_ms"]))
+        assert share["patches_per_s"] == pytest.approx(1e3 * share["batch_size"] / step["step_ms"])
+    assert alone["traffic"]["gradient_bytes"] == alone["step"]["traffic_ms"] == 0 and alone["efficiency"] == 1
+    # Gradients and weights in half, each once a step; a ring of 64 sends 63/64 of twice the one and once the other.
+    sent = many["traffic"]
+    assert sent["gradient_bytes"] == sent["weight_bytes"] == four["traffic"]["gradient_bytes"]
+    link_ms = 1e3 * 63 / 64 * 3 * sent["gradient_bytes"] / 2**30 / machine.link_gib_per_s
+    assert many["step"]["traffic_ms"] == pytest.approx(link_ms + sent["calls"] * machine.call_ms * 6)
+    assert many["efficiency"] < four["efficiency"] <= 1
 
 
 def test_what_cannot_run_is_not_planned():

@@ -80,7 +80,7 @@ def test_the_road_of_the_readme_runs_as_written(repository, tmp_path):
 def test_every_file_that_the_readme_names_is_there(repository):
     text = (repository / "README.md").read_text()
     named = set(re.findall(r"(?:launch|configs|slurm|vesselgan|data_prep)/[\w/]+\.\w+", text))
-    named.discard("slurm/site.sh")  # the reader's own copy
+    named -= {"slurm/site.sh", "configs/machine/ours.yaml"}  # the reader's own
     assert named and not [name for name in named if not (repository / name).is_file()]
 
 

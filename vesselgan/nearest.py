@@ -16,7 +16,7 @@ import numpy as np
 
 from vesselgan.shards import ShardSet
 
-BLOCK = 16  # training patches compared at once
+BLOCK = 32  # training patches compared at once
 MOST_BYTES = 2**30  # patches asked about that one pass over the training patches holds
 
 
@@ -56,9 +56,10 @@ def nearest(
     most = max(1, MOST_BYTES // (4 * num_voxels))
     while True:
         queries_QV, count = np.empty((most, num_voxels), np.float32), 0
-        for count, image in enumerate(islice(source, most), start=1):
-            vector_V = standardise(image)
-            queries_QV[count - 1] = vector_V if forms is None else forms.split(vector_V)
+        while some := list(islice(source, min(BLOCK, most - count))):
+            some_BV = np.stack([standardise(image) for image in some])
+            queries_QV[count : count + len(some)] = some_BV if forms is None else forms.split(some_BV)
+            count += len(some)
         if count == 0:
             assert not_of is None or len(not_of) == len(found)
             return found
@@ -112,25 +113,24 @@ class _Forms:
         self.signs_FP = np.array([[(-1) ** sum(a * b for a, b in zip(f, p, strict=True)) for p in axes] for f in axes])
         """Of each mirroring, how it turns each part."""
 
-    def split(self, vector_V: np.ndarray) -> np.ndarray:
-        parts = [vector_V.reshape(self.shape)]
-        for axis in range(3):
+    def split(self, block_BV: np.ndarray) -> np.ndarray:
+        parts = [block_BV.reshape(-1, *self.shape)]
+        for axis in (1, 2, 3):
             parts = [half for part in parts for half in _halves(part, axis)]
-        return np.concatenate([part.ravel() for part in parts])
+        return np.concatenate([part.reshape(len(block_BV), -1) for part in parts], axis=1)
 
     def largest_product(self, queries_QV: np.ndarray, block_BV: np.ndarray) -> np.ndarray:
         """[Q, B]: of split queries with plain patches of a block, the largest over all turns."""
         largest_QB = np.full((len(queries_QV), len(block_BV)), -np.inf, np.float32)
         for is_exchanged in (False, True) if self.shape[0] == self.shape[1] else (False,):
-            turned = (self._exchange(vector_V) if is_exchanged else vector_V for vector_V in block_BV)
-            split_BV = np.stack([self.split(vector_V) for vector_V in turned])
+            split_BV = self.split(self._exchanged(block_BV) if is_exchanged else block_BV)
             products_PQB = np.stack([queries_QV[:, part] @ split_BV[:, part].T for part in self.parts])
             for signs_P in self.signs_FP.astype(np.float32):
                 np.maximum(largest_QB, np.tensordot(signs_P, products_PQB, axes=1), out=largest_QB)
         return largest_QB
 
-    def _exchange(self, vector_V: np.ndarray) -> np.ndarray:
-        return np.ascontiguousarray(vector_V.reshape(self.shape).swapaxes(0, 1)).ravel()
+    def _exchanged(self, block_BV: np.ndarray) -> np.ndarray:
+        return block_BV.reshape(-1, *self.shape).swapaxes(1, 2).reshape(len(block_BV), -1)
 
 
 def _halves(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pytest
 
-from vesselgan import nearest
 from vesselgan.errors import DataError, UsageError
 from vesselgan.report import charts, figures, runs
 from vesselgan.shards import ShardSet
@@ -64,44 +63,6 @@ def test_chart_takes_any_numbers(y):
 def test_chart_of_nothing_finite_says_so():
     chart = charts.line_chart([charts.Series("a", np.arange(2), np.full(2, np.nan))], x_label="", y_label="", title="")
     assert "no finite value" in chart
-
-
-def test_standardised_distance_of_known_vectors():
-    a = np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
-    b = np.array([1.0, 1.0, -1.0, -1.0]).reshape(4, 1, 1)
-    np.testing.assert_allclose(nearest.standardise(5 * a + 7), a.ravel(), atol=1e-6)  # float32
-    # orthogonal unit-variance vectors: mean square difference 2
-    assert np.sqrt(np.mean((nearest.standardise(a) - nearest.standardise(b)) ** 2)) == pytest.approx(math.sqrt(2))
-    assert not nearest.standardise(np.full((2, 2, 2), 3.0)).any()
-
-
-def test_copy_is_found_at_distance_zero_and_brightness_does_not_hide_it(road):
-    training = ShardSet(road / "phantom/shards/gan/train")
-    images = [training.image_XYZ(i) * scale + 3 for i, scale in ((7, 1.0), (2, 0.5))]
-    found = nearest.nearest(images, training)
-    assert [n.index for n in found] == [7, 2]
-    assert [n.subject for n in found] == ["sub-02", "sub-01"]
-    assert max(n.distance for n in found) < 5e-3  # float32: 1 - correlation loses half the digits
-
-
-def test_nearest_equals_plain_search_over_all_blocks(road, monkeypatch):
-    monkeypatch.setattr(nearest, "BLOCK", 3)
-    training = ShardSet(road / "phantom/shards/gan/train")
-    query = ShardSet(road / "runs/demo-gan/synthetic").image_XYZ(0)
-    plain = [
-        np.sqrt(np.mean((nearest.standardise(query) - nearest.standardise(training.image_XYZ(i))) ** 2))
-        for i in range(len(training))
-    ]
-    (found,) = nearest.nearest([query], training)
-    assert found.index == int(np.argmin(plain))
-    assert found.distance == pytest.approx(min(plain), rel=1e-4)  # float32 sums of 4096 terms
-
-
-def test_own_subject_can_be_left_out(road):
-    training = ShardSet(road / "phantom/shards/gan/train")
-    own, other = nearest.nearest([training.image_XYZ(0)] * 2, training, not_of=[None, "sub-01"])
-    assert own.index == 0 and own.distance < 5e-3
-    assert other.subject == "sub-02" and other.distance > 0.1
 
 
 def test_choice_depends_on_the_seed_alone():

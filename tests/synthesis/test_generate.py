@@ -120,10 +120,12 @@ def test_shards_hold_what_the_generator_makes_of_each_samples_seed(tmp_path: Pat
 
 def test_the_manifest_says_where_the_samples_come_from(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
+    (tmp_path / "run" / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": "ab" * 32}}))
     generate(settings(tmp_path / "run"))
     manifest = read_manifest(tmp_path / "run" / "synthetic")
     assert manifest.origin == "synthetic"
     wanted = {"run": "run", "checkpoint": "step_00000100", "seed": 7, "threshold": 0.3, "num_patches": 5}
+    wanted["trained_on"] = "ab" * 32
     assert {key: manifest.extra[key] for key in wanted} == wanted
     assert str(tmp_path) not in (tmp_path / "run" / "synthetic" / "manifest.json").read_text()
 

@@ -76,7 +76,9 @@ def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
     found, steps = mechanism()
     text = "\n".join(words(found, steps))
     assert "per patch: epsilon 15.46" in text and "PRV: 13.8" in text and "per patient: epsilon" in text
-    assert all(what in text for what in NOT_COVERED)
+    assert all(what in text for what in NOT_COVERED) and found.told(steps)["not_covered"] == list(NOT_COVERED)
+    untold = ("the intensity range", "the label threshold", "the checkpoint and the settings", "validation data")
+    assert all(what in text for what in untold)
     assert verdict(9.9) == "" and "22,026" in verdict(10.0) and "10^50" in verdict(115.2)
 
 

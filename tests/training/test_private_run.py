@@ -1,5 +1,6 @@
 """A private variant through the entry point: its account, its key, its limits, and the same bytes after a resume."""
 
+import dataclasses
 import hashlib
 import json
 import stat
@@ -10,6 +11,7 @@ import pytest
 
 from vesselgan.errors import CheckpointError, PrivacyError
 from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.shards import ShardSet, write_manifest, write_shard
 from vesselgan.training.private import KEY_FILE, _secret_key
 
 TrainHere = Callable[..., dict | None]
@@ -100,3 +102,27 @@ def test_a_delta_of_one_over_a_few_patches_is_refused(train_here: TrainHere, tmp
     with pytest.raises(PrivacyError, match="1 / 24 patches"):
         train_here(tmp_path / "run", "variant=dpgan", "train.max_steps=1")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_patient_under_two_names_is_refused_before_there_is_a_run(
+    train_here: TrainHere, work_dir: Path, tmp_path: Path
+) -> None:
+    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
+    names = {"sub-0": "sub-0_ses-1", "sub-1": "sub-0_ses-2", "sub-2": "sub-2"}
+    records = [shards.record(i) for i in range(len(shards))]
+    visits = [dataclasses.replace(record, subject=names[record.subject]) for record in records]
+    folder = tmp_path / "visits" / "shards" / "gan" / "train"
+    folder.mkdir(parents=True)
+    shape = shards.patch_shape
+    shard = write_shard(folder / "shard_0000.h5", visits, patch_shape=shape, origin="real")
+    place = next(iter(shards.subjects.values()))
+    write_manifest(
+        folder, shards=[shard], patch_shape=shape, origin="real", subjects=dict.fromkeys(names.values(), place),
+        spacing_mm=shards.spacing_mm, upper_percentile=99.99, extra={},
+    )  # fmt: skip
+    words = [*SEEDED, f"data.cohort_dir={tmp_path / 'visits'}", "variant.dp.noise_multiplier=2", "train.max_steps=1"]
+    with pytest.raises(PrivacyError, match="sub-0_ses-1 and sub-0_ses-2 may be one patient") as raised:
+        train_here(tmp_path / "run", *words, "variant.dp.unit=patient")
+    assert raised.value.exit_code == 7 and "give every patient one subject name" in str(raised.value)
+    assert not (tmp_path / "run").exists()
+    assert train_here(tmp_path / "run", *words, "variant.dp.unit=patch") is not None

@@ -58,7 +58,7 @@ def measure(config: Benchmark) -> Machine:
         device=device.type,
         ranks_per_node=ranks,
         tflop_per_s=alone["tflop_per_s"],
-        tflop_per_s_shared=(shared or alone)["tflop_per_s"],
+        tflop_per_s_shared=min(alone["tflop_per_s"], (shared or alone)["tflop_per_s"]),
         update_mparameters_per_s=alone["update_mparameters_per_s"],
         update_mparameters_per_s_shared=(shared or alone)["update_mparameters_per_s"],
         # A machine of one rank has no link to measure; its network stays to be filled in.

@@ -156,7 +156,7 @@ def _tell(result: dict[str, Any]) -> None:
     print(f"{result['name']}: {count['synthetic']} synthetic patches against {count['training']} training patches, "
           f"beside {count['held_out']} held-out ones of {count['held_out_people']} people", flush=True)  # fmt: skip
     noise = result["most_noise"]
-    reach = "" if noise is None else f", which a copy with noise of {noise:.0%} of its standard deviation reaches"
+    reach = "" if noise is None else f" (copies lie below it under noise of up to {noise:.0%} of their deviation)"
     print(f"threshold {result['threshold']:.3f}{reach}; {result['below']} below it", flush=True)
     print(f"copies: at most {result['share_at_most']:.2%} of what this generator makes (95 % confidence)", flush=True)
     share = result["rule"]["share"]

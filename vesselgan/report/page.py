@@ -93,7 +93,7 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
         *parts,
         image_quality.section(results, runs),
         agreement.section(results, comparisons, runs),
-        samples.section(runs, real, _thresholds(comparisons), threshold),
+        samples.section(runs, real, _thresholds(comparisons), threshold, results),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
         deviations.section(runs),

@@ -5,18 +5,22 @@ that they resemble most.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import numpy as np
 
 from vesselgan import nearest, pictures
+from vesselgan.errors import DataError
 from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
 from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels
 from vesselgan.report.runs import Run
-from vesselgan.shards import ShardSet
+from vesselgan.shards import ShardSet, content_hash
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # patches of either kind whose nearest neighbours make the yardstick
+NEEDED = {"verdict", "reason", "override_privacy_gate", "inputs"}
+"""Of a memorisation result."""
 CSV_HEADS = ("kind", "patch", "nearest training patch", "its subject", "distance")
 GALLERIES = {False: "Figure 4", True: "Figure B.1"}
 """Whether the GANs are differentially private -> the paper's figure of their samples."""
@@ -50,11 +54,17 @@ class Drawn:
     pictures: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
-def section(runs: Sequence[Run], training: ShardSet | None, thresholds: dict[str, float], default: float) -> Part:
+def section(
+    runs: Sequence[Run],
+    training: ShardSet | None,
+    thresholds: dict[str, float],
+    default: float,
+    results: Sequence[dict[str, Any]] = (),
+) -> Part:
     """Figures 4 and B.1, and each run's nearest training patches.
 
     training: the shards that the GANs were trained on, None if they are not there. thresholds: where a variant's labels
-    begin; `default` for others.
+    begin; `default` for others. results: among them the audits for copies.
     """
     body: list[str] = []
     files: dict[str, str | bytes] = {}
@@ -78,7 +88,7 @@ def section(runs: Sequence[Run], training: ShardSet | None, thresholds: dict[str
     for run in runs:
         if run.folder in made:
             title = f"Nearest training patches of {run.title}"
-            body.append(f"<h3>{escape(title)}</h3>")
+            body.append(f"<h3>{escape(title)}</h3>{_verdict(made[run.folder], results)}")
             if training is None:
                 body.append(not_run("the cohort's training shards are not there"))
                 continue
@@ -145,6 +155,22 @@ def _cells(models: Sequence[Drawn], grid: str, draw: Callable[[Sample, tuple[np.
 def _sheet(models: Sequence[Drawn]) -> np.ndarray:
     """The figure as one picture: of every model three rows, its samples' slices, labels and renderings."""
     return pictures.sheet([list(row) for model in models if model.samples for row in zip(*model.pictures, strict=True)])
+
+
+def _verdict(made: ShardSet, results: Sequence[dict[str, Any]]) -> str:
+    """What evaluate=memorisation found about these very patches."""
+    content = content_hash(made.folder)
+    audits = [r for r in results if r.get("job") == "memorisation"]
+    if any(missing := NEEDED - set(audit) for audit in audits):
+        raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; run its evaluation again")
+    audits = [audit for audit in audits if audit["inputs"].get("synthetic shards") == content]
+    told = [f"<p><b>Memorisation gate: {escape(a['verdict'])}.</b> {escape(_reason(a))}.</p>" for a in audits]
+    return "".join(told) or not_run("no result of evaluate=memorisation for these patches")
+
+
+def _reason(audit: dict[str, Any]) -> str:
+    reason, override = audit["reason"], audit["override_privacy_gate"]
+    return reason if override is None else f"{reason}. Overridden: {override}"
 
 
 def _neighbours(

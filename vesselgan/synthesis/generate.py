@@ -199,10 +199,18 @@ def _write_set(
         subjects={f"synthetic-{sample_seed(config.seed, i)}": place for i in range(config.num_patches)},
         spacing_mm=tuple(geometry["spacing_mm"]),
         upper_percentile=geometry["upper_percentile"],
-        extra=settings,
+        extra=settings | {"trained_on": _trained_on(Path(config.run))},
     )
     seconds = time.perf_counter() - began
     print(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s", flush=True)
+
+
+def _trained_on(run_dir: Path) -> str | None:
+    """Content hash of the shards that the run learned from, as it wrote it down; null where it did not."""
+    try:
+        return json.loads((run_dir / "provenance.json").read_text())["inputs"]["gan/train"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _records(generator: Generator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:

@@ -1,0 +1,43 @@
+"""What an audit for copies found stands in words beside the nearest patches of the run that it is about."""
+
+import json
+
+import pytest
+
+from vesselgan.config.compose import compose
+from vesselgan.errors import DataError
+from vesselgan.evaluation.jobs import evaluate
+from vesselgan.report import figures
+from vesselgan.report.page import report
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    monkeypatch.setattr(figures, "SIDE", 64)
+    monkeypatch.setattr(figures, "SIDE_3D", 64)
+
+
+def page_of(road) -> str:
+    words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
+    return report(compose("report", words)).read_text(encoding="utf-8")
+
+
+def test_the_page_says_the_verdict_on_these_very_patches(road, write_set):
+    assert "not run: no result of evaluate=memorisation for these patches" in page_of(road)
+    held_out = road / "phantom" / "shards" / "unet" / "validation"
+    write_set(held_out, origin="real", subjects=["sub-8", "sub-9"], patches=list(range(200, 206)))
+    out, reason = road / "results" / "memorisation.json", "a <demo> & nothing else"
+    words = ["evaluate=memorisation", "name=gan", f"work_dir='{road}'", f"out='{out}'"]
+    words += [f"memorisation.synthetic='{road}/runs/demo-gan/synthetic'"]
+    evaluate(compose("evaluate", [*words, f'memorisation.override_privacy_gate="{reason}"']))
+    result = json.loads(out.read_text())
+    page = page_of(road)
+    assert f"<b>Memorisation gate: {result['verdict']}.</b> {result['reason']}. " in page
+    assert "Overridden: a &lt;demo&gt; &amp; nothing else." in page
+    result["inputs"]["synthetic shards"] = "ab" * 32  # of other patches
+    out.write_text(json.dumps(result))
+    assert "Memorisation gate" not in page_of(road)
+    del result["verdict"]
+    out.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="memorisation result lacks verdict"):
+        page_of(road)
