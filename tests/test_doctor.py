@@ -21,7 +21,7 @@ def test_this_machine_is_examined_and_left_as_it_was(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    doctor.examine(parse("doctor", None, [f"work_dir={tmp_path}/work/below", "min_free_gib=0", "--json"]))
+    doctor.examine(parse("doctor", None, [f"work_dir={tmp_path / 'new' / 'below'}", "min_free_gib=0", "--json"]))
     told = json.loads(capsys.readouterr().out)
     found = {finding["name"]: finding for finding in told["findings"]}
     assert {"packages", "GPU", "fp16", "bf16", "NCCL", "host name", "MPI", "disk", "write", "locks"} <= found.keys()

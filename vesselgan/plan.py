@@ -7,20 +7,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
 from vesselgan.runtime.adam import moment_names
-from vesselgan.training.cost import FLOAT32, fitting, step_cost
+from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
 from vesselgan.training.keeping import steps_of
 from vesselgan.training.privacy import Mechanism, paper_settings, planned, words
 from vesselgan.training.run import settings_of
-from vesselgan.training.scaling import MIB, StepTime, Traffic, players_of, step_time, stepped, traffic
+from vesselgan.training.scaling import MIB, StepTime, Traffic, step_time, stepped, traffic
 
 GIB = 2**30
 COLUMNS = ("variant", "precision", "parameters", "ranks", "ZeRO", "batch per GPU", "TFLOP a step", "peak GiB")
@@ -206,7 +202,7 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
 
 def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: int) -> StepTime:
     variant = config.variant
-    numbers = {name: stepped(network) for name, network in players_of(variant, tuple(config.patch_shape)).items()}
+    numbers = {name: stepped(network) for name, network in players_of(variant, config.patch_shape).items()}
     return step_time(
         config.machine,
         sent,
@@ -229,12 +225,8 @@ def _num_kept(config: Plan, steps: int) -> int:
 
 def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     """Parameters of each player, bytes of one checkpoint."""
-    variant, shape = config.variant, tuple(config.patch_shape)
-    with torch.device("meta"):
-        networks = {
-            "generator": Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
-            "critic": Critic(shape, variant.width, variant.critic_norm),
-        }
+    variant = config.variant
+    networks = players_of(variant, config.patch_shape)
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     stepped = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())

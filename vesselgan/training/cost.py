@@ -8,7 +8,7 @@ formula, from the number of parameters, the precision and the ZeRO stage.
 
 import bisect
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -72,7 +72,7 @@ def step_cost(
     with mode, ledger:
         critic, generator = (
             _Rehearsed(name, module, settings[name], memory, variant.betas, ranks=ranks, device=place)
-            for name, module in _networks(variant, tuple(patch_shape))
+            for name, module in players_of(variant, patch_shape).items()
         )
         if has_average:
             memory.take("average", FLOAT32 * generator.num_parameters)
@@ -133,10 +133,14 @@ def fitting(
     return None
 
 
-def _networks(variant: Variant, patch_shape: tuple[int, int, int]) -> Iterator[tuple[str, nn.Module]]:
+def players_of(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
+    """`critic` and `generator`, shapes without contents."""
+    shape = tuple(patch_shape)
     with torch.device("meta"):
-        yield "critic", Critic(patch_shape, variant.width, variant.critic_norm)
-        yield "generator", Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
+        return {
+            "critic": Critic(shape, variant.width, variant.critic_norm),
+            "generator": Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
+        }
 
 
 class _Rehearsed:

@@ -11,15 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from vesselgan.config.deepspeed import precision_of
 from vesselgan.config.training_schema import Machine, Variant
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
 from vesselgan.models.normalisation import BatchNorm3d
-from vesselgan.training.cost import BUCKET, TYPES
+from vesselgan.training.cost import BUCKET, TYPES, players_of
 
 MIB, GIB = 2**20, 2**30
 DEEPSPEED_BUCKET = 500_000_000
@@ -93,15 +90,6 @@ def traffic(
         linear_factor_bytes=ranks * batch_per_rank * sum(linear.shape) * size,
         calls=calls + norms * (variant.n_critic + 2),
     )
-
-
-def players_of(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, nn.Module]:
-    """Both networks, shapes without contents."""
-    with torch.device("meta"):
-        return {
-            "generator": Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm),
-            "critic": Critic(patch_shape, variant.width, variant.critic_norm),
-        }
 
 
 def stepped(network: nn.Module) -> int:
