@@ -6,11 +6,23 @@ from pathlib import Path
 
 import pytest
 
+LAUNCHER_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
+
 
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_rank_is_left_behind() -> Iterator[None]:
+    """A test that starts DeepSpeed in this process ends it (`afresh`); else all after it would count as its rank."""
+    before = {word: os.environ.get(word) for word in LAUNCHER_WORDS}
+    yield
+    after = {word: os.environ.pop(word, None) for word in LAUNCHER_WORDS}
+    os.environ.update({word: value for word, value in before.items() if value is not None})
+    assert after == before
 
 
 @pytest.fixture

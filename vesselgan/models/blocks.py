@@ -1,11 +1,13 @@
 """What both players are made of: layers, which parameters train, how weights start.
 
 Half on a CPU: convolutions and linear layers compute in float32 and store half, as tensor cores accumulate (native
-half convolutions there are hundreds of times slower). Shapes: N batch, C channel, X Y Z voxels.
+half convolutions there are hundreds of times slower); so does bfloat16 on a CPU without AVX-512.
+Shapes: N batch, C channel, X Y Z voxels.
 """
 
 import math
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +39,7 @@ START_SD = 0.05
 
 
 class Conv3d(nn.Conv3d):
-    """torch's 3D convolution, in float32 inside where weight and input are half on a CPU."""
+    """torch's 3D convolution, in float32 inside where the CPU wants it (`computing_dtype`)."""
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         dtype = computing_dtype(input)
@@ -46,7 +48,7 @@ class Conv3d(nn.Conv3d):
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, in float32 inside where weight and input are half on a CPU."""
+    """torch's linear layer, in float32 inside where the CPU wants it (`computing_dtype`)."""
 
     def forward(self, input: Tensor) -> Tensor:
         dtype = computing_dtype(input)
@@ -57,7 +59,7 @@ class Linear(nn.Linear):
 def transposed_convolution(
     x_NIXYZ: Tensor, weight_IOXYZ: Tensor, bias: Tensor | None = None, *, output_padding: int = 0
 ) -> Tensor:
-    """Transposed convolution of stride 2 and padding 1, in float32 inside where the input is half on a CPU."""
+    """Transposed convolution of stride 2 and padding 1, in float32 inside where the CPU wants it."""
     dtype = computing_dtype(x_NIXYZ)
     bias = None if bias is None else bias.to(dtype)
     x, weight = x_NIXYZ.to(dtype), weight_IOXYZ.to(dtype)
@@ -94,8 +96,16 @@ class NarrowConv3d(Conv3d):
 
 
 def computing_dtype(x: Tensor) -> torch.dtype:
-    """float32 for half on a CPU, the tensor's own type otherwise."""
-    return torch.float32 if x.dtype == torch.float16 and x.device.type == "cpu" else x.dtype
+    """float32 for half on a CPU, and for bfloat16 on one without AVX-512; the tensor's own type otherwise."""
+    is_slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not _cpu_has_bfloat16())
+    return torch.float32 if is_slow and x.device.type == "cpu" else x.dtype
+
+
+@cache
+def _cpu_has_bfloat16() -> bool:
+    # Elsewhere torch rounds every partial sum to bfloat16: a transposed convolution then errs twice as much, and takes
+    # four times as long (measured with AVX2).
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def freeze_bias(convolution: nn.Conv3d) -> nn.Conv3d:

@@ -16,8 +16,9 @@ from torch.autograd.function import FunctionCtx
 from vesselgan.models.normalisation import (
     BatchNorm3d,
     at_least_float32,
-    global_statistics,
-    synced_gradients,
+    batch_norm_gradients,
+    batch_statistics,
+    unbiased,
 )
 
 
@@ -49,9 +50,7 @@ class _Rebuilt:
 
     def make(self) -> Tensor:
         """The input; kept until `take`, which follows in the same backward."""
-        x_NCXYZ, mean_C, inverse_sd_C, scale_C, shift_C = self.parts
-        variance_C = inverse_sd_C.pow(-2)
-        self.y_NCXYZ = F.batch_norm(x_NCXYZ, mean_C, variance_C, scale_C, shift_C, False, 0.0, 0.0).relu_()
+        self.y_NCXYZ = _norm_relu(*self.parts)
         return self.y_NCXYZ
 
     def take(self) -> Tensor:
@@ -65,6 +64,10 @@ def _unpack(saved: Any) -> Tensor:
     return saved.make() if isinstance(saved, _Rebuilt) else saved
 
 
+def _norm_relu(x_NCXYZ: Tensor, mean_C: Tensor, inverse_sd_C: Tensor, scale_C: Tensor, shift_C: Tensor) -> Tensor:
+    return F.batch_norm(x_NCXYZ, mean_C, inverse_sd_C.pow(-2), scale_C, shift_C, False, 0.0, 0.0).relu_()
+
+
 class _NormRelu(torch.autograd.Function):
     """relu(norm(x)) in training, with the batch's mean and unbiased variance."""
 
@@ -72,20 +75,11 @@ class _NormRelu(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, x: Tensor, scale_C: Tensor, shift_C: Tensor, eps: float, is_synced: bool, rebuilt: _Rebuilt
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.eps, ctx.count, ctx.rebuilt = eps, None, rebuilt
-        if is_synced:
-            mean_C, biased_C, ctx.count = global_statistics(x)
-            inverse_sd_C, variance_C = (biased_C + eps).rsqrt(), biased_C * (ctx.count / (ctx.count - 1))
-            rebuilt.parts = (x, mean_C, inverse_sd_C, scale_C, shift_C)
-            y, rebuilt.y_NCXYZ = rebuilt.make(), None
-        else:
-            # With a momentum of one the buffers take in this batch's statistics whole.
-            seen_mean_C, variance_C = torch.zeros_like(scale_C), torch.zeros_like(scale_C)
-            y, mean_C, inverse_sd_C = torch.native_batch_norm(
-                x, scale_C, shift_C, seen_mean_C, variance_C, True, 1.0, eps
-            )
-            y.relu_()
-            rebuilt.parts = (x, mean_C, inverse_sd_C, scale_C, shift_C)
+        mean_C, biased_C, ctx.count = batch_statistics(x, is_synced)
+        inverse_sd_C, variance_C = (biased_C + eps).rsqrt(), unbiased(biased_C, ctx.count)
+        ctx.is_synced, ctx.rebuilt = is_synced, rebuilt
+        rebuilt.parts = (x, mean_C, inverse_sd_C, scale_C, shift_C)
+        y = _norm_relu(*rebuilt.parts)
         # Its identity, not its address: a rehearsal on tensors without data has none.
         rebuilt.storage = y.untyped_storage()._cdata
         ctx.save_for_backward(*rebuilt.parts)
@@ -101,11 +95,5 @@ class _NormRelu(torch.autograd.Function):
         y = ctx.rebuilt.take()
         # The masked gradient takes the place of what was rebuilt.
         dy = torch.ops.aten.threshold_backward.grad_input(dy, y, 0, grad_input=y)
-        if ctx.count is not None:
-            gradients = synced_gradients(dy, x, scale_C, mean_C, inverse_sd_C, ctx.count)
-        else:
-            wanted = [True, True, True]
-            gradients = torch.ops.aten.native_batch_norm_backward(
-                dy, x, scale_C, None, None, mean_C, inverse_sd_C, True, ctx.eps, wanted
-            )
+        gradients = batch_norm_gradients(dy, x, scale_C, mean_C, inverse_sd_C, ctx.count, ctx.is_synced)
         return *gradients, None, None, None
