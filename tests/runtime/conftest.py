@@ -24,13 +24,15 @@ class Tiny:
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def engine(self, *, stage: int = 1, precision: str = "fp32", width: int = 4) -> Engine:
+    def engine(
+        self, *, stage: int = 1, precision: str = "fp32", width: int = 4, batch_per_gpu: int | None = None
+    ) -> Engine:
         raw = {"zero_optimization": {"stage": stage}}
         if precision == "fp16":
             raw["fp16"] = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 3, "hysteresis": 1}
         if precision == "bf16":
             raw["bf16"] = {"enabled": True}
-        settings = resolve(raw, batch_size=2, batch_per_gpu=None, world_size=1)
+        settings = resolve(raw, batch_size=2, batch_per_gpu=batch_per_gpu, world_size=1)
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(3, width, bias=False), nn.LayerNorm(width), nn.Linear(width, 2))
         module.register_buffer("num_batches", torch.tensor(2**40 + 1))  # beyond what float32 could hold
@@ -41,8 +43,9 @@ class Tiny:
     def train(engine: Engine, start: int, stop: int) -> None:
         for step in range(start, stop):
             batch = torch.sin(torch.arange(6.0).reshape(2, 3) + step).to(engine.dtype)
-            engine.backward(engine.module(batch).float().square().mean())
-            engine.step()
+            for part in batch.chunk(engine.micro_batches):
+                engine.backward(engine.module(part).float().square().mean())
+                engine.step()
             engine.module.num_batches += 1
 
 

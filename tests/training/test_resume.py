@@ -128,6 +128,19 @@ def test_settings_that_differ_are_listed_and_refused_unless_named(train_here, st
     assert "finished already" in capsys.readouterr().out
 
 
+def test_a_finished_run_goes_on_where_more_steps_are_allowed(train_here, straight, tmp_path, capsys):
+    run_dir = tmp_path / "longer"
+    shutil.copytree(straight, run_dir)
+    words = [*SN[:2], *SN[3:], "train.max_steps=8"]
+    with pytest.raises(CheckpointError, match=r"allow_change=\[train.max_steps\]"):
+        train_here(run_dir, *words)
+    assert train_here(run_dir, *words, "allow_change=[train.max_steps]")["steps"] == 8
+    assert "finished already" not in capsys.readouterr().out
+    assert [row["step"] for row in metrics(run_dir)] == list(range(1, 9))
+    train_here(run_dir, *words)
+    assert "finished already" in capsys.readouterr().out
+
+
 def test_the_position_is_kept_in_samples_when_the_batch_size_changes(train_here, straight, tmp_path, monkeypatch):
     broken = broken_at(straight, tmp_path / "broken", 4)
     asked = []

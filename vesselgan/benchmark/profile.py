@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 # The first kind whose word is part of an operation's name.
 KINDS = {
-    "optimizer": ("adam", "lerp", "addcdiv"),
+    "optimizer": ("adam", "foreach", "addcdiv"),
     "normalisation": ("norm", "var_mean"),
     "convolution": ("conv",),
     "linear": ("addmm", "::mm", "::mv", "linear"),
@@ -26,7 +27,7 @@ def shares_of(step: Callable[[], None], device: torch.device) -> dict[str, float
         time_us = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         name = event.key.lower()
         # Spans of ours enclose operations; a GPU's kernels stand beside the operations that launched them.
-        if "::" not in name:
+        if "::" not in name or event.device_type != DeviceType.CPU:
             continue
         kind = next((kind for kind, words in KINDS.items() if any(word in name for word in words)), "other")
         spent[kind] += time_us

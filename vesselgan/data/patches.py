@@ -223,6 +223,8 @@ def _stream_from_workers(
         batch_size=None,
         sampler=shares,
         num_workers=num_workers,
+        # A GPU copies from such memory while it computes.
+        pin_memory=torch.cuda.is_available(),
         collate_fn=_as_it_is,
         timeout=min(_POLL_S, timeout_s),
         multiprocessing_context=start_method,

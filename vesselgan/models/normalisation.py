@@ -123,20 +123,25 @@ def batch_norm_gradients(
 
     The scale's and shift's stay local then: the optimizer averages them over ranks like all others.
     """
-    backward, wanted = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+    backward, every = torch.ops.aten.native_batch_norm_backward, [True, True, True]
     if not is_synced:
-        return backward(dy_NCXYZ, x_NCXYZ, weight_C, None, None, mean_C, inverse_sd_C, True, 0.0, wanted)
-    x, dy = x_NCXYZ.to(weight_C.dtype), dy_NCXYZ.to(weight_C.dtype)
-    # At fixed statistics first: one pass for the three, where sums written out take five times as long on a CPU.
+        return backward(dy_NCXYZ, x_NCXYZ, weight_C, None, None, mean_C, inverse_sd_C, True, 0.0, every)
+    # As if the statistics were fixed; sums written out would take five times as long on a CPU.
     variance_C = inverse_sd_C.pow(-2)
-    dx, dweight_C, dbias_C = backward(dy, x, weight_C, mean_C, variance_C, None, None, False, 0.0, wanted)
+    _, dweight_C, dbias_C = backward(
+        dy_NCXYZ, x_NCXYZ, weight_C, mean_C, variance_C, None, None, False, 0.0, [False, True, True]
+    )
     global_2C = torch.cat([dbias_C, dweight_C])
     dist.all_reduce(global_2C)
-    # Then what the statistics themselves contribute, a straight line in x.
     mean_dy_C, mean_dy_normed_C = (global_2C / count).chunk(2)
-    slope_C = -weight_C * inverse_sd_C.square() * mean_dy_normed_C
-    dx.addcmul_(x, _spread(slope_C)).sub_(_spread(weight_C * inverse_sd_C * mean_dy_C + slope_C * mean_C))
-    return dx.to(x_NCXYZ.dtype), dweight_C, dbias_C
+    scale_C = weight_C * inverse_sd_C
+    slope_C = -scale_C * inverse_sd_C * mean_dy_normed_C
+    scale, slope, shift = (c.view(-1, 1, 1, 1) for c in (scale_C, slope_C, -scale_C * mean_dy_C - slope_C * mean_C))
+    dx_NCXYZ = torch.empty_like(x_NCXYZ)
+    # Sample by sample: float32 of all of a half tensor would double a step's memory.
+    for dx, dy, x in zip(dx_NCXYZ, dy_NCXYZ, x_NCXYZ, strict=True):
+        dx.copy_(torch.addcmul(shift, x.to(scale.dtype), slope).addcmul_(dy.to(scale.dtype), scale))
+    return dx_NCXYZ, dweight_C, dbias_C
 
 
 def batch_statistics(x_NCXYZ: Tensor, is_synced: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,10 +195,6 @@ def _own_statistics(x_NCXYZ: Tensor) -> tuple[Tensor, Tensor]:
 
 def unbiased(variance_C: Tensor, count: Tensor) -> Tensor:
     return variance_C * (count / (count - 1))
-
-
-def _spread(value_C: Tensor) -> Tensor:
-    return value_C.view(1, -1, 1, 1, 1)
 
 
 def _world_size() -> int:

@@ -156,6 +156,9 @@ def half_is_missing(precision: str) -> bool:
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
+    """The device of this rank (ResourceError without it), on which float32 is float32 from here on."""
+    # TF32, torch's default for a GPU's convolutions, keeps 10 of float32's 23 bits.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     granted = bool(os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS"))
     if torch.cuda.is_available() and device != "cpu":
         if local_rank >= torch.cuda.device_count():

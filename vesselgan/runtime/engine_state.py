@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
-from vesselgan.errors import CheckpointError
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.tensor_files import Part, TensorFile, part_of
 
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-COUNTERS = ("global_steps", "skipped_steps", "micro_steps")
+COUNTERS = ("global_steps", "skipped_steps")
 
 
 def weights_of(engine: Engine) -> dict[str, Part]:
@@ -87,6 +86,7 @@ def _differing(found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, .
 def missing_mechanics(engine: Engine, told: dict[str, Any], moments: TensorFile) -> list[str]:
     """What a run of this precision needs beside weights and the checkpoint lacks, in words."""
     missing = [key for key in ("optimizer_step", "counters") if key not in told]
+    missing += [f"counters.{key}" for key in COUNTERS if key not in told.get("counters", COUNTERS)]
     if told.get("optimizer_step") and not moments.shapes():
         missing.append("the optimizer's moments")
     if engine.scaler is not None and not told.get("scaler"):
@@ -125,10 +125,10 @@ def restore_optimizer(engine: Engine, moments: TensorFile, told: dict[str, Any])
         for key, value in told["scaler"].items():
             setattr(engine.scaler, key, value)
     engine.skips.bad_in_a_row = told.get("bad_steps_in_a_row", 0)
-    for key, value in told["counters"].items():
-        if key not in COUNTERS:
-            raise CheckpointError(f"{moments.path.parent}: state.json counts `{key}`, which this version does not know")
-        setattr(engine.counters, key, value)
+    for key in COUNTERS:
+        setattr(engine.counters, key, told["counters"][key])
+    # By these DeepSpeed tells which turn of an update is the last; how many there are may differ from the run's before.
+    engine.counters.micro_steps = engine.counters.global_steps * engine.micro_batches
 
 
 def _make_moments(engine: Engine, optimizer_step: float) -> None:

@@ -99,6 +99,7 @@ def go_on(
     if changes:
         _write_mechanics(run_dir, engine_settings)
         write_text(run_dir / "config.yaml", compose.to_yaml(config))
+    (run_dir / "finished.json").unlink(missing_ok=True)
 
 
 def has_begun(run_dir: Path) -> bool:
@@ -142,8 +143,11 @@ def take(run_dir: Path) -> IO[str]:
     return file
 
 
-def is_finished(run_dir: Path) -> bool:
-    return (run_dir / "finished.json").is_file()
+def is_finished(run_dir: Path, num_steps: int, changes: list[Change]) -> bool:
+    """Whether there is nothing left to do; a finished run goes on where an allowed change leaves it steps to take."""
+    path = run_dir / "finished.json"
+    is_changed = any(not change.is_free for change in changes)
+    return path.is_file() and not (is_changed and _read_json(path).get("steps", num_steps) < num_steps)
 
 
 def finish(run_dir: Path, facts: dict[str, Any]) -> None:

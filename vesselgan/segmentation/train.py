@@ -102,7 +102,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     inputs["unet/validation"] = content_hash(validation_set.folder)
     both = {PLAYER: settings}
     changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs))
-    if rundir.is_finished(run_dir):
+    if rundir.is_finished(run_dir, unet.max_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return

@@ -3,6 +3,7 @@
 Shapes: N samples, C channel (0 image in [-1, 1], 1 vessel label), X Y Z voxels, F features
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,9 @@ LEAST_GAP = 1e-6
 """Of the scores of real and fake."""
 
 
-def spread(patches_NCXYZ: Tensor) -> float:
-    """Mean root-mean-square difference of every two patches, after averaging over COARSE^3 voxels."""
-    features_NF = F.avg_pool3d(patches_NCXYZ.float(), COARSE).flatten(1)
+def spread(patches: Iterable[Tensor]) -> float:
+    """Mean root-mean-square difference of every two patches [C, X, Y, Z], after averaging over COARSE^3 voxels."""
+    features_NF = torch.stack([F.avg_pool3d(patch_CXYZ.float(), COARSE).flatten() for patch_CXYZ in patches])
     return (torch.pdist(features_NF).mean() / features_NF.shape[1] ** 0.5).item()
 
 
@@ -51,7 +52,9 @@ class CollapseWatch:
         """`sample_diversity` (1: as real patches) and its alarm; the generator is left as it was."""
         was_training, dtype = generator.training, next(generator.parameters()).dtype
         z_NL = latents(self.seed, range(NUM_SAMPLES), self.latent_size).to(device, dtype)
-        found = spread(generator.eval()(z_NL)) / max(self.real_spread, 1e-6)
+        generator.eval()
+        # One at a time: several full patches take more memory than a step of few.
+        found = spread(generator(z_NL[i : i + 1])[0] for i in range(NUM_SAMPLES)) / max(self.real_spread, 1e-6)
         generator.train(was_training)
         return {"sample_diversity": found, "alarm/mode_collapse": float(found < LEAST_DIVERSITY)}
 

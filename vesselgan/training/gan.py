@@ -55,7 +55,7 @@ def critic_step(
     parts, told = critic.micro_batches, Scalars()
     shares = (share.chunk(parts) for share in (real_NCXYZ, fake_NCXYZ, draws.epsilons_N(position)))
     for real, fake, epsilon in zip(*shares, strict=True):
-        real = real.to(critic.device, critic.dtype)
+        real = real.to(critic.device, non_blocking=True).to(critic.dtype)
         # Every forward takes a power iteration, as the authors' do; every turn takes the same ones.
         restore_spectral_vectors(critic.module, vectors)
         with phase("critic/scores"):

@@ -64,7 +64,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
     changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs))
-    if rundir.is_finished(run_dir):
+    if rundir.is_finished(run_dir, num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return

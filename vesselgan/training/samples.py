@@ -37,7 +37,8 @@ class FixedLatents:
         dtype = next(generator.parameters()).dtype
         with torch.no_grad():
             z_NL = latents(self.seed, range(NUM_SAMPLES), self.latent_size).to(device, dtype)
-            patches = generator(z_NL).float().cpu().numpy()
+            # One at a time: several full patches take more memory than a step of few.
+            patches = [generator(z_NL[i : i + 1])[0].float().cpu().numpy() for i in range(NUM_SAMPLES)]
         generator.train(was_training)
         pairs = [((image + 1) * 127.5, score >= self.label_threshold) for image, score in patches]
         return sheets(pairs, self.spacing_mm, "samples")
