@@ -69,6 +69,7 @@ def test_the_step_is_told_with_time_memory_work_and_ratios(
     capsys: pytest.CaptureFixture, afresh: Callable[[], None]
 ) -> None:
     afresh()
+    capsys.readouterr()
     run_module.benchmark(small())
     facts = json.loads(capsys.readouterr().out)
     assert facts["tflop"]["authors"] > 2 * facts["tflop"]["ours"] > 0
