@@ -3,6 +3,8 @@
 Everything random is a function of (seed, position), so a resumed run continues exactly and a result does not depend on
 the number of ranks. Where we differ from the authors' code: the fake patches of the critic step carry no graph, the
 critic is frozen in the generator step, and each of the n_critic steps is a real step on a fresh batch.
+Real and fake in one forward of an InstanceNorm critic, where that is exact, took 1.24 times as long at width 128 and
+the same at 512 (CPU): they go one after the other.
 """
 
 from collections.abc import Callable, Iterator
