@@ -25,6 +25,7 @@ from vesselgan.models.blocks import (
     set_trainable,
     spectral_vectors,
 )
+from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
 from vesselgan.training.draws import Draws
 
@@ -143,4 +144,4 @@ def _of_update(engine: Engine, told: Scalars, is_applied: bool) -> Scalars:
 
 def _add(told: Scalars, values: Scalars, parts: int) -> None:
     for name, value in values.items():
-        told[name] = told.get(name, 0.0) + value.detach().float() / parts
+        told[name] = told.get(name, 0.0) + value.detach().to(at_least_float32(value.dtype)) / parts
