@@ -1,6 +1,6 @@
 """What a build remembers between its starts, below <cohort_dir>/shards/.build: so that a killed one is taken up again.
 
-    state.json                              the settings and input files that the shards come from
+    state.json                              the settings, input files and voxels that the shards come from
     <purpose>-<split>-shard-00000.h5.json   one finished shard: count, bytes, sha256
 
 Readers of shards need none of it: for them the manifest is the document.
@@ -34,6 +34,8 @@ class State:
     inputs: dict[str, Any]
     """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]: what need not be checked again."""
     set_aside: list[str]
+    contents: dict[str, list[str | None]]
+    """Subject -> [split, sha256 of the image's voxels, of the label's]: what the shards were cut from."""
 
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def read(data: PreparedData) -> State | None:
     cohort_dir = Path(data.cohort_dir)
     path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
+        state = _parse(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
         _refuse_foreign(cohort_dir, data.name)
         return None
@@ -86,17 +88,22 @@ def write(data: PreparedData, state: State) -> None:
     _write(_folder(Path(data.cohort_dir)) / "state.json", asdict(state))
 
 
-def refuse_changes(data: PreparedData, before: Cohort, now: Cohort) -> None:
+def contents_of(cohort: Cohort) -> dict[str, list[str | None]]:
+    """What the shards of a cohort are cut from, for `State.contents`."""
+    return {name: [s.split, s.image_sha256, s.label_sha256] for name, s in cohort.subjects.items()}
+
+
+def refuse_changes(data: PreparedData, before: State, now: Cohort) -> None:
     """DataError when the cohort is no longer the one that the shards were built from, with the difference."""
-    old, new = before.subjects, now.subjects
+    old, new = before.contents, contents_of(now)
     changes = [f"{name} is new" for name in sorted(set(new) - set(old))]
     changes += [f"{name} is gone" for name in sorted(set(old) - set(new))]
     for name in sorted(set(old) & set(new)):
-        for kind in ("image", "label"):
-            if getattr(old[name], f"{kind}_sha256") != getattr(new[name], f"{kind}_sha256"):
-                changes.append(f"the {kind} of {name} changed")
-        if old[name].split != new[name].split:
-            changes.append(f"{name} moved from {old[name].split} to {new[name].split}")
+        (split, *voxels), (new_split, *new_voxels) = old[name], new[name]
+        pairs = zip(("image", "label"), voxels, new_voxels, strict=True)
+        changes += [f"the {kind} of {name} changed" for kind, was, is_now in pairs if was != is_now]
+        if split != new_split:
+            changes.append(f"{name} moved from {split} to {new_split}")
     if changes:
         remedy = _remedy(Path(data.cohort_dir))
         raise DataError(
@@ -126,6 +133,16 @@ def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
     if path.stat().st_size != info.bytes:
         return f"{path}: {path.stat().st_size} bytes, {info.bytes} were written"
     return info if sha256_of(path) == info.sha256 else f"{path}: its bytes changed (sha256 differs)"
+
+
+def _parse(content: Any) -> State:
+    """TypeError or ValueError for whatever is not as `State` says."""
+    state = State(**content)
+    if not all(isinstance(part, dict) for part in (state.settings, state.inputs, state.contents)):
+        raise ValueError("settings, inputs or contents are damaged")
+    if not isinstance(state.set_aside, list) or any(len(entry) != 3 for entry in state.contents.values()):
+        raise ValueError("set_aside or contents are damaged")
+    return state
 
 
 def _refuse_foreign(cohort_dir: Path, name: str) -> None:
