@@ -7,6 +7,7 @@ Readers of shards need none of it: for them the manifest is the document.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,11 +50,17 @@ def inputs_of(found: Found, rename: Callable[[str], str]) -> dict[str, Any]:
     inputs = {}
     for files in found.subjects:
         paths = {kind: getattr(files, kind) for kind in KINDS if getattr(files, kind) is not None}
-        stats = {kind: path.stat() for kind, path in paths.items()}
-        inputs[files.subject] = {
-            k: [rename(str(paths[k].resolve())), s.st_size, s.st_mtime_ns] for k, s in stats.items()
-        }
+        inputs[files.subject] = {kind: [rename(os.path.realpath(path)), *_seen(path)] for kind, path in paths.items()}
     return inputs
+
+
+def _seen(path: Path) -> list[int | None]:
+    """Bytes and time of change; None for a link that leads nowhere, which the check names."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [None, None]
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def read(data: PreparedData) -> State | None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep import mpi, places, pseudonyms, qc, qc_page, splits
 from data_prep.findings import Checked, Finding, by, mixed_spacings, summary, table
-from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects
+from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import World
 from vesselgan import volumes
 from vesselgan.config.compose import parse
@@ -54,11 +54,14 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
         return mine
 
     findings = [finding for part in mpi.together(here, check_mine) for finding in part]
-    if not data.prepare.pseudonymise:
-        for finding in findings:
-            finding.warnings += pseudonyms.suspicion(finding.subject)
     findings.sort(key=lambda finding: finding.subject)
     _refuse_twins(findings)
+    for finding in findings:
+        if data.prepare.pseudonymise:
+            finding.faults = [without_paths(fault, finding.files) for fault in finding.faults]
+            finding.warnings = [without_paths(warning, finding.files) for warning in finding.warnings]
+        else:
+            finding.warnings += pseudonyms.suspicion(finding.subject)
     mixed = mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)
     return Checked(tuple(findings), (*found.warnings, *mixed))
 

@@ -30,7 +30,7 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
     def rename(subject: str) -> str:
         if _IS_PSEUDONYM.fullmatch(subject):
             return subject
-        return PREFIX + hmac.new(key, subject.encode("utf-8"), hashlib.sha256).hexdigest()[:DIGITS]
+        return PREFIX + hmac.new(key, subject.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:DIGITS]
 
     return rename
 

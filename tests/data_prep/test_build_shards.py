@@ -330,6 +330,19 @@ def test_unusable_subjects_stop_the_build_or_are_set_aside_by_name(
         build(data)
 
 
+def test_links_that_lead_nowhere_or_in_a_circle_are_set_aside_like_broken_files(cohort: MakeCohort) -> None:
+    data = cohort(6)
+    for number, target in ((1, "nowhere.nii.gz"), (2, "image.nii.gz")):
+        path = Path(data.root) / f"sub-{number:02d}" / "image.nii.gz"
+        path.unlink()
+        path.symlink_to(target)
+    with pytest.raises(DataError, match="2 of 6 subjects are unusable: sub-01, sub-02"):
+        build(data)
+    data.prepare.quarantine = True
+    build(data)
+    assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
+
+
 def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(3, split=Split(train=0, validation=0, test=3, seed=1, csv=None))
     build(data)

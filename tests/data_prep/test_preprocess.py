@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -187,6 +189,55 @@ def test_damage_and_changed_inputs_are_named_and_repaired_on_request(cohort: Mak
     np.testing.assert_array_equal(array(out / "sub-03" / "image.nii.gz"), array(path))
 
 
+def test_a_volume_that_is_gone_is_missed_and_made_again_on_request(cohort: MakeCohort) -> None:
+    data = cohort(2)
+    out = run(data)
+    whole = (out / "sub-02" / "vessel.nii.gz").read_bytes()
+    for name in ("vessel.nii.gz", "vessel.json"):
+        (out / "sub-02" / name).unlink()
+    with pytest.raises(DataError, match=r"sub-02/vessel\.json: is missing; data\.prepare\.repair=true"):
+        run(data)
+    data.prepare.repair = True
+    run(data)
+    assert (out / "sub-02" / "vessel.nii.gz").read_bytes() == whole
+
+
+def test_a_withdrawn_subjects_output_is_named_and_set_aside_on_request(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(3)
+    out = run(data)
+    (Path(data.root) / "sub-02").rename(Path(data.cohort_dir) / "withdrawn")
+    with pytest.raises(DataError, match=r"holds output of sub-02, and data\.root has no such subject any more"):
+        run(data)
+    data.prepare.repair = True
+    run(data)
+    place = out / preprocess.SET_ASIDE / "sub-02"
+    assert f"no longer in data.root: sub-02 (its earlier output: now {place})" in capsys.readouterr().out
+    assert len(list(place.iterdir())) == 6
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
+        "preprocess.json",
+        "sub-01",
+        "sub-03",
+    ]
+
+
+def test_output_of_a_subject_that_broke_later_is_out_of_the_cohort(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(3)
+    data.prepare.quarantine = data.prepare.repair = True
+    image = Path(data.root) / "sub-02" / "image.nii.gz"
+    for place in ("sub-02", "sub-02.2"):  # it breaks, is mended, and breaks again
+        whole = image.read_bytes()
+        out = run(data)
+        image.write_bytes(whole[:2000])
+        run(data)
+        assert f"now {out / preprocess.SET_ASIDE / place})" in capsys.readouterr().out
+        assert not (out / "sub-02").exists() and (out / preprocess.SET_ASIDE / place / "image.nii.gz").is_file()
+        image.write_bytes(whole)
+
+
 def test_other_settings_and_foreign_folders_are_refused(cohort: MakeCohort) -> None:
     data = cohort(1)
     out = run(data)
@@ -305,6 +356,17 @@ def test_check_and_build_read_the_output_with_the_preset(
     read = replace(data, root=there.data.root, layout=there.data.layout)
     check.check(read, ALONE)
     build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
+
+
+@pytest.mark.parametrize("word", ["preprocess.mask=none", "data.layout.label=null"])
+def test_the_command_to_go_on_with_works_without_masks_or_labels(
+    cohort: MakeCohort, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    cohort(4)
+    ended = command(word, "preprocess.denoise=false", "preprocess.bias=false", module=preprocess)
+    assert ended.code == 0
+    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("go on with: python -m ")[2]))
+    check.main()
 
 
 def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) -> None:
