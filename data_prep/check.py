@@ -85,7 +85,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = Fa
                 on_grid["label"] = label.data_XYZ
                 _check_clipping(finding, image.data_XYZ, label.data_XYZ, prepare)
     if files.mask is not None:
-        mask = _try(finding, lambda: volumes.read_label(files.mask))
+        mask = _try(finding, lambda: volumes.read_mask(files.mask))
         if mask is not None and (image is None or _same_grid(finding, image, mask)):
             on_grid["mask"] = mask.data_XYZ
             _check_mask(finding, label, mask)

@@ -124,7 +124,7 @@ def _companions(files: SubjectFiles, image: Volume, recipe: Recipe) -> tuple[Vol
         rules = recipe.prepare
         label = volumes.read_label(files.label, label_values=rules.label_values, label_cut=rules.label_cut)
     if recipe.mask_tool == "given":
-        mask = volumes.read_label(files.mask)
+        mask = volumes.read_mask(files.mask)
     for other in (label, mask):
         if other is not None and (difference := volumes.grid_difference(image.header, other.header)) is not None:
             raise DataError(f"{other.path}: not on the grid of {files.image}: {difference}; resample it onto the image")
