@@ -45,6 +45,7 @@ class Done:
     subject: str
     fault: str | None
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def preprocess(command: Command, here: World) -> None:
@@ -193,7 +194,7 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         progress.advance()
-    return Done(subject.subject, None, outcome.seconds)
+    return Done(subject.subject, None, outcome.seconds, tuple(outcome.warnings))
 
 
 def conclude(config: Preprocess, found: Found, done: Sequence[Done]) -> None:
@@ -210,6 +211,7 @@ def summary(out: Path, found: Found, done: Sequence[Done], seconds: float) -> st
     """What was done, how long each step took, and who was set aside."""
     good = [entry for entry in done if entry.fault is None]
     lines = [f"warning: {warning}" for warning in found.warnings]
+    lines += [f"warning {entry.subject}: {warning}" for entry in done for warning in entry.warnings]
     lines += [f"set aside: {entry.subject}: {entry.fault}" for entry in done if entry.fault is not None]
     kept = len(found.subjects) - len(done)
     lines.append(f"{out}: {len(good) + kept} subjects ({len(good)} made now in {seconds:.0f} s, {kept} were there)")

@@ -112,6 +112,35 @@ def test_resampling_keeps_places_in_millimetres(cohort: MakeCohort) -> None:
     assert image.min() >= 100 and image.max() <= 1000  # a spline's overshoot is cut
 
 
+def test_vessels_that_resampling_loses_are_told_and_written_down(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(2)
+    path = Path(data.root) / "sub-02" / "vessel.nii.gz"
+    thin = np.zeros((24, 20, 18), np.uint8)
+    thin[10, 4:16, 9] = 1  # 12 voxels of 0.5 x 0.5 x 0.7 mm in a row: 2.1 mm3
+    nib.save(nib.Nifti1Image(thin, nib.load(path).affine), path)
+    out = run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 0.7]))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said == [
+        "warning sub-02: resampling changed the vessels' volume by -100% (2.1 to 0 mm3): thin ones are lost or swollen;"
+        " choose a finer preprocess.spacing_mm"
+    ]
+    (step,) = [s for s in json.loads((out / "sub-02/vessel.json").read_text())["steps"] if s["step"] == "resample"]
+    assert step["vessel_mm3_before_and_after"] == [pytest.approx(2.1), 0.0]
+
+
+@pytest.mark.parametrize("spacing_mm", [[100.0, 100.0, 100.0], [1e-3, 1e-3, 1e-3]])
+def test_a_spacing_that_leaves_no_volume_is_named_with_the_subjects_file(
+    cohort: MakeCohort, spacing_mm: list[float]
+) -> None:
+    with pytest.raises(
+        DataError, match=r"sub-01/image\.nii\.gz: .* voxels at preprocess\.spacing_mm=.* nearer"
+    ) as caught:
+        run(cohort(1), replace(PLAIN, spacing_mm=spacing_mm))
+    assert ".partial" not in str(caught.value)
+
+
 def test_noise_is_measured_inside_the_head_and_lowered_there() -> None:
     draw = np.random.default_rng(1)
     clean = np.zeros((40, 40, 24), np.float32)
