@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def take(path: Path, owners: Sequence[Owner]) -> str | None:
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     finally:
-        mine.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or its folder is a file
+            mine.unlink()
     return note
 
 

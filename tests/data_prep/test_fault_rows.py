@@ -312,6 +312,14 @@ def test_d22_one_patient_none_or_an_unreadable_folder_ends_with_a_clear_minimum(
     assert ended.code == 3 and "no such folder; give the folder that holds the cohort" in ended.err
 
 
+def test_a_work_dir_that_is_a_file_is_exit_6(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+    cohort(3)
+    (tmp_path / "file").touch()
+    for module, words in ((build_shards, ()), (preprocess, ("preprocess.bias=false",)), (check, ())):
+        ended = command(f"work_dir={tmp_path / 'file'}", *words, module=module)
+        assert (ended.code, ended.err.count("\n")) == (6, 1) and "cannot be written (Not a directory)" in ended.err
+
+
 def denied(path: object) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 
@@ -321,6 +329,12 @@ def test_wrong_settings_end_with_exit_2_before_any_file_is_made(command: Command
         (("data.prepare.quarantin=true",), "did you mean `data.prepare.quarantine`?"),
         (("data.prepare.label_values=[1]", "data.prepare.label_cut=0.5"), "exclude each other"),
         (("data.prepare.upper_percentile=10",), "must lie above 50"),
+        (("data.prepare.split.seed=-1",), "must be 0 or more"),
+        (("data.name=../../escape",), "must be a plain name of one folder"),
+        (("data.name=''",), "must be a plain name of one folder"),
+        (("data.prepare.nan_value=nan",), "must be a finite number"),
+        (("data.prepare.num_vessel_patches_gan=1000000000000",), "must lie between 0 and 1000000"),
+        (("data.prepare.num_vessel_patches_unet=1000000000000",), "must lie between 1 and 1000000"),
         (("data=phantm",), "did you mean data=phantom?"),
     ]:
         for module in (check, build_shards):
