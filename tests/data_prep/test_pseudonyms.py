@@ -113,6 +113,32 @@ def test_pseudonyms_depend_on_key_and_id_and_stay_what_they_are(named: Callable[
     assert pseudonyms.renamer(data)("sub-1") == "sub-1"
 
 
+@pytest.mark.parametrize(
+    ("subject", "what"),
+    [
+        ("DOE^JANE", "a name"),
+        ("doe_jane", "a name"),
+        ("Mueller_07", "a name"),
+        ("sub-Müller", "a name"),
+        ("pat_19570312", "a date"),
+        ("12031957", "a date"),
+        ("p12.03.1957", "a date"),
+        ("03-25-1957", "a date"),
+        ("sub-01", None),
+        ("IXI002-Guys-0828", None),
+        ("AVM012", None),
+        ("P07", None),
+        ("Patient_12", None),
+        ("20101399", None),  # no month
+        ("1203195712", None),  # a longer number
+        ("anon-0123456789abcdef", None),
+    ],
+)
+def test_ids_that_look_like_names_or_dates_are_told(subject: str, what: str | None) -> None:
+    told = pseudonyms.suspicion(subject)
+    assert [f"looks like {what}" in text for text in told] == ([] if what is None else [True])
+
+
 def test_a_key_that_is_missing_short_or_among_the_data_is_refused(
     named: Callable[..., PreparedData], tmp_path: Path
 ) -> None:
