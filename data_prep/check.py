@@ -62,8 +62,10 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
             finding.warnings = [without_paths(warning, finding.files) for warning in finding.warnings]
         else:
             finding.warnings += pseudonyms.suspicion(finding.subject)
-    mixed = mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)
-    return Checked(tuple(findings), (*found.warnings, *mixed))
+    said = [*found.warnings, *mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)]
+    if data.prepare.pseudonymise and any(finding.faults for finding in findings):
+        said.append("faults stand without the names of files; a check without data.prepare.pseudonymise names them")
+    return Checked(tuple(findings), tuple(said))
 
 
 def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = False) -> Finding:

@@ -13,10 +13,8 @@ PREFIX, DIGITS = "anon-", 16
 MIN_KEY_BYTES = 16
 # Words that ids of cohorts are made of. Two others beside each other are taken for a name, and one that is written so.
 HARMLESS = set("anon angio brain case control data guys head hh id image iop ixi mr mra mri pat patient".split())
-HARMLESS |= set(
-    "pegasus phantom proband run scan ses session site sub subj subject test tof topcow train visit".split()
-)
-HARMLESS |= {"vol", "volume", "volunteer"}
+HARMLESS |= set("pegasus phantom proband run scan ses session site sub subj subject test tof topcow train".split())
+HARMLESS |= {"visit", "vol", "volume", "volunteer"}
 _DAY, _MONTH, _YEAR = "(0[1-9]|[12][0-9]|3[01])", "(0[1-9]|1[0-2])", "(19|20)[0-9]{2}"
 _DATE = re.compile(
     "|".join(

@@ -108,7 +108,7 @@ def test_no_path_stands_on_a_pseudonymous_page_or_in_the_table(
     data.root = spelling.format(tmp_path)
     for text in (page_of(data), capsys.readouterr().out.partition("\n")[2]):
         assert "label is missing; supply it" in text and "image: not a NIfTI file" in text
-        assert "255 taken as vessel" in text
+        assert "255 taken as vessel" in text and "a check without data.prepare.pseudonymise names them" in text
         assert "sub-0" not in text and str(root) not in text
 
 
