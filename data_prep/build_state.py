@@ -15,7 +15,7 @@ from typing import Any
 
 from data_prep.layouts import KINDS, Found
 from data_prep.shard_plan import PlannedShard
-from vesselgan.cohort import COHORT, Cohort
+from vesselgan.cohort import COHORT, Cohort, read_cohort
 from vesselgan.config.schema import PreparedData
 from vesselgan.errors import DataError, ResourceError, UsageError
 from vesselgan.files import sha256_of, write_text
@@ -71,7 +71,7 @@ def read(data: PreparedData) -> State | None:
     cohort_dir = Path(data.cohort_dir)
     path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
     try:
-        state = _parse(json.loads(path.read_text(encoding="utf-8")))
+        state = _parse(json.loads(path.read_text(encoding="utf-8")), cohort_dir)
     except (FileNotFoundError, NotADirectoryError):
         _refuse_foreign(cohort_dir, data.name)
         return None
@@ -142,8 +142,13 @@ def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
     return info if sha256_of(path) == info.sha256 else f"{path}: its bytes changed (sha256 differs)"
 
 
-def _parse(content: Any) -> State:
-    """TypeError or ValueError for whatever is not as `State` says."""
+def _parse(content: Any, cohort_dir: Path) -> State:
+    """TypeError or ValueError for whatever is not as `State` says.
+
+    Builds of before there were `contents` have them in cohort.json alone.
+    """
+    if isinstance(content, dict) and "contents" not in content:
+        content["contents"] = contents_of(read_cohort(cohort_dir))
     state = State(**content)
     if not all(isinstance(part, dict) for part in (state.settings, state.inputs, state.contents)):
         raise ValueError("settings, inputs or contents are damaged")

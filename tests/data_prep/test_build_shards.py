@@ -234,6 +234,20 @@ def test_h6_what_a_newer_program_wrote_is_refused_and_not_written_over(
     assert hashes(data) == before
 
 
+def test_a_build_of_before_there_were_contents_goes_on_as_long_as_its_cohort_json_is_there(
+    cohort: MakeCohort, hashes: Hashes
+) -> None:
+    data = cohort(4)
+    build(data)
+    before, path = hashes(data), Path(data.cohort_dir) / "shards/.build/state.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "contents"}))
+    build(data)
+    assert hashes(data) == before
+    (Path(data.cohort_dir) / "cohort.json").unlink()
+    with pytest.raises(DataError, match=r"state\.json: cannot be read .*cohort\.json: no cohort here.*remove"):
+        build(data)
+
+
 @pytest.mark.parametrize("key", ["settings", "inputs", "contents", "set_aside"])
 def test_a_damaged_memory_of_the_build_is_a_data_error(cohort: MakeCohort, key: str) -> None:
     data = cohort(4)

@@ -104,6 +104,22 @@ def test_another_key_or_none_is_refused_for_shards_that_are_there(
         build(data)
 
 
+def test_a_file_that_changes_under_a_build_is_told_by_pseudonym_and_kind(
+    named: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settle = named(4), build_shards.settle_cohort
+
+    def settle_then_change(*arguments: object) -> object:
+        settled = settle(*arguments)
+        for path in Path(data.root).rglob("vessel.nii.gz"):
+            (path.parent / "brain_mask.nii.gz").replace(path)
+        return settled
+
+    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    with pytest.raises(DataError, match=r"^label \(subject anon-[0-9a-f]{16}\): its voxels changed"):
+        build(data)
+
+
 def test_pseudonyms_depend_on_key_and_id_and_stay_what_they_are(named: Callable[..., PreparedData]) -> None:
     data = named(1)
     rename = pseudonyms.renamer(data)
