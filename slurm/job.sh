@@ -56,21 +56,22 @@ read_words() {
     words+=("${@:3}")
 }
 
-# attend ASK WORD...: run WORD...; when the job is asked to stop (`is_asked`), call ASK until it has ended: `code`.
+# attend ASK WORD...: run WORD...; when the job is asked to stop (`asked_by`), call ASK until it has ended: `code`.
 attend() {
     local ask=$1 child
     shift
-    code=0 is_asked=''
-    trap 'is_asked=yes' USR1 TERM
+    code=0 asked_by=''
+    trap 'asked_by=USR1' USR1
+    trap 'asked_by=${asked_by:-TERM}' TERM
     "$@" &
     child=$!
     wait "$child" || code=$?
     # An interrupted wait has told nothing yet. Asked again and again: a run that begins forgets earlier requests.
     while kill -0 "$child" 2>/dev/null; do
-        [ -z "$is_asked" ] || "$ask" "$child"
+        [ -z "$asked_by" ] || "$ask" "$child"
         sleep 1
     done
-    [ -z "$is_asked" ] || { code=0 && wait "$child" || code=$?; }
+    [ -z "$asked_by" ] || { code=0 && wait "$child" || code=$?; }
 }
 
 # Train until the run is finished, or until it was asked to stop and is queued again: train VERB WORD...
@@ -104,18 +105,19 @@ ask_run() { [ ! -f "$run_dir/config.yaml" ] || : >"$run_dir/stop"; }
 # the signal that lets its U-Net save.
 study() {
     attend ask_study "${PYTHON[@]}" launch/study.py "$@"
-    if [[ -n $is_asked && $code -eq 143 ]]; then
-        # A step of it that takes longer than the job may would be begun for ever.
-        [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || fail 75 "queued again 100 times already: call pipeline.sh again"
-        go_on_later "the study"
-    fi
-    [ "$code" -eq 0 ] || fail "$code" "launch/study.py"
+    [ "$code" -ne 0 ] || return 0
+    [ -n "$asked_by" ] || fail "$code" "launch/study.py"
+    # A step of it that takes longer than the job may would be begun for ever.
+    [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || fail 75 "queued again 100 times already: call pipeline.sh again"
+    go_on_later "the study"
 }
 
 ask_study() { kill -TERM "$1" 2>/dev/null || true; }
 
 # Queue this job again. Where that cannot be done from here, say how; the chain must not go on with half a run.
 go_on_later() {
+    # Slurm's end, not the warning before it. Where it wants the job again it queues it itself.
+    [ "$asked_by" != TERM ] || fail 143 "$1 is saved; ended by SIGTERM: cancelled, preempted or out of time"
     if scontrol requeue "$SLURM_JOB_ID"; then
         echo "$SLURM_JOB_NAME: job $(job_name) is queued again and goes on from $1"
         exit 0

@@ -6,6 +6,7 @@
 #
 # SETTINGS: a file with lines like the next ones, for what is different from them.
 WORK=work
+NAME=paper                           # of the chain; several with VARIANTS of their own may share WORK
 COHORT=pegasus                       # data.name; its folder is WORK/COHORT
 DATA=(data=pegasus)                  # for every command that reads the cohort
 TEST_COHORTS=()                      # folders of further cohorts, prepared before, on which the U-Nets are tested too
@@ -33,7 +34,7 @@ cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=/dev/null
 [ -z "$settings" ] || . "$settings"
 [ -n "$is_dry" ] || command -v sbatch >/dev/null || die "no sbatch here: log in where Slurm is"
-home=$(realpath -m -- "$WORK/pipeline")
+home=$(realpath -m -- "$WORK/pipeline/$NAME")
 
 # All of one's jobs, since of a job that Slurm has forgotten it tells as of a controller that is down: exit 1.
 queue=$(squeue --noheader --user="$(id -un)" --format=%F 2>&1) || {
@@ -157,7 +158,7 @@ for entry in "${VARIANTS[@]}"; do
     num_of[$variant]=$((${num_of[$variant]:-0} + 1))
 done
 for seed in "${SEEDS[@]}"; do
-    study=$WORK/studies/seed-$seed out=$WORK/report/seed-$seed runs=() images=()
+    study=$WORK/studies/$NAME-seed-$seed out=$WORK/report/$NAME-seed-$seed runs=() images=()
     page=$study/report/index.html scored=$out/index.html
     for entry in "${VARIANTS[@]}"; do
         read -ra own <<<"$entry"
@@ -175,7 +176,7 @@ for seed in "${SEEDS[@]}"; do
         images+=("$(setting image.synthetic "$study/gans/$gan/synthetic")" "$(setting out "$image")" '')
     done
     named=$(list runs "${runs[@]}")
-    words=("name=seed-$seed" "$named" "$(list test_cohorts "${TEST_COHORTS[@]}")" "${where[@]}" "${STUDY[@]}")
+    words=("name=$NAME-seed-$seed" "$named" "$(list test_cohorts "${TEST_COHORTS[@]}")" "${where[@]}" "${STUDY[@]}")
     task study "$page" "${words[@]}"
     [[ -n $page && $scored -nt $page ]] || scored=''
     words=(report "$(setting results "$study/results")" "$named" "$(list cohorts "${TEST_COHORTS[@]}")" "${where[@]}")

@@ -119,6 +119,29 @@ def test_a_study_that_is_asked_to_stop_is_queued_again(job: Job) -> None:
     assert not job.failure.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_run_that_saves_is_queued_again_unless_it_was_cancelled(job: Job, number: int) -> None:
+    # scancel sends SIGTERM alone; a job that is queued again at that would not let itself be cancelled.
+    run_dir = job.stubs / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").touch()
+    (job.stubs / "tasks/0").write_text(f"--run_dir\n{run_dir}\n")
+    job.stub("python", ': >"$STUBS/begun"\nwhile [ ! -e "$3/stop" ]; do sleep 0.05; done\n: >"$3/requeue"\n')
+    code, output = job.stop(job.start("train_gan"), number)
+    if number == signal.SIGUSR1:
+        assert (code, (job.stubs / "asked").read_text()) == (0, "requeue 6\n")
+        assert f"queued again and goes on from {run_dir}" in output and not job.failure.exists()
+    else:
+        assert code == 143 and not (job.stubs / "asked").exists()
+        assert f"{run_dir} is saved; ended by SIGTERM" in job.failure.read_text()
+
+
+def test_a_study_that_is_cancelled_is_not_queued_again(job: Job) -> None:
+    job.stub("python", SLEEPS)
+    assert job.stop(job.start("study"), signal.SIGTERM)[0] == 143
+    assert "the study is saved; ended by SIGTERM" in job.failure.read_text() and not (job.stubs / "asked").exists()
+
+
 def test_a_study_that_never_gets_on_is_not_queued_for_ever(job: Job) -> None:
     job.stub("python", SLEEPS)
     code, output = job.stop(job.start("study", SLURM_RESTART_COUNT="100"), signal.SIGUSR1)

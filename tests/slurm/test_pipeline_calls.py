@@ -72,7 +72,7 @@ class Chain:
             path.write_text("{}")
 
     def log(self, name: str) -> Path:
-        path = self.work / "pipeline/logs" / name
+        path = self.work / "pipeline/paper/logs" / name
         path.write_text("")
         return path
 
@@ -109,9 +109,9 @@ def test_each_stage_begins_after_all_before_it_and_finds_its_words(chain: Chain)
     ]  # fmt: skip
     study = parse("study", None, (Path(jobs["43"][-1]) / "1").read_text().splitlines()).config
     runs = [f"{chain.work}/runs/{name}-seed-2" for name in ("sn", "dpgan-noise_multiplier-0.5")]
-    assert (study.name, study.runs, study.work_dir) == ("seed-2", runs, str(chain.work))
+    assert (study.name, study.runs, study.work_dir) == ("paper-seed-2", runs, str(chain.work))
     report = (Path(jobs["44"][-1]) / "1").read_text().splitlines()
-    assert parse("report", None, report[1:]).config.results == f"{chain.work}/studies/seed-2/results"
+    assert parse("report", None, report[1:]).config.results == f"{chain.work}/studies/paper-seed-2/results"
 
 
 def test_what_is_there_is_not_made_again(chain: Chain) -> None:
@@ -139,7 +139,7 @@ def test_image_scores_find_the_patches_where_the_study_puts_them(chain: Chain) -
         chain.finish(f"runs/{run.name}/finished.json")
         (run / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={run.name.split('-')[0]}"])))
     gans = gans_of([str(run) for run in runs], [])
-    home = chain.work / "studies/seed-1"
+    home = chain.work / "studies/paper-seed-1"
     expected = [(gan.name, str(synthetic_dir(home, gan)), "w.pth") for gan in gans]
     assert [(s.name, s.image.synthetic, s.image.weights) for s in settings] == expected
     assert [s.out for s in settings] == [f"{home}/results/image-{run.name}.json" for run in runs]
@@ -150,8 +150,8 @@ def test_a_refused_stage_ends_the_call_and_names_it(chain: Chain) -> None:
     said = chain.call(code=2)
     assert "Invalid account" in said and "error: stage train_gan was refused by sbatch" in said
     assert [option(words, "job-name") for words in chain.submitted().values()] == ["prepare"]  # nothing without it
-    assert not (chain.work / "pipeline/train_gan.job").exists()
-    assert [path.name.split(".")[0] for path in (chain.work / "pipeline").glob("*.??????")] == ["prepare"]
+    assert not (chain.work / "pipeline/paper/train_gan.job").exists()
+    assert [path.name.split(".")[0] for path in (chain.work / "pipeline/paper").glob("*.??????")] == ["prepare"]
     chain.enter_queue("41")
     (chain.stubs / "refuse-train_gan").unlink()
     said = chain.call()
@@ -188,7 +188,11 @@ def test_the_words_of_what_is_in_the_queue_stay_and_nothing_is_put_behind_what_l
 
 
 def test_a_study_is_walked_again_when_one_of_its_gans_is_newer(chain: Chain) -> None:
-    gan, study, report = "runs/sn-seed-1/finished.json", "studies/seed-1/report/index.html", "report/seed-1/index.html"
+    gan, study, report = (
+        "runs/sn-seed-1/finished.json",
+        "studies/paper-seed-1/report/index.html",
+        "report/paper-seed-1/index.html",
+    )
     chain.finish(*COHORT, gan, study, report)
     for age, product in enumerate((report, study, gan)):
         os.utime(chain.work / product, (1e9 - age,) * 2)
@@ -204,7 +208,7 @@ def test_a_task_that_ended_without_a_word_is_named_by_the_next_call(chain: Chain
     chain.finish(*COHORT)
     chain.call(VARIANTS="(sn gp sn_mp)")
     logs = [chain.log(f"train_gan-41_{task}.out") for task in (0, 1)]  # task 2 never began
-    failures = chain.work / "pipeline/failures"
+    failures = chain.work / "pipeline/paper/failures"
     failures.mkdir()
     (failures / "41_0").write_text("error: stage train_gan failed (job 41_0, exit 5): see above\n")
     said = chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")

@@ -60,7 +60,7 @@ def pipeline(slurm, site, work, tmp_path, repository) -> Pipeline:
 
 
 def job_of(work: Path, stage: str) -> str:
-    return (work / f"pipeline/{stage}.job").read_text().splitlines()[0]
+    return (work / f"pipeline/paper/{stage}.job").read_text().splitlines()[0]
 
 
 def test_the_whole_chain_stops_with_the_stage_that_fails_goes_on_and_skips_what_is_finished(
@@ -74,24 +74,24 @@ def test_the_whole_chain_stops_with_the_stage_that_fails_goes_on_and_skips_what_
     assert "train_gan: job" in said and "tasks 0,1 of 2, after:" in said
     assert "train_gan: in the queue already" in pipeline("sn gp")
     slurm.wait_until(lambda: slurm.queue() == [], "the chain's end", seconds=600)
-    (failure,) = (work / "pipeline/failures").iterdir()
+    (failure,) = (work / "pipeline/paper/failures").iterdir()
     failed = failure.read_text()
     assert failed.startswith(f"error: stage train_gan failed (job {job_of(work, 'train_gan')}_1, exit 2)"), failed
     assert sorted(path.name for path in (work / "runs").iterdir()) == ["sn-seed-1"]
     assert not (work / "studies").exists()  # no U-Net was begun
-    ran = {log.name.split("-")[0] for log in (work / "pipeline/logs").iterdir()}
+    ran = {log.name.split("-")[0] for log in (work / "pipeline/paper/logs").iterdir()}
     assert ran == {"prepare", "train_gan"}
 
     # Without it the chain goes on. The study is asked to stop in its middle, and is queued again by itself.
     said = pipeline("sn")
     assert said.startswith(f"last time: {failed}") and "last time" not in said[12:] and "prepare: finished (1)" in said
     assert "train_gan: finished (1)" in said and "study: job" in said
-    study, home = f"{job_of(work, 'study')}_0", work / "studies/seed-1"
+    study, home = f"{job_of(work, 'study')}_0", work / "studies/paper-seed-1"
     slurm.wait_until((home / "unets").exists, "the study's first U-Net", seconds=600)
     slurm.call("scancel", "--batch", "--signal=USR1", study)
     slurm.wait_until(lambda: slurm.queue() == [], "the chain's end", seconds=900)
-    logs = "\n".join(log.read_text() for log in sorted((work / "pipeline/logs").iterdir()))
-    assert not (work / "pipeline/failures").exists(), logs
+    logs = "\n".join(log.read_text() for log in sorted((work / "pipeline/paper/logs").iterdir()))
+    assert not (work / "pipeline/paper/failures").exists(), logs
     assert f"study: job {study} is queued again and goes on from the study" in logs
     assert f"study: job {study}, start 2, on n" in logs
 
@@ -100,8 +100,8 @@ def test_the_whole_chain_stops_with_the_stage_that_fails_goes_on_and_skips_what_
     assert {row["scores"]["phantom"]["all"]["dice"]["n"] for row in rows.values()} == {2}
     scores = {json.loads(path.read_text())["name"] for path in (home / "results").glob("image-*.json")}
     assert scores == {"sn"}
-    page = (work / "report/seed-1/index.html").read_text()
-    assert "Study seed-1" in page and "Table A.1" in page and "no result of evaluate=image" not in page
+    page = (work / "report/paper-seed-1/index.html").read_text()
+    assert "Study paper-seed-1" in page and "Table A.1" in page and "no result of evaluate=image" not in page
 
     said = pipeline("sn")
     assert [line.split(" (")[0] for line in said.splitlines()] == [f"{stage}: finished" for stage in STAGES]
