@@ -76,7 +76,7 @@ task() {
 # What became of a job, as far as Slurm still knows.
 end_of() {
     local state
-    state=$(sacct --noheader --allocations --parsable2 --format=State --jobs="$1" 2>/dev/null) ||
+    state=$(sacct --noheader --allocations --parsable2 --format=State --jobs="$1" 2>/dev/null | grep .) ||
         state=$(scontrol show job --oneliner "$1" 2>/dev/null | grep -o 'JobState=[^ ]*') || state=UNKNOWN
     echo "${state#*=}"
 }

@@ -79,7 +79,7 @@ def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: 
     assert doctor._answer(doctor._start("no-such-program"), soon()) is None
 
 
-def test_programs_that_hang_share_one_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_hang_share_one_deadline() -> None:
     began = time.monotonic()
     hanging = [doctor._start("sleep", "600"), doctor._start("sleep", "600")]
     done = doctor._start("echo", "there")

@@ -26,7 +26,7 @@ for word in "$@"; do [[ $word != --jobs=* ]] || jobs=${word#*=}; done
 cat "$STUBS/queue"
 """,
     "scontrol": 'echo "JobId=$4 JobState=TIMEOUT Reason=TimeLimit"\n',
-    "sacct": "echo 'Slurm accounting storage is disabled' >&2; exit 1\n",
+    "sacct": "exit 0\n",
 }
 
 

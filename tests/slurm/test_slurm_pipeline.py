@@ -49,7 +49,7 @@ def work(tmp_path, repository) -> Path:
 
 @pytest.fixture
 def pipeline(slurm, site, work, tmp_path, repository) -> Pipeline:
-    """Call pipeline.sh for these variants and seeds; what it said."""
+    """Call pipeline.sh for these variants; what it said."""
 
     def call(variants: str, *options: str) -> str:
         settings = tmp_path / "settings.sh"
