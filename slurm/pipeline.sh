@@ -1,135 +1,189 @@
 #!/bin/bash
-# The whole paper as a chain of jobs: prepare, GANs, synthetic patches, U-Nets, scores, report. Called again it submits
-# what is not finished and not in the queue; a stage that fails cancels those after it, and the next call names it.
+# The whole paper as a chain of jobs: prepare, GANs, studies, reports. Called again it submits what is not finished and
+# not in the queue; a stage that fails cancels those after it, and the next call names it.
 #
 #     slurm/pipeline.sh [--dry-run] [--until STAGE] [SETTINGS]
 #
 # SETTINGS: a file with lines like the next ones, for what is different from them.
 WORK=work
-COHORT=pegasus                   # data.name; its folder is WORK/COHORT
-DATA=(data=pegasus)              # for every command that reads the cohort; PREPARE: for its making alone
-VARIANTS=(gp sn sn_mp c_sn_mp)   # GANs, each with every seed
-SEEDS=(1 2 3)
-SOURCES=(real synthetic both)    # U-Nets: one on real, one on each GAN's patches, one on both, each with every seed
-UNET_SEEDS=(1 2 3)
-PREPARE=() GAN=() GENERATE=(num_patches=11750) UNET=() SEGMENT=() # settings of one command
-MEDICALNET=''                    # its weights, to score patches against held-out ones; empty: not scored
-SBATCH_PREPARE=() SBATCH_GAN=() SBATCH_UNET=() SBATCH_EVALUATE=() # for sbatch: --partition, --account, --gres, --time
+NAME=paper                           # of the chain; several with VARIANTS of their own may share WORK
+COHORT=pegasus                       # data.name; its folder is WORK/COHORT
+DATA=(data=pegasus)                  # for every command that reads the cohort
+TEST_COHORTS=()                      # folders of further cohorts, prepared before, on which the U-Nets are tested too
+VARIANTS=(gp sn sn_mp c_sn_mp)       # GANs, each with every seed; 'dpgan variant.dp.noise_multiplier=0.5' is one too
+SEEDS=(1 2 3)                        # of the GANs; the GANs of one seed are one study: the paper's tables, once
+PREPARE=() GAN=() STUDY=()           # settings of one command; of the U-Nets too: STUDY=('seeds=[1,2,3]')
+IMAGE=()                             # of evaluate=image: (image.weights=FILE); empty: patches are not scored by it
+SBATCH_PREPARE=() SBATCH_GAN=() SBATCH_STUDY=() SBATCH_REPORT=() # for sbatch: --partition, --account, --gres, --time
 
 set -euo pipefail
-stages=(prepare train_gan generate train_unet evaluate report)
-is_dry='' until=report settings=''
+stages=(prepare train_gan study report)
+is_dry='' until=report settings='' is_over=''
+die() { echo "error: $1" >&2 && exit "${2:-2}"; }
 while [ $# -gt 0 ]; do
     case $1 in
         --dry-run) is_dry=yes ;;
-        --until) until=${2:-} && shift ;;
-        -*) echo "error: $1: know only --dry-run and --until STAGE" >&2 && exit 2 ;;
-        *) settings=$(realpath -- "$1") ;;
+        --until) [ $# -gt 1 ] || die "--until: name one of ${stages[*]}" && until=$2 && shift ;;
+        -*) die "$1: know only --dry-run and --until STAGE" ;;
+        *) [ -f "$1" ] || die "$1: no such file of settings" && settings=$(realpath -- "$1") ;;
     esac
     shift
 done
-[[ " ${stages[*]} " == *" $until "* ]] || { echo "error: --until $until: choose from ${stages[*]}" >&2 && exit 2; }
+[[ " ${stages[*]} " == *" $until "* ]] || die "--until $until: choose from ${stages[*]}"
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
 # shellcheck source=/dev/null
 [ -z "$settings" ] || . "$settings"
-[ -n "$is_dry" ] || command -v sbatch >/dev/null || { echo "error: no sbatch here: log in where Slurm is" >&2 && exit 2; }
-home=$(realpath -m -- "$WORK/pipeline")
-export VESSELGAN_FAILURES=$home/failures.txt
-if [ -s "$VESSELGAN_FAILURES" ]; then
-    sed 's/^/last time: /' "$VESSELGAN_FAILURES"
-    [ -n "$is_dry" ] || rm "$VESSELGAN_FAILURES"
-fi
+[ -n "$is_dry" ] || command -v sbatch >/dev/null || die "no sbatch here: log in where Slurm is"
+home=$(realpath -m -- "$WORK/pipeline/$NAME")
 
-# key="value" as Hydra reads it back, whatever the value is.
+# All of one's jobs, since of a job that Slurm has forgotten it tells as of a controller that is down: exit 1.
+queue=$(squeue --noheader --user="$(id -un)" --format=%F 2>&1) || {
+    [ -n "$is_dry" ] || die "what is in the queue is not known, so nothing was submitted: ${queue##*$'\n'}" 6
+    echo "note: what is in the queue is not known: ${queue##*$'\n'}" >&2 && queue=''
+}
+export VESSELGAN_FAILURES=$home/failures
+mapfile -t failures < <(cat -- "$VESSELGAN_FAILURES"/* 2>/dev/null)
+[ "${#failures[@]}" -eq 0 ] || printf 'last time: %s\n' "${failures[@]}"
+[ -n "$is_dry" ] || rm -rf -- "$VESSELGAN_FAILURES"
+
+# key="value" and key=["value",...] as Hydra reads them back, whatever the values are.
 setting() { printf '%s="%s"' "$1" "${2//\"/\\\"}"; }
+list() {
+    local key=$1 value text=''
+    for value in "${@:2}"; do text+=",\"${value//\"/\\\"}\""; done
+    printf '%s=[%s]' "$key" "${text:1}"
+}
 
 # Words as a shell reads them back.
 show() {
     local word
-    for word in "$@"; do [[ $word =~ ^[][[:alnum:]_=./,:+@%-]+$ ]] && printf ' %s' "$word" || printf ' %s' "${word@Q}"; done
+    for word in "$@"; do
+        [[ $word =~ ^[][[:alnum:]_=./,:+@%-]+$ ]] && printf ' %s' "$word" || printf ' %s' "${word@Q}"
+    done
     echo
 }
 
 # task STAGE PRODUCT WORD...: one more task of the stage, done when PRODUCT is there.
-declare -A count=() waiting=() job=()
+declare -A count=() waiting=() words_of=() job=()
 task() {
     local stage=$1 product=$2 number=${count[$1]:-0}
     count[$stage]=$((number + 1))
     [ ! -e "$product" ] || return 0
-    waiting[$stage]+=${waiting[$stage]:+,}$number
-    [ -z "$is_dry" ] || { echo -n "  $stage $number:" && show "${@:3}" && return 0; }
-    mkdir -p -- "$home/$stage" && printf '%s\n' "${@:3}" >"$home/$stage/$number"
+    waiting[$stage]+=${waiting[$stage]:+ }$number
+    words_of[$stage $number]=$(printf '%s\n' "${@:3}")
 }
 
-# stage NAME TEMPLATE AFTER SBATCH-OPTION...: submit what waits; AFTER: the stages that it needs.
+# What became of a job, as far as Slurm still knows.
+end_of() {
+    local state
+    state=$(sacct --noheader --allocations --parsable2 --format=State --jobs="$1" 2>/dev/null | grep .) ||
+        state=$(scontrol show job --oneliner "$1" 2>/dev/null | grep -o 'JobState=[^ ]*') || state=UNKNOWN
+    echo "${state#*=}"
+}
+
+# Find the stage's last submission in the queue, or say how its tasks ended that are not finished and told nothing.
+look_back() {
+    local name=$1 number='' folder='' task log
+    { read -r number && read -r folder; } 2>/dev/null <"$home/$name.job" || return 0
+    [[ $'\n'$queue$'\n' != *$'\n'$number$'\n'* ]] || job[$name]=$number
+    for task in ${waiting[$name]}; do
+        log=$home/logs/$name-${number}_$task.out
+        if [ "$(cat -- "$folder/$task" 2>/dev/null)" != "${words_of[$name $task]}" ]; then
+            [ -n "${job[$name]:-}" ] || continue
+            # What comes after would find less than it needs.
+            is_over=yes && echo "$name: task $task is not what job $number does; call again when that has ended"
+        elif [[ -z ${job[$name]:-} && -f $log && ${failures[*]} != *"(job ${number}_$task,"* ]]; then
+            echo "last time: error: stage $name (job ${number}_$task) ended as $(end_of "${number}_$task"), see $log"
+        fi
+    done
+}
+
+# submit NAME WORD...: the stage's waiting tasks, their words in a folder that no later call writes to.
+submit() {
+    local name=$1 folder task
+    mkdir -p -- "$home/logs"
+    folder=$(mktemp -d -- "$home/$name.XXXXXX")
+    for task in ${waiting[$name]}; do printf '%s\n' "${words_of[$name $task]}" >"$folder/$task"; done
+    job[$name]=$("${@:2}" "$folder") || {
+        rm -r -- "$folder"
+        die "stage $name was refused by sbatch (above); the stages before it stay in the queue: mend it and call again"
+    }
+    job[$name]=${job[$name]%%;*}
+    printf '%s\n' "${job[$name]}" "$folder" >"$home/$name.job"
+}
+
+# stage NAME TEMPLATE SBATCH-OPTION...: submit what waits, to begin after all before it.
+after=''
 stage() {
-    local name=$1 template=$2 number='' needs='' before
-    [[ -z "${is_over:-}" ]] || return 0
+    local name=$1 task command
+    [ -z "$is_over" ] || return 0
     [ "$name" != "$until" ] || is_over=yes
     if [ -z "${waiting[$name]:-}" ]; then echo "$name: finished (${count[$name]})" && return 0; fi
-    [ ! -f "$home/$name.job" ] || number=$(squeue --noheader --format=%F --jobs="$(<"$home/$name.job")" 2>/dev/null | head -n 1)
-    for before in $3; do needs+=${job[$before]:+:${job[$before]}}; done
-    local command=(sbatch --parsable --job-name="$name" --array="${waiting[$name]}" --output="$home/logs/%x-%A_%a.out")
-    command+=(${needs:+"--dependency=afterok$needs" --kill-on-invalid-dep=yes} "${@:4}" "slurm/$template.sbatch")
-    command+=(--tasks "$home/$name")
-    if [ -n "$number" ]; then
-        echo "$name: in the queue already, job $number"
-    elif [ -n "$is_dry" ]; then
-        echo -n "$name:" && show "${command[@]}" && number="<$name>"
-    else
-        mkdir -p -- "$home/logs"
-        number=$("${command[@]}") && number=${number%%;*} && echo "$number" >"$home/$name.job"
-        echo "$name: job $number, tasks ${waiting[$name]} of ${count[$name]}${needs:+, after$needs}"
+    look_back "$name"
+    if [ -n "${job[$name]:-}" ]; then
+        after+=:${job[$name]}
+        echo "$name: in the queue already, job ${job[$name]}" && return 0
     fi
-    job[$name]=$number
+    command=(sbatch --parsable --job-name="$name" --array="${waiting[$name]// /,}" --output="$home/logs/%x-%A_%a.out")
+    command+=(${after:+"--dependency=afterok$after" --kill-on-invalid-dep=yes} "${@:3}" "slurm/$2.sbatch" --tasks)
+    if [ -z "$is_dry" ]; then
+        submit "$name" "${command[@]}"
+        echo "$name: job ${job[$name]}, tasks ${waiting[$name]// /,} of ${count[$name]}${after:+, after$after}"
+        after+=:${job[$name]}
+        return 0
+    fi
+    after+=":<$name>"
+    echo -n "$name:" && show "${command[@]}" "$home/$name.XXXXXX"
+    for task in ${waiting[$name]}; do
+        mapfile -t command <<<"${words_of[$name $task]}"
+        echo -n "  $name $task:" && show "${command[@]}"
+    done
+}
+
+# dpgan-noise_multiplier-0.5 of dpgan variant.dp.noise_multiplier=0.5.
+name_of() {
+    local name=$1 word key
+    for word in "${@:2}"; do key=${word%%=*} && name+=-${key##*.}-${word#*=}; done
+    echo "${name//[^[:alnum:]._-]/-}"
 }
 
 # What the road is made of.
-cohort=$WORK/$COHORT
 where=("$(setting work_dir "$WORK")" "${DATA[@]}")
-made=$cohort/cohort.json
-for part in gan/train unet/train unet/validation; do [ -e "$cohort/shards/$part/manifest.json" ] || made=''; done
+made=$WORK/$COHORT/cohort.json
+for part in gan/train unet/train unet/validation; do [ -e "$WORK/$COHORT/shards/$part/manifest.json" ] || made=''; done
 task prepare "$made" "${where[@]}" "${PREPARE[@]}"
-gans=()
-for variant in "${VARIANTS[@]}"; do
-    for seed in "${SEEDS[@]}"; do
-        run=$WORK/runs/$variant-seed-$seed
-        gans+=("$run")
-        task train_gan "$run/finished.json" --run_dir "$run" "variant=$variant" "${where[@]}" "${GAN[@]}" "train.seed=$seed"
-        commands=(generate "$(setting run "$run")" "${GENERATE[@]}")
-        if [ -n "$MEDICALNET" ]; then
-            commands+=('' evaluate evaluate=image "name=${run##*/}" "$(setting image.synthetic "$run/synthetic")")
-            commands+=("$(setting image.weights "$MEDICALNET")" "${where[@]}")
-            commands+=("$(setting out "$WORK/results/image-${run##*/}.json")")
-        fi
-        task generate "$run/synthetic/manifest.json" "${commands[@]}"
-    done
+declare -A num_of=() is_there=()
+for entry in "${VARIANTS[@]}"; do
+    read -r variant _ <<<"$entry"
+    num_of[$variant]=$((${num_of[$variant]:-0} + 1))
 done
-for source in "${SOURCES[@]}"; do
-    froms=("${gans[@]}")
-    [ "$source" != real ] || froms=('')
-    for from in "${froms[@]}"; do
-        for seed in "${UNET_SEEDS[@]}"; do
-            name=$source${from:+-${from##*/}}-unet-$seed
-            run=$WORK/runs/unet-$name
-            words=(--run_dir "$run" "data.source=$source" "${where[@]}" "${UNET[@]}" "unet.seed=$seed")
-            task train_unet "$run/finished.json" "${words[@]}" ${from:+"$(setting synthetic "$from/synthetic")"}
-            words=(segment "$(setting run "$run")" split=test "${where[@]}" "${SEGMENT[@]}")
-            words+=("$(setting out "$run/predictions")" '' evaluate evaluate=segmentation "name=$name" split=test)
-            words+=("$(setting predictions "$run/predictions")" "${where[@]}")
-            task evaluate "$WORK/results/$name.json" "${words[@]}" "$(setting out "$WORK/results/$name.json")"
-        done
+for seed in "${SEEDS[@]}"; do
+    study=$WORK/studies/$NAME-seed-$seed out=$WORK/report/$NAME-seed-$seed runs=() images=()
+    page=$study/report/index.html scored=$out/index.html
+    for entry in "${VARIANTS[@]}"; do
+        read -ra own <<<"$entry"
+        run=$WORK/runs/$(name_of "${own[@]}")-seed-$seed
+        [ -z "${is_there[$run]:-}" ] || die "${run##*/}: VARIANTS and SEEDS name this GAN twice"
+        is_there[$run]=yes runs+=("$run")
+        words=(--run_dir "$run" "variant=${own[0]}" "${where[@]}" "${GAN[@]}" "${own[@]:1}" "train.seed=$seed")
+        task train_gan "$run/finished.json" "${words[@]}"
+        [[ -e $run/finished.json && $page -nt $run/finished.json ]] || page=''
+        [ "${#IMAGE[@]}" -gt 0 ] || continue
+        # As the study calls its GANs: after the variant where that tells them apart.
+        gan=${own[0]} && [ "${num_of[$gan]}" = 1 ] || gan+=-${run##*/}
+        image=$study/results/image-${run##*/}.json && [ -e "$image" ] || scored=''
+        images+=(evaluate evaluate=image "$(setting name "$gan")" "${where[@]}" "${IMAGE[@]}")
+        images+=("$(setting image.synthetic "$study/gans/$gan/synthetic")" "$(setting out "$image")" '')
     done
+    named=$(list runs "${runs[@]}")
+    words=("name=$NAME-seed-$seed" "$named" "$(list test_cohorts "${TEST_COHORTS[@]}")" "${where[@]}" "${STUDY[@]}")
+    task study "$page" "${words[@]}"
+    [[ -n $page && $scored -nt $page ]] || scored=''
+    words=(report "$(setting results "$study/results")" "$named" "$(list cohorts "${TEST_COHORTS[@]}")" "${where[@]}")
+    task report "$scored" "${images[@]}" "${words[@]}" "$(setting error_maps "$study/errors")" "$(setting out "$out")"
 done
-task evaluate "$WORK/results/threshold.json" evaluate evaluate=threshold name=threshold split=test "${where[@]}" \
-    "$(setting out "$WORK/results/threshold.json")"
-[ "${#waiting[@]}" -eq 0 ] && page=$WORK/report/index.html || page=''
-printf -v runs ',"%s"' "${gans[@]//\"/\\\"}"
-task report "$page" report "${where[@]}" "runs=[${runs:1}]"
 
-stage prepare prepare '' "${SBATCH_PREPARE[@]}"
-stage train_gan train_gan prepare "${SBATCH_GAN[@]}"
-stage generate evaluate train_gan "${SBATCH_EVALUATE[@]}"
-stage train_unet train_unet 'prepare generate' "${SBATCH_UNET[@]}"
-stage evaluate evaluate 'train_unet generate' "${SBATCH_EVALUATE[@]}"
-stage report evaluate 'train_gan generate train_unet evaluate' "${SBATCH_EVALUATE[@]}"
+stage prepare prepare "${SBATCH_PREPARE[@]}"
+stage train_gan train_gan "${SBATCH_GAN[@]}"
+stage study study "${SBATCH_STUDY[@]}"
+stage report evaluate "${SBATCH_REPORT[@]}"

@@ -14,6 +14,12 @@ from vesselgan.config.compose import parse
 from vesselgan.doctor import BAD, GOOD, NOTE
 from vesselgan.errors import ResourceError
 
+
+def soon() -> float:
+    """A deadline that a shell script's start can keep."""
+    return time.monotonic() + 2.0
+
+
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
 
 
@@ -65,13 +71,21 @@ def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: 
     program.write_text("#!/bin/sh\necho '550.54, NVIDIA H100, 81559 MiB'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert doctor._answer(doctor._start("nvidia-smi")) == "550.54, NVIDIA H100, 81559 MiB"
+    assert doctor._answer(doctor._start("nvidia-smi"), soon()) == "550.54, NVIDIA H100, 81559 MiB"
     program.write_text("#!/bin/sh\nexit 9\n")
-    assert doctor._answer(doctor._start("nvidia-smi")) is None
+    assert doctor._answer(doctor._start("nvidia-smi"), soon()) is None
     program.write_text("#!/bin/sh\nexec sleep 600\n")
-    monkeypatch.setattr(doctor, "ANSWER_S", 0.2)
-    assert doctor._answer(doctor._start("nvidia-smi")) == doctor.NO_ANSWER
-    assert doctor._answer(doctor._start("no-such-program")) is None
+    assert doctor._answer(doctor._start("nvidia-smi"), soon()) == doctor.NO_ANSWER
+    assert doctor._answer(doctor._start("no-such-program"), soon()) is None
+
+
+def test_programs_that_hang_share_one_deadline() -> None:
+    began = time.monotonic()
+    hanging = [doctor._start("sleep", "600"), doctor._start("sleep", "600")]
+    done = doctor._start("echo", "there")
+    assert [doctor._answer(process, began + 0.5) for process in hanging] == [doctor.NO_ANSWER] * 2
+    assert doctor._answer(done, began + 0.5) == "there"  # its answer is not lost because another was waited for
+    assert time.monotonic() - began < 0.9
 
 
 def test_no_mpi_library_and_a_host_name_that_leads_nowhere_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:

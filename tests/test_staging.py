@@ -66,6 +66,8 @@ def test_a_variable_of_the_node_is_filled_in_and_a_missing_one_refused(
 ) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
     assert staging.stage(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
+    monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
+    assert staging.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
     with pytest.raises(UsageError, match=r"data.stage_to=\$NODE_DISK: that variable is not set"):
         staging.stage(shards, "$NODE_DISK")

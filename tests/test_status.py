@@ -95,6 +95,22 @@ def test_a_stop_that_was_asked_for_is_told_with_its_reason(run_dir: Path) -> Non
     assert facts["why"] == "saved at step 30 (signal SIGUSR1); the same command goes on from there"
 
 
+def test_a_requeue_marker_that_a_new_start_takes_away_meanwhile_is_none(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / "requeue").write_text('{"step": 30, "reason": "stop"}')
+    is_file = Path.is_file
+
+    def take_away(path: Path) -> bool:
+        was_there = is_file(path)
+        if path.name == "requeue":
+            path.unlink()
+        return was_there
+
+    monkeypatch.setattr(Path, "is_file", take_away)
+    assert look(run_dir, stalled_minutes=10)["state"] == "stopped"
+
+
 def test_a_finished_run_is_finished(run_dir: Path) -> None:
     (run_dir / "finished.json").write_text("{}")
     assert look(run_dir, stalled_minutes=10)["state"] == "finished"

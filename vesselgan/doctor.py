@@ -23,7 +23,9 @@ from vesselgan.files import describe
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30
 ANSWER_S = 6.0
-"""How long another program may take to answer."""
+"""How long other programs, side by side, may take to answer."""
+LEAST_S = 0.1
+"""What an answer that is there needs to be read when the time is over."""
 STALE_S = 900.0
 """Age of a lock of the extension cache from which no compiler can still be at work (the slowest operator took 80 s)."""
 TRIAL_BYTES = 32 * 2**20
@@ -58,16 +60,17 @@ def examine(command: Command) -> None:
 
 def findings_of(config: Doctor) -> list[Finding]:
     """Everything that was found, in the order of the printed table."""
-    # Started first and read last: they take the longest.
+    # Started first and read last, with one deadline: they take the longest, and several may hang.
+    until = time.monotonic() + ANSWER_S
     driver = _start("nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader")
     mpi = _start(sys.executable, "-c", MPI)
     work = Path(config.work_dir)
     examinations: list[Callable[[], list[Finding]]] = [
         packages,
-        lambda: gpus(_answer(driver), is_wanted=config.runtime.device == "cuda"),
+        lambda: gpus(_answer(driver, until), is_wanted=config.runtime.device == "cuda"),
         precisions,
         networks,
-        lambda: [message_passing(_answer(mpi))],
+        lambda: [message_passing(_answer(mpi, until))],
         lambda: disk(work, config.min_free_gib),
         extension_locks,
     ]
@@ -228,12 +231,12 @@ def _start(*words: str) -> subprocess.Popen[str] | None:
     return subprocess.Popen(words, text=True, **quiet)
 
 
-def _answer(process: subprocess.Popen[str] | None) -> str | None:
-    """What it printed; None when there is no such program or it failed, NO_ANSWER when it was not done in time."""
+def _answer(process: subprocess.Popen[str] | None, until: float) -> str | None:
+    """What it printed; None when there is no such program or it failed, NO_ANSWER when it was not done at `until`."""
     if process is None:
         return None
     try:
-        said, _ = process.communicate(timeout=ANSWER_S)
+        said, _ = process.communicate(timeout=max(LEAST_S, until - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()

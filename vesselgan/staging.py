@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -23,9 +24,9 @@ def stage(folder: Path, to: str) -> tuple[Path, float | None]:
     UsageError for a variable that is not set; ResourceError for a disk that is full or cannot be written; DataError
     where the shards themselves are damaged.
     """
-    home = Path(os.path.expandvars(to))
-    if "$" in str(home):
+    if any(name.strip("{}") not in os.environ for name in re.findall(r"\$(\w+|\{[^}]*\})", to)):
         raise UsageError(f"data.stage_to={to}: that variable is not set on this node; name a folder of its own disk")
+    home = Path(os.path.expandvars(to))
     target = home / f"vesselgan-{content_hash(folder)[:16]}"
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ def look(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
     lines = _lines(run_dir / "metrics.jsonl", TAIL_BYTES)
     last = lines[-1] if lines else {}
     starts = len(_lines(run_dir / "sittings.jsonl", None))
-    checkpoint = _checkpoint(run_dir)
+    checkpoint, requeue = _checkpoint(run_dir), _requeue(run_dir / "requeue")
     facts = {
         "run": str(run_dir),
         "step": last.get("step", 0),
@@ -46,11 +46,12 @@ def look(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         "silent_s": _silent_s(run_dir),
         "starts": starts,
         "requeues": max(0, starts - 1),
-        "is_requeue_asked": (run_dir / "requeue").is_file(),
+        "is_requeue_asked": requeue is not None,
         "holder": _holder(run_dir / "lock"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return facts | dict(zip(("state", "why"), _state(run_dir, facts, lines, 60 * stalled_minutes), strict=True))
+    state, why = _state(run_dir, facts, lines, requeue, 60 * stalled_minutes)
+    return facts | {"state": state, "why": why}
 
 
 def in_words(facts: dict[str, Any]) -> str:
@@ -70,7 +71,9 @@ def age(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def _state(run_dir: Path, facts: dict[str, Any], lines: list[dict], patience_s: float) -> tuple[str, str]:
+def _state(
+    run_dir: Path, facts: dict[str, Any], lines: list[dict], requeue: dict[str, Any] | None, patience_s: float
+) -> tuple[str, str]:
     if (run_dir / "finished.json").is_file():
         return FINISHED, f"{age(_age_s(run_dir / 'finished.json'))} ago"
     silent_s, holder = facts["silent_s"], facts["holder"]
@@ -79,12 +82,12 @@ def _state(run_dir: Path, facts: dict[str, Any], lines: list[dict], patience_s: 
     if len(lines) > 1 and facts["step_ms"]:
         interval_s = (lines[-1]["step"] - lines[-2]["step"]) * facts["step_ms"] / 1000
         patience_s = max(patience_s, INTERVALS * interval_s)
-    if holder is None and not facts["is_requeue_asked"] and silent_s < patience_s:
+    if holder is None and requeue is None and silent_s < patience_s:
         holder = _elsewhere(run_dir / "lock")
     if holder is None:
-        if facts["is_requeue_asked"]:
-            told = json.loads((run_dir / "requeue").read_text())
-            return STOPPED, f"saved at step {told['step']} ({told['reason']}); the same command goes on from there"
+        if requeue is not None:
+            saved = f"saved at step {requeue['step']} ({requeue['reason']})"
+            return STOPPED, f"{saved}; the same command goes on from there"
         ended = f"{age(silent_s)} ago, without a requeue: it failed or was killed; the job's output and log.txt say why"
         return STOPPED, ended
     heard = f"last heard of {age(silent_s)} ago, held by {holder}"
@@ -111,6 +114,14 @@ def _elsewhere(lock: Path) -> str | None:
         return None
     host = words.partition(" on ")[2].partition(",")[0]
     return f"{words} (its lock is not seen from here)" if host and host != socket.gethostname() else None
+
+
+def _requeue(marker: Path) -> dict[str, Any] | None:
+    """What a run that stopped to go on later wrote; a new start may take it away at any time."""
+    try:
+        return json.loads(marker.read_text())
+    except FileNotFoundError:
+        return None
 
 
 def _checkpoint(run_dir: Path) -> Path | None:

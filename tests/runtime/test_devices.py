@@ -1,5 +1,6 @@
 """A device or a precision that was asked for, or granted, and is not there: exit 6 with what there is instead."""
 
+import os
 import sys
 
 import pytest
@@ -11,7 +12,7 @@ from vesselgan.runtime import distributed
 
 @pytest.fixture(autouse=True)
 def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS"):
+    for name in ("SLURM_JOB_GPUS", "SLURM_STEP_GPUS", "SLURM_GPUS_ON_NODE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -44,10 +45,39 @@ def test_a_gpu_that_the_job_was_granted_and_is_missing_is_exit_6_unless_the_cpu_
     assert distributed.choose_device("cpu", 0) == torch.device("cpu")
 
 
-def test_more_ranks_than_gpus_are_told_to_be_fewer(monkeypatch):
+@pytest.mark.parametrize("on_node", [None, "1"])
+def test_more_ranks_than_gpus_are_told_to_be_fewer(monkeypatch, on_node):
+    # "1": two tasks share the job's one GPU, as srun --ntasks=2 --gres=gpu:1 starts them.
     has_gpus(monkeypatch, 1)
+    if on_node:
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", on_node)
     with pytest.raises(ResourceError, match="local rank 1 but 1 GPUs here"):
         distributed.choose_device("auto", 1)
+
+
+def test_a_task_that_sees_its_own_gpu_alone_takes_it(monkeypatch):
+    # What srun --gpus-per-task=1 (or --gpu-bind=single:1) sets in the second of two tasks.
+    has_gpus(monkeypatch, 1)
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
+    monkeypatch.setenv("SLURM_STEP_GPUS", "1")
+    assert distributed.choose_device("auto", 1) == torch.device("cuda", 0)
+    with pytest.raises(ResourceError, match="local rank 2 but 1 GPUs here"):
+        distributed.choose_device("auto", 2)
+
+
+def test_deepspeed_is_told_the_device_that_the_task_sees(afresh, monkeypatch):
+    import deepspeed
+
+    afresh()
+    monkeypatch.setattr(distributed, "choose_device", lambda device, local_rank: torch.device("cuda", 0))
+    monkeypatch.setattr(deepspeed, "init_distributed", lambda **settings: None)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    world = distributed.start("auto")
+    assert (world.local_rank, os.environ["LOCAL_RANK"]) == (1, "0")
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,22 @@ LAUNCHERS = {
 
 def test_srun_torchrun_and_deepspeed_start_the_same_run_on_two_nodes(slurm, slurm_work_dir, repository, tmp_path):
     jobs = {}
-    (tmp_path / "hosts").write_text("n1 slots=1\nn2 slots=1\n")
+    # The README's way to name the nodes.
+    readme = (repository / "README.md").read_text()
+    list_hosts = next(line.strip() for line in readme.splitlines() if line.endswith(">HOSTS"))
+    list_hosts = list_hosts.replace("slots=4", "slots=1").replace(">HOSTS", '>"$HOSTS"')
     for place, (name, launcher) in enumerate(LAUNCHERS.items()):
         words = ["launch/train_gan.py", "--run_dir", str(tmp_path / name), f'work_dir="{slurm_work_dir}"', "variant=sn"]
         words += ["variant.width=8", "train.batch_size=4", "train.max_steps=2", "train.num_workers=0"]
         # Each task's own shell fills in which node it is on.
         command = " ".join([*launcher, *map(shlex.quote, [*words, "runtime.device=cpu"])])
         address = "export MASTER_ADDR=127.0.0.1\n" if name == "srun" else ""
-        variables = (
-            f"{address}export DS_ACCELERATOR=cpu PORT={24000 + place} HOSTS={shlex.quote(str(tmp_path / 'hosts'))}\n"
-        )
+        hosts = shlex.quote(str(tmp_path / f"{name}.hosts"))
+        variables = f"{address}export DS_ACCELERATOR=cpu PORT={24000 + place} HOSTS={hosts}\n"
         script = tmp_path / f"{name}.sh"
-        script.write_text(f"#!/bin/bash\n{variables}srun --wait=60 bash -c {shlex.quote('exec ' + command)}\n")
+        script.write_text(
+            f"#!/bin/bash\n{variables}{list_hosts}\nsrun --wait=60 bash -c {shlex.quote('exec ' + command)}\n"
+        )
         asked = [
             "--nodes=2",
             "--ntasks-per-node=1",

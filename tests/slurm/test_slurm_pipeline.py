@@ -21,16 +21,18 @@ COHORT=phantom
 DATA=(data=phantom)
 PREPARE=(data.prepare.split.validation=1 data.prepare.split.test=2 data.prepare.num_vessel_patches_gan=20
     data.prepare.num_vessel_patches_unet=20 data.prepare.max_clipped_vessel_share=1)
-VARIANTS=({variants}) SEEDS=({seeds}) SOURCES=(real synthetic) UNET_SEEDS=(1)
+VARIANTS=({variants}) SEEDS=(1)
 GAN=(variant.width=8 train.batch_size=4 train.max_steps=2 train.num_workers=0 runtime.device=cpu)
-GENERATE=(num_patches=8 runtime.device=cpu)
-UNET=('unet.filters=[4,8]' unet.max_steps=2 unet.validate_every=2 unet.batch_size=4 unet.num_workers=0
-    data.label_threshold=0.01 runtime.device=cpu)
-SEGMENT=(runtime.device=cpu)
+STUDY=(num_patches=8 'seeds=[1]' 'labels.thresholds=[0.01,0.05]' labels.num_narrowed=1 labels.max_patches=8
+    'unet.filters=[4,8]' unet.max_steps=4 unet.validate_every=2 unet.batch_size=4 unet.num_workers=0
+    runtime.device=cpu)
+IMAGE=(image.extractor=random image.num_seeds=2 image.num_runs=1 image.num_clusters=2 image.num_pairs=5
+    runtime.device=cpu)
 SBATCH_PREPARE=(--ntasks=2 --mem-per-cpu=500M --time=30)
 SBATCH_GAN=(--gres=none --cpus-per-task=1 --mem-per-cpu=500M --time=30)
-SBATCH_UNET=("${{SBATCH_GAN[@]}}") SBATCH_EVALUATE=("${{SBATCH_GAN[@]}}")
+SBATCH_STUDY=("${{SBATCH_GAN[@]}}") SBATCH_REPORT=("${{SBATCH_GAN[@]}}")
 """
+STAGES = ["prepare", "train_gan", "study", "report"]
 Pipeline = Callable[..., str]
 
 
@@ -47,49 +49,62 @@ def work(tmp_path, repository) -> Path:
 
 @pytest.fixture
 def pipeline(slurm, site, work, tmp_path, repository) -> Pipeline:
-    """Call pipeline.sh for these variants and seeds; what it said."""
+    """Call pipeline.sh for these variants; what it said."""
 
-    def call(variants: str, seeds: str, *options: str) -> str:
+    def call(variants: str, *options: str) -> str:
         settings = tmp_path / "settings.sh"
-        settings.write_text(SETTINGS.format(work=work, variants=variants, seeds=seeds))
+        settings.write_text(SETTINGS.format(work=work, variants=variants))
         return slurm.call(str(repository / "slurm/pipeline.sh"), *options, str(settings), cwd=tmp_path, **site)
 
     return call
+
+
+def job_of(work: Path, stage: str) -> str:
+    return (work / f"pipeline/paper/{stage}.job").read_text().splitlines()[0]
 
 
 def test_the_whole_chain_stops_with_the_stage_that_fails_goes_on_and_skips_what_is_finished(
     slurm, work, pipeline, repository
 ):
     # Patches of 16 voxels leave gp's instance norm a single one: its GAN, the array's second, fails (exit 2).
-    plan = pipeline("sn gp", "1", "--dry-run")
+    plan = pipeline("sn gp", "--dry-run")
     assert not (work / "pipeline").exists() and slurm.queue() == []
-    told = [line.split(":")[0] for line in plan.splitlines() if "sbatch --parsable" in line]
-    assert told == ["prepare", "train_gan", "generate", "train_unet", "evaluate", "report"]
-    said = pipeline("sn gp", "1")
+    assert [line.split(":")[0] for line in plan.splitlines() if "sbatch --parsable" in line] == STAGES
+    said = pipeline("sn gp")
     assert "train_gan: job" in said and "tasks 0,1 of 2, after:" in said
-    assert "train_gan: in the queue already" in pipeline("sn gp", "1")
+    assert "train_gan: in the queue already" in pipeline("sn gp")
     slurm.wait_until(lambda: slurm.queue() == [], "the chain's end", seconds=600)
-    failures = (work / "pipeline/failures.txt").read_text()
-    assert failures.startswith("error: stage train_gan failed (job") and "_1, exit 2)" in failures, failures
-    assert len(failures.splitlines()) == 1
-    assert sorted(path.name for path in (work / "runs").iterdir()) == ["sn-seed-1"]  # no U-Net was begun
-    ran = {log.name.split("-")[0] for log in (work / "pipeline/logs").iterdir()}
+    (failure,) = (work / "pipeline/paper/failures").iterdir()
+    failed = failure.read_text()
+    assert failed.startswith(f"error: stage train_gan failed (job {job_of(work, 'train_gan')}_1, exit 2)"), failed
+    assert sorted(path.name for path in (work / "runs").iterdir()) == ["sn-seed-1"]
+    assert not (work / "studies").exists()  # no U-Net was begun
+    ran = {log.name.split("-")[0] for log in (work / "pipeline/paper/logs").iterdir()}
     assert ran == {"prepare", "train_gan"}
 
-    said = pipeline("sn", "1 2")
-    assert said.startswith(f"last time: {failures}") and "prepare: finished (1)" in said
-    assert "tasks 1 of 2" in said and "generate: job" in said and "tasks 0,1 of 2" in said  # sn-seed-1 is there
+    # Without it the chain goes on. The study is asked to stop in its middle, and is queued again by itself.
+    said = pipeline("sn")
+    assert said.startswith(f"last time: {failed}") and "last time" not in said[12:] and "prepare: finished (1)" in said
+    assert "train_gan: finished (1)" in said and "study: job" in said
+    study, home = f"{job_of(work, 'study')}_0", work / "studies/paper-seed-1"
+    slurm.wait_until((home / "unets").exists, "the study's first U-Net", seconds=600)
+    slurm.call("scancel", "--batch", "--signal=USR1", study)
     slurm.wait_until(lambda: slurm.queue() == [], "the chain's end", seconds=900)
-    logs = "\n".join(log.read_text()[-1500:] for log in sorted((work / "pipeline/logs").iterdir()))
-    assert not (work / "pipeline/failures.txt").exists(), logs
-    scores = {path.stem: json.loads(path.read_text()) for path in (work / "results").glob("*.json")}
-    expected = {"threshold", "real-unet-1", "synthetic-sn-seed-1-unet-1", "synthetic-sn-seed-2-unet-1"}
-    assert set(scores) == expected, logs
-    assert {len(score["subjects"]) > 0 for score in scores.values()} == {True}
-    assert (work / "report/index.html").stat().st_size > 10_000
+    logs = "\n".join(log.read_text() for log in sorted((work / "pipeline/paper/logs").iterdir()))
+    assert not (work / "pipeline/paper/failures").exists(), logs
+    assert f"study: job {study} is queued again and goes on from the study" in logs
+    assert f"study: job {study}, start 2, on n" in logs
 
-    said = pipeline("sn", "1 2")
-    assert [line.split(" (")[0] for line in said.splitlines()] == [f"{stage}: finished" for stage in told]
+    rows = {row["kind"]: row for row in json.loads((home / "results/comparison.json").read_text())["rows"]}
+    assert set(rows) == {"real", "synthetic", "both", "shuffled", "threshold"}, logs
+    assert {row["scores"]["phantom"]["all"]["dice"]["n"] for row in rows.values()} == {2}
+    scores = {json.loads(path.read_text())["name"] for path in (home / "results").glob("image-*.json")}
+    assert scores == {"sn"}
+    page = (work / "report/paper-seed-1/index.html").read_text()
+    assert "Study paper-seed-1" in page and "Table A.1" in page and "no result of evaluate=image" not in page
+
+    said = pipeline("sn")
+    assert [line.split(" (")[0] for line in said.splitlines()] == [f"{stage}: finished" for stage in STAGES]
     assert SUBJECT in read_cohort(work / "phantom").subjects
     assert not any((folder / "x").exists() for folder in (repository, work, work.parent, Path.cwd()))
     shutil.rmtree(work)

@@ -37,7 +37,9 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     rank, size, local_rank = ranks_from_environment(os.environ)
     chosen = choose_device(device, local_rank)
     os.environ["DS_ACCELERATOR"] = chosen.type
-    os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"] = str(rank), str(size), str(local_rank)
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)
+    # DeepSpeed takes LOCAL_RANK for the device's number.
+    os.environ["LOCAL_RANK"] = str(local_rank if chosen.index is None else chosen.index)
     if size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(_free_port()))
@@ -156,14 +158,21 @@ def half_is_missing(precision: str) -> bool:
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:
-    """The device of this rank (ResourceError without it), on which float32 is float32 from here on."""
+    """The CPU, or the GPU of this local rank: the only one that it sees where each task was given one of the node's.
+
+    float32 is float32 there from here on. ResourceError for a GPU that was asked for or granted and is not there, and
+    where ranks would share one.
+    """
     # TF32, torch's default for a GPU's convolutions, keeps 10 of float32's 23 bits.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     granted = bool(os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS"))
     if torch.cuda.is_available() and device != "cpu":
-        if local_rank >= torch.cuda.device_count():
-            raise ResourceError(f"local rank {local_rank} but {torch.cuda.device_count()} GPUs here: start fewer ranks")
-        return torch.device("cuda", local_rank)
+        if local_rank < torch.cuda.device_count():
+            return torch.device("cuda", local_rank)
+        # What the job has on this node, though a task of `srun --gpus-per-task=1` sees one of them alone.
+        if local_rank < int(os.environ.get("SLURM_GPUS_ON_NODE") or 0):
+            return torch.device("cuda", 0)
+        raise ResourceError(f"local rank {local_rank} but {torch.cuda.device_count()} GPUs here: start fewer ranks")
     if device == "cuda" or (granted and device == "auto"):
         why = "runtime.device=cuda was asked" if device == "cuda" else "the job was granted a GPU"
         raise ResourceError(

@@ -1,0 +1,252 @@
+"""What pipeline.sh does on each call, against programs of Slurm's names that only write down how they were called."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vesselgan.config.compose import compose, parse, to_yaml
+from vesselgan.study.steps import gans_of, synthetic_dir
+
+STUBS = {
+    "sbatch": """
+for word in "$@"; do [[ $word != --job-name=* ]] || name=${word#*=}; done
+[ ! -e "$STUBS/refuse-$name" ] || { echo "sbatch: error: Batch job submission failed: Invalid account" >&2; exit 1; }
+number=$(($(ls "$STUBS" | grep -c '^call-') + 41))
+printf '%s\\n' "$@" >"$STUBS/call-$number"
+echo "$number;cluster"
+""",
+    "squeue": """
+[ ! -e "$STUBS/down" ] || { echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1; }
+for word in "$@"; do [[ $word != --jobs=* ]] || jobs=${word#*=}; done
+[ -z "${jobs:-}" ] || grep -qx "$jobs" "$STUBS/queue" ||
+    { echo "slurm_load_jobs error: Invalid job id specified" >&2; exit 1; }
+cat "$STUBS/queue"
+""",
+    "scontrol": 'echo "JobId=$4 JobState=TIMEOUT Reason=TimeLimit"\n',
+    "sacct": "exit 0\n",
+}
+
+
+class Chain:
+    """pipeline.sh with these programs on PATH and settings of its own."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        self.script, self.stubs = repository / "slurm/pipeline.sh", folder / "stubs"
+        self.work, self.settings = folder / "a work $(touch x)", folder / "settings.sh"
+        self.stubs.mkdir()
+        (self.stubs / "queue").write_text("7\n")
+        for name, text in STUBS.items():
+            (self.stubs / name).write_text(f"#!/bin/bash\n{text}")
+            (self.stubs / name).chmod(0o755)
+
+    def call(self, *options: str, code: int = 0, **settings: str) -> str:
+        """Call it; stdout and stderr together. A setting is what stands behind its = in the file."""
+        lines = {"WORK": f"'{self.work}'", "VARIANTS": "(sn)", "SEEDS": "(1)"} | settings
+        self.settings.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        path = f"{self.stubs}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [str(self.script), *options, str(self.settings)],
+            env=os.environ | {"PATH": path, "STUBS": str(self.stubs)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    def submitted(self) -> dict[str, list[str]]:
+        """Job number -> what sbatch was called with."""
+        return {path.name[5:]: path.read_text().splitlines() for path in sorted(self.stubs.glob("call-*"))}
+
+    def enter_queue(self, *jobs: str) -> None:
+        (self.stubs / "queue").write_text("".join(f"{job}\n" for job in jobs))
+
+    def finish(self, *products: str) -> None:
+        for product in products:
+            path = self.work / product
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("{}")
+
+    def log(self, name: str) -> Path:
+        path = self.work / "pipeline/paper/logs" / name
+        path.write_text("")
+        return path
+
+
+COHORT = ["cohort.json", *(f"shards/{part}/manifest.json" for part in ("gan/train", "unet/train", "unet/validation"))]
+COHORT = [f"pegasus/{name}" for name in COHORT]
+
+
+@pytest.fixture
+def chain(repository: Path, tmp_path: Path) -> Chain:
+    return Chain(repository, tmp_path)
+
+
+def option(words: list[str], name: str) -> str | None:
+    return next((word.split("=", 1)[1] for word in words if word.startswith(f"--{name}=")), None)
+
+
+def test_each_stage_begins_after_all_before_it_and_finds_its_words(chain: Chain) -> None:
+    chain.call(VARIANTS="(sn 'dpgan variant.dp.noise_multiplier=0.5')", SEEDS="(1 2)", GAN="(train.max_steps=2)")
+    jobs = chain.submitted()
+    assert {job: option(words, "job-name") for job, words in jobs.items()} == {
+        "41": "prepare", "42": "train_gan", "43": "study", "44": "report"
+    }  # fmt: skip
+    after = {job: option(words, "dependency") for job, words in jobs.items()}
+    assert after == {"41": None, "42": "afterok:41", "43": "afterok:41:42", "44": "afterok:41:42:43"}
+    assert {job: option(words, "array") for job, words in jobs.items()} == {
+        "41": "0", "42": "0,1,2,3", "43": "0,1", "44": "0,1"
+    }  # fmt: skip
+    private = (Path(jobs["42"][-1]) / "1").read_text().splitlines()
+    assert private[:2] == ["--run_dir", f"{chain.work}/runs/dpgan-noise_multiplier-0.5-seed-1"]
+    assert private[2:] == [
+        "variant=dpgan", f'work_dir="{chain.work}"', "data=pegasus", "train.max_steps=2",
+        "variant.dp.noise_multiplier=0.5", "train.seed=1",
+    ]  # fmt: skip
+    study = parse("study", None, (Path(jobs["43"][-1]) / "1").read_text().splitlines()).config
+    runs = [f"{chain.work}/runs/{name}-seed-2" for name in ("sn", "dpgan-noise_multiplier-0.5")]
+    assert (study.name, study.runs, study.work_dir) == ("paper-seed-2", runs, str(chain.work))
+    report = (Path(jobs["44"][-1]) / "1").read_text().splitlines()
+    assert parse("report", None, report[1:]).config.results == f"{chain.work}/studies/paper-seed-2/results"
+
+
+def test_what_is_there_is_not_made_again(chain: Chain) -> None:
+    chain.finish(*COHORT, "runs/sn-seed-1/finished.json")
+    said = chain.call(VARIANTS="(sn gp)")
+    assert "prepare: finished (1)" in said and "train_gan: job 41, tasks 1 of 2\n" in said
+    assert option(chain.submitted()["42"], "dependency") == "afterok:41"
+
+
+def test_a_gan_that_is_named_twice_is_refused(chain: Chain) -> None:
+    said = chain.call(code=2, VARIANTS="('dpgan variant.dp.noise_multiplier=1' 'dpgan variant.dp.noise_multiplier=1')")
+    assert "dpgan-noise_multiplier-1-seed-1: VARIANTS and SEEDS name this GAN twice" in said
+    assert chain.submitted() == {}
+
+
+def test_image_scores_find_the_patches_where_the_study_puts_them(chain: Chain) -> None:
+    variants = ["sn", "dpgan variant.dp.noise_multiplier=1", "dpgan variant.dp.noise_multiplier=2"]
+    quoted = " ".join(f"'{variant}'" for variant in variants)
+    chain.call(VARIANTS=f"({quoted})", IMAGE="(image.weights=w.pth)")
+    commands = (Path(chain.submitted()["44"][-1]) / "0").read_text().split("\n\n")
+    settings = [parse("evaluate", None, command.splitlines()[1:]).config for command in commands[:-1]]
+    runs = [chain.work / "runs" / name for name in ("sn-seed-1", "dpgan-noise_multiplier-1-seed-1")]
+    runs.append(chain.work / "runs/dpgan-noise_multiplier-2-seed-1")
+    for run in runs:
+        chain.finish(f"runs/{run.name}/finished.json")
+        (run / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={run.name.split('-')[0]}"])))
+    gans = gans_of([str(run) for run in runs], [])
+    home = chain.work / "studies/paper-seed-1"
+    expected = [(gan.name, str(synthetic_dir(home, gan)), "w.pth") for gan in gans]
+    assert [(s.name, s.image.synthetic, s.image.weights) for s in settings] == expected
+    assert [s.out for s in settings] == [f"{home}/results/image-{run.name}.json" for run in runs]
+
+
+def test_a_refused_stage_ends_the_call_and_names_it(chain: Chain) -> None:
+    (chain.stubs / "refuse-train_gan").touch()
+    said = chain.call(code=2)
+    assert "Invalid account" in said and "error: stage train_gan was refused by sbatch" in said
+    assert [option(words, "job-name") for words in chain.submitted().values()] == ["prepare"]  # nothing without it
+    assert not (chain.work / "pipeline/paper/train_gan.job").exists()
+    assert [path.name.split(".")[0] for path in (chain.work / "pipeline/paper").glob("*.??????")] == ["prepare"]
+    chain.enter_queue("41")
+    (chain.stubs / "refuse-train_gan").unlink()
+    said = chain.call()
+    assert "prepare: in the queue already, job 41" in said
+    assert option(chain.submitted()["42"], "dependency") == "afterok:41"
+
+
+def test_a_job_that_slurm_has_forgotten_is_submitted_again_and_a_controller_that_is_down_ends_the_call(
+    chain: Chain,
+) -> None:
+    chain.call("--until", "prepare")
+    said = chain.call("--until", "prepare")
+    assert "prepare: job 42, tasks 0 of 1" in said
+    (chain.stubs / "down").touch()
+    said = chain.call(code=6)
+    assert said.startswith(
+        "error: what is in the queue is not known, so nothing was submitted: slurm_load_jobs error: "
+    )
+    assert "Unable to contact slurm controller" in said and len(chain.submitted()) == 2
+    assert "note: what is in the queue is not known" in chain.call("--dry-run")
+
+
+def test_the_words_of_what_is_in_the_queue_stay_and_nothing_is_put_behind_what_lacks_a_task(chain: Chain) -> None:
+    chain.finish(*COHORT)
+    chain.call()
+    folder = Path(chain.submitted()["41"][-1])
+    before = {path.name: path.read_text() for path in folder.iterdir()}
+    chain.enter_queue("41", "43")
+    said = chain.call(VARIANTS="(gp sn)")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == before
+    assert "train_gan: task 0 is not what job 41 does; call again when that has ended" in said
+    assert "study" not in said and len(chain.submitted()) == 3
+    assert "study: job 44" in chain.call()  # with the first settings it goes on
+
+
+def test_a_study_is_walked_again_when_one_of_its_gans_is_newer(chain: Chain) -> None:
+    gan, study, report = (
+        "runs/sn-seed-1/finished.json",
+        "studies/paper-seed-1/report/index.html",
+        "report/paper-seed-1/index.html",
+    )
+    chain.finish(*COHORT, gan, study, report)
+    for age, product in enumerate((report, study, gan)):
+        os.utime(chain.work / product, (1e9 - age,) * 2)
+    assert [line.split(" (")[0] for line in chain.call().splitlines()] == [
+        f"{stage}: finished" for stage in ("prepare", "train_gan", "study", "report")
+    ]
+    os.utime(chain.work / gan)
+    said = chain.call("--dry-run")
+    assert "train_gan: finished (1)" in said and "study: sbatch" in said and "report: sbatch" in said
+
+
+def test_a_task_that_ended_without_a_word_is_named_by_the_next_call(chain: Chain) -> None:
+    chain.finish(*COHORT)
+    chain.call(VARIANTS="(sn gp sn_mp)")
+    logs = [chain.log(f"train_gan-41_{task}.out") for task in (0, 1)]  # task 2 never began
+    failures = chain.work / "pipeline/paper/failures"
+    failures.mkdir()
+    (failures / "41_0").write_text("error: stage train_gan failed (job 41_0, exit 5): see above\n")
+    said = chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")
+    told = [line for line in said.splitlines() if line.startswith("last time: ")]
+    assert told == [
+        "last time: error: stage train_gan failed (job 41_0, exit 5): see above",
+        f"last time: error: stage train_gan (job 41_1) ended as TIMEOUT, see {logs[1]}",
+    ]
+    assert failures.is_dir()
+    chain.call(VARIANTS="(sn gp sn_mp)")
+    assert not failures.exists()
+    assert "last time" not in chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")  # the new jobs have not begun
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--untli"], "know only --dry-run and --until STAGE"),
+        (["--until", "gan"], "--until gan: choose from prepare"),
+        (["no-such-file"], "no-such-file: no such file of settings"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_made(chain: Chain, options: list[str], said: str) -> None:
+    assert said in chain.call(*options, code=2)
+    assert not chain.work.exists() and chain.submitted() == {}
+
+
+def test_until_without_a_stage_says_so(repository: Path) -> None:
+    words = [str(repository / "slurm/pipeline.sh"), "--until"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: --until: name one of prepare train_gan study report\n")
+
+
+def test_the_papers_whole_chain_is_printed(chain: Chain) -> None:
+    # 4 variants x 3 seeds: 12 GANs; the four of a seed are a study.
+    said = chain.call("--dry-run", VARIANTS="(gp sn sn_mp c_sn_mp)", SEEDS="(1 2 3)")
+    arrays = dict(re.findall(r"^(\w+): sbatch .*--array=([\d,]+)", said, re.MULTILINE))
+    counts = {stage: len(numbers.split(",")) for stage, numbers in arrays.items()}
+    assert counts == {"prepare": 1, "train_gan": 12, "study": 3, "report": 3}
+    assert "--dependency=afterok:<prepare>:<train_gan>" in said
+    assert not chain.work.exists() and chain.submitted() == {}
