@@ -69,6 +69,17 @@ def test_noise_is_a_function_of_key_and_release() -> None:
     assert norms[0] == norms[1] and norms[0][0] != norms[0][1] and norms[2][0] != norms[0][0]
 
 
+def test_the_noise_comes_from_all_of_the_key() -> None:
+    for key in (3, 2**127 + 3):
+        built = engine(noise=2.0, batch=4.0)
+        built.key = key
+        take(built)
+        source = np.random.Philox(np.random.SeedSequence((key, 1, 0xD0)))
+        expected = np.random.Generator(source).standard_normal((1, 2), np.float32)
+        norm = take(built)
+        assert norm.item() == pytest.approx(np.linalg.norm(2.0 * expected) / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_unit_that_is_not_finite_counts_as_zero(bad: float) -> None:
     built = engine()
