@@ -48,6 +48,22 @@ def test_a_record_is_shown_with_one_chance_however_many_its_patient_has() -> Non
     assert np.abs(counts / 8000 - 0.125).max() < 0.0185
 
 
+def test_a_records_turn_depends_on_no_other_record() -> None:
+    def turns(rank: int, ranks: int, gone: int | None = None) -> dict[tuple[int, int], int]:
+        taken = PoissonShares(
+            [[i] for i in range(40)], sample_rate=0.2, key=11, positions=range(20), rank=rank, world_size=ranks,
+            augment=True,
+        )  # fmt: skip
+        whole = taken.batch
+        taken.batch = lambda position: [record for record in whole(position) if record != gone]
+        dealt = enumerate(taken)
+        return {(at, r): word for at, (records, words) in dealt for r, word in zip(records, words, strict=True)}
+
+    alone = turns(0, 1)
+    assert len(alone) > 100 and turns(0, 3) | turns(1, 3) | turns(2, 3) == alone
+    assert turns(0, 1, gone=5) == {place: word for place, word in alone.items() if place[1] != 5}
+
+
 class Named:
     """As much of a ShardSet as the grouping asks for."""
 

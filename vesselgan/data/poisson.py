@@ -38,16 +38,17 @@ class PoissonShares:
         self.threshold = np.uint64(int(sample_rate * _TWO_64))
         self.most = max(len(records) for records in units)
         self.rank, self.world_size, self.augment = rank, world_size, augment
+        self.num_records = 1 + max(max(records) for records in units)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Share]:
         for position in self.positions:
-            records = self.batch(position)
-            mine = slice(self.rank, None, self.world_size)
-            words = draw_words(len(records), self.key, position)[mine].tolist() if self.augment else None
-            yield records[mine], words
+            records = self.batch(position)[self.rank :: self.world_size]
+            # A word for every record there is, so that a record's turn does not depend on which others are drawn.
+            words = draw_words(self.num_records, self.key, position)[records].tolist() if self.augment else None
+            yield records, words
 
     def batch(self, position: int) -> list[int]:
         """The records of the whole batch: one of each unit that its coin took.

@@ -6,10 +6,10 @@ from the critic is free.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.private_engine import PrivateEngine, build_private
 from vesselgan.shards import ShardSet
-from vesselgan.training.draws import Draws
+from vesselgan.training.draws import Draws, latents_by_record_NL
 from vesselgan.training.gan import Phase, Scalars
 from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words
 
@@ -34,20 +34,34 @@ KEY_FILE = "noise_key"
 KEY_BITS = 128
 
 
+class Dealt(NamedTuple):
+    """This rank's part of a Poisson batch, perhaps nothing."""
+
+    records: Sequence[int]
+    """Whose patches they are, by number: one of each unit."""
+    real_NCXYZ: Tensor
+
+
 def critic_step(
     critic: PrivateEngine,
     generator: Engine,
-    real_NCXYZ: Tensor,
+    dealt: Dealt,
     draws: Draws,
     position: int,
     variant: Variant,
     phase: Phase = record_function,
 ) -> Scalars:
-    """One private update of the critic from a Poisson batch, of which this rank has N units, perhaps none."""
+    """One private update of the critic from a Poisson batch.
+
+    What a unit adds to the sum is a function of the weights, the key, the position and its own record alone: without
+    it the sum is another by no more than the clipping norm.
+    """
     critic.refuse_second_use(position)
-    latents_NL = draws.dealt_NL(0, position, len(real_NCXYZ)).to(generator.device, generator.dtype)
-    for unit in range(len(real_NCXYZ)):
-        real, latent = real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+    assert critic.key is not None
+    latents_NL = latents_by_record_NL(critic.key, position, dealt.records, draws.latent_size)
+    latents_NL = latents_NL.to(generator.device, generator.dtype)
+    for unit in range(len(dealt.records)):
+        real, latent = dealt.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
         with phase("critic/fake"), torch.no_grad():
             fake = generator.module(latent).to(critic.dtype)
         with phase("critic/scores"):
@@ -101,7 +115,7 @@ class Private:
             world=world,
         )
 
-    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Tensor]:
+    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Dealt]:
         """This rank's part of the Poisson batches at `positions`."""
         assert self.key is not None
         shares = PoissonShares(
@@ -113,7 +127,8 @@ class Private:
             world_size=world.size,
             augment=config.data.augment,
         )
-        return read_shares(dataset, shares, config.train.num_workers)
+        patches = read_shares(dataset, shares, config.train.num_workers)
+        return (Dealt(records, real) for (records, _), real in zip(shares, patches, strict=True))
 
     def lines(self) -> list[str]:
         """What the whole run will spend, in words, and how the noise is kept."""
