@@ -85,14 +85,17 @@ def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
 def test_no_run_goes_on_from_a_checkpoint_whose_accountant_is_not_its_own() -> None:
     found, _ = mechanism()
     whole = {"step": 20, "privacy": found.told(100)}
-    refuse_other_history(json.loads(json.dumps(whole)), found, 100)
+    refuse_other_history(json.loads(json.dumps(whole)), found.told(100))
     with pytest.raises(CheckpointError, match="holds no privacy accountant"):
-        refuse_other_history({"step": 20}, found, 100)
+        refuse_other_history({"step": 20}, found.told(100))
     with pytest.raises(CheckpointError, match="counts 95 steps, the critic has taken 100"):
-        refuse_other_history({"step": 20, "privacy": found.told(95)}, found, 100)
+        refuse_other_history({"step": 20, "privacy": found.told(95)}, found.told(100))
     fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     with pytest.raises(CheckpointError, match="num_units: 2350 -> 2300"):
-        refuse_other_history(whole, fewer, 100)
+        refuse_other_history(whole, fewer.told(100))
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.1"):
-        refuse_other_history(whole, quieter, 100)
+        refuse_other_history(whole, quieter.told(100))
+    known, secret = ({"is_key_secret": is_secret} for is_secret in (False, True))
+    with pytest.raises(CheckpointError, match="is_key_secret: False -> True"):
+        refuse_other_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -82,6 +83,43 @@ def test_a_secret_key_is_a_runs_own_and_needed_to_go_on(train_here: TrainHere, t
     key.unlink()
     with pytest.raises(CheckpointError, match="noise_key: lost"):
         train_here(tmp_path / "run", *DPGAN, "train.max_steps=2", "allow_change=[train.max_steps]")
+
+
+@pytest.mark.parametrize("content", ["", "12ab\n", "not a key of a run, by any means\n"])
+def test_a_damaged_key_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / KEY_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match="noise_key: holds no key of 32 hexadecimal digits") as raised:
+        _secret_key(tmp_path)
+    assert raised.value.exit_code == 4
+
+
+def test_a_key_is_its_owners_alone_from_its_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, replace = [], os.replace
+
+    def spying(partial: Path, path: Path) -> None:
+        modes.append(stat.S_IMODE(partial.stat().st_mode))
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", spying)
+    (tmp_path / f"{KEY_FILE}.partial").touch(0o644)  # of a start that was killed
+    _secret_key(tmp_path)
+    assert modes == [0o600] and stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere, tmp_path: Path) -> None:
+    run, words = (
+        tmp_path / "run",
+        [*SEEDED, "train.checkpoint_every=1", "train.max_steps=2", "checkpoint=step_00000001"],
+    )
+    first = train_here(run, *words[:-1])
+    weights, _ = read_weights(run, "critic")
+    (run / "finished.json").unlink()
+    faster = ["variant.learning_rate_critic=2e-4", "allow_change=[variant]"]
+    with pytest.raises(PrivacyError, match="10 releases were made, the checkpoint follows number 5"):
+        train_here(run, *words, *faster)
+    again = train_here(run, *words)
+    assert again["privacy"] == first["privacy"]
+    assert all(value.equal(weights[name]) for name, value in read_weights(run, "critic")[0].items())
 
 
 def test_a_target_per_patient_ends_the_run_before_the_step_that_would_pass_it(

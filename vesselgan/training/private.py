@@ -5,9 +5,10 @@ gradient is clipped as one, and one noise is added per fresh batch. The generato
 from the critic is free.
 """
 
+import re
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +20,15 @@ from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.data.patches import PatchDataset, read_shares
 from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of
 from vesselgan.errors import CheckpointError
-from vesselgan.files import write_text
+from vesselgan.files import write_private
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.private_engine import PrivateEngine, build_private
+from vesselgan.runtime.rundir import Change
 from vesselgan.shards import ShardSet
+from vesselgan.training import releases
 from vesselgan.training.draws import Draws, latents_by_record_NL
 from vesselgan.training.gan import Phase, Scalars
 from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words
@@ -100,6 +103,7 @@ class Private:
     """What sampling and noise are drawn from; null until `begin` where it is secret."""
     num_patches: int
     n_critic: int
+    mark: releases.Mark = field(default_factory=releases.Mark)
     _epochs: int = 0
 
     def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
@@ -150,18 +154,27 @@ class Private:
             "take the noise off again, so no epsilon holds against him",
         ]
 
-    def begin(self, run_dir: Path, state: dict[str, Any], critic: PrivateEngine, world: World) -> int:
+    def begin(
+        self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
+    ) -> int:
         """Open the key and compare the accountants; the generator steps that the run may take. A collective call.
 
-        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took.
+        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took;
+        PrivacyError where `changes` would make releases again otherwise.
         """
         if state["step"]:
-            refuse_other_history(state, self.mechanism, critic.releases)
+            refuse_other_history(state, self.told(critic))
+        path, on = run_dir / releases.FILE, releases.place_of(world)
+        self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
         if self.key is None:
             self.key = together(world, lambda: _secret_key(run_dir))
         critic.key = self.key
         self._epochs = self._epoch(critic)
         return self.steps // self.n_critic
+
+    def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
+        """Put the releases so far on record, before anything is told of them. A collective call."""
+        together(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
 
     def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
         """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""
@@ -215,17 +228,17 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
 
 
 def _secret_key(run_dir: Path) -> int:
-    """The run's key, drawn where it is new; CheckpointError where a run that has begun has lost it."""
+    """The run's key, drawn where it is new; CheckpointError where it is damaged or a run that has begun has lost it."""
     path = run_dir / KEY_FILE
-    if path.is_file():
-        return int(path.read_text(), 16)
-    if any((run_dir / "checkpoints").glob("step_*")):
+    has_begun = any((run_dir / "checkpoints").glob("step_*"))
+    if not path.is_file() and not has_begun:
+        write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
+    found = path.read_text(errors="replace").strip() if path.is_file() else None
+    if found is None or not re.fullmatch(f"[0-9a-f]{{{KEY_BITS // 4}}}", found):
+        what = "lost" if found is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
+        remedy = "put it back, or start a new run directory" if has_begun else "remove it, and a new one is drawn"
         raise CheckpointError(
-            f"{path}: lost, so the run cannot go on with the noise and the sampling that its account is about; put it "
-            "back, or start a new run directory"
+            f"{path}: {what}, so the run cannot go on with the noise and the sampling that its account is about; "
+            f"{remedy}"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    write_text(path, f"{secrets.randbits(KEY_BITS):032x}\n")
-    path.chmod(0o600)
-    return int(path.read_text(), 16)
+    return int(found, 16)

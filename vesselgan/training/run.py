@@ -73,7 +73,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     state, weights_from = _begin(config, run_dir, engines, world)
     keeper = keeper_of(config, run_dir, world, engines, shards, state)
     if private is not None:
-        keeper.limit = private.begin(run_dir, state, engines["critic"], world)
+        keeper.limit = private.begin(run_dir, state, changes, engines["critic"], world)
         told = [*told, *private.lines()]
     lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
@@ -196,6 +196,7 @@ class _Run:
         ):
             for scalars in updates:
                 meter.take(scalars)
+            self._count_releases()
             told = {"field": "train.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
             refuse_endless_skips(self.engines, settings.max_bad_steps, **told)
             if average is not None:
@@ -253,6 +254,10 @@ class _Run:
             num_workers=settings.num_workers,
             augment=self.config.data.augment,
         )
+
+    def _count_releases(self) -> None:
+        if self.private is not None:
+            self.private.count(self.run_dir, self.engines["critic"], self.world)
 
     def privacy(self) -> dict[str, Any]:
         """{"privacy": what is spent by now}, for the checkpoint and finished.json; nothing without privacy."""
