@@ -101,8 +101,9 @@ def test_a_batch_is_released_once() -> None:
     built = engine()
     built.refuse_second_use(0)
     take(built)
-    with pytest.raises(PrivacyError, match="a batch of its own"):
+    with pytest.raises(PrivacyError, match="a batch of its own") as raised:
         built.refuse_second_use(0)
+    assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError):
         built.refuse_second_use(2)
 
@@ -132,8 +133,9 @@ def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
 
 def test_layers_without_a_gradient_per_unit_are_refused() -> None:
     for norm in (nn.BatchNorm3d(4), BatchNorm3d(4)):
-        with pytest.raises(UsageError, match="mixes the samples"):
+        with pytest.raises(UsageError, match="mixes the samples") as raised:
             refuse_layers(nn.Sequential(Conv3d(2, 4, 3), norm))
+        assert raised.value.exit_code == 2
     spectral = Conv3d(2, 4, 3)
     nn.utils.parametrize.register_parametrization(spectral, "weight", SpectralNorm(spectral.weight))
     with pytest.raises(UsageError, match="critic_norm=instance"):
