@@ -23,6 +23,7 @@ from data_prep.check import check_cohort, divide, require_rules
 from data_prep.findings import Checked, summary, table
 from data_prep.layouts import Found, find_subjects
 from data_prep.mpi import Progress, World
+from data_prep.patients import patients_of
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
 from vesselgan import volumes
@@ -236,16 +237,20 @@ def write_manifests(
     data: PreparedData, cohort: Cohort, shards: list[PlannedShard], finished: dict[str, ShardInfo]
 ) -> None:
     """Make each set of shards readable: its manifest, unless it is there and says the same."""
+    patients = patients_of(data)
     for purpose, split in sets_of(shards):
         mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
         folder = Path(data.cohort_dir) / "shards" / purpose / split
         infos = tuple(finished[shard.name] for shard in mine)
-        try:
-            if read_manifest(folder).shards == infos:
-                continue
-        except DataError:
-            pass
         subjects = {part.subject: cohort.subjects[part.subject] for shard in mine for part in shard.parts}
+        try:
+            there = read_manifest(folder)
+            if there.shards == infos and all(
+                there.subjects[name].get("patient") == patients[name] for name in subjects
+            ):
+                continue
+        except (DataError, KeyError):
+            pass
         spacings = [subject.spacing_mm for subject in subjects.values()]
         write_manifest(
             folder,
@@ -256,6 +261,7 @@ def write_manifests(
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
+                    "patient": patients[name],
                 }
                 for name, subject in subjects.items()
             },

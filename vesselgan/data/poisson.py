@@ -4,7 +4,6 @@ The size of such a batch is drawn by chance and may be zero. Ranks take its reco
 depend on their number; a resumed run draws the same batches.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -64,24 +63,28 @@ class PoissonShares:
 
 
 def units_of(shards: ShardSet, unit: str) -> list[list[int]]:
-    """The records of every patch, or of every patient. PrivacyError where one patient may be there under two names."""
+    """The records of every patch, or of every patient. PrivacyError where a subject's patient is not known."""
     if unit == "patch":
         return [[number] for number in range(len(shards))]
-    return list(records_of_patients(shards, must_be_apart=True).values())
+    if unnamed := without_patient(shards):
+        raise PrivacyError(
+            f"{shards.folder}: the manifest does not say whose {', '.join(unnamed[:3])}{' ...' * (len(unnamed) > 3)} "
+            "are, and one patient under two names would be protected as two people are: start data_prep.build_shards "
+            "again, with a column `patient` in data.prepare.split.csv where ids do not tell; or take "
+            "variant.dp.unit=patch"
+        )
+    return list(records_of_patients(shards).values())
 
 
-def records_of_patients(shards: ShardSet, *, must_be_apart: bool) -> dict[str, list[int]]:
-    """Subject -> its records, in their order."""
+def without_patient(shards: ShardSet) -> list[str]:
+    """Subjects of whom the manifest does not say which patient they are."""
+    return [name for name, entry in shards.subjects.items() if not entry.get("patient")]
+
+
+def records_of_patients(shards: ShardSet) -> dict[str, list[int]]:
+    """Patient, or subject where no patient is named -> its records, in their order."""
     found: dict[str, list[int]] = {}
     for number in range(len(shards)):
-        found.setdefault(shards.subject(number), []).append(number)
-    labels: dict[str, str] = {}
-    for name in found if must_be_apart else ():
-        label = re.match(r"sub-[0-9A-Za-z]+", name)
-        other = labels.setdefault(label.group() if label else name, name)
-        if other != name:
-            raise PrivacyError(
-                f"{shards.folder}: {other} and {name} may be one patient, whom variant.dp.unit=patient would count "
-                "twice; give every patient one subject name, or take variant.dp.unit=patch"
-            )
+        name = shards.subject(number)
+        found.setdefault(shards.subjects[name].get("patient") or name, []).append(number)
     return found

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.data.patches import PatchDataset, read_shares
-from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of
+from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of, without_patient
 from vesselgan.errors import CheckpointError
 from vesselgan.files import write_private
 from vesselgan.losses.wasserstein import critic_loss
@@ -103,6 +103,8 @@ class Private:
     """What sampling and noise are drawn from; null until `begin` where it is secret."""
     num_patches: int
     n_critic: int
+    are_patients_known: bool
+    """Else every subject counts as one."""
     mark: releases.Mark = field(default_factory=releases.Mark)
     _epochs: int = 0
 
@@ -137,6 +139,8 @@ class Private:
     def lines(self) -> list[str]:
         """What the whole run will spend, in words, and how the noise is kept."""
         lines = words(self.mechanism, self.steps)
+        if not self.are_patients_known:
+            lines.append("privacy: the shards name no patients, so `per patient` means per subject's id")
         if self.steps < self.asked:
             lines.append(
                 f"privacy: variant.dp.target_epsilon={self.dp.target_epsilon:g} ends the run after {self.steps:,} of "
@@ -214,7 +218,7 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
             "in this run's account; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
-    patients = records_of_patients(shards, must_be_apart=dp.unit == "patient")
+    patients = records_of_patients(shards)
     mechanism, steps = planned(
         config.variant,
         batch_size=config.train.batch_size,
@@ -224,7 +228,17 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
         generator_steps=generator_steps,
     )
     n_critic = config.variant.n_critic
-    return Private(dp, mechanism, steps, generator_steps * n_critic, units, dp.noise_seed, len(shards), n_critic)
+    return Private(
+        dp,
+        mechanism,
+        steps,
+        asked=generator_steps * n_critic,
+        units=units,
+        key=dp.noise_seed,
+        num_patches=len(shards),
+        n_critic=n_critic,
+        are_patients_known=not without_patient(shards),
+    )
 
 
 def _secret_key(run_dir: Path) -> int:
