@@ -37,3 +37,24 @@ def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
     told = json.loads((tmp_path / "two" / "synthetic" / "generation.json").read_text())
     assert told["privacy"]["epsilon"] == pytest.approx(two["privacy"]["epsilon"])
     assert told["privacy"]["unit"] == "patch"
+
+
+@pytest.mark.soak
+def test_two_ranks_that_were_stopped_end_with_the_bytes_of_two_that_were_not(train: Callable, tmp_path: Path) -> None:
+    words = [*SEEDED, "variant.width=16", "train.batch_size=2", "train.log_every=1", "data.augment=true"]
+    more = ["train.max_steps=2", "allow_change=[train.max_steps]"]
+    for name, *sittings in (("whole", more), ("run", ["train.max_steps=1"], more)):
+        for sitting in sittings:
+            done = train(tmp_path / name, *words, *sitting, ranks=2)
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "run" / "sittings.jsonl").read_text().splitlines()) == 2
+    whole, run = (tmp_path / name / "checkpoints" / "step_00000002" for name in ("whole", "run"))
+    tensors = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert {"critic.safetensors", "critic.optimizer.safetensors", "generator.safetensors"} <= set(tensors)
+    assert all((whole / name).read_bytes() == (run / name).read_bytes() for name in tensors)
+    states = [json.loads((path / "state.json").read_text()) for path in (whole, run)]
+    assert states[0]["engines"] == states[1]["engines"]
+    for key in ("privacy", "position", "meter"):
+        assert states[0]["state"][key] == states[1]["state"][key], key
+    assert states[0]["state"]["privacy"]["steps"] == 10
+    assert (tmp_path / "whole" / "releases.json").read_text() == (tmp_path / "run" / "releases.json").read_text()
