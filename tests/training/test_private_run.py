@@ -121,6 +121,7 @@ def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere,
     faster = ["variant.learning_rate_critic=2e-4", "allow_change=[variant]"]
     with pytest.raises(PrivacyError, match="10 releases were made, the checkpoint follows number 5"):
         train_here(run, *words, *faster)
+    assert (run / "checkpoints" / "step_00000002").is_dir()  # nothing was set aside for it
     again = train_here(run, *words)
     assert again["privacy"] == first["privacy"]
     assert all(value.equal(weights[name]) for name, value in read_weights(run, "critic")[0].items())

@@ -173,6 +173,8 @@ def build_private(
     a parameter, into a gradient.
     """
     refuse_layers(module)
+    # A release that is made again after a kill must have the same bytes: cuDNN's other kernels add in any order.
+    torch.backends.cudnn.deterministic = True
     module.to(world.device, torch.float32)
     for parameter in module.parameters():
         if world.size > 1:

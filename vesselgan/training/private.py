@@ -108,6 +108,11 @@ class Private:
     mark: releases.Mark = field(default_factory=releases.Mark)
     _epochs: int = 0
 
+    @property
+    def generator_steps(self) -> int:
+        """Those that the run may take."""
+        return self.steps // self.n_critic
+
     def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
         return build_private(
             "critic",
@@ -160,8 +165,8 @@ class Private:
 
     def begin(
         self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
-    ) -> int:
-        """Open the key and compare the accountants; the generator steps that the run may take. A collective call.
+    ) -> None:
+        """Open the key and compare the accountants. A collective call.
 
         CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took;
         PrivacyError where `changes` would make releases again otherwise.
@@ -174,7 +179,6 @@ class Private:
             self.key = together(world, lambda: _secret_key(run_dir))
         critic.key = self.key
         self._epochs = self._epoch(critic)
-        return self.steps // self.n_critic
 
     def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
         """Put the releases so far on record, before anything is told of them. A collective call."""
