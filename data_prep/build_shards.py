@@ -73,6 +73,7 @@ def find_in(data: PreparedData) -> Found:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
     places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
+    patients_of(data)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 

@@ -39,13 +39,16 @@ def _named(path: str | None, rename: Callable[[str], str]) -> dict[str, str]:
     """Subject -> patient from the CSV's column, where it has one and a row fills it; `splits` has read the rest."""
     if path is None:
         return {}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, skipinitialspace=True))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, skipinitialspace=True))
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}  # `splits` refuses it, and says why
     named: dict[str, str] = {}
     for row in rows:
         if not (patient := (row.get("patient") or "").strip()):
             continue
-        subject = rename((row["subject"] or "").strip())
+        subject = rename((row.get("subject") or "").strip())
         if named.setdefault(subject, rename(patient)) != rename(patient):
             raise DataError(f"{path}: {subject} has two patients; name one")
     return named

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import CheckpointError, PrivacyError
+from vesselgan.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
 from vesselgan.shards import ShardSet, write_manifest, write_shard
@@ -125,6 +125,22 @@ def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere,
     again = train_here(run, *words)
     assert again["privacy"] == first["privacy"]
     assert all(value.equal(weights[name]) for name, value in read_weights(run, "critic")[0].items())
+
+
+def test_releases_are_counted_although_no_checkpoint_was_written(
+    train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise ResourceError("the disk is full")
+
+    words = [*SEEDED, "train.max_steps=1"]
+    with monkeypatch.context() as patched, pytest.raises(ResourceError):
+        patched.setattr("vesselgan.runtime.checkpoint.save", full)
+        train_here(tmp_path / "run", *words)
+    assert json.loads((tmp_path / "run" / "releases.json").read_text())["made"] == 5
+    with pytest.raises(PrivacyError, match="learning_rate_critic") as raised:
+        train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_change=[variant]")
+    assert raised.value.exit_code == 7
 
 
 def test_a_target_per_patient_ends_the_run_before_the_step_that_would_pass_it(

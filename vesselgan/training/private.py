@@ -155,7 +155,7 @@ class Private:
             return [
                 *lines,
                 f"privacy: sampling and noise come from a secret key, {KEY_FILE} in the run directory: never share "
-                "it, delete it when the run is over",
+                "it, train in one copy of the directory alone, delete it when the run is over",
             ]
         return [
             *lines,
