@@ -75,7 +75,7 @@ def make(tool: str, image: Path, scratch: Path, *, bet_fraction: float) -> np.nd
     _run(command, image, TOOLS[tool])
     if not target.is_file():
         raise DataError(f"{image}: {TOOLS[tool]} wrote no mask; look at the image, or take the subject out")
-    mask = volumes.read_label(target)
+    mask = volumes.read_mask(target)
     difference = volumes.grid_difference(volumes.read_header(image), mask.header)
     if difference is not None:
         raise DataError(f"{image}: the mask of {TOOLS[tool]} is not on its grid: {difference}")

@@ -30,8 +30,8 @@ from vesselgan import volumes
 from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.errors import DataError, ResourceError
-from vesselgan.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
+from vesselgan.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
 
@@ -82,7 +82,7 @@ def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
     before = mpi.on_first(here, lambda: build_state.read(data))
     inputs = mpi.on_first(here, lambda: build_state.inputs_of(found, pseudonyms.renamer(data)))
     if before is not None and before.inputs == inputs and (data.prepare.quarantine or not before.set_aside):
-        if (cohort := mpi.on_first(here, lambda: unchanged_cohort(data, sorted(inputs)))) is not None:
+        if (cohort := mpi.on_first(here, lambda: unchanged_cohort(data, before))) is not None:
             aside = f"; set aside: {', '.join(before.set_aside)}" if before.set_aside else ""
             tell(here, f"{data.name}: {len(cohort.subjects)} subjects, unchanged since they were checked{aside}")
             return cohort
@@ -92,10 +92,11 @@ def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
     def settle() -> Cohort:
         assigned = divide(checked, data)
         cohort = cohort_of(data, checked, assigned)
-        if before is not None and (old := stored_cohort(data)) is not None:
-            build_state.refuse_changes(data, old, cohort)
-        set_aside = sorted(set(inputs) - set(assigned))
-        build_state.write(data, State(data.name, build_state.settings_of(data), inputs, set_aside))
+        stored_cohort(data)  # a newer program's is not written over
+        if before is not None:
+            build_state.refuse_changes(data, before, cohort)
+        set_aside, contents = sorted(set(inputs) - set(assigned)), build_state.contents_of(cohort)
+        build_state.write(data, State(data.name, build_state.settings_of(data), inputs, set_aside, contents))
         write_cohort(data.cohort_dir, cohort)
         tell(here, summary(checked, assigned))
         return cohort
@@ -103,12 +104,15 @@ def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
     return mpi.on_first(here, settle)
 
 
-def unchanged_cohort(data: PreparedData, known: list[str]) -> Cohort | None:
+def unchanged_cohort(data: PreparedData, before: State) -> Cohort | None:
     """cohort.json as it is; None when it must be made again. DataError when a CSV now divides it in another way."""
     cohort = stored_cohort(data)
-    if cohort is None or not all(path.is_file() for path in paths_of(cohort)):
+    if cohort is None or build_state.contents_of(cohort) != before.contents:
         return None
-    assigned = assign(list(cohort.subjects), data.prepare.split, known=known, rename=pseudonyms.renamer(data))
+    if not all(path.is_file() for path in paths_of(cohort)):
+        return None
+    known, rename = sorted(before.inputs), pseudonyms.renamer(data)
+    assigned = assign(list(cohort.subjects), data.prepare.split, known=known, rename=rename)
     changed = {
         name: f"{s.split} -> {assigned[name]}" for name, s in cohort.subjects.items() if s.split != assigned[name]
     }
@@ -121,9 +125,11 @@ def unchanged_cohort(data: PreparedData, known: list[str]) -> Cohort | None:
 
 
 def stored_cohort(data: PreparedData) -> Cohort | None:
-    """cohort.json; None when it is missing or damaged."""
+    """cohort.json; None when it is missing or damaged. NewerFormatError when it is a later program's."""
     try:
         return read_cohort(data.cohort_dir)
+    except NewerFormatError:
+        raise
     except DataError:
         return None
 
@@ -165,6 +171,7 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
         raise DataError(
             f"{data.root}: data.layout.label is null, but shards hold pairs of image and label; supply labels"
         )
+    mpi.on_first(here, lambda: [manifest_in(cohort_dir / "shards" / p / s) for p, s in sets_of(shards)])  # newer ones?
     finished = inspect_all(data, shards, here)
     missing = [shard for shard in shards if shard.name not in finished]
     mpi.on_first(here, lambda: require_space(data, missing))
@@ -182,7 +189,7 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
 
     for part in mpi.together(here, build_mine):
         finished |= part
-    mpi.on_first(here, lambda: write_manifests(data, cohort, shards, finished))
+    written = mpi.on_first(here, lambda: write_manifests(data, cohort, shards, finished))
     for purpose, split in sets_of(shards):
         mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
         new = sum(shard in missing for shard in mine)
@@ -190,17 +197,12 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
         tell(
             here, f"{purpose}/{split}: {pairs} pairs in {len(mine)} shards ({new} built, {len(mine) - new} were there)"
         )
-    what = (
-        f"built in {time.monotonic() - started_s:.1f} s"
-        if missing
-        else "everything was there already"
-        if shards
-        else ""
-    )
-    tell(
-        here,
-        f"{data.name}: {what or 'no subject in training or validation, so no shards; cohort.json is enough to test'}",
-    )
+    what = "no subject in training or validation, so no shards; cohort.json is enough to test"
+    if missing:
+        what = f"built in {time.monotonic() - started_s:.1f} s"
+    elif shards:
+        what = f"manifests written anew: {', '.join(written)}" if written else "everything was there already"
+    tell(here, f"{data.name}: {what}")
 
 
 def inspect_all(data: PreparedData, shards: list[PlannedShard], here: World) -> dict[str, ShardInfo]:
@@ -236,29 +238,19 @@ def sets_of(shards: list[PlannedShard]) -> list[tuple[str, str]]:
 
 def write_manifests(
     data: PreparedData, cohort: Cohort, shards: list[PlannedShard], finished: dict[str, ShardInfo]
-) -> None:
-    """Make each set of shards readable: its manifest, unless it is there and says the same."""
-    patients = patients_of(data)
+) -> list[str]:
+    """Make each set of shards readable: its manifest, unless it is there and says the same. The sets that got one."""
+    written, patients = [], patients_of(data)
     for purpose, split in sets_of(shards):
         mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
         folder = Path(data.cohort_dir) / "shards" / purpose / split
-        infos = tuple(finished[shard.name] for shard in mine)
         subjects = {part.subject: cohort.subjects[part.subject] for shard in mine for part in shard.parts}
-        try:
-            there = read_manifest(folder)
-            if there.shards == infos and all(
-                there.subjects[name].get("patient") == patients[name] for name in subjects
-            ):
-                continue
-        except (DataError, KeyError):
-            pass
         spacings = [subject.spacing_mm for subject in subjects.values()]
-        write_manifest(
-            folder,
-            shards=infos,
-            patch_shape=tuple(data.prepare.patch_shape),
-            origin="real",
-            subjects={
+        content = {
+            "shards": tuple(finished[shard.name] for shard in mine),
+            "patch_shape": tuple(data.prepare.patch_shape),
+            "origin": "real",
+            "subjects": {
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
@@ -266,10 +258,26 @@ def write_manifests(
                 }
                 for name, subject in subjects.items()
             },
-            spacing_mm=tuple(float(s) for s in np.median(spacings, axis=0)),
-            upper_percentile=data.prepare.upper_percentile,
-            extra={"cohort": data.name, "purpose": purpose, "split": split, "settings": build_state.settings_of(data)},
-        )
+            "spacing_mm": tuple(float(s) for s in np.median(spacings, axis=0)),
+            "upper_percentile": data.prepare.upper_percentile,
+            "extra": {"cohort": data.name, "purpose": purpose, "split": split}
+            | {"settings": build_state.settings_of(data)},
+        }
+        there = manifest_in(folder)
+        if there is None or any(getattr(there, key) != value for key, value in content.items()):
+            write_manifest(folder, **content)
+            written.append(f"{purpose}/{split}")
+    return written
+
+
+def manifest_in(folder: Path) -> Manifest | None:
+    """The manifest; None when it is missing or damaged. NewerFormatError when it is a later program's."""
+    try:
+        return read_manifest(folder)
+    except NewerFormatError:
+        raise
+    except DataError:
+        return None
 
 
 def tell(here: World, text: str | None) -> None:

@@ -1,12 +1,13 @@
 """What a build remembers between its starts, below <cohort_dir>/shards/.build: so that a killed one is taken up again.
 
-    state.json                              the settings and input files that the shards come from
+    state.json                              the settings, input files and voxels that the shards come from
     <purpose>-<split>-shard-00000.h5.json   one finished shard: count, bytes, sha256
 
 Readers of shards need none of it: for them the manifest is the document.
 """
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from data_prep.layouts import KINDS, Found
 from data_prep.shard_plan import PlannedShard
-from vesselgan.cohort import COHORT, Cohort
+from vesselgan.cohort import COHORT, Cohort, read_cohort
 from vesselgan.config.schema import PreparedData
 from vesselgan.errors import DataError, ResourceError, UsageError
 from vesselgan.files import sha256_of, write_text
@@ -34,6 +35,8 @@ class State:
     inputs: dict[str, Any]
     """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]: what need not be checked again."""
     set_aside: list[str]
+    contents: dict[str, list[str | None]]
+    """Subject -> [split, sha256 of the image's voxels, of the label's]: what the shards were cut from."""
 
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
@@ -47,11 +50,17 @@ def inputs_of(found: Found, rename: Callable[[str], str]) -> dict[str, Any]:
     inputs = {}
     for files in found.subjects:
         paths = {kind: getattr(files, kind) for kind in KINDS if getattr(files, kind) is not None}
-        stats = {kind: path.stat() for kind, path in paths.items()}
-        inputs[files.subject] = {
-            k: [rename(str(paths[k].resolve())), s.st_size, s.st_mtime_ns] for k, s in stats.items()
-        }
+        inputs[files.subject] = {kind: [rename(os.path.realpath(path)), *_seen(path)] for kind, path in paths.items()}
     return inputs
+
+
+def _seen(path: Path) -> list[int | None]:
+    """Bytes and time of change; None for a link that leads nowhere, which the check names."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [None, None]
+    return [stat.st_size, stat.st_mtime_ns]
 
 
 def read(data: PreparedData) -> State | None:
@@ -62,7 +71,7 @@ def read(data: PreparedData) -> State | None:
     cohort_dir = Path(data.cohort_dir)
     path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
     try:
-        state = State(**json.loads(path.read_text(encoding="utf-8")))
+        state = _parse(json.loads(path.read_text(encoding="utf-8")), cohort_dir)
     except (FileNotFoundError, NotADirectoryError):
         _refuse_foreign(cohort_dir, data.name)
         return None
@@ -86,17 +95,22 @@ def write(data: PreparedData, state: State) -> None:
     _write(_folder(Path(data.cohort_dir)) / "state.json", asdict(state))
 
 
-def refuse_changes(data: PreparedData, before: Cohort, now: Cohort) -> None:
+def contents_of(cohort: Cohort) -> dict[str, list[str | None]]:
+    """What the shards of a cohort are cut from, for `State.contents`."""
+    return {name: [s.split, s.image_sha256, s.label_sha256] for name, s in cohort.subjects.items()}
+
+
+def refuse_changes(data: PreparedData, before: State, now: Cohort) -> None:
     """DataError when the cohort is no longer the one that the shards were built from, with the difference."""
-    old, new = before.subjects, now.subjects
+    old, new = before.contents, contents_of(now)
     changes = [f"{name} is new" for name in sorted(set(new) - set(old))]
     changes += [f"{name} is gone" for name in sorted(set(old) - set(new))]
     for name in sorted(set(old) & set(new)):
-        for kind in ("image", "label"):
-            if getattr(old[name], f"{kind}_sha256") != getattr(new[name], f"{kind}_sha256"):
-                changes.append(f"the {kind} of {name} changed")
-        if old[name].split != new[name].split:
-            changes.append(f"{name} moved from {old[name].split} to {new[name].split}")
+        (split, *voxels), (new_split, *new_voxels) = old[name], new[name]
+        pairs = zip(("image", "label"), voxels, new_voxels, strict=True)
+        changes += [f"the {kind} of {name} changed" for kind, was, is_now in pairs if was != is_now]
+        if split != new_split:
+            changes.append(f"{name} moved from {split} to {new_split}")
     if changes:
         remedy = _remedy(Path(data.cohort_dir))
         raise DataError(
@@ -126,6 +140,21 @@ def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
     if path.stat().st_size != info.bytes:
         return f"{path}: {path.stat().st_size} bytes, {info.bytes} were written"
     return info if sha256_of(path) == info.sha256 else f"{path}: its bytes changed (sha256 differs)"
+
+
+def _parse(content: Any, cohort_dir: Path) -> State:
+    """TypeError or ValueError for whatever is not as `State` says.
+
+    Builds of before there were `contents` have them in cohort.json alone.
+    """
+    if isinstance(content, dict) and "contents" not in content:
+        content["contents"] = contents_of(read_cohort(cohort_dir))
+    state = State(**content)
+    if not all(isinstance(part, dict) for part in (state.settings, state.inputs, state.contents)):
+        raise ValueError("settings, inputs or contents are damaged")
+    if not isinstance(state.set_aside, list) or any(len(entry) != 3 for entry in state.contents.values()):
+        raise ValueError("set_aside or contents are damaged")
+    return state
 
 
 def _refuse_foreign(cohort_dir: Path, name: str) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from data_prep import mpi, places, pseudonyms, qc, qc_page, splits
 from data_prep.findings import Checked, Finding, by, mixed_spacings, summary, table
-from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects
+from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import World
 from vesselgan import volumes
 from vesselgan.config.compose import parse
@@ -54,13 +54,18 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
         return mine
 
     findings = [finding for part in mpi.together(here, check_mine) for finding in part]
-    if not data.prepare.pseudonymise:
-        for finding in findings:
-            finding.warnings += pseudonyms.suspicion(finding.subject)
     findings.sort(key=lambda finding: finding.subject)
     _refuse_twins(findings)
-    mixed = mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)
-    return Checked(tuple(findings), (*found.warnings, *mixed))
+    for finding in findings:
+        if data.prepare.pseudonymise:
+            finding.faults = [without_paths(fault, finding.files) for fault in finding.faults]
+            finding.warnings = [without_paths(warning, finding.files) for warning in finding.warnings]
+        else:
+            finding.warnings += pseudonyms.suspicion(finding.subject)
+    said = [*found.warnings, *mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)]
+    if data.prepare.pseudonymise and any(finding.faults for finding in findings):
+        said.append("faults stand without the names of files; a check without data.prepare.pseudonymise names them")
+    return Checked(tuple(findings), tuple(said))
 
 
 def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = False) -> Finding:
@@ -82,7 +87,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = Fa
                 on_grid["label"] = label.data_XYZ
                 _check_clipping(finding, image.data_XYZ, label.data_XYZ, prepare)
     if files.mask is not None:
-        mask = _try(finding, lambda: volumes.read_label(files.mask))
+        mask = _try(finding, lambda: volumes.read_mask(files.mask))
         if mask is not None and (image is None or _same_grid(finding, image, mask)):
             on_grid["mask"] = mask.data_XYZ
             _check_mask(finding, label, mask)

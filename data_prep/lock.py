@@ -5,6 +5,7 @@ import json
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,10 +44,12 @@ def take(path: Path, owners: Sequence[Owner]) -> str | None:
             note = f"took over the lock of a job that died ({_named(_remove_dead(path, owners[0]))})"
             if not _link(mine, path):
                 raise ResourceError(_refusal(path, None))
+        _sweep(path, owners[0].host)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     finally:
-        mine.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, or its folder is a file
+            mine.unlink()
     return note
 
 
@@ -62,6 +65,16 @@ def _link(mine: Path, path: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _sweep(path: Path, host: str) -> None:
+    """Remove what processes of this host left that died while they took the lock."""
+    if not Path("/proc/self/stat").exists():
+        return
+    for left in path.parent.glob(f"{path.name}.*"):
+        _, _, pid = left.name.removeprefix(f"{path.name}.").rpartition(".")
+        if left.name == f"{path.name}.{host}.{pid}" and pid.isdigit() and _started(int(pid)) is None:
+            left.unlink(missing_ok=True)
 
 
 def _remove_dead(path: Path, me: Owner) -> Owner:

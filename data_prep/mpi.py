@@ -23,6 +23,9 @@ Item = TypeVar("Item")
 
 # What launchers tell their ranks about how many there are.
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE", "MV2_COMM_WORLD_SIZE")
+# What srun tells its tasks. SLURM_NTASKS says no such thing: a batch script has it too, and is one process. mpiexec may
+# start its ranks through srun, several to a task.
+STEP_TASKS = "SLURM_STEP_NUM_TASKS"
 _PROGRESS_TAG = 11
 INTERRUPTED = 130  # a shell's code for a command that Ctrl-C ended
 
@@ -52,10 +55,8 @@ def world(environment: Mapping[str, str] | None = None) -> World:
     launcher started several and mpi4py finds no MPI library.
     """
     environment = os.environ if environment is None else environment
-    claimed = {name: int(environment[name]) for name in LAUNCHER_VARIABLES if environment.get(name, "").isdigit()}
-    slurm = next((name for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") if environment.get(name)), None)
-    if slurm is not None:
-        claimed[slurm] = int(environment[slurm])
+    variables = (*LAUNCHER_VARIABLES, STEP_TASKS)
+    claimed = {name: int(environment[name]) for name in variables if environment.get(name, "").isdigit()}
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -66,9 +67,10 @@ def world(environment: Mapping[str, str] | None = None) -> World:
             ) from error
         return World(0, 1, None)
     comm = MPI.COMM_WORLD
-    if slurm is not None and claimed[slurm] != comm.size:
+    if claimed.get(STEP_TASKS, 1) > comm.size:
         raise UsageError(
-            f"Slurm started {claimed[slurm]} tasks ({slurm}) but MPI connects {comm.size}: each would do all the work; "
+            f"Slurm started {claimed[STEP_TASKS]} tasks ({STEP_TASKS}) but MPI connects {comm.size}: each would do all "
+            "the work; "
             "start with srun --mpi=pmi2 (srun --mpi=list names what there is), or ask for --ntasks=1"
         )
     if comm.size == 1 and max(claimed.values(), default=1) > 1:

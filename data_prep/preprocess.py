@@ -10,6 +10,7 @@ goes on with the subjects that are missing; the bytes do not depend on the numbe
 """
 
 import json
+import shlex
 import shutil
 import statistics
 import time
@@ -22,7 +23,7 @@ from data_prep import lock, mpi, places, pseudonyms, recipe
 from data_prep.build_shards import tell
 from data_prep.check import require_rules
 from data_prep.findings import mixed_spacings
-from data_prep.layouts import Found, SubjectFiles, find_subjects
+from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
 from data_prep.recipe import Outcome, Recipe
 from vesselgan import __version__, files, volumes
@@ -32,6 +33,7 @@ from vesselgan.errors import DataError, ResourceError, UsageError
 
 SETTINGS = "preprocess.json"
 NAMES = {"image": "image", "label": "vessel", "mask": "brain_mask"}
+SET_ASIDE = ".set_aside"  # hidden, so that no layout takes a subject from it
 # What check and build_shards must not be given again: the output has it behind it.
 DONE_WITH = ("preprocess.", "out=", "preset=", "data.root=", "data.layout.", "data.prepare.label_", "data.prepare.nan_")
 
@@ -43,6 +45,7 @@ class Done:
     subject: str
     fault: str | None
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def preprocess(command: Command, here: World) -> None:
@@ -56,6 +59,7 @@ def preprocess(command: Command, here: World) -> None:
     try:
         started_s = time.monotonic()
         mpi.on_first(here, lambda: settle(out, plan))
+        tell(here, mpi.on_first(here, lambda: withdraw(out, found, config.data.prepare.repair)))
         missing = missing_of(out, found, plan, config.data.prepare.repair, here)
 
         def work_on_mine() -> list[Done]:
@@ -117,18 +121,53 @@ def inspect(out: Path, subject: SubjectFiles, plan: Recipe) -> bool | str:
     folder = out / subject.subject
     if not folder.is_dir():
         return False
+    expected = {"image"} | ({"label"} if subject.label else set()) | ({"mask"} if plan.mask_tool != "none" else set())
     try:
-        for name in sorted(NAMES.values()):
-            if not (folder / f"{name}.json").is_file():
-                continue
+        for name in sorted(NAMES[kind] for kind in expected):
             entry = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             if files.sha256_of(folder / f"{name}.nii.gz") != entry["output"]["sha256"]:
                 return f"{folder / name}.nii.gz: its bytes changed since it was written"
             if name == "image" and entry["inputs"] != _inputs(subject, plan):
                 return f"{folder}: the files of {subject.subject} changed since they were preprocessed"
+    except FileNotFoundError as error:
+        return f"{error.filename}: is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{folder}: cannot be read ({error})"
-    return True if (folder / "image.json").is_file() else f"{folder}: image.json is missing"
+    return True
+
+
+def withdraw(out: Path, found: Found, repair: bool) -> str | None:
+    """Set aside the output of subjects that data.root no longer has, on request; DataError without.
+
+    check and build_shards would take them for current ones.
+    """
+    known = {subject.subject for subject in found.subjects}
+    gone = [p for p in sorted(out.iterdir()) if p.is_dir() and not p.name.startswith(".") and p.name not in known]
+    if not gone:
+        return None
+    names = ", ".join(path.name for path in gone)
+    if not repair:
+        raise DataError(
+            f"{out}: holds output of {names}, and data.root has no such subject any more; bring the volumes back, or "
+            f"data.prepare.repair=true moves it to {out / SET_ASIDE}"
+        )
+    return f"no longer in data.root: {names}" + "".join(set_aside(path) for path in gone)
+
+
+def set_aside(folder: Path) -> str:
+    """Take a subject's earlier output out of the cohort without losing it; what was done, in words."""
+    if not folder.exists():
+        return ""
+    number, place = 1, folder.parent / SET_ASIDE / folder.name
+    while place.exists():
+        number += 1
+        place = place.with_name(f"{folder.name}.{number}")
+    try:
+        place.parent.mkdir(exist_ok=True)
+        folder.rename(place)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be moved to {place} ({error.strerror}); remove it yourself") from error
+    return f" (its earlier output: now {place})"
 
 
 def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) -> Done:
@@ -148,13 +187,14 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except DataError as error:
-        return Done(subject.subject, str(error), {})
+        fault = without_paths(str(error), subject) if plan.prepare.pseudonymise else str(error)
+        return Done(subject.subject, f"{fault}{set_aside(folder)}", {})
     except OSError as error:
         raise ResourceError(f"{folder}: {files.describe(error)}; make room and start again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         progress.advance()
-    return Done(subject.subject, None, outcome.seconds)
+    return Done(subject.subject, None, outcome.seconds, tuple(outcome.warnings))
 
 
 def conclude(config: Preprocess, found: Found, done: Sequence[Done]) -> None:
@@ -171,6 +211,7 @@ def summary(out: Path, found: Found, done: Sequence[Done], seconds: float) -> st
     """What was done, how long each step took, and who was set aside."""
     good = [entry for entry in done if entry.fault is None]
     lines = [f"warning: {warning}" for warning in found.warnings]
+    lines += [f"warning {entry.subject}: {warning}" for entry in done for warning in entry.warnings]
     lines += [f"set aside: {entry.subject}: {entry.fault}" for entry in done if entry.fault is not None]
     kept = len(found.subjects) - len(done)
     lines.append(f"{out}: {len(good) + kept} subjects ({len(good)} made now in {seconds:.0f} s, {kept} were there)")
@@ -197,7 +238,9 @@ def next_command(config: Preprocess, words: Sequence[str]) -> str:
         kept.insert(0, f"data={config.data.name}")  # the preset chose it, and there is room for one preset only
     is_default = Path(config.out) == Path(config.data.cohort_dir) / "preprocessed"
     kept += ["preset=preprocessed"] + ([] if is_default else [f"data.root={config.out}"])
-    return f"go on with: python -m data_prep.check {' '.join(kept)}"
+    kept += ["data.layout.label=null"] if config.data.layout.label is None else []
+    kept += ["data.layout.mask=null"] if config.preprocess.mask == "none" else []
+    return f"go on with: python -m data_prep.check {shlex.join(kept)}"
 
 
 def _write_image(path: Path, array_XYZ: Any, outcome: Outcome, subject: SubjectFiles) -> None:

@@ -11,9 +11,17 @@ from vesselgan.errors import UsageError
 
 PREFIX, DIGITS = "anon-", 16
 MIN_KEY_BYTES = 16
-# Words that ids of cohorts are made of; two others beside each other are taken for a name.
-HARMLESS = {"anon", "angio", "case", "control", "data", "guys", "hh", "id", "iop", "ixi", "mr", "mra", "mri", "pat"}
-HARMLESS |= {"patient", "pegasus", "phantom", "run", "ses", "session", "sub", "subject", "tof", "topcow", "vol"}
+# Words that ids of cohorts are made of. Two others beside each other are taken for a name, and one that is written so.
+HARMLESS = set("anon angio brain case control data guys head hh id image iop ixi mr mra mri pat patient".split())
+HARMLESS |= set("pegasus phantom proband run scan ses session site sub subj subject test tof topcow train".split())
+HARMLESS |= {"visit", "vol", "volume", "volunteer"}
+_DAY, _MONTH, _YEAR = "(0[1-9]|[12][0-9]|3[01])", "(0[1-9]|1[0-2])", "(19|20)[0-9]{2}"
+_DATE = re.compile(
+    "|".join(
+        f"(?<![0-9]){'[-_.]?'.join(parts)}(?![0-9])"
+        for parts in ((_YEAR, _MONTH, _DAY), (_DAY, _MONTH, _YEAR), (_MONTH, _DAY, _YEAR))
+    )
+)
 _IS_PSEUDONYM = re.compile(rf"{PREFIX}[0-9a-f]{{{DIGITS}}}")
 
 
@@ -30,16 +38,17 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
     def rename(subject: str) -> str:
         if _IS_PSEUDONYM.fullmatch(subject):
             return subject
-        return PREFIX + hmac.new(key, subject.encode("utf-8"), hashlib.sha256).hexdigest()[:DIGITS]
+        return PREFIX + hmac.new(key, subject.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:DIGITS]
 
     return rename
 
 
 def suspicion(subject: str) -> list[str]:
     """A warning where an id may hold a patient's name or date of birth; none is sure, so it is no error."""
-    words = [word.lower() for word in re.findall(r"[^\W\d_]{2,}", subject)]
-    has_name = "^" in subject or len([word for word in words if word not in HARMLESS]) >= 2
-    has_date = re.search(r"(?<!\d)(19|20)\d\d[-_.]?[01]\d[-_.]?[0-3]\d(?!\d)", subject) is not None
+    words = [word for word in re.findall(r"[^\W\d_]{2,}", subject) if word.lower() not in HARMLESS]
+    is_written_so = any(len(word) >= 4 and word.istitle() for word in words)  # `Mueller`
+    has_name = "^" in subject or len(words) >= 2 or is_written_so
+    has_date = _DATE.search(subject) is not None
     if _IS_PSEUDONYM.fullmatch(subject) or not (has_name or has_date):
         return []
     what = "a name" if has_name else "a date of birth"

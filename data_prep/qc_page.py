@@ -15,7 +15,7 @@ import numpy as np
 
 from data_prep import qc
 from data_prep.findings import Checked, Finding, by
-from data_prep.layouts import KINDS
+from data_prep.layouts import without_paths
 from data_prep.qc import AXES, Look
 from vesselgan import __version__, html_page
 from vesselgan.config.schema import PreparedData
@@ -69,7 +69,7 @@ def write(data: PreparedData, checked: Checked, assigned: dict[str, str]) -> Pat
     """Write <cohort_dir>/qc.html; `assigned`: subject -> split, empty where the cohort could not be divided."""
     apart = qc.reasons([_numbers(finding) for finding in checked.findings])
     entries = [
-        _entry(finding, found, data.root, assigned.get(finding.subject))
+        _entry(finding, found, assigned.get(finding.subject))
         for finding, found in zip(checked.findings, apart, strict=True)
     ]
     path = Path(data.cohort_dir) / PAGE
@@ -115,7 +115,7 @@ def _numbers(finding: Finding) -> dict[str, float | None]:
     }
 
 
-def _entry(finding: Finding, apart: list[tuple[float, str]], root: str, split: str | None) -> Entry:
+def _entry(finding: Finding, apart: list[tuple[float, str]], split: str | None) -> Entry:
     look, header = finding.look, finding.header
     found = sorted(apart, reverse=True)
     if look is not None and look.contrast is not None and look.contrast < qc.MIN_CONTRAST:
@@ -132,22 +132,13 @@ def _entry(finding: Finding, apart: list[tuple[float, str]], root: str, split: s
         subject=finding.subject,
         verdict=finding.verdict,
         split=split,
-        faults=tuple(_without_paths(fault, finding, root) for fault in finding.faults),
-        warnings=tuple(_without_paths(warning, finding, root) for warning in finding.warnings),
+        faults=tuple(without_paths(fault, finding.files) for fault in finding.faults),
+        warnings=tuple(without_paths(warning, finding.files) for warning in finding.warnings),
         reasons=tuple(text for _, text in found),
         suspicion=100.0 * len(finding.faults) + 2.0 * len(finding.warnings) + sum(min(d, 20.0) for d, _ in found),
         facts=facts,
         look=look,
     )
-
-
-def _without_paths(text: str, finding: Finding, root: str) -> str:
-    """Files by their kind: a path may name a patient."""
-    for kind in KINDS:
-        if (path := getattr(finding.files, kind)) is not None:
-            text = text.replace(str(path), kind)
-    before, inside, _ = text.partition(str(root))
-    return f"{before.rstrip(': ')} (see the check's table)" if inside else text
 
 
 def _article(entry: Entry) -> str:

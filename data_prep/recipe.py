@@ -2,6 +2,7 @@
 
 # X Y Z voxels of the canonical grid
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,8 +18,10 @@ from data_prep.layouts import SubjectFiles
 from vesselgan import volumes
 from vesselgan.config.schema import Prepare, Preprocessing
 from vesselgan.errors import DataError, ResourceError
+from vesselgan.nifti_file import MAX_VOXELS, by
 from vesselgan.volumes import Volume
 
+MOST_CHANGE = 0.05  # of the vessels' volume by resampling, before it is worth a warning
 PACKAGES = {"denoise": "scikit-image", "bias": "SimpleITK"}
 Step = dict[str, Any]
 
@@ -55,6 +58,7 @@ class Outcome:
     steps: list[Step]
     seconds: dict[str, float] = field(default_factory=dict)
     """Step -> wall time."""
+    warnings: list[str] = field(default_factory=list)
 
 
 def choose(settings: Preprocessing, prepare: Prepare, *, has_masks: bool) -> Recipe:
@@ -99,7 +103,7 @@ def work_on(files: SubjectFiles, recipe: Recipe) -> Outcome:
     image_XYZ = np.where(is_head_XYZ, image_XYZ, np.float32(0))
     outcome = Outcome(image_XYZ, label and label.data_XYZ, mask and mask.data_XYZ, None, steps, seconds)
     if settings.spacing_mm is not None and not np.allclose(image.spacing_mm, settings.spacing_mm, rtol=1e-4):
-        with _timed(seconds, "resample"):
+        with _timed(seconds, "resample"), _named(files.image):
             _resample(outcome, image, settings.spacing_mm, is_head_XYZ)
     if outcome.mask_XYZ is not None:
         brain_mask.require_sense(outcome.mask_XYZ, f"{files.mask}: the mask")
@@ -124,7 +128,7 @@ def _companions(files: SubjectFiles, image: Volume, recipe: Recipe) -> tuple[Vol
         rules = recipe.prepare
         label = volumes.read_label(files.label, label_values=rules.label_values, label_cut=rules.label_cut)
     if recipe.mask_tool == "given":
-        mask = volumes.read_label(files.mask)
+        mask = volumes.read_mask(files.mask)
     for other in (label, mask):
         if other is not None and (difference := volumes.grid_difference(image.header, other.header)) is not None:
             raise DataError(f"{other.path}: not on the grid of {files.image}: {difference}; resample it onto the image")
@@ -133,10 +137,19 @@ def _companions(files: SubjectFiles, image: Volume, recipe: Recipe) -> tuple[Vol
 
 def _resample(outcome: Outcome, image: Volume, spacing_mm: list[float], is_head_XYZ: np.ndarray) -> None:
     grid = resample.grid_of(image.data_XYZ.shape, image.affine, image.spacing_mm, spacing_mm)
+    if min(grid.shape) < 2 or math.prod(grid.shape) > MAX_VOXELS:
+        raise DataError(
+            f"{by(grid.shape)} voxels at preprocess.spacing_mm={spacing_mm}, instead of {by(image.data_XYZ.shape)} of "
+            f"{by(image.spacing_mm)} mm; choose a spacing nearer to the volume's own"
+        )
+    vessel_mm3 = None
     is_head_XYZ = resample.label_onto(grid, is_head_XYZ) > 0
     outcome.image_XYZ = np.where(is_head_XYZ, resample.image_onto(grid, outcome.image_XYZ), np.float32(0))
     if outcome.label_XYZ is not None:
+        before_mm3 = np.count_nonzero(outcome.label_XYZ) * math.prod(image.spacing_mm)
         outcome.label_XYZ = resample.label_onto(grid, outcome.label_XYZ)
+        vessel_mm3 = [float(before_mm3), float(np.count_nonzero(outcome.label_XYZ) * math.prod(spacing_mm))]
+        outcome.warnings += _changed_vessels(*vessel_mm3)
     if outcome.mask_XYZ is not None:
         outcome.mask_XYZ = resample.label_onto(grid, outcome.mask_XYZ)
     outcome.grid = grid
@@ -146,9 +159,19 @@ def _resample(outcome: Outcome, image: Volume, spacing_mm: list[float], is_head_
         "image": "cubic",
         "label": "linear, 0.5",
     }
-    outcome.steps.append(
-        {"step": "resample", "tool": "scipy affine_transform", "version": version("scipy"), "parameters": parameters}
-    )
+    step = {"step": "resample", "tool": "scipy affine_transform", "version": version("scipy")}
+    outcome.steps.append({**step, "parameters": parameters, "vessel_mm3_before_and_after": vessel_mm3})
+
+
+def _changed_vessels(before_mm3: float, after_mm3: float) -> list[str]:
+    """A warning where the new grid keeps another volume of vessels: it is too coarse for the thin ones."""
+    change = after_mm3 / before_mm3 - 1 if before_mm3 else 0.0
+    if abs(change) <= MOST_CHANGE:
+        return []
+    return [
+        f"resampling changed the vessels' volume by {change:+.0%} ({before_mm3:.4g} to {after_mm3:.4g} mm3): thin ones "
+        "are lost or swollen; choose a finer preprocess.spacing_mm"
+    ]
 
 
 @contextmanager

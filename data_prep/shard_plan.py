@@ -119,9 +119,10 @@ class Prepared:
     def __init__(self, name: str, subject: Subject, prepare: Prepare) -> None:
         self.name, self.prepare = name, prepare
         image = volumes.read_image(subject.image, nan_value=prepare.nan_value)
-        _require_unchanged(name, subject.image, image.data_XYZ, subject.image_sha256)
+        image_name, label_name = ("image", "label") if prepare.pseudonymise else (subject.image, subject.label)
+        _require_unchanged(name, image_name, image.data_XYZ, subject.image_sha256)
         label = volumes.read_label(subject.label, label_values=prepare.label_values, label_cut=prepare.label_cut)
-        _require_unchanged(name, subject.label, label.data_XYZ, subject.label_sha256)
+        _require_unchanged(name, label_name, label.data_XYZ, subject.label_sha256)
         scaled_XYZ = volumes.scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.pad_thin(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.pad_thin(label.data_XYZ, prepare.patch_shape)
@@ -150,6 +151,6 @@ class Prepared:
         return [(tuple(corner), "vessel") for corner in corners_N3.tolist()]
 
 
-def _require_unchanged(name: str, path: Path, volume_XYZ: np.ndarray, sha256: str | None) -> None:
+def _require_unchanged(name: str, path: Path | str, volume_XYZ: np.ndarray, sha256: str | None) -> None:
     if sha256_of_voxels(volume_XYZ) != sha256:
         raise DataError(f"{path} (subject {name}): its voxels changed since they were checked; start the build again")

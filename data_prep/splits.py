@@ -75,11 +75,12 @@ def read_csv(
     """Subject -> split from the columns subject,split. Every usable subject must be named, once, and no unknown one."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, skipinitialspace=True))
-    except (OSError, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            rows, columns = list(reader), reader.fieldnames or []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); data.prepare.split.csv must name a CSV file") from error
-    if not rows or not {"subject", "split"} <= set(rows[0]):
-        raise DataError(f"{path}: needs a first line `subject,split` and a line for every subject")
+    if not rows or [columns.count(name) for name in ("subject", "split")] != [1, 1]:
+        raise DataError(f"{path}: needs a first line `subject,split`, each once, and a line for every subject")
     named: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         named[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())

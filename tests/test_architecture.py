@@ -18,6 +18,7 @@ MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
 PURE = ["vesselgan.errors"]
 FLOOR = ["vesselgan.errors", "vesselgan.config", "vesselgan.shards", "vesselgan.cohort", "vesselgan.volumes"]
 FLOOR += ["vesselgan.pictures", "vesselgan.files", "vesselgan.shard_file", "vesselgan.processes"]
+FLOOR += ["vesselgan.nifti_file", "vesselgan.memory"]
 FLOOR += ["vesselgan.checksums", "vesselgan.html_page", "vesselgan.stages", "vesselgan.staging", "vesselgan.nearest"]
 MEASURES = [f"vesselgan.evaluation.{name}" for name in ("overlap", "surface", "frechet", "prd", "diversity", "masks")]
 MEASURES += [f"vesselgan.evaluation.{name}" for name in ("centreline", "scores", "statistics")]

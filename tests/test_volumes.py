@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from vesselgan import volumes
+from vesselgan import memory, volumes
 from vesselgan.errors import DataError, ResourceError
 
 SHAPE = (7, 6, 5)
@@ -184,6 +184,34 @@ def test_a_header_that_claims_30000_voxels_a_side_is_refused_before_memory_is_cl
         volumes.read_header(path)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_not(
+    tmp_path: Path, packed: bool
+) -> None:
+    path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
+    with pytest.raises(DataError, match="voxels go on behind the 7 x 6 x 4 that its header claims; mend dim"):
+        volumes.read_image(path)
+    whole = claiming(path, packed=False).read_bytes()
+    for surplus, is_fine in ((bytes(512), True), (bytes(2**14), False), (b"\0\1", False)):
+        path.write_bytes(gzip.compress(whole + surplus) if packed else whole + surplus)
+        if is_fine:
+            assert volumes.read_image(path).data_XYZ.shape == SHAPE
+        else:
+            with pytest.raises(DataError, match="voxels go on behind"):
+                volumes.read_image(path)
+
+
+def test_more_voxels_than_there_is_memory_for_are_refused_before_it_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.nii.gz", an_image())
+    monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0 - 1)  # int16, and float32 twice
+    with pytest.raises(ResourceError, match=r"a\.nii\.gz: its 7 x 6 x 5 voxels need .* GiB of memory, .* available"):
+        volumes.read_image(path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0)
+    assert volumes.read_image(path).data_XYZ.shape == SHAPE
+
+
 def test_a_header_that_claims_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
     path = claiming(tmp_path / "a.nii.gz", packed=True, dim=[3, 900, 900, 900, 1, 1, 1, 1])
     with pytest.raises(DataError, match="too small a file for 900 x 900 x 900 voxels"):
@@ -201,11 +229,42 @@ def test_a_header_that_claims_more_than_its_file_can_hold_is_refused(tmp_path: P
         {"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], "sform_code": 1},
         {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0], "srow_y": [0, 1, 0, 0], "srow_z": [0, 0, 1, 0]},
         {"sform_code": 1, "srow_x": [1, 0, 0, 0], "srow_y": [2, 0, 0, 0], "srow_z": [0, 0, 1, 0]},
+        {"qform_code": 1, "pixdim": [1, 0, 0.5, 0.7, 0, 0, 0, 0]},
+        {"qform_code": 1, "pixdim": [1, 0.5, -0.5, 0.7, 0, 0, 0, 0]},
+        {"qform_code": 1, "pixdim": [1, 0.5, np.nan, 0.7, 0, 0, 0, 0]},
+        {"pixdim": [1, 0.5, 0.5, 0, 0, 0, 0, 0]},
+        {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9},
+        {"qform_code": 1, "quatern_b": np.nan},
+        {"scl_slope": 2, "scl_inter": np.nan},
+        {"scl_slope": 2, "scl_inter": np.inf},
     ],
 )
 def test_a_nonsensical_header_is_a_data_error(tmp_path: Path, fields: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"a\.nii"):
         volumes.read_image(claiming(tmp_path / "a.nii", packed=False, **fields))
+
+
+def test_a_sform_is_used_beside_a_qform_or_sizes_that_are_none(tmp_path: Path) -> None:
+    rows = {"srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
+    odd = {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9, "pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}
+    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, sform_code=1, **rows, **odd))
+    assert volume.spacing_mm == pytest.approx((0.5, 0.5, 0.7))
+    assert volume.notes == ("the qform is not a rotation: the sform is used",)
+
+
+@pytest.mark.parametrize("mask", [(0, 1), (0, 2), (0, 255), (0, 0.5)])
+def test_a_mask_is_zero_and_one_other_value(tmp_path: Path, mask: tuple[float, float]) -> None:
+    inside = an_image() > 500
+    volume = volumes.read_mask(save(tmp_path / "a.nii.gz", np.where(inside, mask[1], 0).astype(np.float32)))
+    np.testing.assert_array_equal(volume.data_XYZ, inside)
+    assert volume.notes == (() if mask[1] == 1 else (f"mask values {{0, {mask[1]:g}}}: {mask[1]:g} taken as inside",))
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, -1), (0, np.nan)])
+def test_a_mask_of_several_values_is_refused_in_its_own_words(tmp_path: Path, values: tuple[float, ...]) -> None:
+    array = np.resize(np.array(values, np.float32), SHAPE)
+    with pytest.raises(DataError, match="a brain mask is 0 outside and one value inside.*fslmaths MASK -bin"):
+        volumes.read_mask(save(tmp_path / "a.nii.gz", array))
 
 
 def test_a_header_image_pair_is_refused(tmp_path: Path) -> None:
@@ -233,6 +292,18 @@ def test_filled_text_fields_are_named_and_never_shown_or_copied(tmp_path: Path) 
     assert volumes.read_header(tmp_path / "b.nii.gz").text_fields == ()
 
 
+def test_texts_outside_of_the_header_proper_are_named_too(tmp_path: Path) -> None:
+    content = claiming(tmp_path / "a.nii", packed=False, data_type=b"DOE^JANE").read_bytes()
+    path = tmp_path / "sub-1.nii.gz"
+    for name, said in (("DOE_JANE.nii", ("gzip name",)), ("sub-1.nii", ()), ("", ())):
+        with open(path, "wb") as file, gzip.GzipFile(name, "wb", fileobj=file) as packed:
+            packed.write(content)
+        assert volumes.read_header(path).text_fields == ("data_type", *said)
+    plain = gzip.compress(content)
+    path.write_bytes(plain[:3] + bytes([4 | 16]) + plain[4:10] + b"\3\0abc" + b"JANE\0" + plain[10:])
+    assert volumes.read_header(path).text_fields == ("data_type", "gzip comment")
+
+
 def test_limits_are_minimum_and_percentile_of_the_voxels_that_are_not_zero() -> None:
     image = np.zeros((10, 10, 3), np.float32)
     image.flat[:101] = np.arange(100, 201)  # 101 values: percentile p is 100 + p
@@ -244,6 +315,12 @@ def test_an_image_of_one_value_has_no_limits() -> None:
         volumes.intensity_limits(np.array([[[0, 3, 3]]], np.float32), 99)
     with pytest.raises(DataError, match="zero"):
         volumes.intensity_limits(np.zeros((2, 2, 2), np.float32), 99)
+
+
+def test_intensities_that_single_precision_cannot_scale_have_no_limits() -> None:
+    for low, high in ((1e-42, 2e-42), (-3e38, 3e38)):
+        with pytest.raises(DataError, match="cannot be scaled in single precision"):
+            volumes.intensity_limits(np.array([[[0, low, high]]], np.float32), 100)
 
 
 def test_scaling_maps_the_limits_to_0_and_255_and_clips_the_rest() -> None:

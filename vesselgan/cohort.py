@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan import __version__, volumes
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.errors import DataError, NewerFormatError, ResourceError, UsageError
 from vesselgan.files import write_private, write_text
 from vesselgan.volumes import Volume
 
@@ -138,7 +138,8 @@ def read_cohort(cohort_dir: str | Path) -> Cohort:
         raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
     version = content.get("format_version")
     if version != FORMAT_VERSION:
-        raise DataError(
+        is_newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise (NewerFormatError if is_newer else DataError)(
             f"{path}: made by {content.get('made_by')} in format version {version!r}, this is vesselgan {__version__} "
             f"and reads {FORMAT_VERSION}; upgrade vesselgan or prepare the cohort again"
         )

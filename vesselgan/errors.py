@@ -27,6 +27,10 @@ class DataError(VesselganError, ValueError):
     exit_code = 3
 
 
+class NewerFormatError(DataError):
+    """A file of a later version of this program: it may be whole, so nothing may be written over it."""
+
+
 class CheckpointError(VesselganError):
     """A checkpoint is damaged, foreign or not the one asked for."""
 

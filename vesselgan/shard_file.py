@@ -10,7 +10,7 @@ import numpy as np
 
 from vesselgan import __version__
 from vesselgan.checksums import read_chunk
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.files import PartialFile, describe, sha256_of
 
 FORMAT_VERSION = 1
@@ -283,7 +283,7 @@ def check_version(path: Path, version: object, made_by: object) -> None:
     if version == FORMAT_VERSION:
         return
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise DataError(
+        raise NewerFormatError(
             f"{path}: made by {made_by} in format version {version}, this is vesselgan {__version__} and "
             f"reads {FORMAT_VERSION}; upgrade vesselgan"
         )

@@ -57,8 +57,7 @@ def test_ten_steps_with_the_authors_penalty_are_theirs(norm: str, monkeypatch: p
     config = small(f"variant.critic_norm={norm}", "variant.penalty_form=batch")
     # The authors step biases in front of a normalisation too: rounding noise, which does nothing but drift.
     (theirs, ours), weights = losses_of_both(config, monkeypatch)
-    # Losses are told in float32, so the comparison ends at its seven digits.
-    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert ours == pytest.approx(theirs, rel=1e-9)
     assert len(set(ours)) == 2 * STEPS
     # Ten steps moved the weight by 10 x 2e-4; what is left is float64 rounding that Adam made larger.
     torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-9)

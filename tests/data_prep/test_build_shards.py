@@ -187,6 +187,100 @@ def test_changed_inputs_are_refused_by_name(cohort: MakeCohort) -> None:
         build(data)
 
 
+def drop(path: Path) -> None:
+    path.unlink()
+
+
+def mark_as_newer(path: Path) -> None:
+    content = json.loads(path.read_text()) | {"format_version": 2, "made_by": "vesselgan 9.0"}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("damage", [drop, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
+def test_changed_inputs_are_refused_although_cohort_json_is_lost(
+    cohort: MakeCohort, damage: Callable[[Path], None]
+) -> None:
+    data = cohort(4)
+    build(data)
+    before = identities(data)
+    path = Path(data.root) / "sub-02" / "vessel.nii.gz"
+    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=2), nib.load(path).affine)
+    damage(Path(data.cohort_dir) / "cohort.json")
+    with pytest.raises(DataError, match="the label of sub-02 changed; .* remove"):
+        build(data)
+    assert identities(data) == before
+
+
+def test_a_lost_or_edited_cohort_json_is_made_again_from_what_the_shards_hold(
+    cohort: MakeCohort, hashes: Hashes
+) -> None:
+    data = cohort(4)
+    build(data)
+    before = hashes(data)
+    path = Path(data.cohort_dir) / "cohort.json"
+    content = json.loads(path.read_text())
+    for subject in content["subjects"].values():
+        subject["split"] = "test"
+    path.write_text(json.dumps(content))
+    build(data)
+    assert hashes(data) == before
+
+
+@pytest.mark.parametrize("key", ["patch_shape", "spacing_mm", "subjects", "extra", "upper_percentile"])
+def test_a_manifest_that_says_something_else_is_written_anew(
+    cohort: MakeCohort, hashes: Hashes, capsys: pytest.CaptureFixture, key: str
+) -> None:
+    data = cohort(4)
+    build(data)
+    before, path = hashes(data), Path(data.cohort_dir) / "shards/gan/train/manifest.json"
+    others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "upper_percentile": 99}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: others[key]}))
+    capsys.readouterr()
+    build(data)
+    assert "tiny: manifests written anew: gan/train\n" in capsys.readouterr().out
+    assert hashes(data) == before and verify(path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["cohort.json", "shards/gan/train/manifest.json"])
+def test_h6_what_a_newer_program_wrote_is_refused_and_not_written_over(
+    cohort: MakeCohort, hashes: Hashes, name: str
+) -> None:
+    data = cohort(4)
+    build(data)
+    mark_as_newer(Path(data.cohort_dir) / name)
+    (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
+    before = hashes(data)
+    with pytest.raises(DataError, match="made by vesselgan 9.0 in format version 2.*upgrade vesselgan"):
+        build(data)
+    assert hashes(data) == before
+
+
+def test_a_build_of_before_there_were_contents_goes_on_as_long_as_its_cohort_json_is_there(
+    cohort: MakeCohort, hashes: Hashes
+) -> None:
+    data = cohort(4)
+    build(data)
+    before, path = hashes(data), Path(data.cohort_dir) / "shards/.build/state.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "contents"}))
+    build(data)
+    assert hashes(data) == before
+    (Path(data.cohort_dir) / "cohort.json").unlink()
+    with pytest.raises(DataError, match=r"state\.json: cannot be read .*cohort\.json: no cohort here.*remove"):
+        build(data)
+
+
+@pytest.mark.parametrize("key", ["settings", "inputs", "contents", "set_aside"])
+def test_a_damaged_memory_of_the_build_is_a_data_error(cohort: MakeCohort, key: str) -> None:
+    data = cohort(4)
+    build(data)
+    path = Path(data.cohort_dir) / "shards/.build/state.json"
+    whole = path.read_text()
+    for content in (json.loads(whole) | {key: None}, [], {}, {"name": "tiny"}):
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"state\.json: cannot be read .*to build anew, remove"):
+            build(data)
+
+
 def test_files_that_were_only_moved_or_packed_anew_are_the_same_cohort(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data)
@@ -269,6 +363,19 @@ def test_unusable_subjects_stop_the_build_or_are_set_aside_by_name(
     data.prepare.quarantine = False
     with pytest.raises(DataError, match="sub-03"):
         build(data)
+
+
+def test_links_that_lead_nowhere_or_in_a_circle_are_set_aside_like_broken_files(cohort: MakeCohort) -> None:
+    data = cohort(6)
+    for number, target in ((1, "nowhere.nii.gz"), (2, "image.nii.gz")):
+        path = Path(data.root) / f"sub-{number:02d}" / "image.nii.gz"
+        path.unlink()
+        path.symlink_to(target)
+    with pytest.raises(DataError, match="2 of 6 subjects are unusable: sub-01, sub-02"):
+        build(data)
+    data.prepare.quarantine = True
+    build(data)
+    assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
 
 
 def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:

@@ -18,6 +18,7 @@ import yaml
 from data_prep import build_shards, lock
 from data_prep.mpi import World
 from vesselgan.config.schema import BuildShards, PreparedData
+from vesselgan.shards import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeCohort = Callable[..., PreparedData]
@@ -85,7 +86,7 @@ def test_a_build_killed_at_any_moment_is_taken_up_where_it_stopped(
 
 
 @pytest.mark.soak
-def test_twenty_kills_of_a_rank_or_the_launcher_end_in_the_bytes_of_an_undisturbed_build(
+def test_a_build_killed_at_twenty_random_times_ends_in_the_bytes_of_an_undisturbed_one(
     cohort: MakeCohort, hashes: Hashes, tmp_path: Path
 ) -> None:
     data = cohort(5)
@@ -95,22 +96,37 @@ def test_twenty_kills_of_a_rank_or_the_launcher_end_in_the_bytes_of_an_undisturb
     folder = tmp_path / "killed" / "tiny"
     there = replace(data, cohort_dir=str(folder))
     words, draw = command(data, folder, ranks=2), np.random.default_rng(20)
-    for _ in range(20):
-        if folder.exists() and draw.random() < 0.3:
-            shutil.rmtree(folder / "shards", ignore_errors=True)
-        job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        aim = count_finished(folder) + int(draw.integers(0, 8))
-        while job.poll() is None and count_finished(folder) < aim:
-            time.sleep(0.001)
-        owners = read_owners(folder)
+    duration_s, num_killed = run_until(words, folder, None)[0], 0
+    for number in range(20):
+        shutil.rmtree(folder)
+        # from the taking of the lock on: check, state, cohort, shards and manifests are all on the way
+        _, was_killed = run_until(words, folder, draw.uniform(0, duration_s), victim=draw.integers(0, 3))
+        num_killed += was_killed
+        for manifest in folder.rglob("manifest.json"):
+            assert verify(manifest.parent) == [], number
+        done = run(words)
+        assert done.returncode == 0, done.stderr
+        assert hashes(there) == undisturbed, number
+    assert num_killed >= 10  # the others had ended before: the machine's load came and went
+
+
+def run_until(words: list[str], folder: Path, delay_s: float | None, *, victim: int = 0) -> tuple[float, bool]:
+    """Start a build and kill a rank, or the launcher, so long after it has taken its lock; None: let it end.
+
+    Seconds from the lock to the end, and whether it was killed.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while not (owners := read_owners(folder)) and job.poll() is None:
+        time.sleep(0.001)
+    began_s = time.monotonic()
+    if delay_s is not None:
+        time.sleep(delay_s)
         victims = [*(owner["pid"] for owner in owners), job.pid]
-        kill(int(draw.choice(victims)))
-        job.wait(timeout=60)
-        wait_until_dead(owners)
-        assert not list(folder.rglob("manifest.json")) or hashes(there) == undisturbed
-    done = run(words)
-    assert done.returncode == 0, done.stderr
-    assert hashes(there) == undisturbed
+        kill(victims[victim % len(victims)])
+    code = job.wait(timeout=60)
+    wait_until_dead(owners)
+    return time.monotonic() - began_s, code != 0
 
 
 def count_finished(folder: Path) -> int:

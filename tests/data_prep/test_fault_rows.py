@@ -75,6 +75,21 @@ def claiming(*shape: int) -> Edit:
     return change
 
 
+def header_says(**fields: Any) -> Edit:
+    """An image whose header was edited and nothing else."""
+
+    def change(folder: Path) -> None:
+        path = folder / "image.nii.gz"
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        header = nib.Nifti1Header(bytes(content[:348]), check=False)
+        for name, value in fields.items():
+            header[name] = value
+        content[:348] = header.binaryblock
+        path.write_bytes(gzip.compress(bytes(content)))
+
+    return change
+
+
 COLOUR = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
 SOFT = rewrite("vessel", lambda a: (a * 0.3).astype(np.float32))
 CLASSES = rewrite("vessel", lambda a: a * np.arange(1, 19, dtype=np.uint8))
@@ -106,6 +121,12 @@ UNUSABLE = [
         "24 x 20 x 7 voxels are thinner than the patch 16 x 16 x 8",
     ),
     ("mask", rewrite("brain_mask", np.zeros_like), "the mask is empty"),
+    ("half a head", header_says(dim=[3, 24, 20, 9, 1, 1, 1, 1]), "voxels go on behind the 24 x 20 x 9"),
+    ("no spacing", header_says(sform_code=0, qform_code=1, pixdim=[1, 0, 0.5, 0.7, 0, 0, 0, 0]), "mend pixdim"),
+    ("no rotation", header_says(sform_code=0, qform_code=1, quatern_b=0.9, quatern_c=0.9), "is not a rotation"),
+    ("no intercept", header_says(scl_slope=1, scl_inter=np.nan), "mend scl_inter"),
+    ("subnormal", rewrite("image", lambda a: (a * 1e-42).astype(np.float32)), "cannot be scaled in single precision"),
+    ("mask classes", rewrite("brain_mask", lambda a: a * 2 + (a == 0)), "a brain mask is 0 outside and one value"),
     ("D17 missing", lambda folder: (folder / "vessel.nii.gz").unlink(), "label is missing: "),
 ]
 
@@ -171,6 +192,7 @@ USABLE = [
     ),
     ("D15 few", rewrite("image", same), ("data.prepare.num_vessel_patches_unet=100",), "drawn with replacement"),
     ("mask", rewrite("brain_mask", np.ones_like), (), "every voxel is inside"),
+    ("mask of twos", rewrite("brain_mask", lambda a: a * 2), (), "mask values {0, 2}: 2 taken as inside"),
     ("D20 extension", patients_comment, (), "text in extensions (never copied to shards or reports)"),
     ("D20 text", patients_name, (), "text in aux_file (never copied to shards or reports)"),
 ]
@@ -290,6 +312,14 @@ def test_d22_one_patient_none_or_an_unreadable_folder_ends_with_a_clear_minimum(
     assert ended.code == 3 and "no such folder; give the folder that holds the cohort" in ended.err
 
 
+def test_a_work_dir_that_is_a_file_is_exit_6(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+    cohort(3)
+    (tmp_path / "file").touch()
+    for module, words in ((build_shards, ()), (preprocess, ("preprocess.bias=false",)), (check, ())):
+        ended = command(f"work_dir={tmp_path / 'file'}", *words, module=module)
+        assert (ended.code, ended.err.count("\n")) == (6, 1) and "cannot be written (Not a directory)" in ended.err
+
+
 def denied(path: object) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 
@@ -299,6 +329,12 @@ def test_wrong_settings_end_with_exit_2_before_any_file_is_made(command: Command
         (("data.prepare.quarantin=true",), "did you mean `data.prepare.quarantine`?"),
         (("data.prepare.label_values=[1]", "data.prepare.label_cut=0.5"), "exclude each other"),
         (("data.prepare.upper_percentile=10",), "must lie above 50"),
+        (("data.prepare.split.seed=-1",), "must be 0 or more"),
+        (("data.name=../../escape",), "must be a plain name of one folder"),
+        (("data.name=''",), "must be a plain name of one folder"),
+        (("data.prepare.nan_value=nan",), "must be a finite number"),
+        (("data.prepare.num_vessel_patches_gan=1000000000000",), "must lie between 0 and 1000000"),
+        (("data.prepare.num_vessel_patches_unet=1000000000000",), "must lie between 1 and 1000000"),
         (("data=phantm",), "did you mean data=phantom?"),
     ]:
         for module in (check, build_shards):

@@ -55,14 +55,53 @@ def test_a_missing_label_is_a_fault_of_its_subject_and_a_surplus_one_a_warning(t
 
 
 def test_volumes_that_no_pattern_takes_are_told(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", "images/deeper/b.nii.gz")
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", ".trash/b.nii.gz")
     assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
-    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/c.mha", "masks/b.nii.gz")
-    what = "volumes that fit no pattern of data.layout and are left out (4)"
+    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/c.mha", "masks/b.nii.gz", "images/deeper/b.nii.gz")
+    touch(tmp_path, "images/d.NII.GZ", "e.img")
+    what = "volumes that fit no pattern of data.layout and are left out (7)"
+    # first one of each folder of which nothing is taken: a whole subject may be in it
     assert layouts.find_subjects(tmp_path, PAIRS).warnings == (
-        f"{what}: images/b.nii, images/c.mha, masks/a.nii.gz, ...",
+        f"{what}: e.img, masks/a.nii.gz, images/b.nii, images/c.mha, images/d.NII.GZ, ...",
     )
     assert layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings == (what,)
+
+
+def test_links_that_lead_nowhere_or_to_themselves_are_subjects_whose_files_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz")
+    (tmp_path / "images/b.nii.gz").symlink_to("c.nii.gz")
+    (tmp_path / "images/c.nii.gz").symlink_to("b.nii.gz")
+    (tmp_path / "images/d.nii.gz").symlink_to("nowhere")
+    (tmp_path / "images/again").symlink_to(tmp_path)  # a folder inside itself is not walked for ever
+    found = layouts.find_subjects(tmp_path, PAIRS)
+    assert [files.subject for files in found.subjects] == ["a", "b", "c", "d"] and found.warnings == ()
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_its_signs(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
+    (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
+    (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
+    assert told.endswith(r"(1): M\udcfcller.nii.gz") and told.encode()
+    (tmp_path / "images" / os.fsdecode(b"M\xfcller.nii.gz")).touch()
+    with pytest.raises(DataError, match=r"the name 'images/M\\udcfcller\.nii\.gz' is not UTF-8.*rename"):
+        layouts.find_subjects(tmp_path, PAIRS)
+
+
+def test_pseudonyms_are_not_told_by_the_names_of_visits_and_files(tmp_path: Path) -> None:
+    layout = Layout("{subject}/{session}.nii.gz", "{subject}/{session}-label.nii.gz", None)
+    touch(tmp_path, "doe/20190312.nii.gz", "doe/20200415.nii.gz")
+    found = layouts.find_subjects(tmp_path / "." / "", layout, rename=lambda subject: "anon-1")
+    assert found.warnings == ("anon-1: the first of 2 sessions is used: one visit per subject",)
+    (files,) = found.subjects
+    assert layouts.without_paths(files.missing[0], files) == (
+        "label is missing; supply it, or set data.layout.label=null for the whole cohort"
+    )
+
+
+def test_a_session_that_the_image_has_not_is_a_usage_error(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz")
+    with pytest.raises(UsageError, match=r"data\.layout\.label='labels/.*': has a \{session\}"):
+        layouts.find_subjects(tmp_path, Layout("images/{subject}.nii.gz", "labels/{session}/{subject}.nii", None))
 
 
 def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:

@@ -90,3 +90,14 @@ def test_what_is_no_lock_is_not_removed(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="not a lock of this program"):
         lock.take(tmp_path / "lock", [lock.this_process()])
     assert (tmp_path / "lock").read_text() == "notes of mine"
+
+
+def test_what_a_process_left_that_died_while_it_took_the_lock_is_removed(tmp_path: Path) -> None:
+    path, me = tmp_path / ".lock", lock.this_process()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    for name in (f"{me.host}.{gone.pid}", f"{me.host}.{os.getppid()}", f"elsewhere.{gone.pid}"):
+        path.with_name(f".lock.{name}").touch()
+    lock.take(path, [me])
+    left = {entry.name for entry in tmp_path.iterdir()}
+    assert left == {".lock", f".lock.{me.host}.{os.getppid()}", f".lock.elsewhere.{gone.pid}"}

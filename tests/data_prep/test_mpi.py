@@ -29,7 +29,7 @@ def test_without_a_library_and_a_launcher_a_process_is_alone(monkeypatch: pytest
     assert mpi.world({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "no"}) == World(0, 1, None)
 
 
-@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"])
+@pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_without_a_library_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ResourceError, match=f"{variable}=2 say several ranks, but mpi4py has no MPI library.*mpich"):
@@ -37,14 +37,22 @@ def test_without_a_library_several_ranks_are_refused(monkeypatch: pytest.MonkeyP
 
 
 def test_slurm_tasks_that_mpi_does_not_connect_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    srun = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}
     connect(monkeypatch, 1)
     with pytest.raises(UsageError, match="Slurm started 4 tasks .* MPI connects 1: .* srun --mpi=pmi2"):
-        mpi.world({"SLURM_NTASKS": "4"})
+        mpi.world(srun)
     connect(monkeypatch, 2)
     with pytest.raises(UsageError, match="Slurm started 4 tasks .* MPI connects 2"):
-        mpi.world({"SLURM_NTASKS": "4"})
-    assert mpi.world({"SLURM_NTASKS": "2"})[:2] == (0, 2)
+        mpi.world(srun)
+    assert mpi.world({"SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
     assert mpi.world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
+
+
+def test_a_batch_script_of_many_tasks_may_run_one_process_or_mpiexec(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, 1)
+    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})[:2] == (0, 1)
+    connect(monkeypatch, 8)  # mpiexec starts one helper per node through srun, and that one the ranks
+    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "8"})[:2] == (0, 8)
 
 
 def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +118,7 @@ def test_a_rank_without_memory_is_said_and_ends_both_with_exit_6(tmp_path: Path)
 @pytest.mark.parametrize("module", ["check", "preprocess", "build_shards", "make_phantom"])
 def test_n_singletons_of_slurm_are_refused_by_every_command(tmp_path: Path, module: str) -> None:
     pytest.importorskip("mpi4py.MPI")
-    environment = {**os.environ, "SLURM_NTASKS": "4", "SLURM_JOB_ID": "7"}
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
     done = subprocess.run(
         [sys.executable, "-m", f"data_prep.{module}", "data=phantom", f"work_dir={tmp_path / 'work'}"],
         capture_output=True,
@@ -121,7 +129,9 @@ def test_n_singletons_of_slurm_are_refused_by_every_command(tmp_path: Path, modu
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: Slurm started 4 tasks (SLURM_NTASKS) but MPI connects 1: each would do all")
+    assert done.stderr.startswith(
+        "error: Slurm started 4 tasks (SLURM_STEP_NUM_TASKS) but MPI connects 1: each would do all"
+    )
     assert not (tmp_path / "work").exists()
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -110,6 +112,35 @@ def test_resampling_keeps_places_in_millimetres(cohort: MakeCohort) -> None:
     assert image.min() >= 100 and image.max() <= 1000  # a spline's overshoot is cut
 
 
+def test_vessels_that_resampling_loses_are_told_and_written_down(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(2)
+    path = Path(data.root) / "sub-02" / "vessel.nii.gz"
+    thin = np.zeros((24, 20, 18), np.uint8)
+    thin[10, 4:16, 9] = 1  # 12 voxels of 0.5 x 0.5 x 0.7 mm in a row: 2.1 mm3
+    nib.save(nib.Nifti1Image(thin, nib.load(path).affine), path)
+    out = run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 0.7]))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert said == [
+        "warning sub-02: resampling changed the vessels' volume by -100% (2.1 to 0 mm3): thin ones are lost or swollen;"
+        " choose a finer preprocess.spacing_mm"
+    ]
+    (step,) = [s for s in json.loads((out / "sub-02/vessel.json").read_text())["steps"] if s["step"] == "resample"]
+    assert step["vessel_mm3_before_and_after"] == [pytest.approx(2.1), 0.0]
+
+
+@pytest.mark.parametrize("spacing_mm", [[100.0, 100.0, 100.0], [1e-3, 1e-3, 1e-3]])
+def test_a_spacing_that_leaves_no_volume_is_named_with_the_subjects_file(
+    cohort: MakeCohort, spacing_mm: list[float]
+) -> None:
+    with pytest.raises(
+        DataError, match=r"sub-01/image\.nii\.gz: .* voxels at preprocess\.spacing_mm=.* nearer"
+    ) as caught:
+        run(cohort(1), replace(PLAIN, spacing_mm=spacing_mm))
+    assert ".partial" not in str(caught.value)
+
+
 def test_noise_is_measured_inside_the_head_and_lowered_there() -> None:
     draw = np.random.default_rng(1)
     clean = np.zeros((40, 40, 24), np.float32)
@@ -185,6 +216,55 @@ def test_damage_and_changed_inputs_are_named_and_repaired_on_request(cohort: Mak
     run(data)
     assert (out / "sub-01" / "vessel.nii.gz").read_bytes() == whole
     np.testing.assert_array_equal(array(out / "sub-03" / "image.nii.gz"), array(path))
+
+
+def test_a_volume_that_is_gone_is_missed_and_made_again_on_request(cohort: MakeCohort) -> None:
+    data = cohort(2)
+    out = run(data)
+    whole = (out / "sub-02" / "vessel.nii.gz").read_bytes()
+    for name in ("vessel.nii.gz", "vessel.json"):
+        (out / "sub-02" / name).unlink()
+    with pytest.raises(DataError, match=r"sub-02/vessel\.json: is missing; data\.prepare\.repair=true"):
+        run(data)
+    data.prepare.repair = True
+    run(data)
+    assert (out / "sub-02" / "vessel.nii.gz").read_bytes() == whole
+
+
+def test_a_withdrawn_subjects_output_is_named_and_set_aside_on_request(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(3)
+    out = run(data)
+    (Path(data.root) / "sub-02").rename(Path(data.cohort_dir) / "withdrawn")
+    with pytest.raises(DataError, match=r"holds output of sub-02, and data\.root has no such subject any more"):
+        run(data)
+    data.prepare.repair = True
+    run(data)
+    place = out / preprocess.SET_ASIDE / "sub-02"
+    assert f"no longer in data.root: sub-02 (its earlier output: now {place})" in capsys.readouterr().out
+    assert len(list(place.iterdir())) == 6
+    assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
+        "preprocess.json",
+        "sub-01",
+        "sub-03",
+    ]
+
+
+def test_output_of_a_subject_that_broke_later_is_out_of_the_cohort(
+    cohort: MakeCohort, capsys: pytest.CaptureFixture
+) -> None:
+    data = cohort(3)
+    data.prepare.quarantine = data.prepare.repair = True
+    image = Path(data.root) / "sub-02" / "image.nii.gz"
+    for place in ("sub-02", "sub-02.2"):  # it breaks, is mended, and breaks again
+        whole = image.read_bytes()
+        out = run(data)
+        image.write_bytes(whole[:2000])
+        run(data)
+        assert f"now {out / preprocess.SET_ASIDE / place})" in capsys.readouterr().out
+        assert not (out / "sub-02").exists() and (out / preprocess.SET_ASIDE / place / "image.nii.gz").is_file()
+        image.write_bytes(whole)
 
 
 def test_other_settings_and_foreign_folders_are_refused(cohort: MakeCohort) -> None:
@@ -305,6 +385,17 @@ def test_check_and_build_read_the_output_with_the_preset(
     read = replace(data, root=there.data.root, layout=there.data.layout)
     check.check(read, ALONE)
     build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
+
+
+@pytest.mark.parametrize("word", ["preprocess.mask=none", "data.layout.label=null"])
+def test_the_command_to_go_on_with_works_without_masks_or_labels(
+    cohort: MakeCohort, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    cohort(4)
+    ended = command(word, "preprocess.denoise=false", "preprocess.bias=false", module=preprocess)
+    assert ended.code == 0
+    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("go on with: python -m ")[2]))
+    check.main()
 
 
 def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) -> None:

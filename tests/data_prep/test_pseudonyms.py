@@ -104,6 +104,22 @@ def test_another_key_or_none_is_refused_for_shards_that_are_there(
         build(data)
 
 
+def test_a_file_that_changes_under_a_build_is_told_by_pseudonym_and_kind(
+    named: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, settle = named(4), build_shards.settle_cohort
+
+    def settle_then_change(*arguments: object) -> object:
+        settled = settle(*arguments)
+        for path in Path(data.root).rglob("vessel.nii.gz"):
+            (path.parent / "brain_mask.nii.gz").replace(path)
+        return settled
+
+    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    with pytest.raises(DataError, match=r"^label \(subject anon-[0-9a-f]{16}\): its voxels changed"):
+        build(data)
+
+
 def test_pseudonyms_depend_on_key_and_id_and_stay_what_they_are(named: Callable[..., PreparedData]) -> None:
     data = named(1)
     rename = pseudonyms.renamer(data)
@@ -111,6 +127,32 @@ def test_pseudonyms_depend_on_key_and_id_and_stay_what_they_are(named: Callable[
     assert rename(rename("sub-1")) == rename("sub-1")
     data.prepare.pseudonymise = False
     assert pseudonyms.renamer(data)("sub-1") == "sub-1"
+
+
+@pytest.mark.parametrize(
+    ("subject", "what"),
+    [
+        ("DOE^JANE", "a name"),
+        ("doe_jane", "a name"),
+        ("Mueller_07", "a name"),
+        ("sub-Müller", "a name"),
+        ("pat_19570312", "a date"),
+        ("12031957", "a date"),
+        ("p12.03.1957", "a date"),
+        ("03-25-1957", "a date"),
+        ("sub-01", None),
+        ("IXI002-Guys-0828", None),
+        ("AVM012", None),
+        ("P07", None),
+        ("Patient_12", None),
+        ("20101399", None),  # no month
+        ("1203195712", None),  # a longer number
+        ("anon-0123456789abcdef", None),
+    ],
+)
+def test_ids_that_look_like_names_or_dates_are_told(subject: str, what: str | None) -> None:
+    told = pseudonyms.suspicion(subject)
+    assert [f"looks like {what}" in text for text in told] == ([] if what is None else [True])
 
 
 def test_a_key_that_is_missing_short_or_among_the_data_is_refused(

@@ -63,7 +63,7 @@ def test_ds003949_is_bids_and_gives_one_visit_per_subject(tmp_path: Path) -> Non
     t1 = "sub-000/ses-20101018/anat/sub-000_ses-20101018_T1w.nii.gz"
     assert cohort.warnings == (
         "022: session 20110114 is used, not 20120305: one visit per subject",
-        f"volumes that fit no pattern of data.layout and are left out (1): {t1}",
+        f"volumes that fit no pattern of data.layout and are left out (2): {lesion}, {t1}",
     )
 
 

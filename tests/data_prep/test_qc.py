@@ -94,6 +94,24 @@ def test_names_are_escaped_and_paths_stand_nowhere(cohort: MakeCohort) -> None:
     assert str(data.root) not in page and "label is missing" in page
 
 
+@pytest.mark.parametrize("spelling", ["{}/./nifti", "{}//nifti", "{}/nifti/"])
+def test_no_path_stands_on_a_pseudonymous_page_or_in_the_table(
+    cohort: MakeCohort, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: str
+) -> None:
+    data = cohort(4)
+    root = Path(data.root)
+    (tmp_path / "key").write_text("a secret of some length")
+    data.prepare.pseudonymise, data.prepare.key_file = True, str(tmp_path / "key")
+    (root / "sub-01" / "vessel.nii.gz").unlink()
+    (root / "sub-02" / "image.nii.gz").write_bytes(b"broken")
+    replace_voxels(root / "sub-03" / "vessel.nii.gz", lambda a: a * 255)
+    data.root = spelling.format(tmp_path)
+    for text in (page_of(data), capsys.readouterr().out.partition("\n")[2]):
+        assert "label is missing; supply it" in text and "image: not a NIfTI file" in text
+        assert "255 taken as vessel" in text and "a check without data.prepare.pseudonymise names them" in text
+        assert "sub-0" not in text and str(root) not in text
+
+
 def test_pseudonyms_stand_on_the_page(cohort: MakeCohort, tmp_path: Path) -> None:
     data = cohort(3)
     (tmp_path / "key").write_text("a secret of some length")

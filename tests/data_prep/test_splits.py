@@ -103,6 +103,15 @@ def test_a_csv_without_the_columns_or_absent_is_refused(tmp_path: Path) -> None:
         splits.assign(["a"], a_split(None, 0, 0, csv=str(tmp_path / "none.csv")))
 
 
+def test_a_csv_that_says_a_column_twice_or_cannot_be_parsed_is_refused(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "s.csv", "subject,split,split", "a,train,test")
+    with pytest.raises(DataError, match="needs a first line `subject,split`, each once"):
+        splits.assign(["a"], a_split(None, 0, 0, csv=path))
+    path = write_csv(tmp_path / "s.csv", "subject,split,remark", "a,train," + "x" * 140_000)
+    with pytest.raises(DataError, match="s.csv: cannot be read .field larger than field limit"):
+        splits.assign(["a"], a_split(None, 0, 0, csv=path))
+
+
 def test_an_id_that_stands_twice_is_refused() -> None:
     with pytest.raises(DataError, match="subjects named twice: a"):
         splits.assign(["a", "b", "a"], a_split(None, 1, 1))

@@ -74,3 +74,17 @@ def test_ranks_that_would_each_be_alone_are_refused(slurm, slurm_work_dir, repos
         output = (tmp_path / f"{name}.out").read_text()
         assert said[name] in output and code != "0:0", output
     assert not (tmp_path / "run").exists() and not (tmp_path / "phantom").exists()
+
+
+def test_a_batch_script_of_two_tasks_may_prepare_data_alone_or_through_mpiexec(slurm, repository, tmp_path):
+    prepare = [sys.executable, "-m", "mpi4py", "-m", "data_prep.make_phantom", "phantom.num_subjects=2"]
+    prepare += ["phantom.shape=[32,32,16]", "phantom.spacing_mm=[4,4,6]"]
+    script = tmp_path / "job.sh"
+    starts = {"alone": prepare, "mpiexec": [str(BIN / "mpiexec"), "-n", "2", *prepare]}
+    lines = [shlex.join([*words, f'work_dir="{tmp_path / name}"']) for name, words in starts.items()]
+    script.write_text("#!/bin/bash\nset -e\n" + "\n".join(lines) + "\n")
+    asked = ["--ntasks=2", "--mem-per-cpu=500M", "--time=10", f"--output={tmp_path}/out"]
+    job = slurm.submit(*asked, str(script), cwd=repository)
+    assert slurm.wait(job)["JobState"] == "COMPLETED", (tmp_path / "out").read_text()
+    for name in starts:
+        assert len(list((tmp_path / name).rglob("image.nii.gz"))) == 2

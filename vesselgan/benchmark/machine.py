@@ -10,7 +10,7 @@ import socket
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from vesselgan.benchmark import loader, step
 from vesselgan.config.schema import Benchmark, Machine
-from vesselgan.errors import ResourceError
+from vesselgan.errors import ResourceError, UsageError
 from vesselgan.files import describe, write_text
 from vesselgan.models.normalisation import BatchNorm3d
 from vesselgan.runtime import distributed
@@ -50,15 +50,18 @@ def measure(config: Benchmark) -> Machine:
     device = distributed.choose_device(config.runtime.device, 0)
     here = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count()
     ranks = config.ranks_per_node or here
-    tflop = step.our_flop(config) / 1e12
-    alone, shared = _probe_ranks(config, 1, tflop), _probe_ranks(config, ranks, tflop) if ranks > 1 else None
+    if config.batch_size < 2:
+        raise UsageError("batch_size=1: steps of one patch and of batch_size are compared; take 2 or more")
+    alone, shared = _probe_ranks(config, 1), _probe_ranks(config, ranks) if ranks > 1 else None
     hardware = collect()["hardware"]
     return Machine(
         description=f"{hardware['gpu'] or hardware['cpu']}, {time.strftime('%Y-%m-%d')}",
         device=device.type,
         ranks_per_node=ranks,
         tflop_per_s=alone["tflop_per_s"],
-        tflop_per_s_shared=min(alone["tflop_per_s"], (shared or alone)["tflop_per_s"]),
+        tflop_per_s_shared=(shared or alone)["tflop_per_s"],
+        overhead_ms=alone["overhead_ms"],
+        overhead_ms_shared=(shared or alone)["overhead_ms"],
         update_mparameters_per_s=alone["update_mparameters_per_s"],
         update_mparameters_per_s_shared=(shared or alone)["update_mparameters_per_s"],
         # A machine of one rank has no link to measure; its network stays to be filled in.
@@ -70,14 +73,14 @@ def measure(config: Benchmark) -> Machine:
     )
 
 
-def _probe_ranks(config: Benchmark, size: int, tflop: float) -> dict[str, float]:
-    """The slowest of `size` processes that probe at once; tflop: of the probed step."""
+def _probe_ranks(config: Benchmark, size: int) -> dict[str, float]:
+    """The slowest of `size` processes that probe at once."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = get_context("spawn")
     told = context.Queue()
-    ranks = [context.Process(target=_probe, args=(config, rank, size, port, tflop, told)) for rank in range(size)]
+    ranks = [context.Process(target=_probe, args=(config, rank, size, port, told)) for rank in range(size)]
     for process in ranks:
         process.start()
     for process in ranks:
@@ -85,12 +88,10 @@ def _probe_ranks(config: Benchmark, size: int, tflop: float) -> dict[str, float]
     if any(process.exitcode for process in ranks):
         raise ResourceError(f"target=machine: a probe of {size} ranks failed, see above")
     found = [told.get() for _ in ranks]
-    return {
-        name: max(f[name] for f in found) if name == "call_ms" else min(f[name] for f in found) for name in found[0]
-    }
+    return {name: (max if name.endswith("_ms") else min)(f[name] for f in found) for name in found[0]}
 
 
-def _probe(config: Benchmark, rank: int, size: int, port: int, tflop: float, told: Any) -> None:
+def _probe(config: Benchmark, rank: int, size: int, port: int, told: Any) -> None:
     """One rank's rates into the queue `told`."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -108,21 +109,38 @@ def _probe(config: Benchmark, rank: int, size: int, port: int, tflop: float, tol
         rates["link_gib_per_s"] = sent_bytes / 2**30 / _seconds(lambda: dist.all_reduce(large), config.repeats, device)
         many = _seconds(lambda: [dist.all_reduce(small) for _ in range(SMALL_CALLS)], config.repeats, device)
         rates["call_ms"] = 1e3 * many / SMALL_CALLS
-    rates["tflop_per_s"] = tflop / _step_s_without_updates(config, device, rates["update_mparameters_per_s"])
+    rates |= rate_and_overhead(*(_step_without(config, batch, device, rates) for batch in (1, config.batch_size)))
     told.put(rates)
     distributed.stop()
 
 
-def _step_s_without_updates(config: Benchmark, device: torch.device, update_mparameters_per_s: float) -> float:
-    """Seconds of the probed step."""
+def rate_and_overhead(few: tuple[float, float], many: tuple[float, float]) -> dict[str, float]:
+    """The line through two steps, each (seconds, 10^12 operations). ResourceError where the larger took no longer."""
+    (few_s, few_tflop), (many_s, many_tflop) = few, many
+    if many_s <= few_s:
+        raise ResourceError(
+            f"target=machine: a step took {1e3 * many_s:.1f} ms, one of a single patch {1e3 * few_s:.1f} ms: the "
+            "machine is busy with something else, or the patches are too small; repeats=N takes more readings"
+        )
+    # Where many patches are the slower ones, for want of cache, there is no overhead to see.
+    tflop_per_s = max(many_tflop / many_s, (many_tflop - few_tflop) / (many_s - few_s))
+    return {"tflop_per_s": tflop_per_s, "overhead_ms": max(0.0, 1e3 * (many_s - many_tflop / tflop_per_s))}
+
+
+def _step_without(
+    config: Benchmark, batch_size: int, device: torch.device, rates: dict[str, float]
+) -> tuple[float, float]:
+    """Seconds of a step of `batch_size` patches, updates and collective calls taken off, and its 10^12 operations."""
+    config = replace(config, batch_size=batch_size)
     engines = step.bare_engines(config, device, TYPES[config.variant.precision])
-    for part in engines[1].module.modules():
-        if isinstance(part, BatchNorm3d):
-            part.spans_ranks = False
     once = step.ours(config, device, *engines)
     step_s = _seconds(lambda: once(0), config.repeats, device)
     updated = sum(p.numel() for engine in engines for p in engine.module.parameters() if p.requires_grad)
-    return step_s - updated / 1e6 / update_mparameters_per_s
+    norms = sum(isinstance(part, BatchNorm3d) for part in engines[1].module.modules())
+    step_s -= updated / 1e6 / rates["update_mparameters_per_s"]
+    # Two forwards and a backward, of all ranks together.
+    step_s -= 3 * norms * rates.get("call_ms", 0.0) / 1e3
+    return step_s, step.our_flop(config) / 1e12
 
 
 def _seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> float:

@@ -1,6 +1,7 @@
 """What a type cannot say of a setting: ranges and allowed words. Every rule names the key and what is allowed."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,22 +26,34 @@ PRECISIONS = one_of("fp32", "fp16", "bf16")
 SPLITS = one_of("train", "validation", "test")
 BETAS: Rule = (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
 
+MAX_PATCHES = 10**6
+"""Of one subject: thousands of times the paper's, and a list that still fits into memory."""
+FOLDER_NAME: Rule = (
+    lambda v: v not in ("", ".", "..") and "/" not in v and v.isprintable() and v == v.strip(" -"),
+    "must be a plain name of one folder",
+)
+FLOAT32: Rule = (lambda v: math.isfinite(v) and abs(v) < 3.4e38, "must be a finite number of single precision")
+
 # Keyed by the end of the dotted name: `learning_rate` rules every learning rate.
 RULES: dict[str, Rule] = {
+    "data.name": FOLDER_NAME,
     "data.scaling": one_of("volume", "patch"),
     "data.cache_gib": NOT_NEGATIVE,
     "data.source": one_of("real", "synthetic", "both"),
     "data.label_threshold": SHARE,
     "prepare.patch_shape": THREE_SIZES,
     "prepare.grid_patches": (lambda v: set(v) <= {"gan", "unet"}, "must name gan, unet, both or none"),
-    "prepare.num_vessel_patches_gan": NOT_NEGATIVE,
-    "prepare.num_vessel_patches_unet": POSITIVE,
+    "prepare.num_vessel_patches_gan": (lambda v: 0 <= v <= MAX_PATCHES, f"must lie between 0 and {MAX_PATCHES}"),
+    "prepare.num_vessel_patches_unet": (lambda v: 1 <= v <= MAX_PATCHES, f"must lie between 1 and {MAX_PATCHES}"),
+    "prepare.nan_value": FLOAT32,
+    "prepare.label_cut": FLOAT32,
     "prepare.upper_percentile": (lambda v: 50 < v <= 100, "must lie above 50, at most 100"),
     "prepare.max_clipped_vessel_share": SHARE,
     "prepare.pairs_per_shard": POSITIVE,
     "split.train": NOT_NEGATIVE,
     "split.validation": NOT_NEGATIVE,
     "split.test": NOT_NEGATIVE,
+    "split.seed": NOT_NEGATIVE,
     "preprocess.denoise_strength": POSITIVE,
     "preprocess.denoise_patch": (lambda v: v >= 3 and v % 2 == 1, "must be an odd number from 3 on"),
     "preprocess.denoise_distance": POSITIVE,
@@ -143,6 +156,7 @@ RULES: dict[str, Rule] = {
     "memory_gib": POSITIVE,
     "ranks": (lambda v: len(v) > 0 and all(n > 0 for n in v), "must be a list of counts above 0, such as [1,8]"),
     "phantom.num_subjects": POSITIVE,
+    "phantom.seed": NOT_NEGATIVE,
     "phantom.shape": THREE_SIZES,
     "phantom.spacing_mm": THREE_SIZES,
     "phantom.slab_mm": POSITIVE,

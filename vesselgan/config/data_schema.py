@@ -92,7 +92,7 @@ class TrainingData(Data):
     """Turn and mirror training patches at random (by seed and position); the paper does not."""
     cache_gib: float
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
-    each rank has its own, readers of their own (num_workers) have none."""
+    each rank has its own. Used with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
     stage_to: str | None
     """Folder on each node's own disk to which the shards are copied, once per node and verified, and read from; may
     name a variable of the node, '$TMPDIR'. Null: read where they are."""

@@ -97,9 +97,13 @@ class Machine:
     """`cpu` or `cuda`."""
     ranks_per_node: int
     tflop_per_s: float
-    """10^12 operations of a training step, with one rank at work."""
+    """10^12 operations of a training step that a patch more in it adds, with one rank at work."""
     tflop_per_s_shared: float
-    """The same of each rank while ranks_per_node are at work."""
+    """The same of each rank while ranks_per_node are at work on one batch."""
+    overhead_ms: float
+    """What a step takes however few its patches are, with one rank at work."""
+    overhead_ms_shared: float
+    """The same of each rank while ranks_per_node are at work on one batch."""
     update_mparameters_per_s: float
     """10^6 parameters that Adam steps, with one rank at work."""
     update_mparameters_per_s_shared: float

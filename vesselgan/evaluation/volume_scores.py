@@ -8,6 +8,7 @@ scores predictions takes none.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vesselgan.evaluation import error_maps
 from vesselgan.evaluation.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.files import sha256_of
 from vesselgan.runtime.provenance import collect
-from vesselgan.volumes import grid_difference, read_header, read_label, scale_to_255
+from vesselgan.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
 
 FORMAT_VERSION = 1
 LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255
@@ -171,14 +172,14 @@ def read_truth(name: str, subject: Subject, *, needs_mask: bool) -> tuple[np.nda
     if subject.label is None:
         raise DataError(f"{name}: the cohort has no vessel label for it, so it cannot be scored; leave it out")
     truth_XYZ = subject.read_label().data_XYZ.astype(bool)
-    return truth_XYZ, _on_grid(name, subject.mask, subject) if needs_mask else None
+    return truth_XYZ, _on_grid(name, subject.mask, subject, read_mask) if needs_mask else None
 
 
-def _on_grid(name: str, path: Path, subject: Subject) -> np.ndarray:
+def _on_grid(name: str, path: Path, subject: Subject, read: Callable[[Path], Volume] = read_label) -> np.ndarray:
     """A mask or a prediction as bool; DataError unless it lies on the label's grid."""
     if difference := grid_difference(read_header(subject.label), read_header(path)):
         raise DataError(f"{name}: {subject.label} and {path} are not on one grid: {difference}")
-    return read_label(path).data_XYZ.astype(bool)
+    return read(path).data_XYZ.astype(bool)
 
 
 def hashes(name: str, files: dict[str, Path | None]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.errors import DataError
 from vesselgan.report import figures
 from vesselgan.report.markup import Part, counted, figure, file_name, not_run
-from vesselgan.volumes import read_label, scale_to_255
+from vesselgan.volumes import read_mask, scale_to_255
 
 SIDE = 320
 MASK: pictures.Colour = (92, 200, 255)
@@ -69,7 +69,7 @@ def panels_of(subject: Subject) -> dict[str, np.ndarray]:
     """Image, mask, label and masked label as pictures; DataError or OSError where a file cannot be read."""
     image_XYZ = scale_to_255(subject.read_image().data_XYZ, subject.limits)
     label_XYZ = subject.read_label().data_XYZ > 0
-    mask_XYZ = read_label(subject.mask).data_XYZ > 0
+    mask_XYZ = read_mask(subject.mask).data_XYZ > 0
     shape = image_XYZ.shape
     width_mm, height_mm = (shape[k] * subject.spacing_mm[k] for k in (0, 1))
     scale = SIDE / max(width_mm, height_mm)

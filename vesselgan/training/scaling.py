@@ -116,12 +116,13 @@ def step_time(
     is_alone = ranks == 1 or machine.ranks_per_node == 1
     is_within = ranks <= machine.ranks_per_node or machine.network_gib_per_s is None
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared
+    overhead_ms = machine.overhead_ms if is_alone else machine.overhead_ms_shared
     mparameters_per_s = machine.update_mparameters_per_s if is_alone else machine.update_mparameters_per_s_shared
     link_gib_per_s = machine.link_gib_per_s if is_within else machine.network_gib_per_s
     ring = (ranks - 1) / ranks
     wire_s = ring * (2 * sent.gradient_bytes + sent.weight_bytes) / (GIB * link_gib_per_s)
     seconds = {
-        "compute": flop / (1e12 * tflop_per_s),
+        "compute": overhead_ms / 1e3 + flop / (1e12 * tflop_per_s),
         "update": num_updated / (1e6 * mparameters_per_s),
         "traffic": wire_s + sent.calls * machine.call_ms / 1e3 * math.log2(ranks),
         "load": num_pairs * voxels / (1e6 * machine.load_mvoxels_per_s * max(1, num_workers)),
