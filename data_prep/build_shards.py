@@ -23,6 +23,7 @@ from data_prep.check import check_cohort, divide, require_rules
 from data_prep.findings import Checked, summary, table
 from data_prep.layouts import Found, find_subjects
 from data_prep.mpi import Progress, World
+from data_prep.patients import patients_of
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
 from vesselgan import volumes
@@ -72,6 +73,7 @@ def find_in(data: PreparedData) -> Found:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
     places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
+    patients_of(data)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 
@@ -238,7 +240,7 @@ def write_manifests(
     data: PreparedData, cohort: Cohort, shards: list[PlannedShard], finished: dict[str, ShardInfo]
 ) -> list[str]:
     """Make each set of shards readable: its manifest, unless it is there and says the same. The sets that got one."""
-    written = []
+    written, patients = [], patients_of(data)
     for purpose, split in sets_of(shards):
         mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
         folder = Path(data.cohort_dir) / "shards" / purpose / split
@@ -252,6 +254,7 @@ def write_manifests(
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
+                    "patient": patients[name],
                 }
                 for name, subject in subjects.items()
             },

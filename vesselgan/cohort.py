@@ -25,7 +25,7 @@ from typing import Any
 
 from vesselgan import __version__, volumes
 from vesselgan.errors import DataError, NewerFormatError, ResourceError, UsageError
-from vesselgan.files import PARTIAL, write_text
+from vesselgan.files import write_private, write_text
 from vesselgan.volumes import Volume
 
 FORMAT_VERSION = 1
@@ -116,7 +116,7 @@ def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
     }
     try:
         if cohort.is_pseudonymous:
-            _write_private(path.with_name(PRIVATE_PATHS), paths)
+            write_private(path.with_name(PRIVATE_PATHS), json.dumps(paths, indent=1) + "\n")
         write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
@@ -205,15 +205,6 @@ def _reading(entry: dict[str, Any]) -> Reading:
     values = entry.get("label_values")
     nan_value, cut = (None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_cut"))
     return Reading(nan_value, None if values is None else tuple(int(v) for v in values), cut)
-
-
-def _write_private(path: Path, paths: dict[str, Any]) -> None:
-    """Readable by the owner alone, from its first byte on."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    write_text(path, json.dumps(paths, indent=1) + "\n")
 
 
 def _read_private(path: Path) -> dict[str, Any]:

@@ -94,6 +94,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         raise
 
 
+def write_private(path: str | Path, text: str) -> None:
+    """`write_text`, readable by the owner alone from the first byte on."""
+    path = Path(path)
+    partial = path.with_name(path.name + PARTIAL)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    write_text(path, text)
+
+
 def sha256_of(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:

@@ -27,7 +27,13 @@ def test_settings_that_no_epsilon_would_be_true_of_are_refused(word: str, rule: 
     compose("train_gan", ["variant=dpgan"])
     with pytest.raises(UsageError) as raised:
         compose("train_gan", ["variant=dpgan", word])
+    assert raised.value.exit_code == 2
     assert rule in str(raised.value) and word.split("=")[0].split(".")[-1] in str(raised.value)
+
+
+def test_to_use_one_batch_for_several_steps_is_no_setting() -> None:
+    with pytest.raises(UsageError, match="no setting"):
+        compose("train_gan", ["variant=dpgan", "variant.dp.steps_per_batch=5"])
 
 
 def test_the_preset_is_the_papers_appendix_b() -> None:

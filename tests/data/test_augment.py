@@ -71,6 +71,10 @@ def test_ranks_and_workers_do_not_change_the_turned_batches(make_set: MakeSet, n
     assert torch.equal(batches(data, start=5), whole[3:])  # resumed
 
 
+def test_a_batch_of_no_patch_is_turned_too(make_set: MakeSet) -> None:
+    assert dataset(make_set(shape=(8, 8, 4))).read([], []).shape == (0, 2, 8, 8, 4)
+
+
 def test_it_is_off_unless_asked_and_never_touches_the_cache(make_set: MakeSet) -> None:
     data = dataset(make_set())
     plain = batches(data, augment=False)

@@ -48,13 +48,30 @@ def test_a_record_is_shown_with_one_chance_however_many_its_patient_has() -> Non
     assert np.abs(counts / 8000 - 0.125).max() < 0.0185
 
 
+def test_a_records_turn_depends_on_no_other_record() -> None:
+    def turns(rank: int, ranks: int, gone: int | None = None) -> dict[tuple[int, int], int]:
+        taken = PoissonShares(
+            [[i] for i in range(40)], sample_rate=0.2, key=11, positions=range(20), rank=rank, world_size=ranks,
+            augment=True,
+        )  # fmt: skip
+        whole = taken.batch
+        taken.batch = lambda position: [record for record in whole(position) if record != gone]
+        dealt = enumerate(taken)
+        return {(at, r): word for at, (records, words) in dealt for r, word in zip(records, words, strict=True)}
+
+    alone = turns(0, 1)
+    assert len(alone) > 100 and turns(0, 3) | turns(1, 3) | turns(2, 3) == alone
+    assert turns(0, 1, gone=5) == {place: word for place, word in alone.items() if place[1] != 5}
+
+
 class Named:
     """As much of a ShardSet as the grouping asks for."""
 
     folder = "shards"
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, patients: dict[str, str | None] | None = None) -> None:
         self.names = names
+        self.subjects = {name: {} if patients is None else {"patient": patients[name]} for name in names}
 
     def __len__(self) -> int:
         return len(self.names)
@@ -63,12 +80,16 @@ class Named:
         return self.names[number]
 
 
-def test_patches_are_grouped_by_patient() -> None:
-    there = Named("sub-1", "sub-2", "sub-1")
-    assert units_of(there, "patient") == [[0, 2], [1]] and units_of(there, "patch") == [[0], [1], [2]]
+def test_patches_are_grouped_by_patient_whatever_the_visits_are_called() -> None:
+    patients = {"anon-1": "anon-p", "PAT02": "PAT02", "anon-2": "anon-p"}
+    there = Named("anon-1", "PAT02", "anon-2", "anon-1", patients=patients)
+    assert units_of(there, "patient") == [[0, 2, 3], [1]] and units_of(there, "patch") == [[0], [1], [2], [3]]
 
 
-def test_one_patient_under_two_names_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="sub-1_ses-1 and sub-1_ses-2 may be one patient"):
-        units_of(Named("sub-1_ses-1", "sub-2", "sub-1_ses-2"), "patient")
-    assert units_of(Named("sub-1", "sub-10"), "patient") == [[0], [1]]
+@pytest.mark.parametrize("patients", [None, {"PAT01_visit1": "PAT01", "anon-2": None}])
+def test_a_subject_of_unknown_patient_is_refused(patients: dict[str, str | None] | None) -> None:
+    there = Named("PAT01_visit1", "anon-2", patients=patients)
+    with pytest.raises(PrivacyError, match=r"anon-2.*build_shards again.*column `patient`") as raised:
+        units_of(there, "patient")
+    assert raised.value.exit_code == 7
+    assert units_of(there, "patch") == [[0], [1]]

@@ -86,6 +86,7 @@ def test_the_manifest_says_where_the_patches_come_from_and_no_text_of_the_files(
     gan = shards(data, "gan/train")
     assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
     assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
+    assert all(entry["patient"] == name for name, entry in gan.subjects.items())
     files = [path for path in Path(data.cohort_dir).rglob("*") if path.is_file()]
     assert len(files) > 5 and not any(b"DOE" in path.read_bytes() for path in files)
 
@@ -99,6 +100,26 @@ def test_a_second_start_keeps_everything_and_says_so(cohort: MakeCohort, capsys:
     out = capsys.readouterr().out
     assert identities(data) == before
     assert "everything was there already" in out and "(0 built, 6 were there)" in out and "subject  shape" not in out
+
+
+def test_a_manifest_that_names_no_patients_or_others_is_written_anew(
+    cohort: MakeCohort, hashes: Hashes, tmp_path: Path
+) -> None:
+    data = cohort(4)
+    build(data, "gan")
+    manifest, before = Path(data.cohort_dir) / "shards/gan/train/manifest.json", hashes(data)
+    content = json.loads(manifest.read_text())
+    for entry in content["subjects"].values():
+        del entry["patient"]
+    manifest.write_text(json.dumps(content))
+    build(data, "gan")
+    assert hashes(data) == before
+    splits = {name: subject.split for name, subject in read_cohort(data.cohort_dir).subjects.items()}
+    rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
+    (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
+    data.prepare.split.csv = str(tmp_path / "split.csv")
+    build(data, "gan")
+    assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
 
 
 def test_only_the_shards_and_manifests_that_are_missing_are_built(cohort: MakeCohort, hashes: Hashes) -> None:

@@ -156,6 +156,17 @@ def test_a_private_gan_stands_in_table_b1_beside_the_budget_of_its_order():
     ]
 
 
+def test_a_gan_whose_noise_is_known_has_no_epsilon():
+    known = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"is_key_secret": False}}
+    titles = [
+        line.title for line in lines_of(completed({"cohorts": ["first"], "rows": [known]}), (PRIVATE,), "all", SHOWN)
+    ]
+    assert "U-Net <dp>; no epsilon, as its noise seed is known; noise multiplier 0.3; label threshold 0.4" in titles
+    secret = known | {"privacy": PRIVACY | {"is_key_secret": True}}
+    titles = [line.title for line in lines_of(completed({"cohorts": [], "rows": [secret]}), (PRIVATE,), "all", SHOWN)]
+    assert any("epsilon 1.2e+03 per patch" in title for title in titles)
+
+
 def test_segmentation_results_alone_fill_what_they_can(make_result):
     results = [
         make_result("real", 0.9),

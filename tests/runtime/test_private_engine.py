@@ -69,6 +69,17 @@ def test_noise_is_a_function_of_key_and_release() -> None:
     assert norms[0] == norms[1] and norms[0][0] != norms[0][1] and norms[2][0] != norms[0][0]
 
 
+def test_the_noise_comes_from_all_of_the_key() -> None:
+    for key in (3, 2**127 + 3):
+        built = engine(noise=2.0, batch=4.0)
+        built.key = key
+        take(built)
+        source = np.random.Philox(np.random.SeedSequence((key, 1, 0xD0)))
+        expected = np.random.Generator(source).standard_normal((1, 2), np.float32)
+        norm = take(built)
+        assert norm.item() == pytest.approx(np.linalg.norm(2.0 * expected) / 4, rel=1e-6)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_unit_that_is_not_finite_counts_as_zero(bad: float) -> None:
     built = engine()
@@ -90,8 +101,9 @@ def test_a_batch_is_released_once() -> None:
     built = engine()
     built.refuse_second_use(0)
     take(built)
-    with pytest.raises(PrivacyError, match="a batch of its own"):
+    with pytest.raises(PrivacyError, match="a batch of its own") as raised:
         built.refuse_second_use(0)
+    assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError):
         built.refuse_second_use(2)
 
@@ -121,8 +133,9 @@ def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
 
 def test_layers_without_a_gradient_per_unit_are_refused() -> None:
     for norm in (nn.BatchNorm3d(4), BatchNorm3d(4)):
-        with pytest.raises(UsageError, match="mixes the samples"):
+        with pytest.raises(UsageError, match="mixes the samples") as raised:
             refuse_layers(nn.Sequential(Conv3d(2, 4, 3), norm))
+        assert raised.value.exit_code == 2
     spectral = Conv3d(2, 4, 3)
     nn.utils.parametrize.register_parametrization(spectral, "weight", SpectralNorm(spectral.weight))
     with pytest.raises(UsageError, match="critic_norm=instance"):

@@ -47,13 +47,15 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = work / "phantom" / "shards" / "gan" / "train"
     folder.mkdir(parents=True)
     shard = write_shard(folder / "shard_0000.h5", tiny_records(24), patch_shape=PATCH_SHAPE, origin="real")
-    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.diag([1.0, 1.0, 1.5, 1.0]).tolist()}
+    affine = np.diag([1.0, 1.0, 1.5, 1.0])
+    affine[:3, 3] = -61.5, -80.25, 12.75
+    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": affine.tolist()}
     write_manifest(
         folder,
         shards=[shard],
         patch_shape=PATCH_SHAPE,
         origin="real",
-        subjects={f"sub-{i}": geometry for i in range(3)},
+        subjects={f"sub-{i}": geometry | {"patient": f"sub-{i}"} for i in range(3)},
         spacing_mm=(1.0, 1.0, 1.5),
         upper_percentile=99.99,
         extra={},

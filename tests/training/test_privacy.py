@@ -43,18 +43,20 @@ def test_the_patient_as_unit_is_what_his_patches_share() -> None:
 
 
 def test_a_delta_that_means_nothing_is_refused() -> None:
-    with pytest.raises(PrivacyError, match="1 / 47 patients"):
+    with pytest.raises(PrivacyError, match="1 / 47 patients") as raised:
         mechanism("variant.dp.unit=patient")
+    assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError, match=r"variant\.dp\.delta to at most 0\.001"):
         mechanism("variant.dp.delta=0.002")
 
 
 def test_a_batch_of_everybody_is_refused() -> None:
-    with pytest.raises(UsageError, match="everyone would be in every step"):
+    with pytest.raises(UsageError, match="everyone would be in every step") as raised:
         planned(
             compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant,
             **(PAPER | {"batch_size": 47}),
         )
+    assert raised.value.exit_code == 2
 
 
 def test_a_target_stops_before_the_step_that_would_pass_it() -> None:
@@ -85,14 +87,18 @@ def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
 def test_no_run_goes_on_from_a_checkpoint_whose_accountant_is_not_its_own() -> None:
     found, _ = mechanism()
     whole = {"step": 20, "privacy": found.told(100)}
-    refuse_other_history(json.loads(json.dumps(whole)), found, 100)
-    with pytest.raises(CheckpointError, match="holds no privacy accountant"):
-        refuse_other_history({"step": 20}, found, 100)
+    refuse_other_history(json.loads(json.dumps(whole)), found.told(100))
+    with pytest.raises(CheckpointError, match="holds no privacy accountant") as raised:
+        refuse_other_history({"step": 20}, found.told(100))
+    assert raised.value.exit_code == 4
     with pytest.raises(CheckpointError, match="counts 95 steps, the critic has taken 100"):
-        refuse_other_history({"step": 20, "privacy": found.told(95)}, found, 100)
+        refuse_other_history({"step": 20, "privacy": found.told(95)}, found.told(100))
     fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     with pytest.raises(CheckpointError, match="num_units: 2350 -> 2300"):
-        refuse_other_history(whole, fewer, 100)
+        refuse_other_history(whole, fewer.told(100))
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.1"):
-        refuse_other_history(whole, quieter, 100)
+        refuse_other_history(whole, quieter.told(100))
+    known, secret = ({"is_key_secret": is_secret} for is_secret in (False, True))
+    with pytest.raises(CheckpointError, match="is_key_secret: False -> True"):
+        refuse_other_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)

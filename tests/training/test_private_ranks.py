@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.runtime.checkpoint import read_weights
@@ -27,13 +28,37 @@ def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
     assert done.returncode == 0, done.stdout + done.stderr
     two = json.loads((tmp_path / "two" / "finished.json").read_text())
     assert two["privacy"] == one["privacy"] and two["ranks"] == 2
+    apart = {}
     for player in ("critic", "generator"):
         ours, theirs = (read_weights(tmp_path / name, player)[0] for name in ("one", "two"))
-        # Sums over ranks are added in another order. Adam's steps of 1e-4 have no size of their own, so the few weights
-        # whose gradient is near zero may part by more than the others' rounding.
-        close = [float(((ours[name] - theirs[name]).abs() < 1e-6).float().mean()) for name in ours]
-        assert min(close) > 0.95, player
+        apart[player] = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    # Sums over ranks are added in another order; under the critic's noise that is float32's rounding.
+    assert apart["critic"].max() < 1e-8
+    # Adam's steps of 1e-4 have no size of their own, so the few weights of the generator whose gradient is near zero
+    # may part by more than the others' rounding: by two steps where its sign turns.
+    assert (apart["generator"] < 1e-6).float().mean() > 0.95 and apart["generator"].max() < 2.1e-4
     generate(compose("generate", [f"run={tmp_path / 'two'}", "num_patches=2", "runtime.device=cpu"]))
     told = json.loads((tmp_path / "two" / "synthetic" / "generation.json").read_text())
     assert told["privacy"]["epsilon"] == pytest.approx(two["privacy"]["epsilon"])
     assert told["privacy"]["unit"] == "patch"
+
+
+@pytest.mark.soak
+def test_two_ranks_that_were_stopped_end_with_the_bytes_of_two_that_were_not(train: Callable, tmp_path: Path) -> None:
+    words = [*SEEDED, "variant.width=16", "train.batch_size=2", "train.log_every=1", "data.augment=true"]
+    more = ["train.max_steps=2", "allow_change=[train.max_steps]"]
+    for name, *sittings in (("whole", more), ("run", ["train.max_steps=1"], more)):
+        for sitting in sittings:
+            done = train(tmp_path / name, *words, *sitting, ranks=2)
+            assert done.returncode == 0, done.stdout + done.stderr
+    assert len((tmp_path / "run" / "sittings.jsonl").read_text().splitlines()) == 2
+    whole, run = (tmp_path / name / "checkpoints" / "step_00000002" for name in ("whole", "run"))
+    tensors = sorted(path.name for path in whole.glob("*.safetensors"))
+    assert {"critic.safetensors", "critic.optimizer.safetensors", "generator.safetensors"} <= set(tensors)
+    assert all((whole / name).read_bytes() == (run / name).read_bytes() for name in tensors)
+    states = [json.loads((path / "state.json").read_text()) for path in (whole, run)]
+    assert states[0]["engines"] == states[1]["engines"]
+    for key in ("privacy", "position", "meter"):
+        assert states[0]["state"][key] == states[1]["state"][key], key
+    assert states[0]["state"]["privacy"]["steps"] == 10
+    assert (tmp_path / "whole" / "releases.json").read_text() == (tmp_path / "run" / "releases.json").read_text()

@@ -3,16 +3,21 @@
 import dataclasses
 import hashlib
 import json
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
-from vesselgan.errors import CheckpointError, PrivacyError
+from vesselgan.config.compose import compose
+from vesselgan.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.runtime.distributed import World
 from vesselgan.shards import ShardSet, write_manifest, write_shard
-from vesselgan.training.private import KEY_FILE, _secret_key
+from vesselgan.training.keeping import Keeper
+from vesselgan.training.private import KEY_FILE, _secret_key, private_of
 
 TrainHere = Callable[..., dict | None]
 DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
@@ -84,6 +89,60 @@ def test_a_secret_key_is_a_runs_own_and_needed_to_go_on(train_here: TrainHere, t
         train_here(tmp_path / "run", *DPGAN, "train.max_steps=2", "allow_change=[train.max_steps]")
 
 
+@pytest.mark.parametrize("content", ["", "12ab\n", "not a key of a run, by any means\n"])
+def test_a_damaged_key_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / KEY_FILE).write_text(content)
+    with pytest.raises(CheckpointError, match="noise_key: holds no key of 32 hexadecimal digits") as raised:
+        _secret_key(tmp_path)
+    assert raised.value.exit_code == 4
+
+
+def test_a_key_is_its_owners_alone_from_its_first_byte_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, replace = [], os.replace
+
+    def spying(partial: Path, path: Path) -> None:
+        modes.append(stat.S_IMODE(partial.stat().st_mode))
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", spying)
+    (tmp_path / f"{KEY_FILE}.partial").touch(0o644)  # of a start that was killed
+    _secret_key(tmp_path)
+    assert modes == [0o600] and stat.S_IMODE((tmp_path / KEY_FILE).stat().st_mode) == 0o600
+
+
+def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere, tmp_path: Path) -> None:
+    run, words = (
+        tmp_path / "run",
+        [*SEEDED, "train.checkpoint_every=1", "train.max_steps=2", "checkpoint=step_00000001"],
+    )
+    first = train_here(run, *words[:-1])
+    weights, _ = read_weights(run, "critic")
+    (run / "finished.json").unlink()
+    faster = ["variant.learning_rate_critic=2e-4", "allow_change=[variant]"]
+    with pytest.raises(PrivacyError, match="10 releases were made, the checkpoint follows number 5"):
+        train_here(run, *words, *faster)
+    assert (run / "checkpoints" / "step_00000002").is_dir()  # nothing was set aside for it
+    again = train_here(run, *words)
+    assert again["privacy"] == first["privacy"]
+    assert all(value.equal(weights[name]) for name, value in read_weights(run, "critic")[0].items())
+
+
+def test_releases_are_counted_although_no_checkpoint_was_written(
+    train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise ResourceError("the disk is full")
+
+    words = [*SEEDED, "train.max_steps=1"]
+    with monkeypatch.context() as patched, pytest.raises(ResourceError):
+        patched.setattr("vesselgan.runtime.checkpoint.save", full)
+        train_here(tmp_path / "run", *words)
+    assert json.loads((tmp_path / "run" / "releases.json").read_text())["made"] == 5
+    with pytest.raises(PrivacyError, match="learning_rate_critic") as raised:
+        train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_change=[variant]")
+    assert raised.value.exit_code == 7
+
+
 def test_a_target_per_patient_ends_the_run_before_the_step_that_would_pass_it(
     train_here: TrainHere, tmp_path: Path
 ) -> None:
@@ -104,25 +163,48 @@ def test_a_delta_of_one_over_a_few_patches_is_refused(train_here: TrainHere, tmp
     assert not (tmp_path / "run").exists()
 
 
-def test_a_patient_under_two_names_is_refused_before_there_is_a_run(
+def test_visits_of_one_patient_are_one_unit_and_shards_that_name_no_patient_are_refused(
     train_here: TrainHere, work_dir: Path, tmp_path: Path
 ) -> None:
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
-    names = {"sub-0": "sub-0_ses-1", "sub-1": "sub-0_ses-2", "sub-2": "sub-2"}
+    names = {"sub-0": "anon-a", "sub-1": "anon-b", "sub-2": "anon-c"}
     records = [shards.record(i) for i in range(len(shards))]
     visits = [dataclasses.replace(record, subject=names[record.subject]) for record in records]
     folder = tmp_path / "visits" / "shards" / "gan" / "train"
     folder.mkdir(parents=True)
     shape = shards.patch_shape
     shard = write_shard(folder / "shard_0000.h5", visits, patch_shape=shape, origin="real")
-    place = next(iter(shards.subjects.values()))
-    write_manifest(
-        folder, shards=[shard], patch_shape=shape, origin="real", subjects=dict.fromkeys(names.values(), place),
-        spacing_mm=shards.spacing_mm, upper_percentile=99.99, extra={},
-    )  # fmt: skip
-    words = [*SEEDED, f"data.cohort_dir={tmp_path / 'visits'}", "variant.dp.noise_multiplier=2", "train.max_steps=1"]
-    with pytest.raises(PrivacyError, match="sub-0_ses-1 and sub-0_ses-2 may be one patient") as raised:
-        train_here(tmp_path / "run", *words, "variant.dp.unit=patient")
-    assert raised.value.exit_code == 7 and "give every patient one subject name" in str(raised.value)
-    assert not (tmp_path / "run").exists()
-    assert train_here(tmp_path / "run", *words, "variant.dp.unit=patch") is not None
+
+    def say(patients: dict[str, str]) -> ShardSet:
+        place = {key: shards.subjects["sub-0"][key] for key in ("spacing_mm", "affine")}
+        subjects = {name: place | ({"patient": patients[name]} if patients else {}) for name in names.values()}
+        write_manifest(
+            folder, shards=[shard], patch_shape=shape, origin="real", subjects=subjects,
+            spacing_mm=shards.spacing_mm, upper_percentile=99.99, extra={},
+        )  # fmt: skip
+        return ShardSet(folder)
+
+    words = [*SEEDED, f"data.cohort_dir={tmp_path / 'visits'}", "variant.dp.noise_multiplier=2", "train.batch_size=1"]
+    by_patient = [*words, "variant.dp.unit=patient", "train.max_steps=1"]
+    say({})
+    with pytest.raises(PrivacyError, match="does not say whose anon-a, anon-b, anon-c are") as raised:
+        train_here(tmp_path / "run", *by_patient)
+    assert raised.value.exit_code == 7 and not (tmp_path / "run").exists()
+    named = say({"anon-a": "anon-p", "anon-b": "anon-p", "anon-c": "anon-q"})
+    private = private_of(compose("train_gan", by_patient), named, 1)
+    assert len(private.units) == private.mechanism.num_units == 2 and private.mechanism.patches_per_patient == 16
+    say({})
+    by_patch = private_of(compose("train_gan", words), ShardSet(folder), 1)
+    assert any("the shards name no patients" in line for line in by_patch.lines())
+
+
+def test_no_patients_place_in_the_scanner_leaves_a_private_run(work_dir: Path, tmp_path: Path) -> None:
+    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
+    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
+
+    def affine(variant: str) -> list[list[float]]:
+        config = compose("train_gan", [f"variant={variant}"])
+        return Keeper(config, tmp_path, world, {}, shards, 0, 0, 0.0).of_the_data()["manifest"]["affine"]
+
+    assert affine("dpgan") == [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]]
+    assert affine("sn") == shards.subjects["sub-0"]["affine"] != affine("dpgan")

@@ -24,7 +24,8 @@ class Split:
     test: int | None
     seed: int
     csv: str | None
-    """A file with the columns subject,split instead of a draw."""
+    """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
+    where its id does not (dp.unit=patient)."""
 
 
 @dataclass

@@ -1,4 +1,16 @@
-"""What a private variant may not be combined with: each rule says why and what to set instead."""
+"""What a private variant may not be combined with: each rule says why and what to set instead.
+
+Exit codes of what is refused for the sake of privacy, here and elsewhere:
+
+    2  what the configuration alone tells, before a file is read: spectral or batch normalisation, a gradient penalty,
+       half precision, batches that are not Poisson, no noise; a batch of everybody
+    4  a checkpoint that no run may go on from: without accountant, with one behind the weights, of another number of
+       units, rate, noise, clipping or delta, with a key that is lost or was known; another run's weights
+    7  a step that a rule forbids although the settings are sound: a batch released twice, releases made again
+       otherwise, patients that cannot be told apart, a delta or target that means nothing for these data
+
+n_critic steps on one batch are no setting: every step draws a batch of its own, and a second use is a 7.
+"""
 
 from typing import Any
 

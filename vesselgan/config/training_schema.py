@@ -8,7 +8,8 @@ class Dp:
     """How the critic is kept from remembering anyone (appendix B)."""
 
     unit: str
-    """Whom epsilon speaks of, and what is sampled and clipped as one: `patch` (the paper's) or `patient`."""
+    """Whom epsilon speaks of, and what is sampled and clipped as one: `patch` (the paper's) or `patient`, as the
+    shards' manifest names them."""
     noise_multiplier: float | None
     """Standard deviation of the noise over clip_norm; null: what target_epsilon needs."""
     clip_norm: float

@@ -93,7 +93,7 @@ class PatchDataset(Dataset):
                 _, label_XYZ = self._stored(self._label_of[i])
             self._fill(patch_CXYZ[0], image_XYZ)
             patch_CXYZ[1].copy_(torch.from_numpy(label_XYZ))
-        if words is None:
+        if not words:  # no turns, or a batch without patches
             return batch_NCXYZ
         return torch.stack([turn(patch_CXYZ, word) for patch_CXYZ, word in zip(batch_NCXYZ, words, strict=True)])
 

@@ -4,7 +4,6 @@ The size of such a batch is drawn by chance and may be zero. Ranks take its reco
 depend on their number; a resumed run draws the same batches.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -38,16 +37,17 @@ class PoissonShares:
         self.threshold = np.uint64(int(sample_rate * _TWO_64))
         self.most = max(len(records) for records in units)
         self.rank, self.world_size, self.augment = rank, world_size, augment
+        self.num_records = 1 + max(max(records) for records in units)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[Share]:
         for position in self.positions:
-            records = self.batch(position)
-            mine = slice(self.rank, None, self.world_size)
-            words = draw_words(len(records), self.key, position)[mine].tolist() if self.augment else None
-            yield records[mine], words
+            records = self.batch(position)[self.rank :: self.world_size]
+            # A word for every record there is, so that a record's turn does not depend on which others are drawn.
+            words = draw_words(self.num_records, self.key, position)[records].tolist() if self.augment else None
+            yield records, words
 
     def batch(self, position: int) -> list[int]:
         """The records of the whole batch: one of each unit that its coin took.
@@ -63,24 +63,28 @@ class PoissonShares:
 
 
 def units_of(shards: ShardSet, unit: str) -> list[list[int]]:
-    """The records of every patch, or of every patient. PrivacyError where one patient may be there under two names."""
+    """The records of every patch, or of every patient. PrivacyError where a subject's patient is not known."""
     if unit == "patch":
         return [[number] for number in range(len(shards))]
-    return list(records_of_patients(shards, must_be_apart=True).values())
+    if unnamed := without_patient(shards):
+        raise PrivacyError(
+            f"{shards.folder}: the manifest does not say whose {', '.join(unnamed[:3])}{' ...' * (len(unnamed) > 3)} "
+            "are, and one patient under two names would be protected as two people are: start data_prep.build_shards "
+            "again, with a column `patient` in data.prepare.split.csv where ids do not tell; or take "
+            "variant.dp.unit=patch"
+        )
+    return list(records_of_patients(shards).values())
 
 
-def records_of_patients(shards: ShardSet, *, must_be_apart: bool) -> dict[str, list[int]]:
-    """Subject -> its records, in their order."""
+def without_patient(shards: ShardSet) -> list[str]:
+    """Subjects of whom the manifest does not say which patient they are."""
+    return [name for name, entry in shards.subjects.items() if not entry.get("patient")]
+
+
+def records_of_patients(shards: ShardSet) -> dict[str, list[int]]:
+    """Patient, or subject where no patient is named -> its records, in their order."""
     found: dict[str, list[int]] = {}
     for number in range(len(shards)):
-        found.setdefault(shards.subject(number), []).append(number)
-    labels: dict[str, str] = {}
-    for name in found if must_be_apart else ():
-        label = re.match(r"sub-[0-9A-Za-z]+", name)
-        other = labels.setdefault(label.group() if label else name, name)
-        if other != name:
-            raise PrivacyError(
-                f"{shards.folder}: {other} and {name} may be one patient, whom variant.dp.unit=patient would count "
-                "twice; give every patient one subject name, or take variant.dp.unit=patch"
-            )
+        name = shards.subject(number)
+        found.setdefault(shards.subjects[name].get("patient") or name, []).append(number)
     return found

@@ -60,8 +60,6 @@ SINGLE_NOTE = (
     "study. Synthetic patches are taken to be of the one GAN that this page was given. The paper's numbers come from "
     "its own cohorts (PEGASUS for our first, 1000Plus for a second) and say what to expect at full size."
 )
-
-
 NO_EPSILON = "No epsilon covers: "
 
 
@@ -108,8 +106,10 @@ def lines_of(comparison: dict[str, Any], kinds: tuple[str, ...], region: str, me
 
 
 def _budget(privacy: dict[str, Any]) -> str:
-    """What a private GAN spent, with the unit that its epsilon speaks of."""
+    """What a private GAN spent, with the unit that its epsilon speaks of; nothing where its noise is no secret."""
     spent = f"; epsilon {privacy['epsilon']:.3g} per {privacy['unit']} at delta {privacy['delta']:.2g}"
+    if not privacy.get("is_key_secret", True):
+        spent = "; no epsilon, as its noise seed is known"
     return f"{spent}; noise multiplier {privacy['noise_multiplier']:g}"
 
 

@@ -14,7 +14,7 @@ fixed latents of the pictures) is a function of the seed and a position, and bot
 import json
 import shutil
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +93,19 @@ def save(
     return Saved(final, num_bytes, time.perf_counter() - began)
 
 
-def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: World) -> dict[str, Any] | None:
+def load(
+    run_dir: Path,
+    name: str | None,
+    engines: dict[str, Engine],
+    *,
+    world: World,
+    accept: Callable[[dict[str, Any]], None] = lambda state: None,
+) -> dict[str, Any] | None:
     """Restore every engine from checkpoint `name` (None: the newest whole one); returns its state, None without one.
 
     The next step is the one the unbroken run would have taken. CheckpointError for a damaged, foreign or incomplete
-    checkpoint, before anything is changed. Newer ones than a named one are set aside.
+    checkpoint, before anything is changed. Newer ones than a named one are set aside, once `accept`, which may raise,
+    has seen the state.
     """
     chosen = together(world, lambda: shelf.choose(run_dir, name))
     if chosen is None:
@@ -121,6 +129,7 @@ def load(run_dir: Path, name: str | None, engines: dict[str, Engine], *, world: 
     for player, engine in engines.items():
         engine_state.restore_weights(engine, weights[player])
         engine_state.restore_optimizer(engine, moments[player], told["engines"][player])
+    accept(told["state"])
     if name is not None:
         together(world, lambda: shelf.set_aside_after(chosen.parent, chosen.name))
     barrier()

@@ -8,7 +8,6 @@ removing one unit. The one module that imports Opacus.
 import functools
 import math
 import warnings
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -121,20 +120,29 @@ def private_optimizer(
     clip_norm: float,
     expected_batch: float,
     num_ranks: int,
-    noise: torch.Generator,
 ) -> torch.optim.Optimizer:
     """`inner` behind Opacus' clipping and noise; on several ranks the clipped sums are added and rank 0 adds noise.
 
-    expected_batch: units per step over all ranks; the noisy sum is divided by it.
+    expected_batch: units per step over all ranks; the noisy sum is divided by it. What the noise of a step is drawn
+    from, a numpy Generator, is set as `generator` before it.
     """
     from opacus.optimizers import DistributedDPOptimizer, DPOptimizer
 
-    wrapper: Callable[..., torch.optim.Optimizer] = DistributedDPOptimizer if num_ranks > 1 else DPOptimizer
+    class Noisy(DPOptimizer):
+        def add_noise(self) -> None:
+            """Opacus' own, with noise made in numpy: seeding torch's CPU generator keeps 32 bits of a key."""
+            for parameter in self.params:
+                noise = torch.from_numpy(self.generator.standard_normal(parameter.shape, np.float32))
+                noise = noise.to(parameter.device) * (self.noise_multiplier * self.max_grad_norm)
+                parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
+
+    class NoisyOverRanks(DistributedDPOptimizer, Noisy):
+        """The noise is added by rank 0, as Opacus has it."""
+
     # Over ranks Opacus divides by their number once more.
-    return wrapper(
+    return (NoisyOverRanks if num_ranks > 1 else Noisy)(
         inner,
         noise_multiplier=noise_multiplier,
         max_grad_norm=clip_norm,
         expected_batch_size=expected_batch / num_ranks,
-        generator=noise,
     )

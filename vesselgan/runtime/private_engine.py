@@ -6,6 +6,9 @@
 `backward` clips one unit's whole gradient, so memory holds one gradient and one sum, not one per unit. `step` adds up
 the ranks, adds noise once, divides by the expected number of units and updates. A unit whose gradient is not finite
 counts as zero: so a step depends on no unit by more than the clipping norm, and none is skipped.
+
+The noise is numpy's (Philox, seeded with the whole key and the number of releases before), made on the CPU and moved to
+where the weights are: the same bytes after a resume, and on whatever device.
 """
 
 from collections.abc import Sequence
@@ -62,7 +65,6 @@ class PrivateEngine:
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
         *,
-        noise: torch.Generator,
         weight_clip: float,
         world: World,
     ) -> None:
@@ -71,7 +73,7 @@ class PrivateEngine:
         """Stepped parameters by name; frozen biases are not among them."""
         self.counters, self.skips = Counters(), Skips()
         self.batch = Batch(0, 0, 0.0)
-        self._optimizer, self._noise, self._weight_clip = optimizer, noise, weight_clip
+        self._optimizer, self._weight_clip = optimizer, weight_clip
         self.key: int | None = None
         """What the noise is drawn from; set before the first step."""
         self._world = world
@@ -117,8 +119,8 @@ class PrivateEngine:
     def step(self) -> bool:
         """One release: noise by the key and the number of releases before it, then the update. Always True."""
         assert self.key is not None
-        seed = np.random.SeedSequence((self.key, self.releases, _STREAM)).generate_state(1, np.uint64)[0]
-        self._noise.manual_seed(int(seed) - 2**63)
+        source = np.random.Philox(np.random.SeedSequence((self.key, self.releases, _STREAM)))
+        self._optimizer.generator = np.random.Generator(source)
         for parameter in self.parameters.values():
             # No unit more; where there was none at all, this makes the zero that the noise is added to.
             parameter.grad_sample = parameter.new_zeros((0, *parameter.shape))
@@ -171,21 +173,21 @@ def build_private(
     a parameter, into a gradient.
     """
     refuse_layers(module)
+    # A release that is made again after a kill must have the same bytes: cuDNN's other kernels add in any order.
+    torch.backends.cudnn.deterministic = True
     module.to(world.device, torch.float32)
     for parameter in module.parameters():
         if world.size > 1:
             torch.distributed.broadcast(parameter.data, src=0)
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    noise = torch.Generator(device=world.device)
     optimizer = private_optimizer(
         adam_for(learned, learning_rate=learning_rate, betas=betas),
         noise_multiplier=noise_multiplier,
         clip_norm=clip_norm,
         expected_batch=expected_batch,
         num_ranks=world.size,
-        noise=noise,
     )
-    return PrivateEngine(name, module, optimizer, noise=noise, weight_clip=weight_clip, world=world)
+    return PrivateEngine(name, module, optimizer, weight_clip=weight_clip, world=world)
 
 
 def refuse_layers(module: nn.Module) -> None:

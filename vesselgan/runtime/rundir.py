@@ -60,7 +60,8 @@ def prepare(
         changes += _mechanics_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
         _refuse(run_dir, changes, config.allow_change)
         return changes
-    ours = {f"deepspeed_{player}.json" for player in engine_settings} | {"provenance.json", "lock", "noise_key"}
+    ours = {f"deepspeed_{player}.json" for player in engine_settings} | {"provenance.json", "lock"}
+    ours |= {"noise_key", "releases.json"}
     if (run_dir / "provenance.json").is_file():
         ours.add("config.yaml")
     if run_dir.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in run_dir.iterdir()):

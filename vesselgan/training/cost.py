@@ -28,6 +28,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.runtime.adam import moment_names
 from vesselgan.runtime.private_engine import Batch
 from vesselgan.training.gan import critic_step, generator_step
+from vesselgan.training.private import Dealt
 from vesselgan.training.private import critic_step as private_critic_step
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -77,15 +78,16 @@ def step_cost(
         if has_average:
             memory.take("average", FLOAT32 * generator.num_parameters)
         draws = _Blanks(batch_per_rank, variant.latent_size)
-        real_NCXYZ = torch.empty(batch_per_rank, 2, *patch_shape, device=place)
+        batch: Any = torch.empty(batch_per_rank, 2, *patch_shape, device=place)
         standing = memory.live
-        # The first round leaves behind what the second finds: gaps in the heap.
         update = critic_step if variant.dp is None else private_critic_step
         if variant.dp is not None:
+            batch = Dealt(range(batch_per_rank), batch)
             memory.take("critic/sum", FLOAT32 * critic.num_parameters)
+        # The first round leaves behind what the second finds: gaps in the heap.
         for _ in range(2):
             ledger.flop = 0
-            update(critic, generator, real_NCXYZ, draws, 0, variant)
+            update(critic, generator, batch, draws, 0, variant)
             flop = ledger.flop * (variant.n_critic - 1)
             generator_step(critic, generator, draws, 0)
         return Cost(flop=ledger.flop + flop, standing_bytes=standing, peak_bytes=memory.peak)
@@ -145,6 +147,8 @@ def players_of(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Mod
 
 class _Rehearsed:
     """As much of an Engine as a step calls. It holds what DeepSpeed would and updates nothing."""
+
+    key = 0
 
     def __init__(
         self,
@@ -223,9 +227,6 @@ class _Blanks:
 
     def latents_NL(self, stream: int, position: int) -> Tensor:
         return torch.empty(self.batch_size, self.latent_size)
-
-    def dealt_NL(self, stream: int, position: int, count: int) -> Tensor:
-        return torch.empty(count, self.latent_size)
 
     def epsilons_N(self, position: int) -> Tensor:
         return torch.empty(self.batch_size)

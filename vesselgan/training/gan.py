@@ -33,8 +33,8 @@ from vesselgan.training.draws import Draws
 Scalars = dict[str, Tensor]
 Phase = Callable[[str], AbstractContextManager]
 """A named span: torch's profiler alone, or runtime.phases, which clocks it too."""
-CriticUpdate = Callable[[Any, Engine, Tensor, Draws, int, Variant, Phase], Scalars]
-"""`critic_step`, or training.private's with an engine of its own."""
+CriticUpdate = Callable[[Any, Engine, Any, Draws, int, Variant, Phase], Scalars]
+"""`critic_step`, or training.private's with an engine and batches of its own."""
 
 
 def critic_step(
@@ -107,7 +107,7 @@ def generator_step(
 def train(
     critic: Engine,
     generator: Engine,
-    batches: Iterator[Tensor],
+    batches: Iterator[Any],
     draws: Draws,
     variant: Variant,
     *,
@@ -121,8 +121,8 @@ def train(
         told: list[Scalars] = []
         for position in range(step * variant.n_critic, (step + 1) * variant.n_critic):
             with phase("data_wait"):
-                real_NCXYZ = next(batches)
-            told.append(update_critic(critic, generator, real_NCXYZ, draws, position, variant, phase))
+                batch = next(batches)
+            told.append(update_critic(critic, generator, batch, draws, position, variant, phase))
         told.append(generator_step(critic, generator, draws, step, phase))
         yield step + 1, told
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from vesselgan.config.compose import config_hash
@@ -69,7 +70,7 @@ class Keeper:
             self.run_dir,
             step,
             self.engines,
-            self._of_the_data() | told | state,
+            self.of_the_data() | told | state,
             keep_last=self.config.train.keep_last,
             is_kept=self.is_kept(step),
             world=self.world,
@@ -88,13 +89,18 @@ class Keeper:
             lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
         )
 
-    def _of_the_data(self) -> dict[str, Any]:
-        """What every checkpoint says of the training set, for `generate`; the affine is the first subject's."""
-        first = next(iter(self.shards.subjects.values()))
+    def of_the_data(self) -> dict[str, Any]:
+        """What every checkpoint says of the training set, for `generate`.
+
+        The affine is the first subject's; of a private run the spacing's alone, for how a patient lay is his own.
+        """
+        affine = next(iter(self.shards.subjects.values()))["affine"]
+        if self.config.variant.dp is not None:
+            affine = np.diag([*self.shards.spacing_mm, 1.0]).tolist()
         geometry = {
             "patch_shape": list(self.shards.patch_shape),
             "spacing_mm": list(self.shards.spacing_mm),
-            "affine": first["affine"],
+            "affine": affine,
             "upper_percentile": self.shards.manifest.upper_percentile,
         }
         return {"manifest": geometry, "config_hash": config_hash(self.config)}

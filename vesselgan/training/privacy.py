@@ -17,6 +17,8 @@ NOT_COVERED = (
     "the intensity range, which is a percentile of the private volumes",
     "the label threshold, the checkpoint and the settings, where they are chosen on private validation data",
     "the counts of patients and patches, and statistics of the split",
+    "the voxel spacing, which is a median of the private volumes, and the hash of the training shards (trained_on), by "
+    "which whoever has a set can tell that it is this one",
     "the run's own log: critic losses and pictures of real patches carry no noise; share the samples, not the log",
 )
 
@@ -182,26 +184,26 @@ def plural(unit: str) -> str:
     return {"patch": "patches", "patient": "patients"}[unit]
 
 
-def refuse_other_history(state: dict[str, Any], mechanism: Mechanism, releases: int) -> None:
+def refuse_other_history(state: dict[str, Any], now: dict[str, Any]) -> None:
     """CheckpointError unless the checkpoint's accountant is there, is this run's, and has counted every release.
 
-    releases: steps that the restored critic has taken.
+    now: what this run would tell of itself (`Private.told`), `steps` being those that the restored critic has taken.
+    A key that was known once stays so: noise that was taken off cannot be put on again.
     """
     stored = state.get("privacy")
     remedy = "start a new run directory: an epsilon for these weights would not be true"
     if stored is None:
         raise CheckpointError(f"the checkpoint of step {state['step']} holds no privacy accountant; {remedy}")
-    now = mechanism.told(0)
-    keys = ("unit", "num_units", "sample_rate", "noise_multiplier", "clip_norm", "delta")
-    changed = [f"{key}: {stored.get(key)} -> {now[key]}" for key in keys if stored.get(key) != now[key]]
+    keys = ("unit", "num_units", "sample_rate", "noise_multiplier", "clip_norm", "delta", "is_key_secret")
+    changed = [f"{key}: {stored.get(key)} -> {now.get(key)}" for key in keys if stored.get(key) != now.get(key)]
     if changed:
         raise CheckpointError(
             f"the checkpoint's privacy accountant counted another mechanism ({'; '.join(changed)}); go on with the "
             f"settings and data of before, or {remedy}"
         )
-    if stored["steps"] != releases:
+    if stored["steps"] != now["steps"]:
         raise CheckpointError(
-            f"the privacy accountant counts {stored['steps']} steps, the critic has taken {releases}; {remedy}"
+            f"the privacy accountant counts {stored['steps']} steps, the critic has taken {now['steps']}; {remedy}"
         )
 
 

@@ -5,11 +5,12 @@ gradient is clipped as one, and one noise is added per fresh batch. The generato
 from the critic is free.
 """
 
+import re
 import secrets
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +18,18 @@ from torch.profiler import record_function
 
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.data.patches import PatchDataset, read_shares
-from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of
+from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of, without_patient
 from vesselgan.errors import CheckpointError
-from vesselgan.files import write_text
+from vesselgan.files import write_private
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.private_engine import PrivateEngine, build_private
+from vesselgan.runtime.rundir import Change
 from vesselgan.shards import ShardSet
-from vesselgan.training.draws import Draws
+from vesselgan.training import releases
+from vesselgan.training.draws import Draws, latents_by_record_NL
 from vesselgan.training.gan import Phase, Scalars
 from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words
 
@@ -34,20 +37,34 @@ KEY_FILE = "noise_key"
 KEY_BITS = 128
 
 
+class Dealt(NamedTuple):
+    """This rank's part of a Poisson batch, perhaps nothing."""
+
+    records: Sequence[int]
+    """Whose patches they are, by number: one of each unit."""
+    real_NCXYZ: Tensor
+
+
 def critic_step(
     critic: PrivateEngine,
     generator: Engine,
-    real_NCXYZ: Tensor,
+    dealt: Dealt,
     draws: Draws,
     position: int,
     variant: Variant,
     phase: Phase = record_function,
 ) -> Scalars:
-    """One private update of the critic from a Poisson batch, of which this rank has N units, perhaps none."""
+    """One private update of the critic from a Poisson batch.
+
+    What a unit adds to the sum is a function of the weights, the key, the position and its own record alone: without
+    it the sum is another by no more than the clipping norm.
+    """
     critic.refuse_second_use(position)
-    latents_NL = draws.dealt_NL(0, position, len(real_NCXYZ)).to(generator.device, generator.dtype)
-    for unit in range(len(real_NCXYZ)):
-        real, latent = real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+    assert critic.key is not None
+    latents_NL = latents_by_record_NL(critic.key, position, dealt.records, draws.latent_size)
+    latents_NL = latents_NL.to(generator.device, generator.dtype)
+    for unit in range(len(dealt.records)):
+        real, latent = dealt.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
         with phase("critic/fake"), torch.no_grad():
             fake = generator.module(latent).to(critic.dtype)
         with phase("critic/scores"):
@@ -86,7 +103,15 @@ class Private:
     """What sampling and noise are drawn from; null until `begin` where it is secret."""
     num_patches: int
     n_critic: int
+    are_patients_known: bool
+    """Else every subject counts as one."""
+    mark: releases.Mark = field(default_factory=releases.Mark)
     _epochs: int = 0
+
+    @property
+    def generator_steps(self) -> int:
+        """Those that the run may take."""
+        return self.steps // self.n_critic
 
     def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
         return build_private(
@@ -101,7 +126,7 @@ class Private:
             world=world,
         )
 
-    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Tensor]:
+    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Dealt]:
         """This rank's part of the Poisson batches at `positions`."""
         assert self.key is not None
         shares = PoissonShares(
@@ -113,11 +138,14 @@ class Private:
             world_size=world.size,
             augment=config.data.augment,
         )
-        return read_shares(dataset, shares, config.train.num_workers)
+        patches = read_shares(dataset, shares, config.train.num_workers)
+        return (Dealt(records, real) for (records, _), real in zip(shares, patches, strict=True))
 
     def lines(self) -> list[str]:
         """What the whole run will spend, in words, and how the noise is kept."""
         lines = words(self.mechanism, self.steps)
+        if not self.are_patients_known:
+            lines.append("privacy: the shards name no patients, so `per patient` means per subject's id")
         if self.steps < self.asked:
             lines.append(
                 f"privacy: variant.dp.target_epsilon={self.dp.target_epsilon:g} ends the run after {self.steps:,} of "
@@ -127,7 +155,7 @@ class Private:
             return [
                 *lines,
                 f"privacy: sampling and noise come from a secret key, {KEY_FILE} in the run directory: never share "
-                "it, delete it when the run is over",
+                "it, train in one copy of the directory alone, delete it when the run is over",
             ]
         return [
             *lines,
@@ -135,18 +163,26 @@ class Private:
             "take the noise off again, so no epsilon holds against him",
         ]
 
-    def begin(self, run_dir: Path, state: dict[str, Any], critic: PrivateEngine, world: World) -> int:
-        """Open the key and compare the accountants; the generator steps that the run may take. A collective call.
+    def begin(
+        self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
+    ) -> None:
+        """Open the key and compare the accountants. A collective call.
 
-        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took.
+        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took;
+        PrivacyError where `changes` would make releases again otherwise.
         """
         if state["step"]:
-            refuse_other_history(state, self.mechanism, critic.releases)
+            refuse_other_history(state, self.told(critic))
+        path, on = run_dir / releases.FILE, releases.place_of(world)
+        self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
         if self.key is None:
             self.key = together(world, lambda: _secret_key(run_dir))
         critic.key = self.key
         self._epochs = self._epoch(critic)
-        return self.steps // self.n_critic
+
+    def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
+        """Put the releases so far on record, before anything is told of them. A collective call."""
+        together(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
 
     def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
         """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""
@@ -186,7 +222,7 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
             "in this run's account; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
-    patients = records_of_patients(shards, must_be_apart=dp.unit == "patient")
+    patients = records_of_patients(shards)
     mechanism, steps = planned(
         config.variant,
         batch_size=config.train.batch_size,
@@ -196,21 +232,31 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
         generator_steps=generator_steps,
     )
     n_critic = config.variant.n_critic
-    return Private(dp, mechanism, steps, generator_steps * n_critic, units, dp.noise_seed, len(shards), n_critic)
+    return Private(
+        dp,
+        mechanism,
+        steps,
+        asked=generator_steps * n_critic,
+        units=units,
+        key=dp.noise_seed,
+        num_patches=len(shards),
+        n_critic=n_critic,
+        are_patients_known=not without_patient(shards),
+    )
 
 
 def _secret_key(run_dir: Path) -> int:
-    """The run's key, drawn where it is new; CheckpointError where a run that has begun has lost it."""
+    """The run's key, drawn where it is new; CheckpointError where it is damaged or a run that has begun has lost it."""
     path = run_dir / KEY_FILE
-    if path.is_file():
-        return int(path.read_text(), 16)
-    if any((run_dir / "checkpoints").glob("step_*")):
+    has_begun = any((run_dir / "checkpoints").glob("step_*"))
+    if not path.is_file() and not has_begun:
+        write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
+    found = path.read_text(errors="replace").strip() if path.is_file() else None
+    if found is None or not re.fullmatch(f"[0-9a-f]{{{KEY_BITS // 4}}}", found):
+        what = "lost" if found is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
+        remedy = "put it back, or start a new run directory" if has_begun else "remove it, and a new one is drawn"
         raise CheckpointError(
-            f"{path}: lost, so the run cannot go on with the noise and the sampling that its account is about; put it "
-            "back, or start a new run directory"
+            f"{path}: {what}, so the run cannot go on with the noise and the sampling that its account is about; "
+            f"{remedy}"
         )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path.touch(mode=0o600)
-    write_text(path, f"{secrets.randbits(KEY_BITS):032x}\n")
-    path.chmod(0o600)
-    return int(path.read_text(), 16)
+    return int(found, 16)

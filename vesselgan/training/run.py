@@ -70,10 +70,10 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         return
     lines = requests.attend(run_dir, max_minutes=config.train.max_minutes, max_sittings=config.runtime.max_sittings)
     (shards,), told = staged([shards], config.data.stage_to, world)
-    state, weights_from = _begin(config, run_dir, engines, world)
+    state, weights_from = _begin(config, run_dir, engines, world, private, changes)
     keeper = keeper_of(config, run_dir, world, engines, shards, state)
     if private is not None:
-        keeper.limit = private.begin(run_dir, state, engines["critic"], world)
+        keeper.limit = private.generator_steps
         told = [*told, *private.lines()]
     lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
@@ -97,15 +97,26 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
 
 
 def _begin(
-    config: TrainGan, run_dir: Path, engines: dict[str, Engine], world: World
+    config: TrainGan,
+    run_dir: Path,
+    engines: dict[str, Engine],
+    world: World,
+    private: Private | None,
+    changes: list[rundir.Change],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the state to go on from, where a new run has its weights from): the newest checkpoint, else a fresh start."""
-    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world)
+
+    def accept(state: dict[str, Any]) -> None:
+        if private is not None:
+            private.begin(run_dir, state, changes, engines["critic"], world)
+
+    state = checkpoint.load(run_dir, config.checkpoint, engines, world=world, accept=accept)
     if state is not None:
         return state, None
-    source = config.weights_only_start
+    source, state = config.weights_only_start, {"step": 0, "seconds": 0.0}
     weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
-    return {"step": 0, "seconds": 0.0}, weights_from
+    accept(state)
+    return state, weights_from
 
 
 def settings_of(config: TrainGan, raw: dict[str, Any], ranks: int) -> dict[str, dict[str, Any]]:
@@ -196,6 +207,7 @@ class _Run:
         ):
             for scalars in updates:
                 meter.take(scalars)
+            self._count_releases()
             told = {"field": "train.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
             refuse_endless_skips(self.engines, settings.max_bad_steps, **told)
             if average is not None:
@@ -253,6 +265,10 @@ class _Run:
             num_workers=settings.num_workers,
             augment=self.config.data.augment,
         )
+
+    def _count_releases(self) -> None:
+        if self.private is not None:
+            self.private.count(self.run_dir, self.engines["critic"], self.world)
 
     def privacy(self) -> dict[str, Any]:
         """{"privacy": what is spent by now}, for the checkpoint and finished.json; nothing without privacy."""

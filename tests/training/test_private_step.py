@@ -1,0 +1,97 @@
+"""The private critic on real shards: no unit moves the sum by more than the clipping norm, whoever is with it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor
+
+from vesselgan.config.compose import compose
+from vesselgan.data.patches import PatchDataset
+from vesselgan.data.poisson import PoissonShares
+from vesselgan.models.blocks import start_weights
+from vesselgan.models.critic import Critic
+from vesselgan.models.generator import Generator
+from vesselgan.runtime.distributed import World
+from vesselgan.shards import ShardSet
+from vesselgan.training.draws import Draws, latents_by_record_NL
+from vesselgan.training.private import critic_step, private_of
+
+CLIP = 1e-3
+"""Below every unit's gradient, so that all are cut to it."""
+POSITION = 3
+SumOf = Callable[..., Tensor]
+
+
+def world(rank: int = 0, size: int = 1) -> World:
+    return World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"))
+
+
+@pytest.fixture(params=["patch", "patient"])
+def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> SumOf:
+    """The clipped sum of one step, all of it flat, over ranks that take their parts in turn; `without` one record."""
+    rate = {"patch": 8, "patient": 2}[request.param]
+    words = ["variant=dpgan", "variant.width=8", f"variant.dp.unit={request.param}", f"variant.dp.clip_norm={CLIP}"]
+    words += ["variant.dp.delta=1e-5", "variant.dp.noise_multiplier=1", "variant.dp.noise_seed=4", "data.augment=true"]
+    config = compose("train_gan", [*words, f"train.batch_size={rate}", "train.num_workers=0"])
+    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
+    private = private_of(config, shards, 10)
+    dataset = PatchDataset(shards, scaling="volume", label_threshold=0.3, intensity="signed")
+    whole = PoissonShares.batch
+
+    def run(*, without: int | None = None, ranks: int = 1) -> Tensor:
+        monkeypatch.setattr(
+            PoissonShares, "batch", lambda self, position: [r for r in whole(self, position) if r != without]
+        )
+        total = torch.zeros(1)
+        for rank in range(ranks):
+            critic = Critic(shards.patch_shape, 8, "instance")
+            generator = Generator(shards.patch_shape, 8, config.variant.latent_size, "group")
+            start_weights(critic, 1)
+            start_weights(generator, 2)
+            engine = private.engine(critic, config.variant, world())
+            engine.key, engine.counters.global_steps = private.key, POSITION
+            engine._optimizer.noise_multiplier = 0.0
+            seen: list[Tensor] = []
+            parameters = list(engine.parameters.values())
+            monkeypatch.setattr(
+                engine.inner_optimizer, "step", lambda p=parameters, s=seen: s.extend(g.grad.flatten() for g in p)
+            )
+            draws = Draws(config.train.seed, config.train.batch_size, config.variant.latent_size, rank, ranks)
+            batches = private.batches(dataset, range(POSITION, POSITION + 1), config, world(rank, ranks))
+            still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
+            critic_step(engine, still, next(batches), draws, POSITION, config.variant)
+            total = total + torch.cat(seen).double() * config.train.batch_size
+        return total
+
+    run.records = lambda: whole(  # type: ignore[attr-defined]
+        PoissonShares(
+            private.units, sample_rate=private.mechanism.sample_rate, key=private.key, positions=range(4), rank=0,
+            world_size=1, augment=False,
+        ),
+        POSITION,
+    )  # fmt: skip
+    return run
+
+
+def test_no_unit_moves_the_sum_by_more_than_the_clipping_norm(sum_of: SumOf) -> None:
+    everyone, records = sum_of(), sum_of.records()
+    assert len(records) >= 2
+    for record in records:
+        # Sums in float32, and the 1e-6 that Opacus adds to a norm before it divides by it.
+        assert (everyone - sum_of(without=record)).norm() <= CLIP * (1 + 1e-3), record
+
+
+def test_ranks_share_one_sum(sum_of: SumOf) -> None:
+    # Over ranks the units are added in another order, in float32.
+    assert torch.allclose(sum_of(), sum_of(ranks=3), atol=1e-6 * CLIP, rtol=0)
+
+
+def test_a_records_latent_is_its_own() -> None:
+    three, one = latents_by_record_NL(5, 7, [2, 9, 4], 8), latents_by_record_NL(5, 7, [9], 8)
+    assert three[1].equal(one[0])
+    rows = [latents_by_record_NL(*at, 8) for at in ((5, 7, [9]), (6, 7, [9]), (5, 8, [9]), (5, 7, [8]))]
+    assert len({tuple(row.flatten().tolist()) for row in rows}) == 4
+    assert latents_by_record_NL(5, 7, [], 8).shape == (0, 8)
