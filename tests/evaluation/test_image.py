@@ -101,6 +101,27 @@ def test_a_reference_with_training_patients_or_patches_is_refused(image_road, wr
     assert asked["training_overlap"] == "the training split, asked by name"
 
 
+def test_the_overlap_is_sought_in_what_the_gan_learned_from(image_road, capsys):
+    """A GAN of another cohort could replay this one's held-out patches and none of its training patches."""
+    made = image_road / "run" / "synthetic"
+    assert any("is not checked" in note for note in run(image_road)["notes"])  # the patches do not say
+    (image_road / "results" / "image.json").unlink()
+    (image_road / "results").rmdir()
+    say(made, trained_on="ab" * 32)
+    for reference in ("validation", "train"):
+        code, said = refused(capsys, image_road, f"image.reference={reference}", "image.num_clusters=2")
+        assert code == 3 and "GAN was trained on other shards than" in said and "data=" in said
+    say(made, trained_on=content_hash(image_road / "phantom/shards/gan/train"))
+    assert not any("is not checked" in note for note in run(image_road)["notes"])
+
+
+def say(folder: Path, **extra: str) -> None:
+    """Put `extra` into a manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["extra"] |= extra
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_weights_that_are_not_those_expected_stop_the_command(image_road, capsys):
     weights = image_road / "resnet_10.pth"
     medicalnet = ["image.extractor=medicalnet", f"image.weights={weights}"]

@@ -7,6 +7,7 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.errors import DataError, UsageError
+from vesselgan.shards import content_hash
 from vesselgan.stages import Stage
 from vesselgan.study import run as study_run
 from vesselgan.study import steps, sweep
@@ -114,6 +115,22 @@ def test_a_test_image_that_was_learned_from_is_refused(study, walked, write_coho
     with pytest.raises(UsageError, match="both called own"):
         config = study(steps.word("test_cohorts", [str(same)]))
         run_sources(config, home_of(config))
+    assert walked == []
+
+
+@pytest.mark.parametrize("road", ["sources", "sweep"])
+def test_a_gan_that_learned_from_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
+    """Its config.yaml may name any folder: what counts is the content that it learned from."""
+    foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
+    provenance = tmp_path / "runs/gp/provenance.json"
+    for inputs, message in (
+        ({"gan/train": content_hash(foreign / "shards/gan/train")}, "gp learned from other shards"),
+        ({}, "gp does not say what it learned from"),
+    ):
+        provenance.write_text(json.dumps({"inputs": inputs}))
+        config = study(f"study={road}")
+        with pytest.raises(DataError, match=f"{message}.* name the cohort of its training with data="):
+            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
     assert walked == []
 
 

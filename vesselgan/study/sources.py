@@ -34,7 +34,7 @@ TOLD = ("steps", "best_checkpoint", "validation_dice")
 
 def run_sources(config: Study, home: Path) -> Path:
     """Walk the whole comparison; the folder of its report. UsageError or DataError before anything is started."""
-    gans = gans_of(config.runs, [])
+    gans = gans_of(config, [])
     cohorts = cohorts_of(config)
     walker = Walker(home)
     thresholds = {gan.name: choose_threshold(config, home, gan, walker)["label_threshold"] for gan in gans}
