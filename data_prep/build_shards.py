@@ -256,6 +256,7 @@ def write_manifests(
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
+                    "image_sha256": subject.image_sha256,
                 }
                 for name, subject in subjects.items()
             },

@@ -27,7 +27,8 @@ Quantisation: an intensity q * 255/65535, q = 0..65535, comes back bit for bit; 
 Labels, scores and tables come back bit for bit. Links, external storage and virtual data sets are refused.
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
-upper_percentile, count, subjects {id: {spacing_mm, affine}}, shards [{file, count, bytes, sha256}], extra (free).
+upper_percentile, count, subjects {id: {spacing_mm, affine, image_sha256 (real ones: the volume's voxels)}},
+shards [{file, count, bytes, sha256}], extra (free).
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
 
 Written so that a killed job leaves nothing that looks whole: the shard as NAME.partial, `complete` last, fsync,
@@ -99,7 +100,7 @@ def write_manifest(
 ) -> Path:
     """Make the finished shards in `folder` a set; the last thing that is written.
 
-    subjects: {id: {spacing_mm, affine}}; spacing_mm is the set's own, which generated patches inherit.
+    subjects: {id: {spacing_mm, affine, ...}}; spacing_mm is the set's own, which generated patches inherit.
     ResourceError when it cannot be written.
     """
     assert origin in ORIGINS and shards and len({shard.file for shard in shards}) == len(shards), (origin, shards)
