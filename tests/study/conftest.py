@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vesselgan import stages
 from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
@@ -62,21 +63,46 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 @pytest.fixture
 def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
     """The stages that would have been started, in order; their outputs are made up."""
-    stages: list[Stage] = []
+    found: list[Stage] = []
 
     def pretend(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
-        stages.append(stage)
+        found.append(stage)
         for output in stage.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(made_up(stage)))
         return True
 
     monkeypatch.setattr(steps, "walk", pretend)
-    return stages
+    return found
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the stages that ran, walked and marked as ever; their commands are not started."""
+    stages_met: list[Stage] = []
+    names: list[str] = []
+
+    def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+        stages_met.append(stage)
+        return stages.walk(home, stage, label, after_news=after_news)
+
+    def pretend(*command: object, **options: object) -> int:
+        stage = stages_met[-1]
+        names.append(stage.name)
+        for output in stage.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(made_up(stage)))
+        return 0
+
+    monkeypatch.setattr(steps, "walk", walk)
+    monkeypatch.setattr(stages.processes, "run_command", pretend)
+    return names
 
 
 def made_up(stage: Stage) -> dict:
     """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
+    if stage.name.startswith("generate-"):
+        return {"extra": {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}}
     if stage.name.startswith("narrow-"):
         return {"narrowed": [0.3, 0.5]}
     wanted = 0.5 if "-gp" in stage.name else 0.3

@@ -61,6 +61,52 @@ def test_every_command_is_one_that_its_verb_accepts(study, walked):
     assert len({stage.name for stage in walked}) == len(walked)
 
 
+def test_a_study_of_fewer_seeds_or_gans_keeps_no_result_of_the_others(study, ran, tmp_path):
+    drawn = "image.extractor=random"
+    home = home_of(study())
+    run_sources(study("seeds=[1,2]", drawn), home)
+    assert {"image-gp", "image-sn_mp", "comparison", "report"} < set(ran)
+    for words, again in (
+        (["seeds=[1,2]", drawn], []),  # nothing is done twice
+        (["seeds=[1]", drawn], ["comparison"]),
+        (["seeds=[1]", drawn, steps.word("runs", [str(tmp_path / "runs/gp")])], ["comparison", "report"]),
+        (["seeds=[1]", steps.word("runs", [str(tmp_path / "runs/gp")])], ["report"]),
+    ):
+        ran.clear()
+        run_sources(study(*words), home)
+        assert [name for name in ran if name != "report"] == [name for name in again if name != "report"], words
+        assert ("report" in ran) == bool(again), words
+    assert list(json.loads((home / "sources.json").read_text())["rows"][0]["runs"]) == ["1"]
+    assert [path.name for path in (home / "results").iterdir()] == ["comparison.json"]
+
+
+def test_a_studys_report_gets_the_patches_that_the_study_made(study, walked):
+    config = study()
+    home = home_of(config)
+    run_sources(config, home)
+    ((_, page),) = [c for stage in walked for c in said(stage) if c[0] == "report"]
+    assert page["synthetic"] == [str(home / f"gans/{gan}/synthetic") for gan in ("gp", "sn_mp")]
+    rows = {row["name"]: row["gan"] for row in json.loads((home / "sources.json").read_text())["rows"]}
+    assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
+
+
+def test_image_scores_are_made_where_a_network_is_named(study, walked):
+    config = study("image.weights=resnet.pth", "data.label_threshold=0.2")
+    run_sources(config, home_of(config))
+    stages = {stage.name: stage for stage in walked if stage.name.startswith("image-")}
+    assert list(stages) == ["image-gp", "image-sn_mp"]
+    ((_, evaluated),) = parsed(stages["image-gp"])
+    assert (evaluated.image.extractor, evaluated.image.weights) == ("medicalnet", "resnet.pth")
+    assert evaluated.data.label_threshold == 0.5  # the one that validation chose
+    assert evaluated.image.synthetic.endswith("gans/gp/synthetic") and evaluated.data.cohort_dir.endswith("own")
+    names = [stage.name for stage in walked]
+    assert names.index("image-gp") < names.index("comparison")
+    walked.clear()
+    config = study()
+    run_sources(config, home_of(config))
+    assert not any(stage.name.startswith("image-") for stage in walked)
+
+
 def test_every_source_gets_the_same_steps_and_never_stops_early(study, walked):
     config = study("unet.max_steps=20", "unet.validate_every=10")
     run_sources(config, home_of(config))

@@ -48,7 +48,9 @@ def report(config: Report) -> Path:
     UsageError for a run directory that is not there, DataError for a damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
-    runs = [read_run(folder) for folder in config.runs]
+    if config.synthetic and len(config.synthetic) != len(config.runs):
+        raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
+    runs = [read_run(*both) for both in zip(config.runs, config.synthetic or [None] * len(config.runs), strict=True)]
     parts = sections(config, results, runs)
     files: dict[str, str | bytes] = {name: content for part in parts for name, content in part.files.items()}
     files |= {f"{CHARTS}/{name}": png for name, png in raster.charts_of("".join(part.html for part in parts))}

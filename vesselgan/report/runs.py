@@ -53,8 +53,11 @@ class Run:
         return value
 
 
-def read_run(folder: str | Path) -> Run:
-    """UsageError when there is no such folder, DataError for a file in it that cannot be read."""
+def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
+    """`synthetic`: where its patches are; null: FOLDER/synthetic.
+
+    UsageError when there is no such folder, DataError for a file in it that cannot be read.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"runs: {folder} is not there; name run directories of launch/train_gan.py")
@@ -69,7 +72,7 @@ def read_run(folder: str | Path) -> Run:
         if not isinstance(settings, dict):
             raise DataError(f"{path}: holds no settings; the run directory is damaged")
     steps, scalars = read_metrics(folder / "metrics.jsonl")
-    synthetic = folder / "synthetic"
+    synthetic = Path(synthetic) if synthetic is not None else folder / "synthetic"
     return Run(
         folder=folder,
         settings=settings,

@@ -65,6 +65,16 @@ def word(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value if not isinstance(value, Path) else str(value), separators=(',', ':'))}"
 
 
+def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> Stage:
+    """What FID, PRD and the labels' looks say of one GAN's patches, with the network that the study names."""
+    out = home / "results" / f"image-{gan.name}.json"
+    words = [word("evaluate", "image"), word("name", gan.name), word("work_dir", config.work_dir), word("out", out)]
+    words += [word("image.synthetic", synthetic_dir(home, gan)), word("data.label_threshold", label_threshold)]
+    words += [w for w in settings_for("evaluate", config, "data", "runtime") if not w.startswith("data.label_thre")]
+    words += [word(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *words),), (out,))
+
+
 def settings_for(verb: str, config: Study, *groups: str) -> list[str]:
     """Every setting of these groups of the study that `verb` has too, as overrides."""
     known = keys_of(VERBS[verb])
