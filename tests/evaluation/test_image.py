@@ -136,13 +136,15 @@ def test_weights_that_are_not_those_expected_stop_the_command(image_road, capsys
 
 
 def test_a_run_with_random_features_is_marked_in_every_table_figure_and_file(image_road):
+    say(image_road / "run" / "synthetic", weights_sha256="12" * 32)
     result = run(image_road)
     assert result["name"] == "tiny"
     segmented = {"subject": "sub-9", "dice": 0.5, "bavd_voxels": 1.0, "bavd_mm": 1.0}
     volumes = {"name": "synthetic", "cohort": "phantom", "subjects": [segmented | {"region": "all"}]}
+    volumes["gan"] = {"run": "tiny", "weights_sha256": "12" * 32}
     metrics = ["dice", "bavd_voxels", "bavd_mm"]
     compared = [study_rows.from_results([volumes], metrics, "tiny")]
-    quality, against = image_quality.section([result]), agreement.section([result], compared, [])
+    quality, against = image_quality.section([result]), agreement.section([result], compared)
     mark = "random features, not comparable"
     for text in (quality.html, quality.files["table-1.md"]):
         assert text.count("tiny") > 2 and re.findall(rf"\btiny\b(?! \({mark}\))", text) == []

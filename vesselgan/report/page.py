@@ -33,7 +33,7 @@ from vesselgan.report import (
     training,
 )
 from vesselgan.report.markup import Part, file_name
-from vesselgan.report.runs import Run, read_run
+from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.report.style import PRINT_RULES, RULES
 from vesselgan.shards import MANIFEST, ShardSet
 
@@ -94,7 +94,7 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
     return [
         *parts,
         image_quality.section(results, runs),
-        agreement.section(results, comparisons, runs),
+        agreement.section(results, comparisons),
         samples.section(runs, real, _thresholds(comparisons), threshold, results),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
@@ -110,10 +110,10 @@ def _comparisons_of(groups: Sequence[list[dict[str, Any]]], runs: Sequence[Run])
     return [study_rows.from_results(members, metrics, variant) for members in groups]
 
 
-def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Variant -> where a study's labels begin."""
-    rows = [row for comparison in comparisons for row in comparison["rows"]]
-    return {row["variant"]: row["label_threshold"] for row in rows if row.get("variant") and row.get("label_threshold")}
+def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """GAN, by `gan_of`, -> where a study's labels of it begin."""
+    rows = [row for comparison in comparisons for row in comparison["rows"] if row.get("label_threshold") is not None]
+    return {gan: row["label_threshold"] for row in rows if (gan := gan_of(row.get("gan"))) is not None}
 
 
 def _segmentation(group: tuple[str, str], members: list[dict[str, Any]], num_groups: int) -> Part:

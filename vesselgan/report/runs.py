@@ -53,6 +53,12 @@ class Run:
         return value
 
 
+def gan_of(told: Any) -> tuple[str, str] | None:
+    """(run, weights' sha256) of the GAN that patches are of, which tells GANs of one variant apart; None: not said."""
+    found = [told.get(key) if isinstance(told, dict) else None for key in ("run", "weights_sha256")]
+    return (str(found[0]), str(found[1])) if all(found) else None
+
+
 def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
     """`synthetic`: where its patches are; null: FOLDER/synthetic.
 

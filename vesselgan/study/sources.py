@@ -79,9 +79,7 @@ def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path,
     return page
 
 
-def walk_images(
-    config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: Walker
-) -> list[Path]:
+def walk_images(config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: Walker) -> list[Path]:
     """The image scores of every GAN's patches, where the study names a network for them; those of others go."""
     is_asked = config.image.extractor is not None or config.image.weights is not None
     stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if is_asked}
