@@ -221,7 +221,13 @@ def test_many_subjects_get_a_table_of_their_own(road):
         path.write_text(json.dumps(result))
     page = read(make(road))
     assert sum("sub-12" in row for row in page.rows) == 2
-    assert "different subjects" in " ".join(page.text)  # the other two rows still have two
+    text = " ".join(page.text)
+    assert "different subjects" in text  # the other two rows still have two
+    assert "Left out, for they were scored on different subjects: shuffled; synthetic." in text
+    means = {r["row"] for r in csv.DictReader((road / "report/segmentation.csv").read_text().splitlines())}
+    assert means == {"threshold", "real", "paper"}
+    study = csv.DictReader((road / "report/study-phantom.csv").read_text().splitlines())
+    assert {row["source"] for row in study} == {"threshold", "real"}
 
 
 def test_results_of_two_cohorts_get_sections_and_files_of_their_own(road, make_result):

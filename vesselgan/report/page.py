@@ -79,12 +79,12 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
     real = _training_shards(config)
     for run in runs:
         _check_patches(run, real)
-    threshold, groups = config.data.label_threshold, tables.by_cohort(results)
+    threshold, groups = config.data.label_threshold, _groups(results)
     studies = study_tables.comparisons(results)
-    comparisons = studies or _comparisons_of(list(groups.values()) or [[]], runs)
+    comparisons = studies or _comparisons_of([kept for kept, _ in groups.values()] or [[]], runs)
     if not groups and not studies:
-        groups = {(config.data.name, "test"): []}
-    parts = [_segmentation(group, members, len(groups)) for group, members in groups.items()]
+        groups = {(config.data.name, "test"): ([], [])}
+    parts = [_segmentation(group, *members, len(groups)) for group, members in groups.items()]
     folder = Path(config.error_maps) if config.error_maps else None
     for comparison in comparisons:
         maps, files = errors.section(comparison, folder)
@@ -116,12 +116,19 @@ def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[tuple[str, str], 
     return {gan: row["label_threshold"] for row in rows if (gan := gan_of(row.get("gan"))) is not None}
 
 
-def _segmentation(group: tuple[str, str], members: list[dict[str, Any]], num_groups: int) -> Part:
-    rows = tables.segmentation_table(members)
+def _groups(results: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
+    return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
+
+
+def _segmentation(
+    group: tuple[str, str], kept: list[dict[str, Any]], left_out: list[dict[str, Any]], num_groups: int
+) -> Part:
+    rows = tables.segmentation_table(kept)
     stem = "segmentation" if num_groups == 1 else "-".join(["segmentation", *map(file_name, group)])
     title = "Segmentation of held-out volumes" + (f", {group[0]}" if num_groups > 1 else "")
     files = {f"{stem}.md": tables.format_markdown(rows), f"{stem}.csv": tables.format_csv(rows)}
-    return Part(title, scores.section(*group, rows), dict(files))
+    return Part(title, scores.section(*group, rows, scores.notes_of(kept, left_out)), dict(files))
 
 
 def _training_shards(config: Report) -> ShardSet | None:
@@ -156,8 +163,8 @@ def fitted(page: str) -> str:
 
 def _shell(cohort: str, results: list[dict[str, Any]], runs: Sequence[Run], parts: Sequence[Part]) -> str:
     """The page around its sections."""
-    groups = tables.by_cohort(results).values()
-    aims = [aim for members in groups for aim in tables.aims(tables.segmentation_table(members))]
+    groups = _groups(results).values()
+    aims = [aim for kept, _ in groups for aim in tables.aims(tables.segmentation_table(kept))]
     passed = sum(aim.verdict == "pass" for aim in aims)
     missing = sum(aim.verdict == tables.NOT_RUN for aim in aims)
     chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])
