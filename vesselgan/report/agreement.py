@@ -93,11 +93,14 @@ def _models(
 
 
 def _name(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """The paper's name of the variant; with the row's own where several GANs are of it."""
-    variant = row.get("variant")
-    title = paper.VARIANTS.get(variant or "", row["name"])
-    is_shared = sum(other["kind"] == row["kind"] and other.get("variant") == variant for other in rows) > 1
+    """The paper's name of the model; with the row's own where several GANs would bear it."""
+    title = _title(row)
+    is_shared = sum(other["kind"] == row["kind"] and _title(other) == title for other in rows) > 1
     return f"{title} ({row['name']})" if is_shared and title != row["name"] else title
+
+
+def _title(row: dict[str, Any]) -> str:
+    return paper.VARIANTS.get(row.get("variant") or "", row["name"])
 
 
 def _paper_models(region: str) -> list[Model]:

@@ -48,8 +48,8 @@ def _table(cohort: str, split: str, rows: list[Row], subjects: list[str]) -> str
     people = counted(len(subjects), f"{split} subject") if subjects else f"{split} subjects"
     return (
         f'<div class="scroll"><table><caption>Cohort <b>{escape(cohort)}</b>: mean (SD) over {escape(people)}'
-        f", below it the median{' and each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. bAVD: balanced "
-        "average distance between label and prediction, 0 is perfect.</caption>"
+        f", below it the median{' and each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. "
+        "bAVD: balanced average distance between label and prediction, 0 is perfect.</caption>"
         f"<thead><tr><th></th>{heads}</tr><tr><th></th>{names}</tr></thead>"
         f"<tbody>{''.join(_line(row, inside) for row in rows)}</tbody></table></div>"
         '<p class="note">Best global threshold: one intensity for all volumes, fitted on the validation subjects; what '

@@ -305,6 +305,7 @@ class _Run:
         return {
             "is_finished": is_over or done == self.config.unet.max_steps,
             "steps": done,
+            "skipped_steps": self.engine.skipped_steps,
             "stopped_early": done < self.config.unet.max_steps,
             "hours": seconds / 3600,
             "best_checkpoint": selection.best_checkpoint,

@@ -30,7 +30,7 @@ from vesselgan.study.steps import (
 
 THRESHOLD = "threshold"
 FORMAT_VERSION = 1
-TOLD = ("steps", "best_checkpoint", "validation_dice")
+TOLD = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
 """What sources.json says of every U-Net."""
 
 
@@ -137,7 +137,7 @@ def walk_unet(
             f"{trained.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
             "remove that run directory and start the study again"
         )
-    row["runs"][str(seed)] = {key: facts[key] for key in TOLD}
+    row["runs"][str(seed)] = {key: facts.get(key) for key in TOLD}
     run_dir = unet_dir(home, source, seed)
     for cohort, folder in cohorts.items():
         predictions = run_dir / "predictions" / cohort
