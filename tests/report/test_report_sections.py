@@ -224,6 +224,16 @@ def test_the_largest_pictures_give_way_to_the_pages_size():
     assert page.fitted("text" + small) == "text" + small
 
 
+def test_charts_give_way_too_and_tables_that_are_too_long_are_told(capsys):
+    chart = "<svg>\n" + "M" * 15_000_000 + "</svg>"
+    made = page.fitted(f"<main>{chart}text" + "A" * 10_000_000)
+    assert "<svg" not in made and "left out to keep the page small" in made and "Note" not in made
+    assert capsys.readouterr().out == ""
+    made = page.fitted("<main>" + "A" * 21_000_000 + chart)
+    assert "<svg" not in made and "Note: this page has 21 MB, more than 20: its tables are long." in made
+    assert capsys.readouterr().out == "note: this page has 21 MB, more than 20: its tables are long\n"
+
+
 def test_the_same_inputs_give_the_same_page_but_for_the_time(road):
     words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
     made = []

@@ -148,16 +148,23 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
 
 
 def fitted(page: str) -> str:
-    """The page within MOST_BYTES: the largest pictures give way, and the page says so in their place."""
+    """The page within MOST_BYTES: the largest pictures and charts give way, and the page says so in their place.
+
+    Where tables alone are more, nothing is taken from them: the page and the console say how large it is.
+    """
     excess = len(page.encode()) - MOST_BYTES
     if excess <= 0:
         return page
-    pictures = sorted(set(re.findall(r'<img src="data:[^>]*>', page)), key=lambda text: (-len(text), text))
-    for text in pictures:
+    pictures = set(re.findall(r'<img src="data:[^>]*>|<svg.*?</svg>', page, re.DOTALL))
+    for text in sorted(pictures, key=lambda text: (-len(text), text)):
         if excess <= 0:
             break
         excess -= page.count(text) * (len(text) - len(LEFT_OUT))
         page = page.replace(text, LEFT_OUT)
+    if len(page.encode()) > MOST_BYTES:
+        told = f"this page has {len(page.encode()) / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}: its tables are long"
+        print(f"note: {told}", flush=True)
+        page = page.replace("<main>", f'<main>\n<p class="notrun">Note: {told}.</p>', 1)
     return page
 
 
