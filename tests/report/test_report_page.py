@@ -187,6 +187,15 @@ def test_copied_samples_are_shown_beside_their_twins_at_distance_zero(road, writ
     assert re.search(r"6\s+of 6\s+synthetic samples lie nearer", text)
 
 
+def test_patches_may_lie_elsewhere_than_in_the_run(road):
+    shutil.move(road / "runs/demo-gan/synthetic", road / "studies/gans/demo-gan")
+    words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
+    page = read(report(compose.compose("report", [*words, f"synthetic=['{road}/studies/gans/demo-gan']"])))
+    assert "Figure 4, mid-axial slices." in " ".join(page.text)
+    with pytest.raises(UsageError, match="synthetic: 2 folders for 1 runs"):
+        report(compose.compose("report", [*words, "synthetic=[a,b]"]))
+
+
 def test_foreign_patch_size_is_a_usage_error(road):
     manifest = road / "runs/demo-gan/synthetic/manifest.json"
     content = json.loads(manifest.read_text())

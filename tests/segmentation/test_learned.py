@@ -45,8 +45,8 @@ def test_scores_refuse_what_was_learned_from_under_any_name(
         evaluate(parse("evaluate", None, [*common, *words]).config)
         return json.loads(Path(f"{out}.json").read_text())
 
-    for subject, how in (("sub-1", "learned from"), ("sub-3", "chosen on")):
-        with pytest.raises(DataError, match=f"the U-Net was {how} patient-x .the same voxels."):
+    for subject, how in (("sub-1", "has learned from"), ("sub-3", "was chosen on")):
+        with pytest.raises(DataError, match=f"the U-Net {how} patient-x .the same voxels."):
             scored(renamed(tiny_cohort, tmp_path / subject, subject), "test")
     with pytest.raises(DataError, match="learned from sub-0, sub-1, sub-2"):
         scored(tiny_cohort, "train")

@@ -160,12 +160,12 @@ def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subjec
         overlap = "not checked: the predictions do not say what their U-Net learned from"
         print(f"training volumes among the scored ones: {overlap}", flush=True)
         return overlap
-    seen = {"learned from": learned_from["train"]}
-    seen |= {} if config.split == "validation" else {"chosen on": learned_from["validation"]}
+    seen = {"has learned from": learned_from["train"]}
+    seen |= {} if config.split == "validation" else {"was chosen on": learned_from["validation"]}
     for how, hashes_seen in seen.items():
         if twins := [name for name, subject in subjects.items() if subject.image_sha256 in hashes_seen]:
             raise DataError(
-                f"{config.predictions}: the U-Net was {how} {', '.join(twins)} (the same voxels), which split "
+                f"{config.predictions}: the U-Net {how} {', '.join(twins)} (the same voxels), which split "
                 f"{config.split} of {config.data.cohort_dir} holds; score volumes that it has not seen"
             )
     count = sum(len(hashes_seen) for hashes_seen in seen.values())
