@@ -90,13 +90,17 @@ def test_a_studys_report_gets_the_patches_that_the_study_made(study, walked):
     assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
 
 
-def test_image_scores_are_made_where_a_network_is_named(study, walked):
-    config = study("image.weights=resnet.pth", "data.label_threshold=0.2")
+def test_image_scores_are_made_where_a_network_is_named(study, walked, tmp_path):
+    config = study(steps.word("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
+    with pytest.raises(DataError, match="resnet.pth: no such file"):
+        run_sources(config, home_of(config))
+    assert walked == []  # not after hours
+    (tmp_path / "resnet.pth").touch()
     run_sources(config, home_of(config))
     stages = {stage.name: stage for stage in walked if stage.name.startswith("image-")}
     assert list(stages) == ["image-gp", "image-sn_mp"]
     ((_, evaluated),) = parsed(stages["image-gp"])
-    assert (evaluated.image.extractor, evaluated.image.weights) == ("medicalnet", "resnet.pth")
+    assert (evaluated.image.extractor, evaluated.image.weights) == ("medicalnet", str(tmp_path / "resnet.pth"))
     assert evaluated.data.label_threshold == 0.5  # the one that validation chose
     assert evaluated.image.synthetic.endswith("gans/gp/synthetic") and evaluated.data.cohort_dir.endswith("own")
     names = [stage.name for stage in walked]

@@ -38,9 +38,10 @@ def run_sources(config: Study, home: Path) -> Path:
     """Walk the whole comparison; the folder of its report. UsageError or DataError before anything is started."""
     gans = gans_of(config, [])
     cohorts = cohorts_of(config)
+    if config.image.weights is not None and not Path(config.image.weights).is_file():
+        raise DataError(f"image.weights={config.image.weights}: no such file; name MedicalNet's, or leave it out")
     walker = Walker(home)
     thresholds = {gan.name: choose_threshold(config, home, gan, walker)["label_threshold"] for gan in gans}
-    images = walk_images(config, home, gans, thresholds, walker)
     rows = []
     for source in sources_of(gans, thresholds):
         row = row_of(source, home)
@@ -48,6 +49,7 @@ def run_sources(config: Study, home: Path) -> Path:
             walk_unet(config, home, source, seed, cohorts, walker, row)
         rows.append(row)
     rows.append(walk_threshold(config, home, cohorts, walker))
+    images = walk_images(config, home, gans, thresholds, walker)
     study = {
         "format_version": FORMAT_VERSION,
         "cohorts": list(cohorts),
