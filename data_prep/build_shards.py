@@ -255,6 +255,7 @@ def write_manifests(
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
                     "patient": patients[name],
+                    "image_sha256": subject.image_sha256,
                 }
                 for name, subject in subjects.items()
             },

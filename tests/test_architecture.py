@@ -31,7 +31,7 @@ STAGES += [f"vesselgan.evaluation.{name}" for name in ("label_threshold", "compa
 TOP = ["vesselgan.status", "vesselgan.doctor"]
 TOP += ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
 COMMANDERS = ["vesselgan.errors", "vesselgan.config", "vesselgan.processes", "vesselgan.stages", "vesselgan.cohort"]
-COMMANDERS += ["vesselgan.files", "vesselgan.report.tables"]
+COMMANDERS += ["vesselgan.files", "vesselgan.shards", "vesselgan.report.tables"]
 BELOW_STAGES = [*FLOOR, *SCIENCE, "vesselgan.data"]
 
 # Room -> what it may import beside itself. A module belongs to the longest room that its name begins with.

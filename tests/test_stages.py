@@ -1,5 +1,6 @@
 """The walk along stages: what is done is skipped, what is missing is run, a command's failure is the road's."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -29,15 +30,21 @@ def test_a_stage_runs_once_and_then_says_that_it_is_done(tmp_path: Path, capsys:
     assert "done already" in second
 
 
-@pytest.mark.parametrize("reason", ["output is missing", "command changed", "marker is broken", "an earlier stage ran"])
+REASONS = ["output is missing", "command changed", "marker is broken", "an earlier stage ran", "input changed"]
+
+
+@pytest.mark.parametrize("reason", REASONS)
 def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    stage = making(out)
+    (tmp_path / "input").write_text("three seeds")
+    stage = dataclasses.replace(making(out), inputs=(tmp_path / "input",))
     walk(tmp_path, stage)
     if reason == "output is missing":
         out.unlink()
     elif reason == "command changed":
-        stage = making(out, says="otherwise")
+        stage = dataclasses.replace(making(out, says="otherwise"), inputs=stage.inputs)
+    elif reason == "input changed":
+        (tmp_path / "input").write_text("two seeds")
     elif reason == "marker is broken":
         (tmp_path / "done/make.json").write_text("{")
     assert walk(tmp_path, stage, after_news=reason == "an earlier stage ran") is True

@@ -27,8 +27,9 @@ Quantisation: an intensity q * 255/65535, q = 0..65535, comes back bit for bit; 
 Labels, scores and tables come back bit for bit. Links, external storage and virtual data sets are refused.
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
-upper_percentile, count, subjects {id: {spacing_mm, affine, patient}}, shards [{file, count, bytes, sha256}], extra
-(free). `patient` says whose visit a subject is, null where nobody can tell; it stands in real sets alone.
+upper_percentile, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
+sha256}], extra (free). `patient` says whose visit a subject is, null where nobody can tell; image_sha256 is of its
+volume's voxels; both stand in real sets alone.
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
 
 Written so that a killed job leaves nothing that looks whole: the shard as NAME.partial, `complete` last, fsync,
@@ -100,7 +101,7 @@ def write_manifest(
 ) -> Path:
     """Make the finished shards in `folder` a set; the last thing that is written.
 
-    subjects: {id: {spacing_mm, affine, patient}}; spacing_mm is the set's own, which generated patches inherit.
+    subjects: {id: {spacing_mm, affine, ...}}; spacing_mm is the set's own, which generated patches inherit.
     ResourceError when it cannot be written.
     """
     assert origin in ORIGINS and shards and len({shard.file for shard in shards}) == len(shards), (origin, shards)

@@ -1,7 +1,7 @@
 """Steps of a long road, each of commands that are started as processes of their own, as a user would.
 
-A stage is done when its marker names the same commands and what they made is there. A stage after one that ran runs
-too, and its commands say what they find finished: so a road that was stopped anywhere goes on from there.
+A stage is done when its marker names the same commands and inputs and what they made is there. A stage after one that
+ran runs too, and its commands say what they find finished: so a road that was stopped anywhere goes on from there.
 """
 
 import json
@@ -16,6 +16,7 @@ from types import FrameType
 
 from vesselgan import processes
 from vesselgan.errors import UsageError
+from vesselgan.files import sha256_of
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE_WIDTH = 42
@@ -34,6 +35,11 @@ class Stage:
     """What is there when the stage is done."""
     num_ranks: int = 1
     """Processes that share the cores."""
+    inputs: tuple[Path, ...] = ()
+    """Files that no stage makes, or that come and go: with another content the stage has other work to do."""
+
+    def digests(self) -> list[str]:
+        return [sha256_of(path) for path in self.inputs]
 
 
 def begin(what: str) -> None:
@@ -92,7 +98,8 @@ def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
-    partial.write_text(json.dumps({"commands": stage.commands, "seconds": round(seconds, 1)}, indent=1))
+    told = {"commands": stage.commands, "inputs": stage.digests(), "seconds": round(seconds, 1)}
+    partial.write_text(json.dumps(told, indent=1))
     os.replace(partial, marker)
     print(processes.clock(seconds), flush=True)
     return True
@@ -100,10 +107,12 @@ def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
 
 def _is_done(stage: Stage, marker: Path) -> bool:
     try:
-        commands = json.loads(marker.read_text())["commands"]
-    except (OSError, ValueError, KeyError):
+        told = json.loads(marker.read_text())
+        asked, inputs = told["commands"], told.get("inputs", [])
+    except (OSError, ValueError, KeyError, AttributeError):
         return False
-    return commands == [list(command) for command in stage.commands] and all(path.exists() for path in stage.outputs)
+    is_same = asked == [list(command) for command in stage.commands] and inputs == stage.digests()
+    return is_same and all(path.exists() for path in stage.outputs)
 
 
 def failure_words(title: str, code: int, log: Path) -> str:

@@ -65,6 +65,20 @@ def test_means_over_patients_and_seeds_and_differences_to_real(tmp_path):
     assert found["units"] == UNITS and len(found["inputs"]) == 1 + 3 * 2
 
 
+def test_controls_cost_no_source_its_p(tmp_path):
+    path = write_study(tmp_path)
+    study = json.loads(path.read_text())
+    for name in ("shuffled", "threshold"):
+        study["rows"].append(study["rows"][2] | {"name": name, "kind": name})
+    path.write_text(json.dumps(study))
+    found = run(tmp_path, f"sources={path}")
+    dice = {row["name"]: row["scores"]["bars"]["all"]["dice"]["difference"] for row in found["rows"]}
+    assert dice["sn"]["p_holm"] == pytest.approx(4 / 64)  # of two sources, not of four
+    assert dice["shuffled"]["p_holm"] is None and dice["threshold"]["p_holm"] is None
+    assert dice["shuffled"]["mean"] == pytest.approx(dice["gp"]["mean"])
+    assert "without the controls" in found["statistics"]["test"]
+
+
 def test_rows_of_one_table_have_one_n(tmp_path):
     path = write_study(tmp_path)
     (tmp_path / "scores/sn-3.json").write_text(json.dumps(result("sn", 3, patients=PATIENTS[:5])))

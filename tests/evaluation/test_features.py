@@ -1,3 +1,4 @@
+import hashlib
 import os
 import pickle
 from pathlib import Path
@@ -135,7 +136,8 @@ def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_p
 
     first = features()
     for i in range(5):
-        image, _ = network_input(shards.image_XYZ(i), "noise", (11, i))
+        digest = hashlib.blake2b(shards.stored_pair(i, label_threshold=0.5)[0], digest_size=16).digest()
+        image, _ = network_input(shards.image_XYZ(i), "noise", (11, int.from_bytes(digest)))
         alone = extractor.network(torch.from_numpy(image)[None, None])[0].numpy()
         assert np.allclose(first[i], alone, rtol=1e-4, atol=1e-5)  # another batch size may take another kernel
     (cached,) = (tmp_path / "features").iterdir()
@@ -153,6 +155,27 @@ def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_p
     assert np.array_equal(features(Preprocessing("zero", 12, "volume")), still)
     features(Preprocessing("zero", 11, "patch"))
     assert len(list((tmp_path / "features").iterdir())) == 4
+
+
+def test_noise_is_a_patchs_own_and_not_its_places(tmp_path, write_set):
+    """By place, real and synthetic patch i would share their noise, and FID would fall for it."""
+
+    def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Nearly all air: what differs between features is the noise in it."""
+        image = np.zeros((16, 16, 16), np.float32)
+        image[0, 0, :2] = [40, 40 + seed]
+        return image, np.zeros((16, 16, 16), np.uint8)
+
+    def features(name: str, seeds: list[int]) -> np.ndarray:
+        shards = ShardSet(write_set(tmp_path / name, seeds, ["sub-1"], make=make))
+        extractor = open_extractor(settings("image.extractor=random"))
+        how = {"device": CPU, "batch_size": 4, "cache_dir": tmp_path / "features"}
+        return features_of(shards, extractor, Preprocessing("noise", 11, "volume"), **how).features_NF
+
+    first, turned, other = features("a", [1, 2, 3, 4]), features("b", [4, 3, 2, 1]), features("c", [5, 6, 7, 8])
+    assert np.array_equal(turned, first[::-1])  # a set is the same in any order
+    away = np.linalg.norm(first[:, None] - other[None], axis=2)
+    assert np.diag(away).min() > 0.5 * away.mean()  # by place these four were 0
 
 
 def test_equal_patches_have_equal_hashes_and_flat_ones_none(tmp_path, write_set):

@@ -50,9 +50,7 @@ def test_a_result_says_what_was_measured_and_how_and_is_the_same_again(image_roa
     assert result["inputs"]["synthetic shards"] == content_hash(image_road / "run" / "synthetic")
     assert len(result["curve"]["recall"]) == len(result["curve"]["precision"]) == 1001
     assert result["method"]["seeds"] == [990, 991]
-    for name in ("fid", "prd_auc"):
-        low, high = result["scores"][name]["interval"]
-        assert low <= result["scores"][name]["by_seed"][0] <= high  # three patients: an interval, around the first draw
+    assert [result["scores"][name]["interval"] for name in ("fid", "prd_auc")] == [None, None]  # three patients
     # Three patients: halves of 6 and 12 patches, so the floor and its neighbour have 6.
     assert result["floor"]["n"] == [6, 6]
     assert any("rank 17 at most" in note for note in result["notes"])
@@ -65,6 +63,16 @@ def test_a_result_says_what_was_measured_and_how_and_is_the_same_again(image_roa
     for path in (image_road / "features").iterdir():
         path.unlink()
     assert without_provenance(run(image_road)) == without_provenance(result)
+
+
+def test_from_five_patients_on_there_is_an_interval_around_the_first_draw(image_road, write_set):
+    validation = image_road / "phantom" / "shards" / "unet" / "validation"
+    write_set(validation, range(200, 215), [f"sub-{number}" for number in range(3, 8)])
+    result = run(image_road)
+    for name in ("fid", "prd_auc"):
+        low, high = result["scores"][name]["interval"]
+        assert low <= result["scores"][name]["by_seed"][0] <= high
+    assert result["labels"]["statistics"]["vessel_fraction"]["interval"] == [0.0, 0.0]
 
 
 def test_labels_stand_beside_each_other_with_a_floor_and_spoilt_labels_lose(image_road):
@@ -101,6 +109,27 @@ def test_a_reference_with_training_patients_or_patches_is_refused(image_road, wr
     assert asked["training_overlap"] == "the training split, asked by name"
 
 
+def test_the_overlap_is_sought_in_what_the_gan_learned_from(image_road, capsys):
+    """A GAN of another cohort could replay this one's held-out patches and none of its training patches."""
+    made = image_road / "run" / "synthetic"
+    assert any("is not checked" in note for note in run(image_road)["notes"])  # the patches do not say
+    (image_road / "results" / "image.json").unlink()
+    (image_road / "results").rmdir()
+    say(made, trained_on="ab" * 32)
+    for reference in ("validation", "train"):
+        code, said = refused(capsys, image_road, f"image.reference={reference}", "image.num_clusters=2")
+        assert code == 3 and "GAN was trained on other shards than" in said and "data=" in said
+    say(made, trained_on=content_hash(image_road / "phantom/shards/gan/train"))
+    assert not any("is not checked" in note for note in run(image_road)["notes"])
+
+
+def say(folder: Path, **extra: str) -> None:
+    """Put `extra` into a manifest."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["extra"] |= extra
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def test_weights_that_are_not_those_expected_stop_the_command(image_road, capsys):
     weights = image_road / "resnet_10.pth"
     medicalnet = ["image.extractor=medicalnet", f"image.weights={weights}"]
@@ -115,13 +144,15 @@ def test_weights_that_are_not_those_expected_stop_the_command(image_road, capsys
 
 
 def test_a_run_with_random_features_is_marked_in_every_table_figure_and_file(image_road):
+    say(image_road / "run" / "synthetic", weights_sha256="12" * 32)
     result = run(image_road)
     assert result["name"] == "tiny"
     segmented = {"subject": "sub-9", "dice": 0.5, "bavd_voxels": 1.0, "bavd_mm": 1.0}
     volumes = {"name": "synthetic", "cohort": "phantom", "subjects": [segmented | {"region": "all"}]}
+    volumes["gan"] = {"run": "tiny", "weights_sha256": "12" * 32}
     metrics = ["dice", "bavd_voxels", "bavd_mm"]
     compared = [study_rows.from_results([volumes], metrics, "tiny")]
-    quality, against = image_quality.section([result]), agreement.section([result], compared, [])
+    quality, against = image_quality.section([result]), agreement.section([result], compared)
     mark = "random features, not comparable"
     for text in (quality.html, quality.files["table-1.md"]):
         assert text.count("tiny") > 2 and re.findall(rf"\btiny\b(?! \({mark}\))", text) == []
@@ -131,7 +162,8 @@ def test_a_run_with_random_features_is_marked_in_every_table_figure_and_file(ima
         assert lines and all(mark in line for line in lines)
     row = re.search(r"<tr><th>phantom, all vessels(.*?)</th>", against.html)
     assert row is not None and mark in row[1]
-    assert [name for name, _ in raster.charts_of(quality.html)] == ["01-prd_curves__phantom.png"]
+    curves, radii = (name for name, _ in raster.charts_of(quality.html))
+    assert curves == "01-prd_curves__phantom.png" and "random_features__not_comparab" in radii
     assert f"{result['name']} ({mark}): AUC" in quality.html  # the curve's key, which its PNG has too
 
 
@@ -161,7 +193,6 @@ def test_a_set_that_repeats_its_patches_is_told(image_road, write_set, capsys):
     made = [f"synthetic-{i}" for i in range(18)]
     write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, origin="synthetic", kind="synthetic")
     result = run(image_road, "image.num_clusters=2")
-    # Each patch has noise of its own where its voxels are 0, so the features of copies are not the same.
     assert "note: 16 of 18 synthetic patches are copies of another one, voxel for voxel" in capsys.readouterr().out
     assert result["preprocessing"]["num_copies"] == {"reference": 0, "synthetic": 16}
     assert np.isfinite(result["scores"]["fid"]["mean"]) and result["scores"]["fid"]["mean"] > 0

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from vesselgan.evaluation.jackknife import jackknife_interval, leave_one_out, paired_groups
+from vesselgan.evaluation.statistics import LEAST_PATIENTS
 
 
 def test_for_a_mean_it_is_the_interval_of_student():
@@ -13,13 +14,14 @@ def test_for_a_mean_it_is_the_interval_of_student():
 
 
 def test_it_does_not_leave_the_range_of_the_score():
-    assert jackknife_interval(0.5, [0.0, 1.0], most=1.0) == [0.0, 1.0]
-    assert jackknife_interval(0.5, [0.5, 0.5], most=1.0) == [0.5, 0.5]
+    assert jackknife_interval(0.5, [0.0, 1.0, 0.0, 1.0, 0.5], most=1.0) == [0.0, 1.0]
+    assert jackknife_interval(0.5, [0.5] * 5, most=1.0) == [0.5, 0.5]
 
 
-def test_one_group_has_no_interval():
-    assert jackknife_interval(1.0, [1.0]) is None
-    assert jackknife_interval(1.0, []) is None
+def test_below_five_patients_there_is_no_interval_as_for_segmentation():
+    for count in range(LEAST_PATIENTS):
+        assert jackknife_interval(1.0, [1.0] * count) is None
+    assert LEAST_PATIENTS == 5 and jackknife_interval(1.0, [1.0] * 5) == [1.0, 1.0]
 
 
 def test_groups_hold_a_patient_and_as_many_generated_samples_each_once():

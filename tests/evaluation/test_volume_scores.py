@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def test_a_result_says_what_it_is_and_what_went_in(tmp_path):
     result = run(tmp_path)
     expected = {"format_version": 1, "job": "segmentation", "name": "real", "cohort": "bars", "split": "test"}
     expected |= {"title": "U-Net on synthetic, labels shuffled", "threshold": 0.4, "segmented_with": settings}
+    expected |= {"training_overlap": "not checked: the predictions do not say what their U-Net learned from"}
     assert {key: result[key] for key in expected} == expected
     assert result["units"]["bavd_voxels"] == "voxel" and set(result["units"]) == set(result["summary"]["all"])
     assert result["empty"]["all"] == {"truth": 0, "predicted": 1}
@@ -204,6 +206,15 @@ def test_a_threshold_is_not_scored_where_it_was_fitted(tmp_path, capsys):
     write_bright(tmp_path)
     code, said = refused(capsys, tmp_path, "evaluate=threshold", "split=validation")
     assert code == 2 and "split=validation: the threshold is fitted there; score it on another split" in said
+
+
+def test_a_threshold_is_not_fitted_on_a_scored_image_of_another_cohort(tmp_path, capsys):
+    write_bright(tmp_path)
+    scored = read_cohort(tmp_path).subjects["sub-2"]
+    other = Cohort("other", 99.99, {"patient-x": dataclasses.replace(scored, split="validation")})
+    write_cohort(tmp_path / "other", other)
+    code, said = refused(capsys, tmp_path, "evaluate=threshold", f"fit_cohort={tmp_path}/other")
+    assert code == 3 and "sub-2 is patient-x" in said
 
 
 def test_test_subjects_have_no_say_in_the_threshold(tmp_path):

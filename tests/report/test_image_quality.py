@@ -13,6 +13,9 @@ def spread(mean: float, interval: list[float] | None = None) -> dict:
     return {"mean": mean, "sd": 0.001, "by_seed": [mean], "interval": interval}
 
 
+RADII = {"bin_mm": 0.25, "real": [0.5, 0.25, 0.25], "synthetic": [0.75, 0.25, 0.0]}
+
+
 def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) -> dict:
     side = {"n": 20, "mean": 0.05, "sd": 0.01, "quantiles": {}, "undefined_patches": 0}
     statistic = {"unit": "mm", "real": side, "synthetic": side, "distance": 0.02, "interval": None}
@@ -31,7 +34,13 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
             "is_checked": False,
             "is_comparable": is_comparable,
         },
-        "preprocessing": {"background": "noise", "seed": 990, "scaling": "volume", "zero_share": {"synthetic": fid}},
+        "preprocessing": {
+            "background": "noise",
+            "seed": 990,
+            "scaling": "volume",
+            "zero_share": {"reference": 0.25, "synthetic": fid},
+            "num_constant": {"reference": 0, "synthetic": 3},
+        },
         "reference": {
             "split": "validation",
             "is_held_out": True,
@@ -48,12 +57,12 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
             "synthetic": {"fid": spread(2 * fid), "prd_auc": spread(0.7)},
             "real": {"fid": spread(0.005), "prd_auc": spread(0.95)},
         },
-        "ms_ssim": {"real": 0.1, "synthetic": 0.2},
+        "ms_ssim": {"real": 0.1, "synthetic": 0.2, "num_scales": 3},
         "pairwise_distance": {"real": 1.0, "synthetic": 0.9},
         "nearest_distance": 0.5,
         "labels": {
             "n": 20,
-            "statistics": {"radius_mm": statistic, "radius_histogram": {}},
+            "statistics": {"radius_mm": statistic, "radius_histogram": RADII},
             "consistency_controls": {"real": {"shifted": 0.7, "shuffled": 0.5}},
         },
         "curve": {"precision": [0.0, 0.6, 0.8], "recall": [1.0, 0.7, 0.0]},
@@ -102,6 +111,27 @@ def test_unlike_results_never_share_a_table(path, value):
     assert [[result["name"] for result in group.results] for group in found] == [["one"], ["other"]]
 
 
+def test_label_thresholds_part_no_table_of_images_and_stand_at_the_labels():
+    """FID and PRD see no label."""
+    other = image_result("other") | {"label_threshold": 0.5}
+    (group,) = image_quality.groups([image_result("one"), other])
+    assert [result["name"] for result in group.results] == ["one", "other"]
+    part = image_quality.section([image_result("one"), other])
+    for text in (part.html, part.files["table-1.md"]):
+        assert "Labels of one, cut at 0.3" in text and "Labels of other, cut at 0.5" in text
+
+
+def test_how_it_was_measured_stands_beside_it():
+    part = image_quality.section([image_result("gp", fid=0.03)])
+    for text in (part.html, part.files["table-1.md"]):
+        assert "MS-SSIM, 3 scales" in text and "none is given below five patients" in text
+        assert "filled with noise: reference 25.0%, synthetic 3.0%; patches of one value: reference 0, sy" in text
+    assert "Vessel radius. Labels of gp, cut at 0.3" in part.html
+    rows = csv.DictReader(io.StringIO(part.files["table-1.csv"]))
+    radii = {row["statistic"]: float(row["number"]) for row in rows if row["score"] == "radius_histogram"}
+    assert radii["synthetic to 0.25 mm"] == 0.75 and radii["real to 0.75 mm"] == 0.25 and len(radii) == 6
+
+
 def test_random_features_are_marked_everywhere_and_stand_beside_nothing_of_the_paper():
     result = image_result("gp", is_comparable=False)
     (group,) = image_quality.groups([result])
@@ -123,8 +153,9 @@ def test_random_features_are_marked_everywhere_and_stand_beside_nothing_of_the_p
 
 
 def test_the_prd_curve_is_drawn_with_recall_to_the_right():
-    page = image_quality.section([image_result("gp")]).html
-    (path,) = re.findall(r'class="line s0" d="([^"]+)"', page)
+    curves, radii, *_ = image_quality.section([image_result("gp")]).html.split("</figure>")
+    (path,) = re.findall(r'class="line s0" d="([^"]+)"', curves)
+    assert "Vessel radius" in radii
     # Recall 1, 0.7, 0 at precision 0, 0.6, 0.8 in a square of 330 that begins at 58 and ends at 342 from the top.
     assert path == "M388.0 342.0L289.0 144.0L58.0 78.0"
 

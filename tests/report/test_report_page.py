@@ -187,6 +187,15 @@ def test_copied_samples_are_shown_beside_their_twins_at_distance_zero(road, writ
     assert re.search(r"6\s+of 6\s+synthetic samples lie nearer", text)
 
 
+def test_patches_may_lie_elsewhere_than_in_the_run(road):
+    shutil.move(road / "runs/demo-gan/synthetic", road / "studies/gans/demo-gan")
+    words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
+    page = read(report(compose.compose("report", [*words, f"synthetic=['{road}/studies/gans/demo-gan']"])))
+    assert "Figure 4, mid-axial slices." in " ".join(page.text)
+    with pytest.raises(UsageError, match="synthetic: 2 folders for 1 runs"):
+        report(compose.compose("report", [*words, "synthetic=[a,b]"]))
+
+
 def test_foreign_patch_size_is_a_usage_error(road):
     manifest = road / "runs/demo-gan/synthetic/manifest.json"
     content = json.loads(manifest.read_text())
@@ -221,7 +230,13 @@ def test_many_subjects_get_a_table_of_their_own(road):
         path.write_text(json.dumps(result))
     page = read(make(road))
     assert sum("sub-12" in row for row in page.rows) == 2
-    assert "different subjects" in " ".join(page.text)  # the other two rows still have two
+    text = " ".join(page.text)
+    assert "different subjects" in text  # the other two rows still have two
+    assert "Left out, for they were scored on different subjects: shuffled; synthetic." in text
+    means = {r["row"] for r in csv.DictReader((road / "report/segmentation.csv").read_text().splitlines())}
+    assert means == {"threshold", "real", "paper"}
+    study = csv.DictReader((road / "report/study-phantom.csv").read_text().splitlines())
+    assert {row["source"] for row in study} == {"threshold", "real"}
 
 
 def test_results_of_two_cohorts_get_sections_and_files_of_their_own(road, make_result):

@@ -15,7 +15,17 @@ from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config import compose
 from vesselgan.errors import DataError
 from vesselgan.files import sha256_of
-from vesselgan.report import agreement, cohorts, deviations, errors, page, study_rows, study_tables, training
+from vesselgan.report import (
+    agreement,
+    cohorts,
+    deviations,
+    errors,
+    image_quality,
+    page,
+    study_rows,
+    study_tables,
+    training,
+)
 from vesselgan.report.agreement import Model
 from vesselgan.report.markup import counted
 from vesselgan.report.runs import read_run
@@ -34,7 +44,7 @@ def by_pencil(models: list[Model], image: str, use: str) -> float:
 
 
 def test_kendalls_tau_of_the_papers_numbers():
-    all_vessels, inside = agreement.families([], [], [])
+    all_vessels, inside = agreement.families([], [])
     # FID ranks SN-MP, c-SN-MP, SN, GP; Dice c-SN-MP, SN, GP, SN-MP: 3 of 6 pairs agree. bAVD (2.648, 2.425, 2.334,
     # 1.859): only SN-MP and c-SN-MP are exchanged, so 5 of 6 agree: (5 - 1) / 6.
     assert agreement.kendall(all_vessels.models, "fid", "dice") == pytest.approx(0)
@@ -51,16 +61,47 @@ def test_kendalls_tau_is_not_defined_for_two_models_or_equal_scores():
     assert agreement.kendall(models[:2], "fid", "dice") is None
 
 
-def test_our_models_are_joined_by_variant(make_result):
+def test_our_models_are_joined_by_run_and_weights(make_result):
     image = {"name": "first", "scores": {"fid": {"mean": 0.5}, "prd_auc": {"mean": 0.6}}}
-    made = study_rows.from_results(
-        [make_result("real", 0.9), make_result("synthetic", 0.8)], ["dice", "bavd_voxels"], "sn"
-    )
-    (model,) = agreement._models(made, "phantom", "all", {"sn": image})
+    synthetic = make_result("synthetic", 0.8) | {"gan": {"run": "a", "weights_sha256": "12"}}
+    made = study_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], "sn")
+    (model,) = agreement._models(made, "phantom", "all", {("a", "12"): image})
     assert model.name == "SN" and model.scores == {
         "fid": 0.5, "prd_auc": 0.6, "dice": pytest.approx(0.8), "bavd_voxels": pytest.approx(1.0)
     }  # fmt: skip
-    assert agreement._models(made, "phantom", "all", {"gp": image}) == []
+    for other in (("a", "34"), ("b", "12"), None):  # a later checkpoint, another run, patches that do not say
+        assert agreement._models(made, "phantom", "all", {other: image}) == []
+
+
+def test_scores_of_two_runs_of_one_variant_and_of_two_cohorts_are_never_mixed(monkeypatch):
+    def facts(value: float) -> dict:
+        return {"all": {"dice": {"mean": value}, "bavd_voxels": {"mean": value}}}
+
+    rows, images = [], []
+    for number, name in enumerate(("one", "two", "three")):
+        gan = {"run": name, "weights_sha256": str(number)}
+        scores = {cohort: facts(0.1 * number) for cohort in ("own", "other")}
+        rows.append({"name": f"gp-{name}", "kind": "synthetic", "title": f"U-Net on gp-{name}", "variant": "gp",
+                     "scores": scores, "gan": gan})  # fmt: skip
+        scored = {"fid": {"mean": 1.0 * number}, "prd_auc": {"mean": 0.2 * number}}
+        images.append({"name": name, "cohort": "own", "synthetic": gan, "scores": scored})
+    comparison = {"cohorts": ["own", "other"], "rows": rows}
+    groups = [image_quality.Group("own", True, tuple(images))]
+    groups.append(image_quality.Group("other", True, tuple(image | {"cohort": "other"} for image in images)))
+    monkeypatch.setattr(image_quality, "groups", lambda results: groups)
+    ours = [family for family in agreement.families([], [comparison]) if "paper" not in family.title]
+    assert [family.title for family in ours] == ["own, all vessels", "other, all vessels, images of own"]
+    for family in ours:
+        assert [model.name for model in family.models] == ["GP (gp-one)", "GP (gp-two)", "GP (gp-three)"]
+        assert [model.scores["fid"] for model in family.models] == [0.0, 1.0, 2.0]
+
+
+def test_a_label_threshold_is_its_gans_and_not_its_variants():
+    def row(run: str, threshold: float) -> dict:
+        return {"variant": "gp", "gan": {"run": run, "weights_sha256": "12"}, "label_threshold": threshold}
+
+    rows = [row("a", 0.3), row("b", 0.5), {"variant": "gp", "label_threshold": None}]
+    assert page._thresholds([{"rows": rows}]) == {("a", "12"): 0.3, ("b", "12"): 0.5}
 
 
 def write_head(folder: Path) -> Cohort:
@@ -183,6 +224,16 @@ def test_the_largest_pictures_give_way_to_the_pages_size():
     assert page.fitted("text" + small) == "text" + small
 
 
+def test_charts_give_way_too_and_tables_that_are_too_long_are_told(capsys):
+    chart = "<svg>\n" + "M" * 15_000_000 + "</svg>"
+    made = page.fitted(f"<main>{chart}text" + "A" * 10_000_000)
+    assert "<svg" not in made and "left out to keep the page small" in made and "Note" not in made
+    assert capsys.readouterr().out == ""
+    made = page.fitted("<main>" + "A" * 21_000_000 + chart)
+    assert "<svg" not in made and "Note: this page has 21 MB, more than 20: its tables are long." in made
+    assert capsys.readouterr().out == "note: this page has 21 MB, more than 20: its tables are long\n"
+
+
 def test_the_same_inputs_give_the_same_page_but_for_the_time(road):
     words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
     made = []
@@ -225,7 +276,7 @@ def test_empty_sides_are_counted_without_a_study_too_and_a_region_lacks_no_score
             entry["false_positive_inside_mm3"] = 2.0
     metrics = [*study_tables.SHOWN, *study_tables.FURTHER]
     made = study_rows.from_results([real], metrics, None)
-    assert "2 empty predictions and 1 empty label scored as such" in study_tables.about(made)
+    assert study_tables.about(made).endswith(": 1 prediction of real, 1 label.")
     page, text = study_tables.section(made).html, study_tables.format_markdown(made)
     whole, inside = page.split("Further scores")[1].split("phantom, intracranial")
     assert "false inside mask" in whole and "false inside mask" not in inside and "not run" not in inside

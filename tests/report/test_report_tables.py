@@ -8,7 +8,7 @@ import math
 import pytest
 
 from vesselgan.errors import DataError
-from vesselgan.report import paper, tables
+from vesselgan.report import paper, scores, tables
 
 
 def test_table_has_the_four_methods_in_order_and_the_paper_last(four_results):
@@ -84,6 +84,26 @@ def test_missed_aim_is_a_fail_and_a_missing_row_is_not_run(make_result):
     assert verdicts == ["fail", "pass", "not run", "not run", "not run", "not run"]  # 0.06 misses 0.10, reaches 0.05
 
 
+def test_rows_of_one_table_have_one_n(make_result):
+    real, synthetic, threshold = (make_result(name, 0.8) for name in ("real", "synthetic", "threshold"))
+    synthetic["subjects"] = [entry for entry in synthetic["subjects"] if entry["subject"] == "sub-07"]
+    with pytest.raises(DataError, match="synthetic: scored on other subjects than the rest"):
+        tables.segmentation_table([synthetic, real, threshold])
+    assert tables.of_same_subjects([synthetic, real, threshold]) == ([real, threshold], [synthetic])
+    assert tables.of_same_subjects([synthetic, threshold]) == ([synthetic], [threshold])
+    assert tables.of_same_subjects([]) == ([], [])
+
+
+def test_the_median_stands_beside_the_mean(make_result):
+    result = make_result("real", 0.9)
+    result["subjects"] = [
+        dict(result["subjects"][0], subject=f"sub-{k}", dice=d) for k, d in enumerate((0.9, 0.8, 0.1))
+    ]
+    rows = tables.segmentation_table([result])
+    assert "0.600 (0.436); median 0.800" in tables.format_markdown(rows)
+    assert "0.600 (0.436)<small>median 0.800</small>" in scores.section("a", "test", rows)
+
+
 def test_csv_holds_every_number_at_full_precision(four_results):
     rows = list(csv.DictReader(io.StringIO(tables.format_csv(tables.segmentation_table(four_results)))))
     values = {
@@ -95,7 +115,8 @@ def test_csv_holds_every_number_at_full_precision(four_results):
 
 
 def test_markdown_keeps_its_columns_whatever_a_name_holds(four_results):
-    four_results[0]["subjects"][0]["subject"] = "a|b<script>"
+    for result in four_results:
+        result["subjects"][0]["subject"] = "a|b<script>"
     lines = tables.format_markdown(tables.segmentation_table(four_results)).splitlines()
     table = [line.replace("\\|", "") for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {8}

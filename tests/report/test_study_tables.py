@@ -2,12 +2,13 @@
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
 
 from vesselgan.errors import DataError
-from vesselgan.report import charts, paper
+from vesselgan.report import charts, paper, study_notes
 from vesselgan.report.study_rows import PRIVATE, completed, from_results
 from vesselgan.report.study_tables import (
     FURTHER,
@@ -88,7 +89,7 @@ def test_markdown_csv_and_page_hold_it_all():
     heads = ["Table 3: U-Nets", "Table A.1: U-Nets", "Table B.1: U-Nets", "Further scores"]
     assert [markdown.count(f"## {head}") for head in heads] == [2] * 4  # regions
     assert "paper 0.782 (0.020)" in markdown and "U-Net &lt;real>" in markdown
-    assert "2 empty predictions and 0 empty labels" in markdown and "250 optimizer steps of 16 patches" in markdown
+    assert ": 1 prediction of U-Net &lt;shuffled>." in markdown and "250 optimizer steps of 16 patches" in markdown
     rows = list(csv.DictReader(io.StringIO(format_csv(comparison()))))
     means = {
         (r["source"], r["metric"]): r["number"] for r in rows if r["statistic"] == "mean" and r["cohort"] == "first"
@@ -99,6 +100,44 @@ def test_markdown_csv_and_page_hold_it_all():
     assert "<real>" not in page and "U-Net &lt;real&gt;" in page
     assert page.count("<svg") == 2 * 2 * 2 * len(SHOWN)  # tables, cohorts, regions
     assert "c-SN-MP, all vessels: Dice 0.810, bAVD (voxels) 1.301" in page  # what section 3 says of 1000Plus
+
+
+def test_empty_volumes_are_counted_once_and_named():
+    made = comparison()
+    nothing, inside = {"truth": 0, "predicted": 0}, {"truth": 1, "predicted": 1}
+    both = {"all": {"truth": 0, "predicted": 1}, "intracranial": inside}
+    # Two seeds; the patient whose label is empty inside the brain is one, whatever the source and the seed.
+    made["rows"][1]["empty"] = {"first": [both, {"all": nothing, "intracranial": inside}]}
+    assert study_notes.about(made).endswith(
+        "(Dice 0 and the volume's diagonal as distance; 1 and 0 where both sides are empty): 2 predictions of "
+        "U-Net <sn_mp>, 1 prediction of U-Net <shuffled>, 1 label."
+    )
+    for entry in made["rows"]:
+        entry["empty"] = {}
+    assert study_notes.about(made).endswith("250 optimizer steps of 16 patches for every U-Net.")
+
+
+def test_equal_steps_are_claimed_only_where_they_were_applied():
+    made = comparison()
+    for entry, skipped in zip(made["rows"], (0, 0, 3, 0, 0, 0), strict=True):
+        entry["runs"] = {"1": {"steps": 250, "skipped_steps": skipped}}
+    for text in (section(made).html, format_markdown(made)):
+        assert "had the same number of optimizer steps" not in text
+        assert "leave 247 to 250 optimizer steps that were applied" in text
+    made["rows"][2]["runs"]["1"]["skipped_steps"] = 0
+    assert "Every U-Net had the same number of optimizer steps." in format_markdown(made)
+
+
+def test_the_median_stands_beside_the_mean_of_further_scores_too():
+    further = section(comparison()).html.split("Further scores")[1]
+    assert further.count("0.810 (0.019), median 0.810") == len(FURTHER) * 2 * 2  # cohorts, regions
+
+
+def test_a_private_gan_stands_in_no_box_of_the_others():
+    made = comparison()
+    made["rows"].append(row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY})
+    figures = re.findall(r"<svg.*?</svg>", section(made).html, re.S)
+    assert len(figures) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net &lt;dp&gt;" in svg for svg in figures)
 
 
 def cells_of(page_or_markdown: str, start: str) -> list[list[str]]:

@@ -44,11 +44,12 @@ def cut_patches(subject: str, image: np.ndarray, label: np.ndarray) -> list[Reco
     return records
 
 
-def write_set(folder: Path, records: list[Record], *, origin: str = "real") -> None:
-    """A folder of one shard."""
+def write_set(folder: Path, records: list[Record], hashes: dict[str, str], *, origin: str = "real") -> None:
+    """A folder of one shard; hashes: of the subjects' volumes."""
     info = write_shard(folder / "shard-0.h5", records, patch_shape=PATCH, origin=origin)
     spacing = (0.5, 0.5, 0.7)
-    subjects = {record.subject: {"spacing_mm": spacing, "affine": AFFINE.tolist()} for record in records}
+    place = {"spacing_mm": spacing, "affine": AFFINE.tolist()}
+    subjects = {r.subject: place | {"image_sha256": hashes[r.subject]} if hashes else place for r in records}
     write_manifest(
         folder,
         shards=[info],
@@ -78,8 +79,9 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         patches[split] += cut_patches(name, image, label)
     write_cohort(folder, Cohort("tiny", PERCENTILE, subjects))
+    digests = {name: subject.image_sha256 for name, subject in subjects.items()}
     for split in ("train", "validation"):
-        write_set(folder / "shards" / "unet" / split, patches[split])
+        write_set(folder / "shards" / "unet" / split, patches[split], digests)
     return folder
 
 
@@ -94,5 +96,5 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
             score = np.where(real.label_XYZ > 0, 0.8, 0.1).astype(np.float16)
             name = f"synthetic-{len(records)}"
             records.append(Record(real.image_XYZ, real.label_XYZ, name, (0, 0, 0), "synthetic", (0.0, 255.0), 0, score))
-    write_set(folder, records, origin="synthetic")
+    write_set(folder, records, {}, origin="synthetic")
     return folder

@@ -7,20 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vesselgan import stages
 from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
+from vesselgan.shards import ShardInfo, content_hash, write_manifest
 from vesselgan.stages import Stage
 from vesselgan.study import steps
 
 SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
 
 
-def write_gan(folder: Path, variant: str) -> Path:
+def write_gan(folder: Path, variant: str, trained_on: str) -> Path:
     """A run directory as far as a study looks at it."""
     (folder / "checkpoints/step_00000010").mkdir(parents=True)
     (folder / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={variant}"])))
     (folder / "finished.json").write_text("{}")
+    (folder / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": trained_on}}))
     return folder
 
 
@@ -32,6 +35,10 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
     write_cohort(folder, Cohort(name, 99.9, subjects))
+    write_manifest(
+        folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
+        origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.9, extra={},
+    )  # fmt: skip
     return folder
 
 
@@ -42,7 +49,8 @@ def study(tmp_path: Path) -> Callable[..., Study]:
         tmp_path / "own", "own", {"a": "train", "b": "validation", "c": "test", "d": "test"}, seed=10
     )
     other = write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=50)
-    runs = [write_gan(tmp_path / "runs" / variant, variant) for variant in ("gp", "sn_mp")]
+    learned_from = content_hash(own / "shards/gan/train")
+    runs = [write_gan(tmp_path / "runs" / variant, variant, learned_from) for variant in ("gp", "sn_mp")]
     fixed = [steps.word("runs", [str(run) for run in runs]), steps.word("test_cohorts", [str(other)])]
     fixed += [steps.word("work_dir", tmp_path / "work"), steps.word("data.cohort_dir", own)]
 
@@ -55,21 +63,46 @@ def study(tmp_path: Path) -> Callable[..., Study]:
 @pytest.fixture
 def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
     """The stages that would have been started, in order; their outputs are made up."""
-    stages: list[Stage] = []
+    found: list[Stage] = []
 
     def pretend(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
-        stages.append(stage)
+        found.append(stage)
         for output in stage.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(made_up(stage)))
         return True
 
     monkeypatch.setattr(steps, "walk", pretend)
-    return stages
+    return found
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the stages that ran, walked and marked as ever; their commands are not started."""
+    stages_met: list[Stage] = []
+    names: list[str] = []
+
+    def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+        stages_met.append(stage)
+        return stages.walk(home, stage, label, after_news=after_news)
+
+    def pretend(*command: object, **options: object) -> int:
+        stage = stages_met[-1]
+        names.append(stage.name)
+        for output in stage.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(made_up(stage)))
+        return 0
+
+    monkeypatch.setattr(steps, "walk", walk)
+    monkeypatch.setattr(stages.processes, "run_command", pretend)
+    return names
 
 
 def made_up(stage: Stage) -> dict:
     """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
+    if stage.name.startswith("generate-"):
+        return {"extra": {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}}
     if stage.name.startswith("narrow-"):
         return {"narrowed": [0.3, 0.5]}
     wanted = 0.5 if "-gp" in stage.name else 0.3

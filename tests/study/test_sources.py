@@ -7,6 +7,7 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.errors import DataError, UsageError
+from vesselgan.shards import content_hash
 from vesselgan.stages import Stage
 from vesselgan.study import run as study_run
 from vesselgan.study import steps, sweep
@@ -58,6 +59,56 @@ def test_every_command_is_one_that_its_verb_accepts(study, walked):
         "label_threshold": 2, "segmentation": 24, "threshold": 2, "comparison": 1
     }  # fmt: skip
     assert len({stage.name for stage in walked}) == len(walked)
+
+
+def test_a_study_of_fewer_seeds_or_gans_keeps_no_result_of_the_others(study, ran, tmp_path):
+    drawn = "image.extractor=random"
+    home = home_of(study())
+    run_sources(study("seeds=[1,2]", drawn), home)
+    assert {"image-gp", "image-sn_mp", "comparison", "report"} < set(ran)
+    for words, again in (
+        (["seeds=[1,2]", drawn], []),  # nothing is done twice
+        (["seeds=[1]", drawn], ["comparison"]),
+        (["seeds=[1]", drawn, steps.word("runs", [str(tmp_path / "runs/gp")])], ["comparison", "report"]),
+        (["seeds=[1]", steps.word("runs", [str(tmp_path / "runs/gp")])], ["report"]),
+    ):
+        ran.clear()
+        run_sources(study(*words), home)
+        assert [name for name in ran if name != "report"] == [name for name in again if name != "report"], words
+        assert ("report" in ran) == bool(again), words
+    assert list(json.loads((home / "sources.json").read_text())["rows"][0]["runs"]) == ["1"]
+    assert [path.name for path in (home / "results").iterdir()] == ["comparison.json"]
+
+
+def test_a_studys_report_gets_the_patches_that_the_study_made(study, walked):
+    config = study()
+    home = home_of(config)
+    run_sources(config, home)
+    ((_, page),) = [c for stage in walked for c in said(stage) if c[0] == "report"]
+    assert page["synthetic"] == [str(home / f"gans/{gan}/synthetic") for gan in ("gp", "sn_mp")]
+    rows = {row["name"]: row["gan"] for row in json.loads((home / "sources.json").read_text())["rows"]}
+    assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
+
+
+def test_image_scores_are_made_where_a_network_is_named(study, walked, tmp_path):
+    config = study(steps.word("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
+    with pytest.raises(DataError, match="resnet.pth: no such file"):
+        run_sources(config, home_of(config))
+    assert walked == []  # not after hours
+    (tmp_path / "resnet.pth").touch()
+    run_sources(config, home_of(config))
+    stages = {stage.name: stage for stage in walked if stage.name.startswith("image-")}
+    assert list(stages) == ["image-gp", "image-sn_mp"]
+    ((_, evaluated),) = parsed(stages["image-gp"])
+    assert (evaluated.image.extractor, evaluated.image.weights) == ("medicalnet", str(tmp_path / "resnet.pth"))
+    assert evaluated.data.label_threshold == 0.5  # the one that validation chose
+    assert evaluated.image.synthetic.endswith("gans/gp/synthetic") and evaluated.data.cohort_dir.endswith("own")
+    names = [stage.name for stage in walked]
+    assert names.index("image-gp") < names.index("comparison")
+    walked.clear()
+    config = study()
+    run_sources(config, home_of(config))
+    assert not any(stage.name.startswith("image-") for stage in walked)
 
 
 def test_every_source_gets_the_same_steps_and_never_stops_early(study, walked):
@@ -114,6 +165,22 @@ def test_a_test_image_that_was_learned_from_is_refused(study, walked, write_coho
     with pytest.raises(UsageError, match="both called own"):
         config = study(steps.word("test_cohorts", [str(same)]))
         run_sources(config, home_of(config))
+    assert walked == []
+
+
+@pytest.mark.parametrize("road", ["sources", "sweep"])
+def test_a_gan_that_learned_from_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
+    """Its config.yaml may name any folder: what counts is the content that it learned from."""
+    foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
+    provenance = tmp_path / "runs/gp/provenance.json"
+    for inputs, message in (
+        ({"gan/train": content_hash(foreign / "shards/gan/train")}, "gp learned from other shards"),
+        ({}, "gp does not say what it learned from"),
+    ):
+        provenance.write_text(json.dumps({"inputs": inputs}))
+        config = study(f"study={road}")
+        with pytest.raises(DataError, match=f"{message}.* name the cohort of its training with data="):
+            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
     assert walked == []
 
 

@@ -38,6 +38,16 @@ class ImageScores:
 
 
 @dataclass
+class StudyImages:
+    """The network with which a study scores each GAN's patches (evaluate=image); all null: no image scores."""
+
+    extractor: str | None
+    """As in image scores; null: `medicalnet`, once its weights are given."""
+    weights: str | None
+    weights_sha256: str | None
+
+
+@dataclass
 class LabelSweep:
     """The choice of a label threshold by what the labels look like (evaluate=label_threshold)."""
 

@@ -16,7 +16,7 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, Memorisation
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, Memorisation, StudyImages
 from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, Variant
 
 __all__ = ["Data", "Dp", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
@@ -26,6 +26,7 @@ __all__ += [
     "Machine",
     "Memorisation",
     "Runtime",
+    "StudyImages",
     "Train",
     "TrainingData",
     "TrainingRuntime",
@@ -135,6 +136,8 @@ class Report:
     results: str
     runs: list[str]
     """Run directories of GANs whose losses and samples are shown."""
+    synthetic: list[str]
+    """Of each of the runs the folder of its synthetic shards, in their order; empty: RUN/synthetic."""
     cohorts: list[str]
     """cohort_dir of further cohorts, beside the one of `data`."""
     error_maps: str | None
@@ -209,6 +212,7 @@ class Study:
     weights: str
     """Which of the generator's weights make them, as in `generate`."""
     labels: LabelSweep
+    image: StudyImages
     sweep: Sweep
     data: TrainingData
     unet: Unet

@@ -24,7 +24,7 @@ from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, draw_weights, lo
 from vesselgan.shards import ShardSet, content_hash, intensities
 
 RANDOM_TITLE = "random features, not comparable"
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Preprocessing:
     background: str
     """What stands in for voxels of 0: `noise` N(0, 1), as in the authors' code, or `zero`, the noise's mean."""
     seed: int
-    """Of the noise; each patch has its own."""
+    """Of the noise, with the patch's own digest: equal patches have equal noise, others share none."""
     scaling: str
     """`volume` or `patch`, as shards are read."""
 
@@ -218,9 +218,12 @@ def _batches(
         inputs, zeros, constants = [], 0, 0
         for number in numbers:
             stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
-            seen.add(_patch_digest(stored_XYZ))
+            digest = _patch_digest(stored_XYZ)
+            seen.add(digest)
             image_XYZ = intensities(stored_XYZ, preprocessing.scaling)
-            made_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, (preprocessing.seed, number))
+            # By its place, patch i of either set would have the same noise, which draws the two sets together.
+            seed = (preprocessing.seed, int.from_bytes(digest))
+            made_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)
             inputs.append(torch.from_numpy(made_XYZ))
             zeros, constants = zeros + int(np.count_nonzero(image_XYZ == 0)), constants + is_constant
         inputs += [inputs[-1]] * (batch_size - len(inputs))

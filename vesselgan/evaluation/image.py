@@ -20,7 +20,13 @@ from vesselgan.evaluation.feature_scores import Features, Method, score_features
 from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor
 from vesselgan.evaluation.label_scores import compare_labels
 from vesselgan.evaluation.label_statistics import LabelStatistics, consistency, label_statistics, shifted
-from vesselgan.evaluation.reference import check_overlap, find_reference, like_training, training_shards
+from vesselgan.evaluation.reference import (
+    check_overlap,
+    check_trained_on,
+    find_reference,
+    like_training,
+    training_shards,
+)
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 from vesselgan.shards import ShardSet, content_hash, intensities
@@ -32,7 +38,8 @@ DATA_RANGE = 255.0
 def score_patches(config: Evaluate) -> dict[str, Any]:
     """The result of scoring `config.image.synthetic` against the cohort's real patches, for JSON.
 
-    DataError: shards or weights missing, damaged or not fitting; a reference that holds training patches.
+    DataError: shards or weights missing, damaged or not fitting; a reference that holds training patches; a GAN that
+    was trained on other shards than the cohort's.
     """
     settings = config.image
     if settings.synthetic is None:
@@ -40,6 +47,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
     _check_sets(synthetic, reference)
     training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
+    trained_note = check_trained_on(synthetic, training) if training is not None else None
     is_asked = settings.reference == "train"
     overlap = "the training split, asked by name" if is_asked else check_overlap(reference, training, cache_dir)
     rows, kind_note = like_training(reference, training if purpose == "unet" else None, settings.seed)
@@ -65,7 +73,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
         },
         "provenance": collect(),
     }
-    result["notes"] += [*_copy_notes(*extracted), *([kind_note] if kind_note else [])]
+    result["notes"] += [*_copy_notes(*extracted), *(note for note in (kind_note, trained_note) if note)]
     result["synthetic"] = {"count": len(synthetic), **synthetic.manifest.extra}
     _tell(result)
     return result

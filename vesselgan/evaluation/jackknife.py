@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+from vesselgan.evaluation.statistics import LEAST_PATIENTS
+
 
 def jackknife_interval(
     estimate: float,
@@ -14,7 +16,8 @@ def jackknife_interval(
     most: float = math.inf,
     confidence: float = 0.95,
 ) -> list[float] | None:
-    """[low, high]: estimate -+ t * SE from the estimates that each leave one of G groups out; None below two groups.
+    """[low, high]: estimate -+ t * SE from the estimates that each leave one of G groups out; None below
+    LEAST_PATIENTS groups, as for segmentation: from two the interval would be as good as anything.
 
     SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. Leaving out, unlike
     drawing with replacement, puts no sample twice into a set, which would bias distances of distributions. Cut at 0
@@ -22,7 +25,7 @@ def jackknife_interval(
     """
     values = np.asarray(leave_one_out, dtype=np.float64)
     count = len(values)
-    if count < 2:
+    if count < LEAST_PATIENTS:
         return None
     error = np.sqrt((count - 1) / count * np.square(values - values.mean()).sum())
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)

@@ -17,7 +17,13 @@ from tqdm import tqdm
 from vesselgan.config.schema import Evaluate
 from vesselgan.errors import DataError, PrivacyError, UsageError
 from vesselgan.evaluation import copies
-from vesselgan.evaluation.reference import check_overlap, find_reference, like_training, training_shards
+from vesselgan.evaluation.reference import (
+    check_overlap,
+    check_trained_on,
+    find_reference,
+    like_training,
+    training_shards,
+)
 from vesselgan.nearest import nearest
 from vesselgan.runtime.provenance import collect
 from vesselgan.shards import ShardSet, content_hash
@@ -135,15 +141,8 @@ def _check_sets(synthetic: ShardSet, training: ShardSet, reference: ShardSet) ->
                 f"{synthetic.folder} has patches of {list(synthetic.patch_shape)} voxels, {real.folder} of "
                 f"{list(real.patch_shape)}; name the cohort that the GAN was trained on"
             )
-    trained_on = synthetic.manifest.extra.get("trained_on")
-    if trained_on is None:
-        return ["the patches do not say what their GAN was trained on: that it was these shards is not checked"]
-    if trained_on != content_hash(training.folder):
-        raise DataError(
-            f"{synthetic.folder}: their GAN was trained on other shards than {training.folder}, against which copies "
-            "would not be found; name the cohort of its training with data="
-        )
-    return []
+    note = check_trained_on(synthetic, training)
+    return [note] if note else []
 
 
 def _quantiles(distances: np.ndarray) -> dict[str, float]:

@@ -26,6 +26,19 @@ def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
     )
 
 
+def check_trained_on(synthetic: ShardSet, training: ShardSet) -> str | None:
+    """What cannot be checked, in words. DataError where the patches' GAN learned from other shards than `training`."""
+    trained_on = synthetic.manifest.extra.get("trained_on")
+    if trained_on is None:
+        return "the patches do not say what their GAN was trained on: that it was these shards is not checked"
+    if trained_on != content_hash(training.folder):
+        raise DataError(
+            f"{synthetic.folder}: their GAN was trained on other shards than {training.folder}, against which neither "
+            "copies nor shared patients would be found; name the cohort of its training with data="
+        )
+    return None
+
+
 def check_overlap(reference: ShardSet, training: ShardSet | None, cache_dir: Path) -> str:
     """What was compared, in words. DataError where a patient, or a patch by its bytes, stands in both sets."""
     if training is None:

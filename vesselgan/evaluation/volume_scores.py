@@ -32,12 +32,15 @@ THRESHOLD_TITLE = "Best global threshold"
 def score_predictions(config: Evaluate) -> dict[str, Any]:
     """PREDICTIONS/<subject>.nii.gz against the label, for every subject of the split; error maps where asked.
 
-    DataError for a missing prediction, label or mask.
+    DataError for a missing prediction, label or mask, and for a volume that the U-Net has learned from.
     """
     cohort = read_cohort(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
     if config.predictions is None:
         raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that launch/segment.py wrote")
+    facts = _how_segmented(Path(config.predictions))
+    learned_from = facts.pop("learned_from", None)
+    overlap = check_unseen(learned_from, subjects, config)
     regions = regions_of(subjects)
     paths = {name: Path(config.predictions) / f"{name}.nii.gz" for name in subjects}
     if missing := [name for name, path in paths.items() if not path.is_file()]:
@@ -55,11 +58,9 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
             errors_XYZ = error_maps.error_map(truth_XYZ, predicted_XYZ)
             error_maps.write(Path(config.error_maps), name, errors_XYZ, subject.label, subject.spacing_mm)
         inputs |= hashes(name, {"prediction": paths[name], "label": subject.label, "mask": subject.mask})
-    facts = _how_segmented(Path(config.predictions))
-    title = _title(facts, config.name)
-    return _result(
-        config, cohort, entries, inputs, {"title": title, "threshold": facts.get("threshold"), "segmented_with": facts}
-    )
+    told = {"title": _title(facts, config.name), "threshold": facts.get("threshold"), "segmented_with": facts}
+    told |= {"training_overlap": overlap, "gan": (learned_from or {}).get("gan")}
+    return _result(config, cohort, entries, inputs, told)
 
 
 def score_threshold(config: Evaluate) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
     fitting_dir = Path(config.fit_cohort or config.data.cohort_dir)
     fitting_cohort = read_cohort(fitting_dir)
     fitting = fitting_cohort.of_split("validation")
+    _check_fitting(fitting, subjects)
     regions = tuple(region for region in regions_of(subjects) if region in regions_of(fitting))
     levels = fit_threshold(fitting, regions)
     entries: list[Entry] = []
@@ -136,6 +138,43 @@ def score_and_tell(
                   f"{entry['predicted_voxels']} predicted; an empty side scores Dice 0 and the volume's diagonal, two "
                   "empty ones 1 and 0", flush=True)  # fmt: skip
     return entries
+
+
+def _check_fitting(fitting: dict[str, Subject], subjects: dict[str, Subject]) -> None:
+    """DataError where a volume, by its voxels, would be scored by a threshold that was fitted on it."""
+    fitted = {subject.image_sha256: name for name, subject in fitting.items()}
+    if twins := [(name, fitted[s.image_sha256]) for name, s in subjects.items() if s.image_sha256 in fitted]:
+        both = ", ".join(f"{name} is {other}" for name, other in twins)
+        raise DataError(
+            f"fit_cohort: volumes that are scored are, by their voxels, among those that the threshold is fitted on "
+            f"({both}); take them out of one of the splits"
+        )
+
+
+def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subject], config: Evaluate) -> str:
+    """What was compared, in words. DataError where a scored volume, by its voxels, was learned from or chosen on.
+
+    learned_from: as vesselgan.segmentation.learned has it; None where the predictions do not say. What a checkpoint was
+    chosen on may be scored where it is asked for by its name, split=validation.
+    """
+    if learned_from is None:
+        overlap = "not checked: the predictions do not say what their U-Net learned from"
+        print(f"training volumes among the scored ones: {overlap}", flush=True)
+        return overlap
+    seen = {"has learned from": learned_from["train"]}
+    seen |= {} if config.split == "validation" else {"was chosen on": learned_from["validation"]}
+    for how, hashes_seen in seen.items():
+        if twins := [name for name, subject in subjects.items() if subject.image_sha256 in hashes_seen]:
+            raise DataError(
+                f"{config.predictions}: the U-Net {how} {', '.join(twins)} (the same voxels), which split "
+                f"{config.split} of {config.data.cohort_dir} holds; score volumes that it has not seen"
+            )
+    count = sum(len(hashes_seen) for hashes_seen in seen.values())
+    overlap = f"none: {len(subjects)} against {count} learned from or chosen on, by their voxels"
+    if learned_from["unknown"]:
+        overlap = f"not checked in part: {'; '.join(learned_from['unknown'])}; {overlap}"
+    print(f"training volumes among the scored ones: {overlap}", flush=True)
+    return overlap
 
 
 def fit_threshold(subjects: dict[str, Subject], regions: tuple[str, ...]) -> dict[str, int]:

@@ -3,6 +3,7 @@
 The paper's discussion says that they need not agree: its own numbers stand here in the same form as ours.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -12,7 +13,7 @@ from scipy import stats
 
 from vesselgan.report import charts, image_quality, paper
 from vesselgan.report.markup import Part, csv_text, figure, not_run, panels, table
-from vesselgan.report.runs import Run
+from vesselgan.report.runs import gan_of
 from vesselgan.report.study_rows import completed
 from vesselgan.report.tables import REGIONS
 
@@ -54,35 +55,52 @@ def kendall(models: Sequence[Model], image: str, use: str) -> float | None:
     return float(stats.kendalltau(*sides).statistic)
 
 
-def families(
-    results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], runs: Sequence[Run]
-) -> list[Family]:
-    """Ours, by how the images were scored, the test cohort and the region; the paper's last."""
+def families(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> list[Family]:
+    """Ours, by how the images were scored, the test cohort and the region; the paper's last.
+
+    Joined are scores of the images and of the U-Nets of one GAN: the same run and weights, not the same variant.
+    """
     found = []
     for group in image_quality.groups(results):
-        by_variant = {image_quality.variant_of(result, runs): result for result in group.results}
+        by_gan = {gan_of(result.get("synthetic")): result for result in group.results}
+        marked = "" if group.is_comparable else "; random features, not comparable"
         for comparison in comparisons:
-            for cohort in comparison["cohorts"]:
-                for region, name in REGIONS.items():
-                    models = _models(comparison, cohort, region, by_variant)
-                    marked = "" if group.is_comparable else "; random features, not comparable"
-                    if models:
-                        found.append(Family(f"{cohort}, {name.lower()}{marked}", models))
+            home = comparison["cohorts"][0]  # whose patients the GANs learned from
+            if any(result["cohort"] != home for result in group.results):
+                continue
+            for cohort, (region, name) in itertools.product(comparison["cohorts"], REGIONS.items()):
+                models = _models(comparison, cohort, region, by_gan)
+                images = "" if cohort == home else f", images of {home}"
+                if models:
+                    found.append(Family(f"{cohort}, {name.lower()}{images}{marked}", models))
     for region, name in REGIONS.items():
         found.append(Family(f"the paper, {paper.COHORTS[0]}, {name.lower()}", _paper_models(region)))
     return found
 
 
-def _models(comparison: dict[str, Any], cohort: str, region: str, by_variant: dict[str, dict[str, Any]]) -> list[Model]:
-    models = []
-    for row in completed(comparison)["rows"]:
-        image = by_variant.get(row.get("variant") or row["name"])
+def _models(
+    comparison: dict[str, Any], cohort: str, region: str, by_gan: dict[tuple[str, str] | None, dict[str, Any]]
+) -> list[Model]:
+    models, rows = [], completed(comparison)["rows"]
+    for row in rows:
+        key = gan_of(row.get("gan"))
+        image = by_gan.get(key) if key else None
         facts = row["scores"].get(cohort, {}).get(region, {})
         if row["kind"] == "synthetic" and image is not None and all(key in facts for key in USE):
             scores = {key: float(image["scores"][key]["mean"]) for key in IMAGE}
-            name = paper.VARIANTS.get(row.get("variant") or "", row["name"])
-            models.append(Model(name, scores | {key: float(facts[key]["mean"]) for key in USE}))
+            models.append(Model(_name(row, rows), scores | {key: float(facts[key]["mean"]) for key in USE}))
     return models
+
+
+def _name(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
+    """The paper's name of the model; with the row's own where several GANs would bear it."""
+    title = _title(row)
+    is_shared = sum(other["kind"] == row["kind"] and _title(other) == title for other in rows) > 1
+    return f"{title} ({row['name']})" if is_shared and title != row["name"] else title
+
+
+def _title(row: dict[str, Any]) -> str:
+    return paper.VARIANTS.get(row.get("variant") or "", row["name"])
 
 
 def _paper_models(region: str) -> list[Model]:
@@ -94,8 +112,8 @@ def _paper_models(region: str) -> list[Model]:
     return models
 
 
-def section(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]], runs: Sequence[Run]) -> Part:
-    found = families(results, comparisons, runs)
+def section(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Part:
+    found = families(results, comparisons)
     lines = [_line(family) for family in found]
     caption = (
         "<b>Kendall's tau</b> between the ranking of the models by their images and the ranking by the U-Nets that "

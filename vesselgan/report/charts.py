@@ -46,15 +46,15 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
 
 
-def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
+def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str, middle: float = 99) -> str:
     """Faint: the values; strong: their running mean over a fiftieth of the points. Legend above the plot.
 
-    The scale holds the middle 99 % of the values; what lies outside runs out of the plot.
+    The scale holds the middle 99 % of the values (`middle`); what lies outside runs out of the plot.
     """
     finite = np.concatenate([s.y[np.isfinite(s.y)] for s in series])
     if not len(finite):
         return '<p class="notrun">no finite value was logged</p>'
-    low, high = np.percentile(finite, [0.5, 99.5])
+    low, high = np.percentile(finite, [50 - middle / 2, 50 + middle / 2])
     pad = 0.06 * (high - low) or max(abs(high), 1.0) * 0.1
     low = 0.0 if 0 <= low < 0.2 * high else float(low - pad)  # a scale that begins near zero begins at zero
     high = float(high + pad)

@@ -18,7 +18,6 @@ from vesselgan.report.markup import NOT_RUN, Part, counted, csv_text, figure, ma
 from vesselgan.report.runs import Run
 
 SCORES = {"fid": ("FID", 4), "prd_auc": ("PRD-AUC", 3)}
-FURTHER = ("MS-SSIM", "feature distance")
 WORDS = {"num_components": "number of parts", "centreline_mm": "centreline", "radius_mm": "radius"}
 WORDS |= {"component_voxels": "size of a part"}
 UNITS = {"voxel": "voxels", "intensity of 0..255": "of 255"}
@@ -29,6 +28,7 @@ LABEL_HEADS += ("patches in a half", "half to synthetic", "half to half")
 NEEDED = ("name", "cohort", "n", "label_threshold", "extractor", "preprocessing", "reference", "method", "scores")
 NEEDED += ("floor", "curve", "ms_ssim", "pairwise_distance", "nearest_distance", "labels", "notes", "inputs")
 NEEDED += ("training_overlap",)
+INTERVAL_NOTE = "Intervals: jackknife over patients, 95 %; none is given below five patients."
 PAPER_NOTE = (
     "The paper's own cohort, patches and number of samples, scored against its training split: for orientation."
 )
@@ -74,7 +74,7 @@ def _kind(result: dict[str, Any]) -> str:
     """What two results must share to be compared."""
     preprocessing = {key: result["preprocessing"][key] for key in ("background", "seed", "scaling")}
     parts = [result["cohort"], result["n"], result["extractor"]["sha256"], preprocessing, result["method"]]
-    parts += [result["reference"], result["inputs"]["reference shards"], result["label_threshold"]]
+    parts += [result["reference"], result["inputs"]["reference shards"]]
     return json.dumps(parts, sort_keys=True)
 
 
@@ -100,7 +100,8 @@ def heads_of(group: Group) -> list[str]:
     heads = ["model"]
     for name, _ in SCORES.values():
         heads += [name, *(["paper"] if group.is_comparable else []), f"{name}, 95 % interval"]
-    return [*heads, *FURTHER]
+    scales = {result["ms_ssim"]["num_scales"] for result in group.results}
+    return [*heads, "MS-SSIM" + "".join(f", {counted(n, 'scale')}" for n in scales), "feature distance"]
 
 
 def score_lines(group: Group, runs: Sequence[Run] = ()) -> list[list[str]]:
@@ -187,9 +188,9 @@ def section(results: Iterable[dict[str, Any]], runs: Sequence[Run] = ()) -> Part
         scores = heads_of(group), score_lines(group, runs)
         body.append(table(f"<b>Table 1, image quality.</b> {escape(group.title)}.{warning}", *scores, classes="wide"))
         texts += [f"**{group.title}**", markdown(*scores)]
-        if group.is_comparable:
-            body.append(f'<p class="note">{escape(PAPER_NOTE)}</p>')
-            texts.append(PAPER_NOTE)
+        for note in (INTERVAL_NOTE, *[PAPER_NOTE] * group.is_comparable):
+            body.append(f'<p class="note">{escape(note)}</p>')
+            texts.append(note)
         if not group.results:
             continue
         body.append(_curves(group, warning))
@@ -206,8 +207,8 @@ def section(results: Iterable[dict[str, Any]], runs: Sequence[Run] = ()) -> Part
             labels = LABEL_HEADS, label_lines(result)
             about = f"Labels of {_named(result, group)}, cut at {result['label_threshold']:g}"
             body.append(table(f"<b>{escape(about)}</b>, mean (SD). {LABEL_NOTE}", *labels, classes="wide"))
-            told = [_controls(result), _overlap(result), *result["notes"]]
-            body += [f'<p class="note">{escape(note)}</p>' for note in told]
+            told = [_controls(result), _overlap(result), _background(result), *result["notes"]]
+            body += [_radii(result, about), *(f'<p class="note">{escape(note)}</p>' for note in told)]
             texts += [f"{about}. {LABEL_NOTE}", markdown(*labels), *told]
     if not found:
         body.append(not_run("no result of evaluate=image"))
@@ -231,6 +232,19 @@ def _curves(group: Group, warning: str) -> str:
         how_to_read="a curve near the upper right corner is a good model; one that falls early on the right leaves "
         "kinds of real patches out, one that starts low on the left makes patches that no real one resembles.",
     )
+
+
+def _radii(result: dict[str, Any], about: str) -> str:
+    """The shares of centreline voxels by the vessel's radius, real and synthetic."""
+    found = result["labels"]["statistics"]["radius_histogram"]
+    series = []
+    for side in ("real", "synthetic"):
+        share = np.asarray(found[side], float)
+        series.append(charts.Series(side, found["bin_mm"] * (np.arange(len(share)) + 0.5), share))
+    title = f"Vessel radius. {about}"
+    plot = charts.line_chart(series, x_label="radius (mm)", y_label="share of the centreline", title=title, middle=100)
+    words = f"Shares of the centreline's voxels, in bins of {found['bin_mm']:g} mm; the last holds all larger ones too."
+    return figure(escape(title), f'<div class="two"><div class="panel">{plot}</div></div>', words)
 
 
 def format_csv(found: Sequence[Group]) -> str:
@@ -257,6 +271,9 @@ def _numbers(result: dict[str, Any]) -> Iterator[tuple[str, str, int | str, floa
     yield "nearest_distance", "synthetic", result["n"], result["nearest_distance"]
     for name, facts in labels["statistics"].items():
         if name == "radius_histogram":
+            for side in ("real", "synthetic"):
+                for place, share in enumerate(facts[side], 1):
+                    yield name, f"{side} to {facts['bin_mm'] * place:g} mm", labels["n"], share
             continue
         low, high = facts["interval"] or (None, None)
         values = {"mean real": facts["real"]["mean"], "mean synthetic": facts["synthetic"]["mean"]}
@@ -274,6 +291,14 @@ def _controls(result: dict[str, Any]) -> str:
     spoilt = result["labels"]["consistency_controls"]
     parts = [f"{side} {name} {_number(value)}" for side, found in spoilt.items() for name, value in found.items()]
     return f"Consistency of labels that were spoilt on purpose: {', '.join(parts)}."
+
+
+def _background(result: dict[str, Any]) -> str:
+    """What stands in for empty voxels is no image: how much of either set is made of it."""
+    facts = result["preprocessing"]
+    shares = ", ".join(f"{side} {share:.1%}" for side, share in facts["zero_share"].items())
+    flat = ", ".join(f"{side} {count}" for side, count in facts["num_constant"].items())
+    return f"Voxels of 0, before features filled with {facts['background']}: {shares}; patches of one value: {flat}."
 
 
 def _overlap(result: dict[str, Any]) -> str:

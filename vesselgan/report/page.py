@@ -33,7 +33,7 @@ from vesselgan.report import (
     training,
 )
 from vesselgan.report.markup import Part, file_name
-from vesselgan.report.runs import Run, read_run
+from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.report.style import PRINT_RULES, RULES
 from vesselgan.shards import MANIFEST, ShardSet
 
@@ -48,7 +48,9 @@ def report(config: Report) -> Path:
     UsageError for a run directory that is not there, DataError for a damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
-    runs = [read_run(folder) for folder in config.runs]
+    if config.synthetic and len(config.synthetic) != len(config.runs):
+        raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
+    runs = [read_run(*both) for both in zip(config.runs, config.synthetic or [None] * len(config.runs), strict=True)]
     parts = sections(config, results, runs)
     files: dict[str, str | bytes] = {name: content for part in parts for name, content in part.files.items()}
     files |= {f"{CHARTS}/{name}": png for name, png in raster.charts_of("".join(part.html for part in parts))}
@@ -77,12 +79,12 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
     real = _training_shards(config)
     for run in runs:
         _check_patches(run, real)
-    threshold, groups = config.data.label_threshold, tables.by_cohort(results)
+    threshold, groups = config.data.label_threshold, _groups(results)
     studies = study_tables.comparisons(results)
-    comparisons = studies or _comparisons_of(list(groups.values()) or [[]], runs)
+    comparisons = studies or _comparisons_of([kept for kept, _ in groups.values()] or [[]], runs)
     if not groups and not studies:
-        groups = {(config.data.name, "test"): []}
-    parts = [_segmentation(group, members, len(groups)) for group, members in groups.items()]
+        groups = {(config.data.name, "test"): ([], [])}
+    parts = [_segmentation(group, *members, len(groups)) for group, members in groups.items()]
     folder = Path(config.error_maps) if config.error_maps else None
     for comparison in comparisons:
         maps, files = errors.section(comparison, folder)
@@ -92,7 +94,7 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
     return [
         *parts,
         image_quality.section(results, runs),
-        agreement.section(results, comparisons, runs),
+        agreement.section(results, comparisons),
         samples.section(runs, real, _thresholds(comparisons), threshold, results),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
@@ -108,18 +110,25 @@ def _comparisons_of(groups: Sequence[list[dict[str, Any]]], runs: Sequence[Run])
     return [study_rows.from_results(members, metrics, variant) for members in groups]
 
 
-def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Variant -> where a study's labels begin."""
-    rows = [row for comparison in comparisons for row in comparison["rows"]]
-    return {row["variant"]: row["label_threshold"] for row in rows if row.get("variant") and row.get("label_threshold")}
+def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """GAN, by `gan_of`, -> where a study's labels of it begin."""
+    rows = [row for comparison in comparisons for row in comparison["rows"] if row.get("label_threshold") is not None]
+    return {gan: row["label_threshold"] for row in rows if (gan := gan_of(row.get("gan"))) is not None}
 
 
-def _segmentation(group: tuple[str, str], members: list[dict[str, Any]], num_groups: int) -> Part:
-    rows = tables.segmentation_table(members)
+def _groups(results: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
+    return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
+
+
+def _segmentation(
+    group: tuple[str, str], kept: list[dict[str, Any]], left_out: list[dict[str, Any]], num_groups: int
+) -> Part:
+    rows = tables.segmentation_table(kept)
     stem = "segmentation" if num_groups == 1 else "-".join(["segmentation", *map(file_name, group)])
     title = "Segmentation of held-out volumes" + (f", {group[0]}" if num_groups > 1 else "")
     files = {f"{stem}.md": tables.format_markdown(rows), f"{stem}.csv": tables.format_csv(rows)}
-    return Part(title, scores.section(*group, rows), dict(files))
+    return Part(title, scores.section(*group, rows, scores.notes_of(kept, left_out)), dict(files))
 
 
 def _training_shards(config: Report) -> ShardSet | None:
@@ -139,23 +148,30 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
 
 
 def fitted(page: str) -> str:
-    """The page within MOST_BYTES: the largest pictures give way, and the page says so in their place."""
+    """The page within MOST_BYTES: the largest pictures and charts give way, and the page says so in their place.
+
+    Where tables alone are more, nothing is taken from them: the page and the console say how large it is.
+    """
     excess = len(page.encode()) - MOST_BYTES
     if excess <= 0:
         return page
-    pictures = sorted(set(re.findall(r'<img src="data:[^>]*>', page)), key=lambda text: (-len(text), text))
-    for text in pictures:
+    pictures = set(re.findall(r'<img src="data:[^>]*>|<svg.*?</svg>', page, re.DOTALL))
+    for text in sorted(pictures, key=lambda text: (-len(text), text)):
         if excess <= 0:
             break
         excess -= page.count(text) * (len(text) - len(LEFT_OUT))
         page = page.replace(text, LEFT_OUT)
+    if len(page.encode()) > MOST_BYTES:
+        told = f"this page has {len(page.encode()) / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}: its tables are long"
+        print(f"note: {told}", flush=True)
+        page = page.replace("<main>", f'<main>\n<p class="notrun">Note: {told}.</p>', 1)
     return page
 
 
 def _shell(cohort: str, results: list[dict[str, Any]], runs: Sequence[Run], parts: Sequence[Part]) -> str:
     """The page around its sections."""
-    groups = tables.by_cohort(results).values()
-    aims = [aim for members in groups for aim in tables.aims(tables.segmentation_table(members))]
+    groups = _groups(results).values()
+    aims = [aim for kept, _ in groups for aim in tables.aims(tables.segmentation_table(kept))]
     passed = sum(aim.verdict == "pass" for aim in aims)
     missing = sum(aim.verdict == tables.NOT_RUN for aim in aims)
     chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])

@@ -53,8 +53,17 @@ class Run:
         return value
 
 
-def read_run(folder: str | Path) -> Run:
-    """UsageError when there is no such folder, DataError for a file in it that cannot be read."""
+def gan_of(told: Any) -> tuple[str, str] | None:
+    """(run, weights' sha256) of the GAN that patches are of, which tells GANs of one variant apart; None: not said."""
+    found = [told.get(key) if isinstance(told, dict) else None for key in ("run", "weights_sha256")]
+    return (str(found[0]), str(found[1])) if all(found) else None
+
+
+def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
+    """`synthetic`: where its patches are; null: FOLDER/synthetic.
+
+    UsageError when there is no such folder, DataError for a file in it that cannot be read.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"runs: {folder} is not there; name run directories of launch/train_gan.py")
@@ -69,7 +78,7 @@ def read_run(folder: str | Path) -> Run:
         if not isinstance(settings, dict):
             raise DataError(f"{path}: holds no settings; the run directory is damaged")
     steps, scalars = read_metrics(folder / "metrics.jsonl")
-    synthetic = folder / "synthetic"
+    synthetic = Path(synthetic) if synthetic is not None else folder / "synthetic"
     return Run(
         folder=folder,
         settings=settings,

@@ -14,7 +14,7 @@ from vesselgan.errors import DataError
 from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
 from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels
-from vesselgan.report.runs import Run
+from vesselgan.report.runs import Run, gan_of
 from vesselgan.shards import ShardSet, content_hash
 
 NUM_SHOWN = 4
@@ -57,20 +57,20 @@ class Drawn:
 def section(
     runs: Sequence[Run],
     training: ShardSet | None,
-    thresholds: dict[str, float],
+    thresholds: dict[tuple[str, str], float],
     default: float,
     results: Sequence[dict[str, Any]] = (),
 ) -> Part:
     """Figures 4 and B.1, and each run's nearest training patches.
 
-    training: the shards that the GANs were trained on, None if they are not there. thresholds: where a variant's labels
-    begin; `default` for others. results: among them the audits for copies.
+    training: the shards that the GANs were trained on, None if they are not there. thresholds: where a GAN's labels
+    begin, by `gan_of`; `default` for others. results: among them the audits for copies.
     """
     body: list[str] = []
     files: dict[str, str | bytes] = {}
     real = _real(training, default)
     made = {run.folder: ShardSet(run.synthetic) for run in runs if run.synthetic is not None}
-    cuts = {run.folder: thresholds.get(run.variant or "", default) for run in runs}
+    cuts = {folder: thresholds.get(gan_of(patches.manifest.extra), default) for folder, patches in made.items()}
     shown = {run.folder: _of_run(run, made[run.folder], cuts[run.folder]) for run in runs if run.folder in made}
     white = figures.window((real.samples if real else []) or [s for some in shown.values() for s in some.samples])
     drawn_real = (real or Shown("Real", [], ())).drawn(white)

@@ -1,6 +1,8 @@
 """The section about segmentation: the table, the aims, a dot for every test subject."""
 
+from collections.abc import Iterable
 from html import escape
+from typing import Any
 
 from vesselgan.report import charts, tables
 from vesselgan.report.markup import counted
@@ -9,19 +11,34 @@ from vesselgan.report.tables import METRICS, NOT_RUN, PAPER, PAPER_SOURCES, REGI
 MAX_IN_CELL = 4  # test subjects whose values fit below the mean
 
 
-def section(cohort: str, split: str, rows: list[Row]) -> str:
-    """Everything about one cohort's results as HTML."""
+def section(cohort: str, split: str, rows: list[Row], notes: Iterable[str] = ()) -> str:
+    """Everything about one cohort's results as HTML; `notes` are texts below the table."""
     subjects = sorted({subject for row in rows for subject in row.subjects})
-    unlike = any(row.subjects and row.subjects != subjects for row in rows)
     return "\n".join(
         [
             _table(cohort, split, rows, subjects),
-            '<p class="note">Rows were scored on different subjects: compare them with care.</p>' if unlike else "",
+            *(f'<p class="note">{escape(note)}</p>' for note in notes),
             "" if len(subjects) <= MAX_IN_CELL else _long_table(rows),
             _aims(tables.aims(rows)),
             _dots(rows),
         ]
     )
+
+
+def notes_of(kept: Iterable[dict[str, Any]], left_out: Iterable[dict[str, Any]]) -> list[str]:
+    """What a reader of the table must know of the results that are in it, and of those that may not be."""
+    notes = []
+    if names := [str(result.get("title") or result["name"]) for result in left_out]:
+        notes.append(
+            f"Left out, for they were scored on different subjects: {'; '.join(names)}. Score all on the same."
+        )
+    by_overlap: dict[str, list[str]] = {}
+    for result in kept:
+        if "segmented_with" in result:
+            overlap = str(result.get("training_overlap") or "not checked")
+            by_overlap.setdefault(overlap, []).append(str(result.get("title") or result["name"]))
+    told = [f"{overlap} ({'; '.join(names)})" for overlap, names in by_overlap.items()]
+    return notes + ([f"Training volumes among the scored ones: {'. '.join(told)}."] if told else [])
 
 
 def _table(cohort: str, split: str, rows: list[Row], subjects: list[str]) -> str:
@@ -31,8 +48,8 @@ def _table(cohort: str, split: str, rows: list[Row], subjects: list[str]) -> str
     people = counted(len(subjects), f"{split} subject") if subjects else f"{split} subjects"
     return (
         f'<div class="scroll"><table><caption>Cohort <b>{escape(cohort)}</b>: mean (SD) over {escape(people)}'
-        f"{', below it each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. bAVD: balanced "
-        "average distance between label and prediction, 0 is perfect.</caption>"
+        f", below it the median{' and each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. "
+        "bAVD: balanced average distance between label and prediction, 0 is perfect.</caption>"
         f"<thead><tr><th></th>{heads}</tr><tr><th></th>{names}</tr></thead>"
         f"<tbody>{''.join(_line(row, inside) for row in rows)}</tbody></table></div>"
         '<p class="note">Best global threshold: one intensity for all volumes, fitted on the validation subjects; what '
@@ -65,7 +82,8 @@ def _cell(cell: Cell | None, inside: bool) -> str:
         return f'<span class="notrun">{NOT_RUN}</span>'
     values = cell.values.items() if inside else ()
     lines = "".join(f"<small>{escape(subject)} {tables.format_value(value)}</small>" for subject, value in values)
-    return f"{tables.format_cell(cell)}{lines}"
+    middle = "" if cell.median is None else f"<small>median {cell.median:.3f}</small>"
+    return f"{tables.format_cell(cell)}{middle}{lines}"
 
 
 def _paper_line(row: Row) -> str:

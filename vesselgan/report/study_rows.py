@@ -81,7 +81,7 @@ def from_results(results: Sequence[dict[str, Any]], metrics: Iterable[str], vari
         title = (result.get("title") or result["name"]) + (
             f"; {paper.VARIANTS.get(made_by, made_by)}" if made_by else ""
         )
-        row = {"name": result["name"], "kind": kind, "title": title, "variant": made_by}
+        row = {"name": result["name"], "kind": kind, "title": title, "variant": made_by, "gan": result.get("gan")}
         row["empty"] = {cohort: [result["empty"]]} if "empty" in result else {}
         privacy = result.get("segmented_with", {}).get("privacy") if kind == "synthetic" else None
         rows.append(

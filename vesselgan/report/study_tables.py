@@ -14,7 +14,6 @@ from vesselgan.report import charts, paper
 from vesselgan.report.markup import (
     NOT_RUN,
     Part,
-    counted,
     csv_text,
     figure,
     file_name,
@@ -23,6 +22,7 @@ from vesselgan.report.markup import (
     panels,
     table,
 )
+from vesselgan.report.study_notes import about, note_of, text_values
 from vesselgan.report.study_rows import PRIVATE, completed, paper_scores
 from vesselgan.report.tables import REGIONS
 
@@ -49,17 +49,6 @@ FURTHER = {
     "false_positive_inside_mm3": "false inside mask (mm3)",
     "false_positive_outside_mm3": "false outside mask (mm3)",
 }
-NOTE = (
-    "Mean (SD over patients of their means over seeds), median, [95 % bootstrap interval over patients and seeds; none "
-    "below five patients]. Dice as a share of real's; difference to real with Holm-adjusted Wilcoxon p. Every U-Net "
-    "had the same number of optimizer steps. The paper's numbers come from its own cohorts (PEGASUS for our first, "
-    "1000Plus for our second) and say what to expect at full size."
-)
-SINGLE_NOTE = (
-    "Mean (SD over patients), median, Dice as a share of real's; one U-Net each, no interval and no test: those take a "
-    "study. Synthetic patches are taken to be of the one GAN that this page was given. The paper's numbers come from "
-    "its own cohorts (PEGASUS for our first, 1000Plus for a second) and say what to expect at full size."
-)
 NO_EPSILON = "No epsilon covers: "
 
 
@@ -140,7 +129,7 @@ def _real(comparison: dict[str, Any], cohort: str, region: str, metric: str) -> 
 
 
 def _ours(facts: dict[str, Any], metric: str, real: float | None, row: dict[str, Any]) -> str:
-    text = f"{_mean_sd(facts)}; median {facts['median']:.3f}"
+    text = _middle(facts, "; ")
     if facts["interval"] is not None:
         text += f"; [{facts['interval'][0]:.3f}, {facts['interval'][1]:.3f}]"
     if metric == "dice" and real and row["name"] != "real":
@@ -173,29 +162,6 @@ def _scored(comparison: dict[str, Any], region: str, metrics: Iterable[str]) -> 
     return [metric for metric in metrics if metric in found]
 
 
-def about(comparison: dict[str, Any]) -> str:
-    """What all sources had in common, and how many patients and empty sides there were."""
-    first = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
-    patients = ", ".join(f"{cohort} {regions['all']['dice']['n']}" for cohort, regions in first.items())
-    sides = {"truth": 0, "predicted": 0}
-    for row in comparison["rows"]:
-        for results in row.get("empty", {}).values():
-            for regions in results:
-                for side in sides:
-                    sides[side] += sum(counts[side] for counts in regions.values())
-    texts = [f"Test patients: {patients or 'none, nothing was run'}"]
-    if comparison["seeds"]:
-        texts.append(f"seed{'s' * (len(comparison['seeds']) > 1)} {', '.join(map(str, comparison['seeds']))}")
-    if comparison["unet_steps"] is not None:
-        size = comparison.get("unet_batch_size", "?")
-        texts.append(f"{comparison['unet_steps']} optimizer steps of {size} patches for every U-Net")
-    empty = (
-        f" {counted(sides['predicted'], 'empty prediction')} and {counted(sides['truth'], 'empty label')} scored as "
-        "such (Dice 0 and the volume's diagonal as distance; 1 and 0 where both sides are empty)."
-    )
-    return "; ".join(texts) + "." + (empty if any(sides.values()) else "")
-
-
 def _heads(comparison: dict[str, Any], metrics: Iterable[str]) -> list[str]:
     names = {**SHOWN, **FURTHER}
     return [f"{cohort}: {names[metric]}" for cohort in comparison["cohorts"] for metric in metrics]
@@ -203,7 +169,7 @@ def _heads(comparison: dict[str, Any], metrics: Iterable[str]) -> list[str]:
 
 def format_markdown(comparison: dict[str, Any]) -> str:
     """The tables, a block per region, the paper's number behind ours; then the further scores."""
-    texts = [f"# {comparison['name']}", "", about(comparison), "", _note(comparison), ""]
+    texts = [f"# {comparison['name']}", "", about(comparison).replace("<", "&lt;"), "", note_of(comparison), ""]
     full = completed(comparison)
     for name, title, kinds, metrics in _blocks():
         shown = full if name else comparison
@@ -226,10 +192,6 @@ def _blocks() -> list[tuple[str, str, tuple[str, ...], list[str]]]:
     """(the paper's name, title, kinds, metrics) of every table."""
     blocks = [(name, title, kinds, list(SHOWN)) for name, (title, kinds) in TABLES.items()]
     return [*blocks, ("", "Further scores", ALL_KINDS, list(FURTHER))]
-
-
-def _note(comparison: dict[str, Any]) -> str:
-    return SINGLE_NOTE if comparison["unet_steps"] is None else NOTE
 
 
 def format_csv(comparison: dict[str, Any]) -> str:
@@ -270,11 +232,11 @@ def section(comparison: dict[str, Any], pictures: dict[str, str] | None = None) 
                 continue
             lines = [*lines_of(shown, kinds, region, metrics), *_gan_2d(shown, name, region, metrics)]
             body.append(_html_table(_heads(shown, metrics), lines, f"{name}, {REGIONS[region].lower()}"))
-        body.append(_boxes(comparison, kinds, BOXES[name]) if name in BOXES else "")
+        body.append(_boxes(full, kinds, BOXES[name]) if name in BOXES else "")
         body.append((pictures or {}).get(name, ""))
         if name == "Table B.1" and (left := _not_covered(comparison)):
             body.append(f'<p class="note">{escape(NO_EPSILON + "; ".join(left))}.</p>')
-    body.append(f'<p class="note">{escape(_note(comparison))}</p><p class="note">{escape(_text_values())}</p>')
+    body.append(f'<p class="note">{escape(note_of(comparison))}</p><p class="note">{escape(text_values())}</p>')
     stem = f"study-{file_name(comparison['name'])}"
     files = {f"{stem}.md": format_markdown(comparison), f"{stem}.csv": format_csv(comparison)}
     title = "The paper's tables" if comparison["unet_steps"] is None else f"Study {comparison['name']}"
@@ -297,18 +259,19 @@ def _html_table(heads: list[str], lines: list[Line], caption: str) -> str:
 
 
 def _turned(comparison: dict[str, Any], cohort: str, region: str) -> str:
-    """The further scores of one cohort: a line per score, a column per source; mean (SD)."""
+    """The further scores of one cohort: a line per score, a column per source; mean (SD), median."""
     rows = [row for row in _of_kinds(comparison, ALL_KINDS) if row["scores"].get(cohort, {}).get(region)]
     lines = []
     for metric in _scored(comparison, region, FURTHER):
         found = [row["scores"][cohort][region].get(metric) for row in rows]
-        lines.append([FURTHER[metric], *(NOT_RUN if facts is None else _mean_sd(facts) for facts in found)])
-    caption = f"<b>{escape(f'{cohort}, {REGIONS[region].lower()}')}</b>: mean (SD)"
+        lines.append([FURTHER[metric], *(NOT_RUN if facts is None else _middle(facts) for facts in found)])
+    caption = f"<b>{escape(f'{cohort}, {REGIONS[region].lower()}')}</b>: mean (SD), median"
     return table(caption, ["", *(row["name"] for row in rows)], lines) if rows else ""
 
 
-def _mean_sd(facts: dict[str, Any]) -> str:
-    return f"{facts['mean']:.3f}" + (f" ({facts['sd']:.3f})" if facts["sd"] is not None else "")
+def _middle(facts: dict[str, Any], between: str = ", ") -> str:
+    spread = f" ({facts['sd']:.3f})" if facts["sd"] is not None else ""
+    return f"{facts['mean']:.3f}{spread}{between}median {facts['median']:.3f}"
 
 
 def _with_small(text: str) -> tuple[str, str]:
@@ -339,12 +302,3 @@ def _boxes(comparison: dict[str, Any], kinds: tuple[str, ...], name: str) -> str
         "Median (line), quartiles (box), smallest and largest patient (whiskers); each patient is the mean over seeds."
     )
     return figure(f"{name}, spread over patients", panels(shown), caption)
-
-
-def _text_values() -> str:
-    """What the paper's own text says of 1000Plus where it is not its Table 3."""
-    texts = []
-    for (region, source), values in paper.TABLE_3_TEXT_1000PLUS.items():
-        known = [f"{name} {value:.3f}" for name, value in zip(SHOWN.values(), values, strict=True) if value is not None]
-        texts.append(f"{source}, {REGIONS[region].lower()}: {', '.join(known)}")
-    return "The paper's section 3 gives other values for 1000Plus than its Table 3: " + "; ".join(texts) + "."

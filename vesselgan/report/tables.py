@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,11 @@ class Cell:
     sd: float | None
     values: dict[str, float | None] = field(default_factory=dict)
     """By subject; empty in the paper's cells, which have none."""
+
+    @property
+    def median(self) -> float | None:
+        known = [value for value in self.values.values() if value is not None]
+        return statistics.median(known) if known else None
 
     @property
     def num_undefined(self) -> int:
@@ -118,14 +124,30 @@ def by_cohort(results: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
     return groups
 
 
+def of_same_subjects(results: Iterable[dict]) -> tuple[list[dict], list[dict]]:
+    """(results on the subjects of `real`, else of the first one; the others): one table has one n."""
+    results = list(results)
+    first = next((result for result in results if result["name"] == "real"), results[0] if results else None)
+    kept = [result for result in results if _subjects(result) == _subjects(first)]
+    return kept, [result for result in results if result not in kept]
+
+
+def _subjects(result: dict) -> set[str]:
+    return {entry["subject"] for entry in result["subjects"]}
+
+
 def segmentation_table(results: Iterable[dict]) -> list[Row]:
     """The rows: METHODS in their order, run or not; then results by other names; last the paper's numbers.
 
-    DataError when two results have one name, or come from unlike cohorts or splits.
+    DataError when two results have one name, or are of unlike cohorts, splits or subjects (see of_same_subjects).
     """
+    results = list(results)
     groups = by_cohort(results)
     if len(groups) > 1:
         raise DataError(f"results of {sorted(groups)} cannot share a table; make one for each (see by_cohort)")
+    if left_out := of_same_subjects(next(iter(groups.values()), []))[1]:
+        names = ", ".join(result["name"] for result in left_out)
+        raise DataError(f"{names}: scored on other subjects than the rest; score all of them on the same split")
     found: dict[str, dict] = {}
     for result in next(iter(groups.values()), []):
         if result["name"] in found:
@@ -225,7 +247,12 @@ def format_value(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def _lines(rows: list[Row], regions: Iterable[str]) -> list[list[str]]:
+def _with_median(cell: Cell | None, is_asked: bool) -> str:
+    text = format_cell(cell)
+    return f"{text}; median {cell.median:.3f}" if is_asked and cell is not None and cell.median is not None else text
+
+
+def _lines(rows: list[Row], regions: Iterable[str], *, has_median: bool = False) -> list[list[str]]:
     """The table as texts: per row a line of mean (SD), below it one line per subject or, in the paper, per source."""
     columns = [(region, metric) for region in regions for metric in METRICS]
     lines = []
@@ -237,7 +264,7 @@ def _lines(rows: list[Row], regions: Iterable[str]) -> list[list[str]]:
                 label = source if source == "real" else f"synthetic by {source}"
                 lines.append([f"  {label}"] + ["-" if cell is None else format_cell(cell) for cell in cells])
             continue
-        lines.append([row.title] + [format_cell(row.cell(*column)) for column in columns])
+        lines.append([row.title] + [_with_median(row.cell(*column), has_median) for column in columns])
         for subject in row.subjects:
             cells = [row.cell(*column) for column in columns]
             known = [format_value(cell.values[subject]) if cell and subject in cell.values else "-" for cell in cells]
@@ -271,7 +298,7 @@ def format_markdown(rows: list[Row]) -> str:
     table = [
         line(["mean (SD)", *heads]),
         "|" + "---|" * (len(heads) + 1),
-        *(line(texts) for texts in _lines(rows, REGIONS)),
+        *(line(texts) for texts in _lines(rows, REGIONS, has_median=True)),
     ]
     return "\n".join([*table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
 

@@ -60,6 +60,8 @@ class Settings:
     """Of the synthetic labels that it was trained on."""
     privacy: dict[str, Any] | None
     """What was spent on the patches that it was trained on; null where they are of no private GAN."""
+    learned_from: dict[str, Any] | None
+    """The volumes that it may not be scored on (vesselgan.segmentation.learned); null for a run that did not say."""
 
 
 def segment(config: Segment) -> None:
@@ -128,6 +130,7 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
         unet_seed=trained.unet.seed,
         label_threshold=trained.data.label_threshold,
         privacy=state.get("privacy"),
+        learned_from=state.get("learned_from"),
     )
     return settings, weights
 

@@ -33,6 +33,7 @@ from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
+from vesselgan.segmentation.learned import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
 from vesselgan.shards import ShardSet, content_hash
 
@@ -124,7 +125,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
         log.line(line)
     told = {"scaling": config.data.scaling, "upper_percentile": validation_set.manifest.upper_percentile}
     told |= {"patch_shape": list(validation_set.patch_shape), "config_hash": config_hash(config)}
-    told |= {"privacy": privacy_of(sets)}
+    told |= {"privacy": privacy_of(sets), "learned_from": learned_from(config.data.cohort_dir, sets, validation_set)}
     run = _Run(config, run_dir, world, engine, log, training, _dataset(config, validation_set), told, requests)
     facts = run.drive(state)
     if facts["is_finished"]:
@@ -304,6 +305,7 @@ class _Run:
         return {
             "is_finished": is_over or done == self.config.unet.max_steps,
             "steps": done,
+            "skipped_steps": self.engine.skipped_steps,
             "stopped_early": done < self.config.unet.max_steps,
             "hours": seconds / 3600,
             "best_checkpoint": selection.best_checkpoint,

@@ -18,8 +18,10 @@ from vesselgan.study.steps import (
     Walker,
     choose_threshold,
     gans_of,
+    image_stage,
     read_json,
     settings_for,
+    synthetic_dir,
     synthetic_source,
     unet_dir,
     unet_stage,
@@ -28,23 +30,26 @@ from vesselgan.study.steps import (
 
 THRESHOLD = "threshold"
 FORMAT_VERSION = 1
-TOLD = ("steps", "best_checkpoint", "validation_dice")
+TOLD = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
 """What sources.json says of every U-Net."""
 
 
 def run_sources(config: Study, home: Path) -> Path:
     """Walk the whole comparison; the folder of its report. UsageError or DataError before anything is started."""
-    gans = gans_of(config.runs, [])
+    gans = gans_of(config, [])
     cohorts = cohorts_of(config)
+    if config.image.weights is not None and not Path(config.image.weights).is_file():
+        raise DataError(f"image.weights={config.image.weights}: no such file; name MedicalNet's, or leave it out")
     walker = Walker(home)
     thresholds = {gan.name: choose_threshold(config, home, gan, walker)["label_threshold"] for gan in gans}
     rows = []
     for source in sources_of(gans, thresholds):
-        row = row_of(source)
+        row = row_of(source, home)
         for seed in config.seeds:
             walk_unet(config, home, source, seed, cohorts, walker, row)
         rows.append(row)
     rows.append(walk_threshold(config, home, cohorts, walker))
+    images = walk_images(config, home, gans, thresholds, walker)
     study = {
         "format_version": FORMAT_VERSION,
         "cohorts": list(cohorts),
@@ -58,13 +63,35 @@ def run_sources(config: Study, home: Path) -> Path:
     compared = home / "results/comparison.json"
     words = [word("evaluate", "comparison"), word("name", config.name), word("sources", home / "sources.json")]
     command = script("evaluate", *words, word("out", compared))
-    walker.walk(Stage("comparison", "everything compared with real", (command,), (compared,)), list(walker.walked))
-    words = [word("results", compared.parent), word("runs", [str(gan.run) for gan in gans])]
+    # Its content too: a study that was asked for less than before has nothing new, and another result.
+    inputs = (home / "sources.json",)
+    stage = Stage("comparison", "everything compared with real", (command,), (compared,), inputs=inputs)
+    walker.walk(stage, list(walker.walked))
+    return walk_report(config, home, gans, (compared, *images), walker)
+
+
+def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], walker: Walker) -> Path:
+    """The page of all results, with the patches that the study made of every GAN."""
+    words = [word("results", home / "results"), word("runs", [str(gan.run) for gan in gans])]
+    words += [word("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
     words += [word("cohorts", config.test_cohorts), word("error_maps", home / "errors")]
     command = script("report", *words, word("out", home / "report"), *settings_for("report", config, "data"))
     page = home / "report/index.html"
-    walker.walk(Stage("report", "report", (command,), (page,)), ["comparison"])
+    walker.walk(Stage("report", "report", (command,), (page,), inputs=results), ["comparison"])
     return page
+
+
+def walk_images(config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: Walker) -> list[Path]:
+    """The image scores of every GAN's patches, where the study names a network for them; those of others go."""
+    is_asked = config.image.extractor is not None or config.image.weights is not None
+    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if is_asked}
+    made = [stage.outputs[0] for stage in stages.values()]
+    for path in (home / "results").glob("image-*.json"):
+        if path not in made:  # of a GAN that is no longer in the study: the report reads the whole folder
+            path.unlink()
+    for name, stage in stages.items():
+        walker.walk(stage, [f"generate-{name}"])
+    return made
 
 
 def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[Source]:
@@ -79,12 +106,15 @@ def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[Source]:
     return [Source("real", "real", "U-Net on real", None, None), *synthetic, *both, shuffled]
 
 
-def row_of(source: Source) -> dict[str, Any]:
+def row_of(source: Source, home: Path) -> dict[str, Any]:
+    """gan: whose patches, by run and weights, for what else is known of these very ones."""
+    made = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
         "title": source.title,
         "variant": source.gan.variant if source.gan else None,
+        "gan": made and {key: made.get(key) for key in ("run", "weights_sha256")},
         "label_threshold": source.label_threshold,
         "runs": {},
         "results": {},
@@ -109,7 +139,7 @@ def walk_unet(
             f"{trained.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
             "remove that run directory and start the study again"
         )
-    row["runs"][str(seed)] = {key: facts[key] for key in TOLD}
+    row["runs"][str(seed)] = {key: facts.get(key) for key in TOLD}
     run_dir = unet_dir(home, source, seed)
     for cohort, folder in cohorts.items():
         predictions = run_dir / "predictions" / cohort
@@ -130,7 +160,7 @@ def walk_unet(
 
 def walk_threshold(config: Study, home: Path, cohorts: dict[str, str], walker: Walker) -> dict[str, Any]:
     """The row of the best global threshold, fitted on the training cohort's validation subjects for every cohort."""
-    row = row_of(Source(THRESHOLD, THRESHOLD, "Best global threshold", None, None))
+    row = row_of(Source(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
     for cohort, folder in cohorts.items():
         scores = Path("scores") / f"{THRESHOLD}-{cohort}.json"
         words = [word("evaluate", "threshold"), word("name", THRESHOLD), word("data.cohort_dir", folder)]

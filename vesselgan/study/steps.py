@@ -14,6 +14,7 @@ from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.errors import DataError, UsageError
 from vesselgan.files import write_text
+from vesselgan.shards import content_hash
 from vesselgan.stages import Stage, script, walk
 
 GENERATION_SEED = 990
@@ -64,6 +65,16 @@ def word(key: str, value: Any) -> str:
     return f"{key}={json.dumps(value if not isinstance(value, Path) else str(value), separators=(',', ':'))}"
 
 
+def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> Stage:
+    """What FID, PRD and the labels' looks say of one GAN's patches, with the network that the study names."""
+    out = home / "results" / f"image-{gan.name}.json"
+    words = [word("evaluate", "image"), word("name", gan.name), word("work_dir", config.work_dir), word("out", out)]
+    words += [word("image.synthetic", synthetic_dir(home, gan)), word("data.label_threshold", label_threshold)]
+    words += [w for w in settings_for("evaluate", config, "data", "runtime") if not w.startswith("data.label_thre")]
+    words += [word(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *words),), (out,))
+
+
 def settings_for(verb: str, config: Study, *groups: str) -> list[str]:
     """Every setting of these groups of the study that `verb` has too, as overrides."""
     known = keys_of(VERBS[verb])
@@ -71,11 +82,15 @@ def settings_for(verb: str, config: Study, *groups: str) -> list[str]:
     return [word(key, value) for key, value in values.items() if key in known]
 
 
-def gans_of(runs: list[str], checkpoints: list[str]) -> list[Gan]:
-    """The trained GANs that are named, at each checkpoint; called after the variant where that tells them apart."""
+def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
+    """The trained GANs that are named, at each checkpoint; called after the variant where that tells them apart.
+
+    DataError for one that did not learn from the study's own training shards: who else was in its data, and would be
+    scored as unseen, could not be known.
+    """
     found = []
-    for run in map(Path, runs):
-        config = from_yaml("train_gan", run / "config.yaml")
+    for run in map(Path, config.runs):
+        variant = from_yaml("train_gan", run / "config.yaml").variant.name
         if not (run / "finished.json").is_file():
             raise UsageError(
                 f"runs: {run} is not finished; finish it with the command that started it, or leave it out"
@@ -84,7 +99,8 @@ def gans_of(runs: list[str], checkpoints: list[str]) -> list[Gan]:
             if not (run / "checkpoints" / name).is_dir():
                 there = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
                 raise UsageError(f"sweep.checkpoints: {run} has no {name}; there are: {there}")
-        found += [(run, config.variant.name, checkpoint) for checkpoint in checkpoints or [None]]
+        check_trained_on(run, Path(config.data.cohort_dir) / "shards/gan/train")
+        found += [(run, variant, checkpoint) for checkpoint in checkpoints or [None]]
     variants = [variant for _, variant, _ in found]
     gans = []
     for run, variant, checkpoint in found:
@@ -94,6 +110,18 @@ def gans_of(runs: list[str], checkpoints: list[str]) -> list[Gan]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"runs: {', '.join(twice)} would name two GANs; name each run once")
     return gans
+
+
+def check_trained_on(run: Path, training: Path) -> None:
+    """DataError unless the GAN of `run` wrote down that it learned from the shards in `training`."""
+    told = read_json(run / "provenance.json") if (run / "provenance.json").is_file() else {}
+    learned_from = (told.get("inputs") or {}).get("gan/train")
+    if learned_from != content_hash(training):
+        known = "does not say what it learned from" if learned_from is None else "learned from other shards"
+        raise DataError(
+            f"runs: {run} {known} (provenance.json), and this study's are {training}: its training patients could be "
+            "among those that are scored; name the cohort of its training with data=, or train it on this one"
+        )
 
 
 def synthetic_dir(home: Path, gan: Gan) -> Path:

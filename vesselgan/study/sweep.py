@@ -33,7 +33,7 @@ def run_sweep(config: Study, home: Path) -> Path:
     grid = grid_of(config, home)
     if not config.runs and not grid:
         raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
-    gans = gans_of(config.runs, config.sweep.checkpoints)
+    gans = gans_of(config, config.sweep.checkpoints)
     walker = Walker(home)
     for gan, stage in grid:
         walker.walk(stage)
