@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep import mpi, places, pseudonyms, qc, qc_page, splits
+from data_prep import mpi, patients, places, pseudonyms, qc, qc_page, splits
 from data_prep.findings import Checked, Finding, by, mixed_spacings, summary, table
 from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import World
@@ -114,6 +114,7 @@ def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
         assigned = splits.assign(
             [finding.subject for finding in kept], data.prepare.split, known=known, rename=pseudonyms.renamer(data)
         )
+        problems += patients.divided(patients.patients_of(data), assigned)
     except UsageError:
         if not problems:
             raise

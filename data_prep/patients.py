@@ -7,7 +7,7 @@ as an id is. Of an id that was a pseudonym before, as in a preprocessed folder, 
 
 import csv
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from data_prep import pseudonyms
 from data_prep.layouts import find_subjects
@@ -27,6 +27,20 @@ def patients_of(data: PreparedData) -> dict[str, str | None]:
     ids = [files.subject for files in find_subjects(data.root, data.layout).subjects]
     by_id = {rename(subject): rename(_without_visit(subject)) for subject in ids if not _PSEUDONYM.fullmatch(subject)}
     return dict.fromkeys(map(rename, ids)) | by_id | _named(data.prepare.split.csv, rename)
+
+
+def divided(patients: Mapping[str, str | None], assigned: Mapping[str, str]) -> list[str]:
+    """Patients whose subjects stand in several splits, in words: their own scans would tell how well others' do."""
+    visits: dict[str, list[str]] = {}
+    for subject in assigned:
+        if (patient := patients.get(subject)) is not None:
+            visits.setdefault(patient, []).append(subject)
+    return [
+        f"{patient} stands in {' and '.join(sorted({assigned[name] for name in names}))} ({', '.join(names)} are one "
+        "patient); give all visits one split in data.prepare.split.csv, or take visits out"
+        for patient, names in visits.items()
+        if len({assigned[name] for name in names}) > 1
+    ]
 
 
 def _without_visit(subject: str) -> str:

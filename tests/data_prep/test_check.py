@@ -119,6 +119,18 @@ def test_quarantine_sets_the_unusable_aside_by_name(cohort: MakeCohort, capsys: 
     assert "5 subjects: 4 usable, 0 of them with warnings; set aside: sub-03\nsplit: 2 train, 1 val" in out
 
 
+def test_a_patient_whose_visits_stand_in_two_splits_is_refused(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    for number, visit in ((1, "sub-01_ses-1"), (2, "sub-01_ses-2")):
+        (Path(data.root) / f"sub-{number:02d}").rename(Path(data.root) / visit)
+    data.prepare.split.csv = str(Path(data.root).parent / "split.csv")
+    Path(data.prepare.split.csv).write_text(
+        "subject,split\nsub-01_ses-1,train\nsub-01_ses-2,test\nsub-03,train\nsub-04,validation\n"
+    )
+    with pytest.raises(DataError, match="sub-01 stands in test and train .*are one patient"):
+        check.check(data, ALONE)
+
+
 def test_no_usable_subject_is_an_error_in_quarantine_too(cohort: MakeCohort) -> None:
     data = cohort(1)
     (Path(data.root) / "sub-01" / "image.nii.gz").write_bytes(b"broken")

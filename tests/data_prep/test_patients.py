@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.patients import patients_of
+from data_prep.patients import divided, patients_of
 from data_prep.pseudonyms import renamer
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
@@ -64,3 +64,11 @@ def test_of_an_old_pseudonym_only_the_column_tells(make_data: MakeData) -> None:
     one, two = "anon-0123456789abcdef", "anon-fedcba9876543210"
     data = make_data(one, two, csv=f"subject,split,patient\n{one},train,\n{two},train,ann\n")
     assert patients_of(data) == {one: None, two: "ann"}
+
+
+def test_visits_of_one_patient_in_two_splits_are_found() -> None:
+    patients = {"p1_visit1": "p1", "p1_visit2": "p1", "p2": "p2", "anon-1": None, "anon-2": None}
+    splits = ["train", "test", "train", "train", "test"]
+    (line,) = divided(patients, dict(zip(patients, splits, strict=True)))
+    assert "p1 stands in test and train (p1_visit1, p1_visit2 are one patient)" in line
+    assert divided(patients, dict.fromkeys(patients, "train")) == []
