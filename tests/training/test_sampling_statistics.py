@@ -67,4 +67,4 @@ def test_samples_are_made_with_statistics_of_their_own_weights_and_alone(train_h
         # Sums in another order are all that differs.
         torch.testing.assert_close(alone, among, atol=1e-6, rtol=0, msg=kind)
         # With the statistics of its batch, as the authors' code samples, it would depend on its neighbours.
-        assert (in_training - alone).abs().max() > 1e-2, kind
+        assert (in_training - alone).abs().max() > 1e-3, kind
