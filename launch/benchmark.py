@@ -6,6 +6,8 @@
     forms     the upsampling convolution's forms, layer by layer
     segment   a whole volume through the U-Net: windows in batches against one at a time
     metrics   bAVD against brute force; FID and PRD at the paper's size
+    private   a private critic step against a plain one (variant=dpgan)
+    machine   what this machine does per second, for plan's step times; scaling: these against training itself
 
 python launch/benchmark.py target=step variant=c_sn_mp                                   # on a GPU
 python launch/benchmark.py target=step variant=sn variant.width=128 patch_shape=[64,64,32]  # on a CPU

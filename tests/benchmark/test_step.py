@@ -114,6 +114,15 @@ def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> Non
     assert dict(run_module.rows({"a": {"b": 1.23456, "c": [1]}})) == {"a.b": "1.235", "a.c": "[1]"}
 
 
+def test_a_private_critic_step_is_held_against_a_plain_one(capsys: pytest.CaptureFixture) -> None:
+    run_module.benchmark(small("target=private", "variant=dpgan", "variant.dp.noise_multiplier=1", "batch_size=2"))
+    facts = json.loads(capsys.readouterr().out)
+    assert all(facts[side]["cpu_ms"] > 0 for side in ("plain", "private"))
+    assert facts["private_over_plain"]["cpu"] == facts["private"]["cpu_ms"] / facts["plain"]["cpu_ms"]
+    with pytest.raises(UsageError, match="variant=dpgan"):
+        run_module.benchmark(small("target=private"))
+
+
 def test_half_on_a_cpu_has_no_baseline_and_is_refused() -> None:
     config = small("variant.precision=fp16")
     with pytest.raises(UsageError, match="fp32 or bf16"):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vesselgan.benchmark import forms, loader, machine, metrics, prepare, scaling, segment, step
+from vesselgan.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.benchmark.rounds import load
 from vesselgan.config.schema import Benchmark
 from vesselgan.errors import ResourceError
@@ -15,6 +15,7 @@ from vesselgan.runtime.provenance import collect
 
 TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run, "forms": forms.run}
 TARGETS |= {"segment": segment.run, "metrics": metrics.run, "machine": machine.run, "scaling": scaling.run}
+TARGETS |= {"private": private.run}
 
 
 def benchmark(config: Benchmark) -> None:

@@ -6,7 +6,7 @@ with ZeRO. Weights, latents and epsilons are the same; the patches are noise, si
 lie on the device. In half the authors' step runs under autocast with loss scalers, as theirs does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -39,6 +39,8 @@ SETTLING = 12
 """Steps in which loss scales find their level; one that overflows costs less than others."""
 Step = Callable[[int], None]
 """Takes the number of the step; waits until it is done."""
+Side = Callable[[Benchmark, torch.device], Step]
+"""A competitor, ready to take steps."""
 
 
 def run(config: Benchmark) -> dict[str, Any]:
@@ -50,8 +52,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     device = distributed.choose_device(config.runtime.device, 0)
     _check(config, device)
     sides = {name: side for name, side in SIDES.items() if name != "bare" or config.variant.precision != "fp16"}
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
-        peaks = {name: alone.submit(_peak_bytes, name, config).result() for name in sides}
+    peaks = peaks_of(sides, config)
     torch.set_num_threads(config.threads)
     facts: dict[str, Any] = {
         "variant": config.variant.name,
@@ -161,7 +162,7 @@ def bare_engines(
 
 
 def _authors(config: Benchmark, device: torch.device) -> Step:
-    step, draws, real_NCXYZ = authors_step(config, device), draws_of(config), _patches(config, device)
+    step, draws, real_NCXYZ = authors_step(config, device), draws_of(config), patches(config, device)
 
     def once(number: int) -> None:
         latents = tuple(draws.latents_NL(stream, abs(number)).to(device) for stream in (0, 1))
@@ -204,7 +205,7 @@ SIDES = {"authors": _authors, "bare": _bare, "engine": _engine}
 
 def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -> Step:
     """Our step on the engines of the two."""
-    draws, real_NCXYZ = draws_of(config), _patches(config, device)
+    draws, real_NCXYZ = draws_of(config), patches(config, device)
 
     def once(number: int) -> None:
         critic_step(critic, generator, real_NCXYZ, draws, abs(number), config.variant)
@@ -218,7 +219,7 @@ def _networks(config: Benchmark) -> tuple[Critic, Generator]:
     variant, shape = config.variant, tuple(config.patch_shape)
     critic, generator = (
         Critic(shape, variant.width, variant.critic_norm),
-        Generator(shape, variant.width, variant.latent_size),
+        Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
     )
     start_weights(critic, config.seed)
     start_weights(generator, config.seed + 1)
@@ -229,7 +230,7 @@ def draws_of(config: Benchmark) -> Draws:
     return Draws(config.seed, config.batch_size, config.variant.latent_size, 0, 1)
 
 
-def _patches(config: Benchmark, device: torch.device) -> Tensor:
+def patches(config: Benchmark, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(config.seed)
     return torch.rand(config.batch_size, 2, *config.patch_shape, generator=generator).mul_(2).sub_(1).to(device)
 
@@ -239,14 +240,20 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _peak_bytes(name: str, config: Benchmark) -> int:
+def peaks_of(sides: Mapping[str, Side], config: Benchmark) -> dict[str, int]:
+    """What a process of its own grows by (a GPU: what its tensors take) in two steps of each side, in bytes."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
+        return {name: alone.submit(_peak_bytes, side, config).result() for name, side in sides.items()}
+
+
+def _peak_bytes(side: Side, config: Benchmark) -> int:
     torch.set_num_threads(config.threads)
     device = distributed.choose_device(config.runtime.device, 0)
-    if name == "engine":
+    if side is _engine:
         # Its imports and the process group are not the step's.
         distributed.start(device.type)
     before = 0 if device.type == "cuda" else peak_bytes(device)
-    step = SIDES[name](config, device)
+    step = side(config, device)
     for number in range(2):
         step(number)
     return peak_bytes(device) - before

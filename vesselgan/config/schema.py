@@ -253,7 +253,7 @@ class Benchmark:
     target: str
     """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
     volume; `metrics`: the scores; `forms`: those of the upsampling convolution; `machine`: rates for plan's step times;
-    `scaling`: these times against training on one rank and several."""
+    `scaling`: these times against training on one rank and several; `private`: a private critic step."""
     repeats: int
     """Rounds; in each the competitors take turns."""
     shape: list[int]
