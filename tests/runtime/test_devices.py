@@ -105,3 +105,12 @@ def test_without_deepspeed_the_install_command_is_told(afresh, monkeypatch):
     with pytest.raises(ResourceError, match="pip install -c constraints.txt deepspeed") as error:
         distributed.start("cpu")
     assert error.value.exit_code == 6
+
+
+def test_gradients_wait_for_lost_ranks_no_longer_than_all_else(tiny):
+    from deepspeed.utils import groups
+
+    # A group of DeepSpeed's own would wait for torch's half hour.
+    assert tiny.engine().deepspeed.seq_data_parallel_group is torch.distributed.group.WORLD
+    distributed.stop()
+    assert groups._WORLD_GROUP is None

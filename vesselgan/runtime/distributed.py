@@ -61,6 +61,8 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
         )
     except RuntimeError as error:
         raise _meeting_failed(error, rank, size) from error
+    # For gradients DeepSpeed would make a group of its own, whose calls wait for half an hour, whatever is said above.
+    deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     return World(rank=rank, size=size, local_rank=local_rank, device=chosen)
@@ -70,6 +72,8 @@ def stop() -> None:
     """Leave the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Else the next start in this process would meet in a group that is gone.
+        sys.modules["deepspeed.utils.groups"]._WORLD_GROUP = None
 
 
 def barrier() -> None:
