@@ -1,10 +1,14 @@
 """Fixtures that every test may use."""
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Ranks that need no launcher are forked from a server that has imported torch once.
+multiprocessing.set_forkserver_preload(["torch", "pytest"])
 
 LAUNCHER_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
 

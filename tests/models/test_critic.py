@@ -30,15 +30,8 @@ def started(norm: str, width: int = 32) -> Critic:
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
-def test_parameter_count_at_width_1024_is_the_papers(norm: str) -> None:
-    with torch.device("meta"):
-        critic = Critic((128, 128, 64), 1024, norm)
-    assert sum(parameter.numel() for parameter in critic.parameters()) == 18_850_433
-
-
-@pytest.mark.parametrize("norm", ["instance", "spectral"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_scores_are_float32_and_one_per_sample_in_every_precision(norm: str, dtype: torch.dtype) -> None:
+def test_scores_are_float32_in_every_precision(norm: str, dtype: torch.dtype) -> None:
     critic = started(norm).to(dtype)
     score = critic(torch.randn(3, 2, *PATCH))
     assert score.dtype == torch.float32 and score.shape == (3,)
@@ -46,7 +39,7 @@ def test_scores_are_float32_and_one_per_sample_in_every_precision(norm: str, dty
     assert critic.score.weight.grad.dtype == dtype
 
 
-def test_the_instance_norm_critic_equals_the_layers_as_the_authors_list_them() -> None:
+def test_the_instance_norm_critic_equals_the_authors() -> None:
     critic = started("instance").double()
     layers: list[nn.Module] = []
     for convolution in critic.convolutions:
@@ -61,7 +54,7 @@ def test_the_instance_norm_critic_equals_the_layers_as_the_authors_list_them() -
     torch.testing.assert_close(critic(x), reference(x).squeeze(1), rtol=1e-10, atol=1e-12)
 
 
-def test_the_spectral_critic_equals_the_layers_as_the_authors_list_them() -> None:
+def test_the_spectral_critic_equals_the_authors() -> None:
     critic = started("spectral").double().eval()
     x = torch.randn(2, 2, *PATCH, dtype=torch.float64)
     y = x
@@ -76,7 +69,7 @@ def test_the_spectral_critic_equals_the_layers_as_the_authors_list_them() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_training_forward_takes_exactly_one_power_iteration_per_layer(dtype: torch.dtype) -> None:
+def test_a_training_forward_takes_one_power_iteration(dtype: torch.dtype) -> None:
     critic = started("spectral").to(dtype)
     expected = []
     for convolution in critic.convolutions:
@@ -113,7 +106,7 @@ def test_the_input_gradient_and_its_derivatives_are_autograds(norm: str) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_input_gradient_is_a_training_forward_with_one_power_iteration(dtype: torch.dtype) -> None:
+def test_the_input_gradient_takes_one_power_iteration(dtype: torch.dtype) -> None:
     ours, theirs = started("spectral").to(dtype), started("spectral").to(dtype)
     x = torch.randn(2, 2, *PATCH)
     found, expected = ours.input_gradient(x, 1024.0), by_autograd(theirs)(x, 1024.0)
@@ -133,12 +126,8 @@ def test_a_score_does_not_depend_on_the_batch(norm: str) -> None:
     torch.testing.assert_close(critic(x)[1:2], critic(x[1:2]), rtol=1e-10, atol=1e-12)
 
 
-def test_an_instance_norm_over_a_single_voxel_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"\[32, 16, 16\]"):
+def test_what_is_no_critic_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\[32, 16, 16\]"):  # one voxel has no instance norm
         Critic((16, 16, 16), 8, "instance")
-    Critic((16, 16, 16), 8, "spectral")
-
-
-def test_an_unknown_norm_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="instance, spectral"):
         Critic(PATCH, 8, "batch")
