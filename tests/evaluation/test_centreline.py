@@ -20,7 +20,7 @@ def test_the_centreline_of_a_tube_is_its_axis():
     assert len(x) == len(set(x)) and min(x) <= 3 and max(x) >= 19  # thinning may take an end voxel
 
 
-def test_a_line_of_single_voxels_is_its_own_centreline():
+def test_a_thin_line_is_its_own_centreline():
     line = tube(3, 17, half=0)
     assert np.array_equal(centreline(line), line)
 
@@ -55,7 +55,7 @@ def test_centreline_dice_of_hand_made_lines():
     assert centreline_dice(tube(2, 20, half=0), tube(2, 20, half=2)) == 1.0
 
 
-def test_a_wrong_course_costs_though_most_voxels_are_shared():
+def test_a_wrong_course_costs():
     trunk, twig = tube(1, 22, half=3), tube(1, 22, half=0, z=14)
     assert centreline_dice(trunk | twig, trunk) < 0.8 < 0.97 < 2 * trunk.sum() / (2 * trunk.sum() + twig.sum())
 
