@@ -1,7 +1,5 @@
 """The critic: counts, float32 scores, one power iteration per forward, independence of the samples."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -12,15 +10,6 @@ from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 
 PATCH = (32, 32, 16)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
 
 
 def started(norm: str, width: int = 32) -> Critic:
