@@ -1,5 +1,4 @@
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +9,6 @@ from vesselgan.config.compose import parse
 from vesselgan.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.reference import like_training
-from vesselgan.report import agreement, image_quality, study_rows
 from vesselgan.shards import ShardSet, content_hash, read_manifest, write_manifest
 
 
@@ -43,6 +41,7 @@ def test_a_result_is_the_same_again(image_road):
     reference = {"split": "validation", "is_held_out": True, "purpose": "unet", "count": 18, "patients": 3}
     assert result["reference"] == reference | {"kinds": {"vessel": 18}}
     assert result["extractor"]["is_comparable"] is False
+    assert any("is not checked" in note for note in result["notes"])  # the patches do not say what they learned from
     assert result["inputs"]["synthetic shards"] == content_hash(image_road / "run" / "synthetic")
     assert len(result["curve"]["recall"]) == len(result["curve"]["precision"]) == 1001
     assert result["method"]["seeds"] == [990, 991]
@@ -112,23 +111,6 @@ def say(folder: Path, **extra: str) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["extra"] |= extra
     (folder / "manifest.json").write_text(json.dumps(manifest))
-
-
-def test_random_features_are_marked_everywhere(image_road):
-    say(image_road / "run" / "synthetic", weights_sha256="12" * 32)
-    result = run(image_road)
-    assert any("is not checked" in note for note in result["notes"])  # the patches do not say what they learned from
-    segmented = {"subject": "sub-9", "dice": 0.5, "bavd_voxels": 1.0, "bavd_mm": 1.0}
-    volumes = {"name": "synthetic", "cohort": "phantom", "subjects": [segmented | {"region": "all"}]}
-    volumes["gan"] = {"run": "tiny", "weights_sha256": "12" * 32}
-    compared = [study_rows.from_results([volumes], ["dice", "bavd_voxels", "bavd_mm"], "tiny")]
-    quality, against = image_quality.section([result]), agreement.section([result], compared)
-    mark = result["extractor"]["title"]
-    for text in (quality.html, quality.files["table-1.md"]):
-        assert text.count("tiny") > 2 and re.findall(rf"\btiny\b(?! \({mark}\))", text) == []
-    for part, name, ours in ((quality, "table-1.csv", "tiny"), (against, "image-against-segmentation.csv", "phantom")):
-        lines = [line for line in part.files[name].splitlines() if ours in line]
-        assert lines and all(mark in line for line in lines)
 
 
 def test_one_patch_is_no_distribution(image_road, write_set, capsys):

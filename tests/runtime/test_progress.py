@@ -1,7 +1,6 @@
 """How a run tells how far it is, on a terminal and elsewhere; where a step's time goes; what counts as no memory."""
 
 import json
-import sys
 import time
 
 import pytest
@@ -13,26 +12,6 @@ from vesselgan.runtime.phases import Phases
 from vesselgan.runtime.progress import Progress
 
 CPU = torch.device("cpu")
-
-
-def tell_three_steps(tmp_path) -> None:
-    log = RunLog(tmp_path, is_main=True)
-    progress = Progress(log, start=0, stop=3, patches_per_step=4)
-    for step in (1, 2, 3):
-        progress.advance(step)
-        progress.tell(step, {"loss": 1.0 / step}, f"loss {1.0 / step:.3f}")
-    log.close()
-
-
-def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    tell_three_steps(tmp_path)
-    shown = capsys.readouterr()
-    assert "3/3" in shown.err and "step 3/3" not in shown.out
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    tell_three_steps(tmp_path)
-    shown = capsys.readouterr()
-    assert shown.err == "" and "step 3/3" in shown.out
 
 
 def test_only_rank_0_writes(tmp_path, capsys):
