@@ -76,7 +76,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
     return run
 
 
-def test_no_unit_moves_the_sum_by_more_than_the_clipping_norm(sum_of: SumOf) -> None:
+def test_no_unit_moves_the_sum_further(sum_of: SumOf) -> None:
     everyone, records = sum_of(), sum_of.records()
     assert len(records) >= 2
     for record in records:

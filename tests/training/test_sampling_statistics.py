@@ -51,7 +51,7 @@ def error_of(generator: Generator) -> float:
     return float(torch.cat(errors).mean())
 
 
-def test_samples_are_made_with_statistics_of_their_own_weights_and_alone(train_here, tmp_path, monkeypatch):
+def test_samples_use_statistics_of_their_weights(train_here, tmp_path, monkeypatch):
     monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 100)
     assert train_here(tmp_path / "run", *WORDS) is not None
     generators = {kind: load(tmp_path / "run", kind) for kind in ("standing", "running", "ema")}
