@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan import volumes
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 TIMEOUT_S = 1800.0
 TOOLS = {"given": "data.layout.mask", "bet": "FSL bet", "deepbet": "deepbet"}

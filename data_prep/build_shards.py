@@ -30,7 +30,7 @@ from vesselgan import volumes
 from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
@@ -54,7 +54,7 @@ class Records:
 
 
 def build(config: BuildShards, here: World) -> None:
-    """Build what is missing of the cohort's shards. The errors of vesselgan.errors, on all ranks together."""
+    """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
     cohort_dir = Path(data.cohort_dir)
     found = mpi.on_first(here, lambda: find_in(data))

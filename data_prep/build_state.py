@@ -17,8 +17,8 @@ from data_prep.layouts import KINDS, Found
 from data_prep.shard_plan import PlannedShard
 from vesselgan.cohort import COHORT, Cohort, read_cohort
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.shards import ShardInfo
 
 # What may change from one start to the next without changing a byte of a shard, and what shows in the subjects' names.

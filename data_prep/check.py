@@ -25,7 +25,7 @@ from data_prep.mpi import World
 from vesselgan import volumes
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.volumes import Header, Volume
 
 Result = TypeVar("Result")

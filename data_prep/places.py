@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import data_prep
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 SOURCE_FOLDERS = ("vesselgan", "data_prep", "launch", "configs", "slurm", "tests")
 

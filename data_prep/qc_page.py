@@ -19,8 +19,8 @@ from data_prep.layouts import without_paths
 from data_prep.qc import AXES, Look
 from vesselgan import __version__, html_page
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import ResourceError
-from vesselgan.files import describe, write_text
+from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.errors import ResourceError
 
 PAGE = "qc.html"
 RULES = """

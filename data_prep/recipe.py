@@ -17,7 +17,7 @@ from data_prep import bias, brain_mask, denoise, resample
 from data_prep.layouts import SubjectFiles
 from vesselgan import volumes
 from vesselgan.config.schema import Prepare, Preprocessing
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.nifti_file import MAX_VOXELS, by
 from vesselgan.volumes import Volume
 

@@ -13,7 +13,7 @@ from data_prep.check import sha256_of_voxels
 from vesselgan import volumes
 from vesselgan.cohort import Cohort, Subject
 from vesselgan.config.schema import Prepare
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.shards import Record
 
 # What each purpose trains on: the GAN never sees another split than training.

@@ -15,7 +15,7 @@ python launch/benchmark.py target=loader out=work/benchmarks.jsonl
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from vesselgan import demo
 from vesselgan.config import compose
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ python launch/evaluate.py evaluate=memorisation name=sn_mp memorisation.syntheti
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ Started again it goes on where it was. Results, tables and the report: work/stud
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort, write_cohort
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 
 def subject(folder: Path, name: str, split: str = "train") -> Subject:

@@ -11,8 +11,8 @@ import torch
 
 from vesselgan import doctor
 from vesselgan.config.compose import parse
+from vesselgan.core.errors import ResourceError
 from vesselgan.doctor import BAD, GOOD, NOTE
-from vesselgan.errors import ResourceError
 
 
 def soon() -> float:

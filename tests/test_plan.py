@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vesselgan.config.compose import compose, parse
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.plan import Share, costs, plan
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vesselgan.checksums import fletcher_sums
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.shard_file import Record, ShardFile, write_shard
 
 SHAPE = (32, 32, 16)  # 32,768 and 16,384 bytes: whole rows of lanes for image, label and score

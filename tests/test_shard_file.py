@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 import pytest
 
-from vesselgan import files
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.core import atomic_io
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.shard_file import Record, ShardFile, ShardInfo, write_shard
 
 SHAPE = (6, 5, 4)
@@ -58,7 +58,7 @@ def test_two_writes_of_the_same_records_are_byte_identical_whoever_writes_them(t
     other = tmp_path / "deeper" / "b.h5"
     subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(other)], check=True, cwd=ROOT)
     assert (tmp_path / "a.h5").read_bytes() == other.read_bytes()
-    assert info == ShardInfo("a.h5", 3, other.stat().st_size, files.sha256_of(other))
+    assert info == ShardInfo("a.h5", 3, other.stat().st_size, atomic_io.sha256_of(other))
     assert os.listdir(other.parent) == ["b.h5"]
     assert b"GCOL" not in other.read_bytes()  # HDF5's heap without checksums, whose damage made a reader hang
 
@@ -296,7 +296,7 @@ def test_a_full_disk_says_how_much_is_needed_and_leaves_the_other_shards(
     before = (tmp_path / "first.h5").read_bytes()
     records = [sample(0)] * 3000
     monkeypatch.setattr(FullDisk, "room", room)
-    monkeypatch.setattr(files, "open", lambda p, mode, **_: FullDisk(p, mode.replace("b", "")), raising=False)
+    monkeypatch.setattr(atomic_io, "open", lambda p, mode, **_: FullDisk(p, mode.replace("b", "")), raising=False)
     # 3000 x 120 voxels x 3 bytes
     with pytest.raises(ResourceError, match=r"second\.h5: the disk is full.* needs about 1\.0 MiB free") as caught:
         write_shard(tmp_path / "second.h5", records, patch_shape=SHAPE, origin="real")
@@ -309,7 +309,7 @@ def test_a_full_disk_says_how_much_is_needed_and_leaves_the_other_shards(
 
 def test_a_disk_that_fills_with_the_last_bytes_is_noticed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = write(tmp_path / "first.h5").bytes
-    monkeypatch.setattr(files, "open", lambda p, mode, **_: FullDisk(p, mode.replace("b", "")), raising=False)
+    monkeypatch.setattr(atomic_io, "open", lambda p, mode, **_: FullDisk(p, mode.replace("b", "")), raising=False)
     for missing in (1, 100, 500):
         monkeypatch.setattr(FullDisk, "room", size - missing)
         with pytest.raises(ResourceError, match=r"second\.h5: the disk is full.* at patch 3"):
@@ -321,7 +321,7 @@ LIMITED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import test_shard_file as t
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))
 records = (t.sample(i) for i in range(20))
@@ -339,12 +339,12 @@ def test_a_quota_met_for_real_ends_the_program_with_one_line_and_exit_6(tmp_path
 
 def test_a_text_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "new" / "m.json"
-    files.write_text(path, "first")
+    atomic_io.write_text(path, "first")
 
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files.os, "fsync", fail)
+    monkeypatch.setattr(atomic_io.os, "fsync", fail)
     with pytest.raises(OSError, match="No space"):
-        files.write_text(path, "second")
+        atomic_io.write_text(path, "second")
     assert path.read_text() == "first" and os.listdir(path.parent) == ["m.json"]

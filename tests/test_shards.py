@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vesselgan import shards as shards_module
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.shards import (
     MANIFEST,
     Record,

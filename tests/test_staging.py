@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vesselgan import staging
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.shards import Record, ShardSet, content_hash, verify, write_manifest, write_shard
 
 PATCH_SHAPE = (8, 8, 8)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.status import age, in_words, look, status
 
 MINUTE = 60.0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vesselgan import volumes
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 SHAPE = (7, 6, 5)
 SPACING_MM = (0.5, 0.6, 0.7)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan import __version__, volumes
-from vesselgan.errors import DataError, NewerFormatError, ResourceError, UsageError
-from vesselgan.files import write_private, write_text
+from vesselgan.core.atomic_io import write_private, write_text
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
 from vesselgan.volumes import Volume
 
 FORMAT_VERSION = 1

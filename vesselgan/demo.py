@@ -8,8 +8,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vesselgan import processes
 from vesselgan.config.schema import Demo
+from vesselgan.core import processes
 from vesselgan.report import tables
 from vesselgan.stages import Stage, begin, python, quoted, script, script_path, setting, walk
 

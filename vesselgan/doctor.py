@@ -17,8 +17,8 @@ import torch
 
 from vesselgan.config.compose import Command
 from vesselgan.config.schema import Doctor
-from vesselgan.errors import ResourceError
-from vesselgan.files import describe
+from vesselgan.core.atomic_io import describe
+from vesselgan.core.errors import ResourceError
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30

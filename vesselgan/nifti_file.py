@@ -19,8 +19,8 @@ import numpy as np
 from nibabel import orientations
 from nibabel.spatialimages import HeaderDataError
 
-from vesselgan import memory
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.core import memory
+from vesselgan.core.errors import DataError, ResourceError
 
 MAX_VOXELS = 2**30  # 1024 x 1024 x 1024: four times the largest head scan in use
 MAX_GZIP_RATIO = 1032  # the most that deflate can shrink anything

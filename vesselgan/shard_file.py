@@ -10,8 +10,8 @@ import numpy as np
 
 from vesselgan import __version__
 from vesselgan.checksums import read_chunk
-from vesselgan.errors import DataError, NewerFormatError, ResourceError
-from vesselgan.files import PartialFile, describe, sha256_of
+from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 
 FORMAT_VERSION = 1
 KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}

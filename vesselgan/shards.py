@@ -49,8 +49,8 @@ from typing import Any
 import numpy as np
 
 from vesselgan import __version__
-from vesselgan.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.shard_file import (
     FORMAT_VERSION,
     KINDS,

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from vesselgan import processes
-from vesselgan.errors import UsageError
-from vesselgan.files import sha256_of
+from vesselgan.core import processes
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 TITLE_WIDTH = 42

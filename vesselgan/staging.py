@@ -8,8 +8,8 @@ import shutil
 import time
 from pathlib import Path
 
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import PARTIAL, describe, write_bytes
+from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20

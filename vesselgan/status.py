@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 HEALTHY, STALLED, STOPPED, FINISHED = "healthy", "stalled", "stopped", "finished"
 TAIL_BYTES = 65536

@@ -15,8 +15,8 @@ import nibabel as nib
 import numpy as np
 from nibabel import orientations
 
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import PartialFile
+from vesselgan.core.atomic_io import PartialFile
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.nifti_file import Header, by, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "intensity_limits", "read_header", "read_image", "read_label"]

@@ -7,7 +7,7 @@ import yaml
 
 from vesselgan.benchmark import machine
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError, UsageError
+from vesselgan.core.errors import ResourceError, UsageError
 
 
 def test_two_steps_give_a_rate_and_what_is_there_without_patches() -> None:

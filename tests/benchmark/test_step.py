@@ -13,7 +13,7 @@ from vesselgan.benchmark import step as step_module
 from vesselgan.benchmark.profile import shares_of
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models import blocks
 from vesselgan.models.upsampling import FORMS
 from vesselgan.training.gan import critic_step, generator_step

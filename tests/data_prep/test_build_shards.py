@@ -15,7 +15,7 @@ from data_prep.mpi import World
 from vesselgan import volumes
 from vesselgan.cohort import read_cohort
 from vesselgan.config.schema import BuildShards, PreparedData, Split
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.shards import ShardSet, verify
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ from data_prep.mpi import World
 from vesselgan.cohort import read_cohort
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 ALONE = World(0, 1, None)
 SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.scores import MASKED, UNITS
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from monai.metrics.regression import MultiScaleSSIMMetric
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.diversity import (
     mean_nearest_distance,
     mean_pairwise_distance,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import linalg
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.frechet import frechet_distance
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError, exit_on_error
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.reference import like_training
-from vesselgan.files import sha256_of
 from vesselgan.report import agreement, image_quality, raster, study_rows
 from vesselgan.shards import ShardSet, content_hash
 

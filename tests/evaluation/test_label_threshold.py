@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.shards import Record, write_manifest, write_shard
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import DataError, PrivacyError, UsageError, exit_on_error
+from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation import copies
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.nearest import nearest

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.overlap import dice, precision, recall
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.prd import curve_of_clusters, prd_auc, prd_curve
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.report import figures
 from vesselgan.report.page import report

@@ -13,8 +13,8 @@ from PIL import Image
 
 from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config import compose
-from vesselgan.errors import DataError
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError
 from vesselgan.report import (
     agreement,
     cohorts,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vesselgan.errors import PrivacyError, UsageError
+from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.models.blocks import BatchNorm3d, Conv3d, SpectralNorm
 from vesselgan.models.critic import Critic
 from vesselgan.runtime.distributed import World

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.errors import CheckpointError, UsageError
+from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.runtime import rundir, stopping
 from vesselgan.runtime.rundir import Change
 from vesselgan.runtime.stopping import MARGIN, StopRequests, end_of_job

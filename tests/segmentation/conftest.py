@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vesselgan.cohort import Cohort, Subject, write_cohort
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
 from vesselgan.shards import Record, write_manifest, write_shard
 from vesselgan.volumes import intensity_limits, scale_to_255, write_volume
 

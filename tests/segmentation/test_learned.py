@@ -9,7 +9,7 @@ import pytest
 
 from vesselgan.cohort import Cohort, read_cohort, write_cohort
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.segmentation.learned import learned_from
 from vesselgan.segmentation.predict import segment

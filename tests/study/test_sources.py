@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config import compose
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.shards import content_hash
 from vesselgan.stages import Stage
 from vesselgan.study import run as study_run

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vesselgan.errors import NumericError, UsageError
+from vesselgan.core.errors import NumericError, UsageError
 from vesselgan.training import gan, run
 
 FP32 = ("variant=sn", "variant.precision=fp32")

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from vesselgan.config.compose import compose, parse
-from vesselgan.errors import CheckpointError, PrivacyError, UsageError
+from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
 from vesselgan.plan import plan
 from vesselgan.training.privacy import NOT_COVERED, Mechanism, planned, refuse_other_history, verdict, words
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import CheckpointError, PrivacyError, ResourceError
+from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
 from vesselgan.shards import ShardSet, write_manifest, write_shard

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.errors import CheckpointError, PrivacyError
+from vesselgan.core.errors import CheckpointError, PrivacyError
 from vesselgan.runtime.rundir import Change
 from vesselgan.training.releases import FILE, Mark, resume
 

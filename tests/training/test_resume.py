@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.errors import CheckpointError, ResourceError, UsageError
+from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
 from vesselgan.runtime import checkpoint, checkpoint_folder
 from vesselgan.training import keeping
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 
 def test_a_run_from_the_copy_is_the_same_run(

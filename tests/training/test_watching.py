@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.plan import costs
 
 PATCH = [32, 32, 16]

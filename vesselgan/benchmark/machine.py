@@ -21,8 +21,8 @@ import torch.distributed as dist
 
 from vesselgan.benchmark import loader, step
 from vesselgan.config.schema import Benchmark, Machine
-from vesselgan.errors import ResourceError, UsageError
-from vesselgan.files import describe, write_text
+from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.models.normalisation import BatchNorm3d
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum

@@ -23,7 +23,7 @@ from vesselgan import volumes
 from vesselgan.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.shards import Record, write_shard
 
 RANKS = (1, 2)

@@ -11,7 +11,7 @@ import torch
 from vesselgan.benchmark import step
 from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World

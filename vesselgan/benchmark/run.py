@@ -9,8 +9,8 @@ from typing import Any
 from vesselgan.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.benchmark.rounds import load
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import ResourceError
-from vesselgan.files import describe
+from vesselgan.core.atomic_io import describe
+from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.provenance import collect
 
 TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run, "forms": forms.run}

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from vesselgan.benchmark import loader, machine
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.plan import costs
 from vesselgan.stages import ROOT
 

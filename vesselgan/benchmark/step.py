@@ -22,7 +22,7 @@ from vesselgan.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator

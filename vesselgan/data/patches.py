@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.data.augment import draw_words, turn
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
-from vesselgan.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.shard_file import STEPS_PER_UNIT
 from vesselgan.shards import SCALINGS, ShardSet, intensities
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from vesselgan.core.errors import PrivacyError
 from vesselgan.data.augment import draw_words
 from vesselgan.data.patches import Share
-from vesselgan.errors import PrivacyError
 from vesselgan.shards import ShardSet
 
 _STREAM = 0xD9

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 WINDOW, SIGMA = 11, 1.5
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, five scales

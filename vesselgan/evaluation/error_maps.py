@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan import pictures
+from vesselgan.core.atomic_io import write_bytes
 from vesselgan.evaluation.masks import as_masks
-from vesselgan.files import write_bytes
 from vesselgan.volumes import write_like
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.diversity import mean_nearest_distance, mean_pairwise_distance
 from vesselgan.evaluation.frechet import frechet_distance, rank_note
 from vesselgan.evaluation.jackknife import jackknife_interval, leave_one_out, paired_groups

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
-from vesselgan.errors import DataError, UsageError
 from vesselgan.evaluation import diversity
 from vesselgan.evaluation.feature_scores import Features, Method, score_features
 from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.atomic_io import write_text
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
 from vesselgan.evaluation.memorisation import audit_copies, stop_unless_open
 from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
-from vesselgan.files import write_text
 
 SHOWN = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
 """The scores of volumes that are printed; the file has them all."""

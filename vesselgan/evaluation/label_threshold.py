@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.centreline import count_parts
 from vesselgan.shards import ShardSet, content_hash
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 
 def as_masks(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, PrivacyError, UsageError
+from vesselgan.core.errors import DataError, PrivacyError, UsageError
 from vesselgan.evaluation import copies
 from vesselgan.evaluation.reference import (
     check_overlap,

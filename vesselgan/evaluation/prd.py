@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.frechet import as_features
 
 EPSILON = 1e-6  # the slopes stay away from 0 and infinity, as in the original

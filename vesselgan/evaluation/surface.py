@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.masks import as_masks
 
 # One tree query costs about as much as the distance transform of this many voxels (measured: 2 us against 0.25 us).

@@ -16,10 +16,10 @@ import numpy as np
 
 from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
 from vesselgan.evaluation.scores import UNITS, Entry, count_empty, is_empty, score, summarise
-from vesselgan.files import sha256_of
 from vesselgan.runtime.provenance import collect
 from vesselgan.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
 

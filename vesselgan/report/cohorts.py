@@ -8,7 +8,7 @@ import numpy as np
 
 from vesselgan import pictures
 from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import figures
 from vesselgan.report.markup import Part, counted, figure, file_name, not_run
 from vesselgan.volumes import read_mask, scale_to_255

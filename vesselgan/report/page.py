@@ -14,8 +14,8 @@ from typing import Any
 
 from vesselgan import __version__, html_page
 from vesselgan.config.schema import Report
-from vesselgan.errors import ResourceError, UsageError
-from vesselgan.files import write_bytes, write_text
+from vesselgan.core.atomic_io import write_bytes, write_text
+from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.report import (
     agreement,
     cohorts,

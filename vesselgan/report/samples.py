@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan import nearest, pictures
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
 from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels

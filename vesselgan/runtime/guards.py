@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from vesselgan.errors import NumericError
+from vesselgan.core.errors import NumericError
 from vesselgan.runtime.distributed import World
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vesselgan.files import write_text
+from vesselgan.core.atomic_io import write_text
 
 Setting = bool | int | float | str
 LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"

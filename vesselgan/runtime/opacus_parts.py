@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 
-from vesselgan.errors import PrivacyError
+from vesselgan.core.errors import PrivacyError
 
 ORDERS = [1 + tenth / 10 for tenth in range(1, 100)] + list(range(12, 64))
 """Renyi orders: Opacus' own and the paper's code's."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.distributed import World
 
 ROLL_CALL_S = 10.0

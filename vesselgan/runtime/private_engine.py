@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vesselgan.errors import PrivacyError, UsageError
+from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.guards import Skips

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from vesselgan.config import compose
-from vesselgan.errors import CheckpointError, UsageError
-from vesselgan.files import PARTIAL, write_text
+from vesselgan.core.atomic_io import PARTIAL, write_text
+from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.runtime.provenance import collect
 
 # Of the DeepSpeed JSON: where things lie and how they travel, not what is computed. Batches are the YAML's.

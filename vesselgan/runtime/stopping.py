@@ -18,7 +18,7 @@ from typing import IO
 import torch
 import torch.distributed as dist
 
-from vesselgan.files import write_text
+from vesselgan.core.atomic_io import write_text
 from vesselgan.runtime import rundir
 from vesselgan.runtime.distributed import World, together
 

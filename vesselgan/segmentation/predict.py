@@ -16,8 +16,8 @@ from torch import Tensor
 from vesselgan.cohort import read_cohort
 from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Segment, TrainUnet
-from vesselgan.errors import CheckpointError, DataError, UsageError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights

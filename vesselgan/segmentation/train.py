@@ -19,10 +19,10 @@ from torch.profiler import record_function as phase
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainUnet
+from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.staged import staged
-from vesselgan.errors import DataError, NumericError, UsageError
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
 from vesselgan.runtime import checkpoint, distributed, rundir

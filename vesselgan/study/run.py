@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 
 from vesselgan.config.schema import Study
-from vesselgan.errors import UsageError
-from vesselgan.processes import clock
+from vesselgan.core.errors import UsageError
+from vesselgan.core.processes import clock
 from vesselgan.stages import begin
 from vesselgan.study.sources import run_sources
 from vesselgan.study.sweep import run_sweep

@@ -9,8 +9,8 @@ from typing import Any
 
 from vesselgan.cohort import read_cohort
 from vesselgan.config.schema import Study
-from vesselgan.errors import DataError, UsageError
-from vesselgan.files import write_text
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.stages import Stage, script
 from vesselgan.study.steps import (
     Gan,

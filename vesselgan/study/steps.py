@@ -12,8 +12,8 @@ from typing import Any
 
 from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
-from vesselgan.errors import DataError, UsageError
-from vesselgan.files import write_text
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.shards import content_hash
 from vesselgan.stages import Stage, script, walk
 

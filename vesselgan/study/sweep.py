@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.schema import Study
-from vesselgan.errors import UsageError
-from vesselgan.files import write_text
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import UsageError
 from vesselgan.stages import Stage, script
 from vesselgan.study.steps import (
     Gan,

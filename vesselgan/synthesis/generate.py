@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Generate, Variant
-from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError, exit_on_error
+from vesselgan.core.errors import ResourceError, exit_on_error
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import start_weights

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.schema import Dp, Variant
-from vesselgan.errors import CheckpointError, PrivacyError, UsageError
+from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
 from vesselgan.runtime.opacus_parts import epsilon_of, epsilon_prv, noise_for, renyi, renyi_of_group
 
 LARGEST_DELTA = 1e-3

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from vesselgan.config.schema import Dp, TrainGan, Variant
+from vesselgan.core.atomic_io import write_private
+from vesselgan.core.errors import CheckpointError
 from vesselgan.data.patches import PatchDataset, read_shares
 from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of, without_patient
-from vesselgan.errors import CheckpointError
-from vesselgan.files import write_private
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.errors import CheckpointError, PrivacyError, ResourceError
-from vesselgan.files import describe, write_text
+from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.provenance import device_name
 from vesselgan.runtime.rundir import Change

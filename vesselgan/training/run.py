@@ -8,9 +8,9 @@ from typing import Any
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
+from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.staged import staged
-from vesselgan.errors import UsageError
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator

@@ -10,7 +10,7 @@ import torch
 
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.log import EVENTS, LOG, RunLog, Setting

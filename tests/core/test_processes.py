@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan import processes
-from vesselgan.errors import ResourceError
+from vesselgan.core import processes
+from vesselgan.core.errors import ResourceError
 
 # Every rank writes its process id, then waits for far longer than any test.
 RANK = "import os, sys, time\nopen(f'{sys.argv[-1]}/{os.getpid()}', 'w').close()\ntime.sleep(600)\n"
 DRIVER = """
 import signal, sys
 from pathlib import Path
-from vesselgan import processes
+from vesselgan.core import processes
 def stop(number, frame): raise SystemExit(128 + number)
 signal.signal(signal.SIGTERM, stop)
 processes.run_command(tuple(sys.argv[2:]), Path(sys.argv[1]), num_ranks=2, head="")

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 
 PORT = "{port}"
 """In a command: a free port, found when it starts."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan import memory
+from vesselgan.core import memory
 
 
 @pytest.mark.parametrize(
