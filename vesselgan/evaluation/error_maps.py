@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan import pictures
 from vesselgan.core.atomic_io import write_bytes
 from vesselgan.evaluation.masks import as_masks
+from vesselgan.viz import pictures
 from vesselgan.volumes import write_like
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan import pictures
 from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.core.errors import DataError
 from vesselgan.report import figures
 from vesselgan.report.markup import Part, counted, figure, file_name, not_run
+from vesselgan.viz import pictures
 from vesselgan.volumes import read_mask, scale_to_255
 
 SIDE = 320

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from vesselgan import pictures
 from vesselgan.models.generator import latents
 from vesselgan.shards import ShardSet
+from vesselgan.viz import pictures
 
 NUM_SAMPLES = 4
 SIDE = 160

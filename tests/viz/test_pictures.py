@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesselgan import pictures
+from vesselgan.viz import pictures
 
 
 def lit(picture):
