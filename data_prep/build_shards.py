@@ -26,12 +26,12 @@ from data_prep.mpi import Progress, World
 from data_prep.patients import patients_of
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
-from vesselgan import volumes
-from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
-from vesselgan.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
+from vesselgan.formats import volumes
+from vesselgan.formats.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
+from vesselgan.formats.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from data_prep import splits
 from data_prep.layouts import SubjectFiles
 from data_prep.qc import Look
-from vesselgan.volumes import Header
+from vesselgan.formats.volumes import Header
 
 COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask %", "clipped %", "verdict")
 

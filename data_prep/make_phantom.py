@@ -25,11 +25,11 @@ from data_prep import lock, mpi
 from data_prep.mpi import Progress, World
 from data_prep.phantom import RECIPE, Scanner, generate_subject
 from data_prep.places import SOURCE_FOLDERS
-from vesselgan import volumes
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats import volumes
 
 SETTINGS_FILE = "phantom.json"
 LAYOUT = Layout("{subject}/image.nii.gz", "{subject}/vessel.nii.gz", "{subject}/brain_mask.nii.gz")

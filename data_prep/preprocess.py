@@ -26,11 +26,12 @@ from data_prep.findings import mixed_spacings
 from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
 from data_prep.recipe import Outcome, Recipe
-from vesselgan import __version__, volumes
+from vesselgan import __version__
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats import volumes
 
 SETTINGS = "preprocess.json"
 NAMES = {"image": "image", "label": "vessel", "mask": "brain_mask"}

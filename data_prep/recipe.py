@@ -15,11 +15,11 @@ import numpy as np
 
 from data_prep import bias, brain_mask, denoise, resample
 from data_prep.layouts import SubjectFiles
-from vesselgan import volumes
 from vesselgan.config.schema import Prepare, Preprocessing
 from vesselgan.core.errors import DataError, ResourceError
-from vesselgan.nifti_file import MAX_VOXELS, by
-from vesselgan.volumes import Volume
+from vesselgan.formats import volumes
+from vesselgan.formats.nifti import MAX_VOXELS, by
+from vesselgan.formats.volumes import Volume
 
 MOST_CHANGE = 0.05  # of the vessels' volume by resampling, before it is worth a warning
 PACKAGES = {"denoise": "scikit-image", "bias": "SimpleITK"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vesselgan import nearest
-from vesselgan.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
 
 
 def write(folder: Path, images: list[np.ndarray]) -> ShardSet:

@@ -14,7 +14,7 @@ from itertools import islice, product
 
 import numpy as np
 
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
 
 BLOCK = 32  # training patches compared at once
 MOST_BYTES = 2**30  # patches asked about that one pass over the training patches holds

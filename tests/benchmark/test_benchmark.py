@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep import patches
-from vesselgan import volumes
 from vesselgan.benchmark import loader, rounds
 from vesselgan.benchmark import run as run_module
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
+from vesselgan.formats import volumes
 
 SIZES = ["shape=[64,64,32]", "patch_shape=[32,32,16]", "num_patches=2", "repeats=2"]
 

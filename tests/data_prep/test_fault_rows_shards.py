@@ -23,7 +23,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import exit_on_error
 from vesselgan.data.patches import PatchDataset
-from vesselgan.shards import ShardSet, verify
+from vesselgan.formats.shards import ShardSet, verify
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]

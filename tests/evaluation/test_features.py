@@ -13,8 +13,8 @@ from vesselgan.config.schema import ImageScores
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, draw_weights
-from vesselgan.shards import ShardSet
 
 CPU = torch.device("cpu")
 

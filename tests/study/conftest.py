@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vesselgan import stages
-from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
-from vesselgan.shards import ShardInfo, content_hash, write_manifest
+from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
 from vesselgan.stages import Stage
 from vesselgan.study import steps
 

@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.shards import content_hash
+from vesselgan.formats.shards import content_hash
 from vesselgan.stages import Stage
 from vesselgan.study import run as study_run
 from vesselgan.study import steps, sweep

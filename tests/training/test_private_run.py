@@ -13,9 +13,9 @@ import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
+from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
-from vesselgan.shards import ShardSet, write_manifest, write_shard
 from vesselgan.training.keeping import Keeper
 from vesselgan.training.private import KEY_FILE, _secret_key, private_of
 

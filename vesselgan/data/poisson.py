@@ -11,7 +11,7 @@ import numpy as np
 from vesselgan.core.errors import PrivacyError
 from vesselgan.data.augment import draw_words
 from vesselgan.data.patches import Share
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
 
 _STREAM = 0xD9
 _TWO_64 = 2**64

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from vesselgan.formats.local_copy import stage
+from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime.distributed import World, on_every_rank
-from vesselgan.shards import ShardSet
-from vesselgan.staging import stage
 
 
 def staged(sets: Sequence[ShardSet], to: str | None, world: World) -> tuple[list[ShardSet], list[str]]:

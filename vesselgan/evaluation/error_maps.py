@@ -6,8 +6,8 @@ import numpy as np
 
 from vesselgan.core.atomic_io import write_bytes
 from vesselgan.evaluation.masks import as_masks
+from vesselgan.formats.volumes import write_like
 from vesselgan.viz import pictures
-from vesselgan.volumes import write_like
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3
 COLOURS: tuple[pictures.Colour, ...] = ((226, 62, 52), (62, 190, 84), (248, 214, 66))

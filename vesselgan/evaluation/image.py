@@ -27,9 +27,9 @@ from vesselgan.evaluation.reference import (
     like_training,
     training_shards,
 )
+from vesselgan.formats.shards import ShardSet, content_hash, intensities
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
-from vesselgan.shards import ShardSet, content_hash, intensities
 
 FORMAT_VERSION = 1
 DATA_RANGE = 255.0

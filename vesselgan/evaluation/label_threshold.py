@@ -14,7 +14,7 @@ import numpy as np
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.centreline import count_parts
-from vesselgan.shards import ShardSet, content_hash
+from vesselgan.formats.shards import ShardSet, content_hash
 
 FORMAT_VERSION = 1
 

@@ -24,9 +24,9 @@ from vesselgan.evaluation.reference import (
     like_training,
     training_shards,
 )
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.nearest import nearest
 from vesselgan.runtime.provenance import collect
-from vesselgan.shards import ShardSet, content_hash
 
 FORMAT_VERSION = 1
 DRAW_SEED = 990  # of the held-out patches, where they are mixed like the training ones

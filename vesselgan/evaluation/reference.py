@@ -10,7 +10,7 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError
 from vesselgan.evaluation.features import patch_hashes
-from vesselgan.shards import MANIFEST, ShardSet, content_hash
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
 def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:

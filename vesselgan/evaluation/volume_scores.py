@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
 from vesselgan.evaluation.scores import UNITS, Entry, count_empty, is_empty, score, summarise
+from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
+from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
 from vesselgan.runtime.provenance import collect
-from vesselgan.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
 
 FORMAT_VERSION = 1
 LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255

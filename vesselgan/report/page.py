@@ -16,6 +16,7 @@ from vesselgan import __version__
 from vesselgan.config.schema import Report
 from vesselgan.core.atomic_io import write_bytes, write_text
 from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
     agreement,
     cohorts,
@@ -35,7 +36,6 @@ from vesselgan.report import (
 from vesselgan.report.markup import Part, file_name
 from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.report.style import PRINT_RULES, RULES
-from vesselgan.shards import MANIFEST, ShardSet
 from vesselgan.viz import html_page
 
 PAGE, CHARTS = "index.html", "charts"

@@ -11,11 +11,11 @@ import numpy as np
 
 from vesselgan import nearest
 from vesselgan.core.errors import DataError
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
 from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels
 from vesselgan.report.runs import Run, gan_of
-from vesselgan.shards import ShardSet, content_hash
 from vesselgan.viz import pictures
 
 NUM_SHOWN = 4

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vesselgan.shards import MANIFEST, ShardSet, content_hash, read_manifest
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest
 
 
 def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet) -> dict[str, Any]:

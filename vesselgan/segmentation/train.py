@@ -23,6 +23,7 @@ from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.staged import staged
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
 from vesselgan.runtime import checkpoint, distributed, rundir
@@ -35,7 +36,6 @@ from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
 from vesselgan.segmentation.learned import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
-from vesselgan.shards import ShardSet, content_hash
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 PROGRAM = "deepspeed launch/train_unet.py"

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vesselgan.cohort import read_cohort
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import read_cohort
 from vesselgan.stages import Stage, script
 from vesselgan.study.steps import (
     Gan,

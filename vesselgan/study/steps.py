@@ -14,7 +14,7 @@ from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.shards import content_hash
+from vesselgan.formats.shards import content_hash
 from vesselgan.stages import Stage, script, walk
 
 GENERATION_SEED = 990

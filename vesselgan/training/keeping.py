@@ -11,10 +11,10 @@ from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.sampler import steps_per_epoch
+from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
-from vesselgan.shards import ShardSet
 
 
 @dataclass

@@ -11,6 +11,7 @@ from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.staged import staged
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
@@ -24,7 +25,6 @@ from vesselgan.runtime.phases import Phases
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
-from vesselgan.shards import ShardSet, content_hash
 from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
-from vesselgan.shards import ShardSet
 from vesselgan.viz import pictures
 
 NUM_SAMPLES = 4

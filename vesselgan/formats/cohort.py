@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__, volumes
+from vesselgan import __version__
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
-from vesselgan.volumes import Volume
+from vesselgan.formats import volumes
+from vesselgan.formats.volumes import Volume
 
 FORMAT_VERSION = 1
 COHORT = "cohort.json"

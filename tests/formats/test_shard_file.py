@@ -18,7 +18,7 @@ import pytest
 
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import DataError, ResourceError
-from vesselgan.shard_file import Record, ShardFile, ShardInfo, write_shard
+from vesselgan.formats.shard_file import Record, ShardFile, ShardInfo, write_shard
 
 SHAPE = (6, 5, 4)
 
@@ -63,7 +63,7 @@ def test_two_writes_of_the_same_records_are_byte_identical_whoever_writes_them(t
     assert b"GCOL" not in other.read_bytes()  # HDF5's heap without checksums, whose damage made a reader hang
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_byte_that_flips_is_noticed_or_changes_nothing(tmp_path: Path) -> None:

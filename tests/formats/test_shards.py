@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vesselgan import shards as shards_module
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.shards import (
+from vesselgan.formats import shards as shards_module
+from vesselgan.formats.shards import (
     MANIFEST,
     Record,
     ShardInfo,

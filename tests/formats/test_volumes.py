@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from nibabel import orientations
 
-from vesselgan import volumes
 from vesselgan.core import memory
 from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.formats import volumes
 
 SHAPE = (7, 6, 5)
 SPACING_MM = (0.5, 0.6, 0.7)

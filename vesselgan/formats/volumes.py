@@ -17,7 +17,7 @@ from nibabel import orientations
 
 from vesselgan.core.atomic_io import PartialFile
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.nifti_file import Header, by, read_header, read_voxels
+from vesselgan.formats.nifti import Header, by, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "intensity_limits", "read_header", "read_image", "read_label"]
 __all__ += ["read_mask", "scale_to_255", "write_like", "write_volume"]

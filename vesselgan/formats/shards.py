@@ -51,7 +51,7 @@ import numpy as np
 from vesselgan import __version__
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.shard_file import (
+from vesselgan.formats.shard_file import (
     FORMAT_VERSION,
     KINDS,
     ORIGINS,

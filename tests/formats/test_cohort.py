@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort, write_cohort
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort, write_cohort
 
 
 def subject(folder: Path, name: str, split: str = "train") -> Subject:

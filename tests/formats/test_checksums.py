@@ -6,9 +6,9 @@ import h5py
 import numpy as np
 import pytest
 
-from vesselgan.checksums import fletcher_sums
 from vesselgan.core.errors import DataError
-from vesselgan.shard_file import Record, ShardFile, write_shard
+from vesselgan.formats.checksums import fletcher_sums
+from vesselgan.formats.shard_file import Record, ShardFile, write_shard
 
 SHAPE = (32, 32, 16)  # 32,768 and 16,384 bytes: whole rows of lanes for image, label and score
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
+from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20
 

@@ -1,4 +1,4 @@
-"""One HDF5 file of paired patches: written, opened and checked. Its format is the docstring of vesselgan.shards."""
+"""One HDF5 file of paired patches: written, opened and checked. Its format is the docstring of vesselgan.formats.shards."""
 
 import operator
 from collections.abc import Iterable
@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 
 from vesselgan import __version__
-from vesselgan.checksums import read_chunk
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.formats.checksums import read_chunk
 
 FORMAT_VERSION = 1
 KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}

@@ -6,8 +6,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from vesselgan import volumes
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats import volumes
 
 SHAPE = (7, 6, 5)
 SPACING_MM = (0.5, 0.6, 0.7)
