@@ -8,7 +8,7 @@ import pytest
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.jobs import evaluate
-from vesselgan.evaluation.scores import MASKED, UNITS
+from vesselgan.metrics.scores import MASKED, UNITS
 
 PATIENTS = [f"sub-{number}" for number in range(6)]
 LEVELS = {"real": 0.9, "sn": 0.8, "gp": 0.7}

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import betabinom, binom
 
 from vesselgan.evaluation import copies
-from vesselgan.evaluation.statistics import LEAST_PATIENTS
-from vesselgan.nearest import standardise
+from vesselgan.metrics.nearest_neighbours import standardise
+from vesselgan.metrics.statistics import LEAST_PATIENTS
 
 PEOPLE = 6
 

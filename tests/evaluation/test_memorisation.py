@@ -14,7 +14,7 @@ from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_e
 from vesselgan.evaluation import copies
 from vesselgan.evaluation.jobs import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
-from vesselgan.nearest import nearest
+from vesselgan.metrics.nearest_neighbours import nearest
 
 NUM_TRAINING, NUM_HELD_OUT = 300, 850
 ENOUGH = 1000  # beside which 850 held-out patches are

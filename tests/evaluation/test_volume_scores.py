@@ -9,10 +9,10 @@ from vesselgan.config.compose import parse
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.jobs import evaluate
-from vesselgan.evaluation.overlap import dice
 from vesselgan.evaluation.volume_scores import dice_by_level
 from vesselgan.formats.cohort import Cohort, Subject, read_cohort, write_cohort
 from vesselgan.formats.volumes import read_label, write_volume
+from vesselgan.metrics.overlap import dice
 
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
 AFFINE = np.diag([*SPACING, 1.0])

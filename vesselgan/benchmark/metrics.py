@@ -11,9 +11,9 @@ from data_prep.phantom import generate_subject
 from vesselgan.benchmark.loader import SPACING_MM
 from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
-from vesselgan.evaluation.frechet import frechet_distance
-from vesselgan.evaluation.prd import prd_curve
-from vesselgan.evaluation.surface import balanced_average_hausdorff
+from vesselgan.metrics.frechet import frechet_distance
+from vesselgan.metrics.prd import prd_curve
+from vesselgan.metrics.surface import balanced_average_hausdorff
 
 ROWS = 500
 """Voxels whose distances brute force really looks up; its time is in proportion to them."""

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from vesselgan.evaluation.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import LEAST_PATIENTS
 
 OPEN, CLOSED, UNDECIDED = "open", "closed", "cannot conclude"
 SIGNIFICANCE = 0.05

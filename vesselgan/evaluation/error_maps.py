@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.core.atomic_io import write_bytes
-from vesselgan.evaluation.masks import as_masks
 from vesselgan.formats.volumes import write_like
+from vesselgan.metrics.masks import as_masks
 from vesselgan.viz import pictures
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3

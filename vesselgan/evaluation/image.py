@@ -15,11 +15,7 @@ from tqdm import tqdm
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
-from vesselgan.evaluation import diversity
-from vesselgan.evaluation.feature_scores import Features, Method, score_features
 from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor
-from vesselgan.evaluation.label_scores import compare_labels
-from vesselgan.evaluation.label_statistics import LabelStatistics, consistency, label_statistics, shifted
 from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
@@ -28,6 +24,10 @@ from vesselgan.evaluation.reference import (
     training_shards,
 )
 from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.metrics import diversity
+from vesselgan.metrics.feature_scores import Features, Method, score_features
+from vesselgan.metrics.label_scores import compare_labels
+from vesselgan.metrics.label_statistics import LabelStatistics, consistency, label_statistics, shifted
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 

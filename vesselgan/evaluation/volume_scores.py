@@ -1,6 +1,6 @@
 """Score segmented volumes against their labels, and find out what one global threshold would have reached.
 
-A result holds per subject and region every score of vesselgan.evaluation.scores, their summary, and hashes of
+A result holds per subject and region every score of vesselgan.metrics.scores, their summary, and hashes of
 everything that went in. Regions: `all` vessels, and `intracranial`, where the brain mask is applied to both sides.
 
 Nothing is chosen on the subjects that are scored: a threshold is fitted on validation subjects alone, and the job that
@@ -18,9 +18,9 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
-from vesselgan.evaluation.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
+from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1

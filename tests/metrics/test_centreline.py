@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.evaluation.centreline import centreline, centreline_dice, count_parts
+from vesselgan.metrics.centreline import centreline, centreline_dice, count_parts
 
 SHAPE = (24, 16, 16)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from vesselgan.evaluation.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import LEAST_PATIENTS
 
 
 def jackknife_interval(

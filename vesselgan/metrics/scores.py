@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.evaluation.centreline import centreline_dice, count_parts
-from vesselgan.evaluation.overlap import dice, precision, recall
-from vesselgan.evaluation.surface import distances
+from vesselgan.metrics.centreline import centreline_dice, count_parts
+from vesselgan.metrics.overlap import dice, precision, recall
+from vesselgan.metrics.surface import distances
 
 UNITS = {
     "dice": "1",

@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation import surface
-from vesselgan.evaluation.surface import balanced_average_hausdorff, distances
+from vesselgan.metrics import surface
+from vesselgan.metrics.surface import balanced_average_hausdorff, distances
 
 
 def brute_force(truth: np.ndarray, predicted: np.ndarray, spacing: tuple[float, ...]) -> float:

@@ -3,8 +3,8 @@
 import numpy as np
 from scipy import ndimage
 
-from vesselgan.evaluation.masks import as_masks
-from vesselgan.evaluation.surface import tight_box
+from vesselgan.metrics.masks import as_masks
+from vesselgan.metrics.surface import tight_box
 
 TOUCHING = np.ones((3, 3, 3), bool)
 """Voxels that share a face, an edge or a corner are connected."""

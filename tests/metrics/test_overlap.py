@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.overlap import dice, precision, recall
+from vesselgan.metrics.overlap import dice, precision, recall
 
 
 def test_dice_of_two_of_three_voxels_is_four_fifths():

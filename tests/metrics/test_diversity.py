@@ -4,7 +4,7 @@ import torch
 from monai.metrics.regression import MultiScaleSSIMMetric
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.diversity import (
+from vesselgan.metrics.diversity import (
     mean_nearest_distance,
     mean_pairwise_distance,
     mean_similarity,

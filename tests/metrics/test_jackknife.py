@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vesselgan.evaluation.jackknife import jackknife_interval, leave_one_out, paired_groups
-from vesselgan.evaluation.statistics import LEAST_PATIENTS
+from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
+from vesselgan.metrics.statistics import LEAST_PATIENTS
 
 
 def test_for_a_mean_it_is_the_interval_of_student():

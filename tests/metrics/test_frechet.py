@@ -3,7 +3,7 @@ import pytest
 from scipy import linalg
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.frechet import frechet_distance
+from vesselgan.metrics.frechet import frechet_distance
 
 
 def exact_sample(mean: np.ndarray, covariance: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.diversity import mean_nearest_distance, mean_pairwise_distance
-from vesselgan.evaluation.frechet import frechet_distance, rank_note
-from vesselgan.evaluation.jackknife import jackknife_interval, leave_one_out, paired_groups
-from vesselgan.evaluation.prd import curve_of_clusters, joint_clusters, prd_auc
+from vesselgan.metrics.diversity import mean_nearest_distance, mean_pairwise_distance
+from vesselgan.metrics.frechet import frechet_distance, rank_note
+from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
+from vesselgan.metrics.prd import curve_of_clusters, joint_clusters, prd_auc
 
 Clusters = tuple[np.ndarray, np.ndarray]
 
@@ -46,7 +46,7 @@ def score_features(real: Features, generated: Features, method: Method) -> dict[
     """The scores at n = the smaller set (or max_patches), drawn without replacement from either set by each seed.
 
     {"n", "scores": {fid, prd_auc: {mean, sd, by_seed, interval}}, "curve", "pairwise_distance" and "nearest_distance"
-    (MedicalNet distance: see vesselgan.evaluation.diversity), "floor", "notes"}. Curve and distances are the first
+    (MedicalNet distance: see vesselgan.metrics.diversity), "floor", "notes"}. Curve and distances are the first
     seed's; the interval is the jackknife over the patients of its draw, around its own value, with its clusters kept.
     """
     count = min(len(real.values_NF), len(generated.values_NF), method.max_patches or len(real.values_NF))

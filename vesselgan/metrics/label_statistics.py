@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, sparse, stats
 
-from vesselgan.evaluation.centreline import TOUCHING, centreline
+from vesselgan.metrics.centreline import TOUCHING, centreline
 
 # Statistic -> unit. The first five give one value per patch; radius one per centreline voxel, size one per component.
 UNITS = {

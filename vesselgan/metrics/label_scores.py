@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.evaluation.feature_scores import halves_of
-from vesselgan.evaluation.jackknife import jackknife_interval, leave_one_out, paired_groups
-from vesselgan.evaluation.label_statistics import UNITS, LabelStatistics, distance, values_of
+from vesselgan.metrics.feature_scores import halves_of
+from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
+from vesselgan.metrics.label_statistics import UNITS, LabelStatistics, distance, values_of
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RADIUS_BIN_MM, RADIUS_MOST_MM = 0.25, 5.0

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vesselgan.evaluation.masks import as_masks
+from vesselgan.metrics.masks import as_masks
 
 
 def dice(truth: np.ndarray, predicted: np.ndarray) -> float:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vesselgan.evaluation.statistics import compare, describe, holm, signed_rank
+from vesselgan.metrics.statistics import compare, describe, holm, signed_rank
 
 FIVE = np.array([[0.80], [0.82], [0.90], [0.86], [0.87]])
 

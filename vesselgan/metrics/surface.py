@@ -8,7 +8,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.masks import as_masks
+from vesselgan.metrics.masks import as_masks
 
 # One tree query costs about as much as the distance transform of this many voxels (measured: 2 us against 0.25 us).
 VOXELS_PER_QUERY = 8

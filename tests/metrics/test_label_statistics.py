@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.evaluation.label_statistics import (
+from vesselgan.metrics.label_statistics import (
     UNITS,
     consistency,
     distance,

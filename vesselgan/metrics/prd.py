@@ -5,7 +5,7 @@
 import numpy as np
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.frechet import as_features
+from vesselgan.metrics.frechet import as_features
 
 EPSILON = 1e-6  # the slopes stay away from 0 and infinity, as in the original
 NUM_STARTS = 10

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.evaluation.scores import MASKED, UNITS, count_empty, score, summarise
+from vesselgan.metrics.scores import MASKED, UNITS, count_empty, score, summarise
 
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
 

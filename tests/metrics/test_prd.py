@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.prd import curve_of_clusters, prd_auc, prd_curve
+from vesselgan.metrics.prd import curve_of_clusters, prd_auc, prd_curve
 
 
 def modes(counts: list[int], seed: int) -> np.ndarray:
