@@ -40,7 +40,7 @@ def grow_old(folder: Path, seconds: float) -> None:
 def _hold(
     lock: Path, is_held: "multiprocessing.synchronize.Event", is_over: "multiprocessing.synchronize.Event"
 ) -> None:
-    from vesselgan.runtime import rundir
+    from vesselgan.formats import run_dir as rundir
 
     file = rundir.take(lock.parent)
     is_held.set()

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
+from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
 from vesselgan.runtime.log import RunLog
-from vesselgan.runtime.memory import is_out_of_memory, limit_bytes, peak_bytes
-from vesselgan.runtime.phases import Phases
 from vesselgan.runtime.progress import Progress
+from vesselgan.runtime.timing import Phases
 
 CPU = torch.device("cpu")
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import CheckpointError, UsageError
-from vesselgan.runtime import rundir, stopping
-from vesselgan.runtime.rundir import Change
+from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import Change
+from vesselgan.runtime import stopping
 from vesselgan.runtime.stopping import MARGIN, StopRequests, end_of_job
 
 

@@ -16,7 +16,7 @@ from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
-from vesselgan.training.draws import Draws, latents_by_record_NL
+from vesselgan.runtime.noise import Draws, latents_by_record_NL
 from vesselgan.training.private import critic_step, private_of
 
 CLIP = 1e-3

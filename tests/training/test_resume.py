@@ -302,7 +302,7 @@ def test_a_run_that_another_process_trains_in_is_left_alone(train_here, straight
 
 
 def hold(run_dir: Path, say: object) -> None:
-    from vesselgan.runtime import rundir
+    from vesselgan.formats import run_dir as rundir
 
     held = rundir.take(run_dir)
     say.send("held")

@@ -28,9 +28,9 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
+from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import build
-from vesselgan.runtime.memory import peak_bytes
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 from vesselgan.training.gan import critic_step, generator_step
 
 # N batch, C channel, X Y Z voxels, L latent

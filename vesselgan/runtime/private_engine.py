@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.guards import Skips
+from vesselgan.runtime.nonfinite import Skips
 from vesselgan.runtime.opacus_parts import private_optimizer
 
 _STREAM = 0xD0

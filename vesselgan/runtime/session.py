@@ -10,7 +10,7 @@ from vesselgan.config.deepspeed import agree, read
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.launchers import ranks_from_environment
-from vesselgan.runtime.peers import naming_lost_ranks
+from vesselgan.runtime.rank_failure import naming_lost_ranks
 from vesselgan.runtime.stopping import StopRequests, forget_requeue
 
 Run = Callable[[Any, dict[str, Any], World, str, StopRequests], None]

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.runtime import rundir
+from vesselgan.formats import run_dir as rundir
 from vesselgan.runtime.distributed import World, together
 
 STOP_FILE = "stop"

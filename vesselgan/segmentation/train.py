@@ -23,14 +23,15 @@ from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.staged import staged
+from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
-from vesselgan.runtime import checkpoint, distributed, rundir
+from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.guards import refuse_endless_skips
 from vesselgan.runtime.log import RunLog
+from vesselgan.runtime.nonfinite import refuse_endless_skips
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests

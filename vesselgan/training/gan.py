@@ -27,7 +27,7 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 
 # N batch (this rank's part), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
 Scalars = dict[str, Tensor]

@@ -16,9 +16,9 @@ from typing import Any
 
 from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
+from vesselgan.formats.run_dir import Change
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.provenance import device_name
-from vesselgan.runtime.rundir import Change
 
 FILE = "releases.json"
 # Settings that say when a run ends, not what its releases are.

@@ -11,24 +11,25 @@ from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.staged import staged
+from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.runtime import checkpoint, distributed, rundir
+from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.guards import refuse_endless_skips
 from vesselgan.runtime.log import RunLog
-from vesselgan.runtime.memory import largest_over_ranks, peak_bytes
-from vesselgan.runtime.phases import Phases
+from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.nonfinite import refuse_endless_skips
 from vesselgan.runtime.progress import Meter, Progress
 from vesselgan.runtime.session import train_in_session
 from vesselgan.runtime.stopping import StopRequests
+from vesselgan.runtime.timing import Phases
 from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
-from vesselgan.training.draws import Draws
 from vesselgan.training.gan import critic_step, train
 from vesselgan.training.keeping import Keeper, keeper_of, steps_of
 from vesselgan.training.private import Private, private_of

@@ -11,10 +11,16 @@ import torch
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import ResourceError
+from vesselgan.runtime.device_memory import (
+    is_out_of_memory,
+    largest_over_ranks,
+    limit_bytes,
+    peak_bytes,
+    reserved_bytes,
+)
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.log import EVENTS, LOG, RunLog, Setting
-from vesselgan.runtime.memory import is_out_of_memory, largest_over_ranks, limit_bytes, peak_bytes, reserved_bytes
 from vesselgan.runtime.provenance import device_name
 from vesselgan.training.cost import Cost, fitting, step_cost
 
