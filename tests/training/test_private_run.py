@@ -16,7 +16,7 @@ from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
-from vesselgan.training.keeping import Keeper
+from vesselgan.trainer.checkpointer import Keeper
 from vesselgan.training.private import KEY_FILE, _secret_key, private_of
 
 TrainHere = Callable[..., dict | None]

@@ -22,7 +22,6 @@ from vesselgan.config.schema import TrainUnet
 from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
-from vesselgan.data.staged import staged
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
@@ -30,13 +29,14 @@ from vesselgan.models.unet import Unet, check_unet_shape, start_unet
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.nonfinite import refuse_endless_skips
-from vesselgan.runtime.progress import Meter, Progress
-from vesselgan.runtime.session import train_in_session
-from vesselgan.runtime.stopping import StopRequests
 from vesselgan.segmentation.learned import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
+from vesselgan.trainer.local_copy import staged
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Meter, Progress
+from vesselgan.trainer.setup import train_in_session
+from vesselgan.trainer.stopper import StopRequests
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 PROGRAM = "deepspeed launch/train_unet.py"

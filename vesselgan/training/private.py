@@ -26,9 +26,9 @@ from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.noise import Draws, latents_by_record_NL
 from vesselgan.runtime.private_engine import PrivateEngine, build_private
+from vesselgan.trainer.logger import RunLog
 from vesselgan.training import releases
 from vesselgan.training.gan import Phase, Scalars
 from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words

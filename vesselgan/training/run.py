@@ -10,7 +10,6 @@ from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.data.staged import staged
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import start_weights
@@ -20,18 +19,19 @@ from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.log import RunLog
 from vesselgan.runtime.noise import Draws
 from vesselgan.runtime.nonfinite import refuse_endless_skips
-from vesselgan.runtime.progress import Meter, Progress
-from vesselgan.runtime.session import train_in_session
-from vesselgan.runtime.stopping import StopRequests
 from vesselgan.runtime.timing import Phases
+from vesselgan.trainer.checkpointer import Keeper, keeper_of, steps_of
+from vesselgan.trainer.local_copy import staged
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Meter, Progress
+from vesselgan.trainer.setup import train_in_session
+from vesselgan.trainer.stopper import StopRequests
 from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
 from vesselgan.training.gan import critic_step, train
-from vesselgan.training.keeping import Keeper, keeper_of, steps_of
 from vesselgan.training.private import Private, private_of
 from vesselgan.training.private import critic_step as private_critic_step
 from vesselgan.training.samples import FixedLatents, real_pictures

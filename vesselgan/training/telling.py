@@ -20,8 +20,8 @@ from vesselgan.runtime.device_memory import (
 )
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.log import EVENTS, LOG, RunLog, Setting
 from vesselgan.runtime.provenance import device_name
+from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
 from vesselgan.training.cost import Cost, fitting, step_cost
 
 GIB = 2**30

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
-from vesselgan.runtime.log import RunLog
-from vesselgan.runtime.progress import Progress
 from vesselgan.runtime.timing import Phases
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Progress
 
 CPU = torch.device("cpu")
 

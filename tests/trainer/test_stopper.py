@@ -14,8 +14,8 @@ import pytest
 from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.run_dir import Change
-from vesselgan.runtime import stopping
-from vesselgan.runtime.stopping import MARGIN, StopRequests, end_of_job
+from vesselgan.trainer import stopper
+from vesselgan.trainer.stopper import MARGIN, StopRequests, end_of_job
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,7 @@ def test_a_run_that_never_gets_on_asks_for_no_requeue_in_the_end(requests, tmp_p
     sit(tmp_path, 8)
     assert "requeue written" in requests.leave(3)
     assert json.loads((tmp_path / "requeue").read_text())["sittings"] == 8
-    stopping.forget_requeue(tmp_path)
+    stopper.forget_requeue(tmp_path)
     sit(tmp_path, 9)
     line = requests.leave(3)
     assert "started 9 times (runtime.max_sittings=9), so no requeue" in line
@@ -135,7 +135,7 @@ def test_slurm_tells_when_the_job_ends(tmp_path, monkeypatch):
 )
 def test_without_an_answer_of_slurm_it_says_so_and_goes_on(tmp_path, monkeypatch, script, why):
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    monkeypatch.setattr(stopping, "SLURM_S", 0.5)
+    monkeypatch.setattr(stopper, "SLURM_S", 0.5)
     if script is None:
         monkeypatch.setenv("PATH", str(tmp_path))
     else:
@@ -160,7 +160,7 @@ IMPATIENT = """
 import os, signal, sys, time
 from pathlib import Path
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.stopping import StopRequests
+from vesselgan.trainer.stopper import StopRequests
 import torch
 with StopRequests(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
     requests.attend(Path(sys.argv[1]), max_minutes=None, max_sittings=9)
@@ -178,10 +178,10 @@ def test_a_second_interrupt_quits_at_once(tmp_path):
 
 
 def test_the_signals_are_given_back(world, tmp_path):
-    before = [signal.getsignal(number) for number in stopping.SIGNALS]
+    before = [signal.getsignal(number) for number in stopper.SIGNALS]
     with StopRequests(world, rank_timeout_minutes=1):
-        assert [signal.getsignal(number) for number in stopping.SIGNALS] != before
-    assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
+        assert [signal.getsignal(number) for number in stopper.SIGNALS] != before
+    assert [signal.getsignal(number) for number in stopper.SIGNALS] == before
 
 
 def test_a_folder_that_is_no_run_is_not_written_to(tmp_path):

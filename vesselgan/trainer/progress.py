@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from vesselgan.runtime.distributed import World, mean_over_ranks
-from vesselgan.runtime.log import RunLog
+from vesselgan.trainer.logger import RunLog
 
 SECONDS_PER_LINE = 10.0
 

@@ -11,7 +11,7 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.runtime.rank_failure import naming_lost_ranks
-from vesselgan.runtime.stopping import StopRequests, forget_requeue
+from vesselgan.trainer.stopper import StopRequests, forget_requeue
 
 Run = Callable[[Any, dict[str, Any], World, str, StopRequests], None]
 """(configuration, the JSON's contents, this rank, the command line so far, requests to stop) -> trains."""
