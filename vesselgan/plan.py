@@ -11,10 +11,10 @@ from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
+from vesselgan.privacy.accountant import Mechanism, paper_settings, planned, words
 from vesselgan.runtime.adam import moment_names
 from vesselgan.trainer.checkpointer import steps_of
 from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
-from vesselgan.training.privacy import Mechanism, paper_settings, planned, words
 from vesselgan.training.run import settings_of
 from vesselgan.training.scaling import MIB, StepTime, Traffic, step_time, stepped, traffic
 

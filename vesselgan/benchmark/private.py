@@ -13,10 +13,10 @@ from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.wasserstein import critic_loss
+from vesselgan.privacy.engine import build_private
+from vesselgan.privacy.step import Dealt, critic_step
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.private_engine import build_private
-from vesselgan.training.private import Dealt, critic_step
 
 
 def run(config: Benchmark) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The audit before synthetic patches are shared: are they nearer to the training patches than other people's are?
 
 Every synthetic patch and every held-out real one gets the distance to its nearest training patch, in any of the turns
-that training may have shown (vesselgan.metrics.nearest_neighbours); vesselgan.evaluation.copies judges by these numbers. The gate opens
+that training may have shown (vesselgan.metrics.nearest_neighbours); vesselgan.privacy.attacks.copies judges by these numbers. The gate opens
 only where copies would have been found. It says nothing of what is not a copy: for that there is differential privacy.
 """
 
@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, PrivacyError, UsageError
-from vesselgan.evaluation import copies
 from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
@@ -26,6 +25,7 @@ from vesselgan.evaluation.reference import (
 )
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics.nearest_neighbours import nearest
+from vesselgan.privacy.attacks import copies
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1

@@ -15,6 +15,8 @@ from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.privacy.step import Private, private_of
+from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
 from vesselgan.runtime.distributed import World
@@ -32,8 +34,6 @@ from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
 from vesselgan.training.gan import critic_step, train
-from vesselgan.training.private import Private, private_of
-from vesselgan.training.private import critic_step as private_critic_step
 from vesselgan.training.samples import FixedLatents, real_pictures
 from vesselgan.training.telling import Rehearsal, explaining_out_of_memory, facts, say_first_lines
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import PrivacyError
-from vesselgan.runtime import opacus_parts as parts
+from vesselgan.privacy import opacus_parts as parts
 
 PAPER_RATE, PAPER_DELTA, PAPER_STEPS = 4 / 2350, 1 / 2350, 58_750
 

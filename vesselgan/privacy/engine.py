@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vesselgan.core.errors import PrivacyError, UsageError
+from vesselgan.privacy.opacus_parts import private_optimizer
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.nonfinite import Skips
-from vesselgan.runtime.opacus_parts import private_optimizer
 
 _STREAM = 0xD0
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import PrivacyError
-from vesselgan.data.poisson import PoissonShares, units_of
+from vesselgan.privacy.poisson import PoissonShares, units_of
 
 
 def shares(units: list[list[int]], rate: float, *, start: int = 0, stop: int = 2000, rank: int = 0, ranks: int = 1,

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import betabinom, binom
 
-from vesselgan.evaluation import copies
 from vesselgan.metrics.nearest_neighbours import standardise
 from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.privacy.attacks import copies
 
 PEOPLE = 6
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.models.blocks import BatchNorm3d, Conv3d, SpectralNorm
 from vesselgan.models.critic import Critic
+from vesselgan.privacy.engine import PrivateEngine, build_private, refuse_layers
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.private_engine import PrivateEngine, build_private, refuse_layers
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 

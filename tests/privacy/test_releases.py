@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.core.errors import CheckpointError, PrivacyError
 from vesselgan.formats.run_dir import Change
-from vesselgan.training.releases import FILE, Mark, resume
+from vesselgan.privacy.releases import FILE, Mark, resume
 
 RATE = Change("variant.learning_rate_critic", 1e-4, 2e-4, is_free=False)
 LONGER = Change("train.max_steps", 4, 8, is_free=False)

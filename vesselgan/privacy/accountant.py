@@ -7,7 +7,7 @@ import numpy as np
 
 from vesselgan.config.schema import Dp, Variant
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.runtime.opacus_parts import epsilon_of, epsilon_prv, noise_for, renyi, renyi_of_group
+from vesselgan.privacy.opacus_parts import epsilon_of, epsilon_prv, noise_for, renyi, renyi_of_group
 
 LARGEST_DELTA = 1e-3
 """Delta is the chance that the bound does not hold at all; 1 / 47 for 47 patients would give one of them away."""

@@ -20,18 +20,18 @@ from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
 from vesselgan.data.patches import PatchDataset, read_shares
-from vesselgan.data.poisson import PoissonShares, records_of_patients, units_of, without_patient
 from vesselgan.formats.run_dir import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
+from vesselgan.privacy import releases
+from vesselgan.privacy.accountant import Mechanism, planned, refuse_other_history, words
+from vesselgan.privacy.engine import PrivateEngine, build_private
+from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_of, without_patient
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import Draws, latents_by_record_NL
-from vesselgan.runtime.private_engine import PrivateEngine, build_private
 from vesselgan.trainer.logger import RunLog
-from vesselgan.training import releases
 from vesselgan.training.gan import Phase, Scalars
-from vesselgan.training.privacy import Mechanism, planned, refuse_other_history, words
 
 KEY_FILE = "noise_key"
 KEY_BITS = 128

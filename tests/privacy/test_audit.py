@@ -12,10 +12,10 @@ import torch
 from scipy.stats import beta
 from torch import nn
 
-from vesselgan.data.poisson import PoissonShares
+from vesselgan.privacy.engine import PrivateEngine, build_private
+from vesselgan.privacy.opacus_parts import epsilon_of, renyi
+from vesselgan.privacy.poisson import PoissonShares
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.opacus_parts import epsilon_of, renyi
-from vesselgan.runtime.private_engine import PrivateEngine, build_private
 
 WIDTH, UNITS, RATE, DELTA, STEPS = 64, 8, 0.5, 1e-5, 4
 CONFIDENCE = 0.99
