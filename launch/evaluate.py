@@ -14,7 +14,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("evaluate", __doc__)
-    from vesselgan.evaluation.jobs import evaluate
+    from vesselgan.evaluation.run import evaluate
 
     evaluate(command.config)
 

@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.metrics.scores import MASKED, UNITS
 
 PATIENTS = [f"sub-{number}" for number in range(6)]

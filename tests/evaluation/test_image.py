@@ -9,8 +9,8 @@ import torch
 from vesselgan.config.compose import parse
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
 from vesselgan.evaluation.reference import like_training
+from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.report import agreement, image_quality, raster, study_rows
 

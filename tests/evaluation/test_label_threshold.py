@@ -9,7 +9,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 PATCH = (8, 8, 8)

@@ -11,7 +11,7 @@ import pytest
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 from vesselgan.metrics.nearest_neighbours import nearest
 from vesselgan.privacy.attacks import copies

@@ -8,7 +8,7 @@ import pytest
 from vesselgan.config.compose import parse
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.evaluation.volume_scores import dice_by_level
 from vesselgan.formats.cohort import Cohort, Subject, read_cohort, write_cohort
 from vesselgan.formats.volumes import read_label, write_volume

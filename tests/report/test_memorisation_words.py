@@ -6,7 +6,7 @@ import pytest
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.report import figures
 from vesselgan.report.page import report
 

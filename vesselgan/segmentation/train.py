@@ -30,7 +30,7 @@ from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.nonfinite import refuse_endless_skips
-from vesselgan.segmentation.learned import learned_from
+from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
 from vesselgan.trainer.local_copy import staged
 from vesselgan.trainer.logger import RunLog

@@ -34,8 +34,8 @@ from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
 from vesselgan.training.gan import critic_step, train
-from vesselgan.training.samples import FixedLatents, real_pictures
-from vesselgan.training.telling import Rehearsal, explaining_out_of_memory, facts, say_first_lines
+from vesselgan.training.run_summary import Rehearsal, explaining_out_of_memory, facts, say_first_lines
+from vesselgan.training.sample_images import FixedLatents, real_pictures
 
 PROGRAM = "deepspeed launch/train_gan.py"
 

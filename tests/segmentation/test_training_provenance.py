@@ -9,12 +9,12 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.cohort import Cohort, read_cohort, write_cohort
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest
-from vesselgan.segmentation.learned import learned_from
 from vesselgan.segmentation.predict import segment
 from vesselgan.segmentation.train import train_unet
+from vesselgan.segmentation.training_provenance import learned_from
 
 SMALL = ["unet.filters=[4,8]", "unet.num_workers=0", "unet.batch_size=4", "unet.max_steps=1", "runtime.device=cpu"]
 
