@@ -13,7 +13,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("study", __doc__)
-    from vesselgan.study.run import run
+    from vesselgan.workflow.study.run import run
 
     run(command.config)
 

@@ -17,7 +17,7 @@ from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
 from vesselgan.plan import costs
-from vesselgan.stages import ROOT
+from vesselgan.workflow.stage import ROOT
 
 LOG_EVERY, READINGS = 4, 3
 """Steps per reading of the clock, and readings; one before does not count."""

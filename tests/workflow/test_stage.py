@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan import stages
-from vesselgan.stages import Stage
+from vesselgan.workflow import stage as stages
+from vesselgan.workflow.stage import Stage
 
 
 def making(out: Path, *, code: int = 0, name: str = "make", says: str = "") -> Stage:

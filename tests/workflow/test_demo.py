@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan import demo
 from vesselgan.config import compose
-from vesselgan.demo import Choice
+from vesselgan.workflow import demo
+from vesselgan.workflow.demo import Choice
 
 CPU = Choice("cpu", "bf16", 2, "")
 

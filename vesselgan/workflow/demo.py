@@ -1,6 +1,6 @@
 """The whole road on the phantom cohort: every stage is a command, started as a process of its own, as a user would.
 
-Stages that are done are skipped, so a demo that was stopped anywhere goes on from there (see vesselgan.stages).
+Stages that are done are skipped, so a demo that was stopped anywhere goes on from there (see vesselgan.workflow.stage).
 """
 
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
 from vesselgan.report import tables
-from vesselgan.stages import Stage, begin, python, quoted, script, script_path, setting, walk
+from vesselgan.workflow.stage import Stage, begin, python, quoted, script, script_path, setting, walk
 
 UNETS = {
     "real": ("U-Net on real patches", ("data.source=real",)),

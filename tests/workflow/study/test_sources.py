@@ -8,11 +8,11 @@ import pytest
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import content_hash
-from vesselgan.stages import Stage
-from vesselgan.study import run as study_run
-from vesselgan.study import steps, sweep
-from vesselgan.study.sources import run_sources
-from vesselgan.study.sweep import run_sweep
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import run as study_run
+from vesselgan.workflow.study import steps, sweep
+from vesselgan.workflow.study.sources import run_sources
+from vesselgan.workflow.study.sweep import run_sweep
 
 
 def home_of(config: object) -> Path:

@@ -1,6 +1,6 @@
 """What every study is made of: a GAN's patches, the choice of a label threshold for them, U-Nets and their volumes.
 
-Every step is a stage (vesselgan.stages): commands with all their settings spelled out, so that they can be repeated by
+Every step is a stage (vesselgan.workflow.stage): commands with all their settings spelled out, so that they can be repeated by
 hand, and the files that are there when it is done.
 """
 
@@ -15,7 +15,7 @@ from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import content_hash
-from vesselgan.stages import Stage, script, walk
+from vesselgan.workflow.stage import Stage, script, walk
 
 GENERATION_SEED = 990
 

@@ -11,8 +11,8 @@ from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import read_cohort
-from vesselgan.stages import Stage, script
-from vesselgan.study.steps import (
+from vesselgan.workflow.stage import Stage, script
+from vesselgan.workflow.study.steps import (
     Gan,
     Source,
     Walker,

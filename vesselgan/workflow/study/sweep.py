@@ -12,8 +12,8 @@ from typing import Any
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import UsageError
-from vesselgan.stages import Stage, script
-from vesselgan.study.steps import (
+from vesselgan.workflow.stage import Stage, script
+from vesselgan.workflow.study.steps import (
     Gan,
     Walker,
     choose_threshold,

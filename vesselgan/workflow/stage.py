@@ -18,7 +18,7 @@ from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TITLE_WIDTH = 42
 TAIL_LINES = 25
 

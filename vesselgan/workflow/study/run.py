@@ -6,9 +6,9 @@ from pathlib import Path
 from vesselgan.config.schema import Study
 from vesselgan.core.errors import UsageError
 from vesselgan.core.processes import clock
-from vesselgan.stages import begin
-from vesselgan.study.sources import run_sources
-from vesselgan.study.sweep import run_sweep
+from vesselgan.workflow.stage import begin
+from vesselgan.workflow.study.sources import run_sources
+from vesselgan.workflow.study.sweep import run_sweep
 
 
 def run(config: Study) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan import stages
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
 from vesselgan.formats.cohort import Cohort, Subject, write_cohort
 from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
-from vesselgan.stages import Stage
-from vesselgan.study import steps
+from vesselgan.workflow import stage as stages
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import steps
 
 SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
 
