@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vesselgan.benchmark.rounds import take_turns
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.benchmark.step import TYPES, wait
 from vesselgan.config.schema import Benchmark
 from vesselgan.models.upsampling import FASTEST, FORMS, Form

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_prep import patches
 from data_prep.phantom import generate_subject
-from vesselgan.benchmark.rounds import Cost, take_turns
+from vesselgan.benchmark.interleave import Cost, take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats import volumes

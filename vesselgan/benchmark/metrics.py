@@ -8,8 +8,8 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from data_prep.phantom import generate_subject
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.benchmark.loader import SPACING_MM
-from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.metrics.frechet import frechet_distance
 from vesselgan.metrics.prd import prd_curve

@@ -19,8 +19,8 @@ import data_prep
 from data_prep import patches
 from data_prep.check import sha256_of_voxels
 from data_prep.phantom import generate_subject
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
-from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats import volumes

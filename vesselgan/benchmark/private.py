@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vesselgan.benchmark import step
-from vesselgan.benchmark.rounds import take_turns
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.wasserstein import critic_loss

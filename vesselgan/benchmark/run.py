@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
-from vesselgan.benchmark.rounds import load
+from vesselgan.benchmark.interleave import load
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError

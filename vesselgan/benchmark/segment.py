@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from data_prep.phantom import generate_subject
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
-from vesselgan.benchmark.rounds import take_turns
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.formats import volumes

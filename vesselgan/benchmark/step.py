@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vesselgan.benchmark.authors import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
+from vesselgan.benchmark.interleave import take_turns
 from vesselgan.benchmark.profile import matmul_flop_per_s, shares_of
-from vesselgan.benchmark.rounds import take_turns
+from vesselgan.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
