@@ -20,7 +20,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("benchmark", __doc__)
-    from vesselgan.benchmark.run import benchmark
+    from vesselgan.tools.benchmark.run import benchmark
 
     benchmark(command.config)
 

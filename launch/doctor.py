@@ -10,7 +10,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("doctor", __doc__)
-    from vesselgan.doctor import examine
+    from vesselgan.tools.doctor import examine
 
     examine(command)
 

@@ -10,7 +10,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("plan", __doc__)
-    from vesselgan.plan import plan
+    from vesselgan.tools.plan import plan
 
     plan(command)
 

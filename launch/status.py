@@ -10,7 +10,7 @@ from vesselgan.core.errors import exit_on_error
 
 def main() -> None:
     command = parse("status", __doc__)
-    from vesselgan.status import status
+    from vesselgan.tools.status import status
 
     status(command)
 

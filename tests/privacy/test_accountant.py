@@ -6,8 +6,8 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.plan import plan
 from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, planned, refuse_other_history, verdict, words
+from vesselgan.tools.plan import plan
 
 PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
 

@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import ResourceError
-from vesselgan.plan import costs
+from vesselgan.tools.plan import costs
 
 PATCH = [32, 32, 16]
 WORDS = ("variant=sn", "variant.precision=fp32", "train.checkpoint_every=2", "train.picture_every=2")

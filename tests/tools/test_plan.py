@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
-from vesselgan.plan import Share, costs, plan
+from vesselgan.tools.plan import Share, costs, plan
 
 
 def words(text: str):

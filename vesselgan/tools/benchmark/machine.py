@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vesselgan.benchmark import loader, step
 from vesselgan.config.schema import Benchmark, Machine
 from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.errors import ResourceError, UsageError
@@ -27,6 +26,7 @@ from vesselgan.models.normalisation import BatchNorm3d
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.provenance import collect
+from vesselgan.tools.benchmark import loader, step
 from vesselgan.training.cost import TYPES
 
 PROBED_NUMBERS = 16 * 2**20

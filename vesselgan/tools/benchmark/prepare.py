@@ -19,12 +19,12 @@ import data_prep
 from data_prep import patches
 from data_prep.check import sha256_of_voxels
 from data_prep.phantom import generate_subject
-from vesselgan.benchmark.interleave import take_turns
-from vesselgan.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import Record, write_shard
+from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 
 RANKS = (1, 2)
 

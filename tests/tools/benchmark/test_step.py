@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vesselgan.benchmark import run as run_module
-from vesselgan.benchmark import step as step_module
-from vesselgan.benchmark.profile import shares_of
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.models import blocks
 from vesselgan.models.upsampling import FORMS
+from vesselgan.tools.benchmark import run as run_module
+from vesselgan.tools.benchmark import step as step_module
+from vesselgan.tools.benchmark.profile import shares_of
 from vesselgan.training.gan import critic_step, generator_step
 
 CPU = torch.device("cpu")

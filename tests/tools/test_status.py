@@ -11,7 +11,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import UsageError
-from vesselgan.status import age, in_words, look, status
+from vesselgan.tools.status import age, in_words, look, status
 
 MINUTE = 60.0
 

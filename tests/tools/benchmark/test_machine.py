@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vesselgan.benchmark import machine
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.tools.benchmark import machine
 
 
 def test_two_steps_give_a_rate_and_what_is_there_without_patches() -> None:

@@ -8,8 +8,6 @@ from typing import Any
 
 import torch
 
-from vesselgan.benchmark import step
-from vesselgan.benchmark.interleave import take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.wasserstein import critic_loss
@@ -17,6 +15,8 @@ from vesselgan.privacy.engine import build_private
 from vesselgan.privacy.step import Dealt, critic_step
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
+from vesselgan.tools.benchmark import step
+from vesselgan.tools.benchmark.interleave import take_turns
 
 
 def run(config: Benchmark) -> dict[str, Any]:

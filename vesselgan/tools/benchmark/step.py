@@ -17,9 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vesselgan.benchmark.interleave import take_turns
-from vesselgan.benchmark.profile import matmul_flop_per_s, shares_of
-from vesselgan.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
@@ -31,6 +28,9 @@ from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import build
 from vesselgan.runtime.noise import Draws
+from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
+from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.training.gan import critic_step, generator_step
 
 # N batch, C channel, X Y Z voxels, L latent

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vesselgan.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
-from vesselgan.benchmark.interleave import load
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.provenance import collect
+from vesselgan.tools.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
+from vesselgan.tools.benchmark.interleave import load
 
 TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run, "forms": forms.run}
 TARGETS |= {"segment": segment.run, "metrics": metrics.run, "machine": machine.run, "scaling": scaling.run}

@@ -8,12 +8,12 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from data_prep.phantom import generate_subject
-from vesselgan.benchmark.interleave import take_turns
-from vesselgan.benchmark.loader import SPACING_MM
 from vesselgan.config.schema import Benchmark
 from vesselgan.metrics.frechet import frechet_distance
 from vesselgan.metrics.prd import prd_curve
 from vesselgan.metrics.surface import balanced_average_hausdorff
+from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.loader import SPACING_MM
 
 ROWS = 500
 """Voxels whose distances brute force really looks up; its time is in proportion to them."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from vesselgan import doctor
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import ResourceError
-from vesselgan.doctor import BAD, GOOD, NOTE
+from vesselgan.tools import doctor
+from vesselgan.tools.doctor import BAD, GOOD, NOTE
 
 
 def soon() -> float:

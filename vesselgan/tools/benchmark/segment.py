@@ -6,14 +6,14 @@ from typing import Any
 import torch
 
 from data_prep.phantom import generate_subject
-from vesselgan.benchmark.interleave import take_turns
-from vesselgan.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.formats import volumes
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.segmentation.sliding_window import probability_map
+from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 
 
 def run(config: Benchmark) -> dict[str, Any]:

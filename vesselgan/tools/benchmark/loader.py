@@ -13,11 +13,11 @@ from torch import Tensor
 
 from data_prep import patches
 from data_prep.phantom import generate_subject
-from vesselgan.benchmark.interleave import Cost, take_turns
 from vesselgan.config.schema import Benchmark
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.tools.benchmark.interleave import Cost, take_turns
 
 SPACING_MM = (0.5, 0.5, 0.7)
 UPPER_PERCENTILE = 99.995

@@ -12,11 +12,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vesselgan.benchmark import loader, machine
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
-from vesselgan.plan import costs
+from vesselgan.tools.benchmark import loader, machine
+from vesselgan.tools.plan import costs
 from vesselgan.workflow.stage import ROOT
 
 LOG_EVERY, READINGS = 4, 3

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vesselgan.benchmark.interleave import take_turns
-from vesselgan.benchmark.step import TYPES, wait
 from vesselgan.config.schema import Benchmark
 from vesselgan.models.upsampling import FASTEST, FORMS, Form
 from vesselgan.runtime import distributed
+from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.step import TYPES, wait
 
 # N batch, I O channels in and out, X Y Z voxels
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep import patches
-from vesselgan.benchmark import interleave, loader
-from vesselgan.benchmark import run as run_module
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.formats import volumes
+from vesselgan.tools.benchmark import interleave, loader
+from vesselgan.tools.benchmark import run as run_module
 
 SIZES = ["shape=[64,64,32]", "patch_shape=[32,32,16]", "num_patches=2", "repeats=2"]
 
