@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import build_state, lock, mpi, places, pseudonyms
+from data_prep import build_state, lock, mpi, paths, pseudonyms
 from data_prep.build_state import State
 from data_prep.check import check_cohort, divide, require_rules
-from data_prep.findings import Checked, summary, table
 from data_prep.layouts import Found, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.patients import patients_of
+from data_prep.qc_results import Checked, summary, table
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
@@ -72,7 +72,7 @@ def build(config: BuildShards, here: World) -> None:
 def find_in(data: PreparedData) -> Found:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
-    places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
+    paths.refuse(data.cohort_dir, "data.cohort_dir", data.root)
     patients_of(data)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 

@@ -23,8 +23,8 @@ import numpy as np
 import data_prep
 from data_prep import lock, mpi
 from data_prep.mpi import Progress, World
+from data_prep.paths import SOURCE_FOLDERS
 from data_prep.phantom import RECIPE, Scanner, generate_subject
-from data_prep.places import SOURCE_FOLDERS
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
 from vesselgan.core import atomic_io

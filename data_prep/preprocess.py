@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import lock, mpi, places, pseudonyms, recipe
+from data_prep import lock, mpi, pipeline, pseudonyms
+from data_prep import paths as places
 from data_prep.build_shards import tell
 from data_prep.check import require_rules
-from data_prep.findings import mixed_spacings
 from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
-from data_prep.recipe import Outcome, Recipe
+from data_prep.pipeline import Outcome, Recipe
+from data_prep.qc_results import mixed_spacings
 from vesselgan import __version__
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
@@ -84,7 +85,7 @@ def prepare(config: Preprocess) -> tuple[Found, Recipe]:
     places.refuse(config.out, "out", data.root)
     require_rules(data.prepare)
     found = find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
-    return found, recipe.choose(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
+    return found, pipeline.choose(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 
 
 def settle(out: Path, plan: Recipe) -> None:
@@ -178,9 +179,9 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "scratch").mkdir(parents=True)
-        outcome = recipe.work_on(subject, plan)
+        outcome = pipeline.work_on(subject, plan)
         _write_image(partial / "image.nii.gz", outcome.image_XYZ, outcome, subject)
-        recipe.add_mask(outcome, plan, partial / "image.nii.gz", partial / "scratch")
+        pipeline.add_mask(outcome, plan, partial / "image.nii.gz", partial / "scratch")
         for kind, array_XYZ in (("label", outcome.label_XYZ), ("mask", outcome.mask_XYZ)):
             if array_XYZ is not None:
                 _write_image(partial / f"{NAMES[kind]}.nii.gz", array_XYZ, outcome, subject)

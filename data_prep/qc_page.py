@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import qc
-from data_prep.findings import Checked, Finding, by
 from data_prep.layouts import without_paths
 from data_prep.qc import AXES, Look
+from data_prep.qc_results import Checked, Finding, by
 from vesselgan import __version__
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import describe, write_text
