@@ -27,11 +27,11 @@ from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
 from data_prep.pipeline import Outcome, Recipe
 from data_prep.qc_results import mixed_spacings
-from vesselgan import __version__
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 
 SETTINGS = "preprocess.json"

@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
+from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
 

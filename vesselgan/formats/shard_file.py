@@ -8,9 +8,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from vesselgan import __version__
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
 
 FORMAT_VERSION = 1

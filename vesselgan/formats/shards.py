@@ -48,9 +48,9 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan import __version__
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
+from vesselgan.core.version import __version__
 from vesselgan.formats.shard_file import (
     FORMAT_VERSION,
     KINDS,

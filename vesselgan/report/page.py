@@ -12,10 +12,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__
 from vesselgan.config.schema import Report
 from vesselgan.core.atomic_io import write_bytes, write_text
 from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.core.version import __version__
 from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
     agreement,
