@@ -187,7 +187,7 @@ def test_the_signals_are_given_back(world, tmp_path):
 def test_a_folder_that_is_no_run_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match="is not empty and holds no run"):
-        rundir.prepare(tmp_path, "train_gan", None, {}, inputs={})
+        rundir.prepare(tmp_path, "train_gan", None, {}, inputs={}, provenance={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

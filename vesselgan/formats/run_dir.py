@@ -19,7 +19,6 @@ from typing import IO, Any
 from vesselgan.config import compose
 from vesselgan.core.atomic_io import PARTIAL, write_text
 from vesselgan.core.errors import CheckpointError, UsageError
-from vesselgan.runtime.provenance import collect
 
 # Of the DeepSpeed JSON: where things lie and how they travel, not what is computed. Batches are the YAML's.
 FREE_MECHANICS = ("zero_optimization", "communication_data_type", "steps_per_print", "comms_logger")
@@ -48,11 +47,12 @@ def prepare(
     engine_settings: dict[str, dict[str, Any]],
     *,
     inputs: dict[str, str],
+    provenance: dict[str, Any],
 ) -> list[Change]:
     """Make `run_dir`, or compare it with what is asked: what differs, which `go_on` then writes down.
 
-    inputs: name -> hash of what the run reads. CheckpointError where a setting differs that `config.allow_change` does
-    not name; UsageError for a folder that holds something else than a run.
+    inputs: name -> hash of what the run reads. provenance: versions, hardware and time. CheckpointError where a setting
+    differs that `config.allow_change` does not name; UsageError for a folder that holds something else than a run.
     """
     stored = run_dir / "config.yaml"
     if stored.is_file() and has_begun(run_dir):
@@ -68,7 +68,7 @@ def prepare(
         raise UsageError(f"{run_dir}: is not empty and holds no run; name another --run_dir")
     run_dir.mkdir(parents=True, exist_ok=True)
     _write_mechanics(run_dir, engine_settings)
-    write_json(run_dir / "provenance.json", collect() | {"inputs": inputs})
+    write_json(run_dir / "provenance.json", provenance | {"inputs": inputs})
     # Last: its presence means that the directory is complete.
     write_text(stored, compose.to_yaml(config))
     return []
@@ -80,13 +80,14 @@ def go_on(
     engine_settings: dict[str, dict[str, Any]],
     changes: list[Change],
     sitting: dict[str, Any],
+    provenance: dict[str, Any],
 ) -> None:
     """Write down a sitting and, where settings were changed, make them the run's. Once the checkpoint is loaded.
 
     sitting: step, ranks, inputs (as for `prepare`), and weights_from: where a new run has its weights from, null when
-    from its seed.
+    from its seed. provenance: versions, hardware and time of this sitting.
     """
-    told = sitting | {"changes": [dataclasses.asdict(change) for change in changes]} | collect()
+    told = sitting | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
     with (run_dir / "sittings.jsonl").open("a") as file:
         file.write(json.dumps(told) + "\n")
         file.flush()

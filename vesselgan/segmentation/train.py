@@ -30,6 +30,7 @@ from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.provenance import collect
 from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
 from vesselgan.trainer.local_copy import staged
@@ -103,7 +104,9 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     inputs = {f"unet/{shards.origin} {i}": content_hash(shards.folder) for i, shards in enumerate(sets)}
     inputs["unet/validation"] = content_hash(validation_set.folder)
     both = {PLAYER: settings}
-    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs))
+    changes = distributed.together(
+        world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs, provenance=collect())
+    )
     if rundir.is_finished(run_dir, unet.max_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
@@ -117,7 +120,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
         world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1)
     )
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    distributed.together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting))
+    distributed.together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.stage_to, world)
     training = _dataset(config, sets)

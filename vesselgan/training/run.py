@@ -23,6 +23,7 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import Draws
 from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.timing import Phases
 from vesselgan.trainer.checkpointer import Keeper, keeper_of, steps_of
 from vesselgan.trainer.local_copy import staged
@@ -64,7 +65,10 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     with explaining_out_of_memory(rehearsal):
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs))
+    changes = distributed.together(
+        world,
+        lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
+    )
     if rundir.is_finished(run_dir, num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
@@ -78,7 +82,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         told = [*told, *private.lines()]
     lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting))
+    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting, collect()))
     if world.is_main:
         rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
