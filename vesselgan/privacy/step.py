@@ -30,8 +30,8 @@ from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import Draws, latents_by_record_NL
+from vesselgan.runtime.timing import Phase, Scalars
 from vesselgan.trainer.logger import RunLog
-from vesselgan.training.gan import Phase, Scalars
 
 KEY_FILE = "noise_key"
 KEY_BITS = 128

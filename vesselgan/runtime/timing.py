@@ -7,12 +7,17 @@ phases.read(num_steps)          # {"ms_per_step/critic": ..., "ms_per_step/updat
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
+from torch import Tensor
 from torch.profiler import record_function
 
+Scalars = dict[str, Tensor]
+"""What an update tells of itself, by name, on the device."""
+Phase = Callable[[str], AbstractContextManager]
+"""A named span: torch's profiler alone, or `Phases`, which clocks it too."""
 ON_THE_HOST = ("data_wait", "save", "pictures")
 """What the device does not do; clocked on the host. The rest is clocked on the device, between two of its events."""
 
