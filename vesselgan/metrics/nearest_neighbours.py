@@ -11,13 +11,22 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
+from typing import Protocol
 
 import numpy as np
 
-from vesselgan.formats.shards import ShardSet
-
 BLOCK = 32  # training patches compared at once
 MOST_BYTES = 2**30  # patches asked about that one pass over the training patches holds
+
+
+class Patches(Protocol):
+    """What is compared with: a shard set, or whatever else hands out its patches by number."""
+
+    @property
+    def patch_shape(self) -> Sequence[int]: ...
+    def __len__(self) -> int: ...
+    def subject(self, i: int) -> str: ...
+    def image_XYZ(self, i: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ def standardise(image_XYZ: np.ndarray) -> np.ndarray:
 
 def nearest(
     images: Iterable[np.ndarray],
-    training: ShardSet,
+    training: Patches,
     *,
     not_of: Sequence[str | None] | None = None,
     in_any_turn: bool = False,
@@ -68,7 +77,7 @@ def nearest(
 
 
 def _search(
-    queries_QV: np.ndarray, not_of: Sequence[str | None], training: ShardSet, forms: "_Forms | None"
+    queries_QV: np.ndarray, not_of: Sequence[str | None], training: Patches, forms: "_Forms | None"
 ) -> list[Neighbour | None]:
     best = np.full(len(queries_QV), np.inf)
     found: list[Neighbour | None] = [None] * len(queries_QV)
@@ -87,7 +96,7 @@ def _search(
     return found
 
 
-def _blocks(training: ShardSet) -> Iterator[tuple[int, list[str], np.ndarray]]:
+def _blocks(training: Patches) -> Iterator[tuple[int, list[str], np.ndarray]]:
     for start in range(0, len(training), BLOCK):
         numbers = range(start, min(start + BLOCK, len(training)))
         yield (
