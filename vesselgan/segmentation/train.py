@@ -33,10 +33,9 @@ from vesselgan.runtime.nonfinite import refuse_endless_skips
 from vesselgan.runtime.provenance import collect
 from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
-from vesselgan.trainer.local_copy import staged
 from vesselgan.trainer.logger import RunLog
 from vesselgan.trainer.progress import Meter, Progress
-from vesselgan.trainer.setup import train_in_session
+from vesselgan.trainer.setup import staged, train_in_session
 from vesselgan.trainer.stopper import StopRequests
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels

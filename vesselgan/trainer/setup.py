@@ -1,14 +1,16 @@
-"""What every training command does around its run: JSON and precision agree, ranks join, ranks leave."""
+"""What every training command does around its run: JSON and precision agree, ranks join and leave, shards are near."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command
 from vesselgan.config.deepspeed import agree, read
+from vesselgan.formats.local_copy import stage
+from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import distributed
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime.distributed import World, on_every_rank
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.runtime.rank_failure import naming_lost_ranks
 from vesselgan.trainer.stopper import StopRequests, forget_requeue
@@ -33,3 +35,16 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
                 run(command.config, raw, world, typed, requests)
     finally:
         distributed.stop()
+
+
+def staged(sets: Sequence[ShardSet], to: str | None, world: World) -> tuple[list[ShardSet], list[str]]:
+    """(the copies, lines to tell of them); the sets themselves where `to` (data.stage_to) is null. A collective call."""
+    if to is None:
+        return list(sets), []
+    copies = on_every_rank(world, lambda: [stage(shards.folder, to) for shards in sets])
+    lines = [
+        f"reads {shards.folder} from its copy {path}, "
+        + ("found there" if seconds is None else f"copied and verified in {seconds:.1f} s")
+        for shards, (path, seconds) in zip(sets, copies, strict=True)
+    ]
+    return [ShardSet(path) for path, _ in copies], lines

@@ -26,10 +26,9 @@ from vesselgan.runtime.nonfinite import refuse_endless_skips
 from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.timing import Phases
 from vesselgan.trainer.checkpointer import Keeper, keeper_of, steps_of
-from vesselgan.trainer.local_copy import staged
 from vesselgan.trainer.logger import RunLog
 from vesselgan.trainer.progress import Meter, Progress
-from vesselgan.trainer.setup import train_in_session
+from vesselgan.trainer.setup import staged, train_in_session
 from vesselgan.trainer.stopper import StopRequests
 from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
