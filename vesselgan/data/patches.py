@@ -47,7 +47,7 @@ class Shares(Protocol):
 class PatchDataset(Dataset):
     """Every patch of one or more shard sets, in their order, as float32 [2, X, Y, Z]: image, then label {0, 1}.
 
-    scaling: `volume` or `patch` (see vesselgan.formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
+    scaling: `volume` or `patch` (see formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
     the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
     The process that reads keeps each patch as stored (3 bytes a voxel) if all fit into cache_bytes; workers keep none.

@@ -1,8 +1,9 @@
 """The audit before synthetic patches are shared: are they nearer to the training patches than other people's are?
 
 Every synthetic patch and every held-out real one gets the distance to its nearest training patch, in any of the turns
-that training may have shown (vesselgan.metrics.nearest_neighbours); vesselgan.privacy.attacks.copies judges by these numbers. The gate opens
-only where copies would have been found. It says nothing of what is not a copy: for that there is differential privacy.
+that training may have shown (metrics.nearest_neighbours); privacy.attacks.copies judges by these numbers. The gate
+opens only where copies would have been found. It says nothing of what is not a copy: for that there is differential
+privacy.
 """
 
 from collections import Counter

@@ -154,8 +154,8 @@ def _check_fitting(fitting: dict[str, Subject], subjects: dict[str, Subject]) ->
 def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subject], config: Evaluate) -> str:
     """What was compared, in words. DataError where a scored volume, by its voxels, was learned from or chosen on.
 
-    learned_from: as vesselgan.segmentation.training_provenance has it; None where the predictions do not say. What a checkpoint was
-    chosen on may be scored where it is asked for by its name, split=validation.
+    learned_from: as segmentation.training_provenance has it; None where the predictions do not say. What a checkpoint
+    was chosen on may be scored where it is asked for by its name, split=validation.
     """
     if learned_from is None:
         overlap = "not checked: the predictions do not say what their U-Net learned from"

@@ -1,4 +1,4 @@
-"""One HDF5 file of paired patches: written, opened and checked. Its format is the docstring of vesselgan.formats.shards."""
+"""One HDF5 file of paired patches: written, opened and checked. Its format is the docstring of formats.shards."""
 
 import operator
 from collections.abc import Iterable

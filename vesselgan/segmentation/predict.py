@@ -61,7 +61,7 @@ class Settings:
     privacy: dict[str, Any] | None
     """What was spent on the patches that it was trained on; null where they are of no private GAN."""
     learned_from: dict[str, Any] | None
-    """The volumes that it may not be scored on (vesselgan.segmentation.training_provenance); null for a run that did not say."""
+    """The volumes that it may not be scored on (segmentation.training_provenance); null for a run that did not say."""
 
 
 def segment(config: Segment) -> None:

@@ -135,7 +135,7 @@ def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:
     critic_steps: what is accounted for, n_critic in each of the run's `steps`, which are the generator's and spend
     nothing; unit, delta, noise_multiplier, sample_rate; epsilon_patch, epsilon_patient: of all critic_steps by RDP at
     that delta; epsilon_prv: the other accountant's bound for the unit, null where it is no help; not_covered;
-    privacy_lines: the same in words; paper_settings: see training.privacy.
+    privacy_lines: the same in words; paper_settings: see privacy.accountant.
     """
     told = mechanism.told(steps)
     return {

@@ -38,7 +38,7 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
 
 
 def staged(sets: Sequence[ShardSet], to: str | None, world: World) -> tuple[list[ShardSet], list[str]]:
-    """(the copies, lines to tell of them); the sets themselves where `to` (data.stage_to) is null. A collective call."""
+    """(copies on the node's own disk, lines to tell of them); the sets where `to` is null. A collective call."""
     if to is None:
         return list(sets), []
     copies = on_every_rank(world, lambda: [stage(shards.folder, to) for shards in sets])

@@ -1,6 +1,6 @@
 """What every study is made of: a GAN's patches, the choice of a label threshold for them, U-Nets and their volumes.
 
-Every step is a stage (vesselgan.workflow.stage): commands with all their settings spelled out, so that they can be repeated by
+Every step is a stage (workflow.stage): commands with all their settings spelled out, so that they can be repeated by
 hand, and the files that are there when it is done.
 """
 
