@@ -107,7 +107,7 @@ def test_every_requirement_has_its_exact_version_in_the_constraints(repository: 
 
 def test_the_versions_agree(repository: Path, project: dict) -> None:
     version = project["project"]["version"]
-    assert f'__version__ = "{version}"' in (repository / "vesselgan/__init__.py").read_text()
+    assert f'__version__ = "{version}"' in (repository / "vesselgan/core/version.py").read_text()
     assert f"\nversion: {version}\n" in (repository / "CITATION.cff").read_text()
 
 

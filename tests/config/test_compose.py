@@ -5,7 +5,7 @@ import re
 import pytest
 
 from vesselgan.config import checks, compose, deepspeed
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
 NEEDED["status"] = ["run=x"]

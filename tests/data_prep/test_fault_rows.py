@@ -16,7 +16,7 @@ import pytest
 
 from data_prep import build_shards, check, preprocess
 from vesselgan.config.schema import PreparedData
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]

@@ -19,11 +19,11 @@ import numpy as np
 import pytest
 
 from data_prep import build_shards, lock, preprocess
-from vesselgan import files
 from vesselgan.config.schema import PreparedData
+from vesselgan.core import atomic_io
+from vesselgan.core.errors import exit_on_error
 from vesselgan.data.patches import PatchDataset
-from vesselgan.errors import exit_on_error
-from vesselgan.shards import ShardSet, verify
+from vesselgan.formats.shards import ShardSet, verify
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]
@@ -168,7 +168,7 @@ class SmallDisk(io.FileIO):
 
 def fill_disk_after(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     SmallDisk.room = room
-    monkeypatch.setattr(files, "open", lambda p, mode, **_: SmallDisk(p, mode.replace("b", "")), raising=False)
+    monkeypatch.setattr(atomic_io, "open", lambda p, mode, **_: SmallDisk(p, mode.replace("b", "")), raising=False)
 
 
 def test_h8_a_disk_that_fills_ends_a_build_with_exit_6_and_keeps_what_is_whole(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.reference import like_training
-from vesselgan.shards import ShardSet, content_hash, read_manifest, write_manifest
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 
 
 def run(work: Path, *settings: str) -> dict:

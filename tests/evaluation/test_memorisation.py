@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import DataError, PrivacyError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
-from vesselgan.shards import content_hash, read_manifest, write_manifest
+from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
 
 NUM_TRAINING, NUM_HELD_OUT = 100, 850
 ENOUGH = 1000  # beside which 850 held-out patches are

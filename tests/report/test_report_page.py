@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from vesselgan.config import compose
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.report import figures
 from vesselgan.report.page import report
 

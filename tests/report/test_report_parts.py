@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.shards import ShardSet
 from vesselgan.report import charts, figures, runs
-from vesselgan.shards import ShardSet
 
 
 @pytest.mark.parametrize(

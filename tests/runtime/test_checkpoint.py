@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from vesselgan.errors import CheckpointError, ResourceError
+from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.runtime import checkpoint, tensor_files
 from vesselgan.runtime.engine import Engine
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.status import look
+from vesselgan.tools.status import look
 
 pytestmark = pytest.mark.soak
 TEMPLATE = "slurm/train_gan.sbatch"

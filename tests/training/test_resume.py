@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.errors import CheckpointError, ResourceError, UsageError
-from vesselgan.runtime import checkpoint, checkpoint_folder, rundir
-from vesselgan.training import keeping, run
+from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
+from vesselgan.formats import run_dir as rundir
+from vesselgan.runtime import checkpoint, checkpoint_folder
+from vesselgan.trainer import checkpointer as keeping
+from vesselgan.training import run
 
 SN = ("variant=sn", "variant.precision=fp32", "train.max_steps=6", "train.checkpoint_every=2", "train.keep_last=9")
 

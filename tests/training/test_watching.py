@@ -11,8 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError
-from vesselgan.plan import costs
+from vesselgan.core.errors import ResourceError
+from vesselgan.tools.plan import costs
 
 PATCH = [32, 32, 16]
 WORDS = ("variant=sn", "variant.precision=fp32", "train.checkpoint_every=2", "train.picture_every=2")

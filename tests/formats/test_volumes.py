@@ -1,0 +1,382 @@
+"""NIfTI in and out: every damaged or odd file of the kinds that hospitals have, made here and read back."""
+
+import gzip
+import os
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel import orientations
+
+from vesselgan.core import memory
+from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.formats import volumes
+
+SHAPE = (7, 6, 5)
+SPACING_MM = (0.5, 0.6, 0.7)
+
+
+def an_image(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(3).integers(1, 1000, shape).astype(np.int16)
+
+
+def an_affine() -> np.ndarray:
+    affine = np.diag([*SPACING_MM, 1.0])
+    affine[:3, 3] = (-20, -30, 10)
+    return affine
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(array, an_affine() if affine is None else affine), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_an_image_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
+    volume = volumes.read_image(save(tmp_path / name, an_image()))
+    assert volume.data_XYZ.dtype == np.float32
+    np.testing.assert_array_equal(volume.data_XYZ, an_image())
+    np.testing.assert_allclose(volume.affine, an_affine(), atol=1e-5)  # stored as float32
+    assert volume.spacing_mm == pytest.approx(SPACING_MM)
+    assert (volume.header.orientation, volume.notes, volume.header.text_fields) == ("RAS", (), ())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, ">i2", "<f4", ">f8", np.int32])
+def test_number_types_and_byte_orders_are_read(tmp_path: Path, dtype: str) -> None:
+    array = an_image().clip(0, 200).astype(dtype)
+    header = nib.Nifti1Header(endianness=np.dtype(dtype).byteorder.replace("|", "<").replace("=", "<"))
+    header.set_data_dtype(dtype)
+    nib.save(nib.Nifti1Image(array, an_affine(), header), tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii.gz").data_XYZ, array.astype(np.float32))
+
+
+def test_nifti_2_is_read(tmp_path: Path) -> None:
+    nib.save(nib.Nifti2Image(an_image(), an_affine()), tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii.gz").data_XYZ, an_image())
+
+
+@pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL", "PIR"])
+def test_any_orientation_is_read_as_canonical_and_written_back_as_it_was(tmp_path: Path, codes: str) -> None:
+    turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(codes)))
+    turned = nib.Nifti1Image(an_image(), an_affine()).as_reoriented(turn)
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    volume = volumes.read_image(tmp_path / "turned.nii.gz")
+    np.testing.assert_array_equal(volume.data_XYZ, an_image())
+    np.testing.assert_allclose(volume.affine, an_affine(), atol=1e-4)
+    assert (volume.header.orientation, volume.spacing_mm) == (codes, pytest.approx(SPACING_MM))
+    volumes.write_like(tmp_path / "back.nii.gz", volume.data_XYZ, tmp_path / "turned.nii.gz")
+    back = nib.load(tmp_path / "back.nii.gz")
+    np.testing.assert_array_equal(np.asarray(back.dataobj), np.asarray(turned.dataobj))
+    np.testing.assert_allclose(back.affine, turned.affine, atol=1e-4)
+
+
+def test_an_oblique_volume_has_the_spacing_of_its_columns(tmp_path: Path) -> None:
+    angle = np.deg2rad(20)
+    turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(SPACING_MM)
+    volume = volumes.read_image(save(tmp_path / "a.nii.gz", an_image(), affine))
+    assert volume.spacing_mm == pytest.approx(SPACING_MM, rel=1e-6)
+    assert volume.affine[0, 0] == pytest.approx(0.5 * np.cos(angle), rel=1e-6)  # the diagonal would say 0.47
+    volumes.write_like(tmp_path / "b.nii.gz", volume.data_XYZ, tmp_path / "a.nii.gz")
+    np.testing.assert_allclose(nib.load(tmp_path / "b.nii.gz").affine, affine, atol=1e-6)
+
+
+def test_a_file_cut_at_60_percent_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", an_image((30, 30, 30)))
+    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
+    with pytest.raises(DataError, match=r"a\.nii\.gz: damaged or cut short"):
+        volumes.read_image(path)
+
+
+def test_an_unpacked_file_cut_short_is_named(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", an_image())
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(DataError, match=r"a\.nii: cut short: 413 of 420 bytes"):
+        volumes.read_image(path)
+
+
+def test_a_wrong_checksum_is_seen_although_all_voxels_can_be_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", an_image())
+    content = bytearray(path.read_bytes())
+    content[-8] ^= 1  # first byte of the CRC that ends a gzip stream
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged or cut short.*CRC"):
+        volumes.read_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", os.urandom(5000), gzip.compress(b"no header")])
+def test_what_is_no_nifti_is_a_data_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.nii.gz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.nii\.gz"):
+        volumes.read_image(tmp_path / "a.nii.gz")
+
+
+def test_a_missing_file_and_a_folder_are_data_errors(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.nii.gz", tmp_path):
+        with pytest.raises(DataError, match="cannot be read"):
+            volumes.read_header(path)
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 4, 3), (6, 5, 4, 1, 2)])
+def test_what_is_not_one_volume_is_refused_with_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match=f"{' x '.join(map(str, shape))} is not one 3D volume"):
+        volumes.read_image(save(tmp_path / "a.nii.gz", an_image(shape)))
+
+
+def test_a_single_time_point_is_read_with_a_note_and_written_back_as_4d(tmp_path: Path) -> None:
+    volume = volumes.read_image(save(tmp_path / "a.nii.gz", an_image((*SHAPE, 1))))
+    assert volume.data_XYZ.shape == SHAPE and volume.notes == ("7 x 6 x 5 x 1 read as 3D",)
+    volumes.write_like(tmp_path / "b.nii.gz", volume.data_XYZ, tmp_path / "a.nii.gz")
+    assert nib.load(tmp_path / "b.nii.gz").shape == (*SHAPE, 1)
+
+
+def test_colour_and_complex_voxels_are_refused(tmp_path: Path) -> None:
+    colour = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    for array, name in ((colour, "RGB"), (an_image().astype(np.complex64), "complex64")):
+        with pytest.raises(DataError, match=f"{name} voxels"):
+            volumes.read_image(save(tmp_path / "a.nii.gz", array))
+
+
+def test_infinite_and_undefined_voxels_are_counted_or_replaced_when_told(tmp_path: Path) -> None:
+    array = an_image().astype(np.float32)
+    array[2, 3, 1], array[4, 0, 0] = np.nan, np.inf
+    path = save(tmp_path / "a.nii.gz", array)
+    with pytest.raises(DataError, match=r"2 of 210 voxels .* first at \(2, 3, 1\).*data\.prepare\.nan_value"):
+        volumes.read_image(path)
+    volume = volumes.read_image(path, nan_value=0.0)
+    assert volume.data_XYZ[2, 3, 1] == volume.data_XYZ[4, 0, 0] == 0
+    assert np.isfinite(volume.data_XYZ).all() and "read as 0" in volume.notes[0]
+
+
+def test_a_constant_volume_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="every voxel is 7"):
+        volumes.read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, 7, np.int16)))
+
+
+def claiming(path: Path, *, packed: bool, **fields: object) -> Path:
+    """A small NIfTI whose header says something else than is there."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.int16)
+    header.set_data_shape(SHAPE)
+    header["vox_offset"] = 352
+    for name, value in fields.items():
+        header[name] = value
+    content = header.binaryblock + b"\0" * 4 + an_image().tobytes("F")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    return path
+
+
+def test_stored_slope_and_intercept_are_applied(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "a.nii.gz", packed=True, scl_slope=0.5, scl_inter=-3)
+    np.testing.assert_array_equal(volumes.read_image(path).data_XYZ[::-1], an_image() * 0.5 - 3)  # stored as LAS
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_header_that_claims_30000_voxels_a_side_is_refused_before_memory_is_claimed(
+    tmp_path: Path, packed: bool
+) -> None:
+    path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1])
+    with pytest.raises(DataError, match="claims 30000 x 30000 x 30000 voxels"):
+        volumes.read_image(path)
+    with pytest.raises(DataError, match="claims 30000 x 30000 x 30000 voxels"):
+        volumes.read_header(path)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_not(
+    tmp_path: Path, packed: bool
+) -> None:
+    path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
+    with pytest.raises(DataError, match="voxels go on behind the 7 x 6 x 4 that its header claims; mend dim"):
+        volumes.read_image(path)
+    whole = claiming(path, packed=False).read_bytes()
+    for surplus, is_fine in ((bytes(512), True), (bytes(2**14), False), (b"\0\1", False)):
+        path.write_bytes(gzip.compress(whole + surplus) if packed else whole + surplus)
+        if is_fine:
+            assert volumes.read_image(path).data_XYZ.shape == SHAPE
+        else:
+            with pytest.raises(DataError, match="voxels go on behind"):
+                volumes.read_image(path)
+
+
+def test_more_voxels_than_there_is_memory_for_are_refused_before_it_is_claimed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "a.nii.gz", an_image())
+    monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0 - 1)  # int16, and float32 twice
+    with pytest.raises(ResourceError, match=r"a\.nii\.gz: its 7 x 6 x 5 voxels need .* GiB of memory, .* available"):
+        volumes.read_image(path)
+    monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0)
+    assert volumes.read_image(path).data_XYZ.shape == SHAPE
+
+
+def test_a_header_that_claims_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
+    path = claiming(tmp_path / "a.nii.gz", packed=True, dim=[3, 900, 900, 900, 1, 1, 1, 1])
+    with pytest.raises(DataError, match="too small a file for 900 x 900 x 900 voxels"):
+        volumes.read_image(path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"vox_offset": 1e9},
+        {"vox_offset": -5},
+        {"datatype": 9999},
+        {"dim": [3, -4, 5, 6, 1, 1, 1, 1]},
+        {"dim": [0, 1, 1, 1, 1, 1, 1, 1]},
+        {"pixdim": [1, 0, 0, 0, 0, 0, 0, 0], "sform_code": 1},
+        {"sform_code": 1, "srow_x": [np.nan, 0, 0, 0], "srow_y": [0, 1, 0, 0], "srow_z": [0, 0, 1, 0]},
+        {"sform_code": 1, "srow_x": [1, 0, 0, 0], "srow_y": [2, 0, 0, 0], "srow_z": [0, 0, 1, 0]},
+        {"qform_code": 1, "pixdim": [1, 0, 0.5, 0.7, 0, 0, 0, 0]},
+        {"qform_code": 1, "pixdim": [1, 0.5, -0.5, 0.7, 0, 0, 0, 0]},
+        {"qform_code": 1, "pixdim": [1, 0.5, np.nan, 0.7, 0, 0, 0, 0]},
+        {"pixdim": [1, 0.5, 0.5, 0, 0, 0, 0, 0]},
+        {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9},
+        {"qform_code": 1, "quatern_b": np.nan},
+        {"scl_slope": 2, "scl_inter": np.nan},
+        {"scl_slope": 2, "scl_inter": np.inf},
+    ],
+)
+def test_a_nonsensical_header_is_a_data_error(tmp_path: Path, fields: dict[str, object]) -> None:
+    with pytest.raises(DataError, match=r"a\.nii"):
+        volumes.read_image(claiming(tmp_path / "a.nii", packed=False, **fields))
+
+
+def test_a_sform_is_used_beside_a_qform_or_sizes_that_are_none(tmp_path: Path) -> None:
+    rows = {"srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
+    odd = {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9, "pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}
+    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, sform_code=1, **rows, **odd))
+    assert volume.spacing_mm == pytest.approx((0.5, 0.5, 0.7))
+    assert volume.notes == ("the qform is not a rotation: the sform is used",)
+
+
+@pytest.mark.parametrize("mask", [(0, 1), (0, 2), (0, 255), (0, 0.5)])
+def test_a_mask_is_zero_and_one_other_value(tmp_path: Path, mask: tuple[float, float]) -> None:
+    inside = an_image() > 500
+    volume = volumes.read_mask(save(tmp_path / "a.nii.gz", np.where(inside, mask[1], 0).astype(np.float32)))
+    np.testing.assert_array_equal(volume.data_XYZ, inside)
+    assert volume.notes == (() if mask[1] == 1 else (f"mask values {{0, {mask[1]:g}}}: {mask[1]:g} taken as inside",))
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, -1), (0, np.nan)])
+def test_a_mask_of_several_values_is_refused_in_its_own_words(tmp_path: Path, values: tuple[float, ...]) -> None:
+    array = np.resize(np.array(values, np.float32), SHAPE)
+    with pytest.raises(DataError, match="a brain mask is 0 outside and one value inside.*fslmaths MASK -bin"):
+        volumes.read_mask(save(tmp_path / "a.nii.gz", array))
+
+
+def test_a_header_image_pair_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(an_image(), an_affine()), tmp_path / "a.img")
+    with pytest.raises(DataError, match="one whole file|header"):
+        volumes.read_image(tmp_path / "a.hdr")
+
+
+def test_a_file_without_orientation_is_read_with_a_note(tmp_path: Path) -> None:
+    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False))
+    assert volume.notes == ("no orientation stored: left and right are a guess",)
+
+
+def test_filled_text_fields_are_named_and_never_shown_or_copied(tmp_path: Path) -> None:
+    image = nib.Nifti1Image(an_image(), an_affine())
+    image.header["descrip"], image.header["aux_file"] = b"DOE^JANE", b"19600101"
+    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE 19600101"))
+    nib.save(image, tmp_path / "a.nii.gz")
+    volume = volumes.read_image(tmp_path / "a.nii.gz")
+    assert volume.header.text_fields == ("descrip", "aux_file", "extensions")
+    assert "DOE" not in repr(volume) and "1960" not in repr(volume)
+    volumes.write_like(tmp_path / "b.nii.gz", volume.data_XYZ, tmp_path / "a.nii.gz")
+    content = gzip.decompress((tmp_path / "b.nii.gz").read_bytes())
+    assert b"DOE" not in content and b"1960" not in content
+    assert volumes.read_header(tmp_path / "b.nii.gz").text_fields == ()
+
+
+def test_texts_outside_of_the_header_proper_are_named_too(tmp_path: Path) -> None:
+    content = claiming(tmp_path / "a.nii", packed=False, data_type=b"DOE^JANE").read_bytes()
+    path = tmp_path / "sub-1.nii.gz"
+    for name, said in (("DOE_JANE.nii", ("gzip name",)), ("sub-1.nii", ()), ("", ())):
+        with open(path, "wb") as file, gzip.GzipFile(name, "wb", fileobj=file) as packed:
+            packed.write(content)
+        assert volumes.read_header(path).text_fields == ("data_type", *said)
+    plain = gzip.compress(content)
+    path.write_bytes(plain[:3] + bytes([4 | 16]) + plain[4:10] + b"\3\0abc" + b"JANE\0" + plain[10:])
+    assert volumes.read_header(path).text_fields == ("data_type", "gzip comment")
+
+
+def test_limits_are_minimum_and_percentile_of_the_voxels_that_are_not_zero() -> None:
+    image = np.zeros((10, 10, 3), np.float32)
+    image.flat[:101] = np.arange(100, 201)  # 101 values: percentile p is 100 + p
+    assert volumes.intensity_limits(image, 90) == (100, 190)
+
+
+def test_an_image_of_one_value_has_no_limits() -> None:
+    with pytest.raises(DataError, match="nothing to scale"):
+        volumes.intensity_limits(np.array([[[0, 3, 3]]], np.float32), 99)
+    with pytest.raises(DataError, match="zero"):
+        volumes.intensity_limits(np.zeros((2, 2, 2), np.float32), 99)
+
+
+def test_intensities_that_single_precision_cannot_scale_have_no_limits() -> None:
+    for low, high in ((1e-42, 2e-42), (-3e38, 3e38)):
+        with pytest.raises(DataError, match="cannot be scaled in single precision"):
+            volumes.intensity_limits(np.array([[[0, low, high]]], np.float32), 100)
+
+
+def test_scaling_maps_the_limits_to_0_and_255_and_clips_the_rest() -> None:
+    image = np.array([[[0, 100, 150, 200, 900]]], np.float32)
+    scaled = volumes.scale_to_255(image, (100.0, 200.0))
+    assert scaled.dtype == np.float32
+    np.testing.assert_allclose(scaled, [[[0, 0, 127.5, 255, 255]]], rtol=1e-6)  # float32
+    np.testing.assert_array_equal(image, [[[0, 100, 150, 200, 900]]])
+
+
+def a_label() -> np.ndarray:
+    label = np.zeros(SHAPE, np.uint8)
+    label[2:4, 3, 1:4] = 1
+    return label
+
+
+def test_the_same_volume_gives_the_same_bytes_under_any_name(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        volumes.write_volume(tmp_path / f"{name}.nii.gz", an_image(), an_affine())
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.nii.gz", "b.nii.gz"]
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"), [("bool", "u1"), ("u1", "u1"), ("f2", "f4"), ("f4", "f4"), ("i8", "i4"), ("i2", "i2")]
+)
+def test_arrays_are_stored_in_types_that_nifti_has(tmp_path: Path, given: str, stored: str) -> None:
+    volumes.write_volume(tmp_path / "a.nii", a_label().astype(given), an_affine())
+    loaded = nib.load(tmp_path / "a.nii")
+    assert loaded.get_data_dtype() == np.dtype(stored)
+    np.testing.assert_array_equal(loaded.get_fdata(), a_label())
+    np.testing.assert_allclose(loaded.affine, an_affine(), atol=1e-5)
+    assert loaded.header.get_xyzt_units()[0] == "mm" and loaded.header.get_zooms() == pytest.approx(SPACING_MM)
+
+
+def test_an_array_off_the_grid_is_refused(tmp_path: Path) -> None:
+    like = save(tmp_path / "a.nii.gz", an_image())
+    with pytest.raises(DataError, match=r"7 x 6 x 4 is not on the grid of .*a\.nii\.gz \(7 x 6 x 5\)"):
+        volumes.write_like(tmp_path / "b.nii.gz", an_image()[..., :4], like)
+
+
+def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left"):
+        volumes.write_volume(tmp_path / "a.nii.gz", an_image(), an_affine())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_header_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
+    header = nib.Nifti1Header(endianness=">")
+    header.set_data_dtype(">i2")
+    image = nib.Nifti1Image(an_image().astype(">i2"), an_affine(), header)
+    nib.save(image, tmp_path / "a.nii")
+    assert struct.unpack(">i", (tmp_path / "a.nii").read_bytes()[:4])[0] == 348
+    np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii").data_XYZ, an_image())
