@@ -60,9 +60,9 @@ def test_empty_and_full_labels_are_read_as_they_are(tmp_path: Path, fill: int, e
 def test_a_soft_label_needs_a_cut(tmp_path: Path) -> None:
     soft = a_label() * 0.7 + 0.3 * (a_label()[::-1] > 0)
     path = save(tmp_path / "a.nii.gz", soft.astype(np.float32))
-    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_cut"):
+    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_binarize_threshold"):
         volumes.read_label(path)
-    np.testing.assert_array_equal(volumes.read_label(path, label_cut=0.5).data_XYZ, soft >= 0.5)
+    np.testing.assert_array_equal(volumes.read_label(path, label_binarize_threshold=0.5).data_XYZ, soft >= 0.5)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 2), (1, 2), (0, 1, 255)])
@@ -77,7 +77,7 @@ def test_a_label_of_classes_needs_the_values_that_mean_vessel(tmp_path: Path, va
 
 def test_two_rules_for_one_label_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_cut=0.5)
+        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_binarize_threshold=0.5)
 
 
 def test_an_image_taken_for_a_label_is_refused_quickly_and_in_words(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_affines_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
 
 
 def test_a_scale_error_is_measured_at_the_far_corner(tmp_path: Path) -> None:
-    stretched = an_affine()
-    stretched[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
-    assert "0.06 mm apart" in difference(tmp_path, stretched)
+    rescale_minmax = an_affine()
+    rescale_minmax[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
+    assert "0.06 mm apart" in difference(tmp_path, rescale_minmax)
 
 
 def test_a_flipped_axis_is_named_by_orientation_codes(tmp_path: Path) -> None:

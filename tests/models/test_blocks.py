@@ -22,8 +22,8 @@ from vesselgan.models.blocks import (
     SpectralNorm,
     check_patch_shape,
     freeze_bias,
+    init_weights,
     set_trainable,
-    start_weights,
 )
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
@@ -256,7 +256,7 @@ def test_spectral_norm_of_a_diagonal_weight() -> None:
 )
 def test_frozen_biases_stay_frozen_and_zero(build, expected) -> None:
     player = copy.deepcopy(build())
-    start_weights(player, 3)
+    init_weights(player, 3)
     set_trainable(player, False)
     assert not any(parameter.requires_grad for parameter in player.parameters())
     set_trainable(player, True)
@@ -287,7 +287,7 @@ def test_the_linear_bias_does_something_and_trains() -> None:
 def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
     critic = Critic((32, 32, 16), 64, norm)
     before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
-    start_weights(critic, 5)
+    init_weights(critic, 5)
     weights = [
         layer.parametrizations.weight.original if norm == "spectral" else layer.weight for layer in critic.convolutions
     ]
@@ -302,16 +302,16 @@ def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
 
 def test_one_seed_gives_one_start() -> None:
     first, second = Critic((16, 16, 16), 16, "spectral"), Critic((16, 16, 16), 16, "spectral")
-    start_weights(first, 11), start_weights(second, 11)
+    init_weights(first, 11), init_weights(second, 11)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
-    start_weights(second, 12)
+    init_weights(second, 12)
     assert not torch.equal(first.score.weight, second.score.weight)
 
 
 def test_sigma_is_near_the_truth_at_once() -> None:
     critic = Critic((16, 16, 16), 32, "spectral")
-    start_weights(critic, 1)
+    init_weights(critic, 1)
     for layer in critic.eval().convolutions:
         # Fifteen iterations from a random vector: within five per cent of the largest singular value, from below.
         sigma = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2).item()

@@ -6,7 +6,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, planned, refuse_other_history, verdict, words
+from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, check_same_history, planned, verdict, words
 from vesselgan.tools.plan import plan
 
 PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
@@ -82,7 +82,7 @@ def test_another_accountants_checkpoint_is_refused() -> None:
     found, _ = mechanism()
     mine = found.told(100)
     whole = {"step": 20, "privacy": mine}
-    refuse_other_history(json.loads(json.dumps(whole)), mine)
+    check_same_history(json.loads(json.dumps(whole)), mine)
     fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     known, secret = (mine | {"is_key_secret": is_secret} for is_secret in (False, True))
@@ -94,5 +94,5 @@ def test_another_accountants_checkpoint_is_refused() -> None:
         ({"step": 20, "privacy": known}, secret, "is_key_secret"),
     ):
         with pytest.raises(CheckpointError, match=named) as raised:
-            refuse_other_history(state, now)
+            check_same_history(state, now)
         assert raised.value.exit_code == 4

@@ -90,6 +90,6 @@ def test_the_attack_finds_noise_switched_off(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_bound_by_paper_and_pencil() -> None:
-    # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false alarm: the upper one 1 - 0.9484 = 0.0516.
+    # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false warning: the upper one 1 - 0.9484 = 0.0516.
     assert epsilon_at_least(100, 0, 100) == pytest.approx(math.log(0.9484 / 0.0516), abs=2e-3)
     assert epsilon_at_least(3, 0, 3) is None and epsilon_at_least(50, 50, 100) is None  # too few conclude nothing

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from vesselgan.core.errors import ResourceError
-from vesselgan.runtime.distributed import World, on_every_rank
+from vesselgan.runtime.distributed import World, run_on_all_ranks
 
 
 def rank_main(rank: int, folder: Path) -> None:
@@ -18,9 +18,9 @@ def rank_main(rank: int, folder: Path) -> None:
         if rank == 1:
             raise ResourceError("the disk of node 2 is full")
 
-    found = [on_every_rank(world, lambda: 10 * rank)]
+    found = [run_on_all_ranks(world, lambda: 10 * rank)]
     try:
-        on_every_rank(world, fail_on_one)
+        run_on_all_ranks(world, fail_on_one)
     except ResourceError as error:
         found += [str(error), error.is_told]
     torch.save(found, folder / f"{rank}.pt")
@@ -34,4 +34,4 @@ def test_one_ranks_error_is_everybodys_told_once(tmp_path: Path) -> None:
 
 
 def test_alone_it_is_the_call() -> None:
-    assert on_every_rank(World(0, 1, 0, torch.device("cpu")), lambda: 7) == 7
+    assert run_on_all_ranks(World(0, 1, 0, torch.device("cpu")), lambda: 7) == 7

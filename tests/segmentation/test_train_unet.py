@@ -160,10 +160,10 @@ def test_bad_patches_for_ever_end_the_run(train, tmp_path, spoil):
     spoil(range(3, 100))
     folder, settings = tmp_path / "run", ["unet.max_steps=50", "unet.validate_every=2", "unet.patience=99"]
     with pytest.raises(NumericError) as error:
-        train(folder, *settings, "unet.max_bad_steps=4", "unet.keep_last=9")
+        train(folder, *settings, "unet.max_skipped_steps=4", "unet.keep_last=9")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the checkpoints at 4 and 6, saved among them, hold the weights after step 3.
-    for named in ("step 7", "unet.max_bad_steps=4", "step_00000006", "data_prep.check"):
+    for named in ("step 7", "unet.max_skipped_steps=4", "step_00000006", "data_prep.check"):
         assert named in str(error.value)
     fourth, sixth = weights(folder, 4), weights(folder, 6)
     for name, value in fourth.items():
@@ -187,7 +187,7 @@ def test_one_bad_batch_costs_one_step(train, tmp_path, spoil):
 
 def test_the_count_of_bad_steps_goes_on(train, tmp_path, spoil, monkeypatch):
     spoil(range(1, 100))
-    settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_bad_steps=5", "unet.patience=99"]
+    settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_skipped_steps=5", "unet.patience=99"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
         assert train(tmp_path / "run", *settings) is None  # leaves after step 4: 2, 3 and 4 were bad
@@ -203,7 +203,7 @@ def test_a_finished_run_is_left_alone(train, tmp_path):
     assert (tmp_path / "run" / "finished.json").stat().st_mtime_ns == before
     for word in ("unet.dropout=0.2", "unet.network=residual"):
         key, value = word.split("=")
-        with pytest.raises(CheckpointError, match=f"{key}: .* -> {value}.*allow_change=.{key}."):
+        with pytest.raises(CheckpointError, match=f"{key}: .* -> {value}.*allow_config_change=.{key}."):
             train(tmp_path / "run", *settings, word)
 
 

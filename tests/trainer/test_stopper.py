@@ -27,40 +27,40 @@ def no_slurm(monkeypatch):
 @pytest.fixture
 def requests(world, tmp_path):
     with StopRequests(world, rank_timeout_minutes=1) as listening:
-        listening.attend(tmp_path, max_minutes=None, max_sittings=9)
+        listening.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         yield listening
 
 
 def sit(run_dir: Path, count: int) -> None:
-    (run_dir / "sittings.jsonl").write_text("{}\n" * count)
+    (run_dir / "sessions.jsonl").write_text("{}\n" * count)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
-    assert not requests.are_granted(step_s=1.0, save_s=1.0)
+    assert not requests.should_stop(step_s=1.0, save_s=1.0)
     os.kill(os.getpid(), number)
     assert not (tmp_path / "requeue").exists()
-    assert requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.should_stop(step_s=1.0, save_s=1.0)
     requests.leave(7)
     marker = json.loads((tmp_path / "requeue").read_text())
-    assert marker == {"step": 7, "reason": f"signal {signal.Signals(number).name}", "sittings": 0}
+    assert marker == {"step": 7, "reason": f"signal {signal.Signals(number).name}", "sessions": 0}
 
 
 def test_an_interrupt_after_a_signal_is_patient(requests):
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert requests.reason == "signal SIGUSR1" and requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.reason == "signal SIGUSR1" and requests.should_stop(step_s=1.0, save_s=1.0)
 
 
 def test_the_stop_file_asks_once(requests, world, tmp_path):
     (tmp_path / "stop").touch()
-    assert requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.should_stop(step_s=1.0, save_s=1.0)
     assert str(tmp_path / "stop") in requests.reason
     requests.leave(1)
     requests.__exit__(None, None, None)
     with StopRequests(world, rank_timeout_minutes=1) as later:
-        later.attend(tmp_path, max_minutes=None, max_sittings=9)
-        assert not later.are_granted(step_s=1.0, save_s=1.0)
+        later.start_watching(tmp_path, max_minutes=None, max_restarts=9)
+        assert not later.should_stop(step_s=1.0, save_s=1.0)
         assert not (tmp_path / "requeue").exists()
 
 
@@ -69,29 +69,29 @@ def test_it_stops_while_a_save_still_fits(world, tmp_path, monkeypatch):
     now = time.time()
     with StopRequests(world, rank_timeout_minutes=1) as requests:
         monkeypatch.setattr(time, "time", lambda: now)
-        requests.attend(tmp_path, max_minutes=30.0, max_sittings=9)
+        requests.start_watching(tmp_path, max_minutes=30.0, max_restarts=9)
         needed = MARGIN * (2.0 + 60.0)
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed - 0.01)
-        assert not requests.are_granted(step_s=2.0, save_s=60.0)
+        assert not requests.should_stop(step_s=2.0, save_s=60.0)
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed + 0.01)
-        assert requests.are_granted(step_s=2.0, save_s=60.0) and requests.reason
+        assert requests.should_stop(step_s=2.0, save_s=60.0) and requests.reason
 
 
 def test_the_first_steps_time_counts_too(world, tmp_path, monkeypatch):
     with StopRequests(world, rank_timeout_minutes=1) as requests:
-        requests.attend(tmp_path, max_minutes=1.0, max_sittings=9)
+        requests.start_watching(tmp_path, max_minutes=1.0, max_restarts=9)
         counter = time.perf_counter()
         monkeypatch.setattr(time, "perf_counter", lambda: counter + 100.0)
-        assert requests.are_granted(step_s=0.0, save_s=0.0)  # the first step took longer than the job has
+        assert requests.should_stop(step_s=0.0, save_s=0.0)  # the first step took longer than the job has
 
 
 def test_a_run_without_progress_is_not_requeued(requests, tmp_path):
     sit(tmp_path, 8)
     requests.leave(3)
-    assert json.loads((tmp_path / "requeue").read_text())["sittings"] == 8
+    assert json.loads((tmp_path / "requeue").read_text())["sessions"] == 8
     stopping.forget_requeue(tmp_path)
     sit(tmp_path, 9)
-    assert "runtime.max_sittings=9" in requests.leave(3)
+    assert "runtime.max_restarts=9" in requests.leave(3)
     assert not (tmp_path / "requeue").exists()
 
 
@@ -146,9 +146,9 @@ from vesselgan.runtime.distributed import World
 from vesselgan.trainer.stopper import StopRequests
 import torch
 with StopRequests(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
-    requests.attend(Path(sys.argv[1]), max_minutes=None, max_sittings=9)
+    requests.start_watching(Path(sys.argv[1]), max_minutes=None, max_restarts=9)
     os.kill(os.getpid(), signal.SIGINT)
-    print("asked", requests.are_granted(step_s=1, save_s=1), flush=True)
+    print("asked", requests.should_stop(step_s=1, save_s=1), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("never said", flush=True)
 """
@@ -176,6 +176,6 @@ def test_a_foreign_folder_is_not_written_to(tmp_path):
 
 def test_a_group_allows_its_settings_and_no_others(tmp_path):
     changes = [Change("train.seed", 1, 2, False), Change("train.log_every", 1, 2, True), Change("trains", 1, 2, False)]
-    with pytest.raises(CheckpointError, match=r"allow_change=\[trains\]"):
+    with pytest.raises(CheckpointError, match=r"allow_config_change=\[trains\]"):
         rundir._refuse(tmp_path, changes, ["train"])
     rundir._refuse(tmp_path, changes, ["train", "trains"])

@@ -50,16 +50,16 @@ def test_one_bad_batch_costs_one_critic_step(train_here, tmp_path, spoil):
     lines = logged(tmp_path / "run")
     assert [line["critic_skipped"] for line in lines] == [0, 1, 0, 0]
     assert [line["critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
-    assert ["critic_loss" in line for line in lines] == [True, False, True, True]
-    assert all("generator_loss" in line and math.isfinite(line["generator_loss"]) for line in lines)
+    assert ["loss/critic" in line for line in lines] == [True, False, True, True]
+    assert all("loss/generator" in line and math.isfinite(line["loss/generator"]) for line in lines)
     # Underflow, slope and gradient norms are watched too; nothing underflows in float32.
-    assert [line["penalty_underflow"] for line in lines if "penalty_underflow" in line] == [0, 0, 0]
+    assert [line["gp/zero_fraction"] for line in lines if "gp/zero_fraction" in line] == [0, 0, 0]
     assert all(line["generator_gradient_norm"] > 0 for line in lines)
-    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["alarm/mode_collapse"] in (0, 1)
+    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
     # A mean over an interval is over the steps that were made.
     train_here(tmp_path / "mean", *FP32, "train.max_steps=3", "train.log_every=3")
     (mean,) = logged(tmp_path / "mean")
-    assert mean["critic_loss"] == pytest.approx((lines[0]["critic_loss"] + lines[2]["critic_loss"]) / 2, rel=1e-6)
+    assert mean["loss/critic"] == pytest.approx((lines[0]["loss/critic"] + lines[2]["loss/critic"]) / 2, rel=1e-6)
     assert mean["critic_skipped"] == pytest.approx(1 / 3)
 
 
@@ -68,10 +68,10 @@ def test_bad_data_for_ever_ends_the_run(train_here, tmp_path, spoil, words):
     spoil(range(3, 100))
     folder = tmp_path / "run"
     with pytest.raises(NumericError) as error:
-        train_here(folder, *words, "train.max_steps=50", "train.checkpoint_every=2", "train.max_bad_steps=4")
+        train_here(folder, *words, "train.max_steps=50", "train.checkpoint_every=2", "train.max_skipped_steps=4")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the one at 6, saved among them, holds the weights after step 3.
-    for named in ("critic", "step 7", "train.max_bad_steps=4", "step_00000006", "data_prep.check"):
+    for named in ("critic", "step 7", "train.max_skipped_steps=4", "step_00000006", "data_prep.check"):
         assert named in str(error.value)
     files = sorted((folder / "checkpoints").glob("*/*.safetensors"))
     assert len(files) >= 8
@@ -86,7 +86,7 @@ def test_a_loss_scale_at_its_floor_ends_the_run(train_here, tmp_path, monkeypatc
     monkeypatch.setattr(gan, "critic_loss", lambda real, fake: 1e9 * honest(real, fake))
     settings = {"fp16": {"enabled": True, "initial_scale_power": 1, "hysteresis": 1, "min_loss_scale": 1}}
     (tmp_path / "ds.json").write_text(json.dumps(settings | {"zero_optimization": {"stage": 1}}))
-    words = ["variant=sn_mp", "train.max_steps=50", "train.max_bad_steps=3", "--deepspeed_config"]
+    words = ["variant=sn_mp", "train.max_steps=50", "train.max_skipped_steps=3", "--deepspeed_config"]
     # Scale 2 at step 1 has a way out; steps 2 to 4, at scale 1, have none.
     with pytest.raises(NumericError, match="loss scale.*step 4.*ds_bf16.json"):
         train_here(tmp_path / "run", *words, str(tmp_path / "ds.json"))
@@ -96,7 +96,7 @@ def test_a_loss_scale_at_its_floor_ends_the_run(train_here, tmp_path, monkeypatc
     ("named", "words"),
     [
         ("batch_size=32", ["train.batch_size=32"]),  # of 24 patches
-        ("penalty_form=batch", ["variant.penalty_form=batch", "train.batch_per_gpu=1"]),  # one norm over all
+        ("penalty_reduction=batch", ["variant.penalty_reduction=batch", "train.batch_per_gpu=1"]),  # one norm over all
     ],
 )
 def test_batches_that_cannot_be_are_refused(train_here, tmp_path, named, words):
@@ -113,7 +113,7 @@ def test_the_rest_is_dropped_and_one_trains(train_here, tmp_path):
 
 
 def test_bad_data_on_one_rank_exits_5(train, tmp_path):
-    words = ("variant.width=8", "train.checkpoint_every=2", "train.log_every=1", "train.max_bad_steps=3")
+    words = ("variant.width=8", "train.checkpoint_every=2", "train.log_every=1", "train.max_skipped_steps=3")
     result = train(tmp_path / "run", *FP32, *words, ranks=2, script="tests/training/nan_on_rank_one.py")
     told = result.stdout + result.stderr
     assert result.returncode == 5, told

@@ -43,7 +43,7 @@ def test_two_ranks_equal_the_joined_batch(train, tmp_path, variant):
             assert (first[key] - second[key]).square().mean().sqrt() < 1e-4, key
     # GP's penalty is in the thousands at first and multiplies what rounding left: 0.12 % at step 5.
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
-        for name in ("critic_loss", "generator_loss", "wasserstein", "penalty"):
+        for name in ("loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty"):
             within = 1e-4 if a["step"] == 1 else 1e-2
             assert abs(a[name] - b[name]) < within * max(1.0, abs(a[name])), (a["step"], name)
 
@@ -62,7 +62,7 @@ def test_resume_at_five_equals_ten_straight(train, tmp_path):
     for file in sorted((straight / "checkpoints" / "step_00000010").glob("*.safetensors")):
         assert file.read_bytes() == (broken / "checkpoints" / "step_00000010" / file.name).read_bytes(), file.name
     assert [line["step"] for line in logged(broken)] == list(range(1, 11))
-    losses = [[line["critic_loss"] for line in logged(run)] for run in (straight, broken)]
+    losses = [[line["loss/critic"] for line in logged(run)] for run in (straight, broken)]
     assert losses[0] == losses[1]
 
 

@@ -25,7 +25,7 @@ def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
 
 def test_a_request_in_any_phase_changes_nothing(train_here, tmp_path, monkeypatch):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    words = (*WORDS, "train.picture_every=2", "train.log_every=4")
+    words = (*WORDS, "train.image_every=2", "train.log_every=4")
     train_here(straight, *words)
     span = Phases.__call__
     for turn, name in enumerate(DOING):
@@ -44,7 +44,7 @@ def test_a_request_in_any_phase_changes_nothing(train_here, tmp_path, monkeypatc
             assert train_here(stopped, *words) is None, name
         assert raised == [name]
         marker = json.loads((stopped / "requeue").read_text())
-        assert marker["reason"] == f"signal {number.name}" and marker["sittings"] == turn + 1
+        assert marker["reason"] == f"signal {number.name}" and marker["sessions"] == turn + 1
         # What it was asked in the midst of was finished, saved, and is the newest; one step each, two for what comes
         # after a step's end.
         assert checkpoint_folder.choose(stopped, None).name == f"step_{marker['step']:08d}"
@@ -57,7 +57,7 @@ def test_a_request_in_any_phase_changes_nothing(train_here, tmp_path, monkeypatc
         [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in (straight, stopped)
     ]
     assert [row["step"] for row in rows[0]] == [4, 8, 12]
-    assert [row["critic_loss"] for row in rows[0]] == [row["critic_loss"] for row in rows[1]]
+    assert [row["loss/critic"] for row in rows[0]] == [row["loss/critic"] for row in rows[1]]
 
 
 def test_a_failure_leaves_no_requeue(train_here, tmp_path):
@@ -69,7 +69,7 @@ def test_a_failure_leaves_no_requeue(train_here, tmp_path):
 
 
 def test_a_requeue_loop_comes_to_an_end(train_here, tmp_path):
-    words = (*WORDS, "train.max_minutes=0.00001", "runtime.max_sittings=2")
-    for sitting in (1, 2):
+    words = (*WORDS, "train.max_minutes=0.00001", "runtime.max_restarts=2")
+    for session in (1, 2):
         train_here(tmp_path / "run", *words)
-        assert (tmp_path / "run" / "requeue").exists() == (sitting < 2)
+        assert (tmp_path / "run" / "requeue").exists() == (session < 2)
