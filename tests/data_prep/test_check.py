@@ -217,14 +217,8 @@ def test_the_command_ends_with_exit_3(cohort: MakeCohort) -> None:
     (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"broken")
     mpiexec = Path(sys.executable).with_name("mpiexec")
     launcher = [str(mpiexec), "-n", "2", sys.executable, "-m", "mpi4py"] if mpiexec.exists() else [sys.executable]
-    command = [
-        *launcher,
-        "-m",
-        "data_prep.check",
-        "data=phantom",
-        f"data.root={data.root}",
-        "data.prepare.patch_shape=[16,16,8]",
-    ]
+    command = [*launcher, "-m", "data_prep.check", "data=phantom", f"data.root={data.root}"]
+    command += ["data.prepare.patch_shape=[16,16,8]"]
     command += ["data.prepare.split.validation=1", "data.prepare.split.test=1", "data.prepare.num_vessel_patches_gan=5"]
     command += ["data.prepare.num_vessel_patches_unet=5", f"work_dir={data.root}/../work"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
