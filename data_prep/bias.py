@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError, ResourceError
 
 
 def correct(

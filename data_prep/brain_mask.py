@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan import volumes
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats import volumes
 
 TIMEOUT_S = 1800.0
 TOOLS = {"given": "data.layout.mask", "bet": "FSL bet", "deepbet": "deepbet"}

@@ -17,21 +17,21 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep import build_state, lock, mpi, places, pseudonyms
+from data_prep import build_state, lock, mpi, paths, pseudonyms
 from data_prep.build_state import State
 from data_prep.check import check_cohort, divide, require_rules
-from data_prep.findings import Checked, summary, table
 from data_prep.layouts import Found, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.patients import patients_of
+from data_prep.qc_results import Checked, summary, table
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
-from vesselgan import volumes
-from vesselgan.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.errors import DataError, NewerFormatError, ResourceError
-from vesselgan.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.formats import volumes
+from vesselgan.formats.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
+from vesselgan.formats.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
 
@@ -54,7 +54,7 @@ class Records:
 
 
 def build(config: BuildShards, here: World) -> None:
-    """Build what is missing of the cohort's shards. The errors of vesselgan.errors, on all ranks together."""
+    """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
     cohort_dir = Path(data.cohort_dir)
     found = mpi.on_first(here, lambda: find_in(data))
@@ -72,7 +72,7 @@ def build(config: BuildShards, here: World) -> None:
 def find_in(data: PreparedData) -> Found:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
-    places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
+    paths.refuse(data.cohort_dir, "data.cohort_dir", data.root)
     patients_of(data)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from data_prep.layouts import KINDS, Found
 from data_prep.shard_plan import PlannedShard
-from vesselgan.cohort import COHORT, Cohort, read_cohort
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import sha256_of, write_text
-from vesselgan.shards import ShardInfo
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats.cohort import COHORT, Cohort, read_cohort
+from vesselgan.formats.shards import ShardInfo
 
 # What may change from one start to the next without changing a byte of a shard, and what shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}

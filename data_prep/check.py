@@ -18,15 +18,16 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep import mpi, patients, places, pseudonyms, qc, qc_page, splits
-from data_prep.findings import Checked, Finding, by, mixed_spacings, summary, table
+from data_prep import mpi, patients, pseudonyms, qc, qc_page, splits
+from data_prep import paths as places
 from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import World
-from vesselgan import volumes
+from data_prep.qc_results import Checked, Finding, by, mixed_spacings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
-from vesselgan.errors import DataError, UsageError
-from vesselgan.volumes import Header, Volume
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats import volumes
+from vesselgan.formats.volumes import Header, Volume
 
 Result = TypeVar("Result")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 MAD_TO_SIGMA = 1 / 0.6744897501960817  # median absolute deviation of a normal distribution
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vesselgan.config.schema import Layout
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 
 
 @dataclass(frozen=True)

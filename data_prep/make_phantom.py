@@ -23,12 +23,13 @@ import numpy as np
 import data_prep
 from data_prep import lock, mpi
 from data_prep.mpi import Progress, World
+from data_prep.paths import SOURCE_FOLDERS
 from data_prep.phantom import RECIPE, Scanner, generate_subject
-from data_prep.places import SOURCE_FOLDERS
-from vesselgan import files, volumes
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core import atomic_io
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats import volumes
 
 SETTINGS_FILE = "phantom.json"
 LAYOUT = Layout("{subject}/image.nii.gz", "{subject}/vessel.nii.gz", "{subject}/brain_mask.nii.gz")
@@ -94,7 +95,7 @@ def check_place(config: MakePhantom) -> None:
     there = [name for name in (os.listdir(root) if root.exists() else []) if not name.startswith(".")]
     if SETTINGS_FILE in there:
         _check_same(root, config.phantom, there)
-    elif set(there) - {SETTINGS_FILE + files.PARTIAL}:
+    elif set(there) - {SETTINGS_FILE + atomic_io.PARTIAL}:
         raise DataError(
             f"{root} holds {', '.join(sorted(there)[:3])} and no {SETTINGS_FILE}: it is no phantom cohort and stays as "
             "it is; give data.root=FOLDER or work_dir=FOLDER for a new one"
@@ -106,9 +107,9 @@ def settle(config: MakePhantom) -> list[int]:
     check_place(config)
     root = Path(config.data.root)
     try:
-        files.write_text(root / SETTINGS_FILE, json.dumps(_settings(config.phantom), indent=2) + "\n")
+        atomic_io.write_text(root / SETTINGS_FILE, json.dumps(_settings(config.phantom), indent=2) + "\n")
     except OSError as error:
-        raise ResourceError(f"{root / SETTINGS_FILE}: {files.describe(error)}") from error
+        raise ResourceError(f"{root / SETTINGS_FILE}: {atomic_io.describe(error)}") from error
     return [n for n in range(1, config.phantom.num_subjects + 1) if not (root / subject_id(n)).is_dir()]
 
 
@@ -120,7 +121,7 @@ def write_subjects(root: Path, phantom: Phantom, numbers: list[int], progress: P
             subject_seed(phantom.seed, number), tuple(phantom.shape), tuple(phantom.spacing_mm), scanner
         )
         folder = root / subject_id(number)
-        partial = root / f".{folder.name}{files.PARTIAL}"
+        partial = root / f".{folder.name}{atomic_io.PARTIAL}"
         try:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
@@ -128,7 +129,7 @@ def write_subjects(root: Path, phantom: Phantom, numbers: list[int], progress: P
                 volumes.write_volume(partial / name, array, affine)
             os.rename(partial, folder)
         except OSError as error:
-            raise ResourceError(f"{folder}: {files.describe(error)}") from error
+            raise ResourceError(f"{folder}: {atomic_io.describe(error)}") from error
         progress.advance()
 
 
@@ -155,7 +156,7 @@ def _check_same(root: Path, phantom: Phantom, there: list[str]) -> None:
             "give data.root=FOLDER or work_dir=FOLDER for a new one, or remove that folder"
         )
     allowed = {subject_id(number) for number in range(1, phantom.num_subjects + 1)}
-    for name in sorted(set(there) - {SETTINGS_FILE, SETTINGS_FILE + files.PARTIAL}):
+    for name in sorted(set(there) - {SETTINGS_FILE, SETTINGS_FILE + atomic_io.PARTIAL}):
         if name not in allowed:
             raise DataError(f"{root / name} is not of this phantom cohort; move it away and run again")
         lacking = [file for file in NAMES if not (root / name / file).is_file()]

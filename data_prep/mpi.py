@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
 
-from vesselgan.errors import ResourceError, UsageError, VesselganError
+from vesselgan.core.errors import ResourceError, UsageError, VesselganError
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -82,7 +82,7 @@ def world(environment: Mapping[str, str] | None = None) -> World:
 
 
 def run(configure: Callable[[], Result], work: Callable[[Result, World], None]) -> None:
-    """`work` with what `configure` returns, on every rank; ends the process by the rules of vesselgan.errors."""
+    """`work` with what `configure` returns, on every rank; ends the process by the rules of vesselgan.core.errors."""
     here = None
     try:
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 
 def grid_corners(shape: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray:

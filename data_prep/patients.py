@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from data_prep import pseudonyms
 from data_prep.layouts import find_subjects
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+")
 _VISIT = re.compile(

@@ -19,17 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep import lock, mpi, places, pseudonyms, recipe
+from data_prep import lock, mpi, pipeline, pseudonyms
+from data_prep import paths as places
 from data_prep.build_shards import tell
 from data_prep.check import require_rules
-from data_prep.findings import mixed_spacings
 from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
-from data_prep.recipe import Outcome, Recipe
-from vesselgan import __version__, files, volumes
+from data_prep.pipeline import Outcome, Recipe
+from data_prep.qc_results import mixed_spacings
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core import atomic_io
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.version import __version__
+from vesselgan.formats import volumes
 
 SETTINGS = "preprocess.json"
 NAMES = {"image": "image", "label": "vessel", "mask": "brain_mask"}
@@ -49,7 +52,7 @@ class Done:
 
 
 def preprocess(command: Command, here: World) -> None:
-    """Preprocess what is missing of the cohort. The errors of vesselgan.errors, on all ranks together."""
+    """Preprocess what is missing of the cohort. The errors of vesselgan.core.errors, on all ranks together."""
     config: Preprocess = command.config
     out = Path(config.out)
     found, plan = mpi.on_first(here, lambda: prepare(config))
@@ -82,7 +85,7 @@ def prepare(config: Preprocess) -> tuple[Found, Recipe]:
     places.refuse(config.out, "out", data.root)
     require_rules(data.prepare)
     found = find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
-    return found, recipe.choose(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
+    return found, pipeline.choose(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 
 
 def settle(out: Path, plan: Recipe) -> None:
@@ -93,7 +96,7 @@ def settle(out: Path, plan: Recipe) -> None:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         there = [entry.name for entry in out.iterdir() if not entry.name.startswith(".")]
-        if set(there) - {SETTINGS + files.PARTIAL}:
+        if set(there) - {SETTINGS + atomic_io.PARTIAL}:
             raise UsageError(f"out={out} holds {sorted(there)[0]} and no {SETTINGS}: not made here; {remedy}") from None
         _write_json(path, now)
         return
@@ -125,7 +128,7 @@ def inspect(out: Path, subject: SubjectFiles, plan: Recipe) -> bool | str:
     try:
         for name in sorted(NAMES[kind] for kind in expected):
             entry = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-            if files.sha256_of(folder / f"{name}.nii.gz") != entry["output"]["sha256"]:
+            if atomic_io.sha256_of(folder / f"{name}.nii.gz") != entry["output"]["sha256"]:
                 return f"{folder / name}.nii.gz: its bytes changed since it was written"
             if name == "image" and entry["inputs"] != _inputs(subject, plan):
                 return f"{folder}: the files of {subject.subject} changed since they were preprocessed"
@@ -172,13 +175,13 @@ def set_aside(folder: Path) -> str:
 
 def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) -> Done:
     """Make one subject's folder, whole or not at all. A fault of its files is kept for the end: the others go on."""
-    folder, partial = out / subject.subject, out / f".{subject.subject}{files.PARTIAL}"
+    folder, partial = out / subject.subject, out / f".{subject.subject}{atomic_io.PARTIAL}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "scratch").mkdir(parents=True)
-        outcome = recipe.work_on(subject, plan)
+        outcome = pipeline.work_on(subject, plan)
         _write_image(partial / "image.nii.gz", outcome.image_XYZ, outcome, subject)
-        recipe.add_mask(outcome, plan, partial / "image.nii.gz", partial / "scratch")
+        pipeline.add_mask(outcome, plan, partial / "image.nii.gz", partial / "scratch")
         for kind, array_XYZ in (("label", outcome.label_XYZ), ("mask", outcome.mask_XYZ)):
             if array_XYZ is not None:
                 _write_image(partial / f"{NAMES[kind]}.nii.gz", array_XYZ, outcome, subject)
@@ -190,7 +193,7 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
         fault = without_paths(str(error), subject) if plan.prepare.pseudonymise else str(error)
         return Done(subject.subject, f"{fault}{set_aside(folder)}", {})
     except OSError as error:
-        raise ResourceError(f"{folder}: {files.describe(error)}; make room and start again") from error
+        raise ResourceError(f"{folder}: {atomic_io.describe(error)}; make room and start again") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
         progress.advance()
@@ -274,7 +277,7 @@ def _write_provenance(folder: Path, subject: SubjectFiles, outcome: Outcome, pla
             "inputs": inputs,
             "output": {
                 "file": path.name,
-                "sha256": files.sha256_of(path),
+                "sha256": atomic_io.sha256_of(path),
                 "shape": list(header.shape),
                 "spacing_mm": list(header.spacing_mm),
             },
@@ -286,7 +289,7 @@ def _inputs(subject: SubjectFiles, plan: Recipe) -> dict[str, str]:
     """Kind -> sha256 of the files that go in."""
     mask = subject.mask if plan.mask_tool == "given" else None
     paths = {"image": subject.image, "label": subject.label, "mask": mask}
-    return {kind: files.sha256_of(path) for kind, path in paths.items() if path is not None}
+    return {kind: atomic_io.sha256_of(path) for kind, path in paths.items() if path is not None}
 
 
 def _differences(stored: Any, now: Any, prefix: str = "") -> list[str]:
@@ -298,7 +301,7 @@ def _differences(stored: Any, now: Any, prefix: str = "") -> list[str]:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     try:
-        files.write_text(path, json.dumps(content, indent=1) + "\n")
+        atomic_io.write_text(path, json.dumps(content, indent=1) + "\n")
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 PREFIX, DIGITS = "anon-", 16
 MIN_KEY_BYTES = 16

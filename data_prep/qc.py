@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from vesselgan import pictures
+from vesselgan.viz import pictures
 
 PICTURE_HEIGHT = 180
 MASK: pictures.Colour = (92, 200, 255)

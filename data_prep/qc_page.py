@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import qc
-from data_prep.findings import Checked, Finding, by
 from data_prep.layouts import without_paths
 from data_prep.qc import AXES, Look
-from vesselgan import __version__, html_page
+from data_prep.qc_results import Checked, Finding, by
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import ResourceError
-from vesselgan.files import describe, write_text
+from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.errors import ResourceError
+from vesselgan.core.version import __version__
+from vesselgan.viz import html_page
 
 PAGE = "qc.html"
 RULES = """

@@ -10,11 +10,11 @@ import numpy as np
 
 from data_prep import patches
 from data_prep.check import sha256_of_voxels
-from vesselgan import volumes
-from vesselgan.cohort import Cohort, Subject
 from vesselgan.config.schema import Prepare
-from vesselgan.errors import DataError
-from vesselgan.shards import Record
+from vesselgan.core.errors import DataError
+from vesselgan.formats import volumes
+from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.shards import Record
 
 # What each purpose trains on: the GAN never sees another split than training.
 SPLITS_OF = {"gan": ("train",), "unet": ("train", "validation")}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.config.schema import Split
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 NAMES = ("train", "validation", "test")
 

@@ -15,12 +15,12 @@ python launch/benchmark.py target=loader out=work/benchmarks.jsonl
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("benchmark", __doc__)
-    from vesselgan.benchmark.run import benchmark
+    from vesselgan.tools.benchmark.run import benchmark
 
     benchmark(command.config)
 

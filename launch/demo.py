@@ -1,8 +1,8 @@
 """The whole road on a small phantom cohort, from NIfTI to a Dice score: python launch/demo.py [work_dir=DIR]"""
 
-from vesselgan import demo
 from vesselgan.config import compose
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
+from vesselgan.workflow import demo
 
 
 def main() -> None:

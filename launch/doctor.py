@@ -5,12 +5,12 @@ srun --nodes=4 --ntasks-per-node=1 python launch/doctor.py work_dir=/scratch/wor
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("doctor", __doc__)
-    from vesselgan.doctor import examine
+    from vesselgan.tools.doctor import examine
 
     examine(command)
 

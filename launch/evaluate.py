@@ -9,12 +9,12 @@ python launch/evaluate.py evaluate=memorisation name=sn_mp memorisation.syntheti
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("evaluate", __doc__)
-    from vesselgan.evaluation.jobs import evaluate
+    from vesselgan.evaluation.run import evaluate
 
     evaluate(command.config)
 

@@ -5,7 +5,7 @@ python launch/generate.py run=work/runs/sn_mp-1a2b3c4d num_patches=16 nifti=true
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

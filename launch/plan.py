@@ -5,12 +5,12 @@ python launch/plan.py variant=sn_mp train.batch_size=8 ranks=[1,2,8] --json
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("plan", __doc__)
-    from vesselgan.plan import plan
+    from vesselgan.tools.plan import plan
 
     plan(command)
 

@@ -4,7 +4,7 @@ python launch/report.py results=work/results runs=[work/runs/sn_mp-1a2b3c4d] out
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

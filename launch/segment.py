@@ -6,7 +6,7 @@ deepspeed launch/segment.py run=work/runs/unet-real-1a2b3c4d input=my_images out
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

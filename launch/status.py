@@ -5,12 +5,12 @@ python launch/status.py work/runs/sn_mp-1a2b3c4d --json
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("status", __doc__)
-    from vesselgan.status import status
+    from vesselgan.tools.status import status
 
     status(command)
 

@@ -8,12 +8,12 @@ Started again it goes on where it was. Results, tables and the report: work/stud
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:
     command = parse("study", __doc__)
-    from vesselgan.study.run import run
+    from vesselgan.workflow.study.run import run
 
     run(command.config)
 

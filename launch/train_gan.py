@@ -8,7 +8,7 @@ Reads work/<cohort>/shards/gan/train (python -m data_prep.build_shards), writes 
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

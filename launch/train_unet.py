@@ -6,7 +6,7 @@ deepspeed launch/train_unet.py data.source=both synthetic=work/runs/sn_mp-1a2b3c
 """
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import exit_on_error
+from vesselgan.core.errors import exit_on_error
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,3 +48,12 @@ def afresh() -> Iterator[Callable[[], None]]:
 
     yield forget
     forget()
+
+
+@pytest.fixture
+def world(afresh: Callable[[], None]) -> Any:
+    """This process as the one rank of a CPU run: a runtime.distributed.World."""
+    from vesselgan.runtime import distributed
+
+    afresh()
+    return distributed.start("cpu")

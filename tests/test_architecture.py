@@ -15,51 +15,39 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
 
-PURE = ["vesselgan.errors"]
-FLOOR = ["vesselgan.errors", "vesselgan.config", "vesselgan.shards", "vesselgan.cohort", "vesselgan.volumes"]
-FLOOR += ["vesselgan.pictures", "vesselgan.files", "vesselgan.shard_file", "vesselgan.processes"]
-FLOOR += ["vesselgan.nifti_file", "vesselgan.memory"]
-FLOOR += ["vesselgan.checksums", "vesselgan.html_page", "vesselgan.stages", "vesselgan.staging", "vesselgan.nearest"]
-MEASURES = [f"vesselgan.evaluation.{name}" for name in ("overlap", "surface", "frechet", "prd", "diversity", "masks")]
-MEASURES += [f"vesselgan.evaluation.{name}" for name in ("centreline", "scores", "statistics")]
-MEASURES += [f"vesselgan.evaluation.{name}" for name in ("jackknife", "feature_scores", "label_statistics")]
-MEASURES += ["vesselgan.evaluation.label_scores", "vesselgan.evaluation.copies"]
-SCIENCE = ["vesselgan.models", "vesselgan.losses", "vesselgan.runtime", *MEASURES]
-STAGES = ["vesselgan.training", "vesselgan.synthesis", "vesselgan.segmentation"]
-STAGES += [f"vesselgan.evaluation.{name}" for name in ("features", "reference", "image", "memorisation", "jobs")]
-STAGES += [f"vesselgan.evaluation.{name}" for name in ("label_threshold", "comparison", "error_maps", "volume_scores")]
-TOP = ["vesselgan.status", "vesselgan.doctor"]
-TOP += ["vesselgan.report", "vesselgan.study", "vesselgan.plan", "vesselgan.demo", "vesselgan.benchmark"]
-COMMANDERS = ["vesselgan.errors", "vesselgan.config", "vesselgan.processes", "vesselgan.stages", "vesselgan.cohort"]
-COMMANDERS += ["vesselgan.files", "vesselgan.shards", "vesselgan.report.tables"]
-BELOW_STAGES = [*FLOOR, *SCIENCE, "vesselgan.data"]
-
-# Room -> what it may import beside itself. A module belongs to the longest room that its name begins with.
-MAY_IMPORT: dict[str, list[str]] = {
-    "vesselgan": [],
-    "vesselgan.evaluation": [],
-    **dict.fromkeys(FLOOR, FLOOR),
-    **dict.fromkeys(SCIENCE, PURE),
-    **dict.fromkeys(MEASURES, [*PURE, *MEASURES]),
-    "vesselgan.runtime": FLOOR,
-    "vesselgan.data": [*FLOOR, *SCIENCE],
-    **dict.fromkeys(STAGES, BELOW_STAGES),
-    "vesselgan.evaluation.reference": [*BELOW_STAGES, "vesselgan.evaluation.features"],
-    "vesselgan.evaluation.image": [*BELOW_STAGES, "vesselgan.evaluation.features", "vesselgan.evaluation.reference"],
-    "vesselgan.evaluation.memorisation": [*BELOW_STAGES, "vesselgan.evaluation.reference"],
-    "vesselgan.evaluation.volume_scores": [*BELOW_STAGES, "vesselgan.evaluation.error_maps"],
-    "vesselgan.evaluation.jobs": [*BELOW_STAGES, "vesselgan.evaluation"],
-    "vesselgan.report": FLOOR,
-    "vesselgan.status": FLOOR,
-    "vesselgan.doctor": [*FLOOR, "vesselgan.runtime"],
-    "vesselgan.study": COMMANDERS,
-    "vesselgan.demo": COMMANDERS,
-    "vesselgan.plan": [*BELOW_STAGES, "vesselgan.training"],
-    "vesselgan.benchmark": [*BELOW_STAGES, *STAGES, "vesselgan.plan", "data_prep"],
-    "launch": ["vesselgan.errors", "vesselgan.config", *STAGES, *TOP],
-    "data_prep": FLOOR,
+# From the ground up. A module imports from its own folder and from lower floors; folders of one floor never import each
+# other. A folder of vesselgan/ goes by its name there; whatever lies deeper is part of it.
+FLOORS: dict[str, int] = {
+    "core": 0,
+    "config": 1,
+    "viz": 1,
+    "models": 1,
+    "losses": 1,
+    "metrics": 1,
+    "formats": 2,
+    "data_prep": 3,
+    "data": 3,
+    "runtime": 3,
+    "trainer": 4,
+    "privacy": 5,
+    "training": 6,
+    "synthesis": 6,
+    "segmentation": 6,
+    "evaluation": 6,
+    "report": 7,
+    "workflow": 8,
+    "tools": 9,
+    "launch": 10,
+    # Its __init__ alone: the public names.
+    "vesselgan": 11,
 }
-NEVER_TORCH = [*FLOOR, "data_prep", "vesselgan.report", "vesselgan.study", "vesselgan.demo", "vesselgan.status"]
+NEVER_TORCH = ["vesselgan.core", "vesselgan.config", "vesselgan.viz", "vesselgan.formats", "data_prep"]
+NEVER_TORCH += [
+    "vesselgan.metrics.nearest_neighbours",
+    "vesselgan.report",
+    "vesselgan.workflow",
+    "vesselgan.tools.status",
+]
 # Each of these is the business of one module.
 HEAVY = {"mpi4py", "opacus", "SimpleITK", "monai", "matplotlib"}
 # What may not be called while a module is imported, wherever in the expression it stands.
@@ -78,13 +66,14 @@ def sources() -> dict[str, Path]:
     return found
 
 
-def is_below(name: str, room: str) -> bool:
-    return name == room or name.startswith(room + ".")
+def is_below(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
 
 
-def room_of(module: str) -> str:
-    """The longest room that holds `module`; the package itself for its __init__."""
-    return max((room for room in MAY_IMPORT if is_below(module, room)), key=len)
+def folder_of(module: str) -> str:
+    """The folder that `module` lies in, as FLOORS calls it."""
+    top, *deeper = module.split(".")
+    return deeper[0] if top == "vesselgan" and deeper else top
 
 
 def imports(module: str, tree: ast.AST, known: set[str]) -> Iterator[str]:
@@ -133,25 +122,19 @@ def walk_now(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def import_problems(module: str, tree: ast.Module, known: set[str]) -> Iterator[str]:
-    room = room_of(module)
-    stages = set()
+    folder, stages = folder_of(module), set()
     for name in imports(module, tree, known):
-        top = name.split(".")[0]
+        top, other = name.split(".")[0], folder_of(name)
         if top == "torch" and any(is_below(module, quiet) for quiet in NEVER_TORCH):
             yield "imports torch"
         if top == "launch" or top == "tests":
             yield f"imports {name}: nothing imports {top}"
-        if (
-            name == "vesselgan"
-            or top not in ("vesselgan", "data_prep")
-            or (room != "vesselgan" and is_below(name, room))
-        ):
-            continue
-        if not any(is_below(name, allowed) for allowed in MAY_IMPORT[room]):
-            yield f"imports {name}, which {room} may not"
-        if any(is_below(name, stage) for stage in [*STAGES, *TOP]):
-            stages.add(room_of(name))
-    if room == "launch" and len(stages) != 1:
+        elif top in ("vesselgan", "data_prep") and other != folder:
+            if FLOORS.get(other, 99) >= FLOORS.get(folder, -1):
+                yield f"imports {name}: {other} is not below {folder}"
+            if other not in ("core", "config"):
+                stages.add(other)
+    if folder == "launch" and len(stages) != 1:
         yield f"a launch script calls exactly one stage, not {sorted(stages)}"
 
 
@@ -221,10 +204,13 @@ def test_a_module_keeps_the_house_rules(module: str) -> None:
     assert problems(module, sources()[module].read_text(), known_modules()) == []
 
 
-@pytest.mark.parametrize("module", sources())
-def test_a_module_has_a_room(module: str) -> None:
-    is_package = sources()[module].name == "__init__.py"
-    assert is_package or room_of(module) not in ("vesselgan", "vesselgan.evaluation"), "name its room in MAY_IMPORT"
+def test_every_folder_has_a_floor() -> None:
+    assert {folder_of(module) for module in sources()} == set(FLOORS)
+
+
+def test_nothing_lies_loose_in_the_package() -> None:
+    loose = {path.name for path in (ROOT / "vesselgan").iterdir() if path.is_file()}
+    assert loose <= {"__init__.py", "__main__.py", "py.typed", "README.md"}
 
 
 def test_a_heavy_package_is_the_business_of_one_module() -> None:
@@ -236,8 +222,8 @@ def test_a_heavy_package_is_the_business_of_one_module() -> None:
     assert {package: names for package, names in users.items() if len(names) > 1} == {}
 
 
-def test_the_torch_free_rooms_do_not_load_torch() -> None:
-    quiet = [name for name in sources() if any(is_below(name, room) for room in NEVER_TORCH)]
+def test_the_torch_free_folders_do_not_load_torch() -> None:
+    quiet = [name for name in sources() if any(is_below(name, folder) for folder in NEVER_TORCH)]
     heavy = "[name for name in ('torch', 'deepspeed', 'mpi4py', 'monai') if name in sys.modules]"
     code = f"import importlib, sys\nfor name in {quiet}: importlib.import_module(name)\nprint({heavy})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -256,21 +242,24 @@ def test_the_top_of_the_repository_holds_only_what_the_plan_names() -> None:
 DOC = '"""A module."""\n'
 KNOWN = {"vesselgan", "vesselgan.__init__", "vesselgan.models", "vesselgan.models.__init__", "vesselgan.models.blocks"}
 SEEDED = [
-    ("vesselgan.shards", "import torch", "imports torch"),
+    ("vesselgan.formats.shards", "import torch", "imports torch"),
     ("data_prep.patches", "def f() -> None:\n    from torch import nn", "imports torch"),
-    ("data_prep.patches", "from vesselgan.data import patches", "which data_prep may not"),
-    ("vesselgan.models.blocks", "from vesselgan.losses import wasserstein", "which vesselgan.models may not"),
-    ("vesselgan.losses.wasserstein", "from vesselgan import models", "which vesselgan.losses may not"),
-    ("vesselgan.models.critic", "from ..losses import wasserstein", "which vesselgan.models may not"),
-    ("vesselgan.training.gan", "import vesselgan.synthesis.sample", "which vesselgan.training may not"),
+    ("data_prep.patches", "from vesselgan.data import patches", "data is not below data_prep"),
+    ("vesselgan.models.blocks", "from vesselgan.losses import wasserstein", "losses is not below models"),
+    ("vesselgan.losses.wasserstein", "from vesselgan import models", "models is not below losses"),
+    ("vesselgan.models.critic", "from ..losses import wasserstein", "losses is not below models"),
+    ("vesselgan.metrics.frechet", "from vesselgan.formats.shards import ShardSet", "formats is not below metrics"),
+    ("vesselgan.privacy.step", "def f() -> None:\n    from vesselgan.training import gan", "not below privacy"),
+    ("vesselgan.training.gan", "import vesselgan.synthesis.sample", "synthesis is not below training"),
     ("vesselgan.training.gan", "import importlib\nX = 1\ndef f() -> None:\n"
-     "    importlib.import_module('vesselgan.report')", "which vesselgan.training may not"),
-    ("vesselgan.runtime.engine", "from vesselgan.models import blocks", "which vesselgan.runtime may not"),
-    ("vesselgan.demo", "from vesselgan.report import page", "which vesselgan.demo may not"),
-    ("vesselgan.shards", "from launch import demo", "nothing imports launch"),
+     "    importlib.import_module('vesselgan.report')", "report is not below training"),
+    ("vesselgan.runtime.engine", "from vesselgan.data import patches", "data is not below runtime"),
+    ("vesselgan.core.version", "from vesselgan import __version__", "vesselgan is not below core"),
+    ("vesselgan.new.module", "from vesselgan.core import errors\nfrom vesselgan.tools import plan", "not below new"),
+    ("vesselgan.formats.shards", "from launch import demo", "nothing imports launch"),
     ("launch.both", "from vesselgan.training import gan\nfrom vesselgan.report import page", "exactly one stage"),
     ("launch.none", "from vesselgan.config import compose", "exactly one stage"),
-    ("launch.long", "from vesselgan.plan import run\n" * 41, "at most 40"),
+    ("launch.long", "from vesselgan.tools.plan import run\n" * 41, "at most 40"),
     ("vesselgan.models.blocks", "X = 1\n" * 400, "401 lines"),
     ("vesselgan.models.blocks", "def f() -> None:\n" + "    x = 1\n" * 60, "f: 61 lines"),
     ("vesselgan.models.blocks", "def f(**options: int) -> None: ...", "takes **options"),
@@ -278,14 +267,14 @@ SEEDED = [
     ("vesselgan.models.blocks", "def f(x: int): ...", "no type for return"),
     ("vesselgan.training.gan", "def f(variant: str) -> bool:\n    return variant == 'gp'", "row of data"),
     ("vesselgan.training.gan", "def f(c: dict) -> bool:\n    return c.variant.name in ('gp',)", "row of data"),
-    ("vesselgan.runtime.log", "import logging\nlogging.basicConfig()", "runs at import"),
-    ("vesselgan.runtime.log", "import os\nos.environ['A'] = '1'", "changes something else at import"),
-    ("vesselgan.runtime.log", "import os\nHOME = os.environ.get('A')", "os.environ is read at import"),
-    ("vesselgan.runtime.log", "TEXT = open('a').read()", "is called at import"),
-    ("vesselgan.runtime.log", "try:\n    import torch\n    HAS = torch.cuda.is_available()\nexcept OSError:\n"
+    ("vesselgan.trainer.logger", "import logging\nlogging.basicConfig()", "runs at import"),
+    ("vesselgan.trainer.logger", "import os\nos.environ['A'] = '1'", "changes something else at import"),
+    ("vesselgan.trainer.logger", "import os\nHOME = os.environ.get('A')", "os.environ is read at import"),
+    ("vesselgan.trainer.logger", "TEXT = open('a').read()", "is called at import"),
+    ("vesselgan.trainer.logger", "try:\n    import torch\n    HAS = torch.cuda.is_available()\nexcept OSError:\n"
      "    HAS = False", "is called at import"),
-    ("vesselgan.runtime.log", "def f(x: str = open('a').read()) -> None: ...", "is called at import"),
-    ("vesselgan.runtime.log", "for x in range(3):\n    y = x", "runs at import"),
+    ("vesselgan.trainer.logger", "def f(x: str = open('a').read()) -> None: ...", "is called at import"),
+    ("vesselgan.trainer.logger", "for x in range(3):\n    y = x", "runs at import"),
 ]  # fmt: skip
 
 
@@ -297,7 +286,7 @@ def test_a_seeded_violation_is_seen(module: str, source: str, expected: str) -> 
 def test_a_module_that_keeps_the_rules_has_no_problems() -> None:
     source = DOC + (
         "import re\nfrom dataclasses import dataclass, field\nfrom torch import nn\n"
-        "from vesselgan.models import blocks\nfrom vesselgan.errors import UsageError\n"
+        "from vesselgan.models import blocks\nfrom vesselgan.core.errors import UsageError\n"
         "PATTERN = re.compile('a')\nREAD = lambda: open('a')\n"
         "@dataclass\nclass A:\n    x: list = field(default_factory=list)\n"
         "def f(x: int, *, path: str) -> str:\n    return open(path).read()\n"

@@ -91,5 +91,5 @@ def test_every_requirement_has_its_exact_version(repository: Path, project: dict
 
 def test_the_versions_agree(repository: Path, project: dict) -> None:
     version = project["project"]["version"]
-    assert f'__version__ = "{version}"' in (repository / "vesselgan/__init__.py").read_text()
+    assert f'__version__ = "{version}"' in (repository / "vesselgan/core/version.py").read_text()
     assert f"\nversion: {version}\n" in (repository / "CITATION.cff").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config import checks, compose, deepspeed, schema
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
 NEEDED["status"] = ["run=x"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vesselgan.config import deepspeed
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 FP16 = {"enabled": True}
 

@@ -3,7 +3,7 @@
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 
 @pytest.mark.parametrize(

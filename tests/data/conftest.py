@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
 
 SHAPE = (4, 4, 2)
 

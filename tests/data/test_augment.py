@@ -9,7 +9,7 @@ import torch
 from vesselgan.config.compose import compose
 from vesselgan.data.augment import NUM_WORDS, draw_words, turn
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
 
 MakeSet = Callable[..., ShardSet]
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vesselgan.core.errors import DataError, ResourceError, UsageError, exit_on_error
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.errors import DataError, ResourceError, UsageError, exit_on_error
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
 
 MakeSet = Callable[..., ShardSet]
 

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vesselgan.core.errors import UsageError
 from vesselgan.data.sampler import batch_indices, derangement, permutation, steps_per_epoch
-from vesselgan.errors import UsageError
 
 sizes = st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 seeds = st.integers(0, 2**32)

@@ -12,11 +12,11 @@ import pytest
 
 from data_prep import build_shards, lock
 from data_prep.mpi import World
-from vesselgan import volumes
-from vesselgan.cohort import read_cohort
 from vesselgan.config.schema import BuildShards, PreparedData, Split
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.shards import ShardSet, verify
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats import volumes
+from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.shards import ShardSet, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, None)

@@ -18,7 +18,7 @@ import yaml
 from data_prep import build_shards, lock
 from data_prep.mpi import World
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.shards import verify
+from vesselgan.formats.shards import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 MakeCohort = Callable[..., PreparedData]

@@ -14,7 +14,7 @@ import pytest
 from data_prep import check
 from data_prep.mpi import World
 from vesselgan.config.schema import PreparedData, Split
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 ALONE = World(0, 1, None)
 MakeCohort = Callable[..., PreparedData]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from data_prep import build_shards, preprocess
-from vesselgan import files
 from vesselgan.config.schema import PreparedData
+from vesselgan.core import atomic_io as files
+from vesselgan.core.errors import exit_on_error
 from vesselgan.data.patches import PatchDataset
-from vesselgan.errors import exit_on_error
-from vesselgan.shards import ShardSet, verify
+from vesselgan.formats.shards import ShardSet, verify
 
 MakeCohort = Callable[..., PreparedData]
 Command = Callable[..., Any]

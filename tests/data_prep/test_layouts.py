@@ -9,7 +9,7 @@ import pytest
 
 from data_prep import layouts
 from vesselgan.config.schema import Layout
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 PAIRS = Layout("images/{subject}.nii.gz", "labels/{subject}.nii.gz", None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import lock
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 
 
 def write(path: Path, *owners: lock.Owner) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from data_prep import mpi
 from data_prep.mpi import World
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
 needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside this Python (extra: mpich)")
@@ -87,7 +87,7 @@ def test_neighbours_of_unequal_weight_are_shared_by_weight() -> None:
 def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
     """Run `work(config, here)`, given as source, under the real mpiexec."""
     script = tmp_path / "job.py"
-    head = "import sys, time\nfrom data_prep import mpi\nfrom vesselgan.errors import DataError, UsageError\n"
+    head = "import sys, time\nfrom data_prep import mpi\nfrom vesselgan.core.errors import DataError, UsageError\n"
     script.write_text(f"{head}{work}\nmpi.run(lambda: 'settings', work)\n")
     command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "mpi4py", str(script)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}

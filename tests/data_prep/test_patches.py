@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep import patches
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 SIZES = st.tuples(st.integers(1, 12), st.integers(0, 40))  # patch, and what the volume has beyond it
 

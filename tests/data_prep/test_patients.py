@@ -9,7 +9,7 @@ from data_prep.patients import divided, patients_of
 from data_prep.pseudonyms import renamer
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 MakeData = Callable[..., PreparedData]
 

@@ -17,8 +17,8 @@ from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, Scanner, draw_
 from data_prep.phantom_vessels import Tubes, murray, trunk
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import MakePhantom
-from vesselgan.errors import DataError, UsageError
-from vesselgan.volumes import intensity_limits, scale_to_255
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.volumes import intensity_limits, scale_to_255
 
 ALONE = World(0, 1, None)
 NUM_SUBJECTS = 4

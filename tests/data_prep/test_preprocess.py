@@ -18,8 +18,8 @@ from data_prep import brain_mask, build_shards, check, denoise, preprocess
 from data_prep.mpi import World
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, None)

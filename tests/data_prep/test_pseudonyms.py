@@ -10,10 +10,10 @@ import pytest
 
 from data_prep import build_shards, check, pseudonyms
 from data_prep.mpi import World
-from vesselgan.cohort import PRIVATE_PATHS, read_cohort
 from vesselgan.config.schema import BuildShards, PreparedData, Split
-from vesselgan.errors import DataError, UsageError
-from vesselgan.shards import ShardSet
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import PRIVATE_PATHS, read_cohort
+from vesselgan.formats.shards import ShardSet
 
 ALONE = World(0, 1, None)
 MakeCohort = Callable[..., PreparedData]

@@ -11,7 +11,7 @@ import pytest
 from data_prep import check, qc
 from data_prep.mpi import World
 from vesselgan.config.schema import PreparedData
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 ALONE = World(0, 1, None)
 MakeCohort = Callable[..., PreparedData]

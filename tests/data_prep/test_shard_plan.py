@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data_prep import shard_plan
 from data_prep.shard_plan import Part
-from vesselgan.cohort import Cohort, Subject
 from vesselgan.config.schema import PreparedData
+from vesselgan.formats.cohort import Cohort, Subject
 
 
 def the_papers_cohort() -> Cohort:

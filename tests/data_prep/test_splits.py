@@ -8,7 +8,7 @@ import pytest
 
 from data_prep import splits
 from vesselgan.config.schema import Split
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 IDS = [f"sub-{number:02d}" for number in range(72)]
 

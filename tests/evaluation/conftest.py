@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 SHAPE = (16, 16, 16)
 SPACING_MM = (0.5, 0.5, 0.8)

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.jobs import evaluate
-from vesselgan.evaluation.scores import MASKED, UNITS
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.evaluation.run import evaluate
+from vesselgan.metrics.scores import MASKED, UNITS
 
 PATIENTS = [f"sub-{number}" for number in range(6)]
 LEVELS = {"real": 0.9, "sn": 0.8, "gp": 0.7}

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import ImageScores
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
-from vesselgan.files import sha256_of
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, draw_weights
-from vesselgan.shards import ShardSet
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.reference import like_training
-from vesselgan.files import sha256_of
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.report import agreement, image_quality, raster, study_rows
-from vesselgan.shards import ShardSet, content_hash
 
 
 def run(work: Path, *settings: str) -> dict:
@@ -230,7 +230,7 @@ def test_what_cannot_be_scored_is_refused_with_the_remedy(image_road, capsys):
 
 def test_the_reference_is_mixed_like_the_training_patches(tmp_path, write_set):
     def joined(name: str, grid: int, vessel: int) -> ShardSet:
-        from vesselgan.shards import read_manifest, write_manifest
+        from vesselgan.formats.shards import read_manifest, write_manifest
 
         parts = [(grid, "grid"), (vessel, "vessel")]
         folders = [

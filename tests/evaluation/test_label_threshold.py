@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.jobs import evaluate
-from vesselgan.shards import Record, write_manifest, write_shard
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 PATCH = (8, 8, 8)
 

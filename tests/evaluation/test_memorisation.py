@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import DataError, PrivacyError, UsageError, exit_on_error
-from vesselgan.evaluation import copies
-from vesselgan.evaluation.jobs import evaluate
-from vesselgan.nearest import nearest
-from vesselgan.shards import ShardSet, content_hash, read_manifest, write_manifest
+from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
+from vesselgan.metrics.nearest_neighbours import nearest
+from vesselgan.privacy.attacks import copies
 
 NUM_TRAINING, NUM_HELD_OUT = 300, 850
 ENOUGH = 1000  # beside which 850 held-out patches are

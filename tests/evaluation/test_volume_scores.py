@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.cohort import Cohort, Subject, read_cohort, write_cohort
 from vesselgan.config.compose import parse
-from vesselgan.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.jobs import evaluate
-from vesselgan.evaluation.overlap import dice
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError, exit_on_error
+from vesselgan.evaluation.run import evaluate
 from vesselgan.evaluation.volume_scores import dice_by_level
-from vesselgan.files import sha256_of
-from vesselgan.volumes import read_label, write_volume
+from vesselgan.formats.cohort import Cohort, Subject, read_cohort, write_cohort
+from vesselgan.formats.volumes import read_label, write_volume
+from vesselgan.metrics.overlap import dice
 
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
 AFFINE = np.diag([*SPACING, 1.0])

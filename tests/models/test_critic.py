@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.losses.gradient_penalty import by_autograd
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic

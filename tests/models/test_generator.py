@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator, latents, sample_seed

@@ -5,7 +5,7 @@ import torch
 from monai.networks.nets.resnet import resnet10
 from torch.nn import functional
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.models.medicalnet import ResNet10, draw_weights, load_weights
 
 

@@ -3,7 +3,7 @@ import torch
 from monai.networks.blocks.dynunet_block import UnetResBlock
 from torch import nn
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import Conv3d
 from vesselgan.models.unet import LEVELS, JoiningConv3d, ResidualLevel, Unet, check_unet_shape, start_unet
 

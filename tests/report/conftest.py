@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan import shards
+from vesselgan.formats import shards
 from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
 

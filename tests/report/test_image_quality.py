@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import image_quality
 
 

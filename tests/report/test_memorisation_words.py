@@ -5,8 +5,8 @@ import json
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import DataError
-from vesselgan.evaluation.jobs import evaluate
+from vesselgan.core.errors import DataError
+from vesselgan.evaluation.run import evaluate
 from vesselgan.report.page import report
 
 

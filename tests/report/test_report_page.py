@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from vesselgan.config import compose
-from vesselgan.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.report.page import report
 
 FETCHING = ("src", "href", "srcset", "data", "poster", "action", "xlink:href")

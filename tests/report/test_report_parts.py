@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.shards import ShardSet
 from vesselgan.report import charts, figures, runs
-from vesselgan.shards import ShardSet
 
 
 def test_running_mean_skips_what_is_not_finite():

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vesselgan.cohort import Cohort, Subject, write_cohort
 from vesselgan.config import compose
-from vesselgan.errors import DataError
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError
+from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.volumes import write_volume
 from vesselgan.report import (
     agreement,
     cohorts,
@@ -28,7 +29,6 @@ from vesselgan.report import (
 )
 from vesselgan.report.agreement import Model
 from vesselgan.report.runs import read_run
-from vesselgan.volumes import write_volume
 
 
 def by_pencil(models: list[Model], image: str, use: str) -> float:

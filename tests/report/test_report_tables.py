@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import paper, scores, tables
 
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import charts, paper, study_notes
 from vesselgan.report.study_rows import PRIVATE, completed, from_results
 from vesselgan.report.study_tables import (

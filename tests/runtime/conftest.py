@@ -1,21 +1,12 @@
 """A tiny network in an engine of its own, and checkpoints of it."""
 
-from collections.abc import Callable, Iterator
-
 import pytest
 import torch
 from torch import nn
 
 from vesselgan.config.deepspeed import resolve
-from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap
-
-
-@pytest.fixture
-def world(afresh: Callable[[], None]) -> Iterator[World]:
-    afresh()
-    yield distributed.start("cpu")
 
 
 class Tiny:

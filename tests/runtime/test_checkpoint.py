@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from vesselgan.config.deepspeed import resolve
-from vesselgan.errors import CheckpointError, ResourceError
+from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.runtime import checkpoint, tensor_files
 from vesselgan.runtime.engine import Engine, wrap
 

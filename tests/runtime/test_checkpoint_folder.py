@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vesselgan.errors import CheckpointError, ResourceError
+from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.runtime import checkpoint, checkpoint_folder, tensor_files
 
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.runtime import distributed
 
 

@@ -11,7 +11,7 @@ from vesselgan.runtime.distributed import World, on_every_rank
 PROGRAM = """
 import sys
 import torch, torch.distributed as dist
-from vesselgan.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.runtime.distributed import World, on_every_rank
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.runtime.launchers import first_host, meeting_point, ranks_from_environment
 
 STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.config.deepspeed import resolve
-from vesselgan.errors import NumericError
+from vesselgan.core.errors import NumericError
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap

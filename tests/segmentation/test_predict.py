@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 
 from vesselgan.config.compose import parse, to_yaml
-from vesselgan.errors import CheckpointError, DataError, UsageError
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, start_unet
 from vesselgan.segmentation import predict
 from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment, without_small_parts
 from vesselgan.segmentation.sliding_window import probability_map, stretched
-from vesselgan.volumes import write_volume
 
 FILTERS = (4, 6, 8)
 PATCH = (16, 16, 8)

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from vesselgan.config.compose import from_yaml, parse
-from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.models.unet import LEVELS
 from vesselgan.segmentation import train as module
 from vesselgan.segmentation.predict import load_unet

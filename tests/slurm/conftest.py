@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # Virtual nodes share one host, so everything that is usually a node's has a name of its own (%n). cred_expire: else a

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config.compose import compose, parse, to_yaml
-from vesselgan.study import steps
+from vesselgan.workflow.study import steps
 
 STUBS = {
     "sbatch": """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.cohort import read_cohort
+from vesselgan.formats.cohort import read_cohort
 
 pytestmark = pytest.mark.soak
 PHANTOM = ["phantom.shape=[48,48,24]", "phantom.spacing_mm=[2.5,3,3.2]", "phantom.num_subjects=4"]

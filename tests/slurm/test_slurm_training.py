@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.status import look
+from vesselgan.tools.status import look
 
 pytestmark = pytest.mark.soak
 SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.picture_every=100000"]

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from vesselgan.config import compose
 from vesselgan.config.schema import Generate, Runtime
-from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.formats.shards import ShardSet, read_manifest, verify
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
-from vesselgan.shards import ShardSet, read_manifest, verify
 from vesselgan.synthesis import generate as synthesis
 from vesselgan.synthesis.generate import generate, make_record, sample_patches
 

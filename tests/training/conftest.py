@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 PATCH_SHAPE = (32, 32, 16)
 Train = Callable[..., subprocess.CompletedProcess]

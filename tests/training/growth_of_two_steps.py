@@ -12,9 +12,9 @@ from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime import distributed
+from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.memory import peak_bytes
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 from vesselgan.training.gan import critic_step, generator_step
 
 name, width, shape, batch = sys.argv[1], int(sys.argv[2]), tuple(json.loads(sys.argv[3])), int(sys.argv[4])

@@ -5,8 +5,8 @@ import torch
 
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.generator import Generator
+from vesselgan.runtime.noise import Draws
 from vesselgan.training.average import STANDING_BATCHES, STANDING_STREAM, MovingAverage, holding, standing_statistics
-from vesselgan.training.draws import Draws
 
 PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
 DRAWS = Draws(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.generator import Generator
-from vesselgan.shards import ShardSet
 from vesselgan.training.collapse import NUM_SAMPLES, CollapseWatch, alarms, of_critic, real_patches, spread
 
 PATCH, LATENT = (16, 16, 16), 4

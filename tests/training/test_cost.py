@@ -18,8 +18,8 @@ from vesselgan.config.deepspeed import read, resolve
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.runtime.noise import Draws
 from vesselgan.training.cost import Cost, fitting, step_cost
-from vesselgan.training.draws import Draws
 from vesselgan.training.gan import generator_step
 
 SHAPE, WIDTH, BATCH, LATENT = (32, 32, 16), 16, 4, 128

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vesselgan.errors import ResourceError
+from vesselgan.core.errors import ResourceError
 from vesselgan.training import precision
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import CheckpointError, PrivacyError, ResourceError
+from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
+from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
+from vesselgan.privacy.step import KEY_FILE, _secret_key, private_of
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
-from vesselgan.shards import ShardSet, write_manifest, write_shard
-from vesselgan.training.keeping import Keeper
-from vesselgan.training.private import KEY_FILE, _secret_key, private_of
+from vesselgan.trainer.checkpointer import Keeper
 
 TrainHere = Callable[..., dict | None]
 DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]

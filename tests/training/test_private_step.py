@@ -10,14 +10,14 @@ from torch import Tensor
 
 from vesselgan.config.compose import compose
 from vesselgan.data.patches import PatchDataset
-from vesselgan.data.poisson import PoissonShares
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.privacy.poisson import PoissonShares
+from vesselgan.privacy.step import critic_step, private_of
 from vesselgan.runtime.distributed import World
-from vesselgan.shards import ShardSet
-from vesselgan.training.draws import Draws, latents_by_record_NL
-from vesselgan.training.private import critic_step, private_of
+from vesselgan.runtime.noise import Draws, latents_by_record_NL
 
 CLIP = 1e-3
 """Below every unit's gradient, so that all are cut to it."""

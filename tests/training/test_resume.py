@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.errors import CheckpointError, ResourceError, UsageError
+from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
 from vesselgan.runtime import checkpoint, checkpoint_folder
-from vesselgan.training import keeping
+from vesselgan.trainer import checkpointer
 
 SN = ("variant=sn", "variant.precision=fp32", "train.max_steps=6", "train.checkpoint_every=2", "train.keep_last=9")
 
@@ -274,8 +274,10 @@ def test_a_disk_that_is_too_small_is_refused_before_the_first_step(train_here, t
 
 def test_what_was_predicted_of_a_checkpoint_is_what_it_takes(train_here, tmp_path, monkeypatch):
     predicted = []
-    expected = keeping.expected_bytes
-    monkeypatch.setattr(keeping, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1])
+    expected = checkpointer.expected_bytes
+    monkeypatch.setattr(
+        checkpointer, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1]
+    )
     train_here(tmp_path / "run", *SN, "train.ema_decay=0.9")
     sizes = [path.stat().st_size for path in (tmp_path / "run/checkpoints/step_00000006").glob("*.safetensors")]
     # Each file begins with a table of its tensors, some 100 bytes for each.
@@ -302,7 +304,7 @@ def test_a_run_that_another_process_trains_in_is_left_alone(train_here, straight
 
 
 def hold(run_dir: Path, say: object) -> None:
-    from vesselgan.runtime import rundir
+    from vesselgan.formats import run_dir as rundir
 
     held = rundir.take(run_dir)
     say.send("held")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 
 def test_a_run_from_the_copy_is_the_same_run(
@@ -14,7 +14,7 @@ def test_a_run_from_the_copy_is_the_same_run(
 ) -> None:
     words = ["variant=sn", "train.max_steps=2"]
     opened: list[str] = []
-    from vesselgan.shard_file import ShardFile
+    from vesselgan.formats.shard_file import ShardFile
 
     plain = ShardFile.__init__
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.runtime import checkpoint_folder
-from vesselgan.runtime.phases import Phases
+from vesselgan.runtime.timing import Phases
 
 WORDS = ("variant=gp", "variant.precision=fp32", "train.max_steps=24", "train.checkpoint_every=2", "train.keep_last=2")
 DOING = ["data_wait", "critic/fake", "critic/scores", "critic/penalty", "critic/backward", "critic/update"]

@@ -12,8 +12,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError
-from vesselgan.plan import costs
+from vesselgan.core.errors import ResourceError
+from vesselgan.tools.plan import costs
 
 PATCH = [32, 32, 16]
 WORDS = ("variant=sn", "variant.precision=fp32", "train.checkpoint_every=2", "train.picture_every=2")
@@ -133,7 +133,7 @@ def test_an_error_of_another_kind_is_not_called_out_of_memory(train_here, tmp_pa
 
 
 def test_sheets_show_every_plane_true_to_scale_with_and_without_the_label():
-    from vesselgan.training.samples import SIDE, sheets
+    from vesselgan.training.sample_images import SIDE, sheets
 
     image, label = np.full((16, 32, 8), 51.0, np.float32), np.zeros((16, 32, 8), bool)
     label[8, 16, 4] = True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.private import refuse_unaccountable
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
 

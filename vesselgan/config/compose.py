@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config import checks, schema
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 VERBS: dict[str, type] = {
     "train_gan": schema.TrainGan,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import config_dir
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 # What may be said, by section ("" is the top). The rest would be ignored, is not tested here, or is below.

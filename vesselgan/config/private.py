@@ -14,7 +14,7 @@ n_critic steps on one batch are no setting: every step draws a batch of its own,
 
 from typing import Any
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 REMEDY = "variant=dpgan has settings that hold"
 

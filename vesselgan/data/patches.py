@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.data.augment import draw_words, turn
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
-from vesselgan.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.shard_file import STEPS_PER_UNIT
-from vesselgan.shards import SCALINGS, ShardSet, intensities
+from vesselgan.formats.shard_file import STEPS_PER_UNIT
+from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
 
 CACHE_BYTES = 256 * 2**20
 HALF_RANGE = 127.5  # of 0..255
@@ -47,7 +47,7 @@ class Shares(Protocol):
 class PatchDataset(Dataset):
     """Every patch of one or more shard sets, in their order, as float32 [2, X, Y, Z]: image, then label {0, 1}.
 
-    scaling: `volume` or `patch` (see vesselgan.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
+    scaling: `volume` or `patch` (see formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
     the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
     The process that reads keeps each patch as stored (3 bytes a voxel) if all fit into cache_bytes; workers keep none.

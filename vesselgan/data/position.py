@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from vesselgan.core.errors import CheckpointError
 from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.errors import CheckpointError
 
 
 @dataclass(frozen=True)

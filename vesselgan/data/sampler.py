@@ -6,7 +6,7 @@ workers take shares of these global batches and so never change them.
 
 import numpy as np
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:

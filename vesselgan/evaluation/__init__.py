@@ -1,1 +1,1 @@
-"""Scores of segmentations and of synthetic patches."""
+"""Jobs that read shards and NIfTI and write results: segmentation, image quality, the memorisation audit."""

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.scores import UNITS
-from vesselgan.evaluation.statistics import DRAWS, LEAST_PATIENTS, compare, describe, holm
-from vesselgan.files import sha256_of
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.metrics.scores import UNITS
+from vesselgan.metrics.statistics import DRAWS, LEAST_PATIENTS, compare, describe, holm
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1

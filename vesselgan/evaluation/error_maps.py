@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan import pictures
-from vesselgan.evaluation.masks import as_masks
-from vesselgan.files import write_bytes
-from vesselgan.volumes import write_like
+from vesselgan.core.atomic_io import write_bytes
+from vesselgan.formats.volumes import write_like
+from vesselgan.metrics.masks import as_masks
+from vesselgan.viz import pictures
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3
 COLOURS: tuple[pictures.Colour, ...] = ((226, 62, 52), (62, 190, 84), (248, 214, 66))

@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vesselgan.config.schema import ImageScores
-from vesselgan.errors import DataError, ResourceError, UsageError
-from vesselgan.files import PartialFile, describe, sha256_of
+from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats.shards import ShardSet, content_hash, intensities
 from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, draw_weights, load_weights
-from vesselgan.shards import ShardSet, content_hash, intensities
 
 RANDOM_TITLE = "random features, not comparable"
 CACHE_VERSION = 3

@@ -13,13 +13,9 @@ import torch
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation import diversity
-from vesselgan.evaluation.feature_scores import Features, Method, score_features
 from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor
-from vesselgan.evaluation.label_scores import compare_labels
-from vesselgan.evaluation.label_statistics import LabelStatistics, consistency, label_statistics, shifted
 from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
@@ -27,9 +23,13 @@ from vesselgan.evaluation.reference import (
     like_training,
     training_shards,
 )
+from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.metrics import diversity
+from vesselgan.metrics.feature_scores import Features, Method, score_features
+from vesselgan.metrics.label_scores import compare_labels
+from vesselgan.metrics.label_statistics import LabelStatistics, consistency, label_statistics, shifted
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
-from vesselgan.shards import ShardSet, content_hash, intensities
 
 FORMAT_VERSION = 1
 DATA_RANGE = 255.0

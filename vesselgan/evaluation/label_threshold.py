@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
-from vesselgan.evaluation.centreline import count_parts
-from vesselgan.shards import ShardSet, content_hash
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.metrics.centreline import count_parts
 
 FORMAT_VERSION = 1
 

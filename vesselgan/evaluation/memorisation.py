@@ -1,8 +1,9 @@
 """The audit before synthetic patches are shared: are they nearer to the training patches than other people's are?
 
 Every synthetic patch and every held-out real one gets the distance to its nearest training patch, in any of the turns
-that training may have shown (vesselgan.nearest); vesselgan.evaluation.copies judges by these numbers. The gate opens
-only where copies would have been found. It says nothing of what is not a copy: for that there is differential privacy.
+that training may have shown (metrics.nearest_neighbours); privacy.attacks.copies judges by these numbers. The gate
+opens only where copies would have been found. It says nothing of what is not a copy: for that there is differential
+privacy.
 """
 
 from collections import Counter
@@ -15,8 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, PrivacyError, UsageError
-from vesselgan.evaluation import copies
+from vesselgan.core.errors import DataError, PrivacyError, UsageError
 from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
@@ -24,9 +24,10 @@ from vesselgan.evaluation.reference import (
     like_training,
     training_shards,
 )
-from vesselgan.nearest import nearest
+from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.metrics.nearest_neighbours import nearest
+from vesselgan.privacy.attacks import copies
 from vesselgan.runtime.provenance import collect
-from vesselgan.shards import ShardSet, content_hash
 
 FORMAT_VERSION = 1
 DRAW_SEED = 990  # of the held-out patches, where they are mixed like the training ones

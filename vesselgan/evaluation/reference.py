@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import DataError
 from vesselgan.evaluation.features import patch_hashes
-from vesselgan.files import write_text
-from vesselgan.shards import MANIFEST, ShardSet, content_hash
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
 def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:

@@ -1,6 +1,6 @@
 """Score segmented volumes against their labels, and find out what one global threshold would have reached.
 
-A result holds per subject and region every score of vesselgan.evaluation.scores, their summary, and hashes of
+A result holds per subject and region every score of vesselgan.metrics.scores, their summary, and hashes of
 everything that went in. Regions: `all` vessels, and `intracranial`, where the brain mask is applied to both sides.
 
 Nothing is chosen on the subjects that are scored: a threshold is fitted on validation subjects alone, and the job that
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.config.schema import Evaluate
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
-from vesselgan.evaluation.scores import UNITS, Entry, count_empty, is_empty, score, summarise
-from vesselgan.files import sha256_of
+from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
+from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
+from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
-from vesselgan.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
 
 FORMAT_VERSION = 1
 LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255
@@ -154,8 +154,8 @@ def _check_fitting(fitting: dict[str, Subject], subjects: dict[str, Subject]) ->
 def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subject], config: Evaluate) -> str:
     """What was compared, in words. DataError where a scored volume, by its voxels, was learned from or chosen on.
 
-    learned_from: as vesselgan.segmentation.learned has it; None where the predictions do not say. What a checkpoint was
-    chosen on may be scored where it is asked for by its name, split=validation.
+    learned_from: as segmentation.training_provenance has it; None where the predictions do not say. What a checkpoint
+    was chosen on may be scored where it is asked for by its name, split=validation.
     """
     if learned_from is None:
         overlap = "not checked: the predictions do not say what their U-Net learned from"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 FORMS = ("sample", "batch")
 # Inside the root: keeps the derivative finite where the critic is flat; a slope of 1 becomes 1 + 5e-13.

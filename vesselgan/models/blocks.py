@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.normalisation import BatchNorm3d, InstanceNorm3d, SpectralNorm, at_least_float32
 
 __all__ = [

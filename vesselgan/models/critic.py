@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import (
     Conv3d,
     InstanceNorm3d,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import BatchNorm3d, Linear, NarrowConv3d, check_patch_shape, freeze_bias
 from vesselgan.models.norm_relu import norm_relu_convolution
 from vesselgan.models.normalisation import GroupNorm3d

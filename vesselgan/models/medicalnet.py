@@ -9,7 +9,7 @@ N batch, C channel, X Y Z voxels, F features
 import torch
 from torch import Tensor, nn
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 
 NUM_FEATURES = 512
 # Channels, stride and dilation of the four stages, one block each.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 # Enough for a start: the estimate of sigma then lags behind the weight by a few per cent at most.
 POWER_ITERATIONS_AT_START = 15

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import BatchNorm3d, Conv3d, freeze_bias
 from vesselgan.models.upsampling import UpsampleConv3d
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan import pictures
-from vesselgan.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
+from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
+from vesselgan.formats.volumes import read_mask, scale_to_255
 from vesselgan.report import figures
 from vesselgan.report.markup import Part, counted, figure, file_name, not_run
-from vesselgan.volumes import read_mask, scale_to_255
+from vesselgan.viz import pictures
 
 SIDE = 320
 MASK: pictures.Colour = (92, 200, 255)

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from vesselgan.config import compose
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 from vesselgan.report.markup import Part, csv_text, table
 from vesselgan.report.runs import Run
 

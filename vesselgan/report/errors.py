@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import figures
 from vesselgan.report.markup import figure, file_name, not_run
 from vesselgan.report.study_rows import PRIVATE, completed

@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from vesselgan import pictures
-from vesselgan.shards import ShardSet
+from vesselgan.formats.shards import ShardSet
+from vesselgan.viz import pictures
 
 SEED = 20220  # decides which patches are shown; chosen before any patch was looked at
 SIDE = 256  # pixels of a slice's longer side

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import charts, paper
 from vesselgan.report.markup import NOT_RUN, Part, counted, csv_text, figure, markdown, not_run, table
 from vesselgan.report.runs import Run

@@ -12,10 +12,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from vesselgan import __version__, html_page
 from vesselgan.config.schema import Report
-from vesselgan.errors import ResourceError, UsageError
-from vesselgan.files import write_bytes, write_text
+from vesselgan.core.atomic_io import write_bytes, write_text
+from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.core.version import __version__
+from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
     agreement,
     cohorts,
@@ -35,7 +36,7 @@ from vesselgan.report import (
 from vesselgan.report.markup import Part, file_name
 from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.report.style import PRINT_RULES, RULES
-from vesselgan.shards import MANIFEST, ShardSet
+from vesselgan.viz import html_page
 
 PAGE, CHARTS = "index.html", "charts"
 MOST_BYTES = 20_000_000

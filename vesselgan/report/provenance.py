@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from vesselgan import __version__
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import Report
+from vesselgan.core.version import __version__
 from vesselgan.report.markup import Part, counted, table
 from vesselgan.report.runs import Run
 

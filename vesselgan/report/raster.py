@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vesselgan import html_page, pictures
 from vesselgan.report.markup import file_name
+from vesselgan.viz import html_page, pictures
 
 SCALE = 2
 """Pixels per unit of the SVG."""

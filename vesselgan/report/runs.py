@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from vesselgan.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError
 
 
 @dataclass(frozen=True)

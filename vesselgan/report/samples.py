@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan import nearest, pictures
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
+from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.metrics import nearest_neighbours
 from vesselgan.report import charts, figures
 from vesselgan.report.figures import Sample
 from vesselgan.report.markup import Part, counted, csv_text, figure, file_name, not_run, panels
 from vesselgan.report.runs import Run, gan_of
-from vesselgan.shards import ShardSet, content_hash
+from vesselgan.viz import pictures
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # patches of either kind whose nearest neighbours make the yardstick
@@ -192,7 +193,7 @@ def _neighbours(
     first, second = len(shown), len(shown) + len(drawn)
     of_whom: list[str | None] = [None] * second + [training.record(i).subject for i in yardstick]
     images = (shards.image_XYZ(i) for shards, some in queries for i in some)
-    found = nearest.nearest(images, training, not_of=of_whom)
+    found = nearest_neighbours.nearest(images, training, not_of=of_whom)
     synthetic = [n.distance for n in found[first:second] if n is not None]
     people = [n.distance for n in found[second:] if n is not None]
     pairs = [
@@ -222,7 +223,7 @@ def _drawn_pair(sample: Sample, twin: Sample, spacing_mm: Sequence[float], white
     return [draw(p, spacing_mm, white) for draw in (figures.axial, figures.projection) for p in (sample, twin)]
 
 
-def _card(sample: Sample, neighbour: nearest.Neighbour, twin: Sample, drawing: Sequence[np.ndarray]) -> str:
+def _card(sample: Sample, neighbour: nearest_neighbours.Neighbour, twin: Sample, drawing: Sequence[np.ndarray]) -> str:
     names = [f"{patch.name}, {what}" for what in ("slice", "projection") for patch in (sample, twin)]
     shown = [figures.inline(picture, name) for picture, name in zip(drawing, names, strict=True)]
     text = f"{escape(sample.name)} | {escape(twin.name)}<br><b>distance {neighbour.distance:.3f}</b>"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import charts, paper
 from vesselgan.report.markup import (
     NOT_RUN,

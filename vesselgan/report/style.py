@@ -1,4 +1,4 @@
-"""The report's own style, beside what every page shares (vesselgan.html_page)."""
+"""The report's own style, beside what every page shares (vesselgan.viz.html_page)."""
 
 RULES = """
 h2 { font-size: 1.45rem; margin: 52px 0 10px; padding-top: 18px; border-top: 1px solid var(--rule); }

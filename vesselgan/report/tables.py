@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 
 FORMAT_VERSION = 1

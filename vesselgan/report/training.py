@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.errors import DataError
+from vesselgan.core.errors import DataError
 from vesselgan.report import charts, cost
 from vesselgan.report.markup import Part, counted, csv_text, figure, not_run, panels
 from vesselgan.report.runs import Run

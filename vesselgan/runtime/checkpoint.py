@@ -21,8 +21,8 @@ from typing import Any
 
 from torch import Tensor
 
-from vesselgan.errors import CheckpointError, NumericError, ResourceError
-from vesselgan.files import describe
+from vesselgan.core.atomic_io import describe
+from vesselgan.core.errors import CheckpointError, NumericError, ResourceError
 from vesselgan.runtime import checkpoint_folder as shelf
 from vesselgan.runtime import engine_state
 from vesselgan.runtime.checkpoint_folder import name_of as name_of

@@ -15,8 +15,8 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
-from vesselgan.errors import CheckpointError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import CheckpointError
 
 FORMAT_VERSION = 2
 STATE, MANIFEST = "state.json", "manifest.json"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from vesselgan.errors import ResourceError, VesselganError
+from vesselgan.core.errors import ResourceError, VesselganError
 from vesselgan.runtime.launchers import meeting_point, ranks_from_environment
 
 

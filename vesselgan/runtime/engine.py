@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vesselgan.config.deepspeed import precision_of
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World, minimum_over_ranks, refuse_missing_precision
-from vesselgan.runtime.guards import Skips
+from vesselgan.runtime.nonfinite import Skips
 
 
 class Engine:

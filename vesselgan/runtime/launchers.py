@@ -10,7 +10,7 @@ A batch script, too, has SLURM_PROCID=0 and the job's SLURM_NTASKS, but is no ta
 import re
 from collections.abc import Mapping
 
-from vesselgan.errors import UsageError
+from vesselgan.core.errors import UsageError
 
 RANK_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # How many of its own kind torchrun's agent and deepspeed's launcher know of: one per node.

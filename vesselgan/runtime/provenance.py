@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vesselgan import __version__
+from vesselgan.core.version import __version__
 
 PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "nibabel", "hydra-core", "monai")
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vesselgan.errors import CheckpointError, NumericError
+from vesselgan.core.errors import CheckpointError, NumericError
 
 # In the order in which the format's own writer sorts them: the widest first, so that every tensor is aligned.
 NAMES = {torch.int64: "I64", torch.float32: "F32"}

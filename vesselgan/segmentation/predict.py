@@ -13,18 +13,18 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from vesselgan.cohort import read_cohort
 from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Segment, TrainUnet
-from vesselgan.errors import CheckpointError, DataError, UsageError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.volumes import intensity_limits, read_image, scale_to_255, write_like
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.segmentation.sliding_window import probability_map
-from vesselgan.volumes import intensity_limits, read_image, scale_to_255, write_like
 
 PLAYER = "unet"
 RECORD = "segmentation.json"
@@ -61,7 +61,7 @@ class Settings:
     privacy: dict[str, Any] | None
     """What was spent on the patches that it was trained on; null where they are of no private GAN."""
     learned_from: dict[str, Any] | None
-    """The volumes that it may not be scored on (vesselgan.segmentation.learned); null for a run that did not say."""
+    """The volumes that it may not be scored on (segmentation.training_provenance); null for a run that did not say."""
 
 
 def segment(config: Segment) -> None:

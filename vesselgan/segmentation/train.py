@@ -19,23 +19,24 @@ from torch.profiler import record_function as phase
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainUnet
+from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
-from vesselgan.data.staged import staged
-from vesselgan.errors import DataError, NumericError, UsageError
+from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
-from vesselgan.runtime import checkpoint, distributed, rundir
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.guards import refuse_endless_skips
-from vesselgan.runtime.log import RunLog
-from vesselgan.runtime.progress import Meter, Progress
-from vesselgan.runtime.session import train_in_session
-from vesselgan.runtime.stopping import StopRequests
-from vesselgan.segmentation.learned import learned_from
+from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.provenance import collect
+from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
-from vesselgan.shards import ShardSet, content_hash
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Meter, Progress
+from vesselgan.trainer.setup import staged, train_in_session
+from vesselgan.trainer.stopper import StopRequests
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 PROGRAM = "deepspeed launch/train_unet.py"
@@ -95,14 +96,16 @@ def _shards_of_origin(folder: Path, origin: str) -> ShardSet:
 
 def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, requests: StopRequests) -> None:
     run_dir, unet = run_dir_of(config), config.unet
-    sets, validation_set = distributed.together(world, lambda: open_shards(config))
+    sets, validation_set = together(world, lambda: open_shards(config))
     settings = resolve(
         raw, batch_size=unet.batch_size, batch_per_gpu=unet.batch_per_gpu, world_size=world.size, field="unet"
     )
     inputs = {f"unet/{shards.origin} {i}": content_hash(shards.folder) for i, shards in enumerate(sets)}
     inputs["unet/validation"] = content_hash(validation_set.folder)
     both = {PLAYER: settings}
-    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs))
+    changes = together(
+        world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs, provenance=collect())
+    )
     if rundir.is_finished(run_dir, unet.max_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
@@ -112,11 +115,9 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     state = checkpoint.load(run_dir, config.checkpoint, {PLAYER: engine}, world=world) or {"step": 0, "seconds": 0.0}
     num_bytes, keep_last = checkpoint.expected_bytes([engine]), unet.keep_last
     # The best one stays beside the last ones.
-    disk = distributed.together(
-        world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1)
-    )
+    disk = together(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    distributed.together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting))
+    together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.stage_to, world)
     training = _dataset(config, sets)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vesselgan.data.patches import PatchDataset
 from vesselgan.losses.segmentation import soft_dice, sum_over_ranks
-from vesselgan.pictures import enlarge, grey, mip, overlay, sheet
 from vesselgan.runtime.distributed import World
+from vesselgan.viz.pictures import enlarge, grey, mip, overlay, sheet
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 CUT = 0.5

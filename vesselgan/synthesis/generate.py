@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Generate, Variant
-from vesselgan.errors import CheckpointError, DataError, NumericError, UsageError
-from vesselgan.files import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.formats.shard_file import ShardFile
+from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
+from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
-from vesselgan.shard_file import ShardFile
-from vesselgan.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
-from vesselgan.volumes import write_volume
 
 PAIRS_PER_SHARD = 256
 SETTINGS = "generation.json"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 
 STANDING_BATCHES = 100
 STANDING_STREAM = 3

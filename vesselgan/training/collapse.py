@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
-from vesselgan.shards import ShardSet
 
 NUM_SAMPLES = 8
 COARSE = 4

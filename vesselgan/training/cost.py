@@ -25,11 +25,11 @@ from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.privacy.engine import Batch
+from vesselgan.privacy.step import Dealt
+from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime.adam import moment_names
-from vesselgan.runtime.private_engine import Batch
 from vesselgan.training.gan import critic_step, generator_step
-from vesselgan.training.private import Dealt
-from vesselgan.training.private import critic_step as private_critic_step
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FLOAT32 = 4

@@ -8,7 +8,6 @@ the same at 512 (CPU): they go one after the other.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,14 +26,12 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.timing import Phase, Scalars
 
 # N batch (this rank's part), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
-Scalars = dict[str, Tensor]
-Phase = Callable[[str], AbstractContextManager]
-"""A named span: torch's profiler alone, or runtime.phases, which clocks it too."""
 CriticUpdate = Callable[[Any, Engine, Any, Draws, int, Variant, Phase], Scalars]
-"""`critic_step`, or training.private's with an engine and batches of its own."""
+"""`critic_step`, or privacy.step's with an engine and batches of its own."""
 
 
 def critic_step(

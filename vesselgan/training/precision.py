@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.errors import ResourceError, exit_on_error
+from vesselgan.core.errors import ResourceError, exit_on_error
+from vesselgan.formats.run_dir import write_json
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.runtime.rundir import write_json
 
 STEPS = 4
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -8,33 +8,34 @@ from typing import Any
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
+from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.data.staged import staged
-from vesselgan.errors import UsageError
+from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.runtime import checkpoint, distributed, rundir
+from vesselgan.privacy.step import Private, private_of
+from vesselgan.privacy.step import critic_step as private_critic_step
+from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.guards import refuse_endless_skips
-from vesselgan.runtime.log import RunLog
-from vesselgan.runtime.memory import largest_over_ranks, peak_bytes
-from vesselgan.runtime.phases import Phases
-from vesselgan.runtime.progress import Meter, Progress
-from vesselgan.runtime.session import train_in_session
-from vesselgan.runtime.stopping import StopRequests
-from vesselgan.shards import ShardSet, content_hash
+from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.provenance import collect
+from vesselgan.runtime.timing import Phases
+from vesselgan.trainer.checkpointer import Keeper, keeper_of, steps_of
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Meter, Progress
+from vesselgan.trainer.setup import staged, train_in_session
+from vesselgan.trainer.stopper import StopRequests
 from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
-from vesselgan.training.draws import Draws
 from vesselgan.training.gan import critic_step, train
-from vesselgan.training.keeping import Keeper, keeper_of, steps_of
-from vesselgan.training.private import Private, private_of
-from vesselgan.training.private import critic_step as private_critic_step
-from vesselgan.training.samples import FixedLatents, real_pictures
-from vesselgan.training.telling import Rehearsal, explaining_out_of_memory, facts, say_first_lines
+from vesselgan.training.run_summary import Rehearsal, explaining_out_of_memory, facts, say_first_lines
+from vesselgan.training.sample_images import FixedLatents, real_pictures
 
 PROGRAM = "deepspeed launch/train_gan.py"
 
@@ -63,7 +64,10 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     with explaining_out_of_memory(rehearsal):
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    changes = distributed.together(world, lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs))
+    changes = distributed.together(
+        world,
+        lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
+    )
     if rundir.is_finished(run_dir, num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
@@ -77,7 +81,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         told = [*told, *private.lines()]
     lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting))
+    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting, collect()))
     if world.is_main:
         rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])

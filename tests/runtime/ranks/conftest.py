@@ -16,7 +16,7 @@ from torch import Tensor
 from vesselgan.models.blocks import start_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 
 PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 32), 16, 4, 4, 5
 # Adam's first step has the gradient's sign and the learning rate's size, so a weight whose gradient lies within

@@ -18,7 +18,7 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.training.draws import Draws
+from vesselgan.runtime.noise import Draws
 from vesselgan.training.gan import train
 from vesselgan.training.run import settings_of
 

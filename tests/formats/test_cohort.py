@@ -1,0 +1,127 @@
+"""cohort.json comes back as it was written, moves with its data, and never lets one volume into two splits."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort, write_cohort
+
+
+def subject(folder: Path, name: str, split: str = "train") -> Subject:
+    return Subject(
+        split=split,
+        image=folder / "nifti" / name / "image.nii.gz",
+        label=folder / "nifti" / name / "vessel.nii.gz",
+        mask=None,
+        shape=(312, 384, 127),
+        spacing_mm=(0.5, 0.5, 0.1 + 0.6),
+        limits=(1.0, 873.25),
+        num_clipped=2**33,
+        image_sha256=name.encode().hex().ljust(64, "0"),
+        label_sha256=None,
+    )
+
+
+def cohort(folder: Path) -> Cohort:
+    splits = {"sub-10": "test", "sub-1": "train", "sub-é": "validation", "sub-2": "train"}
+    return Cohort("phantom", 99.99, {name: subject(folder, name, split) for name, split in splits.items()})
+
+
+def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    written = cohort(tmp_path)
+    assert write_cohort(tmp_path, written) == tmp_path / COHORT
+    assert read_cohort(tmp_path) == written
+    assert list(read_cohort(tmp_path).subjects) == ["sub-10", "sub-1", "sub-é", "sub-2"]
+    assert list(written.of_split("train")) == ["sub-1", "sub-2"]
+
+
+def test_a_cohort_moves_with_the_files_below_it(tmp_path: Path) -> None:
+    here, there, outside = tmp_path / "here", tmp_path / "there", tmp_path / "herenot"
+    written = cohort(here)
+    written.subjects["sub-1"] = replace(written.subjects["sub-1"], mask=outside / "mask.nii.gz")
+    write_cohort(here, written)
+    stored = json.loads((here / COHORT).read_text())["subjects"]["sub-1"]
+    assert stored["image"] == "nifti/sub-1/image.nii.gz" and stored["mask"] == str(outside / "mask.nii.gz")
+    here.rename(there)
+    moved = read_cohort(there).subjects["sub-1"]
+    assert moved.image == there / "nifti/sub-1/image.nii.gz" and moved.mask == outside / "mask.nii.gz"
+
+
+def test_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_cohort("work", cohort(Path("work")))
+    assert json.loads((tmp_path / "work" / COHORT).read_text())["subjects"]["sub-1"]["image"].startswith("nifti")
+    assert read_cohort("work") == cohort(Path("work"))
+    (tmp_path / "deeper").mkdir()
+    monkeypatch.chdir(tmp_path / "deeper")
+    assert read_cohort("../work").subjects["sub-1"].image.resolve() == tmp_path / "work/nifti/sub-1/image.nii.gz"
+
+
+def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
+    leaking = cohort(tmp_path)
+    leaking.subjects["sub-99"] = replace(leaking.subjects["sub-1"], split="test")
+    with pytest.raises(DataError, match="sub-1 .*sub-99"):
+        write_cohort(tmp_path, leaking)
+    assert not (tmp_path / COHORT).exists()
+    leaking.subjects["sub-99"] = leaking.subjects["sub-1"]
+    write_cohort(tmp_path, leaking)  # twice in one split: wasteful, not a leak
+    content = json.loads((tmp_path / COHORT).read_text())
+    content["subjects"]["sub-99"]["split"] = "validation"
+    (tmp_path / COHORT).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="sub-99"):
+        read_cohort(tmp_path)
+
+
+def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
+    one = Cohort("mine", 99.9, {"a": subject(tmp_path, "a")})
+    with pytest.raises(DataError, match="data.prepare.split"):
+        one.of_split("test")
+    with pytest.raises(UsageError, match="training"):
+        one.of_split("training")
+
+
+def test_a_missing_cohort_says_how_to_make_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data_prep.build_shards") as caught:
+        read_cohort(tmp_path)
+    assert caught.value.exit_code == 3
+
+
+def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
+    def apply(text: str) -> str:
+        content = json.loads(text)
+        change(content)
+        return json.dumps(content)
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: "", "cannot be read"),
+        (lambda text: text[:-20], "cannot be read"),
+        (lambda text: "[]", "not a cohort"),
+        (lambda text: text.replace('"sub-2"', '"sub-1"'), "sub-1 stands in it twice"),
+        (edit(lambda c: c.update(format_version=2, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
+        (edit(lambda c: c.update(format="x")), "not a cohort"),
+        (edit(lambda c: c.pop("name")), "KeyError: 'name'"),
+        (edit(lambda c: c.update(subjects=[])), "damaged"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(split="training")), "training"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(image=None)), "image None"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(shape=[3, 4])), "shape"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(spacing_mm=[1, 1, 0])), "spacing_mm"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, 3])), "limits"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, float("inf")])), "limits"),
+    ],
+)
+def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
+    write_cohort(tmp_path, cohort(tmp_path))
+    path = tmp_path / COHORT
+    path.write_text(change(path.read_text()))
+    with pytest.raises(DataError, match=message) as caught:
+        read_cohort(tmp_path)
+    assert str(path) in str(caught.value)

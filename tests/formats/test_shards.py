@@ -1,0 +1,290 @@
+"""What goes into a set of shards comes out of it, and whatever is not whole is refused by name."""
+
+import json
+import multiprocessing
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats import shards as shards_module
+from vesselgan.formats.shards import (
+    MANIFEST,
+    Record,
+    ShardInfo,
+    ShardSet,
+    content_hash,
+    intensities,
+    verify,
+    write_manifest,
+    write_shard,
+)
+
+SHAPE = (6, 5, 4)
+
+
+def sample(number: int, origin: str = "real") -> Record:
+    rng = np.random.default_rng(number)
+    score = rng.random(SHAPE).astype(np.float16) if origin == "synthetic" else None
+    return Record(
+        image_XYZ=(rng.integers(0, 65536, SHAPE) / 257).astype(np.float32),
+        label_XYZ=rng.integers(0, 2, SHAPE).astype(np.uint8),
+        subject=f"sub-{number // 2}-é",
+        corner=(number, -1, 2**31 - 1),
+        kind="synthetic" if origin == "synthetic" else ("grid", "vessel")[number % 2],
+        limits=(0.1 * number, 1e300),
+        num_clipped=2**40 + number,
+        score_XYZ=score,
+    )
+
+
+def list_in_manifest(folder: Path, infos: list[ShardInfo], origin: str = "real") -> None:
+    subjects = {f"sub-{i}-é": {"spacing_mm": [0.5, 0.5, 0.7], "affine": np.eye(4).tolist()} for i in range(9)}
+    write_manifest(
+        folder,
+        shards=infos,
+        patch_shape=SHAPE,
+        origin=origin,
+        subjects=subjects,
+        spacing_mm=(0.5, 0.5, 0.7),
+        upper_percentile=99.99,
+        extra={"purpose": "gan"},
+    )
+
+
+def make_set(folder: Path, counts: tuple[int, ...] = (3, 2), origin: str = "real") -> list[Record]:
+    records = [sample(number, origin) for number in range(sum(counts))]
+    ends = np.cumsum(counts)
+    infos = [
+        write_shard(folder / f"shard-{k}.h5", records[end - count : end], patch_shape=SHAPE, origin=origin)
+        for k, (count, end) in enumerate(zip(counts, ends, strict=True))
+    ]
+    list_in_manifest(folder, infos, origin)
+    return records
+
+
+def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+def assert_same(got: Record, expected: Record) -> None:
+    for name in ("image_XYZ", "label_XYZ", "score_XYZ"):
+        a, b = getattr(got, name), getattr(expected, name)
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype
+            np.testing.assert_array_equal(a, b)
+    for name in ("subject", "corner", "kind", "limits", "num_clipped"):
+        assert getattr(got, name) == getattr(expected, name)
+
+
+@pytest.mark.parametrize("origin", ["real", "synthetic"])
+def test_records_come_back_bit_for_bit_across_shards(tmp_path: Path, origin: str) -> None:
+    records = make_set(tmp_path, (3, 1, 2), origin)
+    shards = ShardSet(tmp_path)
+    assert len(shards) == 6 and shards.patch_shape == SHAPE and shards.origin == origin
+    assert shards.spacing_mm == (0.5, 0.5, 0.7) and shards.subjects["sub-1-é"]["affine"][3] == [0, 0, 0, 1]
+    for i in (5, 0, 3, 2, 4, 1):
+        assert_same(shards.record(i), records[i])
+    assert [shards.shard_of(i)[6] for i in range(6)] == list("000122")
+    for outside in (-1, 6):
+        with pytest.raises(IndexError):
+            shards.record(outside)
+    assert verify(tmp_path) == []
+
+
+@settings(max_examples=10, deadline=None)
+@given(values=st.lists(st.floats(0, 255, width=32), min_size=8, max_size=8), start=st.integers(0, 65536 - 8))
+def test_intensities_round_trip_within_half_a_step(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], start: int
+) -> None:
+    folder = tmp_path_factory.mktemp("set")
+    grid = ((start + np.arange(8)) / 257).astype(np.float32)
+    image = np.stack([np.float32(values), grid]).reshape(2, 4, 2)
+    label = np.zeros((2, 4, 2), np.uint8)
+    record = Record(image, label, "a", (0, 0, 0), "grid", (0.0, 1.0), 0)
+    info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
+    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "upper_percentile": None, "extra": {}}
+    write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
+    back = ShardSet(folder).image_XYZ(0)
+    np.testing.assert_array_equal(back[1], image[1])
+    # Half a step of 1/257, and two units in the last place of float32 near 255 for the arithmetic.
+    assert np.abs(back[0].astype(np.float64) - image[0]).max() <= 0.5 / 257 + 2 * np.spacing(np.float32(255))
+
+
+def test_all_65536_stored_intensities_round_trip() -> None:
+    stored = np.arange(65536, dtype=np.uint16)
+    image = intensities(stored, "volume")
+    assert image.dtype == np.float32 and image[0] == 0 and image[-1] == 255
+    np.testing.assert_array_equal(np.rint(image * np.float32(257)).astype(np.uint16), stored)
+
+
+def test_patch_scaling_spans_0_to_255() -> None:
+    np.testing.assert_allclose(intensities(np.uint16([100, 150, 300]), "patch"), [0, 63.75, 255], rtol=1e-6)
+    for high in range(1, 65536, 97):
+        assert intensities(np.uint16([0, high]), "patch").tolist() == [0, 255]
+    for value in (0, 77, 65535):
+        np.testing.assert_array_equal(intensities(np.full(4, value, np.uint16), "patch"), np.zeros(4))
+    with pytest.raises(UsageError, match="slice"):
+        intensities(np.zeros(1, np.uint16), "slice")
+
+
+def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path: Path) -> None:
+    make_set(tmp_path / "real")
+    records = make_set(tmp_path / "synthetic", (2,), "synthetic")
+    synthetic, real = ShardSet(tmp_path / "synthetic"), ShardSet(tmp_path / "real")
+    for threshold in (0.1, 0.5, 0.999):
+        expected = records[1].score_XYZ.astype(np.float64) >= threshold
+        np.testing.assert_array_equal(synthetic.label(1, threshold), expected)
+        image, label = synthetic.read_pair(1, scaling="volume", label_threshold=threshold)
+        np.testing.assert_array_equal(image, records[1].image_XYZ)
+        np.testing.assert_array_equal(label, expected)
+        np.testing.assert_array_equal(real.label(0, threshold), real.record(0).label_XYZ)
+
+
+def test_a_score_equal_to_the_threshold_is_vessel(tmp_path: Path) -> None:
+    record = sample(0, "synthetic")
+    score = np.full(SHAPE, 0.5, np.float16)
+    score[0] = np.nextafter(np.float16(0.5), np.float16(0))
+    record = Record(**{**record.__dict__, "score_XYZ": score})
+    info = write_shard(tmp_path / "s.h5", [record], patch_shape=SHAPE, origin="synthetic")
+    list_in_manifest(tmp_path, [info], "synthetic")
+    label = ShardSet(tmp_path).label(0, 0.5)
+    assert label[0].max() == 0 and label[1:].min() == 1
+
+
+def test_every_process_opens_its_own_files(tmp_path: Path) -> None:
+    records = make_set(tmp_path)
+    shards = ShardSet(tmp_path)
+    shards.record(0)
+    copy = pickle.loads(pickle.dumps(shards))
+    assert copy._open == {} and shards._open != {}
+    assert_same(copy.record(4), records[4])
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        for got, expected in zip(pool.map(shards.record, range(5), chunksize=1), records, strict=True):
+            assert_same(got, expected)
+    assert_same(shards.record(0), records[0])
+    shards.close()
+    assert_same(shards.record(0), records[0])
+
+
+def test_open_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = make_set(tmp_path, (1, 1, 1, 1))
+    monkeypatch.setattr(shards_module, "_MAX_OPEN", 2)
+    shards = ShardSet(tmp_path)
+    for i in (0, 1, 2, 3, 0):
+        assert_same(shards.record(i), records[i])
+        assert len(shards._open) <= 2
+
+
+def test_a_content_hash_follows_patches_and_order_alone(tmp_path: Path) -> None:
+    make_set(tmp_path / "a")
+    make_set(tmp_path / "b")
+    make_set(tmp_path / "c", (2, 3))
+    edit_manifest(tmp_path / "b", lambda m: m.update(extra={"note": 1}))
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
+    edit_manifest(tmp_path / "b", lambda m: m["shards"].reverse())
+    assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def noise(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [cut, empty, noise, Path.unlink])
+def test_a_damaged_or_missing_shard_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    make_set(tmp_path)
+    damage(tmp_path / "shard-1.h5")
+    with pytest.raises(DataError, match=r"shard-1\.h5.*data\.prepare\.repair") as caught:
+        ShardSet(tmp_path).record(4)
+    assert caught.value.exit_code == 3
+    problems = verify(tmp_path)
+    assert len(problems) == 1 and "shard-1.h5" in problems[0]
+    assert len(verify(tmp_path, deep=False)) == 1
+
+
+def test_verify_names_every_bad_shard_and_only_them(tmp_path: Path) -> None:
+    make_set(tmp_path, (1, 1, 1))
+    for bad in ("shard-0.h5", "shard-2.h5"):
+        content = bytearray((tmp_path / bad).read_bytes())
+        content[-1] ^= 1
+        (tmp_path / bad).write_bytes(content)
+    assert [re.search(r"shard-\d", problem)[0] for problem in verify(tmp_path)] == ["shard-0", "shard-2"]
+
+
+def test_verify_finds_forbidden_values_and_subjects(tmp_path: Path) -> None:
+    make_set(tmp_path, (2,))
+    with h5py.File(tmp_path / "shard-0.h5", "r+") as file:
+        file["label"][1, 0, 0, 0] = 7
+    path = tmp_path / "shard-0.h5"
+    list_in_manifest(tmp_path, [ShardInfo(path.name, 2, path.stat().st_size, shards_module.sha256_of(path))])
+    assert verify(tmp_path, deep=False) == []
+    assert "label of patch 1 is neither 0 nor 1" in verify(tmp_path)[0]
+    edit_manifest(tmp_path, lambda m: m["subjects"].pop("sub-0-é"))
+    assert "subject sub-0-é is not in the manifest" in verify(tmp_path, deep=False)[0]
+
+
+def raise_version(content: dict) -> None:
+    content.update(format_version=2, made_by="vesselgan 9.1")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (raise_version, "made by vesselgan 9.1 .*upgrade"),
+        (lambda m: m.update(format_version=0), "format version 0 is unknown"),
+        (lambda m: m.update(format="other"), "not a manifest"),
+        (lambda m: m.pop("patch_shape"), "patch_shape"),
+        (lambda m: m.update(patch_shape=[8, 8]), "patch_shape"),
+        (lambda m: m.update(patch_shape=[8, 8, 0.5]), "damaged"),
+        (lambda m: m.update(spacing_mm=[1, 1, float("nan")]), "spacing_mm"),
+        (lambda m: m.update(origin="borrowed"), "borrowed"),
+        (lambda m: m.update(count=6), "count is 6.* sum to 5"),
+        (lambda m: m.update(shards=[]), "count"),
+        (lambda m: m.update(subjects=[1]), "damaged"),
+        (lambda m: m["shards"][0].update(file="../shard-0.h5"), "plain file name"),
+        (lambda m: m["shards"][0].update(file="/etc/passwd"), "plain file name"),
+        (lambda m: m["shards"][0].update(count=-3), "shard-0.h5"),
+        (lambda m: m["shards"][0].pop("sha256"), "damaged"),
+        (lambda m: m["shards"][0].update(size=1), "damaged"),
+    ],
+)
+def test_a_manifest_that_breaks_the_format_is_refused(
+    tmp_path: Path, change: Callable[[dict], object], message: str
+) -> None:
+    make_set(tmp_path)
+    edit_manifest(tmp_path, change)
+    with pytest.raises(DataError, match=message) as caught:
+        ShardSet(tmp_path)
+    assert str(tmp_path / MANIFEST) in str(caught.value)
+    assert verify(tmp_path) == [str(caught.value)]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+    make_set(tmp_path)
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(DataError, match=MANIFEST):
+        ShardSet(tmp_path)
+
+
+def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="data_prep.build_shards"):
+        ShardSet(tmp_path / "nowhere")

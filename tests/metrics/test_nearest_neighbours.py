@@ -1,0 +1,102 @@
+"""The nearest training patch: hand-made distances, copies however they are turned or lit, any number of blocks."""
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.metrics import nearest_neighbours
+
+
+def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
+    """Image i is of subject sub-(i mod 2)."""
+    shape = images[0].shape
+    records = [
+        Record(image.astype(np.float32), np.zeros(shape, np.uint8), f"sub-{i % 2}", (0, 0, 0), "grid", (0.0, 9.0), 0)
+        for i, image in enumerate(images)
+    ]
+    info = write_shard(folder / "shard.h5", records, patch_shape=shape, origin="real")
+    place = {"spacing_mm": [1.0, 1.0, 1.0], "affine": np.eye(4).tolist()}
+    write_manifest(
+        folder, shards=[info], patch_shape=shape, origin="real", subjects={"sub-0": place, "sub-1": place},
+        spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.99, extra={},
+    )  # fmt: skip
+    return ShardSet(folder)
+
+
+def noise(count: int, shape: tuple[int, ...] = (6, 6, 4), seed: int = 0) -> list[np.ndarray]:
+    return list(np.random.default_rng(seed).uniform(0, 255, (count, *shape)))
+
+
+def plain(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((nearest_neighbours.standardise(a) - nearest_neighbours.standardise(b)) ** 2)))
+
+
+def turns(image: np.ndarray) -> list[np.ndarray]:
+    """All sixteen, as data.augment makes them; eight where X and Y differ."""
+    exchanged = [image.swapaxes(0, 1)] if image.shape[0] == image.shape[1] else []
+    axes = [list(some) for count in range(4) for some in itertools.combinations(range(3), count)]
+    return [np.flip(form, some) for form in [image, *exchanged] for some in axes]
+
+
+def test_standardised_distance_of_known_vectors() -> None:
+    a = np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
+    b = np.array([1.0, 1.0, -1.0, -1.0]).reshape(4, 1, 1)
+    np.testing.assert_allclose(nearest_neighbours.standardise(5 * a + 7), a.ravel(), atol=1e-6)  # float32
+    assert plain(a, b) == pytest.approx(math.sqrt(2))  # orthogonal unit-variance vectors: mean square difference 2
+    assert not nearest_neighbours.standardise(np.full((2, 2, 2), 3.0)).any()
+
+
+def test_a_copy_is_found_in_any_brightness(tmp_path: Path) -> None:
+    training = write(tmp_path, noise(10))
+    found = nearest_neighbours.nearest([training.image_XYZ(7), training.image_XYZ(2) * 0.5 + 3], training)
+    assert [(n.index, n.subject) for n in found] == [(7, "sub-1"), (2, "sub-0")]
+    assert max(n.distance for n in found) < 5e-3  # float32: 1 - correlation loses half the digits
+
+
+@pytest.mark.parametrize("most_bytes", [1, 2**30])
+@pytest.mark.parametrize("shape", [(6, 6, 4), (5, 5, 3), (4, 6, 1)])
+def test_nearest_equals_plain_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, shape: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(nearest_neighbours, "BLOCK", 3)
+    monkeypatch.setattr(nearest_neighbours, "MOST_BYTES", most_bytes)
+    training, asked = write(tmp_path, noise(10, shape)), noise(4, shape, seed=1)
+    for in_any_turn in (False, True):
+        forms = turns if in_any_turn else lambda image: [image]
+        distances = [[min(plain(f, training.image_XYZ(i)) for f in forms(a)) for i in range(10)] for a in asked]
+        found = nearest_neighbours.nearest(iter(asked), training, in_any_turn=in_any_turn)
+        assert [n.index for n in found] == np.argmin(distances, axis=1).tolist()
+        assert [n.distance for n in found] == pytest.approx(np.min(distances, axis=1).tolist(), rel=1e-4)  # float32
+
+
+def test_a_turned_copy_is_found_in_every_turn(tmp_path: Path) -> None:
+    training = write(tmp_path, noise(5))
+    turned = turns(training.image_XYZ(3))
+    assert len(turned) == 16
+    assert all(
+        n.index == 3 and n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training, in_any_turn=True)
+    )
+    assert [n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training)] == [True] + [False] * 15
+
+
+def test_the_own_subject_can_be_left_out(tmp_path: Path) -> None:
+    training = write(tmp_path, noise(6))
+    own, other, nobody = nearest_neighbours.nearest(
+        [training.image_XYZ(0)] * 3, training, not_of=[None, "sub-0", "sub-1"]
+    )
+    assert own.index == 0 and own.distance < 5e-3 and nobody.index == 0
+    assert other.subject == "sub-1" and other.distance > 0.1
+    alone = write(tmp_path / "alone", noise(1))
+    assert nearest_neighbours.nearest([alone.image_XYZ(0)], alone, not_of=["sub-0"]) == [None]
+
+
+def test_a_constant_patch_resembles_constant_ones_alone(tmp_path: Path) -> None:
+    flat = np.full((6, 6, 4), 20.0)
+    training = write(tmp_path, [flat, *noise(1)])
+    one, two = nearest_neighbours.nearest([flat + 9, -training.image_XYZ(1)], training)
+    assert (one.index, one.distance) == (0, 0.0)
+    assert (two.index, two.distance) == (0, pytest.approx(math.sqrt(2)))  # its negative lies at distance 2

@@ -1,0 +1,104 @@
+"""What a run's privacy is said to be, by unit, and which checkpoints no run may go on from."""
+
+import json
+
+import pytest
+
+from vesselgan.config.compose import compose, parse
+from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
+from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, planned, refuse_other_history, verdict, words
+from vesselgan.tools.plan import plan
+
+PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
+
+
+def mechanism(*words_: str) -> tuple[Mechanism, int]:
+    return planned(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
+
+
+def test_plan_tells_epsilon_for_both_units_before_anything_runs(capsys: pytest.CaptureFixture) -> None:
+    plan(parse("plan", None, ["variant=dpgan", "--json"]))
+    told = json.loads(capsys.readouterr().out)
+    assert told["parameters"] == 70_026_243  # both players at half width, as the authors' code has them
+    # 100 epochs of 587 whole batches; 15.466 for 58,750 steps (constants of the accountant's tests).
+    assert (told["critic_steps"], told["steps"], told["unit"]) == (58_700, 11_740, "patch")
+    assert told["delta"] == 1 / 2350 and told["noise_multiplier"] == 0.5
+    assert told["epsilon_patch"] == pytest.approx(15.466, rel=1e-3)
+    assert told["epsilon_patient"] > 50 * told["epsilon_patch"]
+    assert any("per patient" in line and "protects nobody" in line for line in told["privacy_lines"])
+    spent = {row["noise_multiplier"]: row for row in told["paper_settings"]}
+    assert spent[0.5]["claimed"] == 100 and spent[0.5]["counted"] == pytest.approx(69.17, rel=1e-3)
+    assert spent[0.5]["spent"] == pytest.approx(647.5, rel=1e-3) and spent[0.1]["ours"] == pytest.approx(
+        1.1607e5, rel=1e-3
+    )
+
+
+def test_the_patient_as_unit_is_what_his_patches_share() -> None:
+    by_patient, steps = mechanism("variant.dp.unit=patient", "variant.dp.delta=1e-5", "variant.dp.noise_multiplier=2")
+    assert (by_patient.num_units, by_patient.sample_rate) == (47, 4 / 47)
+    # One patch of a patient is shown in one of 50 cases: rate 4 / 2350, as if patches were sampled.
+    by_patch, _ = mechanism("variant.dp.delta=1e-5", "variant.dp.noise_multiplier=2")
+    assert by_patient.epsilon("patch", steps) == pytest.approx(by_patch.epsilon("patch", steps))
+    assert by_patient.epsilon("patch", steps) < by_patient.epsilon("patient", steps)
+
+
+def test_a_delta_that_means_nothing_is_refused() -> None:
+    with pytest.raises(PrivacyError, match="1 / 47 patients") as raised:
+        mechanism("variant.dp.unit=patient")
+    assert raised.value.exit_code == 7
+    with pytest.raises(PrivacyError, match=r"variant\.dp\.delta to at most 0\.001"):
+        mechanism("variant.dp.delta=0.002")
+
+
+def test_a_batch_of_everybody_is_refused() -> None:
+    with pytest.raises(UsageError, match="everyone would be in every step") as raised:
+        planned(
+            compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant,
+            **(PAPER | {"batch_size": 47}),
+        )
+    assert raised.value.exit_code == 2
+
+
+def test_a_target_stops_before_the_step_that_would_pass_it() -> None:
+    found, steps = mechanism("variant.dp.target_epsilon=8")
+    assert steps % 5 == 0 and steps < 58_700
+    assert found.epsilon("patch", steps) <= 8 < found.epsilon("patch", steps + 5)
+    one = found.steps_within(8, 58_700)
+    assert found.epsilon("patch", one) <= 8 < found.epsilon("patch", one + 1)
+    with pytest.raises(PrivacyError, match="pass it already"):
+        mechanism("variant.dp.target_epsilon=0.01")
+
+
+def test_a_target_without_noise_finds_the_noise_for_the_whole_run() -> None:
+    found, steps = mechanism("variant.dp.target_epsilon=8", "variant.dp.noise_multiplier=null")
+    assert steps == 58_700 and 7.9 < found.epsilon("patch", steps) <= 8
+
+
+def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
+    found, steps = mechanism()
+    text = "\n".join(words(found, steps))
+    assert "per patch: epsilon 15.46" in text and "PRV: 13.8" in text and "per patient: epsilon" in text
+    assert all(what in text for what in NOT_COVERED) and found.told(steps)["not_covered"] == list(NOT_COVERED)
+    untold = ("the intensity range", "the label threshold", "the checkpoint and the settings", "validation data")
+    assert all(what in text for what in untold)
+    assert verdict(9.9) == "" and "22,026" in verdict(10.0) and "10^50" in verdict(115.2)
+
+
+def test_no_run_goes_on_from_a_checkpoint_whose_accountant_is_not_its_own() -> None:
+    found, _ = mechanism()
+    whole = {"step": 20, "privacy": found.told(100)}
+    refuse_other_history(json.loads(json.dumps(whole)), found.told(100))
+    with pytest.raises(CheckpointError, match="holds no privacy accountant") as raised:
+        refuse_other_history({"step": 20}, found.told(100))
+    assert raised.value.exit_code == 4
+    with pytest.raises(CheckpointError, match="counts 95 steps, the critic has taken 100"):
+        refuse_other_history({"step": 20, "privacy": found.told(95)}, found.told(100))
+    fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
+    with pytest.raises(CheckpointError, match="num_units: 2350 -> 2300"):
+        refuse_other_history(whole, fewer.told(100))
+    quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
+    with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.1"):
+        refuse_other_history(whole, quieter.told(100))
+    known, secret = ({"is_key_secret": is_secret} for is_secret in (False, True))
+    with pytest.raises(CheckpointError, match="is_key_secret: False -> True"):
+        refuse_other_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)

@@ -1,0 +1,86 @@
+"""What a U-Net has learned from goes with it to the scores, which refuse those volumes."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vesselgan.config.compose import parse
+from vesselgan.core.errors import DataError
+from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.cohort import Cohort, read_cohort, write_cohort
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest
+from vesselgan.segmentation.predict import segment
+from vesselgan.segmentation.train import train_unet
+from vesselgan.segmentation.training_provenance import learned_from
+
+SMALL = ["unet.filters=[4,8]", "unet.num_workers=0", "unet.batch_size=4", "unet.max_steps=1", "runtime.device=cpu"]
+
+
+def digests(cohort: Path, split: str) -> list[str]:
+    return sorted(subject.image_sha256 for subject in read_cohort(cohort).of_split(split).values())
+
+
+def renamed(tiny: Path, folder: Path, subject: str) -> Path:
+    """A cohort of one test subject, which is this one of the tiny cohort."""
+    theirs = dataclasses.replace(read_cohort(tiny).subjects[subject], split="test")
+    write_cohort(folder, Cohort("elsewhere", 99.9, {"patient-x": theirs}))
+    return folder
+
+
+def test_scores_refuse_what_was_learned_from_under_any_name(
+    tiny_cohort: Path, afresh: Callable[[], None], tmp_path: Path
+) -> None:
+    run = tmp_path / "unet"
+    afresh()
+    train_unet(parse("train_unet", None, [f"data.cohort_dir={tiny_cohort}", *SMALL, "--run_dir", str(run)]))
+
+    def scored(cohort: Path, split: str) -> dict:
+        out = tmp_path / f"{cohort.name}-{split}"
+        common = [f"data.cohort_dir={cohort}", f"split={split}"]
+        segment(parse("segment", None, [*common, f"run={run}", f"out={out}", "runtime.device=cpu"]).config)
+        words = [f"predictions={out}", "name=real", f"out={out}.json"]
+        evaluate(parse("evaluate", None, [*common, *words]).config)
+        return json.loads(Path(f"{out}.json").read_text())
+
+    for subject, how in (("sub-1", "has learned from"), ("sub-3", "was chosen on")):
+        with pytest.raises(DataError, match=f"the U-Net {how} patient-x .the same voxels."):
+            scored(renamed(tiny_cohort, tmp_path / subject, subject), "test")
+    with pytest.raises(DataError, match="learned from sub-0, sub-1, sub-2"):
+        scored(tiny_cohort, "train")
+    result = scored(tiny_cohort, "test")
+    assert result["training_overlap"] == "none: 2 against 4 learned from or chosen on, by their voxels"
+    assert scored(tiny_cohort, "validation")["training_overlap"].startswith("none: 1 against 3")
+    assert digests(tiny_cohort, "train")[0] not in json.dumps(result)
+
+
+def test_synthetic_patches_count_as_what_their_gan_learned_from(tiny_cohort: Path, tmp_path: Path) -> None:
+    real = ShardSet(tiny_cohort / "shards/unet/train")
+    validation = ShardSet(tiny_cohort / "shards/unet/validation")
+    assert learned_from(str(tiny_cohort), [real], validation) == {
+        "train": digests(tiny_cohort, "train"),
+        "validation": digests(tiny_cohort, "validation"),
+        "unknown": [],
+        "gan": None,
+    }
+    made, gan = tmp_path / "made", tmp_path / "cohort/shards/gan/train"
+    gan.parent.mkdir(parents=True)
+    gan.symlink_to(real.folder)
+    made.symlink_to(validation.folder)  # stands for a synthetic set: what matters is what its manifest says
+    synthetic = ShardSet(made)
+    for trained_on, train, known in ((content_hash(gan), digests(tiny_cohort, "train"), True), ("ab" * 32, [], False)):
+        extra = {"trained_on": trained_on, "run": "gan-a", "weights_sha256": "cd" * 32}
+        synthetic.manifest = dataclasses.replace(synthetic.manifest, extra=extra, origin="synthetic")
+        synthetic.origin = "synthetic"
+        found = learned_from(str(tmp_path / "cohort"), [synthetic], validation)
+        assert (found["train"], not found["unknown"]) == (train, known)
+        assert found["gan"] == {"run": "gan-a", "weights_sha256": "cd" * 32}
+
+
+def test_shards_that_do_not_say_whose_volumes_they_hold_are_told(tiny_cohort: Path, synthetic_set: Path) -> None:
+    validation = ShardSet(tiny_cohort / "shards/unet/validation")
+    assert "image_sha256" not in next(iter(read_manifest(synthetic_set).subjects.values()))
+    (unknown,) = learned_from(str(tiny_cohort), [validation], ShardSet(synthetic_set))["unknown"]
+    assert "do not say which volumes they were cut from" in unknown

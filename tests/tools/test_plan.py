@@ -1,0 +1,82 @@
+"""Costs against the paper's Table 2, against arithmetic, and against a checkpoint that was really written."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from vesselgan.config.compose import compose, parse
+from vesselgan.core.errors import UsageError
+from vesselgan.tools.plan import Share, costs, plan
+
+
+@functools.cache
+def words(text: str):
+    """The costs of these settings; full-size ones take seconds."""
+    return costs(compose("plan", text.split()))
+
+
+@pytest.mark.parametrize(
+    ("variant", "total", "generator"),
+    [
+        ("gp", 144_697_347, 139_916_994),
+        ("sn", 144_697_347, 139_916_994),
+        ("sn_mp", 144_697_347, 139_916_994),
+        ("c_sn_mp", 307_974_147, 289_123_714),
+    ],
+)
+def test_parameters_are_those_of_table_2(variant, total, generator):
+    facts = words(f"variant={variant}")
+    assert facts["parameters"] == facts["parameters_generator"] + facts["parameters_critic"] == total
+    assert facts["parameters_generator"] == generator
+
+
+def test_json_holds_the_documented_keys_per_variant(capsys):
+    words = ["variants=[gp,sn]", "patch_shape=[32,32,16]", "variant.width=8", "ranks=[1,2]", "step_seconds=2"]
+    words += ["memory_gib=100", "train.keep_every_epochs=25", "train.keep_last=2", "--json"]
+    plan(parse("plan", None, words))
+    gp, facts = json.loads(capsys.readouterr().out)["variants"]
+    documented = " ".join(costs.__doc__.split())
+    assert [key for key in facts if f"{key}" not in documented] == []
+    assert [(fact["variant"], fact["width"]) for fact in (gp, facts)] == [("gp", 8), ("sn", 8)]
+    # Two float32 numbers a parameter: the weight and Adam's second moment; buffers of these small networks come on top.
+    assert facts["checkpoint_gib"] == pytest.approx(8 * facts["parameters"] / 2**30, rel=0.05)
+    # 100 epochs, every 25th kept: four checkpoints more than the two newest and the one being written.
+    assert facts["run_gib"] == pytest.approx((2 + 4 + 1) * facts["checkpoint_gib"])
+    # 2,350 pairs are 587 batches of 4, a hundred times, two seconds each.
+    assert facts["steps"] == 58_700 and facts["hours"] == pytest.approx(58_700 * 2 / 3600)
+    assert [set(row) for row in facts["ranks"]] == [{field.name for field in dataclasses.fields(Share)}] * 2
+    one, two = facts["ranks"]
+    assert (one["batch_per_rank"], two["batch_per_rank"]) == (4, 2) and two["peak_gib"] < one["peak_gib"]
+
+
+def test_memory_is_ordered_as_in_table_2():
+    peaks = {name: words(f"variant={name}")["ranks"][0]["peak_gib"] for name in ("gp", "sn", "sn_mp", "c_sn_mp")}
+    # The paper's order: SN-MP below SN and GP, c-SN-MP above all.
+    assert peaks["sn_mp"] < min(peaks["sn"], peaks["gp"]) < max(peaks["sn"], peaks["gp"]) < peaks["c_sn_mp"]
+
+
+def test_a_step_takes_what_its_terms_take():
+    alone, four, many = words("variant=sn_mp variant.width=64 patch_shape=[32,32,32] ranks=[1,4,64]")["ranks"]
+    machine = compose("plan", []).machine
+    assert (alone["batch_size"], four["batch_size"], many["batch_size"]) == (4, 4, 64)
+    for share in (alone, four, many):
+        step = share["step"]
+        busy = step["compute_ms"] + step["update_ms"] + step["traffic_ms"]
+        assert step["step_ms"] == pytest.approx(max(busy, step["load_ms"], step["storage_ms"]))
+        assert share["patches_per_s"] == pytest.approx(1e3 * share["batch_size"] / step["step_ms"])
+    assert alone["traffic"]["gradient_bytes"] == alone["step"]["traffic_ms"] == 0 and alone["efficiency"] == 1
+    # Gradients and weights in half, each once a step; a ring of 64 sends 63/64 of twice the one and once the other.
+    sent = many["traffic"]
+    assert sent["gradient_bytes"] == sent["weight_bytes"] == four["traffic"]["gradient_bytes"]
+    link_ms = 1e3 * 63 / 64 * 3 * sent["gradient_bytes"] / 2**30 / machine.link_gib_per_s
+    assert many["step"]["traffic_ms"] == pytest.approx(link_ms + sent["calls"] * machine.call_ms * 6)
+    assert many["efficiency"] < four["efficiency"] <= 1
+
+
+def test_what_cannot_run_is_not_planned():
+    with pytest.raises(UsageError, match="ZeRO"):
+        words("variant=sn_mp zero_stage=0")
+    with pytest.raises(UsageError, match="3 ranks"):
+        words("variant=sn ranks=[3]")

@@ -1,0 +1,106 @@
+"""How a run tells how far it is, on a terminal and elsewhere; where a step's time goes; what counts as no memory."""
+
+import json
+import sys
+import time
+
+import pytest
+import torch
+
+from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
+from vesselgan.runtime.timing import Phases
+from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.progress import Progress
+
+CPU = torch.device("cpu")
+
+
+def tell_three_steps(tmp_path) -> None:
+    log = RunLog(tmp_path, is_main=True)
+    progress = Progress(log, start=0, stop=3, patches_per_step=4)
+    for step in (1, 2, 3):
+        progress.advance(step)
+        progress.tell(step, {"loss": 1.0 / step}, f"loss {1.0 / step:.3f}")
+    log.close()
+
+
+def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    tell_three_steps(tmp_path)
+    shown = capsys.readouterr()
+    assert "3/3" in shown.err and "loss 0.333" in shown.err
+    assert "step 3/3" not in shown.out and "the end is expected at" in shown.out
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
+    tell_three_steps(tmp_path)
+    shown = capsys.readouterr()
+    assert shown.err == "" and "step 3/3  loss 0.333" in shown.out
+
+
+def test_only_rank_0_writes(tmp_path, capsys):
+    log = RunLog(tmp_path, is_main=False)
+    Progress(log, start=0, stop=1, patches_per_step=4).tell(1, {"loss": 1.0}, "loss")
+    log.line("text")
+    log.settings({"a": 1}, watched=[])
+    log.close()
+    assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
+
+
+def test_a_sitting_killed_before_its_first_checkpoint_leaves_no_curve(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for value in (1.0, 2.0):
+        log = RunLog(tmp_path, is_main=True, resume_step=0)
+        log.settings({"width": 8, "name": "sn", "steps": None}, watched=["loss"])
+        log.scalars(1, {"loss": value})
+        log.close()
+    seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in seen.Scalars("loss")] == [(1, 2.0)]
+    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
+        {"step": 1, "loss": 2.0}
+    ]
+    assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
+
+
+def test_phases_are_added_by_what_they_belong_to_and_divided_by_the_steps():
+    phases = Phases(CPU)
+    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "save"):
+        with phases(name):
+            time.sleep(0.02)
+    first = phases.read(2)
+    assert set(first) == {f"ms_per_step/{name}" for name in ("critic", "update", "save")}
+    # Two spans of at least 20 ms over two steps; a sleep may last longer, never shorter.
+    assert first["ms_per_step/critic"] >= 20 and first["ms_per_step/update"] >= 20
+    assert first["ms_per_step/save"] >= 10
+    assert phases.read(2) == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_phases_on_a_gpu_are_the_devices_time():
+    device = torch.device("cuda")
+    phases, x = Phases(device), torch.rand(4096, 4096, device=device)
+    for _ in range(2):
+        with phases("critic/scores"):
+            for _ in range(20):
+                x = torch.nn.functional.normalize(x @ x)
+    torch.cuda.synchronize()
+    # 20 products of 137 GFLOP cannot take less than a millisecond on any GPU; launching them does.
+    assert phases.read(1)["ms_per_step/critic"] > 2
+
+
+def test_what_an_allocator_says_is_told_from_other_errors():
+    refusal = RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"
+    )
+    assert all(is_out_of_memory(error) for error in (torch.OutOfMemoryError("CUDA"), MemoryError(), refusal))
+    assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError())
+    with pytest.raises(RuntimeError) as real:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert is_out_of_memory(real.value)
+
+
+def test_the_peak_follows_what_is_taken_and_stays_below_what_there_is():
+    before = peak_bytes(CPU)
+    held = torch.ones(2**26)  # 256 MiB
+    assert peak_bytes(CPU) >= before and held.sum() == 2**26
+    assert 2**28 < peak_bytes(CPU) < limit_bytes(CPU)

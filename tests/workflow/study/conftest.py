@@ -1,0 +1,127 @@
+"""A study on made-up runs: commands are not started, what they would leave is written instead."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vesselgan.config.compose import compose, to_yaml
+from vesselgan.config.schema import Study
+from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
+from vesselgan.workflow import stage as stages
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import steps
+
+SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
+
+
+@functools.cache
+def settings_of(variant: str) -> str:
+    return to_yaml(compose("train_gan", [f"variant={variant}"]))
+
+
+def write_gan(folder: Path, variant: str, trained_on: str) -> Path:
+    """A run directory as far as a study looks at it."""
+    (folder / "checkpoints/step_00000010").mkdir(parents=True)
+    (folder / "config.yaml").write_text(settings_of(variant))
+    (folder / "finished.json").write_text("{}")
+    (folder / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": trained_on}}))
+    return folder
+
+
+def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, seed: int = 0) -> Path:
+    """cohort.json with an image hash for each subject that depends on `seed` and its place."""
+    subjects = {
+        subject: Subject(split, folder / f"{subject}.nii.gz", None, None, (4, 4, 4), (1.0, 1.0, 1.0), (0.0, 1.0), 0,
+                         f"{seed + number:064x}", None)
+        for number, (subject, split) in enumerate(splits.items())
+    }  # fmt: skip
+    write_cohort(folder, Cohort(name, 99.9, subjects))
+    write_manifest(
+        folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
+        origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.9, extra={},
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Callable[..., Study]:
+    """The settings of a study of two GANs, an own cohort and another one; words change them."""
+    own = write_made_up_cohort(
+        tmp_path / "own", "own", {"a": "train", "b": "validation", "c": "test", "d": "test"}, seed=10
+    )
+    other = write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=50)
+    learned_from = content_hash(own / "shards/gan/train")
+    runs = [write_gan(tmp_path / "runs" / variant, variant, learned_from) for variant in ("gp", "sn_mp")]
+    fixed = [steps.word("runs", [str(run) for run in runs]), steps.word("test_cohorts", [str(other)])]
+    fixed += [steps.word("work_dir", tmp_path / "work"), steps.word("data.cohort_dir", own)]
+
+    def make(*words: str) -> Study:
+        return compose("study", [*SETTINGS, *fixed, *words])
+
+    return make
+
+
+@pytest.fixture
+def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
+    """The stages that would have been started, in order; their outputs are made up."""
+    found: list[Stage] = []
+
+    def pretend(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+        found.append(stage)
+        for output in stage.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(made_up(stage)))
+        return True
+
+    monkeypatch.setattr(steps, "walk", pretend)
+    return found
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the stages that ran, walked and marked as ever; their commands are not started."""
+    stages_met: list[Stage] = []
+    names: list[str] = []
+
+    def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+        stages_met.append(stage)
+        return stages.walk(home, stage, label, after_news=after_news)
+
+    def pretend(*command: object, **options: object) -> int:
+        stage = stages_met[-1]
+        names.append(stage.name)
+        for output in stage.outputs:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_text(json.dumps(made_up(stage)))
+        return 0
+
+    monkeypatch.setattr(steps, "walk", walk)
+    monkeypatch.setattr(stages.processes, "run_command", pretend)
+    return names
+
+
+def made_up(stage: Stage) -> dict:
+    """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
+    if stage.name.startswith("generate-"):
+        return {"extra": {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}}
+    if stage.name.startswith("narrow-"):
+        return {"narrowed": [0.3, 0.5]}
+    wanted = 0.5 if "-gp" in stage.name else 0.3
+    away = abs(float(stage.name.split("-at-")[1].split("-")[0]) - wanted) if "-at-" in stage.name else 0.0
+    facts = {"validation_dice": float(np.round(0.9 - away, 3)), "validation_loss": -0.9, "steps": 20}
+    return facts | {"best_checkpoint": "step_00000010"}
+
+
+@pytest.fixture
+def write_cohort_like(tmp_path: Path) -> Callable[..., Path]:
+    """Another made-up cohort: its name, its subjects' splits, the seed of their hashes."""
+
+    def write(name: str, splits: dict[str, str], *, seed: int) -> Path:
+        return write_made_up_cohort(tmp_path / "more" / f"{name}-{seed}", name, splits, seed=seed)
+
+    return write

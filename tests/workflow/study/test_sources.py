@@ -1,0 +1,247 @@
+"""A study's road: which commands, in which order, what decides, and what is refused before anything is started."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vesselgan.config import compose
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.shards import content_hash
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import run as study_run
+from vesselgan.workflow.study import steps, sweep
+from vesselgan.workflow.study.sources import run_sources
+from vesselgan.workflow.study.sweep import run_sweep
+
+
+def home_of(config: object) -> Path:
+    return Path(config.work_dir) / "studies" / config.name
+
+
+def parsed(stage: Stage) -> list[tuple[str, object]]:
+    """(verb, configuration) of a stage's commands; a setting that the verb does not know is an error."""
+    found = []
+    for command in stage.commands:
+        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
+        verb = Path(command[start]).stem
+        found.append((verb, compose.parse(verb, None, list(command[start + 1 :])).config))
+    return found
+
+
+def said(stage: Stage) -> list[tuple[str, dict[str, object]]]:
+    """(verb, key -> value) of a stage's commands, as they are written."""
+    found = []
+    for command in stage.commands:
+        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
+        pairs = (text.split("=", 1) for text in command[start + 1 :] if "=" in text)
+        found.append((Path(command[start]).stem, {key: json.loads(value) for key, value in pairs}))
+    return found
+
+
+def test_every_command_is_accepted_by_its_script(study, walked):
+    config = study("seeds=[1,2]")
+    run_sources(config, home_of(config))
+    commands = [pair for stage in walked for pair in said(stage)]
+    checked = set()
+    for stage in walked:  # one of each kind: what differs within a kind are names and numbers
+        for verb, settings in said(stage):
+            if (kind := (verb, settings.get("evaluate"), settings.get("data.source"))) not in checked:
+                parsed(stage)
+                checked.add(kind)
+    assert len(checked) == 10
+    count = {verb: sum(v == verb for v, _ in commands) for verb in ("generate", "train_unet", "segment", "report")}
+    # Per GAN two thresholds are tried with the first seed. Then six sources (real, 2, 2 with real, shuffled) with two
+    # seeds each, of which the two winners were trained already: 4 + 12 - 2. Each of the 12 segments two cohorts.
+    assert count == {"generate": 2, "train_unet": 14, "segment": 24, "report": 1}
+    jobs = [c["evaluate"] for verb, c in commands if verb == "evaluate"]
+    assert {job: jobs.count(job) for job in jobs} == {
+        "label_threshold": 2, "segmentation": 24, "threshold": 2, "comparison": 1
+    }  # fmt: skip
+    assert len({stage.name for stage in walked}) == len(walked)
+
+
+def test_a_smaller_study_keeps_no_other_results(study, ran, tmp_path):
+    drawn = "image.extractor=random"
+    home = home_of(study())
+    run_sources(study("seeds=[1,2]", drawn), home)
+    assert {"image-gp", "image-sn_mp", "comparison", "report"} < set(ran)
+    for words, again in (
+        (["seeds=[1,2]", drawn], []),  # nothing is done twice
+        (["seeds=[1]", drawn], ["comparison"]),
+        (["seeds=[1]", drawn, steps.word("runs", [str(tmp_path / "runs/gp")])], ["comparison", "report"]),
+        (["seeds=[1]", steps.word("runs", [str(tmp_path / "runs/gp")])], ["report"]),
+    ):
+        ran.clear()
+        run_sources(study(*words), home)
+        assert [name for name in ran if name != "report"] == [name for name in again if name != "report"], words
+        assert ("report" in ran) == bool(again), words
+    assert list(json.loads((home / "sources.json").read_text())["rows"][0]["runs"]) == ["1"]
+    assert [path.name for path in (home / "results").iterdir()] == ["comparison.json"]
+
+
+def test_the_report_gets_the_studys_patches(study, walked):
+    config = study()
+    home = home_of(config)
+    run_sources(config, home)
+    ((_, page),) = [c for stage in walked for c in said(stage) if c[0] == "report"]
+    assert page["synthetic"] == [str(home / f"gans/{gan}/synthetic") for gan in ("gp", "sn_mp")]
+    rows = {row["name"]: row["gan"] for row in json.loads((home / "sources.json").read_text())["rows"]}
+    assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
+
+
+def test_image_scores_need_a_named_network(study, walked, tmp_path):
+    config = study(steps.word("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
+    with pytest.raises(DataError, match="resnet.pth: no such file"):
+        run_sources(config, home_of(config))
+    assert walked == []  # not after hours
+    (tmp_path / "resnet.pth").touch()
+    run_sources(config, home_of(config))
+    stages = {stage.name: stage for stage in walked if stage.name.startswith("image-")}
+    assert list(stages) == ["image-gp", "image-sn_mp"]
+    ((_, evaluated),) = parsed(stages["image-gp"])
+    assert (evaluated.image.extractor, evaluated.image.weights) == ("medicalnet", str(tmp_path / "resnet.pth"))
+    assert evaluated.data.label_threshold == 0.5  # the one that validation chose
+    assert evaluated.image.synthetic.endswith("gans/gp/synthetic") and evaluated.data.cohort_dir.endswith("own")
+    names = [stage.name for stage in walked]
+    assert names.index("image-gp") < names.index("comparison")
+    walked.clear()
+    config = study()
+    run_sources(config, home_of(config))
+    assert not any(stage.name.startswith("image-") for stage in walked)
+
+
+def test_every_source_gets_the_same_steps(study, walked):
+    config = study("unet.max_steps=20", "unet.validate_every=10")
+    run_sources(config, home_of(config))
+    unets = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    for name, unet in unets.items():
+        assert unet["unet.max_steps"] == 20, name
+        assert unet["unet.patience"] > 20 / 10, name  # more validations than there are
+        assert unet["unet.filters"] == config.unet.filters
+    sources = {name.split("-seed")[0]: (c["data.source"], c["data.shuffle_labels"]) for name, c in unets.items()}
+    assert sources["unet-real"] == ("real", False)
+    assert sources["unet-shuffled-at-0.5"] == ("synthetic", True)
+    assert sources["unet-real+sn_mp-at-0.3"] == ("both", False)
+
+
+def test_the_label_threshold_is_what_validation_says(study, walked):
+    config = study()
+    run_sources(config, home_of(config))
+    for gan, threshold in (("gp", 0.5), ("sn_mp", 0.3)):
+        record = json.loads((home_of(config) / f"gans/{gan}/label_threshold.json").read_text())
+        assert (record["label_threshold"], record["validation_dice"]) == (threshold, 0.9)
+        assert [entry["label_threshold"] for entry in record["candidates"]] == [0.3, 0.5]
+    trained = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    assert trained["unet-real+gp-at-0.5-seed-990"]["data.label_threshold"] == 0.5
+    rows = {row["name"]: row for row in json.loads((home_of(config) / "sources.json").read_text())["rows"]}
+    assert list(rows) == ["real", "gp", "sn_mp", "real+gp", "real+sn_mp", "shuffled", "threshold"]
+    assert rows["gp"]["label_threshold"] == 0.5 and rows["real"]["label_threshold"] is None
+    assert rows["sn_mp"]["results"]["other"] == {"990": "scores/sn_mp-seed-990-other.json"}
+    assert rows["real"]["runs"]["990"]["steps"] == 20
+
+
+def test_nothing_chosen_depends_on_test_subjects(study, walked):
+    config = study()
+    run_sources(config, home_of(config))
+    names = [stage.name for stage in walked]
+    first = next(place for place, name in enumerate(names) if name.startswith("segment-"))
+    chosen = [name for name in names[:first] if name.startswith("unet-") and "-at-" in name]
+    assert len(chosen) == 4  # both GANs' choices were made before the first volume was segmented
+    for stage in walked:
+        for verb, settings in said(stage):
+            if verb in ("generate", "train_unet") or settings.get("evaluate") == "label_threshold":
+                assert "split" not in settings and config.test_cohorts[0] not in json.dumps(settings)
+            if settings.get("evaluate") == "threshold":
+                assert settings["fit_cohort"] == config.data.cohort_dir
+
+
+def test_a_test_image_from_training_is_refused(study, walked, write_cohort_like):
+    copied = write_cohort_like("copied", {"p": "test"}, seed=10)  # the hash of the own cohort's training subject
+    with pytest.raises(DataError, match="test subject p"):
+        config = study(steps.word("test_cohorts", [str(copied)]))
+        run_sources(config, home_of(config))
+    same = write_cohort_like("own", {"p": "test"}, seed=70)
+    with pytest.raises(UsageError, match="own"):
+        config = study(steps.word("test_cohorts", [str(same)]))
+        run_sources(config, home_of(config))
+    assert walked == []
+
+
+@pytest.mark.parametrize("road", ["sources", "sweep"])
+def test_a_gan_of_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
+    """Its config.yaml may name any folder: what counts is the content that it learned from."""
+    foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
+    provenance = tmp_path / "runs/gp/provenance.json"
+    for inputs in ({"gan/train": content_hash(foreign / "shards/gan/train")}, {}):
+        provenance.write_text(json.dumps({"inputs": inputs}))
+        config = study(f"study={road}")
+        with pytest.raises(DataError, match="gp .*data="):
+            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
+    assert walked == []
+
+
+def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
+    with pytest.raises(UsageError, match="runs|two GANs"):
+        config = study(steps.word("runs", [str(tmp_path / "runs/gp")] * 2))
+        run_sources(config, home_of(config))
+    for words, message in (
+        (["runs=[]"], "runs"),
+        (["seeds=[3,3]"], "seeds"),
+        (["name=a/b"], "name"),
+        (["study=sweep", "sweep.learning_rates=[1e-4,0.0001]"], "learning_rates"),
+        (["study=sweep", "sweep.checkpoints=[step_00000011]"], "step_00000011"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            study_run.run(study(*words))
+    (tmp_path / "runs/gp/finished.json").unlink()
+    with pytest.raises(UsageError, match="not finished"):
+        run_sources(study(), home_of(study()))
+    assert walked == []
+
+
+def test_a_unet_of_other_steps_is_refused(study, walked):
+    config = study("unet.max_steps=30")  # what is there says 20
+    with pytest.raises(DataError, match="20 .* 30"):
+        run_sources(config, home_of(config))
+
+
+def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
+    config = study(
+        "study=sweep", steps.word("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
+        "variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
+    )  # fmt: skip
+    out = run_sweep(config, home_of(config))
+    ranking = json.loads(out.read_text())["ranking"]
+    assert [record["gan"] for record in ranking][0] in ("gp-step_00000010", "sn_mp-rate-0.0001-batch-4")
+    assert len(ranking) == 3
+    assert [r["validation_dice"] for r in ranking] == sorted((r["validation_dice"] for r in ranking), reverse=True)
+    for stage in walked[:4]:  # the first GAN is trained, patches are made, thresholds narrowed: their verbs know it all
+        parsed(stage)
+    verbs = [verb for stage in walked for verb, _ in said(stage)]
+    assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
+    gans = [c for stage in walked for verb, c in said(stage) if verb == "train_gan"]
+    ratio = config.variant.learning_rate_generator / config.variant.learning_rate_critic
+    for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
+        assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
+        assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
+    generated = [c["checkpoint"] for stage in walked for verb, c in said(stage) if verb == "generate"]
+    assert generated == ["step_00000010", None, None]
+
+
+def test_a_sweep_ranks_by_the_mean_over_seeds(study, walked, monkeypatch):
+    by_seed = {"gp": {"1": 0.9, "2": 0.5, "3": 0.5}, "sn_mp": {"1": 0.8, "2": 0.8, "3": 0.8}}
+    honest = sweep.read_json
+
+    def read(path: Path) -> dict[str, object]:
+        gan, _, seed = path.parent.name.partition("-at-")
+        return honest(path) | {"validation_dice": by_seed[gan][seed.rpartition("-")[2]]}
+
+    monkeypatch.setattr(sweep, "read_json", read)
+    config = study("study=sweep", "seeds=[1,2,3]")
+    best, last = json.loads(run_sweep(config, home_of(config)).read_text())["ranking"]
+    assert (best["gan"], last["gan"]) == ("sn_mp", "gp")
+    assert last["validation_dice"] == pytest.approx(1.9 / 3) and last["validation_dice_by_seed"] == by_seed["gp"]
+    assert best["run"] == config.runs[1]
+    # Two thresholds with the first seed, then the winner with the other two: for each GAN.
+    assert sum(stage.name.startswith("unet-") for stage in walked) == 2 * (2 + 2)

@@ -1,0 +1,58 @@
+"""The demo's road: which commands it takes, and that their verbs accept them."""
+
+import json
+import sys
+from pathlib import Path
+
+from vesselgan.config import compose
+from vesselgan.workflow import demo
+from vesselgan.workflow.demo import Choice
+
+CPU = Choice("cpu", "bf16", 2, "")
+
+
+def test_the_probe_decides_precision_and_ranks(tmp_path: Path) -> None:
+    answer = {"device": "cpu", "num_devices": 0, "precision": "bf16", "step_ms": {"fp32": 41.2, "bf16": 17.0}}
+    (tmp_path / "a.json").write_text(json.dumps(answer))
+    choice = demo.read_choice(tmp_path / "a.json")
+    assert (choice.precision, choice.num_ranks) == ("bf16", 2)
+    answer |= {"device": "cuda", "num_devices": 1, "precision": "fp16", "step_ms": {}}
+    (tmp_path / "a.json").write_text(json.dumps(answer))
+    assert demo.read_choice(tmp_path / "a.json").num_ranks == 1
+
+
+def verb_of(command: tuple[str, ...]) -> str:
+    """The verb whose schema reads the command's settings."""
+    return next(Path(word.removeprefix("data_prep.")).stem for word in command if is_verb(word))
+
+
+def is_verb(word: str) -> bool:
+    return Path(word).parent.name == "launch" or word.startswith("data_prep.")
+
+
+def test_every_command_is_accepted_by_its_script() -> None:
+    work = "/some where/else=1"
+    overrides = (demo.setting("work_dir", work), "num_patches=7")
+    stages = demo.stages_of(compose.compose("demo", list(overrides)), overrides, CPU)
+    commands = [command for stage in stages for command in stage.commands]
+    for command in commands:
+        start = next(position for position, word in enumerate(command) if is_verb(word))
+        # parse composes and checks; a setting that the verb does not know is an error
+        parsed = compose.parse(verb_of(command), None, list(command[start + 1 :]))
+        assert str(getattr(parsed.config, "work_dir", work)) == work
+        assert getattr(parsed.config, "num_patches", 7) == 7
+    verbs = [verb_of(command) for command in commands]
+    assert verbs[:5] == ["make_phantom", "check", "build_shards", "train_gan", "generate"]
+    assert verbs.count("train_unet") == verbs.count("segment") == 3
+    assert verbs.count("evaluate") == 5 and verbs[-1] == "report"
+
+
+def test_launchers_precision_and_features_are_asked_for() -> None:
+    stages = {stage.name: stage for stage in demo.stages_of(compose.compose("demo", []), (), CPU)}
+    (gan,), (shards,), (image,) = (stages[name].commands for name in ("gan", "shards", "image"))
+    assert (gan[0], Path(gan[1]).name, *gan[2:4]) == (sys.executable, "deepspeed", "--num_gpus", "2")
+    assert {"variant=sn_mp", "variant.precision=bf16"} <= set(gan)
+    assert gan[gan.index("--deepspeed_config") + 1] == "ds_bf16.json"
+    assert [Path(shards[0]).name, *shards[1:3]] == ["mpiexec", "-n", "2"]
+    config = compose.parse("evaluate", None, list(image[2:])).config
+    assert (config.image.extractor, config.image.reference) == ("random", "validation")

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, atomic files, memory, processes, the version."""

@@ -1,0 +1,50 @@
+"""Every job of launch/evaluate.py: from a configuration to one JSON file of results."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from vesselgan.config.schema import Evaluate
+from vesselgan.core.atomic_io import write_text
+from vesselgan.evaluation.comparison import compare_sources
+from vesselgan.evaluation.image import score_patches
+from vesselgan.evaluation.label_threshold import sweep_thresholds
+from vesselgan.evaluation.memorisation import audit_copies, stop_unless_open
+from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
+
+SHOWN = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
+"""The scores of volumes that are printed; the file has them all."""
+JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
+    "segmentation": score_predictions,
+    "threshold": score_threshold,
+    "label_threshold": sweep_thresholds,
+    "comparison": compare_sources,
+    "image": score_patches,
+    "memorisation": audit_copies,
+}
+
+
+def evaluate(config: Evaluate) -> None:
+    """Do the job `config.evaluate` and write its result to `config.out`, whole or not at all.
+
+    PrivacyError, once that is written, for an audit whose gate was asked to be open and is not.
+    """
+    result = JOBS[config.evaluate](config)
+    write_text(config.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    for line in _summary_lines(result):
+        print(line, flush=True)
+    print(f"wrote {config.out}", flush=True)
+    if result["job"] == "memorisation":
+        stop_unless_open(config, result)
+
+
+def _summary_lines(result: dict[str, Any]) -> list[str]:
+    """The means of scored volumes, or which label thresholds are left."""
+    lines = []
+    for region, metrics in result.get("summary", {}).items() if result["job"] == "segmentation" else ():
+        means = ", ".join(f"{metric} {metrics[metric]['mean']:.3f}" for metric in SHOWN)
+        count = metrics["dice"]["n"]
+        lines.append(f"{result['name']}, {region}, {count} subject{'s' * (count != 1)}: {means}")
+    if "narrowed" in result:
+        lines.append(f"label thresholds left: {', '.join(f'{threshold:g}' for threshold in result['narrowed'])}")
+    return lines

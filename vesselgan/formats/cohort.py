@@ -1,0 +1,245 @@
+"""cohort.json: who is in a cohort, in which split, and how each volume was scaled. Written by data preparation.
+
+    {"format": "vesselgan-cohort", "format_version": 1, "made_by": ..., "name": ..., "upper_percentile": 99.99,
+     "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
+                       "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
+                       "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null}}}
+
+Shape and spacing are the canonical (RAS) volume's. Paths are relative to the file's folder where they lie below it,
+so that a cohort moves with its data, else absolute. A subject belongs to one split alone, by its id and by its
+bytes: the same volume under another name in another split is refused.
+
+"reading" says how files become voxels: {"nan_value", "label_values", "label_cut"} of data.prepare.
+
+A pseudonymous cohort has "paths": "private": its paths stand in paths.private.json beside cohort.json ({id: {"image":
+path, ...}}, readable by the owner alone). That file links names to patients: it is never passed on with the rest, and
+without it nothing can be segmented or scored again.
+"""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.atomic_io import write_private, write_text
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
+from vesselgan.core.version import __version__
+from vesselgan.formats import volumes
+from vesselgan.formats.volumes import Volume
+
+FORMAT_VERSION = 1
+COHORT = "cohort.json"
+PRIVATE_PATHS = "paths.private.json"
+ROLES = ("image", "label", "mask")
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the files of a cohort become voxels (data.prepare)."""
+
+    nan_value: float | None = None
+    label_values: tuple[int, ...] | None = None
+    label_cut: float | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One patient's volumes; paths absolute or relative to the working directory."""
+
+    split: str
+    image: Path
+    label: Path | None
+    mask: Path | None
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    limits: tuple[float, float]
+    """Intensities that become 0 and 255."""
+    num_clipped: int
+    """Voxels above the upper limit."""
+    image_sha256: str
+    label_sha256: str | None
+    reading: Reading = Reading()
+
+    def read_image(self) -> Volume:
+        """The image as data preparation reads it."""
+        return volumes.read_image(self.image, nan_value=self.reading.nan_value)
+
+    def read_label(self) -> Volume:
+        """The label as data preparation reads it; there must be one."""
+        values, cut = self.reading.label_values, self.reading.label_cut
+        return volumes.read_label(self.label, label_values=values and list(values), label_cut=cut)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    name: str
+    upper_percentile: float
+    subjects: dict[str, Subject]
+    is_pseudonymous: bool = False
+    """Subjects bear pseudonyms, and the paths of their files are kept apart."""
+
+    def of_split(self, split: str) -> dict[str, Subject]:
+        """The subjects of one split, in order. UsageError for an unknown split, DataError for an empty one."""
+        if split not in SPLITS:
+            raise UsageError(f"split={split!r} is not one of {', '.join(SPLITS)}")
+        chosen = {name: subject for name, subject in self.subjects.items() if subject.split == split}
+        if not chosen:
+            counts = {s: sum(subject.split == s for subject in self.subjects.values()) for s in SPLITS}
+            raise DataError(
+                f"cohort {self.name} has no subject in split {split} (subjects: {counts}); "
+                "change data.prepare.split and prepare it again"
+            )
+        return chosen
+
+
+def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
+    """Write cohort.json whole or not at all. DataError for a volume in two splits, ResourceError when it fails."""
+    path = Path(cohort_dir) / COHORT
+    _check_leakage(path, cohort.subjects)
+    paths = {name: _paths(subject, path.parent) for name, subject in cohort.subjects.items()}
+    readings = {subject.reading for subject in cohort.subjects.values()} or {Reading()}
+    assert len(readings) == 1, readings
+    content = {
+        "format": "vesselgan-cohort",
+        "format_version": FORMAT_VERSION,
+        "made_by": f"vesselgan {__version__}",
+        "name": cohort.name,
+        "upper_percentile": float(cohort.upper_percentile),
+        "reading": asdict(readings.pop()),
+        "paths": "private" if cohort.is_pseudonymous else "here",
+        "subjects": {
+            name: {**({} if cohort.is_pseudonymous else paths[name]), **_to_json(subject)}
+            for name, subject in cohort.subjects.items()
+        },
+    }
+    try:
+        if cohort.is_pseudonymous:
+            write_private(path.with_name(PRIVATE_PATHS), json.dumps(paths, indent=1) + "\n")
+        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+    return path
+
+
+def read_cohort(cohort_dir: str | Path) -> Cohort:
+    """Read cohort.json. DataError when it is missing, damaged, newer, or has one volume in two splits."""
+    path = Path(cohort_dir) / COHORT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_twins)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
+    if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
+        raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        is_newer = isinstance(version, int) and version > FORMAT_VERSION
+        raise (NewerFormatError if is_newer else DataError)(
+            f"{path}: made by {content.get('made_by')} in format version {version!r}, this is vesselgan {__version__} "
+            f"and reads {FORMAT_VERSION}; upgrade vesselgan or prepare the cohort again"
+        )
+    try:
+        is_pseudonymous = content.get("paths", "here") == "private"
+        paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
+        reading = _reading(content.get("reading", {}))
+        subjects = {
+            str(name): _from_json(entry, paths[name], path.parent, reading)
+            for name, entry in content["subjects"].items()
+        }
+        cohort = Cohort(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the cohort again") from error
+    _check_leakage(path, cohort.subjects)
+    return cohort
+
+
+def _paths(subject: Subject, folder: Path) -> dict[str, str | None]:
+    return {role: _relative(getattr(subject, role), folder) for role in ROLES}
+
+
+def _to_json(subject: Subject) -> dict[str, Any]:
+    assert subject.split in SPLITS, subject.split
+    return {
+        "split": subject.split,
+        "shape": [int(n) for n in subject.shape],
+        "spacing_mm": [float(s) for s in subject.spacing_mm],
+        "limits": [float(limit) for limit in subject.limits],
+        "num_clipped": int(subject.num_clipped),
+        "image_sha256": subject.image_sha256,
+        "label_sha256": subject.label_sha256,
+    }
+
+
+def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: Reading) -> Subject:
+    """KeyError, TypeError or ValueError for whatever is not as the format says."""
+    paths = {role: None if names[role] is None else folder / names[role] for role in ROLES}
+    shape, spacing_mm = tuple(int(n) for n in entry["shape"]), tuple(float(s) for s in entry["spacing_mm"])
+    low, high = (float(limit) for limit in entry["limits"])
+    if entry["split"] not in SPLITS or paths["image"] is None:
+        raise ValueError(f"split {entry['split']!r}, image {names['image']!r}")
+    if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
+        raise ValueError(f"shape {shape}, spacing_mm {spacing_mm}")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"limits {low}, {high}")
+    return Subject(
+        split=entry["split"],
+        **paths,
+        shape=shape,
+        spacing_mm=spacing_mm,
+        limits=(low, high),
+        num_clipped=int(entry["num_clipped"]),
+        image_sha256=str(entry["image_sha256"]),
+        label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
+        reading=reading,
+    )
+
+
+def _reading(entry: dict[str, Any]) -> Reading:
+    values = entry.get("label_values")
+    nan_value, cut = (None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_cut"))
+    return Reading(nan_value, None if values is None else tuple(int(v) for v in values), cut)
+
+
+def _read_private(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); a pseudonymous cohort keeps the paths of its volumes there: put the "
+            "file back, or start data_prep.build_shards again with the same data.prepare.key_file"
+        ) from error
+
+
+def _relative(path: Path | None, folder: Path) -> str | None:
+    if path is None:
+        return None
+    whole, root = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.relpath(whole, root) if os.path.commonpath([whole, root]) == root else whole
+
+
+def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
+    """DataError when one volume, by its bytes, stands in two splits."""
+    first: dict[str, str] = {}
+    for name, subject in subjects.items():
+        other = first.setdefault(subject.image_sha256, name)
+        if subjects[other].split != subject.split:
+            raise DataError(
+                f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) are the same image "
+                "under two names; remove one of them"
+            )
+
+
+def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; ValueError for a key that stands in it twice, which json would take the last of in silence."""
+    names = [name for name, _ in pairs]
+    if twins := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{', '.join(twins)} stands in it twice")
+    return dict(pairs)

@@ -1,0 +1,76 @@
+"""A copy of shards on a node's own disk: made by the first process there, verified, read by all of that node."""
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
+from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
+
+PIECE_BYTES = 4 * 2**20
+
+
+def stage(folder: Path, to: str) -> tuple[Path, float | None]:
+    """(the copy of `folder` below `to`, seconds that copying took; None where the copy was there).
+
+    `to` may name variables of this node ($TMPDIR). The copy is called after the content, so jobs share it, and it is
+    never taken for another set. Every byte is compared with the manifest's sha256 on the way; a copy that is found is
+    compared by size and structure, and each patch by its own checksum when it is read.
+    UsageError for a variable that is not set; ResourceError for a disk that is full or cannot be written; DataError
+    where the shards themselves are damaged.
+    """
+    if any(name.strip("{}") not in os.environ for name in re.findall(r"\$(\w+|\{[^}]*\})", to)):
+        raise UsageError(f"data.stage_to={to}: that variable is not set on this node; name a folder of its own disk")
+    home = Path(os.path.expandvars(to))
+    target = home / f"vesselgan-{content_hash(folder)[:16]}"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        # Held while copying: the others of this node wait here, and then find the copy.
+        with (home / f"{target.name}.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (target / MANIFEST).is_file() and not verify(target, deep=False):
+                return target, None
+            began = time.perf_counter()
+            _copy(folder, target)
+            return target, time.perf_counter() - began
+    except OSError as error:
+        raise ResourceError(f"data.stage_to={to}: {home}: {describe(error)}; name another folder, or null") from error
+
+
+def _copy(folder: Path, target: Path) -> None:
+    manifest = read_manifest(folder)
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir()
+    needed, free = sum(shard.bytes for shard in manifest.shards), shutil.disk_usage(target).free
+    if needed > free:
+        raise ResourceError(
+            f"{target}: the shards of {folder} need {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB: "
+            "make room there, name another data.stage_to, or null"
+        )
+    for shard in manifest.shards:
+        _copy_shard(folder, target, shard)
+    # Last: its presence means that all shards are there.
+    write_bytes(target / MANIFEST, (folder / MANIFEST).read_bytes())
+
+
+def _copy_shard(folder: Path, target: Path, shard: ShardInfo) -> None:
+    digest, partial = hashlib.sha256(), target / (shard.file + PARTIAL)
+    try:
+        source = (folder / shard.file).open("rb")
+    except OSError as error:
+        raise DataError(f"{folder / shard.file}: cannot be read ({error.strerror}); make the shards again") from error
+    with source, partial.open("wb") as copy:
+        while piece := source.read(PIECE_BYTES):
+            digest.update(piece)
+            copy.write(piece)
+    if digest.hexdigest() != shard.sha256:
+        raise DataError(
+            f"{folder / shard.file}: its bytes changed (sha256 differs from the manifest's); make the shards again: "
+            "python -m data_prep.build_shards data.prepare.repair=true"
+        )
+    os.replace(partial, target / shard.file)

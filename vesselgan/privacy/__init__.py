@@ -1,0 +1,1 @@
+"""All that differential privacy is: accountant, engine, Poisson sampling, step, releases; and attacks."""

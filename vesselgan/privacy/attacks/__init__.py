@@ -1,0 +1,1 @@
+"""The statistics of privacy audits: arrays in, numbers out."""

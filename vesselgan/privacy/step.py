@@ -1,0 +1,262 @@
+"""The private critic in a run: its step, its batches, its engine, its secret key (appendix B, put right).
+
+One joint step: the loss of a unit is what the critic says of its real patch and of one generated patch together, its
+gradient is clipped as one, and one noise is added per fresh batch. The generator sees no real patch; what it learns
+from the critic is free.
+"""
+
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from vesselgan.config.schema import Dp, TrainGan, Variant
+from vesselgan.core.atomic_io import write_private
+from vesselgan.core.errors import CheckpointError
+from vesselgan.data.patches import PatchDataset, read_shares
+from vesselgan.formats.run_dir import Change
+from vesselgan.formats.shards import ShardSet
+from vesselgan.losses.wasserstein import critic_loss
+from vesselgan.privacy import releases
+from vesselgan.privacy.accountant import Mechanism, planned, refuse_other_history, words
+from vesselgan.privacy.engine import PrivateEngine, build_private
+from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_of, without_patient
+from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.noise import Draws, latents_by_record_NL
+from vesselgan.runtime.timing import Phase, Scalars
+from vesselgan.trainer.logger import RunLog
+
+KEY_FILE = "noise_key"
+KEY_BITS = 128
+
+
+class Dealt(NamedTuple):
+    """This rank's part of a Poisson batch, perhaps nothing."""
+
+    records: Sequence[int]
+    """Whose patches they are, by number: one of each unit."""
+    real_NCXYZ: Tensor
+
+
+def critic_step(
+    critic: PrivateEngine,
+    generator: Engine,
+    dealt: Dealt,
+    draws: Draws,
+    position: int,
+    variant: Variant,
+    phase: Phase = record_function,
+) -> Scalars:
+    """One private update of the critic from a Poisson batch.
+
+    What a unit adds to the sum is a function of the weights, the key, the position and its own record alone: without
+    it the sum is another by no more than the clipping norm.
+    """
+    critic.refuse_second_use(position)
+    assert critic.key is not None
+    latents_NL = latents_by_record_NL(critic.key, position, dealt.records, draws.latent_size)
+    latents_NL = latents_NL.to(generator.device, generator.dtype)
+    for unit in range(len(dealt.records)):
+        real, latent = dealt.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+        with phase("critic/fake"), torch.no_grad():
+            fake = generator.module(latent).to(critic.dtype)
+        with phase("critic/scores"):
+            loss = critic_loss(critic.module(real.to(critic.device, critic.dtype)), critic.module(fake))
+        with phase("critic/backward"):
+            critic.backward(loss)
+    with phase("critic/update"):
+        critic.step()
+    return _told(critic)
+
+
+def _told(critic: PrivateEngine) -> Scalars:
+    """Of all ranks' units; an empty batch has no loss."""
+    batch = critic.batch
+    told = {"units": batch.units, "empty": batch.units == 0, "skipped": batch.dropped}
+    found = {f"{critic.name}_{name}": torch.tensor(float(value)) for name, value in told.items()}
+    found[f"{critic.name}_gradient_norm"] = critic.gradient_norm
+    if batch.units > batch.dropped:
+        found |= {"critic_loss": torch.tensor(batch.mean_loss), "wasserstein": torch.tensor(-batch.mean_loss)}
+    return found
+
+
+@dataclass
+class Private:
+    """What a run of a private variant has beside the others."""
+
+    dp: Dp
+    mechanism: Mechanism
+    steps: int
+    """Of the critic, in the whole run."""
+    asked: int
+    """The same without dp.target_epsilon, which may end it sooner."""
+    units: list[list[int]]
+    """The records of each."""
+    key: int | None
+    """What sampling and noise are drawn from; null until `begin` where it is secret."""
+    num_patches: int
+    n_critic: int
+    are_patients_known: bool
+    """Else every subject counts as one."""
+    mark: releases.Mark = field(default_factory=releases.Mark)
+    _epochs: int = 0
+
+    @property
+    def generator_steps(self) -> int:
+        """Those that the run may take."""
+        return self.steps // self.n_critic
+
+    def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
+        return build_private(
+            "critic",
+            module,
+            learning_rate=variant.learning_rate_critic,
+            betas=variant.betas,
+            noise_multiplier=self.mechanism.noise_multiplier,
+            clip_norm=self.mechanism.clip_norm,
+            expected_batch=self.mechanism.batch_size,
+            weight_clip=self.dp.weight_clip,
+            world=world,
+        )
+
+    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Dealt]:
+        """This rank's part of the Poisson batches at `positions`."""
+        assert self.key is not None
+        shares = PoissonShares(
+            self.units,
+            sample_rate=self.mechanism.sample_rate,
+            key=self.key,
+            positions=positions,
+            rank=world.rank,
+            world_size=world.size,
+            augment=config.data.augment,
+        )
+        patches = read_shares(dataset, shares, config.train.num_workers)
+        return (Dealt(records, real) for (records, _), real in zip(shares, patches, strict=True))
+
+    def lines(self) -> list[str]:
+        """What the whole run will spend, in words, and how the noise is kept."""
+        lines = words(self.mechanism, self.steps)
+        if not self.are_patients_known:
+            lines.append("privacy: the shards name no patients, so `per patient` means per subject's id")
+        if self.steps < self.asked:
+            lines.append(
+                f"privacy: variant.dp.target_epsilon={self.dp.target_epsilon:g} ends the run after {self.steps:,} of "
+                f"{self.asked:,} steps of the critic"
+            )
+        if self.dp.noise_seed is None:
+            return [
+                *lines,
+                f"privacy: sampling and noise come from a secret key, {KEY_FILE} in the run directory: never share "
+                "it, train in one copy of the directory alone, delete it when the run is over",
+            ]
+        return [
+            *lines,
+            "privacy: sampling and noise are drawn from variant.dp.noise_seed, to be repeatable: whoever knows it can "
+            "take the noise off again, so no epsilon holds against him",
+        ]
+
+    def begin(
+        self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
+    ) -> None:
+        """Open the key and compare the accountants. A collective call.
+
+        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took;
+        PrivacyError where `changes` would make releases again otherwise.
+        """
+        if state["step"]:
+            refuse_other_history(state, self.told(critic))
+        path, on = run_dir / releases.FILE, releases.place_of(world)
+        self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
+        if self.key is None:
+            self.key = together(world, lambda: _secret_key(run_dir))
+        critic.key = self.key
+        self._epochs = self._epoch(critic)
+
+    def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
+        """Put the releases so far on record, before anything is told of them. A collective call."""
+        together(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
+
+    def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
+        """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""
+        epoch = self._epoch(critic)
+        if log.is_main and epoch > self._epochs:
+            log.line(self.spent(critic.releases))
+        self._epochs = epoch
+        return {"epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
+
+    def _epoch(self, critic: PrivateEngine) -> int:
+        return critic.releases * self.mechanism.batch_size // self.num_patches
+
+    def spent(self, steps: int) -> str:
+        """One line: what so many steps of the critic have spent, by both accountants."""
+        unit = self.mechanism.unit
+        prv = self.mechanism.epsilon_prv(steps)
+        second = "" if prv is None else f", PRV {prv:.4g}"
+        epsilon = self.mechanism.epsilon(unit, steps)
+        return (
+            f"privacy: epsilon {epsilon:.4g} per {unit} at delta {self.mechanism.delta:.3g} (RDP{second}) after "
+            f"{steps:,} steps of the critic"
+        )
+
+    def told(self, critic: PrivateEngine) -> dict[str, Any]:
+        """The accountant as it stands, for the checkpoint and finished.json."""
+        return self.mechanism.told(critic.releases) | {"is_key_secret": self.dp.noise_seed is None}
+
+
+def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Private | None:
+    """What a private variant's run needs, before anything is built; None for the other variants."""
+    dp = config.variant.dp
+    if dp is None:
+        return None
+    if config.weights_only_start is not None:
+        raise CheckpointError(
+            f"weights_only_start={config.weights_only_start} with variant.dp: what those weights have learned is not "
+            "in this run's account; start the private run from its seed"
+        )
+    units = units_of(shards, dp.unit)
+    patients = records_of_patients(shards)
+    mechanism, steps = planned(
+        config.variant,
+        batch_size=config.train.batch_size,
+        num_patches=len(shards),
+        num_patients=len(patients),
+        patches_per_patient=max(map(len, patients.values())),
+        generator_steps=generator_steps,
+    )
+    n_critic = config.variant.n_critic
+    return Private(
+        dp,
+        mechanism,
+        steps,
+        asked=generator_steps * n_critic,
+        units=units,
+        key=dp.noise_seed,
+        num_patches=len(shards),
+        n_critic=n_critic,
+        are_patients_known=not without_patient(shards),
+    )
+
+
+def _secret_key(run_dir: Path) -> int:
+    """The run's key, drawn where it is new; CheckpointError where it is damaged or a run that has begun has lost it."""
+    path = run_dir / KEY_FILE
+    has_begun = any((run_dir / "checkpoints").glob("step_*"))
+    if not path.is_file() and not has_begun:
+        write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
+    found = path.read_text(errors="replace").strip() if path.is_file() else None
+    if found is None or not re.fullmatch(f"[0-9a-f]{{{KEY_BITS // 4}}}", found):
+        what = "lost" if found is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
+        remedy = "put it back, or start a new run directory" if has_begun else "remove it, and a new one is drawn"
+        raise CheckpointError(
+            f"{path}: {what}, so the run cannot go on with the noise and the sampling that its account is about; "
+            f"{remedy}"
+        )
+    return int(found, 16)

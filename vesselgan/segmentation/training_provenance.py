@@ -1,0 +1,43 @@
+"""Which volumes a U-Net learned from and was chosen on, by the sha256 of their voxels: no test of it may hold them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest
+
+
+def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet) -> dict[str, Any]:
+    """{"train": [sha256], "validation": [sha256], "unknown": [what could not be found out], "gan": {run, weights}}.
+
+    Synthetic patches count as what their GAN learned from, where the shards of its training lie in the cohort; they may
+    as well come from somewhere else, which knows no names. gan: whose patches they are, null without any.
+    """
+    unknown: list[str] = []
+    train: list[str] = []
+    gan = None
+    for shards in sets:
+        folder = shards.folder
+        if shards.origin == "synthetic":
+            told = shards.manifest.extra
+            gan = {key: told.get(key) for key in ("run", "weights_sha256")}
+            folder = Path(cohort_dir) / "shards" / "gan" / "train"
+            if not (folder / MANIFEST).is_file() or content_hash(folder) != told.get("trained_on"):
+                unknown.append("what the GAN of the synthetic patches learned from is not in the cohort")
+                continue
+        train += _hashes(folder, unknown)
+    return {
+        "train": sorted(set(train)),
+        "validation": sorted(set(_hashes(validation.folder, unknown))),
+        "unknown": unknown,
+        "gan": gan,
+    }
+
+
+def _hashes(folder: Path, unknown: list[str]) -> list[str]:
+    """Of the volumes whose patches these are; older shards do not say."""
+    subjects = read_manifest(folder).subjects.values()
+    found = [str(subject["image_sha256"]) for subject in subjects if subject.get("image_sha256")]
+    if len(found) < len(subjects):
+        unknown.append(f"the shards of {'/'.join(folder.parts[-2:])} do not say which volumes they were cut from")
+    return found

@@ -1,0 +1,1 @@
+"""Beside the pipeline: plan, doctor, status, benchmark."""

@@ -1,0 +1,85 @@
+"""A private critic step against a plain one of the same losses: time and memory.
+
+`plain`: real and fake in a batch, one backward; `private`: one unit after the other, each gradient clipped, then noise
+from the key for every parameter. Both make their fakes and update with Adam; a batch of config.batch_size units.
+"""
+
+from typing import Any
+
+import torch
+
+from vesselgan.config.schema import Benchmark
+from vesselgan.core.errors import UsageError
+from vesselgan.losses.wasserstein import critic_loss
+from vesselgan.privacy.engine import build_private
+from vesselgan.privacy.step import Dealt, critic_step
+from vesselgan.runtime import distributed
+from vesselgan.runtime.distributed import World
+from vesselgan.tools.benchmark import step
+from vesselgan.tools.benchmark.interleave import take_turns
+
+
+def run(config: Benchmark) -> dict[str, Any]:
+    """Per side: CPU and wall time of a critic step, and what a process of its own grows by; private over plain."""
+    if config.variant.dp is None:
+        raise UsageError(f"target=private with variant={config.variant.name}, which is not private: variant=dpgan")
+    device = distributed.choose_device(config.runtime.device, 0)
+    peaks = step.peaks_of(SIDES, config)
+    torch.set_num_threads(config.threads)
+    costs = take_turns({name: side(config, device) for name, side in SIDES.items()}, config.repeats)
+    return {
+        "width": config.variant.width,
+        "patch_shape": list(config.patch_shape),
+        "batch_size": config.batch_size,
+        "threads": config.threads,
+        **{
+            name: {"cpu_ms": 1e3 * cost.cpu_s, "wall_ms": 1e3 * cost.wall_s, "peak_mib": peaks[name] / 2**20}
+            for name, cost in costs.items()
+        },
+        "private_over_plain": {
+            "cpu": costs["private"].cpu_s / costs["plain"].cpu_s,
+            "wall": costs["private"].wall_s / costs["plain"].wall_s,
+            "peak": peaks["private"] / peaks["plain"] if peaks["plain"] else None,
+        },
+    }
+
+
+def _plain(config: Benchmark, device: torch.device) -> step.Step:
+    critic, generator = step.bare_engines(config, device)
+    draws, real_NCXYZ = step.draws_of(config), step.patches(config, device)
+
+    def once(number: int) -> None:
+        with torch.no_grad():
+            fake_NCXYZ = generator.module(draws.latents_NL(0, abs(number)).to(device))
+        critic.backward(critic_loss(critic.module(real_NCXYZ), critic.module(fake_NCXYZ)))
+        critic.step()
+        step.wait(device)
+
+    return once
+
+
+def _private(config: Benchmark, device: torch.device) -> step.Step:
+    variant, dp = config.variant, config.variant.dp
+    bare, generator = step.bare_engines(config, device)
+    critic = build_private(
+        "critic",
+        bare.module,
+        learning_rate=variant.learning_rate_critic,
+        betas=variant.betas,
+        noise_multiplier=dp.noise_multiplier,
+        clip_norm=dp.clip_norm,
+        expected_batch=config.batch_size,
+        weight_clip=dp.weight_clip,
+        world=World(rank=0, size=1, local_rank=0, device=device),
+    )
+    critic.key = config.seed
+    draws, dealt = step.draws_of(config), Dealt(range(config.batch_size), step.patches(config, device))
+
+    def once(number: int) -> None:
+        critic_step(critic, generator, dealt, draws, critic.releases, variant)
+        step.wait(device)
+
+    return once
+
+
+SIDES = {"plain": _plain, "private": _private}

@@ -1,0 +1,73 @@
+"""plan's step times against training itself, on one rank and on as many as share this machine."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from tqdm import tqdm
+
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import Benchmark
+from vesselgan.core.errors import ResourceError
+from vesselgan.tools.benchmark import loader, machine
+from vesselgan.tools.plan import costs
+from vesselgan.workflow.stage import ROOT
+
+LOG_EVERY, READINGS = 4, 3
+"""Steps per reading of the clock, and readings; one before does not count."""
+
+
+def run(config: Benchmark) -> dict[str, Any]:
+    """The machine's rates, then per number of ranks the predicted terms, the measured step, and their ratio.
+
+    Each number of ranks trains config.batch_size patches a step, by the real launcher, from shards in the page cache.
+    """
+    measured = machine.measure(config)
+    ranks = sorted({1, measured.ranks_per_node})
+    words = _words(config)
+    shape, device = f"patch_shape={list(config.patch_shape)}".replace(" ", ""), f"device={measured.device}"
+    planned = compose("plan", [*words, shape, device, f"ranks={ranks}".replace(" ", "")])
+    planned.machine = measured
+    shares = {share["ranks"]: share for share in costs(planned)["ranks"]}
+    found: dict[str, Any] = {}
+    with TemporaryDirectory() as folder:
+        loader.phantom_dataset(Path(folder) / "cohort" / "shards" / "gan" / "train", config)
+        for number in tqdm(ranks, unit="run", disable=None):
+            told = _train(number, words, config, Path(folder))
+            predicted = shares[number]["step"]
+            found[str(number)] = {
+                "predicted": predicted,
+                "measured_ms": told,
+                "predicted_over_measured": predicted["step_ms"] / told["step_ms"],
+            }
+    return {"machine": asdict(measured), "batch_size": config.batch_size, "width": config.variant.width, "ranks": found}
+
+
+def _words(config: Benchmark) -> list[str]:
+    variant = config.variant
+    words = [f"variant={variant.name}", f"variant.width={variant.width}", f"variant.precision={variant.precision}"]
+    return [*words, f"train.batch_size={config.batch_size}", "train.num_workers=0"]
+
+
+def _train(ranks: int, words: list[str], config: Benchmark, folder: Path) -> dict[str, float]:
+    """Median milliseconds of a step and of its phases, from the run's own metrics."""
+    run_dir, steps = folder / f"run-{ranks}", LOG_EVERY * (READINGS + 1)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launcher]
+    command += [str(ROOT / "launch" / "train_gan.py"), f"--run_dir={run_dir}", *words]
+    command += [f"data.cohort_dir={folder / 'cohort'}", f"work_dir={folder}", f"train.max_steps={steps}"]
+    command += [f"train.log_every={LOG_EVERY}", "train.picture_every=1000000", "train.checkpoint_every=1000000"]
+    command += [f"runtime.device={config.runtime.device}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    if done.returncode != 0:
+        raise ResourceError(f"training on {ranks} ranks failed (exit {done.returncode}): {done.stderr.strip()[-400:]}")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
+    names = ["step_ms", *(name for name in rows[0] if name.startswith("ms_per_step/"))]
+    return {name: statistics.median(row[name] for row in rows) for name in names}

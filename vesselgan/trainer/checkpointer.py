@@ -1,0 +1,141 @@
+"""When a GAN's checkpoints are written, what they say, and where the run stands in its data."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from vesselgan.config.compose import config_hash
+from vesselgan.config.schema import TrainGan
+from vesselgan.data.position import Position, batches_before
+from vesselgan.data.sampler import steps_per_epoch
+from vesselgan.formats.shards import ShardSet
+from vesselgan.runtime import checkpoint
+from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.engine import Engine
+
+
+@dataclass
+class Keeper:
+    """Saves one run; knows its place in the data, also after the batch size was changed."""
+
+    config: TrainGan
+    run_dir: Path
+    world: World
+    engines: dict[str, Engine]
+    shards: ShardSet
+    start: int
+    """Generator steps done before this sitting."""
+    first_batch: int
+    """Global batches used up before this sitting."""
+    save_s: float
+    """What the last save took with all that is computed for it, seconds; a guess before the first."""
+    save_ms: float = 0.0
+    """What writing the last checkpoint took."""
+    limit: int | None = None
+    """Generator steps after which the run ends sooner than configured; null: none."""
+
+    @property
+    def stop(self) -> int:
+        """Generator steps of the whole run."""
+        steps = steps_of(self.config, len(self.shards), start=self.start, first_batch=self.first_batch)
+        return steps if self.limit is None else min(steps, self.limit)
+
+    def batches_after(self, step: int) -> int:
+        """Global batches used up by `step` generator steps."""
+        return self.first_batch + (step - self.start) * self.config.variant.n_critic
+
+    def position_after(self, step: int) -> Position:
+        train = self.config.train
+        return Position.after(
+            self.batches_after(step), seed=train.seed, batch_size=train.batch_size, num_records=len(self.shards)
+        )
+
+    def is_kept(self, step: int) -> bool:
+        """Whether an epoch ends here whose checkpoint stays for ever."""
+        every = self.config.train.keep_every_epochs
+        if every is None or step == self.start:
+            return False
+        return self.position_after(step).epoch // every > self.position_after(step - 1).epoch // every
+
+    def is_due(self, step: int) -> bool:
+        return step % self.config.train.checkpoint_every == 0 or step == self.stop or self.is_kept(step)
+
+    def save(self, step: int, state: dict[str, Any], extra: dict[str, dict[str, Tensor]]) -> None:
+        """A checkpoint with `state` and what every one says: geometry for `generate`, position, cost of a save."""
+        told = {"step": step, "position": self.position_after(step).to_json(), "save_s": self.save_s}
+        saved = checkpoint.save(
+            self.run_dir,
+            step,
+            self.engines,
+            self.of_the_data() | told | state,
+            keep_last=self.config.train.keep_last,
+            is_kept=self.is_kept(step),
+            world=self.world,
+            extra=extra,
+        )
+        self.save_ms = 1000 * saved.seconds
+
+    def check_disk(self) -> str:
+        """One line on the disk that the checkpoints need; ResourceError when there is less. A collective call."""
+        train = self.config.train
+        num_bytes = expected_bytes(self.engines, has_average=train.ema_decay is not None)
+        last = self.position_after(self.stop).epoch
+        num_kept = 0 if train.keep_every_epochs is None else last // train.keep_every_epochs
+        return together(
+            self.world,
+            lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
+        )
+
+    def of_the_data(self) -> dict[str, Any]:
+        """What every checkpoint says of the training set, for `generate`.
+
+        The affine is the first subject's; of a private run the spacing's alone, for how a patient lay is his own.
+        """
+        affine = next(iter(self.shards.subjects.values()))["affine"]
+        if self.config.variant.dp is not None:
+            affine = np.diag([*self.shards.spacing_mm, 1.0]).tolist()
+        geometry = {
+            "patch_shape": list(self.shards.patch_shape),
+            "spacing_mm": list(self.shards.spacing_mm),
+            "affine": affine,
+            "upper_percentile": self.shards.manifest.upper_percentile,
+        }
+        return {"manifest": geometry, "config_hash": config_hash(self.config)}
+
+
+def steps_of(config: TrainGan, num_pairs: int, *, start: int = 0, first_batch: int = 0) -> int:
+    """Generator steps of a whole run: max_steps, else epochs over the pairs. UsageError when no batch fits.
+
+    start, first_batch: steps done and global batches used up so far, for a run whose batch size was changed.
+    """
+    batches = config.train.epochs * steps_per_epoch(num_pairs, config.train.batch_size) - first_batch
+    return config.train.max_steps or max(1, start + batches // config.variant.n_critic)
+
+
+def keeper_of(
+    config: TrainGan,
+    run_dir: Path,
+    world: World,
+    engines: dict[str, Engine],
+    shards: ShardSet,
+    state: dict[str, Any],
+) -> Keeper:
+    """The keeper of a run that goes on from `state`. CheckpointError when that lacks the position in the data."""
+    step, train = state["step"], config.train
+    first = batches_before(
+        state, batches=step * config.variant.n_critic, batch_size=train.batch_size, num_records=len(shards)
+    )
+    guess_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
+    return Keeper(config, run_dir, world, engines, shards, step, first, state.get("save_s") or guess_s)
+
+
+def expected_bytes(engines: dict[str, Engine], *, has_average: bool) -> int:
+    """What one checkpoint will take: both engines, the generator's standing statistics and its average."""
+    generator = engines["generator"].module
+    extra = list(generator.buffers())
+    if has_average:
+        extra += generator.state_dict().values()
+    return checkpoint.expected_bytes(engines.values(), extra)

@@ -1,0 +1,164 @@
+"""Requests to stop, from a signal, a stop file or the job's end, agreed on by all ranks and granted at a step boundary.
+
+A signal only sets a flag. Schedulers lose exit codes and launchers die of signals, so a batch script asks by creating
+`<run>/stop`, and reads from `<run>/requeue`, written after the save, whether the job should be queued again. A run that
+failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_sittings` times writes none.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO
+
+import torch
+import torch.distributed as dist
+
+from vesselgan.core.atomic_io import write_text
+from vesselgan.formats import run_dir as rundir
+from vesselgan.runtime.distributed import World, together
+
+STOP_FILE = "stop"
+REQUEUE_FILE = "requeue"
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+MARGIN = 1.5
+"""Times the measured save and steps that are kept free before the job's end: both vary."""
+SLURM_S = 10.0
+"""How long Slurm's controller may take to answer."""
+
+
+class StopRequests:
+    """Listens from the moment that the ranks have met; as a context it gives the signals back.
+
+    The ranks' flags are merged by a reduction over gloo that is started at one step and read at the next, so that no
+    device is waited for.
+    """
+
+    def __init__(self, world: World, *, rank_timeout_minutes: float) -> None:
+        self._world, self._run_dir = world, Path()
+        self._reason, self._interrupts, self._called_at = "", 0, time.perf_counter()
+        self._ends_at, self._max_sittings = float("inf"), 0
+        waits = timedelta(minutes=rank_timeout_minutes)
+        self._group = dist.new_group(backend="gloo", timeout=waits) if world.size > 1 else None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+        self._before: dict[int, object] = {}
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> "StopRequests":
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._heed)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if self._pending is not None and kind is None:
+            self._pending[0].wait()
+        if self._lock is not None:
+            self._lock.close()
+
+    def attend(self, run_dir: Path, *, max_minutes: float | None, max_sittings: int) -> list[str]:
+        """Take `run_dir` for this run, forget earlier requests, find out when the job ends; lines to tell of that.
+
+        A collective call. UsageError when another process trains there.
+        """
+        self._run_dir, self._max_sittings = run_dir, max_sittings
+        self._called_at = time.perf_counter()
+
+        def take() -> list[str]:
+            self._lock = rundir.take(run_dir)
+            (run_dir / STOP_FILE).unlink(missing_ok=True)
+            forget_requeue(run_dir)
+            self._ends_at, line = end_of_job(max_minutes)
+            return [line] if line else []
+
+        return together(self._world, take)
+
+    @property
+    def reason(self) -> str:
+        """What was asked of this rank; empty on ranks that only heard of it from others."""
+        return self._reason or "another rank was asked to stop"
+
+    def are_granted(self, *, step_s: float, save_s: float) -> bool:
+        """Whether to save and leave now, the same on every rank; called once per step by all of them.
+
+        step_s, save_s: what a step (0: unknown) and a save took last, seconds.
+        """
+        now = time.perf_counter()
+        step_s, self._called_at = step_s or now - self._called_at, now
+        if not self._reason and self._world.is_main and (self._run_dir / STOP_FILE).exists():
+            self._reason = f"{self._run_dir / STOP_FILE} was found"
+        steps = 2 if self._group is not None else 1  # with several ranks the next step is taken before all know
+        if not self._reason and time.time() + MARGIN * (steps * step_s + save_s) > self._ends_at:
+            self._reason = "the job's time is nearly up"
+        if self._group is None:
+            return bool(self._reason)
+        is_asked = False
+        if self._pending is not None:
+            work, flags = self._pending
+            work.wait()
+            is_asked = bool(flags.item())
+        flags = torch.tensor([float(bool(self._reason))])
+        self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True), flags)
+        return is_asked
+
+    def leave(self, step: int) -> str:
+        """Write `<run>/requeue`, after the save, so that its presence means that nothing is lost; a line to tell."""
+        said = f"stopped at step {step}, saved: {self.reason}; "
+        if not self._world.is_main:
+            return said
+        count = rundir.sittings(self._run_dir)
+        if count >= self._max_sittings:
+            return said + (
+                f"started {count} times (runtime.max_sittings={self._max_sittings}), so no requeue is asked for; the "
+                "same command goes on from here with a higher limit"
+            )
+        told = {"step": step, "reason": self.reason, "sittings": count}
+        write_text(self._run_dir / REQUEUE_FILE, json.dumps(told) + "\n")
+        by_whom = "the job script requeues it, or " if "SLURM_JOB_ID" in os.environ else ""
+        return said + f"{self._run_dir / REQUEUE_FILE} written: {by_whom}the same command goes on from here"
+
+    def _heed(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += number == signal.SIGINT
+        if self._interrupts > 1:
+            # The second Ctrl-C means now. Nothing half-written counts: files are published by rename.
+            os._exit(128 + number)
+        self._reason = self._reason or f"signal {signal.Signals(number).name}"
+
+
+def forget_requeue(run_dir: Path) -> None:
+    """Remove the marker: from here on a failure must not be taken for a stop."""
+    (run_dir / REQUEUE_FILE).unlink(missing_ok=True)
+
+
+def end_of_job(max_minutes: float | None) -> tuple[float, str]:
+    """(seconds since the epoch, a line to tell): the nearer of Slurm's limit and `max_minutes` from now."""
+    ends_at, line = _end_in_slurm()
+    if max_minutes is not None and time.time() + 60 * max_minutes < ends_at:
+        ends_at, line = time.time() + 60 * max_minutes, f"stops by itself within {max_minutes:g} min (max_minutes)"
+    return ends_at, line
+
+
+def _end_in_slurm() -> tuple[float, str]:
+    """When this Slurm job ends: as its environment says, else its controller; never an error."""
+    if "SLURM_JOB_END_TIME" in os.environ:
+        return float(os.environ["SLURM_JOB_END_TIME"]), "stops by itself before SLURM_JOB_END_TIME"
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return float("inf"), ""
+    unknown = "the job's end is unknown ({}): it stops on a signal, on the file RUN/stop, or with train.max_minutes"
+    try:
+        words = ["scontrol", "show", "job", "--oneliner", job]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SLURM_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return float("inf"), unknown.format(f"scontrol: {error}")
+    ends = [word.removeprefix("EndTime=") for word in done.stdout.split() if word.startswith("EndTime=")]
+    try:
+        ends_at = datetime.fromisoformat(ends[0]).timestamp()
+    except (IndexError, ValueError):
+        return float("inf"), unknown.format(f"scontrol: {(done.stderr or str(ends)).strip()}")
+    return ends_at, f"stops by itself before the job's end, {ends[0]}"

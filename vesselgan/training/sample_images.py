@@ -1,0 +1,85 @@
+"""Pictures of the same few latents through a run, so that one sees what training changes."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from vesselgan.formats.shards import ShardSet
+from vesselgan.models.generator import latents
+from vesselgan.viz import pictures
+
+NUM_SAMPLES = 4
+SIDE = 160
+"""Pixels of a slice's longer side and of the rendering."""
+GAMMA = 0.8
+AXES = (2, 1, 0)
+"""Axial, coronal, sagittal."""
+ANGLES_DEG = (25.0, 115.0)
+View = Callable[[np.ndarray, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class FixedLatents:
+    """The first samples that `generate` with the same seed would make."""
+
+    seed: int
+    latent_size: int
+    spacing_mm: tuple[float, float, float]
+    label_threshold: float
+
+    def pictures(self, generator: nn.Module, device: torch.device) -> dict[str, np.ndarray]:
+        """The samples in evaluation mode as `sheets`, uint8 [H, W, 3] by name; the generator is left as it was."""
+        was_training = generator.training
+        generator.eval()
+        dtype = next(generator.parameters()).dtype
+        with torch.no_grad():
+            z_NL = latents(self.seed, range(NUM_SAMPLES), self.latent_size).to(device, dtype)
+            # One at a time: several full patches take more memory than a step of few.
+            patches = [generator(z_NL[i : i + 1])[0].float().cpu().numpy() for i in range(NUM_SAMPLES)]
+        generator.train(was_training)
+        pairs = [((image + 1) * 127.5, score >= self.label_threshold) for image, score in patches]
+        return sheets(pairs, self.spacing_mm, "samples")
+
+
+def real_pictures(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
+    """Real patches as `sheets`, spread over the set: what the samples should come to look like."""
+    numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
+    pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+    return sheets(pairs, shards.spacing_mm, "real")
+
+
+def sheets(
+    pairs: list[tuple[np.ndarray, np.ndarray]], spacing_mm: tuple[float, float, float], name: str
+) -> dict[str, np.ndarray]:
+    """Three pictures of patches (image 0..255, label):
+
+    <name>/slices: the middle slices, a patch per row: axial, coronal, sagittal, each without and with its label;
+    <name>/projections: the maximum intensities, likewise;
+    <name>/vessels: the labels in 3D, a patch per column, from two sides; parts that are not connected in other colours.
+    """
+    kinds: dict[str, list[list[np.ndarray]]] = {"slices": [], "projections": []}
+    for image_XYZ, label_XYZ in pairs:
+        for kind, view in (("slices", pictures.mid_slice), ("projections", pictures.mip)):
+            panels = [_plain_and_labelled(view, image_XYZ, label_XYZ, axis, spacing_mm) for axis in AXES]
+            kinds[kind].append([panel for both in panels for panel in both])
+    kinds["vessels"] = [
+        [pictures.render_vessels(label_XYZ, spacing_mm, angle, size=2 * SIDE) for _, label_XYZ in pairs]
+        for angle in ANGLES_DEG
+    ]
+    return {f"{name}/{kind}": pictures.sheet(rows) for kind, rows in kinds.items()}
+
+
+def _plain_and_labelled(
+    view: View, image_XYZ: np.ndarray, label_XYZ: np.ndarray, axis: int, spacing_mm: tuple[float, float, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A view across `axis`, true to scale, without and with the label's outline."""
+    grey = pictures.grey(view(image_XYZ, axis), gamma=GAMMA)
+    across, up = (n for n in range(3) if n != axis)
+    width_mm, height_mm = (image_XYZ.shape[n] * spacing_mm[n] for n in (across, up))
+    scale = SIDE / max(side * edge_mm for side, edge_mm in zip(image_XYZ.shape, spacing_mm, strict=True))
+    size = max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
+    plain = pictures.enlarge(grey, *size)
+    return plain, pictures.outline(plain, pictures.enlarge_mask(view(label_XYZ, axis), *size))

@@ -1,0 +1,1 @@
+"""Long pipelines of launch commands: one stage, the demo, the study."""

@@ -1,0 +1,172 @@
+"""The whole road on the phantom cohort: every stage is a command, started as a process of its own, as a user would.
+
+Stages that are done are skipped, so a demo that was stopped anywhere goes on from there (see vesselgan.workflow.stage).
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from vesselgan.config.schema import Demo
+from vesselgan.core import processes
+from vesselgan.report import tables
+from vesselgan.workflow.stage import Stage, begin, python, quoted, script, script_path, setting, walk
+
+UNETS = {
+    "real": ("U-Net on real patches", ("data.source=real",)),
+    "synthetic": ("U-Net on synthetic patches", ("data.source=synthetic",)),
+    "shuffled": ("U-Net on synthetic, labels shuffled", ("data.source=synthetic", "data.shuffle_labels=true")),
+}
+IMAGE_SCORES = ("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3")
+IMAGE_SCORES += ("image.num_pairs=50", "image.max_label_patches=200")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the probe found: where, in which precision and on how many ranks the GAN trains."""
+
+    device: str
+    precision: str
+    num_ranks: int
+    words: str
+
+
+def run(config: Demo, overrides: tuple[str, ...]) -> None:
+    """Walk every stage that is not done, then print the table; `overrides` go to every command about the cohort.
+
+    Exits with the code of the first command that fails. UsageError outside a checkout, ResourceError without MPI.
+    """
+    begin("the demo")
+    started = time.monotonic()
+    work = Path(config.work_dir)
+    probe = probe_stage(work / "demo/precision.json")
+    total = 1 + len(stages_of(config, overrides, Choice("cpu", "fp32", 2, "")))
+    walk(work / "demo", probe, f"[ 1/{total}]", after_news=False)
+    choice = read_choice(probe.outputs[0])
+    print(f"        {choice.words}", flush=True)
+    has_news = False
+    for number, stage in enumerate(stages_of(config, overrides, choice), 2):
+        has_news = walk(work / "demo", stage, f"[{number:2}/{total}]", after_news=has_news)
+    results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
+    print(f"\n{tables.format_text(tables.segmentation_table(results))}\n")
+    print(f"report  {(work / 'report/index.html').resolve()}")
+    print(f"time    {processes.clock(time.monotonic() - started)}")
+
+
+def probe_stage(out: Path) -> Stage:
+    """Asks the machine for the GAN's precision; the answer is kept, so that a resumed GAN meets its own again."""
+    return Stage(
+        "probe", "precision probe", (python("-m", "vesselgan.training.precision", "--out", str(out)),), (out,), 2
+    )
+
+
+def read_choice(path: Path) -> Choice:
+    """The probe's answer; the GAN gets two ranks on a CPU, and up to two GPUs."""
+    found = json.loads(path.read_text())
+    num_ranks = 2 if found["device"] == "cpu" else min(2, found["num_devices"])
+    words = f"the GAN trains in {found['precision']} on {num_ranks} ranks ({found['device']})"
+    if found["step_ms"]:
+        words += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in found["step_ms"].items())
+    return Choice(found["device"], found["precision"], num_ranks, words)
+
+
+def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
+    """The road after the probe, in order."""
+    # The one setting that is the demo's own.
+    overrides = tuple(word for word in overrides if not word.startswith(("num_patches=", "weights=")))
+    work = Path(config.work_dir)
+    gan = work / "runs/demo-gan"
+    drawn = (
+        f"num_patches={config.num_patches}",
+        f"weights={config.weights}",
+        f"threshold={config.data.label_threshold}",
+    )
+    generate = script("generate", setting("run", gan), *drawn)
+    report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
+    return [
+        *_data_stages(config, overrides),
+        _gan_stage(gan, choice, overrides),
+        Stage("generate", "synthetic patches", (generate,), (gan / "synthetic/manifest.json",)),
+        *(_unet_stage(name, work, gan, overrides) for name in UNETS),
+        _segment_stage(work, overrides),
+        _evaluate_stage(config, overrides),
+        _image_stage(work, gan, overrides),
+        Stage("report", "report", (report,), (work / "report/index.html",)),
+    ]
+
+
+def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
+    root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
+    made = [cohort / f"shards/{kind}/manifest.json" for kind in ("gan/train", "unet/train", "unet/validation")]
+    make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
+    return [
+        Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
+        Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
+        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *made), 2),
+    ]
+
+
+def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
+    # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
+    launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
+    settings = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}", *overrides)
+    options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
+    command = (*launcher, "--master_port", processes.PORT, script_path("train_gan"), *options, *settings)
+    title = f"SN-MP GAN, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
+    return Stage("gan", title, (command,), (gan / "finished.json",), choice.num_ranks)
+
+
+def _unet_dir(work: Path, name: str) -> Path:
+    return work / f"runs/demo-unet-{name}"
+
+
+def _unet_stage(name: str, work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
+    title, source = UNETS[name]
+    run_dir = _unet_dir(work, name)
+    synthetic = () if name == "real" else (setting("synthetic", gan / "synthetic"),)
+    command = script("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
+    return Stage(f"unet-{name}", title, (command,), (run_dir / "finished.json",))
+
+
+def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
+    folders = [_unet_dir(work, name) for name in UNETS]
+    commands = [
+        script("segment", setting("run", folder), "split=test", setting("out", folder / "predictions"), *overrides)
+        for folder in folders
+    ]
+    outputs = tuple(folder / "predictions" for folder in folders)
+    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs)
+
+
+def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
+    work = Path(config.work_dir)
+    jobs = {"threshold": ("evaluate=threshold",)}
+    for name in UNETS:
+        maps = setting("error_maps", work / "errors" / name / config.data.name)
+        jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
+    outputs = {name: work / f"results/{name}.json" for name in jobs}
+    commands = [
+        script("evaluate", *words, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
+        for name, words in jobs.items()
+    ]
+    return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
+
+
+def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
+    """Image scores with the network that needs no download, and is marked so; few repeats, for the time."""
+    out = work / "results/image.json"
+    words = (
+        "preset=demo",
+        "evaluate=image",
+        "name=sn_mp",
+        setting("image.synthetic", gan / "synthetic"),
+        setting("out", out),
+    )
+    command = script("evaluate", *words, *IMAGE_SCORES, *overrides)
+    return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
+
+
+def on_mpi(module: str, *words: str) -> tuple[str, ...]:
+    """On two MPI ranks; mpi4py's runner ends all ranks when one raises."""
+    return (processes.beside_python("mpiexec"), "-n", "2", *python("-m", "mpi4py", "-m", module, *words))

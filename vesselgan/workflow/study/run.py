@@ -1,0 +1,28 @@
+"""The entry of launch/study.py."""
+
+import time
+from pathlib import Path
+
+from vesselgan.config.schema import Study
+from vesselgan.core.errors import UsageError
+from vesselgan.core.processes import clock
+from vesselgan.workflow.stage import begin
+from vesselgan.workflow.study.sources import run_sources
+from vesselgan.workflow.study.sweep import run_sweep
+
+
+def run(config: Study) -> None:
+    """Walk the study's stages, skipping what is done; exits with the code of the first command that fails."""
+    begin("the study")
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UsageError(f"seeds={config.seeds}: name at least one, none twice")
+    if not config.name or Path(config.name).name != config.name:
+        raise UsageError(
+            f"name={config.name}: must be the name of a folder below {config.work_dir}/studies, not a path"
+        )
+    if config.study == "sources" and not config.runs:
+        raise UsageError("study=sources needs runs=[DIR,...], the run directories of trained GANs")
+    started = time.monotonic()
+    home = Path(config.work_dir) / "studies" / config.name
+    result = {"sources": run_sources, "sweep": run_sweep}[config.study](config, home)
+    print(f"\nresult  {result.resolve()}\ntime    {clock(time.monotonic() - started)}", flush=True)

@@ -1,0 +1,96 @@
+"""Which GAN to take: checkpoints, learning rates and batch sizes ranked by the U-Nets that their patches train.
+
+As the paper chose its hyper-parameters: by segmentation on the real validation set. No test subject is read.
+"""
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from vesselgan.config.schema import Study
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import UsageError
+from vesselgan.workflow.stage import Stage, script
+from vesselgan.workflow.study.steps import (
+    Gan,
+    Walker,
+    choose_threshold,
+    gans_of,
+    read_json,
+    settings_for,
+    synthetic_source,
+    unet_stage,
+    word,
+)
+
+FORMAT_VERSION = 1
+
+
+def run_sweep(config: Study, home: Path) -> Path:
+    """Train what the grid asks for, rank it and the runs that are named; the file with the ranking, best first."""
+    grid = grid_of(config, home)
+    if not config.runs and not grid:
+        raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
+    gans = gans_of(config, config.sweep.checkpoints)
+    walker = Walker(home)
+    for gan, stage in grid:
+        walker.walk(stage)
+        gans.append(gan)
+    records = [record_of(config, home, gan, walker) for gan in gans]
+    ranked = sorted(records, key=lambda record: -record["validation_dice"])
+    out = home / "ranking.json"
+    result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
+    result |= {"unet_steps": config.unet.max_steps, "ranking": ranked}
+    write_text(out, json.dumps(result, indent=1) + "\n")
+    print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
+    for place, record in enumerate(ranked, 1):
+        each = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
+        print(f"{place:3}  {record['validation_dice']:.4f} ({each})  {record['gan']}, "
+              f"label threshold {record['label_threshold']:g}, {record['run']}")  # fmt: skip
+    return out
+
+
+def record_of(config: Study, home: Path, gan: Gan, walker: Walker) -> dict[str, Any]:
+    """What the ranking says of one GAN: its label threshold, decided with the first seed, then a U-Net for each."""
+    choice = choose_threshold(config, home, gan, walker)
+    source = synthetic_source(gan, choice["label_threshold"])
+    dice = {}
+    for seed in config.seeds:
+        stage = unet_stage(config, home, source, seed)
+        walker.walk(stage, [f"generate-{gan.name}"])
+        dice[str(seed)] = read_json(stage.outputs[0])["validation_dice"]
+    score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
+    return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
+
+
+def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
+    """A GAN for every critic's learning rate (the generator's keeps its ratio) with every batch size."""
+    sweep, variant = config.sweep, config.variant
+    if not sweep.learning_rates and not sweep.batch_sizes:
+        return []
+    for key in ("learning_rates", "batch_sizes"):
+        values = getattr(sweep, key)
+        if len(set(values)) < len(values):
+            raise UsageError(f"sweep.{key}={values}: name none twice")
+    ratio = variant.learning_rate_generator / variant.learning_rate_critic
+    found = []
+    rates, batches = (
+        sweep.learning_rates or [variant.learning_rate_critic],
+        sweep.batch_sizes or [config.train.batch_size],
+    )
+    for rate, batch_size in itertools.product(rates, batches):
+        name = f"{variant.name}-rate-{rate:g}-batch-{batch_size}"
+        run_dir = home / "trained" / name
+        own = {
+            "variant.learning_rate_critic": rate,
+            "variant.learning_rate_generator": rate * ratio,
+            "train.batch_size": batch_size,
+        }
+        shared = settings_for("train_gan", config, "data", "variant", "train", "runtime")
+        words = [w for w in shared if w.split("=")[0] not in own]
+        command = script("train_gan", "--run_dir", str(run_dir), *words, *(word(*item) for item in own.items()))
+        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
+        found.append((Gan(name, run_dir, variant.name, None), stage))
+    return found
