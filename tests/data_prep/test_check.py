@@ -73,7 +73,7 @@ def break_all(root: Path) -> dict[str, str]:
         "sub-03": "NaN",
         "sub-04": "every voxel is 5",
         "sub-05": "label is empty",
-        "sub-06": "label_cut",
+        "sub-06": "label_binarize_threshold",
         "sub-07": "label_values",
         "sub-08": "24 x 20 x 17",
         "sub-09": "0.1 mm",
@@ -181,10 +181,10 @@ def test_settings_make_nan_and_soft_labels_usable(cohort: MakeCohort) -> None:
     change(folder / "vessel.nii.gz", lambda a: (a * 0.7).astype(np.float32))
     with pytest.raises(DataError):
         check.check(data, ALONE)
-    data.prepare.nan_value, data.prepare.label_cut, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
+    data.prepare.nan_value, data.prepare.label_binarize_threshold, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
     check.check(data, ALONE)
     data.prepare.label_values = [1]
-    with pytest.raises(UsageError, match="label_values|label_cut"):
+    with pytest.raises(UsageError, match="label_values|label_binarize_threshold"):
         check.check(data, ALONE)
 
 
@@ -193,7 +193,7 @@ def test_a_thin_volume_may_be_padded(cohort: MakeCohort) -> None:
     data.prepare.patch_shape = [32, 32, 32]
     with pytest.raises(DataError, match="sub-01"):
         check.check(data, ALONE)
-    data.prepare.pad_thin = True
+    data.prepare.reflect_pad = True
     check.check(data, ALONE)
 
 

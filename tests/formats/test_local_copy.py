@@ -54,7 +54,7 @@ def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkey
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
     assert staging.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
-    with pytest.raises(UsageError, match=r"data.stage_to=\$NODE_DISK"):
+    with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK"):
         staging.stage(shards, "$NODE_DISK")
 
 
@@ -84,11 +84,11 @@ def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
 
 def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="data.stage_to=.*file/below"):
+    with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below"):
         staging.stage(shards, str(tmp_path / "file/below"))
     usage = staging.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(ResourceError, match="data.stage_to|GiB"):
+    with pytest.raises(ResourceError, match="data.local_copy_dir|GiB"):
         staging.stage(shards, str(tmp_path / "node"))
 
 

@@ -60,9 +60,9 @@ def test_empty_and_full_labels_are_read(tmp_path: Path, fill: int, expected: int
 def test_a_soft_label_needs_a_cut(tmp_path: Path) -> None:
     soft = a_label() * 0.7 + 0.3 * (a_label()[::-1] > 0)
     path = save(tmp_path / "a.nii.gz", soft.astype(np.float32))
-    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_cut"):
+    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_binarize_threshold"):
         volumes.read_label(path)
-    np.testing.assert_array_equal(volumes.read_label(path, label_cut=0.5).data_XYZ, soft >= 0.5)
+    np.testing.assert_array_equal(volumes.read_label(path, label_binarize_threshold=0.5).data_XYZ, soft >= 0.5)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 2), (1, 2), (0, 1, 255)])
@@ -76,8 +76,8 @@ def test_classes_need_the_values_that_mean_vessel(tmp_path: Path, values: tuple[
 
 
 def test_two_rules_for_a_label_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="label_values|label_cut"):
-        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_cut=0.5)
+    with pytest.raises(UsageError, match="label_values|label_binarize_threshold"):
+        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_binarize_threshold=0.5)
 
 
 def test_an_image_taken_for_a_label_is_refused(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_affines_may_differ_by_rounding_alone(tmp_path: Path) -> None:
 
 
 def test_a_scale_error_counts_at_the_far_corner(tmp_path: Path) -> None:
-    stretched = an_affine()
-    stretched[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
-    assert "0.06 mm apart" in difference(tmp_path, stretched)
+    rescale_minmax = an_affine()
+    rescale_minmax[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
+    assert "0.06 mm apart" in difference(tmp_path, rescale_minmax)
 
 
 def test_a_flipped_axis_is_named_by_orientation_codes(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from vesselgan.tools.status import look
 
 pytestmark = pytest.mark.soak
-SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.picture_every=100000"]
+SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.image_every=100000"]
 SMALL += ["train.log_every=1", "train.checkpoint_every=100000", "runtime.device=cpu"]
 ASKED = ["--gres=none", "--cpus-per-task=1", "--mem-per-cpu=500M", "--time=50"]
 """Of Slurm: what two virtual nodes have."""
@@ -34,8 +34,8 @@ def steps_told(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
-def sittings(run_dir: Path) -> list[dict]:
-    path = run_dir / "sittings.jsonl"
+def sessions(run_dir: Path) -> list[dict]:
+    path = run_dir / "sessions.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -64,17 +64,17 @@ def test_requeues_end_in_the_same_bytes(slurm, job, repository, tmp_path):
     assert slurm.wait(preempting)["JobState"] == "COMPLETED"
     second_stop = json.loads((run_dir / "requeue").read_text())["step"]
 
-    slurm.wait_until(lambda: len(sittings(run_dir)) == 3, "the third start")
+    slurm.wait_until(lambda: len(sessions(run_dir)) == 3, "the third start")
     slurm.call("scancel", number)
     said = output.read_text()
-    assert [sitting["step"] for sitting in sittings(run_dir)] == [0, first_stop, second_stop], said
-    assert {sitting["ranks"] for sitting in sittings(run_dir)} == {4} and first_stop < second_stop
+    assert [session["step"] for session in sessions(run_dir)] == [0, first_stop, second_stop], said
+    assert {session["ranks"] for session in sessions(run_dir)} == {4} and first_stop < second_stop
     assert all(f"start {start}, on n[1-2]" in said for start in (1, 2, 3))  # all in one file
     assert "error: stage" not in said
 
     number, unbroken, output = job("unbroken", f"train.max_steps={second_stop}", options=four)
     assert slurm.wait(number)["JobState"] == "COMPLETED", output.read_text()
-    assert (unbroken / "finished.json").is_file() and len(sittings(unbroken)) == 1
+    assert (unbroken / "finished.json").is_file() and len(sessions(unbroken)) == 1
     expected = tensors(unbroken, second_stop)
     assert len(expected) > 3 and tensors(run_dir, second_stop) == expected
     assert not (repository / "x").exists()  # what the shell would have made of the names

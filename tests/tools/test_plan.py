@@ -34,7 +34,7 @@ def test_parameters_are_those_of_table_2(variant, total, generator):
 
 def test_json_holds_the_documented_keys_per_variant(capsys):
     words = ["variants=[gp,sn]", "patch_shape=[32,32,16]", "variant.width=8", "ranks=[1,2]", "step_seconds=2"]
-    words += ["memory_gib=100", "train.keep_every_epochs=25", "train.keep_last=2", "--json"]
+    words += ["memory_gib=100", "train.save_every_epochs=25", "train.keep_last=2", "--json"]
     plan(parse("plan", None, words))
     gp, facts = json.loads(capsys.readouterr().out)["variants"]
     documented = " ".join(costs.__doc__.split())

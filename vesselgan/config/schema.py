@@ -42,9 +42,9 @@ class TrainGan:
     """Null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
     """Resume from this checkpoint's name; null: the newest whole one."""
-    allow_change: list[str]
+    allow_config_change: list[str]
     """Settings, or groups of them, with which a run may go on although it was started with others."""
-    weights_only_start: str | None
+    init_from: str | None
     """A run directory, or one checkpoint's, whose weights a new run starts with; everything else is fresh."""
     variant: Variant
     data: TrainingData
@@ -76,7 +76,7 @@ class TrainUnet:
     work_dir: str
     run_dir: str | None
     checkpoint: str | None
-    allow_change: list[str]
+    allow_config_change: list[str]
     data: LearningData
     unet: Unet
     synthetic: str | None

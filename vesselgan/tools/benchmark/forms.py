@@ -12,7 +12,7 @@ from torch import Tensor
 from vesselgan.config.schema import Benchmark
 from vesselgan.models.upsampling import FASTEST, FORMS, Form
 from vesselgan.runtime import distributed
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.step import TYPES, wait
 
 # N batch, I O channels in and out, X Y Z voxels
@@ -45,7 +45,7 @@ def _compare(x_NIXYZ: Tensor, weight: Tensor, repeats: int) -> dict[str, Any]:
         name: partial(_forward_and_backward, form, x_NIXYZ, weight)
         for name, form in ({"upsampling first": _plain} | FORMS).items()
     }
-    costs = take_turns(steps, repeats)
+    costs = interleave(steps, repeats)
     spent = {n: cost.wall_s if x_NIXYZ.device.type == "cuda" else cost.cpu_s for n, cost in costs.items()}
     return {"ms": {name: 1e3 * s for name, s in spent.items()}, "fastest": min(spent, key=lambda name: spent[name])}
 
