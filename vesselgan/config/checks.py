@@ -62,7 +62,7 @@ RULES: dict[str, Rule] = {
     "preprocess.spacing_mm": THREE_SIZES,
     "preprocess.mask": one_of("auto", "given", "bet", "deepbet", "none"),
     "preprocess.bet_fraction": SHARE,
-    "target": one_of("loader", "prepare", "step", "forms", "segment", "metrics", "machine", "scaling", "private"),
+    "target": one_of("loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private"),
     "threads": POSITIVE,
     "repeats": POSITIVE,
     "num_subjects": POSITIVE,

@@ -252,21 +252,21 @@ class BuildShards:
 class Benchmark:
     target: str
     """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
-    volume; `metrics`: the scores; `forms`: those of the upsampling convolution; `machine`: rates for plan's step times;
-    `scaling`: these times against training on one rank and several; `private`: a private critic step."""
+    volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
+    one rank and several; `private`: a private critic step."""
     repeats: int
     """Rounds; in each the competitors take turns."""
     shape: list[int]
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
     variant: Variant
-    """Whose step, width and precision (step, forms)."""
+    """Whose step, width and precision (step)."""
     batch_size: int
-    """Samples of a step (step, forms)."""
+    """Samples of a step (step)."""
     threads: int
-    """CPU threads (step, forms)."""
+    """CPU threads (step)."""
     runtime: Runtime
-    """Where the step runs (step, forms)."""
+    """Where the step runs (step)."""
     num_patches: int
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int

@@ -12,7 +12,6 @@ from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.models import blocks
-from vesselgan.models.upsampling import FORMS
 from vesselgan.tools.benchmark import run as run_module
 from vesselgan.tools.benchmark import step as step_module
 from vesselgan.tools.benchmark.profile import shares_of
@@ -92,16 +91,6 @@ def test_the_linear_layers_share_is_found_where_it_is_all_there_is() -> None:
     weight = torch.randn(256, 256)
     shares = shares_of(lambda: weight @ weight, CPU)
     assert shares["linear"] > 0.9
-
-
-def test_the_forms_of_every_layer_are_timed_and_the_fastest_named(capsys: pytest.CaptureFixture) -> None:
-    run_module.benchmark(small("target=forms"))
-    facts = json.loads(capsys.readouterr().out)
-    assert list(facts["layers"]) == ["16 to 8 at 4x2x2", "8 to 4 at 8x4x4", "4 to 2 at 16x8x8"]
-    for layer in facts["layers"].values():
-        assert set(layer["ms"]) == {"upsampling first", *FORMS}
-        assert layer["ms"][layer["fastest"]] == min(layer["ms"].values()) > 0
-    assert facts["in_use"] in FORMS
 
 
 def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> None:
