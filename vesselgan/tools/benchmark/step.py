@@ -50,11 +50,8 @@ def run(config: Benchmark) -> dict[str, Any]:
     when the optimizers have their state; on a GPU what the tensors of the third step take.
     """
     device = distributed.choose_device(config.runtime.device, 0)
-    _check(config, device)
+    _prepare(config, device)
     sides = {name: side for name, side in SIDES.items() if name != "bare" or config.variant.precision != "fp16"}
-    if device.type == "cuda":
-        # As in training: each convolution's kernels are tried once, theirs too.
-        torch.backends.cudnn.benchmark = True
     peaks = peaks_of(sides, config)
     torch.set_num_threads(config.threads)
     facts: dict[str, Any] = {
@@ -97,7 +94,9 @@ def run(config: Benchmark) -> dict[str, Any]:
     return facts
 
 
-def _check(config: Benchmark, device: torch.device) -> None:
+def _prepare(config: Benchmark, device: torch.device) -> None:
+    # As in training: each convolution's kernels are tried once, the authors' too.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     if config.variant.precision == "fp16" and device.type == "cpu":
         raise UsageError(
             "variant.precision=fp16 on a CPU: autocast, which the authors' step needs, has no half there; compare in "
