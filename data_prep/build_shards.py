@@ -20,17 +20,17 @@ import numpy as np
 from data_prep import build_state, lock, mpi, paths, pseudonyms
 from data_prep.build_state import State
 from data_prep.check import check_cohort, divide, require_rules
-from data_prep.layouts import Found, find_subjects
+from data_prep.layouts import CohortFiles, find_subjects
 from data_prep.mpi import Progress, World
 from data_prep.patients import patients_of
-from data_prep.qc_results import Checked, summary, table
+from data_prep.qc_results import CohortReport, summary, table
 from data_prep.shard_plan import PlannedShard, Source, plan
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.formats import volumes
-from vesselgan.formats.cohort import Cohort, Reading, Subject, read_cohort, write_cohort
+from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, read_cohort, write_cohort
 from vesselgan.formats.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
@@ -57,10 +57,10 @@ def build(config: BuildShards, here: World) -> None:
     """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
     cohort_dir = Path(data.cohort_dir)
-    found = mpi.on_first(here, lambda: find_in(data))
+    found = mpi.run_on_rank0(here, lambda: find_in(data))
     owners = mpi.together(here, lock.this_process)
     lock_path = cohort_dir / ".build_shards.lock"
-    tell(here, mpi.on_first(here, lambda: lock.take(lock_path, owners)))
+    tell(here, mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners)))
     try:
         cohort = settle_cohort(data, found, here)
         build_sets(config, cohort, here)
@@ -69,7 +69,7 @@ def build(config: BuildShards, here: World) -> None:
             lock.release(lock_path)
 
 
-def find_in(data: PreparedData) -> Found:
+def find_in(data: PreparedData) -> CohortFiles:
     """The cohort's files; refuses what cannot end well before any file is made."""
     require_rules(data.prepare)
     paths.refuse(data.cohort_dir, "data.cohort_dir", data.root)
@@ -77,12 +77,12 @@ def find_in(data: PreparedData) -> Found:
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 
-def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
+def settle_cohort(data: PreparedData, found: CohortFiles, here: World) -> Cohort:
     """The cohort to build from: as an earlier start left it where nothing changed since, else checked now."""
-    before = mpi.on_first(here, lambda: build_state.read(data))
-    inputs = mpi.on_first(here, lambda: build_state.inputs_of(found, pseudonyms.renamer(data)))
+    before = mpi.run_on_rank0(here, lambda: build_state.read(data))
+    inputs = mpi.run_on_rank0(here, lambda: build_state.inputs_of(found, pseudonyms.renamer(data)))
     if before is not None and before.inputs == inputs and (data.prepare.quarantine or not before.set_aside):
-        if (cohort := mpi.on_first(here, lambda: unchanged_cohort(data, before))) is not None:
+        if (cohort := mpi.run_on_rank0(here, lambda: unchanged_cohort(data, before))) is not None:
             aside = f"; set aside: {', '.join(before.set_aside)}" if before.set_aside else ""
             tell(here, f"{data.name}: {len(cohort.subjects)} subjects, unchanged since they were checked{aside}")
             return cohort
@@ -94,14 +94,14 @@ def settle_cohort(data: PreparedData, found: Found, here: World) -> Cohort:
         cohort = cohort_of(data, checked, assigned)
         stored_cohort(data)  # a newer program's is not written over
         if before is not None:
-            build_state.refuse_changes(data, before, cohort)
+            build_state.check_unchanged(data, before, cohort)
         set_aside, contents = sorted(set(inputs) - set(assigned)), build_state.contents_of(cohort)
         build_state.write(data, State(data.name, build_state.settings_of(data), inputs, set_aside, contents))
         write_cohort(data.cohort_dir, cohort)
         tell(here, summary(checked, assigned))
         return cohort
 
-    return mpi.on_first(here, settle)
+    return mpi.run_on_rank0(here, settle)
 
 
 def unchanged_cohort(data: PreparedData, before: State) -> Cohort | None:
@@ -139,11 +139,11 @@ def paths_of(cohort: Cohort) -> list[Path]:
     return [p for s in cohort.subjects.values() for p in (s.image, s.label, s.mask) if p is not None]
 
 
-def cohort_of(data: PreparedData, checked: Checked, assigned: dict[str, str]) -> Cohort:
+def cohort_of(data: PreparedData, checked: CohortReport, assigned: dict[str, str]) -> Cohort:
     """What the check learned of the subjects that have a split."""
     subjects, prepare = {}, data.prepare
     values = None if prepare.label_values is None else tuple(prepare.label_values)
-    reading = Reading(prepare.nan_value, values, prepare.label_cut)
+    reading = ReadOptions(prepare.nan_value, values, prepare.label_binarize_threshold)
     for finding in checked.findings:
         if finding.subject in assigned:
             subjects[finding.subject] = Subject(
@@ -171,15 +171,17 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
         raise DataError(
             f"{data.root}: data.layout.label is null, but shards hold pairs of image and label; supply labels"
         )
-    mpi.on_first(here, lambda: [manifest_in(cohort_dir / "shards" / p / s) for p, s in sets_of(shards)])  # newer ones?
+    mpi.run_on_rank0(
+        here, lambda: [manifest_in(cohort_dir / "shards" / p / s) for p, s in sets_of(shards)]
+    )  # newer ones?
     finished = inspect_all(data, shards, here)
     missing = [shard for shard in shards if shard.name not in finished]
-    mpi.on_first(here, lambda: require_space(data, missing))
+    mpi.run_on_rank0(here, lambda: require_space(data, missing))
 
     def build_mine() -> dict[str, ShardInfo]:
         built, source = {}, Source(cohort, data.prepare)
         with Progress(here, sum(s.count for s in missing), what="shards", unit="pair") as progress:
-            for shard in mpi.share_out(here, missing, weight=lambda shard: shard.count):
+            for shard in mpi.partition(here, missing, weight=lambda shard: shard.count):
                 path = build_state.shard_path(cohort_dir, shard)
                 records = Records(shard, source, progress)
                 info = write_shard(path, records, patch_shape=tuple(data.prepare.patch_shape), origin="real")
@@ -189,7 +191,7 @@ def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
 
     for part in mpi.together(here, build_mine):
         finished |= part
-    written = mpi.on_first(here, lambda: write_manifests(data, cohort, shards, finished))
+    written = mpi.run_on_rank0(here, lambda: write_manifests(data, cohort, shards, finished))
     for purpose, split in sets_of(shards):
         mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
         new = sum(shard in missing for shard in mine)

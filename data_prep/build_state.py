@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.layouts import KINDS, Found
+from data_prep.layouts import KINDS, CohortFiles
 from data_prep.shard_plan import PlannedShard
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import sha256_of, write_text
@@ -45,7 +45,7 @@ def settings_of(data: PreparedData) -> dict[str, Any]:
     return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
 
 
-def inputs_of(found: Found, rename: Callable[[str], str]) -> dict[str, Any]:
+def inputs_of(found: CohortFiles, rename: Callable[[str], str]) -> dict[str, Any]:
     """The cohort's files as they lie there now; paths go through `rename`, as ids did."""
     inputs = {}
     for files in found.subjects:
@@ -100,7 +100,7 @@ def contents_of(cohort: Cohort) -> dict[str, list[str | None]]:
     return {name: [s.split, s.image_sha256, s.label_sha256] for name, s in cohort.subjects.items()}
 
 
-def refuse_changes(data: PreparedData, before: State, now: Cohort) -> None:
+def check_unchanged(data: PreparedData, before: State, now: Cohort) -> None:
     """DataError when the cohort is no longer the one that the shards were built from, with the difference."""
     old, new = before.contents, contents_of(now)
     changes = [f"{name} is new" for name in sorted(set(new) - set(old))]

@@ -20,9 +20,9 @@ import numpy as np
 
 from data_prep import mpi, patients, pseudonyms, qc, qc_page, splits
 from data_prep import paths as places
-from data_prep.layouts import KINDS, Found, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import KINDS, CohortFiles, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import World
-from data_prep.qc_results import Checked, Finding, by, mixed_spacings, summary, table
+from data_prep.qc_results import CohortReport, Finding, by, mixed_spacings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
 from vesselgan.core.errors import DataError, UsageError
@@ -43,7 +43,7 @@ def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: bool = False) -> Checked:
+def check_cohort(data: PreparedData, found: CohortFiles, here: World, *, with_looks: bool = False) -> CohortReport:
     """Every subject of the cohort, on all ranks; `with_looks`: with what the page shows."""
 
     def check_mine() -> list[Finding]:
@@ -66,7 +66,7 @@ def check_cohort(data: PreparedData, found: Found, here: World, *, with_looks: b
     said = [*found.warnings, *mixed_spacings(finding.header.spacing_mm for finding in findings if finding.header)]
     if data.prepare.pseudonymise and any(finding.faults for finding in findings):
         said.append("faults stand without the names of files; a check without data.prepare.pseudonymise names them")
-    return Checked(tuple(findings), tuple(said))
+    return CohortReport(tuple(findings), tuple(said))
 
 
 def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = False) -> Finding:
@@ -79,7 +79,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = Fa
         _check_image(finding, image, prepare)
     label = None
     if files.label is not None:
-        rules = {"label_values": prepare.label_values, "label_cut": prepare.label_cut}
+        rules = {"label_values": prepare.label_values, "label_binarize_threshold": prepare.label_binarize_threshold}
         label = _try(finding, lambda: volumes.read_label(files.label, **rules))
         if label is not None:
             finding.label_values, finding.label_sha256 = label.values, sha256_of_voxels(label.data_XYZ)
@@ -98,7 +98,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_look: bool = Fa
     return finding
 
 
-def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
+def divide(checked: CohortReport, data: PreparedData) -> dict[str, str]:
     """Usable subject -> split. DataError for everything that stands in the way of using the cohort, at once."""
     problems = []
     if checked.unusable and not data.prepare.quarantine:
@@ -128,8 +128,10 @@ def divide(checked: Checked, data: PreparedData) -> dict[str, str]:
 
 def require_rules(prepare: Prepare) -> None:
     """UsageError for settings that contradict each other, before any file is read."""
-    if prepare.label_values is not None and prepare.label_cut is not None:
-        raise UsageError("data.prepare.label_values and data.prepare.label_cut exclude each other; leave one at null")
+    if prepare.label_values is not None and prepare.label_binarize_threshold is not None:
+        raise UsageError(
+            "data.prepare.label_values and data.prepare.label_binarize_threshold exclude each other; leave one at null"
+        )
 
 
 def _check_image(finding: Finding, image: Volume, prepare: Prepare) -> None:
@@ -140,11 +142,11 @@ def _check_image(finding: Finding, image: Volume, prepare: Prepare) -> None:
         finding.warnings.append(f"{image.path}: spacing {by(image.spacing_mm)} mm is unusual; are the units mm?")
     thin = any(n < size for n, size in zip(image.data_XYZ.shape, prepare.patch_shape, strict=True))
     sizes = f"{image.path}: {by(image.data_XYZ.shape)} voxels are thinner than the patch {by(prepare.patch_shape)}"
-    if thin and prepare.pad_thin:
-        finding.warnings.append(f"{sizes}: reflected at the far edge (data.prepare.pad_thin)")
+    if thin and prepare.reflect_pad:
+        finding.warnings.append(f"{sizes}: reflected at the far edge (data.prepare.reflect_pad)")
     elif thin:
         finding.faults.append(
-            f"{sizes}; data.prepare.pad_thin=true reflects it at its far edge, or choose a smaller "
+            f"{sizes}; data.prepare.reflect_pad=true reflects it at its far edge, or choose a smaller "
             "data.prepare.patch_shape"
         )
     percentile = prepare.upper_percentile
@@ -241,10 +243,10 @@ def check(data: PreparedData, here: World, *, with_page: bool = False) -> None:
     require_rules(data.prepare)
     if with_page:
         places.refuse(data.cohort_dir, "data.cohort_dir", data.root)
-    found = mpi.on_first(here, lambda: find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data)))
+    found = mpi.run_on_rank0(here, lambda: find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data)))
     checked = check_cohort(data, found, here, with_looks=with_page)
 
-    def conclude() -> None:
+    def write_report() -> None:
         print(f"cohort {data.name}, {data.root}\n{table(checked)}", flush=True)
         assigned: dict[str, str] = {}
         try:
@@ -254,7 +256,7 @@ def check(data: PreparedData, here: World, *, with_page: bool = False) -> None:
             if with_page:
                 print(f"wrote {qc_page.write(data, checked, assigned)}", flush=True)
 
-    mpi.on_first(here, conclude)
+    mpi.run_on_rank0(here, write_report)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ class SubjectFiles:
 
 
 @dataclass(frozen=True)
-class Found:
+class CohortFiles:
     """What lies in a cohort's folder."""
 
     subjects: tuple[SubjectFiles, ...]
@@ -51,7 +51,7 @@ class _Match:
     """Empty where the pattern names none."""
 
 
-def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str) -> Found:
+def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str) -> CohortFiles:
     """Every subject that has an image, with label and mask where the layout names them; ids go through `rename`.
 
     Of several sessions the first by name is taken, with a warning: visits of one patient must not stand in two splits.
@@ -85,7 +85,7 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     matched = {str(match.path.relative_to(root)) for of in matches.values() for found in of.values() for match in found}
     volumes = {name for name in names if name.lower().endswith(VOLUME_ENDINGS)}
     warnings.append(_volumes_left_out(volumes - matched, matched, is_told=rename is str))
-    return Found(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(filter(None, warnings)))
+    return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(filter(None, warnings)))
 
 
 def without_paths(text: str, files: SubjectFiles) -> str:

@@ -39,17 +39,17 @@ NAMES = ("image.nii.gz", "vessel.nii.gz", "brain_mask.nii.gz")
 def make_cohort(config: MakePhantom, here: World) -> None:
     """Write the subjects that are missing. UsageError, DataError or ResourceError, on all ranks together."""
     root, phantom = Path(config.data.root), config.phantom
-    mpi.on_first(here, lambda: check_place(config))
+    mpi.run_on_rank0(here, lambda: check_place(config))
     owners = mpi.together(here, lock.this_process)
     lock_path = root / ".make_phantom.lock"
-    note = mpi.on_first(here, lambda: lock.take(lock_path, owners))
+    note = mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners))
     if here.rank == 0 and note:
         print(note, flush=True)
     try:
         started_s = time.monotonic()
-        missing = mpi.on_first(here, lambda: settle(config))
+        missing = mpi.run_on_rank0(here, lambda: settle(config))
         with Progress(here, len(missing), what="making phantoms", unit="subject") as progress:
-            mpi.together(here, lambda: write_subjects(root, phantom, mpi.share_out(here, missing), progress))
+            mpi.together(here, lambda: write_subjects(root, phantom, mpi.partition(here, missing), progress))
         if here.rank == 0:
             shape, spacing = (
                 " x ".join(f"{n:g}" for n in axes) for axes in (config.phantom.shape, config.phantom.spacing_mm)

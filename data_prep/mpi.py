@@ -124,12 +124,12 @@ def together(here: World, call: Callable[[], Result]) -> list[Result]:
         return _gather(here, None, ResourceError(text))
 
 
-def on_first(here: World, call: Callable[[], Result]) -> Result:
+def run_on_rank0(here: World, call: Callable[[], Result]) -> Result:
     """`call` on rank 0 alone; its result, or its error, on every rank."""
     return together(here, lambda: call() if here.rank == 0 else None)[0]
 
 
-def share_out(here: World, items: Sequence[Item], *, weight: Callable[[Item], float] = lambda item: 1) -> list[Item]:
+def partition(here: World, items: Sequence[Item], *, weight: Callable[[Item], float] = lambda item: 1) -> list[Item]:
     """This rank's part of `items`: neighbours stay together, and the parts weigh as nearly the same as that allows."""
     weights = [weight(item) for item in items]
     total, before, mine = sum(weights), 0, []

@@ -57,11 +57,11 @@ def cut(volume_XYZ: np.ndarray, corner: Sequence[int], patch_shape: Sequence[int
 
 
 def padded_shape(shape: Sequence[int], patch_shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape after `pad_thin`: at least the patch on every axis."""
+    """The shape after `reflect_pad`: at least the patch on every axis."""
     return tuple(max(extent, size) for extent, size in zip(shape, patch_shape, strict=True))
 
 
-def pad_thin(volume_XYZ: np.ndarray, patch_shape: Sequence[int]) -> np.ndarray:
+def reflect_pad(volume_XYZ: np.ndarray, patch_shape: Sequence[int]) -> np.ndarray:
     """Reflect the volume at its far edges until it holds one patch; voxel indices keep their meaning."""
     grown = padded_shape(volume_XYZ.shape, patch_shape)
     if grown == volume_XYZ.shape:
@@ -73,6 +73,6 @@ def _refuse_thin(shape: Sequence[int], patch_shape: Sequence[int]) -> None:
     if any(extent < size for extent, size in zip(shape, patch_shape, strict=True)):
         raise DataError(
             f"a volume of {' x '.join(map(str, shape))} voxels is thinner than the patch "
-            f"{' x '.join(map(str, patch_shape))}: data.prepare.pad_thin=true reflects it at its far edge, "
+            f"{' x '.join(map(str, patch_shape))}: data.prepare.reflect_pad=true reflects it at its far edge, "
             "a smaller data.prepare.patch_shape fits, or take it out"
         )

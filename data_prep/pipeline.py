@@ -42,7 +42,9 @@ class Recipe:
             "settings": {key: value for key, value in asdict(self.settings).items() if key != "mask"},
             "mask": {"tool": "none"} if self.mask_tool == "none" else mask,
             "versions": {p: version(p) for step, p in PACKAGES.items() if getattr(self.settings, step)},
-            "reading": {key: getattr(self.prepare, key) for key in ("nan_value", "label_values", "label_cut")},
+            "reading": {
+                key: getattr(self.prepare, key) for key in ("nan_value", "label_values", "label_binarize_threshold")
+            },
         }
 
 
@@ -126,7 +128,9 @@ def _companions(files: SubjectFiles, image: Volume, recipe: Recipe) -> tuple[Vol
     label = mask = None
     if files.label is not None:
         rules = recipe.prepare
-        label = volumes.read_label(files.label, label_values=rules.label_values, label_cut=rules.label_cut)
+        label = volumes.read_label(
+            files.label, label_values=rules.label_values, label_binarize_threshold=rules.label_binarize_threshold
+        )
     if recipe.mask_tool == "given":
         mask = volumes.read_mask(files.mask)
     for other in (label, mask):

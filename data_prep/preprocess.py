@@ -23,7 +23,7 @@ from data_prep import lock, mpi, pipeline, pseudonyms
 from data_prep import paths as places
 from data_prep.build_shards import tell
 from data_prep.check import require_rules
-from data_prep.layouts import Found, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import Progress, World
 from data_prep.pipeline import Outcome, Recipe
 from data_prep.qc_results import mixed_spacings
@@ -55,31 +55,31 @@ def preprocess(command: Command, here: World) -> None:
     """Preprocess what is missing of the cohort. The errors of vesselgan.core.errors, on all ranks together."""
     config: Preprocess = command.config
     out = Path(config.out)
-    found, plan = mpi.on_first(here, lambda: prepare(config))
+    found, plan = mpi.run_on_rank0(here, lambda: prepare(config))
     owners = mpi.together(here, lock.this_process)
     lock_path = out / ".preprocess.lock"
-    tell(here, mpi.on_first(here, lambda: lock.take(lock_path, owners)))
+    tell(here, mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners)))
     try:
         started_s = time.monotonic()
-        mpi.on_first(here, lambda: settle(out, plan))
-        tell(here, mpi.on_first(here, lambda: withdraw(out, found, config.data.prepare.repair)))
+        mpi.run_on_rank0(here, lambda: settle(out, plan))
+        tell(here, mpi.run_on_rank0(here, lambda: exclude_removed(out, found, config.data.prepare.repair)))
         missing = missing_of(out, found, plan, config.data.prepare.repair, here)
 
         def work_on_mine() -> list[Done]:
             with Progress(here, len(missing), what="preprocess", unit="subject") as progress:
-                return [work_on(subject, plan, out, progress) for subject in mpi.share_out(here, missing)]
+                return [work_on(subject, plan, out, progress) for subject in mpi.partition(here, missing)]
 
         done = [entry for part in mpi.together(here, work_on_mine) for entry in part]
-        mpi.on_first(here, lambda: conclude(config, found, done))
+        mpi.run_on_rank0(here, lambda: write_report(config, found, done))
         tell(here, summary(out, found, done, time.monotonic() - started_s))
-        tell(here, mpi.on_first(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
+        tell(here, mpi.run_on_rank0(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
         tell(here, next_command(config, command.words))
     finally:
         if here.rank == 0:
             lock.release(lock_path)
 
 
-def prepare(config: Preprocess) -> tuple[Found, Recipe]:
+def prepare(config: Preprocess) -> tuple[CohortFiles, Recipe]:
     """The cohort's files and what to do with them; refuses what cannot end well before any file is made."""
     data = config.data
     places.refuse(config.out, "out", data.root)
@@ -107,7 +107,7 @@ def settle(out: Path, plan: Recipe) -> None:
         raise UsageError(f"out={out} was made in another way ({'; '.join(differing)}); {remedy}")
 
 
-def missing_of(out: Path, found: Found, plan: Recipe, repair: bool, here: World) -> list[SubjectFiles]:
+def missing_of(out: Path, found: CohortFiles, plan: Recipe, repair: bool, here: World) -> list[SubjectFiles]:
     """The subjects to work on; DataError for outputs that changed or whose inputs did, unless `repair`."""
     states = mpi.together(
         here, lambda: {f.subject: inspect(out, f, plan) for f in found.subjects[here.rank :: here.size]}
@@ -139,7 +139,7 @@ def inspect(out: Path, subject: SubjectFiles, plan: Recipe) -> bool | str:
     return True
 
 
-def withdraw(out: Path, found: Found, repair: bool) -> str | None:
+def exclude_removed(out: Path, found: CohortFiles, repair: bool) -> str | None:
     """Set aside the output of subjects that data.root no longer has, on request; DataError without.
 
     check and build_shards would take them for current ones.
@@ -200,7 +200,7 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
     return Done(subject.subject, None, outcome.seconds, tuple(outcome.warnings))
 
 
-def conclude(config: Preprocess, found: Found, done: Sequence[Done]) -> None:
+def write_report(config: Preprocess, found: CohortFiles, done: Sequence[Done]) -> None:
     """DataError that names every subject that could not be preprocessed; in quarantine only when none is left."""
     faults = [f"{entry.subject}: {entry.fault}" for entry in done if entry.fault is not None]
     if faults and (not config.data.prepare.quarantine or len(faults) == len(found.subjects)):
@@ -210,7 +210,7 @@ def conclude(config: Preprocess, found: Found, done: Sequence[Done]) -> None:
         )
 
 
-def summary(out: Path, found: Found, done: Sequence[Done], seconds: float) -> str:
+def summary(out: Path, found: CohortFiles, done: Sequence[Done], seconds: float) -> str:
     """What was done, how long each step took, and who was set aside."""
     good = [entry for entry in done if entry.fault is None]
     lines = [f"warning: {warning}" for warning in found.warnings]

@@ -26,7 +26,7 @@ MIN_CONTRAST = 1.2  # below it the label hardly lies on vessels
 
 
 @dataclass(frozen=True)
-class Look:
+class Preview:
     """One subject for the page."""
 
     pngs: tuple[bytes, ...]
@@ -48,12 +48,12 @@ def look(
     *,
     spacing_mm: Sequence[float],
     limits: tuple[float, float],
-) -> Look:
+) -> Preview:
     """Project and measure a volume whose label and mask, where there are any, share its grid."""
     voxels = image_XYZ[image_XYZ != 0]
     vessel = None if label_XYZ is None else label_XYZ > 0
     has_vessels = vessel is not None and bool(vessel.any())
-    return Look(
+    return Preview(
         pngs=tuple(_picture(image_XYZ, label_XYZ, mask_XYZ, axis, spacing_mm, limits) for axis in range(3)),
         histogram=_histogram(voxels, limits),
         vessel_histogram=_histogram(image_XYZ[vessel], limits) if has_vessels else None,

@@ -15,8 +15,8 @@ import numpy as np
 
 from data_prep import qc
 from data_prep.layouts import without_paths
-from data_prep.qc import AXES, Look
-from data_prep.qc_results import Checked, Finding, by
+from data_prep.qc import AXES, Preview
+from data_prep.qc_results import CohortReport, Finding, by
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.errors import ResourceError
@@ -62,11 +62,11 @@ class Entry:
     """What sets it apart from the others."""
     suspicion: float
     facts: dict[str, str]
-    look: Look | None
+    look: Preview | None
     """None where the volumes could not be read."""
 
 
-def write(data: PreparedData, checked: Checked, assigned: dict[str, str]) -> Path:
+def write(data: PreparedData, checked: CohortReport, assigned: dict[str, str]) -> Path:
     """Write <cohort_dir>/qc.html; `assigned`: subject -> split, empty where the cohort could not be divided."""
     apart = qc.reasons([_numbers(finding) for finding in checked.findings])
     entries = [
@@ -157,7 +157,7 @@ def _article(entry: Entry) -> str:
 </article>"""
 
 
-def _pictures(look: Look) -> str:
+def _pictures(look: Preview) -> str:
     figures = [
         f'<figure><img alt="projection {name}" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         f"<figcaption>{name}</figcaption></figure>"
@@ -166,7 +166,7 @@ def _pictures(look: Look) -> str:
     return "".join(figures) + f"<figure>{_chart(look)}<figcaption>intensities</figcaption></figure>"
 
 
-def _chart(look: Look) -> str:
+def _chart(look: Preview) -> str:
     """The histogram as SVG. Its first and last bins hold what lies at the limits and would flatten the rest; square
     roots, because vessels are few."""
     width, height = 220.0, 180.0

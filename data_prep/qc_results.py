@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from data_prep import splits
 from data_prep.layouts import SubjectFiles
-from data_prep.qc import Look
+from data_prep.qc import Preview
 from vesselgan.formats.volumes import Header
 
 COLUMNS = ("subject", "shape", "spacing mm", "axes", "label values", "vessel %", "mask %", "clipped %", "verdict")
@@ -32,7 +32,7 @@ class Finding:
     """Voxels inside the brain mask of all voxels."""
     image_sha256: str | None = None
     label_sha256: str | None = None
-    look: Look | None = None
+    look: Preview | None = None
     """Pictures and numbers for the page, where they are asked for."""
 
     @property
@@ -45,7 +45,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Checked:
+class CohortReport:
     """A whole cohort's findings, in the order of the ids."""
 
     findings: tuple[Finding, ...]
@@ -60,7 +60,7 @@ class Checked:
         return [finding.subject for finding in self.findings if finding.faults]
 
 
-def table(checked: Checked) -> str:
+def table(checked: CohortReport) -> str:
     """One line per subject, then faults and warnings in words."""
     rows = [COLUMNS, *(_row(finding) for finding in checked.findings)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
@@ -72,7 +72,7 @@ def table(checked: Checked) -> str:
     return "\n".join(lines)
 
 
-def summary(checked: Checked, assigned: dict[str, str]) -> str:
+def summary(checked: CohortReport, assigned: dict[str, str]) -> str:
     """How many subjects are what, and who was set aside."""
     with_warnings = sum(bool(finding.warnings) for finding in checked.usable)
     who = "1 subject" if len(checked.findings) == 1 else f"{len(checked.findings)} subjects"

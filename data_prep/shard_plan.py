@@ -121,11 +121,13 @@ class Prepared:
         image = volumes.read_image(subject.image, nan_value=prepare.nan_value)
         image_name, label_name = ("image", "label") if prepare.pseudonymise else (subject.image, subject.label)
         _require_unchanged(name, image_name, image.data_XYZ, subject.image_sha256)
-        label = volumes.read_label(subject.label, label_values=prepare.label_values, label_cut=prepare.label_cut)
+        label = volumes.read_label(
+            subject.label, label_values=prepare.label_values, label_binarize_threshold=prepare.label_binarize_threshold
+        )
         _require_unchanged(name, label_name, label.data_XYZ, subject.label_sha256)
         scaled_XYZ = volumes.scale_to_255(image.data_XYZ, subject.limits)
-        self.image_XYZ = patches.pad_thin(scaled_XYZ, prepare.patch_shape)
-        self.label_XYZ = patches.pad_thin(label.data_XYZ, prepare.patch_shape)
+        self.image_XYZ = patches.reflect_pad(scaled_XYZ, prepare.patch_shape)
+        self.label_XYZ = patches.reflect_pad(label.data_XYZ, prepare.patch_shape)
         self._positions: dict[str, list[tuple[tuple[int, int, int], str]]] = {}
 
     def positions(self, purpose: str) -> list[tuple[tuple[int, int, int], str]]:

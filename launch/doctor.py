@@ -1,4 +1,4 @@
-"""Look whether this machine is fit: GPU, precision, NCCL, MPI, HDF5, disk, locks. Exit 6 with what to mend.
+"""Preview whether this machine is fit: GPU, precision, NCCL, MPI, HDF5, disk, locks. Exit 6 with what to mend.
 
 python launch/doctor.py
 srun --nodes=4 --ntasks-per-node=1 python launch/doctor.py work_dir=/scratch/work runtime.device=cuda

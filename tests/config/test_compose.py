@@ -126,12 +126,12 @@ def test_the_hash_changes_with_the_science_and_not_with_the_place():
 
 def test_a_run_keeps_its_name_when_settings_are_added_beside_those_it_had(tmp_path):
     config = compose.compose("train_unet", [])
-    assert compose.config_hash(config) == "2f9e5380"  # of a run from before unet.network, loss and max_bad_steps
-    young = ("  network:", "  loss:", "  max_bad_steps:")
+    assert compose.config_hash(config) == "2f9e5380"  # of a run from before unet.network, loss and max_skipped_steps
+    young = ("  network:", "  loss:", "  max_skipped_steps:")
     older = "".join(line + "\n" for line in compose.to_yaml(config).splitlines() if not line.startswith(young))
     (tmp_path / "config.yaml").write_text(older)
     assert compose.from_yaml("train_unet", tmp_path / "config.yaml") == config
-    assert compose.config_hash(compose.compose("train_unet", ["unet.max_bad_steps=3"])) == "2f9e5380"
+    assert compose.config_hash(compose.compose("train_unet", ["unet.max_skipped_steps=3"])) == "2f9e5380"
     others = {
         compose.config_hash(compose.compose("train_unet", [word])) for word in ("unet=residual", "unet.loss=dice_ce")
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.data.augment import NUM_WORDS, draw_words, turn
+from vesselgan.data.augment import NUM_WORDS, sample_orientations, turn
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.formats.shards import ShardSet
 
@@ -53,13 +53,15 @@ def test_patches_that_are_not_square_in_the_plane_are_mirrored_and_not_turned() 
 
 
 def test_words_depend_on_seed_and_position_alone_and_all_occur() -> None:
-    first = draw_words(64, 5, 3)
-    assert np.array_equal(first, draw_words(64, 5, 3))
-    assert not np.array_equal(first, draw_words(64, 5, 4)) and not np.array_equal(first, draw_words(64, 6, 3))
-    counts = np.bincount(draw_words(16_000, 1, 0), minlength=NUM_WORDS)
+    first = sample_orientations(64, 5, 3)
+    assert np.array_equal(first, sample_orientations(64, 5, 3))
+    assert not np.array_equal(first, sample_orientations(64, 5, 4)) and not np.array_equal(
+        first, sample_orientations(64, 6, 3)
+    )
+    counts = np.bincount(sample_orientations(16_000, 1, 0), minlength=NUM_WORDS)
     assert abs(counts - 1000).max() < 160  # five standard deviations of a count of 1,000
     # Philox's words are fixed for ever, so a resumed run sees the same turns with a later numpy
-    assert draw_words(6, 990, 0).tolist() == [10, 13, 0, 4, 7, 0]
+    assert sample_orientations(6, 990, 0).tolist() == [10, 13, 0, 4, 7, 0]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

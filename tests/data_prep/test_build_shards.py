@@ -395,7 +395,7 @@ def test_a_cohort_without_labels_cannot_become_pairs(cohort: MakeCohort) -> None
 
 def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
     data = cohort(3)
-    data.prepare.patch_shape, data.prepare.pad_thin = [24, 16, 32], True
+    data.prepare.patch_shape, data.prepare.reflect_pad = [24, 16, 32], True
     build(data, "gan")
     gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
     assert len(gan) == 2 + 5  # 24 / 24, 20 / 16, 18 padded to 32

@@ -206,7 +206,7 @@ def test_nan_soft_and_class_rules_of_the_settings_make_a_cohort_usable(cohort: M
     change(folder / "vessel.nii.gz", lambda a: (a * 0.7).astype(np.float32))
     with pytest.raises(DataError):
         check.check(data, ALONE)
-    data.prepare.nan_value, data.prepare.label_cut, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
+    data.prepare.nan_value, data.prepare.label_binarize_threshold, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
     check.check(data, ALONE)
     data.prepare.label_values = [1]
     with pytest.raises(UsageError, match="exclude each other"):
@@ -218,7 +218,7 @@ def test_a_thin_volume_is_usable_when_it_may_be_padded(cohort: MakeCohort) -> No
     data.prepare.patch_shape = [32, 32, 32]
     with pytest.raises(DataError, match="sub-01"):
         check.check(data, ALONE)
-    data.prepare.pad_thin = True
+    data.prepare.reflect_pad = True
     check.check(data, ALONE)
 
 

@@ -63,7 +63,7 @@ def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_one_process_does_its_work_and_meets_its_own_error() -> None:
     here = World(0, 1, None)
-    assert mpi.together(here, lambda: 7) == [7] and mpi.on_first(here, lambda: 8) == 8
+    assert mpi.together(here, lambda: 7) == [7] and mpi.run_on_rank0(here, lambda: 8) == 8
 
     def fail() -> None:
         raise DataError("bad")
@@ -74,14 +74,14 @@ def test_one_process_does_its_work_and_meets_its_own_error() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (2, 3), (7, 3), (9, 3), (5, 1)])
 def test_shares_are_whole_ordered_and_even(count: int, size: int) -> None:
-    parts = [mpi.share_out(World(rank, size, None), list(range(count))) for rank in range(size)]
+    parts = [mpi.partition(World(rank, size, None), list(range(count))) for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_neighbours_of_unequal_weight_are_shared_by_weight() -> None:
     items = [50, 250, 250]
-    assert [mpi.share_out(World(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
+    assert [mpi.partition(World(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
 
 
 def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:

@@ -33,7 +33,7 @@ def test_the_grid_covers_every_voxel_from_edge_to_edge_without_one_patch_too_man
 
 
 def test_a_volume_thinner_than_the_patch_is_refused_with_both_sizes() -> None:
-    with pytest.raises(DataError, match="20 x 8 x 20 voxels is thinner than the patch 10 x 10 x 10.*pad_thin"):
+    with pytest.raises(DataError, match="20 x 8 x 20 voxels is thinner than the patch 10 x 10 x 10.*reflect_pad"):
         patches.grid_corners((20, 8, 20), (10, 10, 10))
     with pytest.raises(DataError, match="thinner"):
         patches.vessel_corners(np.ones((20, 8, 20)), (10, 10, 10), 1, seed=1, subject="a", purpose="gan")
@@ -93,7 +93,7 @@ def test_an_empty_label_is_refused() -> None:
 
 def test_a_thin_volume_is_reflected_at_its_far_edge() -> None:
     volume = np.arange(3, dtype=np.float32).reshape(1, 3, 1) + np.zeros((4, 1, 2), np.float32)
-    padded = patches.pad_thin(volume, (4, 5, 2))
+    padded = patches.reflect_pad(volume, (4, 5, 2))
     assert padded.shape == patches.padded_shape(volume.shape, (4, 5, 2)) == (4, 5, 2)
     assert padded[0, :, 0].tolist() == [0, 1, 2, 1, 0]
-    assert patches.pad_thin(volume, (4, 3, 2)) is volume
+    assert patches.reflect_pad(volume, (4, 3, 2)) is volume

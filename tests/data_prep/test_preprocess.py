@@ -400,7 +400,13 @@ def test_the_command_to_go_on_with_works_without_masks_or_labels(
 
 def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) -> None:
     config = Preprocess(work_dir="w", data=replace(cohort(1), name="phantom_paper"), preprocess=PLAIN, out="elsewhere")
-    words = ["preset=paper", "work_dir=w", "preprocess.bias=false", "data.prepare.label_cut=0.5", "out=elsewhere"]
+    words = [
+        "preset=paper",
+        "work_dir=w",
+        "preprocess.bias=false",
+        "data.prepare.label_binarize_threshold=0.5",
+        "out=elsewhere",
+    ]
     assert preprocess.next_command(config, words) == (
         "go on with: python -m data_prep.check data=phantom_paper work_dir=w preset=preprocessed data.root=elsewhere"
     )

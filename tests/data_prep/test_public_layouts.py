@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_prep import build_shards, check
-from data_prep.layouts import Found, find_subjects
+from data_prep.layouts import CohortFiles, find_subjects
 from data_prep.mpi import World
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
@@ -31,11 +31,11 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def found(name: str, root: Path) -> Found:
+def found(name: str, root: Path) -> CohortFiles:
     return find_subjects(root, data_of(name, root).layout)
 
 
-def names(root: Path, cohort: Found) -> list[tuple[str, str, str | None]]:
+def names(root: Path, cohort: CohortFiles) -> list[tuple[str, str, str | None]]:
     relative = [[None if p is None else str(p.relative_to(root)) for p in (f.image, f.label)] for f in cohort.subjects]
     return [(f.subject, *paths) for f, paths in zip(cohort.subjects, relative, strict=True)]
 

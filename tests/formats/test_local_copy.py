@@ -69,7 +69,7 @@ def test_a_variable_of_the_node_is_filled_in_and_a_missing_one_refused(
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
     assert local_copy.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
-    with pytest.raises(UsageError, match=r"data.stage_to=\$NODE_DISK: that variable is not set"):
+    with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK: that variable is not set"):
         local_copy.stage(shards, "$NODE_DISK")
 
 
@@ -111,7 +111,7 @@ def test_a_disk_that_is_too_small_or_cannot_be_written_is_named(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="data.stage_to=.*file/below.* name another folder, or null"):
+    with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below.* name another folder, or null"):
         local_copy.stage(shards, str(tmp_path / "file/below"))
     usage = local_copy.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda path: usage._replace(free=10))

@@ -60,9 +60,9 @@ def test_empty_and_full_labels_are_read_as_they_are(tmp_path: Path, fill: int, e
 def test_a_soft_label_needs_a_cut(tmp_path: Path) -> None:
     soft = a_label() * 0.7 + 0.3 * (a_label()[::-1] > 0)
     path = save(tmp_path / "a.nii.gz", soft.astype(np.float32))
-    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_cut"):
+    with pytest.raises(DataError, match=r"soft label.*data\.prepare\.label_binarize_threshold"):
         volumes.read_label(path)
-    np.testing.assert_array_equal(volumes.read_label(path, label_cut=0.5).data_XYZ, soft >= 0.5)
+    np.testing.assert_array_equal(volumes.read_label(path, label_binarize_threshold=0.5).data_XYZ, soft >= 0.5)
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 2), (1, 2), (0, 1, 255)])
@@ -77,7 +77,7 @@ def test_a_label_of_classes_needs_the_values_that_mean_vessel(tmp_path: Path, va
 
 def test_two_rules_for_one_label_are_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="exclude each other"):
-        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_cut=0.5)
+        volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_binarize_threshold=0.5)
 
 
 def test_an_image_taken_for_a_label_is_refused_quickly_and_in_words(tmp_path: Path) -> None:

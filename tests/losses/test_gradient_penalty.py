@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.gradient_penalty import by_autograd, gradient_penalty
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 
 PATCH = (4, 2, 4, 4, 2)
@@ -172,7 +172,7 @@ def test_low_precision_critics_give_the_float32_penalty_and_gradient(
     told, gradients = [], []
     for kind in (torch.float32, dtype):
         critic = Critic(shape[2:], 16, norm)
-        start_weights(critic, 1)
+        init_weights(critic, 1)
         with torch.no_grad():
             critic.score.weight.mul_(20)  # slopes of order one: the penalty then tells one critic from another
         critic.to(kind)

@@ -21,8 +21,8 @@ from vesselgan.models.blocks import (
     SpectralNorm,
     check_patch_shape,
     freeze_bias,
+    init_weights,
     set_trainable,
-    start_weights,
 )
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
@@ -281,7 +281,7 @@ def test_frozen_biases_stay_frozen_and_zero_through_switching_and_copying(build)
     import copy
 
     player = copy.deepcopy(build())
-    start_weights(player, 3)
+    init_weights(player, 3)
     set_trainable(player, False)
     assert not any(parameter.requires_grad for parameter in player.parameters())
     set_trainable(player, True)
@@ -322,7 +322,7 @@ def test_the_linear_bias_in_front_of_batch_norm_does_something_and_trains() -> N
 def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
     critic = Critic((32, 32, 16), 64, norm)
     before = {name: parameter.clone() for name, parameter in critic.named_parameters()}
-    start_weights(critic, 5)
+    init_weights(critic, 5)
     weights = [
         layer.parametrizations.weight.original if norm == "spectral" else layer.weight for layer in critic.convolutions
     ]
@@ -337,16 +337,16 @@ def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
 
 def test_start_is_the_same_for_the_same_seed_whatever_was_there_before() -> None:
     first, second = Critic((16, 16, 16), 16, "spectral"), Critic((16, 16, 16), 16, "spectral")
-    start_weights(first, 11), start_weights(second, 11)
+    init_weights(first, 11), init_weights(second, 11)
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
-    start_weights(second, 12)
+    init_weights(second, 12)
     assert not torch.equal(first.score.weight, second.score.weight)
 
 
 def test_start_leaves_sigma_near_the_truth_from_the_first_forward() -> None:
     critic = Critic((16, 16, 16), 32, "spectral")
-    start_weights(critic, 1)
+    init_weights(critic, 1)
     for layer in critic.eval().convolutions:
         # Fifteen iterations from a random vector: within five per cent of the largest singular value, from below.
         sigma = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2).item()

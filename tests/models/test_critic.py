@@ -8,7 +8,7 @@ from torch import nn
 
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.gradient_penalty import by_autograd
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 
 PATCH = (32, 32, 16)
@@ -25,7 +25,7 @@ def one_thread() -> Iterator[None]:
 
 def started(norm: str, width: int = 32) -> Critic:
     critic = Critic(PATCH, width, norm)
-    start_weights(critic, 1)
+    init_weights(critic, 1)
     return critic
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vesselgan.core.errors import UsageError
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator, latents, sample_seed
 
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 def trained_a_little(width: int = 16) -> Generator:
     """Running statistics away from their start, so that evaluation mode has something to use."""
     generator = Generator((32, 32, 16), width, 8)
-    start_weights(generator, 1)
+    init_weights(generator, 1)
     for step in range(3):
         generator(latents(step, range(4), 8))
     return generator
@@ -59,7 +59,7 @@ def plain_forward(generator: Generator, z_NL: Tensor) -> Tensor:
 
 def test_the_whole_generator_equals_the_plain_form_with_all_gradients() -> None:
     generator = Generator((16, 32, 48), 16, 6)
-    start_weights(generator, 2)
+    init_weights(generator, 2)
     generator.double()
     z = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found, expected = generator(z), plain_forward(generator, z)
@@ -165,7 +165,7 @@ def test_negative_seeds_are_refused(seed: int, index: int) -> None:
 
 def test_with_groups_a_sample_knows_of_no_other_and_every_bias_trains() -> None:
     generator = Generator((32, 32, 16), 64, 8, "group")
-    start_weights(generator, 1)
+    init_weights(generator, 1)
     z_NL = latents(3, range(4), 8)
     alone = torch.cat([generator(z_NL[i : i + 1]) for i in range(4)])
     # The same sums in kernels that another batch size selects.

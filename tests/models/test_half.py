@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vesselgan.losses.gradient_penalty import gradient_penalty
-from vesselgan.models.blocks import BatchNorm3d, iterate_spectral_norms, start_weights
+from vesselgan.models.blocks import BatchNorm3d, init_weights, iterate_spectral_norms
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.models.unet import Unet
@@ -46,7 +46,7 @@ def networks(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, Tensor]]:
         "generator": (Generator(PATCH, 16, 4), torch.randn(2, 4)),
     }
     for name, (network, x) in made.items():
-        start_weights(network, 1)
+        init_weights(network, 1)
         yield name, network.to(dtype), x.to(dtype)
     for levels in ("hilbert", "residual"):
         yield levels, Unet([4, 6], 0.0, network=levels).to(dtype), 100 * torch.rand(2, 1, *PATCH).to(dtype)

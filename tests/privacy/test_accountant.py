@@ -6,7 +6,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, planned, refuse_other_history, verdict, words
+from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, check_same_history, planned, verdict, words
 from vesselgan.tools.plan import plan
 
 PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
@@ -87,18 +87,18 @@ def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
 def test_no_run_goes_on_from_a_checkpoint_whose_accountant_is_not_its_own() -> None:
     found, _ = mechanism()
     whole = {"step": 20, "privacy": found.told(100)}
-    refuse_other_history(json.loads(json.dumps(whole)), found.told(100))
+    check_same_history(json.loads(json.dumps(whole)), found.told(100))
     with pytest.raises(CheckpointError, match="holds no privacy accountant") as raised:
-        refuse_other_history({"step": 20}, found.told(100))
+        check_same_history({"step": 20}, found.told(100))
     assert raised.value.exit_code == 4
     with pytest.raises(CheckpointError, match="counts 95 steps, the critic has taken 100"):
-        refuse_other_history({"step": 20, "privacy": found.told(95)}, found.told(100))
+        check_same_history({"step": 20, "privacy": found.told(95)}, found.told(100))
     fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     with pytest.raises(CheckpointError, match="num_units: 2350 -> 2300"):
-        refuse_other_history(whole, fewer.told(100))
+        check_same_history(whole, fewer.told(100))
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.1"):
-        refuse_other_history(whole, quieter.told(100))
+        check_same_history(whole, quieter.told(100))
     known, secret = ({"is_key_secret": is_secret} for is_secret in (False, True))
     with pytest.raises(CheckpointError, match="is_key_secret: False -> True"):
-        refuse_other_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)
+        check_same_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)

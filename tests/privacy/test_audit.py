@@ -93,7 +93,7 @@ def test_the_attack_finds_noise_that_is_secretly_off(monkeypatch: pytest.MonkeyP
 
 
 def test_the_bound_is_that_of_paper_and_pencil() -> None:
-    # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false alarm: the upper one 1 - 0.9484 = 0.0516.
+    # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false warning: the upper one 1 - 0.9484 = 0.0516.
     assert epsilon_at_least(100, 0, 100) == pytest.approx(math.log(0.9484 / 0.0516), abs=2e-3)
 
 

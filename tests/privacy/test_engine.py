@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.models.blocks import BatchNorm3d, Conv3d, SpectralNorm
 from vesselgan.models.critic import Critic
-from vesselgan.privacy.engine import PrivateEngine, build_private, refuse_layers
+from vesselgan.privacy.engine import PrivateEngine, build_private, check_layers
 from vesselgan.runtime.distributed import World
 
 WORLD = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
@@ -99,13 +99,13 @@ def test_weights_stay_within_their_clip() -> None:
 
 def test_a_batch_is_released_once() -> None:
     built = engine()
-    built.refuse_second_use(0)
+    built.check_single_use(0)
     take(built)
     with pytest.raises(PrivacyError, match="a batch of its own") as raised:
-        built.refuse_second_use(0)
+        built.check_single_use(0)
     assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError):
-        built.refuse_second_use(2)
+        built.check_single_use(2)
 
 
 def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
@@ -134,10 +134,10 @@ def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
 def test_layers_without_a_gradient_per_unit_are_refused() -> None:
     for norm in (nn.BatchNorm3d(4), BatchNorm3d(4)):
         with pytest.raises(UsageError, match="mixes the samples") as raised:
-            refuse_layers(nn.Sequential(Conv3d(2, 4, 3), norm))
+            check_layers(nn.Sequential(Conv3d(2, 4, 3), norm))
         assert raised.value.exit_code == 2
     spectral = Conv3d(2, 4, 3)
     nn.utils.parametrize.register_parametrization(spectral, "weight", SpectralNorm(spectral.weight))
     with pytest.raises(UsageError, match="critic_norm=instance"):
-        refuse_layers(nn.Sequential(spectral))
-    refuse_layers(Critic((32, 32, 16), 8, "instance"))
+        check_layers(nn.Sequential(spectral))
+    check_layers(Critic((32, 32, 16), 8, "instance"))

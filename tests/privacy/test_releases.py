@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.core.errors import CheckpointError, PrivacyError
 from vesselgan.formats.run_dir import Change
-from vesselgan.privacy.releases import FILE, Mark, resume
+from vesselgan.privacy.releases import FILE, ReleaseCounter, resume
 
 RATE = Change("variant.learning_rate_critic", 1e-4, 2e-4, is_free=False)
 LONGER = Change("train.max_steps", 4, 8, is_free=False)
@@ -23,7 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_what_was_released_is_made_again_the_same_or_not_at_all(path: Path) -> None:
-    assert resume(path, 10, [LONGER, OFTEN], "1 x cpu") == Mark(20, 0, "1 x cpu")
+    assert resume(path, 10, [LONGER, OFTEN], "1 x cpu") == ReleaseCounter(20, 0, "1 x cpu")
     for change in (RATE, ZERO):
         with pytest.raises(PrivacyError, match=f"{change.key}.*Go on unchanged until release 20") as raised:
             resume(path, 10, [change], "1 x cpu")

@@ -128,7 +128,13 @@ def road(tmp_path: Path, four_results) -> Path:
         run / "synthetic", origin="synthetic", subjects=["synthetic-7"], patches=[100, 101, 102, 103, 104, 105]
     )
     lines = [
-        {"step": s, "critic_loss": -1.0 / s, "generator_loss": 0.1 * s, "wasserstein": 2.0 / s, "penalty": 0.3}
+        {
+            "step": s,
+            "loss/critic": -1.0 / s,
+            "loss/generator": 0.1 * s,
+            "loss/wasserstein": 2.0 / s,
+            "loss/gradient_penalty": 0.3,
+        }
         | {"step_ms": 120.0, "critic_skipped_total": s // 100, "generator_skipped_total": 0}
         for s in range(10, 210, 10)
     ]

@@ -212,7 +212,7 @@ def test_a_missing_state_is_named_and_only_a_new_run_may_take_the_weights(tiny, 
         edit_state(folder, lambda told: told["engines"]["critic"].pop(lost))
     fresh = tiny.engine(precision="fp16")
     before = values(fresh)
-    with pytest.raises(CheckpointError, match=f"lacks .*weights_only_start={folder}"):
+    with pytest.raises(CheckpointError, match=f"lacks .*init_from={folder}"):
         checkpoint.load(tmp_path, None, {"critic": fresh}, world=tiny.world)
     assert all(torch.equal(value, values(fresh)[key]) for key, value in before.items())
     told = checkpoint.start_from(folder, {"critic": fresh}, world=tiny.world)

@@ -86,7 +86,7 @@ def test_deepspeed_is_told_the_device_that_the_task_sees(afresh, monkeypatch):
 def test_a_missing_precision_lists_every_command_that_would_run(world, monkeypatch, precision, there):
     monkeypatch.setattr(distributed, "half_is_missing", lambda kind: kind not in there)
     with pytest.raises(ResourceError) as error:
-        distributed.refuse_missing_precision(precision, world, program="train x=1", key="variant.precision")
+        distributed.check_precision(precision, world, program="train x=1", key="variant.precision")
     told = str(error.value)
     assert f"this cpu has no {precision}" in told
     for kind in ("fp32", "bf16", "fp16"):
@@ -96,7 +96,7 @@ def test_a_missing_precision_lists_every_command_that_would_run(world, monkeypat
 
 def test_a_precision_that_is_there_passes(world, monkeypatch):
     monkeypatch.setattr(distributed, "half_is_missing", lambda kind: False)
-    distributed.refuse_missing_precision("bf16", world, program="train", key="variant.precision")
+    distributed.check_precision("bf16", world, program="train", key="variant.precision")
 
 
 def test_without_deepspeed_the_install_command_is_told(afresh, monkeypatch):

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import torch
 
-from vesselgan.runtime.distributed import World, on_every_rank
+from vesselgan.runtime.distributed import World, run_on_all_ranks
 
 PROGRAM = """
 import sys
 import torch, torch.distributed as dist
 from vesselgan.core.errors import DataError, ResourceError
-from vesselgan.runtime.distributed import World, on_every_rank
+from vesselgan.runtime.distributed import World, run_on_all_ranks
 rank, store = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
 world = World(rank, 2, rank, torch.device("cpu"))
-told = [on_every_rank(world, lambda: 10 * rank)]
+told = [run_on_all_ranks(world, lambda: 10 * rank)]
 def call():
     if rank == 1:
         raise ResourceError("the disk of node 2 is full")
 try:
-    on_every_rank(world, call)
+    run_on_all_ranks(world, call)
 except ResourceError as error:
     told += [str(error), error.is_told]
 print(told)
@@ -40,4 +40,4 @@ def test_each_rank_has_its_own_result_and_one_ranks_error_is_everybodys_told_onc
 
 
 def test_alone_it_is_the_call() -> None:
-    assert on_every_rank(World(0, 1, 0, torch.device("cpu")), lambda: 7) == 7
+    assert run_on_all_ranks(World(0, 1, 0, torch.device("cpu")), lambda: 7) == 7

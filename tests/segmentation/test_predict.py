@@ -19,7 +19,7 @@ from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, start_unet
 from vesselgan.segmentation import predict
 from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment, without_small_parts
-from vesselgan.segmentation.sliding_window import probability_map, stretched
+from vesselgan.segmentation.sliding_window import probability_map, rescale_minmax
 
 FILTERS = (4, 6, 8)
 PATCH = (16, 16, 8)
@@ -88,7 +88,7 @@ def test_windows_do_not_depend_on_the_batch():
 
 def test_patch_scaling_stretches_every_window_by_itself():
     windows = torch.tensor([[10.0, 20.0, 30.0, 10.0], [7.0, 7.0, 7.0, 7.0]]).view(2, 1, 4, 1, 1)
-    assert stretched(windows).flatten(1).tolist() == [[0.0, 127.5, 255.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    assert rescale_minmax(windows).flatten(1).tolist() == [[0.0, 127.5, 255.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     unet, x = make_unet(), image(*PATCH)
     dim = 40 + x / 10
     span = (x - x.min()) * (255 / (x.max() - x.min()))

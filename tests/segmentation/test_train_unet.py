@@ -174,11 +174,11 @@ def test_bad_patches_for_ever_end_the_run_with_the_last_good_checkpoint(train, t
     spoil(range(3, 100))
     folder, settings = tmp_path / "run", ["unet.max_steps=50", "unet.validate_every=2", "unet.patience=99"]
     with pytest.raises(NumericError) as error:
-        train(folder, f"unet={preset}", *settings, "unet.max_bad_steps=4", "unet.keep_last=9")
+        train(folder, f"unet={preset}", *settings, "unet.max_skipped_steps=4", "unet.keep_last=9")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the checkpoints at 4 and 6, saved among them, hold the weights after step 3.
     told = str(error.value)
-    assert "unet: the loss was not finite in 4 steps in a row, up to step 7 (unet.max_bad_steps=4)" in told
+    assert "unet: the loss was not finite in 4 steps in a row, up to step 7 (unet.max_skipped_steps=4)" in told
     assert "the last good checkpoint is step_00000006" in told and "data_prep.check" in told
     fourth, sixth = weights(folder, 4), weights(folder, 6)
     for name, value in fourth.items():
@@ -202,7 +202,7 @@ def test_one_bad_batch_costs_one_step_and_no_mean(train, tmp_path, spoil):
 
 def test_the_count_of_bad_steps_goes_on_in_a_resumed_run(train, tmp_path, spoil, monkeypatch):
     spoil(range(1, 100))
-    settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_bad_steps=5", "unet.patience=99"]
+    settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_skipped_steps=5", "unet.patience=99"]
     with monkeypatch.context() as patch:
         patch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
         assert train(tmp_path / "run", *settings) is None  # leaves after step 4: 2, 3 and 4 were bad
@@ -235,7 +235,7 @@ def test_a_finished_run_says_so_and_is_left_alone(train, tmp_path, capsys):
     train(tmp_path / "run", *settings)
     assert "finished already" in capsys.readouterr().out
     assert (tmp_path / "run" / "finished.json").stat().st_mtime_ns == before
-    with pytest.raises(CheckpointError, match=r"unet.dropout: 0.1 -> 0.2.*allow_change=.unet.dropout."):
+    with pytest.raises(CheckpointError, match=r"unet.dropout: 0.1 -> 0.2.*allow_config_change=.unet.dropout."):
         train(tmp_path / "run", *settings, "unet.dropout=0.2")
 
 

@@ -9,7 +9,7 @@ from vesselgan.tools.status import look
 
 pytestmark = pytest.mark.soak
 TEMPLATE = "slurm/train_gan.sbatch"
-SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.picture_every=100000"]
+SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.image_every=100000"]
 SMALL += ["train.log_every=1", "train.checkpoint_every=100000", "runtime.device=cpu"]
 ASKED = ["--gres=none", "--cpus-per-task=1", "--mem-per-cpu=500M", "--time=50"]
 """Of Slurm: what two virtual nodes have."""
@@ -42,8 +42,8 @@ def steps_told(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in lines if line.endswith("}")]
 
 
-def sittings(run_dir: Path) -> list[dict]:
-    path = run_dir / "sittings.jsonl"
+def sessions(run_dir: Path) -> list[dict]:
+    path = run_dir / "sessions.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
@@ -73,35 +73,35 @@ def test_a_run_on_two_nodes_survives_the_end_of_its_time_and_a_preemption_to_the
     assert slurm.wait(preempting)["JobState"] == "COMPLETED"
     second_stop = json.loads((run_dir / "requeue").read_text())["step"]
 
-    slurm.wait_until(lambda: len(sittings(run_dir)) == 3, "the third start")
+    slurm.wait_until(lambda: len(sessions(run_dir)) == 3, "the third start")
     slurm.call("scancel", number)
     said = output.read_text()
-    assert [sitting["step"] for sitting in sittings(run_dir)] == [0, first_stop, second_stop], said
-    assert {sitting["ranks"] for sitting in sittings(run_dir)} == {4} and first_stop < second_stop
+    assert [session["step"] for session in sessions(run_dir)] == [0, first_stop, second_stop], said
+    assert {session["ranks"] for session in sessions(run_dir)} == {4} and first_stop < second_stop
     for start in (1, 2, 3):  # all in one file
         assert f"train_gan: job {number}, start {start}, on n[1-2]" in said
     assert said.count("is queued again and goes on from") == 2 and "error: stage" not in said
 
     number, unbroken, output = job("unbroken", f"train.max_steps={second_stop}", options=four)
     assert slurm.wait(number)["JobState"] == "COMPLETED", output.read_text()
-    assert (unbroken / "finished.json").is_file() and len(sittings(unbroken)) == 1
+    assert (unbroken / "finished.json").is_file() and len(sessions(unbroken)) == 1
     expected = tensors(unbroken, second_stop)
     assert len(expected) > 3 and tensors(run_dir, second_stop) == expected
     assert not (repository / "x").exists()  # what the shell would have made of the names
 
 
 def test_what_a_new_start_would_not_mend_is_not_queued_again(slurm, job):
-    # A fake GPU is granted, and PyTorch sees none: exit 6. A damaged setting: exit 2. No sitting is left: exit 75.
+    # A fake GPU is granted, and PyTorch sees none: exit 6. A damaged setting: exit 2. No session is left: exit 75.
     granted, _, output = job("granted", "runtime.device=auto", options=("--gres=gpu:1",))
     wrong, _, _ = job("wrong", "train.max_steps=0")
-    ended, run_dir, ended_output = job("ended", "train.max_minutes=0.001", "runtime.max_sittings=1")
+    ended, run_dir, ended_output = job("ended", "train.max_minutes=0.001", "runtime.max_restarts=1")
     facts = {name: slurm.wait(name) for name in (granted, wrong, ended)}
     assert [facts[name]["ExitCode"] for name in (granted, wrong, ended)] == ["6:0", "2:0", "75:0"]
     assert {fact["Restarts"] for fact in facts.values()} == {"0"}
     assert "the job was granted a GPU, but PyTorch" in output.read_text()
     assert f"error: stage train_gan failed (job {granted}, exit 6)" in output.read_text()
-    assert len(sittings(run_dir)) == 1 and not (run_dir / "requeue").exists()
-    assert "started 1 times (runtime.max_sittings=1)" in ended_output.read_text()
+    assert len(sessions(run_dir)) == 1 and not (run_dir / "requeue").exists()
+    assert "started 1 times (runtime.max_restarts=1)" in ended_output.read_text()
 
 
 def test_without_scontrol_the_job_says_how_to_go_on(slurm, job, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from vesselgan.config import compose
 from vesselgan.config.schema import Generate, Runtime
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.formats.shards import ShardSet, read_manifest, verify
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.synthesis import generate as synthesis
 from vesselgan.synthesis.generate import generate, make_record, sample_patches
@@ -43,7 +43,7 @@ def configuration() -> str:
 def write_run(run_dir: Path, seed: int = 1) -> Generator:
     """A run directory as training leaves it."""
     generator = Generator(PATCH, WIDTH, LATENT)
-    start_weights(generator, seed)
+    init_weights(generator, seed)
     with torch.no_grad():
         # Scores on both sides of the thresholds.
         generator.norms[-1].weight.fill_(1)
@@ -253,7 +253,7 @@ def test_nifti_pairs_carry_the_true_affine_and_the_shards_voxels(tmp_path: Path)
 def test_a_named_checkpoint_is_used_instead_of_the_newest(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     newer = Generator(PATCH, WIDTH, LATENT)
-    start_weights(newer, 9)
+    init_weights(newer, 9)
     write_checkpoint(tmp_path / "run", newer, step=200)
     for name, checkpoint in (("old", "step_00000100"), ("new", None)):
         generate(settings(tmp_path / "run", checkpoint=checkpoint, out=str(tmp_path / name)))

@@ -67,7 +67,7 @@ def test_several_variants_share_the_other_settings(capsys):
 def test_kept_epochs_take_disk_too():
     # 100 epochs, every 25th kept: four more checkpoints than the two newest and the one being written.
     small = "variant=sn variant.width=8 patch_shape=[32,32,16]"
-    facts = words(f"{small} train.keep_every_epochs=25 train.keep_last=2")
+    facts = words(f"{small} train.save_every_epochs=25 train.keep_last=2")
     assert facts["run_gib"] == pytest.approx((2 + 4 + 1) * facts["checkpoint_gib"])
 
 

@@ -24,7 +24,7 @@ def run_dir(tmp_path: Path) -> Path:
     (folder / "checkpoints/step_00000030/manifest.json").write_text("{}")
     (folder / "checkpoints/step_00000040.partial").mkdir()  # being written
     (folder / "config.yaml").write_text("")
-    (folder / "sittings.jsonl").write_text('{"step": 0}\n{"step": 20}\n')
+    (folder / "sessions.jsonl").write_text('{"step": 0}\n{"step": 20}\n')
     lines = [json.dumps({"step": step, "step_ms": 500.0}) for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 40, "step')  # the last line is half written
     (folder / "log.txt").write_text("")
@@ -89,7 +89,7 @@ def test_a_slow_run_may_be_silent_for_ten_of_its_intervals(run_dir: Path, held: 
 
 
 def test_a_stop_that_was_asked_for_is_told_with_its_reason(run_dir: Path) -> None:
-    (run_dir / "requeue").write_text(json.dumps({"step": 30, "reason": "signal SIGUSR1", "sittings": 2}))
+    (run_dir / "requeue").write_text(json.dumps({"step": 30, "reason": "signal SIGUSR1", "sessions": 2}))
     facts = look(run_dir, stalled_minutes=10)
     assert facts["state"] == "stopped" and facts["is_requeue_asked"]
     assert facts["why"] == "saved at step 30 (signal SIGUSR1); the same command goes on from there"

@@ -68,10 +68,10 @@ def test_phases_are_added_by_what_they_belong_to_and_divided_by_the_steps():
         with phases(name):
             time.sleep(0.02)
     first = phases.read(2)
-    assert set(first) == {f"ms_per_step/{name}" for name in ("critic", "update", "save")}
+    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "save")}
     # Two spans of at least 20 ms over two steps; a sleep may last longer, never shorter.
-    assert first["ms_per_step/critic"] >= 20 and first["ms_per_step/update"] >= 20
-    assert first["ms_per_step/save"] >= 10
+    assert first["time/critic_ms"] >= 20 and first["time/update_ms"] >= 20
+    assert first["time/save_ms"] >= 10
     assert phases.read(2) == {}
 
 
@@ -85,7 +85,7 @@ def test_phases_on_a_gpu_are_the_devices_time():
                 x = torch.nn.functional.normalize(x @ x)
     torch.cuda.synchronize()
     # 20 products of 137 GFLOP cannot take less than a millisecond on any GPU; launching them does.
-    assert phases.read(1)["ms_per_step/critic"] > 2
+    assert phases.read(1)["time/critic_ms"] > 2
 
 
 def test_what_an_allocator_says_is_told_from_other_errors():

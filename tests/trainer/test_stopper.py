@@ -27,44 +27,44 @@ def no_slurm(monkeypatch):
 @pytest.fixture
 def requests(world, tmp_path):
     with StopRequests(world, rank_timeout_minutes=1) as listening:
-        listening.attend(tmp_path, max_minutes=None, max_sittings=9)
+        listening.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         yield listening
 
 
 def sit(run_dir: Path, count: int) -> None:
-    (run_dir / "sittings.jsonl").write_text("{}\n" * count)
+    (run_dir / "sessions.jsonl").write_text("{}\n" * count)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
-    assert not requests.are_granted(step_s=1.0, save_s=1.0)
+    assert not requests.should_stop(step_s=1.0, save_s=1.0)
     os.kill(os.getpid(), number)
     assert not (tmp_path / "requeue").exists()
-    assert requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.should_stop(step_s=1.0, save_s=1.0)
     line = requests.leave(7)
     assert f"stopped at step 7, saved: signal {signal.Signals(number).name}" in line
     assert json.loads((tmp_path / "requeue").read_text()) == {
         "step": 7,
         "reason": f"signal {signal.Signals(number).name}",
-        "sittings": 0,
+        "sessions": 0,
     }
 
 
 def test_one_interrupt_after_another_signal_is_not_yet_impatience(requests):
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert requests.reason == "signal SIGUSR1" and requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.reason == "signal SIGUSR1" and requests.should_stop(step_s=1.0, save_s=1.0)
 
 
 def test_the_stop_file_asks_once(requests, world, tmp_path):
     (tmp_path / "stop").touch()
-    assert requests.are_granted(step_s=1.0, save_s=1.0)
+    assert requests.should_stop(step_s=1.0, save_s=1.0)
     assert str(tmp_path / "stop") in requests.reason
     requests.leave(1)
     requests.__exit__(None, None, None)
     with StopRequests(world, rank_timeout_minutes=1) as later:
-        later.attend(tmp_path, max_minutes=None, max_sittings=9)
-        assert not later.are_granted(step_s=1.0, save_s=1.0)
+        later.start_watching(tmp_path, max_minutes=None, max_restarts=9)
+        assert not later.should_stop(step_s=1.0, save_s=1.0)
         assert not (tmp_path / "requeue").exists()
 
 
@@ -73,31 +73,31 @@ def test_it_stops_while_a_save_and_a_step_still_fit(world, tmp_path, monkeypatch
     now = time.time()
     with StopRequests(world, rank_timeout_minutes=1) as requests:
         monkeypatch.setattr(time, "time", lambda: now)
-        requests.attend(tmp_path, max_minutes=30.0, max_sittings=9)
+        requests.start_watching(tmp_path, max_minutes=30.0, max_restarts=9)
         needed = MARGIN * (2.0 + 60.0)
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed - 0.01)
-        assert not requests.are_granted(step_s=2.0, save_s=60.0)
+        assert not requests.should_stop(step_s=2.0, save_s=60.0)
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed + 0.01)
-        assert requests.are_granted(step_s=2.0, save_s=60.0)
+        assert requests.should_stop(step_s=2.0, save_s=60.0)
         assert requests.reason == "the job's time is nearly up"
 
 
 def test_before_the_first_measured_step_the_time_since_the_last_call_counts(world, tmp_path, monkeypatch):
     with StopRequests(world, rank_timeout_minutes=1) as requests:
-        requests.attend(tmp_path, max_minutes=1.0, max_sittings=9)
+        requests.start_watching(tmp_path, max_minutes=1.0, max_restarts=9)
         counter = time.perf_counter()
         monkeypatch.setattr(time, "perf_counter", lambda: counter + 100.0)
-        assert requests.are_granted(step_s=0.0, save_s=0.0)  # the first step took longer than the job has
+        assert requests.should_stop(step_s=0.0, save_s=0.0)  # the first step took longer than the job has
 
 
 def test_a_run_that_never_gets_on_asks_for_no_requeue_in_the_end(requests, tmp_path):
     sit(tmp_path, 8)
     assert "requeue written" in requests.leave(3)
-    assert json.loads((tmp_path / "requeue").read_text())["sittings"] == 8
+    assert json.loads((tmp_path / "requeue").read_text())["sessions"] == 8
     stopper.forget_requeue(tmp_path)
     sit(tmp_path, 9)
     line = requests.leave(3)
-    assert "started 9 times (runtime.max_sittings=9), so no requeue" in line
+    assert "started 9 times (runtime.max_restarts=9), so no requeue" in line
     assert not (tmp_path / "requeue").exists()
 
 
@@ -163,9 +163,9 @@ from vesselgan.runtime.distributed import World
 from vesselgan.trainer.stopper import StopRequests
 import torch
 with StopRequests(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
-    requests.attend(Path(sys.argv[1]), max_minutes=None, max_sittings=9)
+    requests.start_watching(Path(sys.argv[1]), max_minutes=None, max_restarts=9)
     os.kill(os.getpid(), signal.SIGINT)
-    print("asked", requests.are_granted(step_s=1, save_s=1), flush=True)
+    print("asked", requests.should_stop(step_s=1, save_s=1), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("never said", flush=True)
 """
@@ -193,6 +193,6 @@ def test_a_folder_that_is_no_run_is_not_written_to(tmp_path):
 
 def test_a_group_allows_its_settings_and_no_others(tmp_path):
     changes = [Change("train.seed", 1, 2, False), Change("train.log_every", 1, 2, True), Change("trains", 1, 2, False)]
-    with pytest.raises(CheckpointError, match=r"other settings: trains: 1 -> 2\. .*allow_change=\[trains\]"):
+    with pytest.raises(CheckpointError, match=r"other settings: trains: 1 -> 2\. .*allow_config_change=\[trains\]"):
         rundir._refuse(tmp_path, changes, ["train"])
     rundir._refuse(tmp_path, changes, ["train", "trains"])

@@ -84,7 +84,7 @@ def train(work_dir: Path, repository: Path) -> Train:
             ]
             environment["PATH"] = f"{python.parent}:{environment['PATH']}"
         command = [*start, str(repository / script), "--run_dir", str(run_dir), f"work_dir={work_dir}"]
-        command += ["variant.width=32", "train.num_workers=0", "train.picture_every=1000", *words]
+        command += ["variant.width=32", "train.num_workers=0", "train.image_every=1000", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     return run
@@ -108,7 +108,7 @@ def train_here(
     def run(run_dir: Path, *words: str) -> dict | None:
         afresh()
         fixed = [f"work_dir={work_dir}", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
-        fixed += ["train.picture_every=1000", "train.log_every=1", "runtime.device=cpu"]
+        fixed += ["train.image_every=1000", "train.log_every=1", "runtime.device=cpu"]
         train_gan(parse("train_gan", None, [*fixed, *words, "--run_dir", str(run_dir)]))
         finished = run_dir / "finished.json"
         return json.loads(finished.read_text()) if finished.exists() else None

@@ -8,13 +8,13 @@ import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.config.deepspeed import read, resolve
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime import distributed
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.training.gan import critic_step, generator_step
 
 name, width, shape, batch = sys.argv[1], int(sys.argv[2]), tuple(json.loads(sys.argv[3])), int(sys.argv[4])
@@ -26,14 +26,14 @@ def take_steps(width: int, shape: tuple[int, int, int], batch: int) -> None:
     settings = resolve(read(None, "fp32")[1], batch_size=batch, batch_per_gpu=None, world_size=1)
 
     def engine(player: str, module: torch.nn.Module) -> Engine:
-        start_weights(module, 0)
+        init_weights(module, 0)
         rate, betas = variant.learning_rate_critic, variant.betas
         words = {"program": "train_gan", "key": "variant.precision"}
         return build(player, module, learning_rate=rate, betas=betas, settings=settings, world=world, **words)
 
     critic = engine("critic", Critic(shape, width, variant.critic_norm))
     generator = engine("generator", Generator(shape, width, variant.latent_size))
-    draws = Draws(0, batch, variant.latent_size, rank=0, world_size=1)
+    draws = NoiseSampler(0, batch, variant.latent_size, rank=0, world_size=1)
     for step in range(2):
         critic_step(critic, generator, torch.rand(batch, 2, *shape), draws, step, variant)
         generator_step(critic, generator, draws, step)

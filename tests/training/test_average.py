@@ -3,18 +3,18 @@
 import numpy as np
 import torch
 
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.training.average import STANDING_BATCHES, STANDING_STREAM, MovingAverage, holding, standing_statistics
 
 PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
-DRAWS = Draws(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
+DRAWS = NoiseSampler(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
 
 
 def generator() -> Generator:
     module = Generator(PATCH, WIDTH, LATENT)
-    start_weights(module, 1)
+    init_weights(module, 1)
     return module
 
 
@@ -71,6 +71,6 @@ def test_the_generator_gets_its_own_weights_back_to_the_bit():
 
 def test_a_position_has_the_same_latents_for_one_rank_and_for_two():
     whole = DRAWS.latents_NL(0, 5)
-    parts = [Draws(3, 4, LATENT, rank, 2).latents_NL(0, 5) for rank in (0, 1)]
+    parts = [NoiseSampler(3, 4, LATENT, rank, 2).latents_NL(0, 5) for rank in (0, 1)]
     assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(whole, DRAWS.latents_NL(1, 5)) and not torch.equal(whole, DRAWS.latents_NL(0, 6))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator
 from vesselgan.training.collapse import NUM_SAMPLES, CollapseWatch, alarms, of_critic, real_patches, spread
 
@@ -48,25 +48,25 @@ def test_the_alarm_rings_for_one_sample_and_not_for_a_young_generator(work_dir):
     assert real.shape[:2] == (NUM_SAMPLES, 2) and -1 <= real.min() and real.max() <= 1
     watch = CollapseWatch(990, LATENT, spread(real))
     dead = watch.of_samples(Dead(), torch.device("cpu"))
-    assert dead["alarm/mode_collapse"] == 1.0 and dead["sample_diversity"] < 0.1
+    assert dead["warning/mode_collapse"] == 1.0 and dead["sample_diversity"] < 0.1
     (line,) = alarms(dead)
     assert "mode collapse" in line and f"{dead['sample_diversity']:.3g}" in line
     alive = Generator(PATCH, 8, LATENT)
-    start_weights(alive, 1)
+    init_weights(alive, 1)
     with torch.no_grad():
         alive.last.weight.mul_(20)
         for _ in range(3):
             alive.train()(torch.randn(8, LATENT))
     found = watch.of_samples(alive, torch.device("cpu"))
-    assert found["alarm/mode_collapse"] == 0.0 and alarms(found) == [] and alive.training
+    assert found["warning/mode_collapse"] == 0.0 and alarms(found) == [] and alive.training
 
 
 def test_a_critic_without_slope_or_gap_is_told_with_its_numbers():
-    well = {"penalty_slope": 0.9, "wasserstein": 3.0}
-    assert of_critic(well) == {"alarm/critic_collapse": 0.0} and alarms(well | of_critic(well)) == []
-    for values in (well | {"penalty_slope": 1e-5}, well | {"wasserstein": -1e-8}):
+    well = {"gp/grad_norm": 0.9, "loss/wasserstein": 3.0}
+    assert of_critic(well) == {"warning/critic_collapse": 0.0} and alarms(well | of_critic(well)) == []
+    for values in (well | {"gp/grad_norm": 1e-5}, well | {"loss/wasserstein": -1e-8}):
         found = of_critic(values)
-        assert found == {"alarm/critic_collapse": 1.0}
+        assert found == {"warning/critic_collapse": 1.0}
         assert "the critic sees nothing" in alarms(values | found)[0]
     # Every step of the interval was skipped: nothing is known.
     assert of_critic({"critic_skipped": 1.0}) == {}

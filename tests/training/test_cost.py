@@ -18,7 +18,7 @@ from vesselgan.config.deepspeed import read, resolve
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.training.cost import Cost, fitting, step_cost
 from vesselgan.training.gan import generator_step
 
@@ -89,7 +89,7 @@ def test_the_generators_step_costs_what_torch_counts_on_real_tensors():
     critic = Player("critic", Critic(SHAPE, WIDTH, of.critic_norm))
     generator = Player("generator", Generator(SHAPE, WIDTH, LATENT))
     with FlopCounterMode(display=False) as counter:
-        generator_step(critic, generator, Draws(0, BATCH, LATENT, rank=0, world_size=1), 0)
+        generator_step(critic, generator, NoiseSampler(0, BATCH, LATENT, rank=0, world_size=1), 0)
     assert counter.get_total_flops() == generator_flop(of, "cpu")
 
 
@@ -102,7 +102,7 @@ def test_the_papers_step_takes_4_8_tflop_with_instance_norm_and_4_6_with_spectra
 @pytest.mark.parametrize(
     ("name", "stage", "ranks", "weight", "state"),
     [
-        # bytes per stepped parameter: its weight; master and second moment, on this rank's share of them
+        # bytes per trainable parameter: its weight; master and second moment, on this rank's share of them
         ("sn", 0, 1, 4, 4),
         ("sn", 1, 1, 4, 8),
         ("sn", 2, 2, 4, 4),
@@ -113,14 +113,14 @@ def test_the_papers_step_takes_4_8_tflop_with_instance_norm_and_4_6_with_spectra
 def test_between_steps_stand_weights_masters_moments_average_and_batch(name, stage, ranks, weight, state):
     of = variant(name)
     networks = Critic(SHAPE, WIDTH, of.critic_norm), Generator(SHAPE, WIDTH, LATENT)
-    stepped, frozen = (
+    num_trainable, frozen = (
         sum(p.numel() for network in networks for p in network.parameters() if p.requires_grad is kind)
         for kind in (True, False)
     )
     buffers = sum(b.numel() * b.element_size() for network in networks for b in network.buffers())
     average = 4 * sum(p.numel() for p in networks[1].parameters() if p.requires_grad)
     batch = BATCH // ranks * 2 * math.prod(SHAPE) * 4
-    expected = stepped * (weight + state) + frozen * weight + buffers + average + batch
+    expected = num_trainable * (weight + state) + frozen * weight + buffers + average + batch
     found = cost(of, stage=stage, ranks=ranks, has_average=True)
     # Shares are rounded up to whole numbers.
     assert abs(found.standing_bytes - expected) <= 2 * 12

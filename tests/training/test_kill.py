@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 WORDS = ["variant=sn", "variant.precision=fp32", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
-WORDS += ["train.log_every=1", "train.picture_every=1000", "train.checkpoint_every=4", "train.max_steps=100000"]
+WORDS += ["train.log_every=1", "train.image_every=1000", "train.checkpoint_every=4", "train.max_steps=100000"]
 WORDS += ["runtime.device=cpu"]
 
 
@@ -75,7 +75,7 @@ def test_when_a_rank_dies_the_other_leaves_and_names_it(ranks, train_here, tmp_p
     assert f"error: lost rank {lost} of 2: killed, out of memory" in errors and "Traceback" not in errors
     # One rank goes on from what two have saved.
     step = int(saved(tmp_path / "run")[-1].split("_")[1])
-    train_here(tmp_path / "run", *WORDS[:-2], f"train.max_steps={step + 2}", "allow_change=[train.max_steps]")
+    train_here(tmp_path / "run", *WORDS[:-2], f"train.max_steps={step + 2}", "allow_config_change=[train.max_steps]")
     assert saved(tmp_path / "run")[-1] == f"step_{step + 2:08d}"
 
 
@@ -156,7 +156,7 @@ def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository
     done = train(straight, *words, "--deepspeed_config", f"ds_{precision}.json", script=path)
     assert done.returncode == 0, done.stderr
     command = [sys.executable, str(repository / path), "--run_dir", str(killed), f"work_dir={work_dir}"]
-    command += ["train.num_workers=0", "train.picture_every=1000", *words, "--deepspeed_config", f"ds_{precision}.json"]
+    command += ["train.num_workers=0", "train.image_every=1000", *words, "--deepspeed_config", f"ds_{precision}.json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     for seed in range(5):
         newest = int(saved(killed)[-1].split("_")[1]) if saved(killed) else 0
@@ -164,8 +164,8 @@ def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
-        # The lines beyond the checkpoint are cut when a sitting begins.
-        wait_for(lambda count=seed + 1: len(lines_of(killed, "sittings.jsonl")) == count, process)
+        # The lines beyond the checkpoint are cut when a session begins.
+        wait_for(lambda count=seed + 1: len(lines_of(killed, "sessions.jsonl")) == count, process)
         time.sleep(1.0)
         wait_for(lambda step=target: len(lines_of(killed)) >= step, process)
         process.kill()

@@ -50,12 +50,12 @@ def test_one_bad_batch_costs_one_critic_step_and_is_told(train_here, tmp_path, s
     lines = logged(tmp_path / "run")
     assert [line["critic_skipped"] for line in lines] == [0, 1, 0, 0]
     assert [line["critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
-    assert ["critic_loss" in line for line in lines] == [True, False, True, True]
-    assert all("generator_loss" in line and math.isfinite(line["generator_loss"]) for line in lines)
+    assert ["loss/critic" in line for line in lines] == [True, False, True, True]
+    assert all("loss/generator" in line and math.isfinite(line["loss/generator"]) for line in lines)
     # Underflow, slope and gradient norms are watched too; nothing underflows in float32.
-    assert [line["penalty_underflow"] for line in lines if "penalty_underflow" in line] == [0, 0, 0]
+    assert [line["gp/zero_fraction"] for line in lines if "gp/zero_fraction" in line] == [0, 0, 0]
     assert all(line["generator_gradient_norm"] > 0 for line in lines)
-    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["alarm/mode_collapse"] in (0, 1)
+    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
 
 
 def test_a_mean_over_an_interval_is_over_the_steps_that_were_made(train_here, tmp_path, spoil):
@@ -63,7 +63,7 @@ def test_a_mean_over_an_interval_is_over_the_steps_that_were_made(train_here, tm
     spoil([2])
     train_here(tmp_path / "mean", *FP32, "train.max_steps=3", "train.log_every=3")
     each, (mean,) = logged(tmp_path / "each"), logged(tmp_path / "mean")
-    assert mean["critic_loss"] == pytest.approx((each[0]["critic_loss"] + each[1]["critic_loss"]) / 2, rel=1e-6)
+    assert mean["loss/critic"] == pytest.approx((each[0]["loss/critic"] + each[1]["loss/critic"]) / 2, rel=1e-6)
     assert mean["critic_skipped"] == pytest.approx(1 / 3)
 
 
@@ -72,10 +72,10 @@ def test_bad_data_for_ever_ends_the_run_with_the_last_good_checkpoint(train_here
     spoil(range(3, 100))
     folder = tmp_path / "run"
     with pytest.raises(NumericError) as error:
-        train_here(folder, *words, "train.max_steps=50", "train.checkpoint_every=2", "train.max_bad_steps=4")
+        train_here(folder, *words, "train.max_steps=50", "train.checkpoint_every=2", "train.max_skipped_steps=4")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the one at 6, saved among them, holds the weights after step 3.
-    assert "critic: the loss was not finite in 4 steps in a row, up to step 7 (train.max_bad_steps=4)" in str(
+    assert "critic: the loss was not finite in 4 steps in a row, up to step 7 (train.max_skipped_steps=4)" in str(
         error.value
     )
     assert "the last good checkpoint is step_00000006" in str(error.value) and "data_prep.check" in str(error.value)
@@ -97,7 +97,7 @@ def test_a_loss_scale_at_its_floor_ends_the_run_and_advises_bfloat16(train_here,
             tmp_path / "run",
             "variant=sn_mp",
             "train.max_steps=50",
-            "train.max_bad_steps=3",
+            "train.max_skipped_steps=3",
             "--deepspeed_config",
             str(tmp_path / "ds.json"),
         )
@@ -114,8 +114,10 @@ def test_a_batch_larger_than_the_data_is_refused_before_a_file_is_made(train_her
 
 
 def test_one_norm_over_a_batch_that_is_cut_is_refused(train_here, tmp_path):
-    with pytest.raises(UsageError, match="penalty_form=batch takes one norm over the whole batch"):
-        train_here(tmp_path / "run", *FP32, "variant.penalty_form=batch", "train.batch_per_gpu=1", "train.max_steps=2")
+    with pytest.raises(UsageError, match="penalty_reduction=batch takes one norm over the whole batch"):
+        train_here(
+            tmp_path / "run", *FP32, "variant.penalty_reduction=batch", "train.batch_per_gpu=1", "train.max_steps=2"
+        )
 
 
 def test_a_last_batch_of_one_is_dropped_and_a_batch_of_one_trains(train_here, tmp_path):
@@ -126,7 +128,7 @@ def test_a_last_batch_of_one_is_dropped_and_a_batch_of_one_trains(train_here, tm
 
 
 def test_bad_data_on_one_rank_ends_both_with_exit_5_and_one_line(train, tmp_path):
-    words = ("train.max_steps=9", "train.checkpoint_every=2", "train.log_every=1", "train.max_bad_steps=3")
+    words = ("train.max_steps=9", "train.checkpoint_every=2", "train.log_every=1", "train.max_skipped_steps=3")
     result = train(tmp_path / "run", *FP32, *words, ranks=2, script="tests/training/nan_on_rank_one.py")
     assert result.returncode == 5, result.stdout + result.stderr
     told = result.stdout + result.stderr

@@ -23,7 +23,7 @@ def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
     one = train_here(tmp_path / "one", *SEEDED, *sizes, "train.max_steps=2")
     train_here(tmp_path / "two", *SEEDED, *sizes, "train.max_steps=1")
     (tmp_path / "two" / "finished.json").unlink()
-    more = ["train.max_steps=2", "allow_change=[train.max_steps]"]
+    more = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
     done = train(tmp_path / "two", *SEEDED, *sizes, *more, ranks=2)
     assert done.returncode == 0, done.stdout + done.stderr
     two = json.loads((tmp_path / "two" / "finished.json").read_text())
@@ -46,12 +46,12 @@ def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
 @pytest.mark.soak
 def test_two_ranks_that_were_stopped_end_with_the_bytes_of_two_that_were_not(train: Callable, tmp_path: Path) -> None:
     words = [*SEEDED, "variant.width=16", "train.batch_size=2", "train.log_every=1", "data.augment=true"]
-    more = ["train.max_steps=2", "allow_change=[train.max_steps]"]
-    for name, *sittings in (("whole", more), ("run", ["train.max_steps=1"], more)):
-        for sitting in sittings:
-            done = train(tmp_path / name, *words, *sitting, ranks=2)
+    more = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
+    for name, *sessions in (("whole", more), ("run", ["train.max_steps=1"], more)):
+        for session in sessions:
+            done = train(tmp_path / name, *words, *session, ranks=2)
             assert done.returncode == 0, done.stdout + done.stderr
-    assert len((tmp_path / "run" / "sittings.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "run" / "sessions.jsonl").read_text().splitlines()) == 2
     whole, run = (tmp_path / name / "checkpoints" / "step_00000002" for name in ("whole", "run"))
     tensors = sorted(path.name for path in whole.glob("*.safetensors"))
     assert {"critic.safetensors", "critic.optimizer.safetensors", "generator.safetensors"} <= set(tensors)

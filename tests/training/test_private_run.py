@@ -17,7 +17,7 @@ from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
 from vesselgan.privacy.step import KEY_FILE, _secret_key, private_of
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
-from vesselgan.trainer.checkpointer import Keeper
+from vesselgan.trainer.checkpointer import Checkpointer
 
 TrainHere = Callable[..., dict | None]
 DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
@@ -46,7 +46,7 @@ def test_a_run_resumes_exactly_with_its_account_and_never_without(train_here: Tr
     assert train_here(tmp_path / "run", *SEEDED, "train.max_steps=2") is not None
     (tmp_path / "run" / "finished.json").unlink()
     path, told = read_state(tmp_path / "run")
-    on = [*SEEDED, "train.max_steps=4", "allow_change=[train.max_steps,variant]"]
+    on = [*SEEDED, "train.max_steps=4", "allow_config_change=[train.max_steps,variant]"]
     account = told["state"].pop("privacy")
     write_state(path, told)
     with pytest.raises(CheckpointError, match="holds no privacy accountant"):
@@ -60,7 +60,7 @@ def test_a_run_resumes_exactly_with_its_account_and_never_without(train_here: Tr
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.4"):
         train_here(tmp_path / "run", *on, "variant.dp.noise_multiplier=0.4")
     with pytest.raises(CheckpointError, match="not in this run's account"):
-        train_here(tmp_path / "other", *SEEDED, f"weights_only_start={tmp_path / 'run'}")
+        train_here(tmp_path / "other", *SEEDED, f"init_from={tmp_path / 'run'}")
     resumed = train_here(tmp_path / "run", *on)
     assert resumed["privacy"] == whole["privacy"] and whole["privacy"]["steps"] == 20
     for player in ("critic", "generator"):
@@ -86,7 +86,7 @@ def test_a_secret_key_is_a_runs_own_and_needed_to_go_on(train_here: TrainHere, t
     (tmp_path / "run" / "finished.json").unlink()
     key.unlink()
     with pytest.raises(CheckpointError, match="noise_key: lost"):
-        train_here(tmp_path / "run", *DPGAN, "train.max_steps=2", "allow_change=[train.max_steps]")
+        train_here(tmp_path / "run", *DPGAN, "train.max_steps=2", "allow_config_change=[train.max_steps]")
 
 
 @pytest.mark.parametrize("content", ["", "12ab\n", "not a key of a run, by any means\n"])
@@ -118,7 +118,7 @@ def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere,
     first = train_here(run, *words[:-1])
     weights, _ = read_weights(run, "critic")
     (run / "finished.json").unlink()
-    faster = ["variant.learning_rate_critic=2e-4", "allow_change=[variant]"]
+    faster = ["variant.learning_rate_critic=2e-4", "allow_config_change=[variant]"]
     with pytest.raises(PrivacyError, match="10 releases were made, the checkpoint follows number 5"):
         train_here(run, *words, *faster)
     assert (run / "checkpoints" / "step_00000002").is_dir()  # nothing was set aside for it
@@ -139,7 +139,7 @@ def test_releases_are_counted_although_no_checkpoint_was_written(
         train_here(tmp_path / "run", *words)
     assert json.loads((tmp_path / "run" / "releases.json").read_text())["made"] == 5
     with pytest.raises(PrivacyError, match="learning_rate_critic") as raised:
-        train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_change=[variant]")
+        train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_config_change=[variant]")
     assert raised.value.exit_code == 7
 
 
@@ -204,7 +204,7 @@ def test_no_patients_place_in_the_scanner_leaves_a_private_run(work_dir: Path, t
 
     def affine(variant: str) -> list[list[float]]:
         config = compose("train_gan", [f"variant={variant}"])
-        return Keeper(config, tmp_path, world, {}, shards, 0, 0, 0.0).of_the_data()["manifest"]["affine"]
+        return Checkpointer(config, tmp_path, world, {}, shards, 0, 0, 0.0).of_the_data()["manifest"]["affine"]
 
     assert affine("dpgan") == [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]]
     assert affine("sn") == shards.subjects["sub-0"]["affine"] != affine("dpgan")

@@ -11,13 +11,13 @@ from torch import Tensor
 from vesselgan.config.compose import compose
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.privacy.poisson import PoissonShares
 from vesselgan.privacy.step import critic_step, private_of
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.noise import Draws, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
 
 CLIP = 1e-3
 """Below every unit's gradient, so that all are cut to it."""
@@ -49,8 +49,8 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
         for rank in range(ranks):
             critic = Critic(shards.patch_shape, 8, "instance")
             generator = Generator(shards.patch_shape, 8, config.variant.latent_size, "group")
-            start_weights(critic, 1)
-            start_weights(generator, 2)
+            init_weights(critic, 1)
+            init_weights(generator, 2)
             engine = private.engine(critic, config.variant, world())
             engine.key, engine.counters.global_steps = private.key, POSITION
             engine._optimizer.noise_multiplier = 0.0
@@ -59,7 +59,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
             monkeypatch.setattr(
                 engine.inner_optimizer, "step", lambda p=parameters, s=seen: s.extend(g.grad.flatten() for g in p)
             )
-            draws = Draws(config.train.seed, config.train.batch_size, config.variant.latent_size, rank, ranks)
+            draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size, rank, ranks)
             batches = private.batches(dataset, range(POSITION, POSITION + 1), config, world(rank, ranks))
             still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
             critic_step(engine, still, next(batches), draws, POSITION, config.variant)

@@ -80,9 +80,9 @@ def test_a_broken_run_goes_on_to_the_same_bytes_and_tells_every_step_once(train_
     assert [row["step"] for row in metrics(broken)] == [2, 4, 6]
     shown = events(broken)
     assert shown == events(tmp_path / "straight")
-    assert [step for step, _ in shown["critic_loss"]] == [2, 4, 6]
-    sittings = [json.loads(line) for line in (broken / "sittings.jsonl").read_text().splitlines()]
-    assert [(sitting["step"], sitting["ranks"]) for sitting in sittings] == [(0, 1), (2, 1)]
+    assert [step for step, _ in shown["loss/critic"]] == [2, 4, 6]
+    sessions = [json.loads(line) for line in (broken / "sessions.jsonl").read_text().splitlines()]
+    assert [(session["step"], session["ranks"]) for session in sessions] == [(0, 1), (2, 1)]
 
 
 def test_a_checkpoint_says_all_that_the_run_needs(straight):
@@ -108,16 +108,16 @@ def test_settings_that_differ_are_listed_and_refused_unless_named(train_here, st
         CheckpointError, match=r"learning_rate_critic: 0.0004 -> 1e-05; train.batch_size: 2 -> 4"
     ) as told:
         train_here(broken, *changed)
-    assert "allow_change=[variant.learning_rate_critic,train.batch_size]" in str(told.value)
+    assert "allow_config_change=[variant.learning_rate_critic,train.batch_size]" in str(told.value)
     assert told.value.exit_code == 4
     with pytest.raises(CheckpointError, match=r"other settings: variant.learning_rate_critic: 0.0004 -> 1e-05\. "):
-        train_here(broken, *changed, "allow_change=[train.batch_size]")
+        train_here(broken, *changed, "allow_config_change=[train.batch_size]")
     assert (broken / "config.yaml").read_text() == before and not (broken / "finished.json").exists()
     capsys.readouterr()
-    train_here(broken, *changed, "allow_change=[train.batch_size,variant]")
+    train_here(broken, *changed, "allow_config_change=[train.batch_size,variant]")
     assert "changed: train.batch_size: 2 -> 4" in capsys.readouterr().out
-    sitting = json.loads((broken / "sittings.jsonl").read_text().splitlines()[-1])
-    assert {(c["key"], c["before"], c["after"], c["is_free"]) for c in sitting["changes"] if not c["is_free"]} == {
+    session = json.loads((broken / "sessions.jsonl").read_text().splitlines()[-1])
+    assert {(c["key"], c["before"], c["after"], c["is_free"]) for c in session["changes"] if not c["is_free"]} == {
         ("variant.learning_rate_critic", 4e-4, 1e-5, False),
         ("train.batch_size", 2, 4, False),
     }
@@ -132,9 +132,9 @@ def test_a_finished_run_goes_on_where_more_steps_are_allowed(train_here, straigh
     run_dir = tmp_path / "longer"
     shutil.copytree(straight, run_dir)
     words = [*SN[:2], *SN[3:], "train.max_steps=8"]
-    with pytest.raises(CheckpointError, match=r"allow_change=\[train.max_steps\]"):
+    with pytest.raises(CheckpointError, match=r"allow_config_change=\[train.max_steps\]"):
         train_here(run_dir, *words)
-    assert train_here(run_dir, *words, "allow_change=[train.max_steps]")["steps"] == 8
+    assert train_here(run_dir, *words, "allow_config_change=[train.max_steps]")["steps"] == 8
     assert "finished already" not in capsys.readouterr().out
     assert [row["step"] for row in metrics(run_dir)] == list(range(1, 9))
     train_here(run_dir, *words)
@@ -146,7 +146,7 @@ def test_the_position_is_kept_in_samples_when_the_batch_size_changes(train_here,
     asked = []
     stream = keeping_stream(monkeypatch, asked)
     train_here(broken, *SN[:2], *SN[3:], "train.epochs=2", "train.batch_size=4", "train.max_steps=null",
-               "allow_change=[train]")  # fmt: skip
+               "allow_config_change=[train]")  # fmt: skip
     # Eight samples were seen in batches of 2: two batches of 4. Two epochs are 12 batches of 4, so ten are left.
     assert asked == [(2, 12)] and stream
     state = checkpoint.read_weights(broken, "critic")[1]
@@ -182,8 +182,8 @@ def test_the_zero_stage_is_mechanics_and_the_loss_scale_is_not(train_here, strai
         # Stage 0 and 2 add gradients in another order; four steps of 2e-4 and 4e-4 moved the weights by up to 1e-3.
         for key in (key for key, value in there.items() if value.is_floating_point()):
             assert (there[key] - here[key]).square().mean().sqrt() <= 1e-6, key
-    sitting = json.loads((broken / "sittings.jsonl").read_text().splitlines()[-1])
-    assert {change["key"] for change in sitting["changes"]} == {
+    session = json.loads((broken / "sessions.jsonl").read_text().splitlines()[-1])
+    assert {change["key"] for change in session["changes"]} == {
         "deepspeed.critic.zero_optimization",
         "deepspeed.generator.zero_optimization",
     }
@@ -196,7 +196,7 @@ def test_another_network_is_refused_even_when_its_setting_is_allowed(train_here,
     with pytest.raises(CheckpointError, match=word.split("=")[0].split(".")[-1]):
         train_here(broken, *SN, word, "variant.precision=fp32")
     with pytest.raises(CheckpointError, match="has another architecture; differing:"):
-        train_here(broken, *SN, word, "variant.precision=fp32", "allow_change=[variant]")
+        train_here(broken, *SN, word, "variant.precision=fp32", "allow_config_change=[variant]")
     assert "spectral" in (broken / "config.yaml").read_text()
 
 
@@ -207,7 +207,7 @@ def test_other_data_is_not_the_data_that_a_run_has_learned_from(train_here, stra
     (broken / "provenance.json").write_text(json.dumps(told))
     with pytest.raises(CheckpointError, match="content.gan/train: 0000"):
         train_here(broken, *SN)
-    train_here(broken, *SN, "allow_change=[content]")
+    train_here(broken, *SN, "allow_config_change=[content]")
 
 
 def test_a_lost_position_is_refused(train_here, straight, tmp_path):
@@ -237,7 +237,7 @@ def test_weights_alone_start_a_new_run_that_says_so(train_here, straight, tmp_pa
     source = straight / "checkpoints" / "step_00000004"
     words = (*SN[:2], "train.max_steps=1", "train.seed=3", "variant.learning_rate_critic=1e-30",
              "variant.learning_rate_generator=1e-30")  # fmt: skip
-    train_here(tmp_path / "new", *words, f"weights_only_start={source}")
+    train_here(tmp_path / "new", *words, f"init_from={source}")
     for player in ("critic", "generator"):
         taken, given = (checkpoint.read_weights(*where)[0] for where in [(tmp_path / "new", player),
                                                                          (straight, player, source.name)])  # fmt: skip
@@ -251,15 +251,15 @@ def test_weights_alone_start_a_new_run_that_says_so(train_here, straight, tmp_pa
     state = checkpoint.read_weights(tmp_path / "new", "critic")[1]
     assert (state["step"], state["position"]["samples"]) == (1, 2)
     with pytest.raises(CheckpointError, match="neither a run directory with checkpoints"):
-        train_here(tmp_path / "wrong", *words, f"weights_only_start={tmp_path / 'nowhere'}")
-    train_here(tmp_path / "wrong", *words, f"weights_only_start={straight}")  # the command put right
+        train_here(tmp_path / "wrong", *words, f"init_from={tmp_path / 'nowhere'}")
+    train_here(tmp_path / "wrong", *words, f"init_from={straight}")  # the command put right
     assert json.loads((tmp_path / "wrong" / "provenance.json").read_text())["weights_from"]["step"] == 6
 
 
 def test_epochs_that_are_kept_stay_for_ever(train_here, tmp_path):
     # 24 patches in batches of 8 make epochs of 3 steps.
     train_here(tmp_path / "run", *SN[:2], "train.batch_size=8", "train.epochs=5", "train.max_steps=null",
-               "train.keep_every_epochs=2", "train.keep_last=1", "train.checkpoint_every=4")  # fmt: skip
+               "train.save_every_epochs=2", "train.keep_last=1", "train.checkpoint_every=4")  # fmt: skip
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert names == ["step_00000006", "step_00000012", "step_00000015"]
 

@@ -42,7 +42,7 @@ def test_two_ranks_equal_one_rank_with_the_joined_batch(train, tmp_path, variant
             assert (first[key] - second[key]).square().mean().sqrt() < 1e-4, key
     # GP's penalty is in the thousands at first and multiplies what rounding left: 0.12 % at step 5.
     for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
-        for name in ("critic_loss", "generator_loss", "wasserstein", "penalty"):
+        for name in ("loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty"):
             within = 1e-4 if a["step"] == 1 else 1e-2
             assert abs(a[name] - b[name]) < within * max(1.0, abs(a[name])), (a["step"], name)
 
@@ -61,7 +61,7 @@ def test_resume_at_five_equals_ten_straight_to_the_bit(train, tmp_path):
     for file in sorted((straight / "checkpoints" / "step_00000010").glob("*.safetensors")):
         assert file.read_bytes() == (broken / "checkpoints" / "step_00000010" / file.name).read_bytes(), file.name
     assert [line["step"] for line in logged(broken)] == list(range(1, 11))
-    losses = [[line["critic_loss"] for line in logged(run)] for run in (straight, broken)]
+    losses = [[line["loss/critic"] for line in logged(run)] for run in (straight, broken)]
     assert losses[0] == losses[1]
 
     again = train(straight, *words)
@@ -132,4 +132,4 @@ def test_a_stop_request_saves_at_the_next_step_and_the_same_command_goes_on_to_t
     for file in sorted((straight / "checkpoints" / "step_00000006").glob("*.safetensors")):
         assert file.read_bytes() == (stopped / "checkpoints" / "step_00000006" / file.name).read_bytes(), file.name
     # The mean over steps 1 to 4 is the same although the run was stopped among them.
-    assert [line["critic_loss"] for line in logged(straight)] == [line["critic_loss"] for line in logged(stopped)]
+    assert [line["loss/critic"] for line in logged(straight)] == [line["loss/critic"] for line in logged(stopped)]

@@ -23,7 +23,7 @@ def test_a_run_from_the_copy_is_the_same_run(
         plain(self, path, **facts)
 
     monkeypatch.setattr(ShardFile, "__init__", note)
-    assert train_here(tmp_path / "copied", *words, f"data.stage_to={tmp_path}/node") is not None
+    assert train_here(tmp_path / "copied", *words, f"data.local_copy_dir={tmp_path}/node") is not None
     assert opened and all(path.startswith(str(tmp_path / "node")) for path in opened)
     assert train_here(tmp_path / "shared", *words) is not None
     name = "checkpoints/step_00000002/critic.safetensors"
@@ -32,4 +32,4 @@ def test_a_run_from_the_copy_is_the_same_run(
     inputs = [json.loads((tmp_path / run / "provenance.json").read_text())["inputs"] for run in ("copied", "shared")]
     assert inputs[0] == inputs[1]
     with pytest.raises(UsageError, match="that variable is not set"):
-        train_here(tmp_path / "none", *words, "data.stage_to=$NOT_THERE")
+        train_here(tmp_path / "none", *words, "data.local_copy_dir=$NOT_THERE")

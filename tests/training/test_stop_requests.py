@@ -26,7 +26,7 @@ def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
 
 def test_a_request_in_any_phase_is_granted_at_the_next_step_and_changes_nothing(train_here, tmp_path, monkeypatch):
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
-    words = (*WORDS, "train.picture_every=2")
+    words = (*WORDS, "train.image_every=2")
     train_here(straight, *words)
     span = Phases.__call__
     for turn, name in enumerate(DOING):
@@ -45,7 +45,7 @@ def test_a_request_in_any_phase_is_granted_at_the_next_step_and_changes_nothing(
             assert train_here(stopped, *words) is None, name
         assert raised == [name]
         marker = json.loads((stopped / "requeue").read_text())
-        assert marker["reason"] == f"signal {number.name}" and marker["sittings"] == turn + 1
+        assert marker["reason"] == f"signal {number.name}" and marker["sessions"] == turn + 1
         # What it was asked in the midst of was finished, saved, and is the newest; one step each, two for what comes
         # after a step's end.
         assert checkpoint_folder.choose(stopped, None).name == f"step_{marker['step']:08d}"
@@ -66,8 +66,8 @@ def test_a_failure_leaves_no_marker_that_would_start_it_again(train_here, tmp_pa
 
 
 def test_a_run_in_a_requeue_loop_comes_to_an_end(train_here, tmp_path, capsys):
-    words = (*WORDS, "train.max_minutes=0.00001", "runtime.max_sittings=3")
-    for sitting in (1, 2, 3):
+    words = (*WORDS, "train.max_minutes=0.00001", "runtime.max_restarts=3")
+    for session in (1, 2, 3):
         train_here(tmp_path / "run", *words)
-        assert (tmp_path / "run" / "requeue").exists() == (sitting < 3)
+        assert (tmp_path / "run" / "requeue").exists() == (session < 3)
     assert "no requeue is asked for" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from vesselgan.core.errors import ResourceError
 from vesselgan.tools.plan import costs
 
 PATCH = [32, 32, 16]
-WORDS = ("variant=sn", "variant.precision=fp32", "train.checkpoint_every=2", "train.picture_every=2")
+WORDS = ("variant=sn", "variant.precision=fp32", "train.checkpoint_every=2", "train.image_every=2")
 
 
 def events(run_dir: Path) -> EventAccumulator:
@@ -85,10 +85,10 @@ def test_a_run_shows_what_it_does_and_a_resumed_one_doubles_nothing(train_here, 
 
 
 def test_the_phases_of_a_step_add_up_to_its_time(train_here, tmp_path):
-    words = ("train.max_steps=4", "train.picture_every=2", "train.checkpoint_every=2", "train.log_every=4")
+    words = ("train.max_steps=4", "train.image_every=2", "train.checkpoint_every=2", "train.log_every=4")
     assert train_here(tmp_path / "run", "variant=gp", "variant.precision=fp32", *words) is not None
     (line,) = lines(tmp_path / "run")
-    phases = {name.split("/")[1]: ms for name, ms in line.items() if name.startswith("ms_per_step/")}
+    phases = {name.split("/")[1].removesuffix("_ms"): ms for name, ms in line.items() if name.startswith("time/")}
     assert set(phases) == {"data_wait", "critic", "generator", "update", "pictures", "save"}
     stepping = sum(ms for name, ms in phases.items() if name not in ("pictures", "save"))
     # What is left is the loop between the phases.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vesselgan.config.private import refuse_unaccountable
+from vesselgan.config.private import check_accountable
 from vesselgan.core.errors import UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -46,7 +46,7 @@ RULES: dict[str, Rule] = {
     "prepare.num_vessel_patches_gan": (lambda v: 0 <= v <= MAX_PATCHES, f"must lie between 0 and {MAX_PATCHES}"),
     "prepare.num_vessel_patches_unet": (lambda v: 1 <= v <= MAX_PATCHES, f"must lie between 1 and {MAX_PATCHES}"),
     "prepare.nan_value": FLOAT32,
-    "prepare.label_cut": FLOAT32,
+    "prepare.label_binarize_threshold": FLOAT32,
     "prepare.upper_percentile": (lambda v: 50 < v <= 100, "must lie above 50, at most 100"),
     "prepare.max_clipped_vessel_share": SHARE,
     "prepare.pairs_per_shard": POSITIVE,
@@ -72,7 +72,7 @@ RULES: dict[str, Rule] = {
     "variant.critic_norm": one_of("instance", "spectral"),
     "variant.precision": PRECISIONS,
     "variant.penalty_weight": NOT_NEGATIVE,
-    "variant.penalty_form": one_of("sample", "batch"),
+    "variant.penalty_reduction": one_of("sample", "batch"),
     "variant.n_critic": POSITIVE,
     "variant.learning_rate_critic": POSITIVE,
     "variant.learning_rate_generator": POSITIVE,
@@ -91,11 +91,11 @@ RULES: dict[str, Rule] = {
     "train.max_steps": POSITIVE,
     "train.max_minutes": POSITIVE,
     "train.log_every": POSITIVE,
-    "train.picture_every": POSITIVE,
+    "train.image_every": POSITIVE,
     "train.checkpoint_every": POSITIVE,
     "train.keep_last": POSITIVE,
-    "train.keep_every_epochs": POSITIVE,
-    "train.max_bad_steps": POSITIVE,
+    "train.save_every_epochs": POSITIVE,
+    "train.max_skipped_steps": POSITIVE,
     "train.ema_decay": (lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"),
     "train.num_workers": NOT_NEGATIVE,
     "unet.network": one_of("hilbert", "residual"),
@@ -110,13 +110,13 @@ RULES: dict[str, Rule] = {
     "unet.validate_every": POSITIVE,
     "unet.log_every": POSITIVE,
     "unet.keep_last": POSITIVE,
-    "unet.max_bad_steps": POSITIVE,
+    "unet.max_skipped_steps": POSITIVE,
     "unet.num_workers": NOT_NEGATIVE,
     "unet.precision": PRECISIONS,
     "unet.patience": POSITIVE,
     "runtime.device": one_of("auto", "cpu", "cuda"),
     "runtime.rank_timeout_minutes": POSITIVE,
-    "runtime.max_sittings": POSITIVE,
+    "runtime.max_restarts": POSITIVE,
     "num_patches": POSITIVE,
     "weights": one_of("standing", "running", "ema"),
     "threshold": SHARE,
@@ -128,7 +128,7 @@ RULES: dict[str, Rule] = {
     "labels.thresholds": (lambda v: len(v) > 0 and all(0 < t <= 1 for t in v), "must be cuts above 0, at most 1"),
     "labels.num_narrowed": POSITIVE,
     "labels.max_patches": POSITIVE,
-    "study": one_of("sources", "sweep"),
+    "study": one_of("data_sources", "sweep"),
     "seeds": (lambda v: all(n >= 0 for n in v), "must be seeds of 0 or more"),
     "sweep.learning_rates": (lambda v: all(rate > 0 for rate in v), "must be above 0"),
     "sweep.batch_sizes": (lambda v: all(n > 0 for n in v), "must be above 0"),
@@ -177,7 +177,7 @@ def check(config: Any, prefix: str = "") -> None:
         if dataclasses.is_dataclass(value):
             check(value, key + ".")
             if getattr(value, "dp", None) is not None:
-                refuse_unaccountable(value)
+                check_accountable(value)
             continue
         rule = RULES.get(".".join(key.split(".")[-2:]))
         if rule is not None and value is not None and not rule[0](value):

@@ -43,12 +43,26 @@ POSITIONAL = {"status": "run"}
 """The setting that a word without = stands for."""
 # Settings, or groups of them, that change nothing a run computes: where it lies, how it is continued, what is told and
 # kept of it. It is not called after them, and they may differ when it goes on.
-FREE_TO_CHANGE = ("work_dir", "run_dir", "checkpoint", "allow_change", "runtime", "data.cache_gib", "data.stage_to")
+FREE_TO_CHANGE = (
+    "work_dir",
+    "run_dir",
+    "checkpoint",
+    "allow_config_change",
+    "runtime",
+    "data.cache_gib",
+    "data.local_copy_dir",
+)
 FREE_TO_CHANGE += tuple(
     f"train.{name}"
-    for name in ("max_minutes", "log_every", "picture_every", "checkpoint_every", "keep_last", "keep_every_epochs")
+    for name in ("max_minutes", "log_every", "image_every", "checkpoint_every", "keep_last", "save_every_epochs")
 )
-FREE_TO_CHANGE += ("train.num_workers", "unet.num_workers", "unet.log_every", "unet.keep_last", "unet.max_bad_steps")
+FREE_TO_CHANGE += (
+    "train.num_workers",
+    "unet.num_workers",
+    "unet.log_every",
+    "unet.keep_last",
+    "unet.max_skipped_steps",
+)
 # What runs did before these settings existed. So set, they do not count in a run's name, and those runs keep theirs.
 AS_BEFORE = {"unet.network": "hilbert", "unet.loss": "dice"}
 

@@ -63,11 +63,11 @@ class Prepare:
     split: Split
     label_values: list[int] | None
     """Label values that mean vessel, for labels of several classes; null: a binary label."""
-    label_cut: float | None
+    label_binarize_threshold: float | None
     """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
     nan_value: float | None
     """What stands in for NaN and infinite voxels; null: such a volume is an error."""
-    pad_thin: bool
+    reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
     pairs_per_shard: int
     quarantine: bool
@@ -93,7 +93,7 @@ class TrainingData(Data):
     cache_gib: float
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
     each rank has its own. Used with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
-    stage_to: str | None
+    local_copy_dir: str | None
     """Folder on each node's own disk to which the shards are copied, once per node and verified, and read from; may
     name a variable of the node, '$TMPDIR'. Null: read where they are."""
 

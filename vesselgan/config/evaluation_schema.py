@@ -28,7 +28,7 @@ class ImageScores:
     max_patches: int | None
     """Patches per side; null: as many as the smaller set has."""
     num_seeds: int
-    """Draws, clusterings and divisions into halves that each score is the mean of."""
+    """NoiseSampler, clusterings and divisions into halves that each score is the mean of."""
     seed: int
     num_pairs: int
     """Pairs of patches whose MS-SSIM is averaged."""

@@ -19,7 +19,7 @@ from vesselgan.core.errors import UsageError
 REMEDY = "variant=dpgan has settings that hold"
 
 
-def refuse_unaccountable(variant: Any) -> None:
+def check_accountable(variant: Any) -> None:
     """UsageError for settings under which the accountants' epsilon would not be true; `variant` has `dp`."""
     for is_broken, key, rule in _rules(variant):
         if is_broken:

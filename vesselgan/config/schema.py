@@ -42,9 +42,9 @@ class TrainGan:
     """Null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
     """Resume from this checkpoint's name; null: the newest whole one."""
-    allow_change: list[str]
+    allow_config_change: list[str]
     """Settings, or groups of them, with which a run may go on although it was started with others."""
-    weights_only_start: str | None
+    init_from: str | None
     """A run directory, or one checkpoint's, whose weights a new run starts with; everything else is fresh."""
     variant: Variant
     data: TrainingData
@@ -62,7 +62,7 @@ class Generate:
     weights: str
     """`standing`: the last weights, BatchNorm statistics re-estimated at rest; `running`: with those collected in
     training; `ema`: the weights' moving average, re-estimated too (train.ema_decay)."""
-    threshold: float
+    label_threshold: float
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
     batch_size: int
     nifti: bool
@@ -76,7 +76,7 @@ class TrainUnet:
     work_dir: str
     run_dir: str | None
     checkpoint: str | None
-    allow_change: list[str]
+    allow_config_change: list[str]
     data: LearningData
     unet: Unet
     synthetic: str | None
@@ -196,7 +196,7 @@ class Sweep:
 @dataclass
 class Study:
     study: str
-    """`sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the U-Nets
+    """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the U-Nets
     that they train, on the real validation patches."""
     name: str
     """The folder below work_dir/studies."""

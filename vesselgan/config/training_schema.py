@@ -43,7 +43,7 @@ class Variant:
     """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32."""
     penalty_weight: float
     """lambda of equation 1."""
-    penalty_form: str
+    penalty_reduction: str
     """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
     n_critic: int
     """Critic steps, each on a fresh batch, per generator step."""
@@ -72,14 +72,14 @@ class Train:
     Slurm's."""
     seed: int
     log_every: int
-    picture_every: int
+    image_every: int
     checkpoint_every: int
     """Generator steps between checkpoints."""
     keep_last: int
     """Checkpoints kept."""
-    keep_every_epochs: int | None
+    save_every_epochs: int | None
     """The checkpoint at the end of every so many epochs is written too and stays for ever; null: none."""
-    max_bad_steps: int
+    max_skipped_steps: int
     """Steps in a row that one player may skip for a loss or gradient that is not finite, while no smaller loss scale is
     left to try, before the run ends (exit 5)."""
     ema_decay: float | None
@@ -136,7 +136,7 @@ class TrainingRuntime(Runtime):
     deterministic: bool
     """On a GPU: the same bytes in every session, by cuDNN's deterministic kernels, at a loss of speed. Without it a
     resumed run agrees to rounding. A CPU repeats its bytes anyway."""
-    max_sittings: int
+    max_restarts: int
     """Starts of a run after which it asks for no further requeue: a job that never gets on must not loop for ever."""
 
 
@@ -165,6 +165,6 @@ class Unet:
     seed: int
     log_every: int
     keep_last: int
-    max_bad_steps: int
+    max_skipped_steps: int
     """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
     num_workers: int

@@ -11,7 +11,7 @@ _SWAP = 8
 _STREAM = 0xA06  # sets these draws apart from the sampler's, which start from the same seed
 
 
-def draw_words(batch_size: int, seed: int, position: int) -> np.ndarray:
+def sample_orientations(batch_size: int, seed: int, position: int) -> np.ndarray:
     """uint8[batch_size], 0 to 15: one word for each sample of global batch `position`, whatever the number of ranks."""
     raw = np.random.Philox(np.random.SeedSequence((seed, position, _STREAM))).random_raw(batch_size)
     return (raw % NUM_WORDS).astype(np.uint8)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.data.augment import draw_words, turn
+from vesselgan.data.augment import sample_orientations, turn
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
 from vesselgan.formats.shard_file import STEPS_PER_UNIT
 from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
@@ -198,7 +198,9 @@ class _Shares:
     def __iter__(self) -> Iterator[Share]:
         for position in self.positions:
             indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.share].tolist()
-            words = draw_words(self.batch_size, self.seed, position)[self.share].tolist() if self.augment else None
+            words = (
+                sample_orientations(self.batch_size, self.seed, position)[self.share].tolist() if self.augment else None
+            )
             yield indices, words
 
 

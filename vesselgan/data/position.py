@@ -40,7 +40,7 @@ def batches_before(state: dict[str, Any], *, batches: int, batch_size: int, num_
     if "position" not in state:
         raise CheckpointError(
             f"the checkpoint of step {state['step']} lacks the position in the data, so no run can go on from it; a "
-            "new run can take its weights alone: weights_only_start=RUN"
+            "new run can take its weights alone: init_from=RUN"
         )
     if state["position"] is None:
         return batches

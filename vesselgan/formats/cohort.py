@@ -9,7 +9,7 @@ Shape and spacing are the canonical (RAS) volume's. Paths are relative to the fi
 so that a cohort moves with its data, else absolute. A subject belongs to one split alone, by its id and by its
 bytes: the same volume under another name in another split is refused.
 
-"reading" says how files become voxels: {"nan_value", "label_values", "label_cut"} of data.prepare.
+"reading" says how files become voxels: {"nan_value", "label_values", "label_binarize_threshold"} of data.prepare.
 
 A pseudonymous cohort has "paths": "private": its paths stand in paths.private.json beside cohort.json ({id: {"image":
 path, ...}}, readable by the owner alone). That file links names to patients: it is never passed on with the rest, and
@@ -37,12 +37,12 @@ SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadOptions:
     """How the files of a cohort become voxels (data.prepare)."""
 
     nan_value: float | None = None
     label_values: tuple[int, ...] | None = None
-    label_cut: float | None = None
+    label_binarize_threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Subject:
     """Voxels above the upper limit."""
     image_sha256: str
     label_sha256: str | None
-    reading: Reading = Reading()
+    reading: ReadOptions = ReadOptions()
 
     def read_image(self) -> Volume:
         """The image as data preparation reads it."""
@@ -69,8 +69,8 @@ class Subject:
 
     def read_label(self) -> Volume:
         """The label as data preparation reads it; there must be one."""
-        values, cut = self.reading.label_values, self.reading.label_cut
-        return volumes.read_label(self.label, label_values=values and list(values), label_cut=cut)
+        values, cut = self.reading.label_values, self.reading.label_binarize_threshold
+        return volumes.read_label(self.label, label_values=values and list(values), label_binarize_threshold=cut)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
     path = Path(cohort_dir) / COHORT
     _check_leakage(path, cohort.subjects)
     paths = {name: _paths(subject, path.parent) for name, subject in cohort.subjects.items()}
-    readings = {subject.reading for subject in cohort.subjects.values()} or {Reading()}
+    readings = {subject.reading for subject in cohort.subjects.values()} or {ReadOptions()}
     assert len(readings) == 1, readings
     content = {
         "format": "vesselgan-cohort",
@@ -178,7 +178,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: Reading) -> Subject:
+def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: ReadOptions) -> Subject:
     """KeyError, TypeError or ValueError for whatever is not as the format says."""
     paths = {role: None if names[role] is None else folder / names[role] for role in ROLES}
     shape, spacing_mm = tuple(int(n) for n in entry["shape"]), tuple(float(s) for s in entry["spacing_mm"])
@@ -202,10 +202,12 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
     )
 
 
-def _reading(entry: dict[str, Any]) -> Reading:
+def _reading(entry: dict[str, Any]) -> ReadOptions:
     values = entry.get("label_values")
-    nan_value, cut = (None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_cut"))
-    return Reading(nan_value, None if values is None else tuple(int(v) for v in values), cut)
+    nan_value, cut = (
+        None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_binarize_threshold")
+    )
+    return ReadOptions(nan_value, None if values is None else tuple(int(v) for v in values), cut)
 
 
 def _read_private(path: Path) -> dict[str, Any]:

@@ -25,7 +25,9 @@ def stage(folder: Path, to: str) -> tuple[Path, float | None]:
     where the shards themselves are damaged.
     """
     if any(name.strip("{}") not in os.environ for name in re.findall(r"\$(\w+|\{[^}]*\})", to)):
-        raise UsageError(f"data.stage_to={to}: that variable is not set on this node; name a folder of its own disk")
+        raise UsageError(
+            f"data.local_copy_dir={to}: that variable is not set on this node; name a folder of its own disk"
+        )
     home = Path(os.path.expandvars(to))
     target = home / f"vesselgan-{content_hash(folder)[:16]}"
     try:
@@ -39,7 +41,9 @@ def stage(folder: Path, to: str) -> tuple[Path, float | None]:
             _copy(folder, target)
             return target, time.perf_counter() - began
     except OSError as error:
-        raise ResourceError(f"data.stage_to={to}: {home}: {describe(error)}; name another folder, or null") from error
+        raise ResourceError(
+            f"data.local_copy_dir={to}: {home}: {describe(error)}; name another folder, or null"
+        ) from error
 
 
 def _copy(folder: Path, target: Path) -> None:
@@ -50,7 +54,7 @@ def _copy(folder: Path, target: Path) -> None:
     if needed > free:
         raise ResourceError(
             f"{target}: the shards of {folder} need {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB: "
-            "make room there, name another data.stage_to, or null"
+            "make room there, name another data.local_copy_dir, or null"
         )
     for shard in manifest.shards:
         _copy_shard(folder, target, shard)

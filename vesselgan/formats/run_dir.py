@@ -2,7 +2,7 @@
 
 config.yaml, deepspeed_<player>.json     the settings that hold now
 provenance.json                          with what it was started, and the content of its data
-sittings.jsonl                           one line per start: step, ranks, versions, machine, what was changed
+sessions.jsonl                           one line per start: step, ranks, versions, machine, what was changed
 lock                                     who trains in it
 """
 
@@ -49,16 +49,16 @@ def prepare(
     inputs: dict[str, str],
     provenance: dict[str, Any],
 ) -> list[Change]:
-    """Make `run_dir`, or compare it with what is asked: what differs, which `go_on` then writes down.
+    """Make `run_dir`, or compare it with what is asked: what differs, which `record_session` then writes down.
 
     inputs: name -> hash of what the run reads. provenance: versions, hardware and time. CheckpointError where a setting
-    differs that `config.allow_change` does not name; UsageError for a folder that holds something else than a run.
+    differs that `config.allow_config_change` does not name; UsageError for a folder that is no run.
     """
     stored = run_dir / "config.yaml"
     if stored.is_file() and has_begun(run_dir):
         changes = differences(compose.from_yaml(verb, stored), config)
         changes += _mechanics_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
-        _refuse(run_dir, changes, config.allow_change)
+        _refuse(run_dir, changes, config.allow_config_change)
         return changes
     ours = {f"deepspeed_{player}.json" for player in engine_settings} | {"provenance.json", "lock"}
     ours |= {"noise_key", "releases.json"}
@@ -74,28 +74,28 @@ def prepare(
     return []
 
 
-def go_on(
+def record_session(
     run_dir: Path,
     config: Any,
     engine_settings: dict[str, dict[str, Any]],
     changes: list[Change],
-    sitting: dict[str, Any],
+    session: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """Write down a sitting and, where settings were changed, make them the run's. Once the checkpoint is loaded.
+    """Write down a session and, where settings were changed, make them the run's. Once the checkpoint is loaded.
 
-    sitting: step, ranks, inputs (as for `prepare`), and weights_from: where a new run has its weights from, null when
-    from its seed. provenance: versions, hardware and time of this sitting.
+    session: step, ranks, inputs (as for `prepare`), and weights_from: where a new run has its weights from, null when
+    from its seed. provenance: versions, hardware and time of this session.
     """
-    told = sitting | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
-    with (run_dir / "sittings.jsonl").open("a") as file:
+    told = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
+    with (run_dir / "sessions.jsonl").open("a") as file:
         file.write(json.dumps(told) + "\n")
         file.flush()
         os.fsync(file.fileno())
     before = _read_json(run_dir / "provenance.json")
-    now = before | {"inputs": sitting["inputs"]}
-    if sitting.get("weights_from"):
-        now["weights_from"] = sitting["weights_from"]
+    now = before | {"inputs": session["inputs"]}
+    if session.get("weights_from"):
+        now["weights_from"] = session["weights_from"]
     if now != before:
         write_json(run_dir / "provenance.json", now)
     if changes:
@@ -106,12 +106,12 @@ def go_on(
 
 def has_begun(run_dir: Path) -> bool:
     """Whether training was ever started here; until then settings can still be put right."""
-    return any((run_dir / name).exists() for name in ("sittings.jsonl", "checkpoints", "finished.json"))
+    return any((run_dir / name).exists() for name in ("sessions.jsonl", "checkpoints", "finished.json"))
 
 
-def sittings(run_dir: Path) -> int:
+def sessions(run_dir: Path) -> int:
     """How often training was started here, this time included."""
-    path = run_dir / "sittings.jsonl"
+    path = run_dir / "sessions.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
@@ -121,7 +121,7 @@ def differences(before: Any, now: Any) -> list[Change]:
     return [
         Change(key, old.get(key), value, compose.is_free_to_change(key))
         for key, value in new.items()
-        if old.get(key) != value and key not in ("checkpoint", "allow_change", "run_dir")
+        if old.get(key) != value and key not in ("checkpoint", "allow_config_change", "run_dir")
     ]
 
 
@@ -153,7 +153,7 @@ def is_finished(run_dir: Path, num_steps: int, changes: list[Change]) -> bool:
 
 
 def finish(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Mark the run as finished; `facts` go into finished.json."""
+    """ReleaseCounter the run as finished; `facts` go into finished.json."""
     write_json(run_dir / "finished.json", facts)
 
 
@@ -173,7 +173,7 @@ def _refuse(run_dir: Path, changes: list[Change], allowed: Collection[str]) -> N
         keys = ",".join(change.key for change in refused)
         raise CheckpointError(
             f"{run_dir}: this run was started with other settings: {'; '.join(map(str, refused))}. Name another "
-            f"--run_dir, or go on with the new ones from here: allow_change=[{keys}]"
+            f"--run_dir, or go on with the new ones from here: allow_config_change=[{keys}]"
         )
 
 

@@ -60,14 +60,17 @@ def read_image(path: str | Path, *, nan_value: float | None = None) -> Volume:
     return _volume(raw, header, notes)
 
 
-def read_label(path: str | Path, *, label_values: list[int] | None = None, label_cut: float | None = None) -> Volume:
-    """A label as uint8 {0, 1}: {0, 255} and 0/1.0 are mapped, classes need `label_values`, soft labels `label_cut`.
+def read_label(
+    path: str | Path, *, label_values: list[int] | None = None, label_binarize_threshold: float | None = None
+) -> Volume:
+    """A label as uint8 {0, 1}: {0, 255} and 0/1.0 are mapped, classes need `label_values`, soft labels
+    `label_binarize_threshold`.
 
     DataError where the values leave open what is vessel. An empty label is returned as it is.
     """
-    if label_values is not None and label_cut is not None:
+    if label_values is not None and label_binarize_threshold is not None:
         raise UsageError(
-            "data.prepare.label_values and data.prepare.label_cut exclude each other; set one of them to null"
+            "data.prepare.label_values and data.prepare.label_binarize_threshold exclude each other: set one to null"
         )
     header, raw = read_voxels(Path(path))
     notes = header.notes
@@ -77,9 +80,9 @@ def read_label(path: str | Path, *, label_values: list[int] | None = None, label
     if label_values is not None:
         is_vessel = np.isin(raw, np.asarray(label_values, dtype=raw.dtype))
         notes = (*notes, f"label values {_named(values)}: {_named(label_values)} taken as vessel")
-    elif label_cut is not None:
-        is_vessel = raw >= label_cut
-        notes = (*notes, f"label values {_named(values)}: vessel from {label_cut:g} on")
+    elif label_binarize_threshold is not None:
+        is_vessel = raw >= label_binarize_threshold
+        notes = (*notes, f"label values {_named(values)}: vessel from {label_binarize_threshold:g} on")
     else:
         top, note = _binary_top(Path(path), values)
         is_vessel = raw >= top / 2
@@ -202,7 +205,8 @@ def _binary_top(path: Path, values: list[float]) -> tuple[float, str | None]:
         return top or 1.0, None if top in (0.0, 1.0) else f"label values {_named(values)}: {top:g} taken as vessel"
     if any(value != round(value) for value in values):
         raise DataError(
-            f"{path}: soft label (values {_named(values)}); say from where on it is vessel: data.prepare.label_cut=0.5"
+            f"{path}: soft label (values {_named(values)}); say from where on it is vessel: "
+            "data.prepare.label_binarize_threshold=0.5"
         )
     raise DataError(
         f"{path}: label values {_named(values)} are not 0 and 1; "

@@ -63,7 +63,7 @@ def gradient_penalty(
     only backward.
     """
     if form not in FORMS:
-        raise UsageError(f"variant.penalty_form={form}: one of {', '.join(FORMS)} is needed")
+        raise UsageError(f"variant.penalty_reduction={form}: one of {', '.join(FORMS)} is needed")
     dtype = torch.promote_types(torch.promote_types(real_NCXYZ.dtype, fake_NCXYZ.dtype), torch.float32)
     real, fake = real_NCXYZ.detach().to(dtype), fake_NCXYZ.detach().to(dtype)
     epsilon_N = epsilon.to(device=real.device, dtype=dtype)

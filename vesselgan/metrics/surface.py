@@ -15,7 +15,7 @@ VOXELS_PER_QUERY = 8
 
 
 @dataclass(frozen=True)
-class Distances:
+class SurfaceDistances:
     """How far truth G and prediction P lie apart, in one unit. S(A->B): see `distances`."""
 
     bavd: float
@@ -30,7 +30,7 @@ class Distances:
     """The greater of the two 95th percentiles of the distances from one surface's voxels to the other's."""
 
 
-def distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float] | None = None) -> Distances:
+def distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float] | None = None) -> SurfaceDistances:
     """All distances between two masks, in voxels; with spacing_mm (one edge length per axis) in millimetres.
 
     S(A->B) is the sum, over all voxels of A (not its surface's), of the distance to the nearest voxel of B, measured
@@ -39,10 +39,10 @@ def distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[flo
     """
     pair = _Pair.of(truth, predicted, spacing_mm)
     if pair.diagonal is not None:
-        return Distances(*[pair.diagonal] * 5)
+        return SurfaceDistances(*[pair.diagonal] * 5)
     missed, made_up = pair.sums()
     num_truth, num_predicted = pair.num_truth, pair.num_predicted
-    return Distances(
+    return SurfaceDistances(
         bavd=(missed + made_up) / (2 * num_truth),
         truth_to_predicted=missed / num_truth,
         predicted_to_truth=made_up / num_truth,

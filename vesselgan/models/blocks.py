@@ -31,7 +31,7 @@ __all__ = [
     "restore_spectral_vectors",
     "set_trainable",
     "spectral_vectors",
-    "start_weights",
+    "init_weights",
     "transposed_convolution",
 ]
 
@@ -176,7 +176,7 @@ def _spectral_norms(module: nn.Module) -> Iterator[tuple[SpectralNorm, Tensor]]:
 
 
 @torch.no_grad()
-def start_weights(module: nn.Module, seed: int) -> None:
+def init_weights(module: nn.Module, seed: int) -> None:
     """One seeded start for every variant, the same on every rank and device.
 
     Convolution weights and batch-norm scales: normal, mean 0, SD 0.05 (the authors' code). Under spectral norm it acts

@@ -27,7 +27,7 @@ class Generator(nn.Module):
     The layers are those of the authors' released code, which alone give the paper's parameter counts (Table 2); the
     paper's text describes one more. `width` is the number of channels at the start (paper 512; complex 1024) and is
     halved by every upsampling. `norm="group"` (DPGAN) has the same
-    parameters. Weights are in their start state only after `blocks.start_weights`.
+    parameters. Weights are in their start state only after `blocks.init_weights`.
 
     torch.compile (2.13, a CPU, 64x64x32, width 64) cannot take `norm_relu`'s rebuilt activations; of the plain form it
     makes training 0.91 and sampling 1.25 times as long, after 40 s of compiling: left out.

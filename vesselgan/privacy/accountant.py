@@ -184,7 +184,7 @@ def plural(unit: str) -> str:
     return {"patch": "patches", "patient": "patients"}[unit]
 
 
-def refuse_other_history(state: dict[str, Any], now: dict[str, Any]) -> None:
+def check_same_history(state: dict[str, Any], now: dict[str, Any]) -> None:
     """CheckpointError unless the checkpoint's accountant is there, is this run's, and has counted every release.
 
     now: what this run would tell of itself (`Private.told`), `steps` being those that the restored critic has taken.

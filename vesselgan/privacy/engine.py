@@ -24,7 +24,7 @@ from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.privacy.opacus_parts import private_optimizer
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.nonfinite import Skips
+from vesselgan.runtime.nonfinite import NonFiniteCounter
 
 _STREAM = 0xD0
 
@@ -71,7 +71,7 @@ class PrivateEngine:
         self.name, self.module, self.device = name, module, world.device
         self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         """Stepped parameters by name; frozen biases are not among them."""
-        self.counters, self.skips = Counters(), Skips()
+        self.counters, self.skips = Counters(), NonFiniteCounter()
         self.batch = Batch(0, 0, 0.0)
         self._optimizer, self._weight_clip = optimizer, weight_clip
         self.key: int | None = None
@@ -134,7 +134,7 @@ class PrivateEngine:
         self._take_stock()
         return True
 
-    def refuse_second_use(self, position: int) -> None:
+    def check_single_use(self, position: int) -> None:
         """PrivacyError unless batch `position` is the next one: two releases of one batch are not what is accounted."""
         if position != self.releases:
             raise PrivacyError(
@@ -172,7 +172,7 @@ def build_private(
     expected_batch: units per step over all ranks. UsageError for a module with layers that let samples, or what is not
     a parameter, into a gradient.
     """
-    refuse_layers(module)
+    check_layers(module)
     # A release that is made again after a kill must have the same bytes: cuDNN's other kernels add in any order.
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     module.to(world.device, torch.float32)
@@ -190,7 +190,7 @@ def build_private(
     return PrivateEngine(name, module, optimizer, weight_clip=weight_clip, world=world)
 
 
-def refuse_layers(module: nn.Module) -> None:
+def check_layers(module: nn.Module) -> None:
     """UsageError for batch normalisation and for trained layers with buffers (spectral normalisation)."""
     for name, part in module.named_modules():
         kind = type(part).__name__.removeprefix("Parametrized")

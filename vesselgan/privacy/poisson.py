@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vesselgan.core.errors import PrivacyError
-from vesselgan.data.augment import draw_words
+from vesselgan.data.augment import sample_orientations
 from vesselgan.data.patches import Share
 from vesselgan.formats.shards import ShardSet
 
@@ -46,7 +46,9 @@ class PoissonShares:
         for position in self.positions:
             records = self.batch(position)[self.rank :: self.world_size]
             # A word for every record there is, so that a record's turn does not depend on which others are drawn.
-            words = draw_words(self.num_records, self.key, position)[records].tolist() if self.augment else None
+            words = (
+                sample_orientations(self.num_records, self.key, position)[records].tolist() if self.augment else None
+            )
             yield records, words
 
     def batch(self, position: int) -> list[int]:

@@ -1,6 +1,6 @@
 """The releases of a private run, counted beside its checkpoints: going back to an older one must not hide any.
 
-    releases.json    {"made": the most noisy sums that any sitting told, "since": how many when what they are made
+    releases.json    {"made": the most noisy sums that any session told, "since": how many when what they are made
                       with was last changed, "on": the ranks that make them}
 
 A release made again from the same weights with the same settings has the same bytes and spends nothing: so a killed
@@ -22,11 +22,11 @@ from vesselgan.runtime.provenance import device_name
 
 FILE = "releases.json"
 # Settings that say when a run ends, not what its releases are.
-LENGTH = {"train.epochs", "train.max_steps", "train.max_bad_steps", "variant.dp.target_epsilon"}
+LENGTH = {"train.epochs", "train.max_steps", "train.max_skipped_steps", "variant.dp.target_epsilon"}
 
 
 @dataclass
-class Mark:
+class ReleaseCounter:
     """How far a run has come, whatever its newest checkpoint says."""
 
     made: int = 0
@@ -54,7 +54,7 @@ def place_of(world: World) -> str:
     return f"{world.size} x {device_name(world.device)}"
 
 
-def resume(path: Path, releases: int, changes: list[Change], on: str) -> Mark:
+def resume(path: Path, releases: int, changes: list[Change], on: str) -> ReleaseCounter:
     """The mark of a run that goes on after so many `releases` with these `changes`.
 
     PrivacyError where releases would be made again otherwise than they were; CheckpointError where the mark is lost.
@@ -75,7 +75,7 @@ def resume(path: Path, releases: int, changes: list[Change], on: str) -> Mark:
             f"would be made again otherwise ({what}), under the same noise and uncounted. Go on unchanged "
             f"until release {mark.made} and change there, or start a new run directory"
         )
-    mark = Mark(mark.made, releases if altered else mark.since, on)
+    mark = ReleaseCounter(mark.made, releases if altered else mark.since, on)
     mark.write(path)
     return mark
 
@@ -85,12 +85,12 @@ def alters(change: Change) -> bool:
     return change.key not in LENGTH and (not change.is_free or change.key.startswith("deepspeed."))
 
 
-def _read(path: Path) -> Mark:
+def _read(path: Path) -> ReleaseCounter:
     try:
         told: dict[str, Any] = json.loads(path.read_text())
-        return Mark(int(told["made"]), int(told["since"]), str(told["on"]))
+        return ReleaseCounter(int(told["made"]), int(told["since"]), str(told["on"]))
     except FileNotFoundError:
-        return Mark()
+        return ReleaseCounter()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: cannot be read ({type(error).__name__}); put it back, or start a new run directory: how often "

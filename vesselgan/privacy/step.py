@@ -24,12 +24,12 @@ from vesselgan.formats.run_dir import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
-from vesselgan.privacy.accountant import Mechanism, planned, refuse_other_history, words
+from vesselgan.privacy.accountant import Mechanism, check_same_history, planned, words
 from vesselgan.privacy.engine import PrivateEngine, build_private
 from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_of, without_patient
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.noise import Draws, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
 from vesselgan.runtime.timing import Phase, Scalars
 from vesselgan.trainer.logger import RunLog
 
@@ -37,7 +37,7 @@ KEY_FILE = "noise_key"
 KEY_BITS = 128
 
 
-class Dealt(NamedTuple):
+class PoissonBatch(NamedTuple):
     """This rank's part of a Poisson batch, perhaps nothing."""
 
     records: Sequence[int]
@@ -48,8 +48,8 @@ class Dealt(NamedTuple):
 def critic_step(
     critic: PrivateEngine,
     generator: Engine,
-    dealt: Dealt,
-    draws: Draws,
+    dealt: PoissonBatch,
+    draws: NoiseSampler,
     position: int,
     variant: Variant,
     phase: Phase = record_function,
@@ -59,7 +59,7 @@ def critic_step(
     What a unit adds to the sum is a function of the weights, the key, the position and its own record alone: without
     it the sum is another by no more than the clipping norm.
     """
-    critic.refuse_second_use(position)
+    critic.check_single_use(position)
     assert critic.key is not None
     latents_NL = latents_by_record_NL(critic.key, position, dealt.records, draws.latent_size)
     latents_NL = latents_NL.to(generator.device, generator.dtype)
@@ -83,7 +83,7 @@ def _told(critic: PrivateEngine) -> Scalars:
     found = {f"{critic.name}_{name}": torch.tensor(float(value)) for name, value in told.items()}
     found[f"{critic.name}_gradient_norm"] = critic.gradient_norm
     if batch.units > batch.dropped:
-        found |= {"critic_loss": torch.tensor(batch.mean_loss), "wasserstein": torch.tensor(-batch.mean_loss)}
+        found |= {"loss/critic": torch.tensor(batch.mean_loss), "loss/wasserstein": torch.tensor(-batch.mean_loss)}
     return found
 
 
@@ -105,7 +105,7 @@ class Private:
     n_critic: int
     are_patients_known: bool
     """Else every subject counts as one."""
-    mark: releases.Mark = field(default_factory=releases.Mark)
+    mark: releases.ReleaseCounter = field(default_factory=releases.ReleaseCounter)
     _epochs: int = 0
 
     @property
@@ -126,7 +126,9 @@ class Private:
             world=world,
         )
 
-    def batches(self, dataset: PatchDataset, positions: range, config: TrainGan, world: World) -> Iterator[Dealt]:
+    def batches(
+        self, dataset: PatchDataset, positions: range, config: TrainGan, world: World
+    ) -> Iterator[PoissonBatch]:
         """This rank's part of the Poisson batches at `positions`."""
         assert self.key is not None
         shares = PoissonShares(
@@ -139,7 +141,7 @@ class Private:
             augment=config.data.augment,
         )
         patches = read_shares(dataset, shares, config.train.num_workers)
-        return (Dealt(records, real) for (records, _), real in zip(shares, patches, strict=True))
+        return (PoissonBatch(records, real) for (records, _), real in zip(shares, patches, strict=True))
 
     def lines(self) -> list[str]:
         """What the whole run will spend, in words, and how the noise is kept."""
@@ -172,7 +174,7 @@ class Private:
         PrivacyError where `changes` would make releases again otherwise.
         """
         if state["step"]:
-            refuse_other_history(state, self.told(critic))
+            check_same_history(state, self.told(critic))
         path, on = run_dir / releases.FILE, releases.place_of(world)
         self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
         if self.key is None:
@@ -216,9 +218,9 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
     dp = config.variant.dp
     if dp is None:
         return None
-    if config.weights_only_start is not None:
+    if config.init_from is not None:
         raise CheckpointError(
-            f"weights_only_start={config.weights_only_start} with variant.dp: what those weights have learned is not "
+            f"init_from={config.init_from} with variant.dp: what those weights have learned is not "
             "in this run's account; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)

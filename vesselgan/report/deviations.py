@@ -37,7 +37,7 @@ POINTS = (
     Point("widths", "filters doubled for c-SN-MP", "512 to 64 in the generator, 64 to 512 in the critic; twice that "
           "for c-SN-MP, half for DPGAN", "the same", "variant.width"),
     Point("gradient penalty", "WGAN-GP's, equation 1", "one norm and one epsilon for the whole batch",
-          "one per sample (Gulrajani 2017); the value batch is the authors' form", "variant.penalty_form"),
+          "one per sample (Gulrajani 2017); the value batch is the authors' form", "variant.penalty_reduction"),
     Point("critic updates", "one per generator update, with two learning rates; 5 for DPGAN",
           "the optimizer steps once, behind the inner loop: of several only the last gradient counts, all on one batch",
           "every update is a step on a fresh batch", "variant.n_critic"),

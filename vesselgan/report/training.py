@@ -12,8 +12,8 @@ from vesselgan.report.markup import Part, counted, csv_text, figure, not_run, pa
 from vesselgan.report.runs import Run
 
 PANELS = (
-    ("Losses", {"critic_loss": "critic, with penalty", "generator_loss": "generator"}),
-    ("Critic", {"wasserstein": "Wasserstein estimate", "penalty": "gradient penalty"}),
+    ("Losses", {"loss/critic": "critic, with penalty", "loss/generator": "generator"}),
+    ("Critic", {"loss/wasserstein": "Wasserstein estimate", "loss/gradient_penalty": "gradient penalty"}),
 )
 NORMS = {"BatchNorm3d": "batch norm, ReLU", "GroupNorm3d": "group norm, ReLU", "InstanceNorm3d": "instance norm"}
 """Kinds of layers that stand with the one before them, as their figure says it."""

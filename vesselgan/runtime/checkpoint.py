@@ -124,7 +124,7 @@ def load(
     if missing:
         raise CheckpointError(
             f"{chosen}: lacks {', '.join(missing)}, so no run can go on from it exactly; a new run can take its "
-            f"weights alone: weights_only_start={chosen}"
+            f"weights alone: init_from={chosen}"
         )
     for player, engine in engines.items():
         engine_state.restore_weights(engine, weights[player])
@@ -147,7 +147,7 @@ def start_from(source: Path, engines: dict[str, Engine], *, world: World) -> dic
     chosen = together(world, lambda: shelf.choose(run_dir, name, files=files))
     if chosen is None:
         raise CheckpointError(
-            f"weights_only_start={source}: neither a run directory with checkpoints nor one checkpoint's directory"
+            f"init_from={source}: neither a run directory with checkpoints nor one checkpoint's directory"
         )
     told = shelf.read_state(chosen)
     weights = {player: _open(chosen, f"{player}.safetensors") for player in engines}
@@ -191,7 +191,7 @@ def check_disk(run_dir: Path, num_bytes: int, *, keep_last: int, num_kept: int =
     if needed > free:
         raise ResourceError(
             f"{run_dir}: {words}; the disk has {_gib(free)} for them: make room, or lower train.keep_last "
-            "(unet.keep_last), raise train.keep_every_epochs"
+            "(unet.keep_last), raise train.save_every_epochs"
         )
     return f"{words}; free {_gib(free)}"
 
@@ -232,7 +232,7 @@ def _open(chosen: Path, file: str) -> TensorFile:
     if file not in shelf.entries(chosen):
         raise CheckpointError(
             f"{chosen}: lacks {file}, so no run can go on from it; a new run can take its weights alone: "
-            f"weights_only_start={chosen}"
+            f"init_from={chosen}"
         )
     return TensorFile(chosen / file)
 

@@ -125,7 +125,7 @@ def together(world: World, call: Callable[[], Any]) -> Any:
     return result
 
 
-def on_every_rank(world: World, call: Callable[[], Any]) -> Any:
+def run_on_all_ranks(world: World, call: Callable[[], Any]) -> Any:
     """Run `call` on every rank and return its result there; a VesselganError of any is raised on all, told once."""
     result, error = None, None
     try:
@@ -143,7 +143,7 @@ def on_every_rank(world: World, call: Callable[[], Any]) -> Any:
     return result
 
 
-def refuse_missing_precision(precision: str, world: World, *, program: str, key: str) -> None:
+def check_precision(precision: str, world: World, *, program: str, key: str) -> None:
     """ResourceError, with every command that would run here, where DeepSpeed refuses `precision`; after `start`.
 
     program: the command line so far; key: the setting that holds the precision.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vesselgan.config.deepspeed import precision_of
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
-from vesselgan.runtime.distributed import World, minimum_over_ranks, refuse_missing_precision
-from vesselgan.runtime.nonfinite import Skips
+from vesselgan.runtime.distributed import World, check_precision, minimum_over_ranks
+from vesselgan.runtime.nonfinite import NonFiniteCounter
 
 
 class Engine:
@@ -27,7 +27,7 @@ class Engine:
         self.deepspeed = deepspeed_engine
         self.parameters = parameter_names
         """Stepped parameters by name; frozen biases are not among them."""
-        self.skips = Skips()
+        self.skips = NonFiniteCounter()
         """How many steps in a row were skipped without a way out."""
         self._is_loss_finite = torch.ones((), dtype=torch.bool)
         self._norm: float | Tensor = 0.0
@@ -149,7 +149,7 @@ def build(
     ResourceError when the accelerator lacks the precision; `program` and `key`, the setting that holds the precision,
     make the commands that would run.
     """
-    refuse_missing_precision(precision_of(settings), world, program=program, key=key)
+    check_precision(precision_of(settings), world, program=program, key=key)
     learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = adam_for(learned, learning_rate=learning_rate, betas=betas)
     return wrap(name, module, optimizer, settings=settings, world=world)

@@ -17,7 +17,7 @@ _STREAM = 0xFA
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseSampler:
     """Latents and epsilons of the global batch at a position, cut to this rank's part."""
 
     seed: int

@@ -15,7 +15,7 @@ from vesselgan.runtime.distributed import World
 
 
 @dataclass
-class Skips:
+class NonFiniteCounter:
     """Bad steps in a row of one network, the same on every rank."""
 
     bad_in_a_row: int = 0
@@ -36,7 +36,7 @@ class Skips:
 class Guarded(Protocol):
     """What an engine tells of itself."""
 
-    skips: Skips
+    skips: NonFiniteCounter
 
     @property
     def loss_scale(self) -> float: ...
@@ -45,7 +45,7 @@ class Guarded(Protocol):
     def scaler(self) -> object | None: ...
 
 
-def refuse_endless_skips(
+def check_skipped_steps(
     engines: Mapping[str, Guarded], limit: int, *, field: str, step: int, run_dir: Path, world: World
 ) -> None:
     """NumericError on every rank, told by rank 0, when a network has had `limit` bad steps in a row by `step`.

@@ -2,7 +2,7 @@
 
 phases = Phases(device)
 with phases("critic/backward"): ...
-phases.read(num_steps)          # {"ms_per_step/critic": ..., "ms_per_step/update": ...}
+phases.read(num_steps)          # {"time/critic_ms": ..., "time/update_ms": ...}
 """
 
 import time
@@ -47,14 +47,14 @@ class Phases:
                 self._host_s[phase] += time.perf_counter() - began
 
     def read(self, num_steps: int) -> dict[str, float]:
-        """Mean milliseconds per step of every phase since the last reading, `ms_per_step/<phase>`; starts anew."""
+        """Mean milliseconds per step of every phase since the last reading, `time/<phase>_ms`; starts anew."""
         taken_ms = {phase: 1000.0 * seconds for phase, seconds in self._host_s.items()}
         for phase, first, last in self._events:
             last.synchronize()
             taken_ms[phase] = taken_ms.get(phase, 0.0) + first.elapsed_time(last)
         self._host_s.clear()
         self._events.clear()
-        return {f"ms_per_step/{phase}": total / max(1, num_steps) for phase, total in taken_ms.items()}
+        return {f"time/{phase}_ms": total / max(1, num_steps) for phase, total in taken_ms.items()}
 
 
 def phase_of(name: str) -> str:

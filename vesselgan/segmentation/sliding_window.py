@@ -44,7 +44,7 @@ def probability_map(
             torch.from_numpy(np.ascontiguousarray(padded_XYZ))[None, None].to(device),
             window,
             batch_size,
-            (lambda windows: unet(stretched(windows))) if scaling == "patch" else unet,
+            (lambda windows: unet(rescale_minmax(windows))) if scaling == "patch" else unet,
             overlap=overlap,
             mode="gaussian",
             progress=show_progress,
@@ -53,7 +53,7 @@ def probability_map(
     return probability[0, 0, :x, :y, :z].cpu().numpy()
 
 
-def stretched(windows_N1XYZ: Tensor) -> Tensor:
+def rescale_minmax(windows_N1XYZ: Tensor) -> Tensor:
     """Each window's minimum and maximum become 0 and 255 (the authors' scaling); a constant one becomes 0."""
     low = windows_N1XYZ.amin((1, 2, 3, 4), keepdim=True)
     span = windows_N1XYZ.amax((1, 2, 3, 4), keepdim=True) - low

@@ -29,7 +29,7 @@ from vesselgan.models.unet import Unet, check_unet_shape, start_unet
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.nonfinite import check_skipped_steps
 from vesselgan.runtime.provenance import collect
 from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Selection, picture, validate
@@ -110,16 +110,16 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
-    lines = requests.attend(run_dir, max_minutes=None, max_sittings=config.runtime.max_sittings)
+    lines = requests.start_watching(run_dir, max_minutes=None, max_restarts=config.runtime.max_restarts)
     engine = _engine(config, settings, world, program)
     state = checkpoint.load(run_dir, config.checkpoint, {PLAYER: engine}, world=world) or {"step": 0, "seconds": 0.0}
     num_bytes, keep_last = checkpoint.expected_bytes([engine]), unet.keep_last
     # The best one stays beside the last ones.
     disk = together(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
-    sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    together(world, lambda: rundir.go_on(run_dir, config, both, changes, sitting, collect()))
+    session = {"step": state["step"], "ranks": world.size, "inputs": inputs}
+    together(world, lambda: rundir.record_session(run_dir, config, both, changes, session, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
-    (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.stage_to, world)
+    (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.local_copy_dir, world)
     training = _dataset(config, sets)
     _say_first_lines(log, config, run_dir, world, engine, training, start=state["step"])
     for line in [disk, *lines, *staged_lines, *(f"changed: {change}" for change in changes)]:
@@ -220,12 +220,12 @@ class _Run:
             seed_dropout(unet.seed, done, self.world.rank)
             meter.take(unet_step(self.engine, next(batches), unet.loss))
             done += 1
-            told = {"field": "unet.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
-            refuse_endless_skips({PLAYER: self.engine}, unet.max_bad_steps, **told)
+            told = {"field": "unet.max_skipped_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
+            check_skipped_steps({PLAYER: self.engine}, unet.max_skipped_steps, **told)
             is_last = done == unet.max_steps
             if done % unet.log_every == 0 or is_last:
                 self._tell(done, meter.read(self.world) | {"save_ms": save_ms}, progress)
-            is_asked = self.requests.are_granted(step_s=progress.step_s, save_s=save_s)
+            is_asked = self.requests.should_stop(step_s=progress.step_s, save_s=save_s)
             is_due = done % unet.validate_every == 0 or is_last
             paused_at = time.perf_counter()
             if is_due:
@@ -243,7 +243,7 @@ class _Run:
         return self._facts(done, selection, state["seconds"] + time.perf_counter() - began)
 
     def _first_batch(self, state: dict[str, Any]) -> int:
-        """Global batches used up before this sitting."""
+        """Global batches used up before this session."""
         size, records = self.config.unet.batch_size, len(self.training)
         return batches_before(state, batches=state["step"], batch_size=size, num_records=records)
 

@@ -16,7 +16,7 @@ from vesselgan.runtime.adam import moment_names
 from vesselgan.trainer.checkpointer import steps_of
 from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
 from vesselgan.training.run import settings_of
-from vesselgan.training.scaling import MIB, StepTime, Traffic, step_time, stepped, traffic
+from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
 GIB = 2**30
 COLUMNS = ("variant", "precision", "parameters", "ranks", "ZeRO", "batch per GPU", "TFLOP a step", "peak GiB")
@@ -81,7 +81,7 @@ def costs(config: Plan) -> dict[str, Any]:
     parameters_generator, parameters_critic, parameters: trainable, as Table 2 counts;
     tflop_per_step: over all ranks, n_critic critic steps and a generator step, 10^12 operations (multiply-adds twice);
     checkpoint_gib: one checkpoint (float32 weights, buffers, Adam's moments, the moving average if there is one);
-    run_gib: all that stand at once, one of them being written, and those of train.keep_every_epochs;
+    run_gib: all that stand at once, one of them being written, and those of train.save_every_epochs;
     steps: generator steps of the run; hours: of the run at step_seconds, null without it;
     ranks: one Share for each number of ranks. GiB are 2^30 bytes.
     A private variant has what `_privacy` tells beside these.
@@ -203,7 +203,7 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
 
 def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: int) -> StepTime:
     variant = config.variant
-    numbers = {name: stepped(network) for name, network in players_of(variant, config.patch_shape).items()}
+    numbers = {name: num_trainable(network) for name, network in players_of(variant, config.patch_shape).items()}
     return step_time(
         config.machine,
         sent,
@@ -218,8 +218,8 @@ def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: in
 
 
 def _num_kept(config: Plan, steps: int) -> int:
-    """Checkpoints that stay for good, one every keep_every_epochs."""
-    every = config.train.keep_every_epochs
+    """Checkpoints that stay for good, one every save_every_epochs."""
+    every = config.train.save_every_epochs
     epochs = steps * config.variant.n_critic // steps_per_epoch(config.num_pairs, config.train.batch_size)
     return 0 if every is None else epochs // every
 
@@ -229,10 +229,10 @@ def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     variant = config.variant
     networks = players_of(variant, config.patch_shape)
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
-    stepped = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
+    num_trainable = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())
     averaged = 0 if config.train.ema_decay is None else counts["generator"]
-    return counts, FLOAT32 * (stored + len(moment_names(variant.betas)) * stepped + averaged)
+    return counts, FLOAT32 * (stored + len(moment_names(variant.betas)) * num_trainable + averaged)
 
 
 def _rows(fact: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

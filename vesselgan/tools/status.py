@@ -15,7 +15,7 @@ from vesselgan.core.errors import UsageError
 
 HEALTHY, STALLED, STOPPED, FINISHED = "healthy", "stalled", "stopped", "finished"
 TAIL_BYTES = 65536
-SIGNS_OF_LIFE = ("metrics.jsonl", "log.txt", "sittings.jsonl", "checkpoints")
+SIGNS_OF_LIFE = ("metrics.jsonl", "log.txt", "sessions.jsonl", "checkpoints")
 FLOCK = "hhqqi"
 """struct flock of 64-bit Linux: type, whence, start, length, process."""
 INTERVALS = 10
@@ -34,7 +34,7 @@ def look(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         raise UsageError(f"{run_dir}: holds no run (no config.yaml); name a run directory, for example work/runs/NAME")
     lines = _lines(run_dir / "metrics.jsonl", TAIL_BYTES)
     last = lines[-1] if lines else {}
-    starts = len(_lines(run_dir / "sittings.jsonl", None))
+    starts = len(_lines(run_dir / "sessions.jsonl", None))
     checkpoint, requeue = _checkpoint(run_dir), _requeue(run_dir / "requeue")
     facts = {
         "run": str(run_dir),

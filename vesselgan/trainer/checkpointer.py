@@ -18,7 +18,7 @@ from vesselgan.runtime.engine import Engine
 
 
 @dataclass
-class Keeper:
+class Checkpointer:
     """Saves one run; knows its place in the data, also after the batch size was changed."""
 
     config: TrainGan
@@ -27,9 +27,9 @@ class Keeper:
     engines: dict[str, Engine]
     shards: ShardSet
     start: int
-    """Generator steps done before this sitting."""
+    """Generator steps done before this session."""
     first_batch: int
-    """Global batches used up before this sitting."""
+    """Global batches used up before this session."""
     save_s: float
     """What the last save took with all that is computed for it, seconds; a guess before the first."""
     save_ms: float = 0.0
@@ -55,7 +55,7 @@ class Keeper:
 
     def is_kept(self, step: int) -> bool:
         """Whether an epoch ends here whose checkpoint stays for ever."""
-        every = self.config.train.keep_every_epochs
+        every = self.config.train.save_every_epochs
         if every is None or step == self.start:
             return False
         return self.position_after(step).epoch // every > self.position_after(step - 1).epoch // every
@@ -83,7 +83,7 @@ class Keeper:
         train = self.config.train
         num_bytes = expected_bytes(self.engines, has_average=train.ema_decay is not None)
         last = self.position_after(self.stop).epoch
-        num_kept = 0 if train.keep_every_epochs is None else last // train.keep_every_epochs
+        num_kept = 0 if train.save_every_epochs is None else last // train.save_every_epochs
         return together(
             self.world,
             lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
@@ -122,14 +122,14 @@ def keeper_of(
     engines: dict[str, Engine],
     shards: ShardSet,
     state: dict[str, Any],
-) -> Keeper:
-    """The keeper of a run that goes on from `state`. CheckpointError when that lacks the position in the data."""
+) -> Checkpointer:
+    """The checkpointer of a run that goes on from `state`. CheckpointError when that lacks the position in the data."""
     step, train = state["step"], config.train
     first = batches_before(
         state, batches=step * config.variant.n_critic, batch_size=train.batch_size, num_records=len(shards)
     )
     guess_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
-    return Keeper(config, run_dir, world, engines, shards, step, first, state.get("save_s") or guess_s)
+    return Checkpointer(config, run_dir, world, engines, shards, step, first, state.get("save_s") or guess_s)
 
 
 def expected_bytes(engines: dict[str, Engine], *, has_average: bool) -> int:

@@ -30,7 +30,7 @@ class RunLog:
         self._metrics = (run_dir / METRICS).open("a")
         self._log = (run_dir / LOG).open("a")
         if self._is_new:
-            # A sitting that was killed before its first checkpoint left nothing that counts.
+            # A session that was killed before its first checkpoint left nothing that counts.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
                 events.unlink()
         # purge_step hides from TensorBoard what came after the checkpoint in the interrupted run's events.

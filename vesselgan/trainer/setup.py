@@ -10,7 +10,7 @@ from vesselgan.config.deepspeed import agree, read
 from vesselgan.formats.local_copy import stage
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import distributed
-from vesselgan.runtime.distributed import World, on_every_rank
+from vesselgan.runtime.distributed import World, run_on_all_ranks
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.runtime.rank_failure import naming_lost_ranks
 from vesselgan.trainer.stopper import StopRequests, forget_requeue
@@ -43,7 +43,7 @@ def staged(sets: Sequence[ShardSet], to: str | None, world: World) -> tuple[list
     """(copies on the node's own disk, lines to tell of them); the sets where `to` is null. A collective call."""
     if to is None:
         return list(sets), []
-    copies = on_every_rank(world, lambda: [stage(shards.folder, to) for shards in sets])
+    copies = run_on_all_ranks(world, lambda: [stage(shards.folder, to) for shards in sets])
     lines = [
         f"reads {shards.folder} from its copy {path}, "
         + ("found there" if seconds is None else f"copied and verified in {seconds:.1f} s")

@@ -2,7 +2,7 @@
 
 A signal only sets a flag. Schedulers lose exit codes and launchers die of signals, so a batch script asks by creating
 `<run>/stop`, and reads from `<run>/requeue`, written after the save, whether the job should be queued again. A run that
-failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_sittings` times writes none.
+failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_restarts` times writes none.
 """
 
 import json
@@ -50,7 +50,7 @@ class StopRequests:
 
     def __enter__(self) -> "StopRequests":
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._heed)
+            self._before[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -61,12 +61,12 @@ class StopRequests:
         if self._lock is not None:
             self._lock.close()
 
-    def attend(self, run_dir: Path, *, max_minutes: float | None, max_sittings: int) -> list[str]:
+    def start_watching(self, run_dir: Path, *, max_minutes: float | None, max_restarts: int) -> list[str]:
         """Take `run_dir` for this run, forget earlier requests, find out when the job ends; lines to tell of that.
 
         A collective call. UsageError when another process trains there.
         """
-        self._run_dir, self._max_sittings = run_dir, max_sittings
+        self._run_dir, self._max_sittings = run_dir, max_restarts
         self._called_at = time.perf_counter()
 
         def take() -> list[str]:
@@ -83,7 +83,7 @@ class StopRequests:
         """What was asked of this rank; empty on ranks that only heard of it from others."""
         return self._reason or "another rank was asked to stop"
 
-    def are_granted(self, *, step_s: float, save_s: float) -> bool:
+    def should_stop(self, *, step_s: float, save_s: float) -> bool:
         """Whether to save and leave now, the same on every rank; called once per step by all of them.
 
         step_s, save_s: what a step (0: unknown) and a save took last, seconds.
@@ -111,18 +111,18 @@ class StopRequests:
         said = f"stopped at step {step}, saved: {self.reason}; "
         if not self._world.is_main:
             return said
-        count = rundir.sittings(self._run_dir)
+        count = rundir.sessions(self._run_dir)
         if count >= self._max_sittings:
             return said + (
-                f"started {count} times (runtime.max_sittings={self._max_sittings}), so no requeue is asked for; the "
+                f"started {count} times (runtime.max_restarts={self._max_sittings}), so no requeue is asked for; the "
                 "same command goes on from here with a higher limit"
             )
-        told = {"step": step, "reason": self.reason, "sittings": count}
+        told = {"step": step, "reason": self.reason, "sessions": count}
         write_text(self._run_dir / REQUEUE_FILE, json.dumps(told) + "\n")
         by_whom = "the job script requeues it, or " if "SLURM_JOB_ID" in os.environ else ""
         return said + f"{self._run_dir / REQUEUE_FILE} written: {by_whom}the same command goes on from here"
 
-    def _heed(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             # The second Ctrl-C means now. Nothing half-written counts: files are published by rename.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 
 STANDING_BATCHES = 100
 STANDING_STREAM = 3
@@ -38,7 +38,7 @@ class MovingAverage:
 
 
 @torch.no_grad()
-def standing_statistics(generator: nn.Module, draws: Draws, device: torch.device) -> dict[str, Tensor]:
+def standing_statistics(generator: nn.Module, draws: NoiseSampler, device: torch.device) -> dict[str, Tensor]:
     """BatchNorm buffers as plain means over STANDING_BATCHES latent batches; the generator is left as it was.
 
     A collective call: with several ranks every one takes its part of each batch.
@@ -80,7 +80,7 @@ def holding(generator: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
                 parameter.copy_(own[name])
 
 
-def to_sample(generator: nn.Module, average: MovingAverage | None, draws: Draws, device: torch.device) -> dict:
+def to_sample(generator: nn.Module, average: MovingAverage | None, draws: NoiseSampler, device: torch.device) -> dict:
     """What a checkpoint holds beside the engines: {file stem: tensors}."""
     extra = {"generator_standing": standing_statistics(generator, draws, device)}
     if average is not None:

@@ -56,30 +56,30 @@ class CollapseWatch:
         # One at a time: several full patches take more memory than a step of few.
         found = spread(generator(z_NL[i : i + 1])[0] for i in range(NUM_SAMPLES)) / max(self.real_spread, 1e-6)
         generator.train(was_training)
-        return {"sample_diversity": found, "alarm/mode_collapse": float(found < LEAST_DIVERSITY)}
+        return {"sample_diversity": found, "warning/mode_collapse": float(found < LEAST_DIVERSITY)}
 
 
 def of_critic(values: dict[str, float]) -> dict[str, float]:
     """The alarm of a critic without slope or without a gap between real and fake, from an interval's means."""
-    if "penalty_slope" not in values:
+    if "gp/grad_norm" not in values:
         return {}
-    is_flat = values["penalty_slope"] < LEAST_SLOPE or abs(values["wasserstein"]) < LEAST_GAP
-    return {"alarm/critic_collapse": float(is_flat)}
+    is_flat = values["gp/grad_norm"] < LEAST_SLOPE or abs(values["loss/wasserstein"]) < LEAST_GAP
+    return {"warning/critic_collapse": float(is_flat)}
 
 
 def alarms(values: dict[str, float]) -> list[str]:
     """A line for every alarm among `values`."""
     lines = []
-    if values.get("alarm/mode_collapse"):
+    if values.get("warning/mode_collapse"):
         lines.append(
-            f"alarm: mode collapse: {NUM_SAMPLES} fixed latents give nearly one sample (diversity "
+            f"warning: mode collapse: {NUM_SAMPLES} fixed latents give nearly one sample (diversity "
             f"{values['sample_diversity']:.3g} of that of real patches, below {LEAST_DIVERSITY}); look at the samples, "
             "and try lower learning rates or another seed"
         )
-    if values.get("alarm/critic_collapse"):
+    if values.get("warning/critic_collapse"):
         lines.append(
-            f"alarm: the critic sees nothing: slope {values['penalty_slope']:.3g}, gap of scores "
+            f"warning: the critic sees nothing: slope {values['gp/grad_norm']:.3g}, gap of scores "
             f"{values['wasserstein']:.3g}; the generator learns nothing from it: try a lower learning rate of the "
-            "critic, or bf16 in place of fp16 where penalty_underflow is above 0"
+            "critic, or bf16 in place of fp16 where gp/zero_fraction is above 0"
         )
     return lines

@@ -26,7 +26,7 @@ from vesselgan.models.blocks import BatchNorm3d
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.privacy.engine import Batch
-from vesselgan.privacy.step import Dealt
+from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime.adam import moment_names
 from vesselgan.training.gan import critic_step, generator_step
@@ -82,7 +82,7 @@ def step_cost(
         standing = memory.live
         update = critic_step if variant.dp is None else private_critic_step
         if variant.dp is not None:
-            batch = Dealt(range(batch_per_rank), batch)
+            batch = PoissonBatch(range(batch_per_rank), batch)
             memory.take("critic/sum", FLOAT32 * critic.num_parameters)
         # The first round leaves behind what the second finds: gaps in the heap.
         for _ in range(2):
@@ -193,7 +193,7 @@ class _Rehearsed:
     def gradient_norm(self) -> Tensor:
         return torch.zeros((), device=self.device)
 
-    def refuse_second_use(self, position: int) -> None:
+    def check_single_use(self, position: int) -> None:
         """Nothing is released."""
 
     def backward(self, loss: Tensor) -> None:
@@ -220,7 +220,7 @@ class _Rehearsed:
 
 @dataclass(frozen=True)
 class _Blanks:
-    """Draws without contents."""
+    """NoiseSampler without contents."""
 
     batch_size: int
     latent_size: int

@@ -26,11 +26,11 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.runtime.timing import Phase, Scalars
 
 # N batch (this rank's part), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
-CriticUpdate = Callable[[Any, Engine, Any, Draws, int, Variant, Phase], Scalars]
+CriticUpdate = Callable[[Any, Engine, Any, NoiseSampler, int, Variant, Phase], Scalars]
 """`critic_step`, or privacy.step's with an engine and batches of its own."""
 
 
@@ -38,7 +38,7 @@ def critic_step(
     critic: Engine,
     generator: Engine,
     real_NCXYZ: Tensor,
-    draws: Draws,
+    draws: NoiseSampler,
     position: int,
     variant: Variant,
     phase: Phase = record_function,
@@ -67,20 +67,22 @@ def critic_step(
                 fake,
                 epsilon=epsilon.to(critic.device),
                 weight=variant.penalty_weight,
-                form=variant.penalty_form,
+                form=variant.penalty_reduction,
             )
         loss = wasserstein + penalty.value
         with phase("critic/backward"):
             critic.backward(loss)
         with phase("critic/update"):
             is_applied = critic.step()
-        _add(told, {"critic_loss": loss, "wasserstein": -wasserstein, "penalty": penalty.value}, parts)
-        _add(told, {"penalty_slope": penalty.slope, "penalty_underflow": penalty.underflow}, parts)
+        _add(
+            told, {"loss/critic": loss, "loss/wasserstein": -wasserstein, "loss/gradient_penalty": penalty.value}, parts
+        )
+        _add(told, {"gp/grad_norm": penalty.slope, "gp/zero_fraction": penalty.underflow}, parts)
     return _of_update(critic, told, is_applied)
 
 
 def generator_step(
-    critic: Engine, generator: Engine, draws: Draws, step: int, phase: Phase = record_function
+    critic: Engine, generator: Engine, draws: NoiseSampler, step: int, phase: Phase = record_function
 ) -> Scalars:
     """One update of the generator; the critic's weights stay as they are."""
     told = Scalars()
@@ -95,7 +97,7 @@ def generator_step(
         generator.backward(loss)
     with phase("generator/update"):
         is_applied = generator.step()
-    _add(told, {"generator_loss": loss}, 1)
+    _add(told, {"loss/generator": loss}, 1)
     set_trainable(critic.module, True)
     critic.module.train()
     return _of_update(generator, told, is_applied)
@@ -105,7 +107,7 @@ def train(
     critic: Engine,
     generator: Engine,
     batches: Iterator[Any],
-    draws: Draws,
+    draws: NoiseSampler,
     variant: Variant,
     *,
     start: int,

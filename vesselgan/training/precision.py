@@ -15,7 +15,7 @@ from vesselgan.core.errors import ResourceError, exit_on_error
 from vesselgan.formats.run_dir import write_json
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 
@@ -50,7 +50,7 @@ def measure_step_ms(kind: torch.dtype) -> float:
     critic = Critic(shape, variant.width, variant.critic_norm)
     generator = Generator(shape, variant.width, variant.latent_size)
     for network in (critic, generator):
-        start_weights(network, 0)
+        init_weights(network, 0)
         network.to(kind)
     real_NCXYZ = torch.rand(batch, 2, *shape, dtype=kind)
     times = []

@@ -12,7 +12,7 @@ from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.privacy.step import Private, private_of
@@ -21,11 +21,11 @@ from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.noise import Draws
-from vesselgan.runtime.nonfinite import refuse_endless_skips
+from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime.nonfinite import check_skipped_steps
 from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.timing import Phases
-from vesselgan.trainer.checkpointer import Keeper, keeper_of, steps_of
+from vesselgan.trainer.checkpointer import Checkpointer, keeper_of, steps_of
 from vesselgan.trainer.logger import RunLog
 from vesselgan.trainer.progress import Meter, Progress
 from vesselgan.trainer.setup import staged, train_in_session
@@ -34,7 +34,7 @@ from vesselgan.training import architecture
 from vesselgan.training.average import MovingAverage, to_sample
 from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
 from vesselgan.training.gan import critic_step, train
-from vesselgan.training.run_summary import Rehearsal, explaining_out_of_memory, facts, say_first_lines
+from vesselgan.training.run_summary import StepEstimate, explaining_out_of_memory, facts, log_run_summary
 from vesselgan.training.sample_images import FixedLatents, real_pictures
 
 PROGRAM = "deepspeed launch/train_gan.py"
@@ -60,7 +60,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     num_steps = steps_of(config, len(shards))
     private = distributed.together(world, lambda: private_of(config, shards, num_steps))
     settings = settings_of(config, raw, world.size)
-    rehearsal = Rehearsal(config, shards.patch_shape, settings, world)
+    rehearsal = StepEstimate(config, shards.patch_shape, settings, world)
     with explaining_out_of_memory(rehearsal):
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
@@ -72,23 +72,25 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
-    lines = requests.attend(run_dir, max_minutes=config.train.max_minutes, max_sittings=config.runtime.max_sittings)
-    (shards,), told = staged([shards], config.data.stage_to, world)
+    lines = requests.start_watching(
+        run_dir, max_minutes=config.train.max_minutes, max_restarts=config.runtime.max_restarts
+    )
+    (shards,), told = staged([shards], config.data.local_copy_dir, world)
     state, weights_from = _begin(config, run_dir, engines, world, private, changes)
-    keeper = keeper_of(config, run_dir, world, engines, shards, state)
+    checkpointer = keeper_of(config, run_dir, world, engines, shards, state)
     if private is not None:
-        keeper.limit = private.generator_steps
+        checkpointer.limit = private.generator_steps
         told = [*told, *private.lines()]
-    lines = [keeper.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
-    sitting = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.go_on(run_dir, config, settings, changes, sitting, collect()))
+    lines = [checkpointer.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
+    session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
+    distributed.together(world, lambda: rundir.record_session(run_dir, config, settings, changes, session, collect()))
     if world.is_main:
         rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
-    run = _Run(config, run_dir, world, engines, log, shards, requests, keeper, private)
+    run = _Run(config, run_dir, world, engines, log, shards, requests, checkpointer, private)
     begun = f"resumed at step {state['step']}" if state["step"] else "new run"
     lines.append(f"{begun}; {run.stop} steps in all")
-    say_first_lines(log, run_dir, rehearsal, engines, lines)
+    log_run_summary(log, run_dir, rehearsal, engines, lines)
     with explaining_out_of_memory(rehearsal):
         done, seconds = run.drive(state)
     if done == run.stop:
@@ -117,7 +119,7 @@ def _begin(
     state = checkpoint.load(run_dir, config.checkpoint, engines, world=world, accept=accept)
     if state is not None:
         return state, None
-    source, state = config.weights_only_start, {"step": 0, "seconds": 0.0}
+    source, state = config.init_from, {"step": 0, "seconds": 0.0}
     weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
     accept(state)
     return state, weights_from
@@ -130,10 +132,11 @@ def settings_of(config: TrainGan, raw: dict[str, Any], ranks: int) -> dict[str, 
     """
     train = config.train
     critic = resolve(raw, batch_size=train.batch_size, batch_per_gpu=train.batch_per_gpu, world_size=ranks)
-    if config.variant.penalty_form == "batch" and critic["train_micro_batch_size_per_gpu"] != train.batch_size:
+    if config.variant.penalty_reduction == "batch" and critic["train_micro_batch_size_per_gpu"] != train.batch_size:
         raise UsageError(
-            f"variant.penalty_form=batch takes one norm over the whole batch, so it cannot be cut: not over {ranks} "
-            f"ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or penalty_form=sample"
+            f"variant.penalty_reduction=batch takes one norm over the whole batch, so it cannot be cut: not over "
+            f"{ranks} ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or "
+            "penalty_reduction=sample"
         )
     return {
         "critic": critic,
@@ -152,8 +155,8 @@ def _engines(
     variant, seed = config.variant, config.train.seed
     critic = Critic(patch_shape, variant.width, variant.critic_norm)
     generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
-    start_weights(critic, seed)
-    start_weights(generator, seed + 1)
+    init_weights(critic, seed)
+    init_weights(generator, seed + 1)
     rates = {"critic": variant.learning_rate_critic, "generator": variant.learning_rate_generator}
     apart = {} if private is None else {"critic": private.engine(critic, variant, world)}
     return apart | {
@@ -183,19 +186,19 @@ class _Run:
     log: RunLog
     shards: ShardSet
     requests: StopRequests
-    keeper: Keeper
+    checkpointer: Checkpointer
     private: Private | None
 
     @property
     def stop(self) -> int:
         """Generator steps of the whole run."""
-        return self.keeper.stop
+        return self.checkpointer.stop
 
     def drive(self, state: dict[str, Any]) -> tuple[int, float]:
-        """Step from `state` to the end or to a granted stop request; (steps done, seconds of all sittings)."""
+        """Step from `state` to the end or to a granted stop request; (steps done, seconds of all sessions)."""
         settings, start = self.config.train, state["step"]
         critic, generator = self.engines["critic"], self.engines["generator"]
-        draws = Draws(
+        draws = NoiseSampler(
             settings.seed, settings.batch_size, self.config.variant.latent_size, self.world.rank, self.world.size
         )
         average = self._average(start)
@@ -203,8 +206,8 @@ class _Run:
         num_patches = settings.batch_size * self.config.variant.n_critic
         meter = Meter(state.get("meter"))
         progress = Progress(self.log, start=start, stop=self.stop, patches_per_step=num_patches)
-        done, began, keeper, phases = start, time.perf_counter(), self.keeper, Phases(self.world.device)
-        batches, variant, span = self._batches(keeper), self.config.variant, {"start": start, "stop": self.stop}
+        done, began, checkpointer, phases = start, time.perf_counter(), self.checkpointer, Phases(self.world.device)
+        batches, variant, span = self._batches(checkpointer), self.config.variant, {"start": start, "stop": self.stop}
         update = critic_step if self.private is None else private_critic_step
         for done, updates in train(
             critic, generator, batches, draws, variant, **span, phase=phases, update_critic=update
@@ -212,26 +215,26 @@ class _Run:
             for scalars in updates:
                 meter.take(scalars)
             self._count_releases()
-            told = {"field": "train.max_bad_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
-            refuse_endless_skips(self.engines, settings.max_bad_steps, **told)
+            told = {"field": "train.max_skipped_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
+            check_skipped_steps(self.engines, settings.max_skipped_steps, **told)
             if average is not None:
                 average.update(generator.module, done)
             progress.advance(done)
             if done % settings.log_every == 0 or done == self.stop:
-                values = meter.read(self.world) | {"save_ms": keeper.save_ms}
+                values = meter.read(self.world) | {"save_ms": checkpointer.save_ms}
                 self._tell(done, values | phases.read(progress.steps_since(done)), progress)
-            is_asked = self.requests.are_granted(step_s=progress.step_s, save_s=keeper.save_s)
+            is_asked = self.requests.should_stop(step_s=progress.step_s, save_s=checkpointer.save_s)
             paused_at = time.perf_counter()
-            if done % settings.picture_every == 0 or done == self.stop:
+            if done % settings.image_every == 0 or done == self.stop:
                 with phases("pictures"):
                     self._draw(done, fixed)
-            if keeper.is_due(done) or is_asked:
+            if checkpointer.is_due(done) or is_asked:
                 told = {"seconds": state["seconds"] + time.perf_counter() - began, "meter": meter.to_json(self.world)}
                 told |= self.privacy()
                 self.log.flush()
                 with phases("save"):
-                    keeper.save(done, told, to_sample(generator.module, average, draws, self.world.device))
-                keeper.save_s = time.perf_counter() - paused_at
+                    checkpointer.save(done, told, to_sample(generator.module, average, draws, self.world.device))
+                checkpointer.save_s = time.perf_counter() - paused_at
             progress.paused(time.perf_counter() - paused_at)
             if is_asked and done < self.stop:
                 self.log.line(self.requests.leave(done))
@@ -246,7 +249,7 @@ class _Run:
             average.restore(checkpoint.read_weights(self.run_dir, "generator_ema", checkpoint.name_of(start))[0])
         return average
 
-    def _batches(self, keeper: Keeper) -> Any:
+    def _batches(self, checkpointer: Checkpointer) -> Any:
         settings, data = self.config.train, self.config.data
         dataset = PatchDataset(
             self.shards,
@@ -255,7 +258,7 @@ class _Run:
             intensity="signed",
             cache_bytes=int(data.cache_gib * 2**30),
         )
-        positions = range(keeper.first_batch, keeper.batches_after(self.stop))
+        positions = range(checkpointer.first_batch, checkpointer.batches_after(self.stop))
         if self.private is not None:
             return self.private.batches(dataset, positions, self.config, self.world)
         return stream(
@@ -281,7 +284,7 @@ class _Run:
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
         for name, engine in self.engines.items():
             values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
-        names = [name for name in ("critic_loss", "generator_loss", "wasserstein") if name in values]
+        names = [name for name in ("loss/critic", "loss/generator", "loss/wasserstein") if name in values]
         losses = "  ".join(f"{name} {values[name]:+.3f}" for name in names) or "every step skipped"
         values["peak_memory_gib"] = largest_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
         values |= self._watch_collapse(done, values)
@@ -294,7 +297,7 @@ class _Run:
     def _watch_collapse(self, done: int, values: dict[str, float]) -> dict[str, float]:
         """The critic at every telling, the samples where pictures are drawn too; rank 0 alone tells."""
         found = of_critic(values)
-        if self.log.is_main and (done % self.config.train.picture_every == 0 or done == self.stop):
+        if self.log.is_main and (done % self.config.train.image_every == 0 or done == self.stop):
             data, train = self.config.data, self.config.train
             real = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
             watch = CollapseWatch(train.seed, self.config.variant.latent_size, spread(real))
@@ -304,7 +307,7 @@ class _Run:
     def _fixed_latents(self) -> FixedLatents:
         """The latents whose samples are drawn; a new run first draws real patches beside them."""
         data, log = self.config.data, self.log
-        if self.keeper.start == 0 and log.is_main:
+        if self.checkpointer.start == 0 and log.is_main:
             real = real_pictures(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
             for name, picture in real.items():
                 log.image(0, name, picture)

@@ -25,12 +25,12 @@ from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
 from vesselgan.training.cost import Cost, fitting, step_cost
 
 GIB = 2**30
-WATCHED = ("critic_loss", "generator_loss", "wasserstein", "penalty", "step_ms", "peak_memory_gib")
+WATCHED = ("loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty", "step_ms", "peak_memory_gib")
 """Scalars beside the settings on TensorBoard's HParams page."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Rehearsal:
+class StepEstimate:
     """What a step of this run is predicted to take on this device."""
 
     config: TrainGan
@@ -65,8 +65,8 @@ class Rehearsal:
         }
 
 
-def say_first_lines(
-    log: RunLog, run_dir: Path, rehearsal: Rehearsal, engines: dict[str, Engine], more: list[str]
+def log_run_summary(
+    log: RunLog, run_dir: Path, rehearsal: StepEstimate, engines: dict[str, Engine], more: list[str]
 ) -> None:
     """Where, what, on which device, with how much memory, and `more`."""
     config, world = rehearsal.config, rehearsal.world
@@ -107,7 +107,7 @@ def count_parameters(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def facts(rehearsal: Rehearsal, engines: dict[str, Engine], *, steps: int, seconds: float) -> dict[str, Any]:
+def facts(rehearsal: StepEstimate, engines: dict[str, Engine], *, steps: int, seconds: float) -> dict[str, Any]:
     """For the paper's Table 2: parameters, memory, hours, on what. A collective call.
 
     peak_gib_per_rank: tensors on a GPU, the process on a CPU; reserved_gib_per_rank: what the device must have.
@@ -128,7 +128,7 @@ def facts(rehearsal: Rehearsal, engines: dict[str, Engine], *, steps: int, secon
 
 
 @contextmanager
-def explaining_out_of_memory(rehearsal: Rehearsal) -> Iterator[None]:
+def explaining_out_of_memory(rehearsal: StepEstimate) -> Iterator[None]:
     """ResourceError with the peak, the variant and what to set instead, in place of an allocator's refusal.
 
     Never tried again: the next step would need as much.
@@ -144,7 +144,7 @@ def explaining_out_of_memory(rehearsal: Rehearsal) -> Iterator[None]:
             f"variant={variant.name}, patches of {list(rehearsal.patch_shape)}, "
             f"train.batch_size={rehearsal.config.train.batch_size} on {rehearsal.world.size} ranks: peak "
             f"{gib(peak_bytes(device))} so far. To make it fit: {rehearsal.remedy()}. The run goes on from its last "
-            "checkpoint where allow_change=[...] names what was changed "
+            "checkpoint where allow_config_change=[...] names what was changed "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
 

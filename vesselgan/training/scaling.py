@@ -32,7 +32,7 @@ class Traffic:
     gradient_bytes: int
     """All-reduced: every player's gradients, as often as it steps."""
     weight_bytes: int
-    """All-gathered by ZeRO 1 and 2: the weights that others stepped."""
+    """All-gathered by ZeRO 1 and 2: the weights that other ranks step."""
     linear_bytes: int
     """Part of gradient_bytes: the generator's first layer, the largest of all."""
     linear_factor_bytes: int
@@ -70,7 +70,7 @@ def traffic(
     gradients = weights = calls = 0
     for name, network in players.items():
         updates = variant.n_critic if name == "critic" else 1
-        numbers = stepped(network)
+        numbers = num_trainable(network)
         zero = settings[name].get("zero_optimization", {})
         is_partitioned = zero.get("stage", 0) > 0
         bucket = zero.get("reduce_bucket_size", BUCKET) if is_partitioned else DEEPSPEED_BUCKET
@@ -92,7 +92,7 @@ def traffic(
     )
 
 
-def stepped(network: nn.Module) -> int:
+def num_trainable(network: nn.Module) -> int:
     """Parameters that its optimizer steps."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 

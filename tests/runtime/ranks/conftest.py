@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 
 PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 32), 16, 4, 4, 5
 # Adam's first step has the gradient's sign and the learning rate's size, so a weight whose gradient lies within
@@ -44,8 +44,8 @@ class PlainGan:
 
     def __init__(self, norm: str, precision: str) -> None:
         self.critic, self.generator = Critic(PATCH, WIDTH, norm), Generator(PATCH, WIDTH, LATENT)
-        start_weights(self.critic, SEED[norm])
-        start_weights(self.generator, SEED[norm] + 1)
+        init_weights(self.critic, SEED[norm])
+        init_weights(self.generator, SEED[norm] + 1)
         self.players = {"critic": self.critic, "generator": self.generator}
         with torch.no_grad():
             self.critic.score.weight.div_(HEAD[norm])
@@ -66,7 +66,7 @@ class PlainGan:
         }
         for network in self.players.values():
             network.to(self.dtype)
-        self.draws = Draws(SEED[norm], BATCH, LATENT, 0, 1)
+        self.draws = NoiseSampler(SEED[norm], BATCH, LATENT, 0, 1)
         self.first_sizes: dict[str, Tensor] = {}
         """Of the gradients."""
 
@@ -90,7 +90,11 @@ class PlainGan:
         self._update("critic", critic_loss)
         generator_loss = -self.critic(self.generator(self.draws.latents_NL(1, position).to(self.dtype))).mean()
         self._update("generator", generator_loss)
-        return {"critic_loss": critic_loss.item(), "generator_loss": generator_loss.item(), "penalty": penalty.item()}
+        return {
+            "loss/critic": critic_loss.item(),
+            "loss/generator": generator_loss.item(),
+            "loss/gradient_penalty": penalty.item(),
+        }
 
     def _update(self, player: str, loss: Tensor) -> None:
         parameters = dict(self.players[player].named_parameters())

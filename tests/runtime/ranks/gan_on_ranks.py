@@ -18,7 +18,7 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.noise import Draws
+from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.training.gan import train
 from vesselgan.training.run import settings_of
 
@@ -34,7 +34,7 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     share = batch // world.size
     mine = start["real"][:, world.rank * share : (world.rank + 1) * share]
     engines = {player: engine(player, case, config, start, world) for player in ("critic", "generator")}
-    draws = Draws(config.train.seed, batch, variant.latent_size, world.rank, world.size)
+    draws = NoiseSampler(config.train.seed, batch, variant.latent_size, world.rank, world.size)
     before = {player: buffers_and_weights(module) for player, module in engines.items()}
     steps, critic_losses = [], []
     batches = accidents(mine, case, world)
@@ -44,7 +44,7 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
         flat = {name: value.item() for scalars in told for name, value in scalars.items()}
         counts = {f"{player}_{key}": value for player, e in engines.items() for key, value in counted(e).items()}
         steps.append(flat | counts)
-        critic_losses += [scalars["critic_loss"].item() for scalars in told if "critic_loss" in scalars]
+        critic_losses += [scalars["loss/critic"].item() for scalars in told if "loss/critic" in scalars]
         if done == 1:
             first = gradients(engines)
     weights = {f"{player}/{key}": value for player, e in engines.items() for key, value in full_weights(e).items()}

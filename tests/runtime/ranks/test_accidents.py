@@ -79,7 +79,7 @@ def test_five_critic_steps_are_five_updates_on_five_batches(results, size):
 
 def test_a_batch_of_one_trains(results):
     told = results.told(1, "one-patch")
-    assert all(math.isfinite(step["critic_loss"] + step["generator_loss"]) for step in told["steps"])
+    assert all(math.isfinite(step["loss/critic"] + step["loss/generator"]) for step in told["steps"])
     assert column(told, "critic_skipped") == column(told, "generator_skipped") == [0, 0]
 
 

@@ -95,4 +95,4 @@ def test_ranks_agree_on_every_weight_and_buffer_from_the_start(results, name):
         player = "generator" if "running" in key else "critic"
         assert first["after"][player][key] != first["before"][player][key], key
     # Each rank told of its own patches and noise.
-    assert all(a["critic_loss"] != b["critic_loss"] for a, b in zip(first["steps"], second["steps"], strict=True))
+    assert all(a["loss/critic"] != b["loss/critic"] for a, b in zip(first["steps"], second["steps"], strict=True))

@@ -29,7 +29,7 @@ def test_competitors_take_turns_and_the_first_round_does_not_count() -> None:
         seen.append(("slow", number))
         time.sleep(0.05 if number >= 0 else 0.3)
 
-    costs = interleave.take_turns({"slow": slow, "quick": lambda number: seen.append(("quick", number))}, 3)
+    costs = interleave.interleave({"slow": slow, "quick": lambda number: seen.append(("quick", number))}, 3)
     assert seen == [(name, number) for number in (-1, 0, 1, 2) for name in ("slow", "quick")]
     # 50 ms asleep: wall time and hardly any CPU; far below the 300 ms of the round that warms up
     assert 0.05 <= costs["slow"].wall_s < 0.2 and costs["slow"].cpu_s < 0.04

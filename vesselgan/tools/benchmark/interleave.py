@@ -20,7 +20,7 @@ class Cost:
     rounds: int
 
 
-def take_turns(competitors: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, Cost]:
+def interleave(competitors: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, Cost]:
     """Call every competitor once per round, with the round's number; one round before does not count (warm caches)."""
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in competitors}
     turns = [(number, name) for number in range(-1, rounds) for name in competitors]

@@ -17,7 +17,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
-from vesselgan.tools.benchmark.interleave import Cost, take_turns
+from vesselgan.tools.benchmark.interleave import Cost, interleave
 
 SPACING_MM = (0.5, 0.5, 0.7)
 UPPER_PERCENTILE = 99.995
@@ -46,7 +46,7 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
         theirs, ours = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(theirs, pairs)
         dataset = _sharded(ours, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
-        costs = take_turns(
+        costs = interleave(
             {
                 "authors": lambda number: _read_all(lambda i: read_as_the_authors(theirs, i), len(pairs)),
                 "shards": lambda number: _read_all(lambda i: dataset.read([i])[0], len(pairs)),

@@ -12,7 +12,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.metrics.frechet import frechet_distance
 from vesselgan.metrics.prd import prd_curve
 from vesselgan.metrics.surface import balanced_average_hausdorff
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.loader import SPACING_MM
 
 ROWS = 500
@@ -29,7 +29,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     truth, moved = np.argwhere(truth_XYZ), np.argwhere(moved_XYZ)
     generator = np.random.default_rng(config.seed)
     rows = truth[generator.choice(len(truth), min(ROWS, len(truth)), replace=False)]
-    costs = take_turns(
+    costs = interleave(
         {
             "ours": lambda number: balanced_average_hausdorff(truth_XYZ, moved_XYZ),
             "brute_force": lambda number: cdist(rows, moved).min(1),

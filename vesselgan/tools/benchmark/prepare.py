@@ -23,7 +23,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import Record, write_shard
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 
 RANKS = (1, 2)
@@ -40,7 +40,7 @@ def run(config: Benchmark) -> dict[str, Any]:
             str(ranks): lambda number, ranks=ranks: _build(mpiexec, ranks, root, Path(folder), config)
             for ranks in RANKS
         }
-        costs = take_turns(builds, config.repeats)
+        costs = interleave(builds, config.repeats)
         halves = [max(n // 2, size) for n, size in zip(config.shape, config.patch_shape, strict=True)]
         small = Path(folder) / "small"
         _write_subject(small, tuple(halves), config.seed)

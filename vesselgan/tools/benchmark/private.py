@@ -12,11 +12,11 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy.engine import build_private
-from vesselgan.privacy.step import Dealt, critic_step
+from vesselgan.privacy.step import PoissonBatch, critic_step
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.tools.benchmark import step
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.interleave import interleave
 
 
 def run(config: Benchmark) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     device = distributed.choose_device(config.runtime.device, 0)
     peaks = step.peaks_of(SIDES, config)
     torch.set_num_threads(config.threads)
-    costs = take_turns({name: side(config, device) for name, side in SIDES.items()}, config.repeats)
+    costs = interleave({name: side(config, device) for name, side in SIDES.items()}, config.repeats)
     return {
         "width": config.variant.width,
         "patch_shape": list(config.patch_shape),
@@ -73,7 +73,7 @@ def _private(config: Benchmark, device: torch.device) -> step.Step:
         world=World(rank=0, size=1, local_rank=0, device=device),
     )
     critic.key = config.seed
-    draws, dealt = step.draws_of(config), Dealt(range(config.batch_size), step.patches(config, device))
+    draws, dealt = step.draws_of(config), PoissonBatch(range(config.batch_size), step.patches(config, device))
 
     def once(number: int) -> None:
         critic_step(critic, generator, dealt, draws, critic.releases, variant)

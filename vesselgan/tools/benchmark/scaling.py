@@ -62,12 +62,12 @@ def _train(ranks: int, words: list[str], config: Benchmark, folder: Path) -> dic
     command = [sys.executable, *launcher]
     command += [str(ROOT / "launch" / "train_gan.py"), f"--run_dir={run_dir}", *words]
     command += [f"data.cohort_dir={folder / 'cohort'}", f"work_dir={folder}", f"train.max_steps={steps}"]
-    command += [f"train.log_every={LOG_EVERY}", "train.picture_every=1000000", "train.checkpoint_every=1000000"]
+    command += [f"train.log_every={LOG_EVERY}", "train.image_every=1000000", "train.checkpoint_every=1000000"]
     command += [f"runtime.device={config.runtime.device}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     if done.returncode != 0:
         raise ResourceError(f"training on {ranks} ranks failed (exit {done.returncode}): {done.stderr.strip()[-400:]}")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
-    names = ["step_ms", *(name for name in rows[0] if name.startswith("ms_per_step/"))]
+    names = ["step_ms", *(name for name in rows[0] if name.startswith("time/"))]
     return {name: statistics.median(row[name] for row in rows) for name in names}

@@ -12,7 +12,7 @@ from vesselgan.formats import volumes
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.segmentation.sliding_window import probability_map
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE
 
 
@@ -34,7 +34,7 @@ def run(config: Benchmark) -> dict[str, Any]:
         )
 
     sizes = {"batches": config.batch_size, "one_at_a_time": 1}
-    costs = take_turns({name: lambda number, size=size: segment(size) for name, size in sizes.items()}, config.repeats)
+    costs = interleave({name: lambda number, size=size: segment(size) for name, size in sizes.items()}, config.repeats)
     facts = {name: {"cpu_s": cost.cpu_s, "wall_s": cost.wall_s} for name, cost in costs.items()}
     windows = [
         math.ceil(s / (p * (1 - settings.overlap))) for s, p in zip(config.shape, config.patch_shape, strict=True)

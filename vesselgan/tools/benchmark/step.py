@@ -20,15 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
-from vesselgan.models.blocks import start_weights
+from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import build
-from vesselgan.runtime.noise import Draws
-from vesselgan.tools.benchmark.interleave import take_turns
+from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.training.gan import critic_step, generator_step
@@ -69,7 +69,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     if config.variant.precision == "fp16":
         for step, number in product(steps.values(), range(SETTLING)):
             step(number)
-    costs = take_turns(steps, config.repeats)
+    costs = interleave(steps, config.repeats)
     facts |= {name: {"cpu_ms": 1e3 * cost.cpu_s, "wall_ms": 1e3 * cost.wall_s} for name, cost in costs.items()}
     peak_flop = matmul_flop_per_s(TYPES[config.variant.precision], device)
     facts["matmul_tflop_per_s"] = peak_flop / 1e12
@@ -223,13 +223,13 @@ def _networks(config: Benchmark) -> tuple[Critic, Generator]:
         Critic(shape, variant.width, variant.critic_norm),
         Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
     )
-    start_weights(critic, config.seed)
-    start_weights(generator, config.seed + 1)
+    init_weights(critic, config.seed)
+    init_weights(generator, config.seed + 1)
     return critic, generator
 
 
-def draws_of(config: Benchmark) -> Draws:
-    return Draws(config.seed, config.batch_size, config.variant.latent_size, 0, 1)
+def draws_of(config: Benchmark) -> NoiseSampler:
+    return NoiseSampler(config.seed, config.batch_size, config.variant.latent_size, 0, 1)
 
 
 def patches(config: Benchmark, device: torch.device) -> Tensor:

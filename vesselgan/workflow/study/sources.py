@@ -15,7 +15,7 @@ from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
     Source,
-    Walker,
+    StageRunner,
     choose_threshold,
     gans_of,
     image_stage,
@@ -40,7 +40,7 @@ def run_sources(config: Study, home: Path) -> Path:
     cohorts = cohorts_of(config)
     if config.image.weights is not None and not Path(config.image.weights).is_file():
         raise DataError(f"image.weights={config.image.weights}: no such file; name MedicalNet's, or leave it out")
-    walker = Walker(home)
+    walker = StageRunner(home)
     thresholds = {gan.name: choose_threshold(config, home, gan, walker)["label_threshold"] for gan in gans}
     rows = []
     for source in sources_of(gans, thresholds):
@@ -70,7 +70,7 @@ def run_sources(config: Study, home: Path) -> Path:
     return walk_report(config, home, gans, (compared, *images), walker)
 
 
-def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], walker: Walker) -> Path:
+def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], walker: StageRunner) -> Path:
     """The page of all results, with the patches that the study made of every GAN."""
     words = [word("results", home / "results"), word("runs", [str(gan.run) for gan in gans])]
     words += [word("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
@@ -81,7 +81,9 @@ def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path,
     return page
 
 
-def walk_images(config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: Walker) -> list[Path]:
+def walk_images(
+    config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: StageRunner
+) -> list[Path]:
     """The image scores of every GAN's patches, where the study names a network for them; those of others go."""
     is_asked = config.image.extractor is not None or config.image.weights is not None
     stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if is_asked}
@@ -127,7 +129,7 @@ def walk_unet(
     source: Source,
     seed: int,
     cohorts: dict[str, str],
-    walker: Walker,
+    walker: StageRunner,
     row: dict[str, Any],
 ) -> None:
     """Train it, segment and score every cohort's test subjects; what came of it goes into `row`."""
@@ -158,7 +160,7 @@ def walk_unet(
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
 
 
-def walk_threshold(config: Study, home: Path, cohorts: dict[str, str], walker: Walker) -> dict[str, Any]:
+def walk_threshold(config: Study, home: Path, cohorts: dict[str, str], walker: StageRunner) -> dict[str, Any]:
     """The row of the best global threshold, fitted on the training cohort's validation subjects for every cohort."""
     row = row_of(Source(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
     for cohort, folder in cohorts.items():

@@ -45,7 +45,7 @@ class Source:
     """Of the GAN's labels."""
 
 
-class Walker:
+class StageRunner:
     """Walks the stages one by one, each once; it runs when it is not done or when one that it needs ran."""
 
     def __init__(self, home: Path) -> None:
@@ -178,7 +178,7 @@ def unet_stage(config: Study, home: Path, source: Source, seed: int) -> Stage:
     return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (run_dir / "finished.json",))
 
 
-def choose_threshold(config: Study, home: Path, gan: Gan, walker: Walker) -> dict[str, Any]:
+def choose_threshold(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[str, Any]:
     """Decide between the thresholds that are left, by a U-Net each on the real validation patches; the record of it.
 
     Written to gans/<gan>/label_threshold.json. Nothing here knows of a test subject.

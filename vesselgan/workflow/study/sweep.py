@@ -15,7 +15,7 @@ from vesselgan.core.errors import UsageError
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
-    Walker,
+    StageRunner,
     choose_threshold,
     gans_of,
     read_json,
@@ -34,7 +34,7 @@ def run_sweep(config: Study, home: Path) -> Path:
     if not config.runs and not grid:
         raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
     gans = gans_of(config, config.sweep.checkpoints)
-    walker = Walker(home)
+    walker = StageRunner(home)
     for gan, stage in grid:
         walker.walk(stage)
         gans.append(gan)
@@ -52,7 +52,7 @@ def run_sweep(config: Study, home: Path) -> Path:
     return out
 
 
-def record_of(config: Study, home: Path, gan: Gan, walker: Walker) -> dict[str, Any]:
+def record_of(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[str, Any]:
     """What the ranking says of one GAN: its label threshold, decided with the first seed, then a U-Net for each."""
     choice = choose_threshold(config, home, gan, walker)
     source = synthetic_source(gan, choice["label_threshold"])
