@@ -196,8 +196,8 @@ class Sweep:
 @dataclass
 class Study:
     study: str
-    """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the U-Nets
-    that they train, on the real validation patches."""
+    """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the
+    U-Nets that they train, on the real validation patches."""
     name: str
     """The folder below work_dir/studies."""
     work_dir: str
