@@ -63,7 +63,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert b"GCOL" not in other.read_bytes()  # HDF5's heap without checksums, whose damage made a reader hang
 
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:

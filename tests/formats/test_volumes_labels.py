@@ -107,9 +107,9 @@ def test_affines_may_differ_by_rounding_alone(tmp_path: Path) -> None:
 
 
 def test_a_scale_error_counts_at_the_far_corner(tmp_path: Path) -> None:
-    rescale_minmax = an_affine()
-    rescale_minmax[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
-    assert "0.06 mm apart" in difference(tmp_path, rescale_minmax)
+    stretched = an_affine()
+    stretched[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
+    assert "0.06 mm apart" in difference(tmp_path, stretched)
 
 
 def test_a_flipped_axis_is_named_by_orientation_codes(tmp_path: Path) -> None:
