@@ -50,6 +50,16 @@ def test_missing_and_surplus_labels_are_named(tmp_path: Path) -> None:
     assert found.warnings == ("label without an image: sub-11",)
 
 
+def test_volumes_left_out_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", ".trash/b.nii.gz")
+    assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
+    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ")
+    (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
+    assert all(name in told for name in ("images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ"))
+    (hidden,) = layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings  # names may be patients'
+    assert "(3)" in hidden and "nii" not in hidden
+
+
 def test_broken_links_are_subjects(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz")
     (tmp_path / "images/b.nii.gz").symlink_to("c.nii.gz")

@@ -236,6 +236,17 @@ def test_a_mask_of_several_values_is_refused(tmp_path: Path, values: tuple[float
         volumes.read_mask(save(tmp_path / "a.nii.gz", array))
 
 
+def test_missing_orientation_is_noted(tmp_path: Path) -> None:
+    (note,) = volumes.read_image(claiming(tmp_path / "a.nii", packed=False)).notes
+    assert "left and right" in note
+
+
+def test_a_header_image_pair_is_refused(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Pair(an_image(), an_affine()), tmp_path / "a.img")
+    with pytest.raises(DataError):
+        volumes.read_image(tmp_path / "a.hdr")
+
+
 def test_text_fields_are_named_and_never_copied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(an_image(), an_affine())
     image.header["descrip"], image.header["aux_file"] = b"DOE^JANE", b"19600101"

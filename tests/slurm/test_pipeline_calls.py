@@ -218,4 +218,6 @@ def test_the_next_call_names_tasks_that_ended(chain: Chain) -> None:
 )
 def test_a_bad_option_is_exit_2(chain: Chain, options: list[str], said: str) -> None:
     assert said in chain.call(*options, code=2)
+    words = [str(chain.script), "--until"]  # without its stage
+    assert subprocess.run(words, capture_output=True, check=False).returncode == 2
     assert not chain.work.exists() and chain.submitted() == {}

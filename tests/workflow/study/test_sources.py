@@ -187,7 +187,9 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
         run_sources(config, home_of(config))
     for words, message in (
         (["runs=[]"], "runs"),
+        (["seeds=[]"], "seeds"),
         (["seeds=[3,3]"], "seeds"),
+        (["study=sweep", "runs=[]"], "sweep"),
         (["name=a/b"], "name"),
         (["study=sweep", "sweep.learning_rates=[1e-4,0.0001]"], "learning_rates"),
         (["study=sweep", "sweep.checkpoints=[step_00000011]"], "step_00000011"),
