@@ -1,6 +1,7 @@
-# make demo    the whole road on a small phantom cohort, from NIfTI to a Dice score and a report page
-# make test    ruff and the tests          make soak    the tests that take minutes
-# make clean   removes what is built here, never work/
+# make demo      the whole pipeline on a small phantom cohort, from NIfTI to a Dice score and a report page
+# make test      ruff, mypy and the tests      make soak    the tests that take minutes
+# make install   the environment alone         make format  ruff's formatter and fixes
+# make clean     removes what is built here, never work/
 #
 # PYTHON=python3.12   another interpreter (3.11 or newer)
 # PIP_ARGS="..."      given to pip, for an index or a torch of your own, for example
@@ -22,9 +23,11 @@ ifneq ($(strip $(shell cat $(STAMP) 2>/dev/null)),$(INSTALLED_FOR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help demo test soak clean
+.PHONY: help install demo test soak format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	@$(VENV)/bin/python launch/demo.py
@@ -32,7 +35,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(VENV)/bin/python -m ruff check .
 	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest -q -m "not soak" --durations=15
+
+format: $(STAMP)
+	$(VENV)/bin/python -m ruff check --fix .
+	$(VENV)/bin/python -m ruff format .
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m soak --durations=15
@@ -49,4 +57,4 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "$(INSTALLED_FOR)" > $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

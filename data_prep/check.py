@@ -246,7 +246,7 @@ def check(data: PreparedData, here: World, *, with_page: bool = False) -> None:
     found = mpi.run_on_rank0(here, lambda: find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data)))
     checked = check_cohort(data, found, here, with_looks=with_page)
 
-    def conclude() -> None:
+    def write_report() -> None:
         print(f"cohort {data.name}, {data.root}\n{table(checked)}", flush=True)
         assigned: dict[str, str] = {}
         try:
@@ -256,7 +256,7 @@ def check(data: PreparedData, here: World, *, with_page: bool = False) -> None:
             if with_page:
                 print(f"wrote {qc_page.write(data, checked, assigned)}", flush=True)
 
-    mpi.run_on_rank0(here, conclude)
+    mpi.run_on_rank0(here, write_report)
 
 
 def main() -> None:

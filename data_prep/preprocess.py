@@ -70,7 +70,7 @@ def preprocess(command: Command, here: World) -> None:
                 return [work_on(subject, plan, out, progress) for subject in mpi.partition(here, missing)]
 
         done = [entry for part in mpi.together(here, work_on_mine) for entry in part]
-        mpi.run_on_rank0(here, lambda: conclude(config, found, done))
+        mpi.run_on_rank0(here, lambda: write_report(config, found, done))
         tell(here, summary(out, found, done, time.monotonic() - started_s))
         tell(here, mpi.run_on_rank0(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
         tell(here, next_command(config, command.words))
@@ -200,7 +200,7 @@ def work_on(subject: SubjectFiles, plan: Recipe, out: Path, progress: Progress) 
     return Done(subject.subject, None, outcome.seconds, tuple(outcome.warnings))
 
 
-def conclude(config: Preprocess, found: CohortFiles, done: Sequence[Done]) -> None:
+def write_report(config: Preprocess, found: CohortFiles, done: Sequence[Done]) -> None:
     """DataError that names every subject that could not be preprocessed; in quarantine only when none is left."""
     faults = [f"{entry.subject}: {entry.fault}" for entry in done if entry.fault is not None]
     if faults and (not config.data.prepare.quarantine or len(faults) == len(found.subjects)):

@@ -3,7 +3,6 @@
     loader    one pair ready for the GAN: our shards against gzipped .npy files
     prepare   building shards on two ranks against one
     step      a training step: time, peak memory, TFLOP, share of the machine's matmul peak
-    forms     the upsampling convolution's forms, layer by layer
     segment   a whole volume through the U-Net: windows in batches against one at a time
     metrics   bAVD against brute force; FID and PRD at the paper's size
     private   a private critic step against a plain one (variant=dpgan)

@@ -1,6 +1,6 @@
 """Draw synthetic, labelled patches from a trained GAN, as shards.
 
-python launch/generate.py run=work/runs/sn_mp-1a2b3c4d num_patches=11750 seed=990 threshold=0.3
+python launch/generate.py run=work/runs/sn_mp-1a2b3c4d num_patches=11750 seed=990 label_threshold=0.3
 python launch/generate.py run=work/runs/sn_mp-1a2b3c4d num_patches=16 nifti=true out=work/look
 """
 

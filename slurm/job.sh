@@ -56,8 +56,8 @@ read_words() {
     words+=("${@:3}")
 }
 
-# start_watching ASK WORD...: run WORD...; when the job is asked to stop (`asked_by`), call ASK until it has ended: `code`.
-start_watching() {
+# run_watched ASK WORD...: run WORD...; when the job is asked to stop (`asked_by`), call ASK until it has ended: `code`.
+run_watched() {
     local ask=$1 child
     shift
     code=0 asked_by=''
@@ -87,7 +87,7 @@ train() {
     [ -n "$run_dir" ] || fail 2 "name the run, so that the job can stop it and go on with it: --run_dir DIR"
     rm -f "$run_dir/requeue"
     # A rank that dies is named by the others, which then leave by themselves; --wait ends those that do not.
-    start_watching ask_run srun --wait=300 "${PYTHON[@]}" "launch/$verb.py" "$@"
+    run_watched ask_run srun --wait=300 "${PYTHON[@]}" "launch/$verb.py" "$@"
     rm -f "$run_dir/stop"
     # Written after the save, so it counts more than an exit code, which a launcher may have changed.
     if [ -f "$run_dir/requeue" ]; then
@@ -104,7 +104,7 @@ ask_run() { [ ! -f "$run_dir/config.yaml" ] || : >"$run_dir/stop"; }
 # Walk a study, or queue it again when it was asked to stop: study WORD... It is no step of srun, which would kill it at
 # the signal that lets its U-Net save.
 study() {
-    start_watching ask_study "${PYTHON[@]}" launch/study.py "$@"
+    run_watched ask_study "${PYTHON[@]}" launch/study.py "$@"
     [ "$code" -ne 0 ] || return 0
     [ -n "$asked_by" ] || fail "$code" "launch/study.py"
     # A step of it that takes longer than the job may would be begun for ever.

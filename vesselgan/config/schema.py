@@ -62,7 +62,7 @@ class Generate:
     weights: str
     """`standing`: the last weights, BatchNorm statistics re-estimated at rest; `running`: with those collected in
     training; `ema`: the weights' moving average, re-estimated too (train.ema_decay)."""
-    threshold: float
+    label_threshold: float
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
     batch_size: int
     nifti: bool
@@ -196,8 +196,8 @@ class Sweep:
 @dataclass
 class Study:
     study: str
-    """`sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the U-Nets
-    that they train, on the real validation patches."""
+    """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the
+    U-Nets that they train, on the real validation patches."""
     name: str
     """The folder below work_dir/studies."""
     work_dir: str
@@ -252,21 +252,21 @@ class BuildShards:
 class Benchmark:
     target: str
     """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
-    volume; `metrics`: the scores; `forms`: those of the upsampling convolution; `machine`: rates for plan's step times;
-    `scaling`: these times against training on one rank and several; `private`: a private critic step."""
+    volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
+    one rank and several; `private`: a private critic step."""
     repeats: int
     """Rounds; in each the competitors take turns."""
     shape: list[int]
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
     variant: Variant
-    """Whose step, width and precision (step, forms)."""
+    """Whose step, width and precision (step)."""
     batch_size: int
-    """Samples of a step (step, forms)."""
+    """Samples of a step (step)."""
     threads: int
-    """CPU threads (step, forms)."""
+    """CPU threads (step)."""
     runtime: Runtime
-    """Where the step runs (step, forms)."""
+    """Where the step runs (step)."""
     num_patches: int
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int

@@ -133,6 +133,9 @@ class TrainingRuntime(Runtime):
 
     rank_timeout_minutes: float
     """How long a rank waits for the others in a collective call before it leaves (exit 6); above what a save takes."""
+    deterministic: bool
+    """On a GPU: the same bytes in every session, by cuDNN's deterministic kernels, at a loss of speed. Without it a
+    resumed run agrees to rounding. A CPU repeats its bytes anyway."""
     max_restarts: int
     """Starts of a run after which it asks for no further requeue: a job that never gets on must not loop for ever."""
 

@@ -61,7 +61,7 @@ class Subject:
     """Voxels above the upper limit."""
     image_sha256: str
     label_sha256: str | None
-    reading: Reading = ReadOptions()
+    reading: ReadOptions = ReadOptions()
 
     def read_image(self) -> Volume:
         """The image as data preparation reads it."""
@@ -178,7 +178,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: Reading) -> Subject:
+def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: ReadOptions) -> Subject:
     """KeyError, TypeError or ValueError for whatever is not as the format says."""
     paths = {role: None if names[role] is None else folder / names[role] for role in ROLES}
     shape, spacing_mm = tuple(int(n) for n in entry["shape"]), tuple(float(s) for s in entry["spacing_mm"])

@@ -52,7 +52,7 @@ def prepare(
     """Make `run_dir`, or compare it with what is asked: what differs, which `record_session` then writes down.
 
     inputs: name -> hash of what the run reads. provenance: versions, hardware and time. CheckpointError where a setting
-    differs that `config.allow_config_change` does not name; UsageError for a folder that holds something else than a run.
+    differs that `config.allow_config_change` does not name; UsageError for a folder that is no run.
     """
     stored = run_dir / "config.yaml"
     if stored.is_file() and has_begun(run_dir):

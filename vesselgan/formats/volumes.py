@@ -63,13 +63,14 @@ def read_image(path: str | Path, *, nan_value: float | None = None) -> Volume:
 def read_label(
     path: str | Path, *, label_values: list[int] | None = None, label_binarize_threshold: float | None = None
 ) -> Volume:
-    """A label as uint8 {0, 1}: {0, 255} and 0/1.0 are mapped, classes need `label_values`, soft labels `label_binarize_threshold`.
+    """A label as uint8 {0, 1}: {0, 255} and 0/1.0 are mapped, classes need `label_values`, soft labels
+    `label_binarize_threshold`.
 
     DataError where the values leave open what is vessel. An empty label is returned as it is.
     """
     if label_values is not None and label_binarize_threshold is not None:
         raise UsageError(
-            "data.prepare.label_values and data.prepare.label_binarize_threshold exclude each other; set one of them to null"
+            "data.prepare.label_values and data.prepare.label_binarize_threshold exclude each other: set one to null"
         )
     header, raw = read_voxels(Path(path))
     notes = header.notes
@@ -204,7 +205,8 @@ def _binary_top(path: Path, values: list[float]) -> tuple[float, str | None]:
         return top or 1.0, None if top in (0.0, 1.0) else f"label values {_named(values)}: {top:g} taken as vessel"
     if any(value != round(value) for value in values):
         raise DataError(
-            f"{path}: soft label (values {_named(values)}); say from where on it is vessel: data.prepare.label_binarize_threshold=0.5"
+            f"{path}: soft label (values {_named(values)}); say from where on it is vessel: "
+            "data.prepare.label_binarize_threshold=0.5"
         )
     raise DataError(
         f"{path}: label values {_named(values)} are not 0 and 1; "

@@ -174,7 +174,7 @@ def build_private(
     """
     check_layers(module)
     # A release that is made again after a kill must have the same bytes: cuDNN's other kernels add in any order.
-    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     module.to(world.device, torch.float32)
     for parameter in module.parameters():
         if world.size > 1:

@@ -2,7 +2,7 @@
 
 phases = Phases(device)
 with phases("critic/backward"): ...
-phases.read(num_steps)          # {"time/critic": ..., "time/update": ...}
+phases.read(num_steps)          # {"time/critic_ms": ..., "time/update_ms": ...}
 """
 
 import time
@@ -47,7 +47,7 @@ class Phases:
                 self._host_s[phase] += time.perf_counter() - began
 
     def read(self, num_steps: int) -> dict[str, float]:
-        """Mean milliseconds per step of every phase since the last reading, `time/<phase>`; starts anew."""
+        """Mean milliseconds per step of every phase since the last reading, `time/<phase>_ms`; starts anew."""
         taken_ms = {phase: 1000.0 * seconds for phase, seconds in self._host_s.items()}
         for phase, first, last in self._events:
             last.synchronize()

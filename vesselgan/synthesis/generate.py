@@ -51,7 +51,7 @@ def generate(config: Generate) -> None:
         "num_patches": config.num_patches,
         "weights": config.weights,
         "seed": config.seed,
-        "threshold": config.threshold,
+        "threshold": config.label_threshold,
     }
     if "privacy" in state:
         settings["privacy"] = state["privacy"]
@@ -66,7 +66,7 @@ def generate(config: Generate) -> None:
               f"seed {config.seed}, on {device}", flush=True)  # fmt: skip
         _write_set(out, generator, config, settings, geometry)
     if config.nifti:
-        _write_nifti(out, config.threshold)
+        _write_nifti(out, config.label_threshold)
 
 
 def _weights(run_dir: Path, config: Generate) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -126,8 +126,8 @@ def _check(config: Generate) -> None:
             raise UsageError(f"{key}={getattr(config, key)}: must be 1 or more")
     if config.seed < 0:
         raise UsageError(f"seed={config.seed}: must be 0 or more")
-    if not 0 < config.threshold <= 1:
-        raise UsageError(f"threshold={config.threshold}: must lie above 0, at most 1; the paper's is 0.3")
+    if not 0 < config.label_threshold <= 1:
+        raise UsageError(f"label_threshold={config.label_threshold}: must lie above 0, at most 1; the paper's is 0.3")
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
@@ -215,7 +215,7 @@ def _trained_on(run_dir: Path) -> str | None:
 
 def _records(generator: Generator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
     for index, patch_CXYZ in sample_patches(generator, config.seed, indices, config.batch_size):
-        yield make_record(patch_CXYZ, seed=sample_seed(config.seed, index), threshold=config.threshold)
+        yield make_record(patch_CXYZ, seed=sample_seed(config.seed, index), threshold=config.label_threshold)
         bar.update()
 
 

@@ -209,7 +209,7 @@ def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: in
         sent,
         ranks=ranks,
         flop=flop,
-        # What ZeRO gathers it has num_trainable in parts.
+        # What ZeRO gathers it has stepped in parts.
         num_updated=(variant.n_critic * numbers["critic"] + numbers["generator"]) / (ranks if sent.weight_bytes else 1),
         num_pairs=batch_per_rank * variant.n_critic,
         voxels=math.prod(config.patch_shape),

@@ -27,7 +27,9 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
     name, raw = read(command.deepspeed_config, precision)
     typed = " ".join([program, *(word for word in command.words if not word.startswith(f"{key}="))])
     agree(name, raw, precision, command=typed, key=key)
-    world = distributed.start(runtime.device, timeout_minutes=runtime.rank_timeout_minutes)
+    world = distributed.start(
+        runtime.device, timeout_minutes=runtime.rank_timeout_minutes, deterministic=runtime.deterministic
+    )
     try:
         with StopRequests(world, rank_timeout_minutes=runtime.rank_timeout_minutes) as requests:
             # Inside: a launcher that ends the others must not do so before they have said whom they lost.

@@ -134,8 +134,9 @@ def settings_of(config: TrainGan, raw: dict[str, Any], ranks: int) -> dict[str, 
     critic = resolve(raw, batch_size=train.batch_size, batch_per_gpu=train.batch_per_gpu, world_size=ranks)
     if config.variant.penalty_reduction == "batch" and critic["train_micro_batch_size_per_gpu"] != train.batch_size:
         raise UsageError(
-            f"variant.penalty_reduction=batch takes one norm over the whole batch, so it cannot be cut: not over {ranks} "
-            f"ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or penalty_reduction=sample"
+            f"variant.penalty_reduction=batch takes one norm over the whole batch, so it cannot be cut: not over "
+            f"{ranks} ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or "
+            "penalty_reduction=sample"
         )
     return {
         "critic": critic,

@@ -32,7 +32,7 @@ class Traffic:
     gradient_bytes: int
     """All-reduced: every player's gradients, as often as it steps."""
     weight_bytes: int
-    """All-gathered by ZeRO 1 and 2: the weights that others num_trainable."""
+    """All-gathered by ZeRO 1 and 2: the weights that other ranks step."""
     linear_bytes: int
     """Part of gradient_bytes: the generator's first layer, the largest of all."""
     linear_factor_bytes: int

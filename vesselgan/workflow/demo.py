@@ -80,7 +80,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     drawn = (
         f"num_patches={config.num_patches}",
         f"weights={config.weights}",
-        f"threshold={config.data.label_threshold}",
+        f"label_threshold={config.data.label_threshold}",
     )
     generate = script("generate", setting("run", gan), *drawn)
     report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)

@@ -24,7 +24,7 @@ from scipy.stats import binom, binomtest
 
 from vesselgan.metrics.statistics import LEAST_PATIENTS
 
-OPEN, CLOSED, UNDECIDED = "open", "closed", "cannot conclude"
+OPEN, CLOSED, UNDECIDED = "open", "closed", "inconclusive"
 SIGNIFICANCE = 0.05
 LEAST_POWER = 0.95
 """Below it the gate does not open: copies would be missed more often than in one of twenty audits."""

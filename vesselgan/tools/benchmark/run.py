@@ -10,10 +10,10 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.provenance import collect
-from vesselgan.tools.benchmark import forms, loader, machine, metrics, prepare, private, scaling, segment, step
+from vesselgan.tools.benchmark import loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.tools.benchmark.interleave import load
 
-TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run, "forms": forms.run}
+TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run}
 TARGETS |= {"segment": segment.run, "metrics": metrics.run, "machine": machine.run, "scaling": scaling.run}
 TARGETS |= {"private": private.run}
 

@@ -46,11 +46,11 @@ Side = Callable[[Benchmark, torch.device], Step]
 def run(config: Benchmark) -> dict[str, Any]:
     """Per competitor: CPU and wall time of a step, peak memory; TFLOP counted; ratios; shares of ours by kind of work.
 
-    Peak memory is what a process of its own grows by (a GPU: what its tensors take) from before the networks are made
-    to the end of the second step, when the optimizers have their state.
+    Peak memory is what a process of its own grows by from before the networks are made to the end of the second step,
+    when the optimizers have their state; on a GPU what the tensors of the third step take.
     """
     device = distributed.choose_device(config.runtime.device, 0)
-    _check(config, device)
+    _prepare(config, device)
     sides = {name: side for name, side in SIDES.items() if name != "bare" or config.variant.precision != "fp16"}
     peaks = peaks_of(sides, config)
     torch.set_num_threads(config.threads)
@@ -94,7 +94,9 @@ def run(config: Benchmark) -> dict[str, Any]:
     return facts
 
 
-def _check(config: Benchmark, device: torch.device) -> None:
+def _prepare(config: Benchmark, device: torch.device) -> None:
+    # As in training: each convolution's kernels are tried once, the authors' too.
+    torch.backends.cudnn.benchmark = device.type == "cuda"
     if config.variant.precision == "fp16" and device.type == "cpu":
         raise UsageError(
             "variant.precision=fp16 on a CPU: autocast, which the authors' step needs, has no half there; compare in "
@@ -241,7 +243,9 @@ def wait(device: torch.device) -> None:
 
 
 def peaks_of(sides: Mapping[str, Side], config: Benchmark) -> dict[str, int]:
-    """What a process of its own grows by (a GPU: what its tensors take) in two steps of each side, in bytes."""
+    """What a process of its own grows by in two steps of each side; a GPU: what its tensors take. Bytes."""
+    if distributed.choose_device(config.runtime.device, 0).type == "cuda":
+        return {name: _peak_bytes(side, config) for name, side in sides.items()}
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as alone:
         return {name: alone.submit(_peak_bytes, side, config).result() for name, side in sides.items()}
 
@@ -252,10 +256,14 @@ def _peak_bytes(side: Side, config: Benchmark) -> int:
     if side is _engine:
         # Its imports and the process group are not the step's.
         distributed.start(device.type)
-    before = 0 if device.type == "cuda" else peak_bytes(device)
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else peak_bytes(device)
     step = side(config, device)
     for number in range(2):
         step(number)
+    if device.type == "cuda":
+        # Without what cuDNN takes once, to try its kernels.
+        torch.cuda.reset_peak_memory_stats(device)
+        step(2)
     return peak_bytes(device) - before
 
 

@@ -20,9 +20,9 @@ def run(config: Study) -> None:
         raise UsageError(
             f"name={config.name}: must be the name of a folder below {config.work_dir}/studies, not a path"
         )
-    if config.study == "sources" and not config.runs:
+    if config.study == "data_sources" and not config.runs:
         raise UsageError("study=data_sources needs runs=[DIR,...], the run directories of trained GANs")
     started = time.monotonic()
     home = Path(config.work_dir) / "studies" / config.name
-    result = {"sources": run_sources, "sweep": run_sweep}[config.study](config, home)
+    result = {"data_sources": run_sources, "sweep": run_sweep}[config.study](config, home)
     print(f"\nresult  {result.resolve()}\ntime    {clock(time.monotonic() - started)}", flush=True)
