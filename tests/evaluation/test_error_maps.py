@@ -31,7 +31,7 @@ def test_the_map_lies_on_the_labels_grid_and_the_picture_has_all_three_colours(t
     np.testing.assert_allclose(stored.affine, turn, atol=1e-6)  # float32 in the header
     assert np.array_equal(np.asarray(stored.dataobj), errors[::-1, ::-1])
     assert (tmp_path / "errors" / "sub-1.png").read_bytes().startswith(b"\x89PNG")
-    picture = error_maps.picture(errors, (1.0, 1.0, 1.5))
+    picture = error_maps.render(errors, (1.0, 1.0, 1.5))
     rendered = picture[:, -error_maps.SIDE :].astype(int)
     flat = {tuple(colour) for colour in picture[:, : -error_maps.SIDE].reshape(-1, 3).tolist()}
     assert set(COLOURS) <= flat
@@ -46,14 +46,14 @@ def test_the_map_lies_on_the_labels_grid_and_the_picture_has_all_three_colours(t
 def test_an_empty_pair_has_an_empty_map_and_a_picture():
     nothing = np.zeros((8, 8, 8), np.uint8)
     assert not error_map(nothing, nothing).any()
-    assert error_maps.picture(nothing, (1.0, 1.0, 1.0)).shape[2] == 3
+    assert error_maps.render(nothing, (1.0, 1.0, 1.0)).shape[2] == 3
 
 
 def test_a_projection_shows_what_there_is_most_of_along_the_ray():
     errors = np.zeros((4, 4, 8), np.uint8)
     errors[0, 0, :3], errors[0, 0, 3:5] = 1, 3  # three right, two missed
     errors[3, 3, :2], errors[3, 3, 4:6] = 1, 2  # as many right as made up: the error is shown
-    axial = error_maps.picture(errors, (1.0, 1.0, 1.0))[6 : 6 + error_maps.SIDE, 6 : 6 + error_maps.SIDE]
+    axial = error_maps.render(errors, (1.0, 1.0, 1.0))[6 : 6 + error_maps.SIDE, 6 : 6 + error_maps.SIDE]
     assert tuple(axial[-2, 1]) == COLOURS[0]  # x and y of 0 lie at the left and at the bottom
     assert tuple(axial[1, -2]) == COLOURS[1]
     assert tuple(axial[-2, -2]) == (0, 0, 0)

@@ -69,7 +69,7 @@ def test_missing_weights_are_refused_and_random_ones_need_their_name(tmp_path):
     assert (drawn.title, drawn.is_comparable) == ("random features, not comparable", False)
     assert drawn.sha256 == open_extractor(settings("image.extractor=random")).sha256
     assert drawn.sha256 != open_extractor(settings("image.extractor=random", "image.seed=1")).sha256
-    with pytest.raises(UsageError, match="leave image.weights out"):
+    with pytest.raises(UsageError, match="leave out image.weights"):
         open_extractor(settings("image.extractor=random", f"image.weights={tmp_path}/x.pth"))
 
 
@@ -148,7 +148,7 @@ def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_p
     content[-10] ^= 1
     cached.write_bytes(content)
     assert np.array_equal(features(), first)
-    assert "damaged (its contents are not what was written)" in capsys.readouterr().out
+    assert "damaged (wrong checksum)" in capsys.readouterr().out
     # Anything that changes a feature has a file of its own; what does not, has not.
     assert not np.array_equal(features(Preprocessing("noise", 12, "volume")), first)
     still = features(Preprocessing("zero", 11, "volume"))

@@ -9,7 +9,7 @@ import torch
 from vesselgan.config.compose import parse
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.reference import like_training
+from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.report import agreement, image_quality, raster, study_rows
@@ -194,7 +194,7 @@ def test_a_set_that_repeats_its_patches_is_told(image_road, write_set, capsys):
     write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, origin="synthetic", kind="synthetic")
     result = run(image_road, "image.num_clusters=2")
     assert "note: 16 of 18 synthetic patches are copies of another one, voxel for voxel" in capsys.readouterr().out
-    assert result["preprocessing"]["num_copies"] == {"reference": 0, "synthetic": 16}
+    assert result["preprocessing"]["num_duplicates"] == {"reference": 0, "synthetic": 16}
     assert np.isfinite(result["scores"]["fid"]["mean"]) and result["scores"]["fid"]["mean"] > 0
     again = run(image_road, "image.num_clusters=2")  # from the cache
     assert without_provenance(again) == without_provenance(result)
@@ -248,9 +248,9 @@ def test_the_reference_is_mixed_like_the_training_patches(tmp_path, write_set):
         return ShardSet(tmp_path / name)
 
     training = joined("training", 4, 4)
-    rows, note = like_training(joined("both", 3, 10), training, seed=0)
+    rows, note = match_kinds(joined("both", 3, 10), training, seed=0)
     assert note is None
     assert rows[:3].tolist() == [0, 1, 2] and len(rows) == 6 and len(set(rows[3:].tolist()) & set(range(3, 13))) == 3
-    rows, note = like_training(joined("vessels", 0, 5), training, seed=0)
+    rows, note = match_kinds(joined("vessels", 0, 5), training, seed=0)
     assert rows.tolist() == [0, 1, 2, 3, 4]
-    assert note == "the reference (5 vessel) lacks a kind of patch that the GAN learned from (50% grid, 50% vessel)"
+    assert note == "the reference (5 vessel) lacks a kind of patch that the GAN was trained on (50% grid, 50% vessel)"
