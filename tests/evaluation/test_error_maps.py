@@ -28,4 +28,4 @@ def test_the_map_lies_on_the_labels_grid(tmp_path):
 def test_an_empty_pair_has_a_picture():
     nothing = np.zeros((8, 8, 8), np.uint8)
     assert not error_map(nothing, nothing).any()
-    assert error_maps.picture(nothing, (1.0, 1.0, 1.0)).shape[2] == 3
+    assert error_maps.render(nothing, (1.0, 1.0, 1.0)).shape[2] == 3

@@ -7,7 +7,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
-from vesselgan.evaluation.reference import like_training
+from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 
@@ -140,7 +140,7 @@ def test_a_set_that_repeats_its_patches_is_told(image_road, write_set):
     write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, origin="synthetic", kind="synthetic")
     result = run(image_road, "image.num_clusters=2")
     assert any("16 of 18" in note for note in result["notes"])
-    assert result["preprocessing"]["num_copies"] == {"reference": 0, "synthetic": 16}
+    assert result["preprocessing"]["num_duplicates"] == {"reference": 0, "synthetic": 16}
     assert np.isfinite(result["scores"]["fid"]["mean"]) and result["scores"]["fid"]["mean"] > 0
 
 
@@ -186,8 +186,8 @@ def test_the_reference_is_mixed_like_training(tmp_path, write_set):
         return ShardSet(tmp_path / name)
 
     training = joined("training", 4, 4)
-    rows, note = like_training(joined("both", 3, 10), training, seed=0)
+    rows, note = match_kinds(joined("both", 3, 10), training, seed=0)
     assert note is None
     assert rows[:3].tolist() == [0, 1, 2] and len(rows) == 6 and len(set(rows[3:].tolist()) & set(range(3, 13))) == 3
-    rows, note = like_training(joined("vessels", 0, 5), training, seed=0)
+    rows, note = match_kinds(joined("vessels", 0, 5), training, seed=0)
     assert rows.tolist() == [0, 1, 2, 3, 4] and "lacks a kind" in note

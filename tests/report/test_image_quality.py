@@ -7,6 +7,7 @@ import pytest
 
 from vesselgan.core.errors import DataError
 from vesselgan.report import image_quality
+from vesselgan.report.markup import csv_text
 
 
 def spread(mean: float, interval: list[float] | None = None) -> dict:
@@ -73,13 +74,13 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
 
 def test_models_scored_alike_share_the_papers_table():
     (group,) = image_quality.groups([image_result("gp", fid=0.04), image_result("sn_mp", fid=0.02), {"job": "other"}])
-    lines = image_quality.score_lines(group)
+    lines = image_quality.score_rows(group)
     assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP"]
     assert lines[0][1:7] == ["0.0400 (0.0010)", "0.0381", "0.0300 to 0.0500", "0.800 (0.001)", "0.80", "not defined"]
     assert lines[0][7] == "0.200 (real 0.100)"
     assert lines[1] == ["SN", "not run", "0.0322", "not run", "not run", "0.82", *["not run"] * 3]
     assert (lines[2][1], lines[2][2], lines[2][5]) == ("0.0200 (0.0010)", "0.0206", "0.87")
-    assert image_quality.floor_lines(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
+    assert image_quality.floor_rows(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
     for text in ("20 patches", "validation (held out)", "2 patients", "file not checked", "as noise"):
         assert text in group.title
 
@@ -116,7 +117,7 @@ def test_label_thresholds_part_no_image_table():
 def test_random_features_are_marked_everywhere():
     result = image_result("gp", is_comparable=False)
     (group,) = image_quality.groups([result])
-    for lines in (image_quality.score_lines(group), image_quality.floor_lines(group)):
+    for lines in (image_quality.score_rows(group), image_quality.floor_rows(group)):
         assert [line[0] for line in lines] == ["gp (random features, not comparable)"]
     part = image_quality.section([result])
     first, second = part.html.split("Table 1, image quality")[1:]
@@ -141,21 +142,25 @@ def test_a_run_names_its_patches_model(make_run):
     run = make_run("some-name", {"variant": {"name": "c_sn_mp"}})
     made_by_it = image_result("first try") | {"synthetic": {"run": "some-name"}}
     (group,) = image_quality.groups([made_by_it])
-    lines = image_quality.score_lines(group, [run])
+    lines = image_quality.score_rows(group, [run])
     assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP (first try)"]
     assert lines[3][2] == "0.0244"
 
 
 def test_the_csv_holds_full_numbers_escaped_pages():
     result = image_result("<gp>", fid=1 / 3)
-    rows = list(csv.DictReader(io.StringIO(image_quality.format_csv(image_quality.groups([result])))))
+    rows = list(
+        csv.DictReader(
+            io.StringIO(csv_text(image_quality.CSV_COLUMNS, image_quality.csv_rows(image_quality.groups([result]))))
+        )
+    )
     fid = {row["statistic"]: row["number"] for row in rows if row["score"] == "fid"}
     assert fid["mean"] == repr(1 / 3) and fid["floor real"] == "0.005"
     radius = {row["statistic"]: row["number"] for row in rows if row["score"] == "radius_mm"}
     assert (radius["distance"], radius["low"], radius["floor synthetic"]) == ("0.02", "", "0.022")
     page = image_quality.section([result]).html
     assert "&lt;gp&gt;" in page and "a &lt;note&gt;" in page and "<gp>" not in page
-    assert image_quality.label_lines(result) == [
+    assert image_quality.label_rows(result) == [
         ["radius, mm", "0.05 (0.01)", "0.05 (0.01)", "0.02", "not defined", "10", "0.022", "0.011"]
     ]
 

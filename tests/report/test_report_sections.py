@@ -20,7 +20,7 @@ from vesselgan.report import (
     agreement,
     cohorts,
     deviations,
-    errors,
+    error_maps,
     image_quality,
     page,
     study_rows,
@@ -43,13 +43,13 @@ def by_pencil(models: list[Model], image: str, use: str) -> float:
 
 
 def test_kendalls_tau_of_the_papers_numbers():
-    all_vessels, inside = agreement.families([], [])
+    all_vessels, inside = agreement.model_sets([], [])
     # FID ranks SN-MP, c-SN-MP, SN, GP; Dice c-SN-MP, SN, GP, SN-MP: 3 of 6 pairs agree. bAVD (2.648, 2.425, 2.334,
     # 1.859): only SN-MP and c-SN-MP are exchanged, so 5 of 6 agree: (5 - 1) / 6.
     assert agreement.kendall(all_vessels.models, "fid", "dice") == pytest.approx(0)
     assert agreement.kendall(all_vessels.models, "fid", "bavd_voxels") == pytest.approx(2 / 3)
     for family in (all_vessels, inside):
-        for image, use in itertools.product(agreement.IMAGE, agreement.USE):
+        for image, use in itertools.product(agreement.IMAGE_SCORES, agreement.UNET_SCORES):
             assert agreement.kendall(family.models, image, use) == pytest.approx(by_pencil(family.models, image, use))
 
 
@@ -88,7 +88,7 @@ def test_scores_of_runs_and_cohorts_stay_apart(monkeypatch):
     groups = [image_quality.Group("own", True, tuple(images))]
     groups.append(image_quality.Group("other", True, tuple(image | {"cohort": "other"} for image in images)))
     monkeypatch.setattr(image_quality, "groups", lambda results: groups)
-    ours = [family for family in agreement.families([], [comparison]) if "paper" not in family.title]
+    ours = [family for family in agreement.model_sets([], [comparison]) if "paper" not in family.title]
     assert [family.title for family in ours] == ["own, all vessels", "other, all vessels, images of own"]
     for family in ours:
         assert [model.name for model in family.models] == ["GP (gp-one)", "GP (gp-two)", "GP (gp-three)"]
@@ -150,18 +150,18 @@ def write_maps(folder: Path, sources: list[str], subjects: list[str]) -> None:
 def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     write_maps(tmp_path, ["real"], ["sub-07", "sub-08", "sub-09"])
     write_maps(tmp_path, ["synthetic"], ["sub-08"])
-    parts, files = errors.section(comparison_of(make_result), tmp_path)
+    parts, files = error_maps.section(comparison_of(make_result), tmp_path)
     assert parts["Table 3"].count("<img") == 2 and "Subject sub-08" in parts["Table 3"]
     assert sorted(files) == ["figure-7-phantom-real.png", "figure-7-phantom-synthetic.png"]
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
 
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
-    assert "not run: Figure 7" in errors.section(comparison_of(make_result), None)[0]["Table 3"]
+    assert "not run: Figure 7" in error_maps.section(comparison_of(make_result), None)[0]["Table 3"]
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
-        errors.section(comparison_of(make_result), tmp_path)
+        error_maps.section(comparison_of(make_result), tmp_path)
 
 
 def test_a_source_cannot_leave_the_maps_folder(tmp_path, make_result):
@@ -169,7 +169,7 @@ def test_a_source_cannot_leave_the_maps_folder(tmp_path, make_result):
     comparison = comparison_of(make_result)
     comparison["rows"] = [row | {"name": "../secret"} for row in comparison["rows"]]
     (tmp_path / "maps").mkdir()
-    assert errors.section(comparison, tmp_path / "maps")[1] == {}
+    assert error_maps.section(comparison, tmp_path / "maps")[1] == {}
 
 
 def test_a_damaged_architecture_is_a_data_error(road):
@@ -198,13 +198,10 @@ def test_an_own_variant_is_compared_with_nothing(make_run, name):
     assert deviations.changed_settings(make_run("mine", {"variant": {"name": name, "width": 8}})) is None
 
 
-def test_the_largest_pictures_give_way():
-    small, large = ('<img src="data:image/png;base64,' + "A" * n + '" alt="x">' for n in (1_000_000, 15_000_000))
-    body = "text" + small * 6 + large
-    made = page.fitted(body)
-    assert len(made) < page.MOST_BYTES and large not in made and made.count(small) == 6
-    assert made.startswith("text")
-    assert page.fitted("text" + small) == "text" + small
+def test_the_size_of_a_large_page_is_printed(road, monkeypatch, capsys):
+    monkeypatch.setattr(page, "LARGE_PAGE", 10_000)
+    page.report(compose.compose("report", [f"work_dir='{road}'", "runs=[]"]))
+    assert re.search(r"warning: .*index.html has \d+ MB", capsys.readouterr().out)
 
 
 def test_the_same_inputs_give_the_same_page(road):

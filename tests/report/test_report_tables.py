@@ -9,6 +9,7 @@ import pytest
 
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper, scores, tables
+from vesselgan.report.markup import csv_text
 
 
 def test_table_has_four_methods_and_the_paper(four_results):
@@ -48,8 +49,8 @@ def test_rows_without_a_result_say_not_run(make_result):
 def test_cut_of_each_region_or_one_for_both(make_result):
     fitted = make_result("threshold", 0.6) | {"threshold": 90.5, "thresholds": {"all": 90.5, "intracranial": 80.25}}
     rows = tables.segmentation_table([fitted, make_result("real", 0.9)])
-    assert rows[0].cuts == {"all": 90.5, "intracranial": 80.25}
-    assert rows[1].cuts == {"all": 0.5, "intracranial": 0.5}
+    assert rows[0].thresholds == {"all": 90.5, "intracranial": 80.25}
+    assert rows[1].thresholds == {"all": 0.5, "intracranial": 0.5}
 
 
 def test_aims_compare_mean_dice(four_results):
@@ -87,7 +88,11 @@ def test_the_median_stands_beside_the_mean(make_result):
 
 
 def test_csv_holds_every_number_at_full_precision(four_results):
-    rows = list(csv.DictReader(io.StringIO(tables.format_csv(tables.segmentation_table(four_results)))))
+    rows = list(
+        csv.DictReader(
+            io.StringIO(csv_text(tables.CSV_COLUMNS, tables.csv_rows(tables.segmentation_table(four_results))))
+        )
+    )
     values = {
         (r["row"], r["region"], r["metric"], r["statistic"], r["subject"], r["source"]): r["number"] for r in rows
     }

@@ -9,14 +9,16 @@ import pytest
 
 from vesselgan.core.errors import DataError
 from vesselgan.report import charts, paper, study_notes
+from vesselgan.report.markup import csv_text
 from vesselgan.report.study_rows import PRIVATE, completed, from_results
 from vesselgan.report.study_tables import (
+    CSV_COLUMNS,
     FURTHER,
     SHOWN,
     comparisons,
-    format_csv,
+    csv_rows,
     format_markdown,
-    lines_of,
+    rows_of,
     section,
 )
 
@@ -55,7 +57,7 @@ def comparison() -> dict:
 
 
 def test_table_3_holds_synthetic_real_and_references():
-    lines = lines_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "all", SHOWN)
+    lines = rows_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "all", SHOWN)
     assert [line.title for line in lines] == [
         "U-Net <sn_mp>; label threshold 0.4",
         "U-Net <other>; label threshold 0.4",
@@ -70,7 +72,7 @@ def test_table_3_holds_synthetic_real_and_references():
 
 
 def test_the_papers_numbers_stand_beside_the_same_score():
-    lines = lines_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "intracranial", SHOWN)
+    lines = rows_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "intracranial", SHOWN)
     # Table 3 B: SN-MP 0.804 (0.020), 0.784 (0.125) on PEGASUS, 0.785 (0.027), 0.822 (0.211) on 1000Plus.
     assert [cell.paper for cell in lines[0].cells] == [
         "0.804 (0.020)", "0.784 (0.125)", "0.785 (0.027)", "0.822 (0.211)"
@@ -78,7 +80,7 @@ def test_the_papers_numbers_stand_beside_the_same_score():
     assert [cell.paper for cell in lines[1].cells] == [""] * 4  # a variant that the paper has not
     assert lines[2].cells[1].paper == "0.294 (0.077)"
     assert [cell.paper for cell in lines[4].cells] == [""] * 4
-    (both, real) = lines_of(comparison(), ("both", "real"), "all", SHOWN)
+    (both, real) = rows_of(comparison(), ("both", "real"), "all", SHOWN)
     # Table A.1 A: real+SN-MP 0.903 (0.013), 0.359 (0.133), 0.883 (0.020), 0.511 (0.145).
     assert [cell.paper for cell in both.cells] == ["0.903 (0.013)", "0.359 (0.133)", "0.883 (0.020)", "0.511 (0.145)"]
     assert real.cells[0].paper == "0.906 (0.016)"
@@ -87,7 +89,7 @@ def test_the_papers_numbers_stand_beside_the_same_score():
 def test_markdown_csv_and_page_hold_it_all():
     markdown = format_markdown(comparison())
     assert "paper 0.782 (0.020)" in markdown and "U-Net &lt;real>" in markdown
-    rows = list(csv.DictReader(io.StringIO(format_csv(comparison()))))
+    rows = list(csv.DictReader(io.StringIO(csv_text(CSV_COLUMNS, csv_rows(comparison())))))
     means = {
         (r["source"], r["metric"]): r["number"] for r in rows if r["statistic"] == "mean" and r["cohort"] == "first"
     }
@@ -114,7 +116,7 @@ def test_equal_steps_are_claimed_where_applied():
         entry["runs"] = {"1": {"steps": 250, "skipped_steps": skipped}}
     for text in (section(made).html, format_markdown(made)):
         assert "had the same number of optimizer steps" not in text
-        assert "leave 247 to 250 optimizer steps that were applied" in text
+        assert "247 to 250 optimizer steps were applied" in text
     made["rows"][2]["runs"]["1"]["skipped_steps"] = 0
     assert "Every U-Net had the same number of optimizer steps." in format_markdown(made)
 
@@ -165,7 +167,7 @@ def test_what_no_epsilon_covers_is_said():
 
 def test_a_private_gan_stands_beside_its_budget():
     private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY}
-    lines = lines_of(completed({"cohorts": ["first"], "rows": [private]}), (PRIVATE,), "all", SHOWN)
+    lines = rows_of(completed({"cohorts": ["first"], "rows": [private]}), (PRIVATE,), "all", SHOWN)
     assert [line.title for line in lines] == [
         "U-Net on DPGAN; epsilon 1e2",
         "U-Net <dp>; epsilon 1.2e+03 per patch at delta 0.00043; noise multiplier 0.3; label threshold 0.4",
@@ -182,11 +184,11 @@ def test_a_private_gan_stands_beside_its_budget():
 def test_a_gan_of_known_noise_has_no_epsilon():
     known = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"is_key_secret": False}}
     titles = [
-        line.title for line in lines_of(completed({"cohorts": ["first"], "rows": [known]}), (PRIVATE,), "all", SHOWN)
+        line.title for line in rows_of(completed({"cohorts": ["first"], "rows": [known]}), (PRIVATE,), "all", SHOWN)
     ]
     assert "U-Net <dp>; no epsilon, as its noise seed is known; noise multiplier 0.3; label threshold 0.4" in titles
     secret = known | {"privacy": PRIVACY | {"is_key_secret": True}}
-    titles = [line.title for line in lines_of(completed({"cohorts": [], "rows": [secret]}), (PRIVATE,), "all", SHOWN)]
+    titles = [line.title for line in rows_of(completed({"cohorts": [], "rows": [secret]}), (PRIVATE,), "all", SHOWN)]
     assert any("epsilon 1.2e+03 per patch" in title for title in titles)
 
 

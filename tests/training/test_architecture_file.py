@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.report.training import layers_of, words
+from vesselgan.report.training import layers_of, operations
 from vesselgan.training.architecture import describe
 
 VARIANTS = Path(__file__).parents[2] / "configs/variant"
@@ -25,7 +25,7 @@ def test_the_layers_have_table_2s_parameters(variant, generator, critic):
 @pytest.mark.parametrize("variant", sorted(path.stem for path in VARIANTS.glob("[!_]*.yaml")))
 def test_the_report_draws_every_variants_networks(variant):
     for player in describe(compose("train_gan", [f"variant={variant}"]).variant, (32, 32, 16)).values():
-        lines = [words(layer) for layer in layers_of(player)]
+        lines = [operations(layer) for layer in layers_of(player)]
         assert 5 <= len(lines) <= 6 and all(lines), "a layer that stands alone, or one that is missing"
 
 

@@ -1,8 +1,7 @@
-"""One study's results put together: for every source its mean over patients and seeds, and its difference to real.
+"""The results of one study, side by side: the scores of every source, and its paired difference to real.
 
-What belongs together stands in sources.json, which launch/study.py writes: the rows of the paper's tables, each with
-one result of `evaluate=segmentation` per cohort and seed. A result that is missing, or of other patients, is an error:
-rows of one table have one n.
+sources.json, which launch/study.py writes, lists the rows of the paper's tables, each with one result of
+`evaluate=segmentation` per cohort and seed. All rows of one table have the same patients; a missing result is an error.
 """
 
 import json
@@ -21,105 +20,113 @@ from vesselgan.runtime.provenance import collect
 FORMAT_VERSION = 1
 REFERENCE = "real"
 CONTROLS = ("shuffled", "threshold")
-"""Kinds of rows that say what no learning, or learning from wrong labels, reaches: nothing is claimed of them."""
+"""Kinds of rows that are baselines and no hypotheses: they are not tested."""
 BOOTSTRAP_SEED = 990
 
 Result = dict[str, Any]
 
 
 def compare_sources(config: Evaluate) -> Result:
-    """The comparison that config.sources describes. UsageError without it, DataError for results that do not fit."""
+    """Returns the comparison that config.sources describes; raises DataError for results that do not fit together."""
     if config.sources is None:
         raise UsageError("evaluate=comparison needs sources=FILE, the sources.json that launch/study.py writes")
     path = Path(config.sources)
     study = _read(path)
     inputs = {path.name: sha256_of(path)}
-    members: dict[str, dict[str, list[Result]]] = {}
+    results: dict[str, dict[str, list[Result]]] = {}
     for row in study["rows"]:
-        members[row["name"]] = {}
+        results[row["name"]] = {}
         for cohort, by_seed in row["results"].items():
-            members[row["name"]][cohort] = [_read(path.parent / name) for name in by_seed.values()]
+            results[row["name"]][cohort] = [_read(path.parent / name) for name in by_seed.values()]
             inputs |= {name: sha256_of(path.parent / name) for name in by_seed.values()}
-    reference = members.get(REFERENCE, {})
-    rows = []
-    for row in study["rows"]:
-        told = {key: value for key, value in row.items() if key != "results"}
-        against = {} if row["name"] == REFERENCE else reference
-        by_cohort = members[row["name"]]
-        scores = {cohort: _score_cohort(results, against.get(cohort), cohort) for cohort, results in by_cohort.items()}
-        empty = {cohort: [result["empty"] for result in results] for cohort, results in by_cohort.items()}
-        first = next((result for results in by_cohort.values() for result in results), {})
-        privacy = first.get("segmented_with", {}).get("privacy") if row["kind"] == "synthetic" else None
-        rows.append(told | {"privacy": privacy, "scores": scores, "empty": empty})
-    _adjust(rows)
-    about = {key: value for key, value in study.items() if key != "rows"}
-    method = {"least_patients": LEAST_PATIENTS, "bootstrap_draws": DRAWS, "bootstrap_seed": BOOTSTRAP_SEED}
-    return about | {
+    rows = [_score_row(row, results[row["name"]], results.get(REFERENCE, {})) for row in study["rows"]]
+    _add_adjusted_p(rows)
+    return {key: value for key, value in study.items() if key != "rows"} | {
         "format_version": FORMAT_VERSION,
         "job": "comparison",
         "name": config.name,
         "units": UNITS,
-        "statistics": method
-        | {"test": "Wilcoxon signed-rank against real, two-sided, Holm over the sources without the controls"},
+        "statistics": {
+            "least_patients": LEAST_PATIENTS,
+            "bootstrap_draws": DRAWS,
+            "bootstrap_seed": BOOTSTRAP_SEED,
+            "test": "Wilcoxon signed-rank against real, two-sided, Holm over the sources without the controls",
+        },
         "rows": rows,
         "inputs": inputs,
         "provenance": collect(),
     }
 
 
-def _score_cohort(members: list[Result], reference: list[Result] | None, cohort: str) -> Result:
+def _score_row(row: Result, by_cohort: dict[str, list[Result]], reference: dict[str, list[Result]]) -> Result:
+    """The row without its files, with its scores, its counts of empty volumes and its GAN's privacy."""
+    if row["name"] == REFERENCE:
+        reference = {}
+    first: Result = next((result for results in by_cohort.values() for result in results), {})
+    return {key: value for key, value in row.items() if key != "results"} | {
+        "privacy": first.get("segmented_with", {}).get("privacy") if row["kind"] == "synthetic" else None,
+        "scores": {
+            cohort: _score_cohort(results, reference.get(cohort), cohort) for cohort, results in by_cohort.items()
+        },
+        "empty": {cohort: [result["empty"] for result in results] for cohort, results in by_cohort.items()},
+    }
+
+
+def _score_cohort(results: list[Result], reference: list[Result] | None, cohort: str) -> Result:
     """Region -> metric -> `describe`, the values by patient (means over seeds) and the difference to the reference."""
     scores: Result = {}
-    regions = list(dict.fromkeys(entry["region"] for entry in members[0]["subjects"]))
-    for region in regions:
+    for region in dict.fromkeys(entry["region"] for entry in results[0]["subjects"]):
         scores[region] = {}
-        for metric in members[0]["summary"][region]:
-            subjects, values_PS = table_of(members, region, metric, cohort)
-            facts: Result = describe(values_PS, seed=BOOTSTRAP_SEED)
-            facts["values"] = dict(zip(subjects, values_PS.mean(axis=1).tolist(), strict=True))
-            facts["difference"] = None
+        for metric in results[0]["summary"][region]:
+            subjects, values_PS = value_table(results, region, metric, cohort)
+            summary: Result = describe(values_PS, seed=BOOTSTRAP_SEED)
+            summary["values"] = dict(zip(subjects, values_PS.mean(axis=1).tolist(), strict=True))
+            summary["difference"] = None
             if reference is not None:
-                others, reference_PS = table_of(reference, region, metric, cohort)
-                if others != subjects:
-                    raise DataError(f"{cohort}, {region}: {members[0]['name']} was scored on {', '.join(subjects)}, "
-                                    f"real on {', '.join(others)}; score both on the same patients")  # fmt: skip
-                facts["difference"] = compare(values_PS, reference_PS, seed=BOOTSTRAP_SEED)
-            scores[region][metric] = facts
+                reference_subjects, reference_PS = value_table(reference, region, metric, cohort)
+                if reference_subjects != subjects:
+                    raise DataError(
+                        f"{cohort}, {region}: {results[0]['name']} was scored on {', '.join(subjects)}, real on "
+                        f"{', '.join(reference_subjects)}; score both on the same patients"
+                    )
+                summary["difference"] = compare(values_PS, reference_PS, seed=BOOTSTRAP_SEED)
+            scores[region][metric] = summary
     return scores
 
 
-def table_of(members: list[Result], region: str, metric: str, cohort: str) -> tuple[list[str], np.ndarray]:
-    """(patients in order, their values [P, S], one column per result); DataError unless all have the same patients."""
-    columns = []
-    for result in members:
-        columns.append({e["subject"]: e.get(metric) for e in result["subjects"] if e["region"] == region})
+def value_table(results: list[Result], region: str, metric: str, cohort: str) -> tuple[list[str], np.ndarray]:
+    """Returns (sorted patients, values [P, S], one column per result).
+
+    Raises DataError if the results do not all have the same patients.
+    """
+    columns = [{e["subject"]: e.get(metric) for e in result["subjects"] if e["region"] == region} for result in results]
     subjects = sorted(columns[0])
-    for column, result in zip(columns, members, strict=True):
-        lacking = [subject for subject in subjects if column.get(subject) is None]
-        if sorted(column) != subjects or lacking:
+    for column, result in zip(columns, results, strict=True):
+        missing = [subject for subject in subjects if column.get(subject) is None]
+        if sorted(column) != subjects or missing:
             raise DataError(
                 f"{cohort}, {region}, {metric}: the results of {result['name']} do not hold the same patients "
-                f"({', '.join(sorted(column))} and {', '.join(subjects)}, without a value: {', '.join(lacking)}); "
+                f"({', '.join(sorted(column))} and {', '.join(subjects)}, without a value: {', '.join(missing)}); "
                 "score them again"
             )
     return subjects, np.array([[column[subject] for column in columns] for subject in subjects], dtype=float)
 
 
-def _adjust(rows: list[Result]) -> None:
-    """Add `p_holm` to every difference: Holm over the sources compared in one cohort, region and metric.
+def _add_adjusted_p(rows: list[Result]) -> None:
+    """Adds `p_holm` to every difference: Holm over the sources compared in one cohort, region and metric.
 
-    Null for the controls, which are no hypotheses: counted among them they would cost the others.
+    Null for the controls: counted as hypotheses they would cost the other sources power.
     """
     families: dict[tuple[str, str, str], list[Result]] = {}
     for row in rows:
         for cohort, regions in row["scores"].items():
             for region, metrics in regions.items():
-                for metric, facts in metrics.items():
-                    if facts["difference"] is None:
+                for metric, summary in metrics.items():
+                    if summary["difference"] is None:
                         continue
-                    facts["difference"]["p_holm"] = None
+                    summary["difference"]["p_holm"] = None
                     if row["kind"] not in CONTROLS:
-                        families.setdefault((cohort, region, metric), []).append(facts["difference"])
+                        families.setdefault((cohort, region, metric), []).append(summary["difference"])
     for family in families.values():
         for difference, p in zip(family, holm([difference["p"] for difference in family]), strict=True):
             difference["p_holm"] = p
@@ -127,6 +134,7 @@ def _adjust(rows: list[Result]) -> None:
 
 def _read(path: Path) -> Result:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content: Result = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); run the study again, it goes on where it was") from error
+        raise DataError(f"{path}: not readable ({error}); run the study again, it resumes") from error
+    return content

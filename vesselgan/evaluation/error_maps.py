@@ -1,4 +1,4 @@
-"""Where a segmentation is right and wrong, voxel by voxel: as a label map and as a picture (the paper's figure 7)."""
+"""Error maps of a segmentation: per voxel true positive, false positive or false negative (the paper's figure 7)."""
 
 from pathlib import Path
 
@@ -13,10 +13,11 @@ TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3
 COLOURS: tuple[pictures.Colour, ...] = ((226, 62, 52), (62, 190, 84), (248, 214, 66))
 """Of the values 1, 2 and 3, as in the paper: red, green, yellow."""
 SIDE = 320
+"""Pixels of a projection's longer side."""
 
 
 def error_map(truth_XYZ: np.ndarray, predicted_XYZ: np.ndarray) -> np.ndarray:
-    """uint8: 1 where both are vessel, 2 where the prediction alone is, 3 where the truth alone is, else 0."""
+    """uint8: TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE or 0."""
     truth, predicted = as_masks(truth_XYZ, predicted_XYZ)
     errors = np.zeros(truth.shape, np.uint8)
     errors[truth & predicted] = TRUE_POSITIVE
@@ -25,26 +26,27 @@ def error_map(truth_XYZ: np.ndarray, predicted_XYZ: np.ndarray) -> np.ndarray:
     return errors
 
 
-def picture(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
+def render(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Projections along the three axes and a 3D rendering, in COLOURS; HxWx3 uint8."""
-    panels = [_projection(errors_XYZ, spacing_mm, axis) for axis in (2, 1, 0)]
+    panels = [_project(errors_XYZ, spacing_mm, axis) for axis in (2, 1, 0)]
     return pictures.sheet([[*panels, pictures.render_vessels(errors_XYZ, spacing_mm, size=SIDE, colours=COLOURS)]])
 
 
 def write(folder: Path, name: str, errors_XYZ: np.ndarray, like: Path, spacing_mm: tuple[float, float, float]) -> None:
-    """FOLDER/<name>.nii.gz on the grid of the file `like`, and FOLDER/<name>.png."""
+    """Writes FOLDER/<name>.nii.gz on the grid of the file `like`, and FOLDER/<name>.png."""
     write_like(folder / f"{name}.nii.gz", errors_XYZ, like)
-    write_bytes(folder / f"{name}.png", pictures.encode_png(picture(errors_XYZ, spacing_mm)))
+    write_bytes(folder / f"{name}.png", pictures.encode_png(render(errors_XYZ, spacing_mm)))
 
 
-def _projection(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float], axis: int) -> np.ndarray:
-    """Each pixel has the colour of the kind that has most voxels along its ray; of equals an error is shown."""
+def _project(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float], axis: int) -> np.ndarray:
+    """Colours each pixel by the most frequent value along its ray; in a tie an error wins over a true positive."""
     kinds = (FALSE_POSITIVE, FALSE_NEGATIVE, TRUE_POSITIVE)
     counts_KHW = np.stack([np.rot90((errors_XYZ == kind).sum(axis=axis)) for kind in kinds])
-    most_HW = np.where(counts_KHW.any(axis=0), counts_KHW.argmax(axis=0), len(kinds))
+    winner_HW = np.where(counts_KHW.any(axis=0), counts_KHW.argmax(axis=0), len(kinds))
     palette = np.array([*(COLOURS[kind - 1] for kind in kinds), (0, 0, 0)], np.uint8)
-    flat = palette[most_HW]
-    across, up = (spacing_mm[k] for k in range(3) if k != axis)
-    height_mm, width_mm = flat.shape[0] * up, flat.shape[1] * across
+    projection_HW3 = palette[winner_HW]
+    x_mm, y_mm = (spacing_mm[k] for k in range(3) if k != axis)
+    height_mm, width_mm = projection_HW3.shape[0] * y_mm, projection_HW3.shape[1] * x_mm
     scale = SIDE / max(height_mm, width_mm)
-    return pictures.enlarge(flat, max(1, round(height_mm * scale)), max(1, round(width_mm * scale)), smooth=False)
+    size = max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
+    return pictures.enlarge(projection_HW3, *size, smooth=False)

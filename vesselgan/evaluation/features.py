@@ -1,4 +1,4 @@
-"""Features of the patches in shards: MedicalNet's, or a seeded random network's where that is asked by name.
+"""Features of the patches in shards, by MedicalNet or, with image.extractor=random, by a seeded random network.
 
 N patches, X Y Z voxels, F features
 """
@@ -24,19 +24,19 @@ from vesselgan.formats.shards import ShardSet, content_hash, intensities
 from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, draw_weights, load_weights
 
 RANDOM_TITLE = "random features, not comparable"
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network and what a reader of its numbers must know of it."""
+    """A feature network and where its weights come from."""
 
     network: ResNet10
     title: str
     sha256: str
-    """Of the weights' file, or of the drawn weights."""
+    """Of the weights' file, or of the random weights."""
     is_checked: bool
-    """Whether the sha256 is the one that the user expected."""
+    """Whether the sha256 was compared with image.weights_sha256."""
     is_comparable: bool
     """False for random weights."""
 
@@ -46,43 +46,42 @@ class Preprocessing:
     """How a patch becomes the network's input."""
 
     background: str
-    """What stands in for voxels of 0: `noise` N(0, 1), as in the authors' code, or `zero`, the noise's mean."""
+    """Replaces voxels of 0: `noise` N(0, 1), as in the authors' code, or `zero`, the noise's mean."""
     seed: int
-    """Of the noise, with the patch's own digest: equal patches have equal noise, others share none."""
+    """Of the noise, together with the patch's digest: equal patches get equal noise, others share none."""
     scaling: str
-    """`volume` or `patch`, as shards are read."""
+    """`volume` or `patch`, as in `formats.shards.intensities`."""
 
 
 @dataclass(frozen=True)
 class Extracted:
-    """Every patch of a set, in its order."""
+    """Features of every patch of a set, in its order."""
 
     features_NF: np.ndarray
     """float32"""
     zero_share: float
-    """Voxels of value 0, which `background` fills, of all."""
+    """Share of voxels of value 0, which `background` fills."""
     num_constant: int
-    """Patches whose voxels above 0 are all alike: nothing to scale by, so those are 0."""
-    num_copies: int
-    """Patches whose image is, voxel for voxel, that of an earlier one."""
+    """Patches whose voxels above 0 have one value; their z-score is 0."""
+    num_duplicates: int
+    """Patches whose image equals an earlier one voxel for voxel."""
 
 
 def open_extractor(settings: ImageScores) -> Extractor:
-    """The network that `settings.extractor` names.
+    """Returns the network that `settings.extractor` names.
 
-    DataError: weights missing, not those expected, not safe to read or another network's. UsageError: weights given
-    for a network that is random.
+    Raises DataError if the weights are missing, unexpected, unsafe to read or another network's.
     """
     network = ResNet10().eval().requires_grad_(False)
     if settings.extractor == "random":
         if settings.weights is not None:
-            raise UsageError("image.extractor=random draws its weights; leave image.weights out, or the extractor")
+            raise UsageError("image.extractor=random draws its weights; leave out image.weights or image.extractor")
         draw_weights(network, settings.seed)
         return Extractor(network, RANDOM_TITLE, _digest(network), True, False)
     if settings.weights is None:
         raise DataError(
-            "image.weights=FILE is missing: MedicalNet's resnet_10_23dataset.pth, which you download yourself; "
-            "image.extractor=random runs without, and its numbers compare with no others"
+            "image.weights=FILE is missing: download MedicalNet's resnet_10_23dataset.pth and name it; "
+            "image.extractor=random runs without it, but its scores compare with no others"
         )
     path = Path(settings.weights)
     try:
@@ -99,7 +98,7 @@ def open_extractor(settings: ImageScores) -> Extractor:
 
 
 def read_weights(path: Path) -> object:
-    """What a .pth or .safetensors file holds, without running anything in it. DataError for what cannot be read so."""
+    """Returns the content of a .pth or .safetensors file without running code in it; raises DataError otherwise."""
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
@@ -107,10 +106,10 @@ def read_weights(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DataError(
-            f"{path}: holds more than tensors, which could run code when read, so it is refused; get the file from "
-            "MedicalNet's authors, or save its tensors alone as .safetensors"
+            f"{path}: holds more than tensors, which could run code when read; get the file from MedicalNet's authors, "
+            "or save its tensors alone as .safetensors"
         ) from error
-    except Exception as error:  # a damaged archive answers with many exceptions
+    except Exception as error:  # a damaged archive raises many kinds
         raise DataError(f"{path}: cannot be read as weights ({_first_line(error)}); get it again") from error
 
 
@@ -123,10 +122,10 @@ def features_of(
     batch_size: int,
     cache_dir: Path,
 ) -> Extracted:
-    """Features of every patch of a set, from the cache where it holds them, with progress where not.
+    """Returns the features of every patch of a set, from the cache if it has them.
 
-    The cache is keyed by the shards' content, the weights, the preprocessing and the kind of device, so nothing in it
-    grows old; a damaged file in it is made anew, and told.
+    The cache's key is the shards' content, the weights, the preprocessing and the kind of device, so an entry never
+    goes stale. A damaged entry is computed again, with a message.
     """
     key = {
         "version": CACHE_VERSION,
@@ -146,42 +145,42 @@ def features_of(
         extracted = _extract(shards, extractor, preprocessing, device, batch_size)
     except torch.OutOfMemoryError as error:
         raise ResourceError(
-            f"{device}: no memory for {batch_size} patches of {list(shards.patch_shape)} at a time; take a smaller "
-            "image.batch_size"
+            f"{device}: out of memory with {batch_size} patches of {list(shards.patch_shape)} per batch; take a "
+            "smaller image.batch_size"
         ) from error
     _write_cache(path, extracted, key)
     return extracted
 
 
 def network_input(image_XYZ: np.ndarray, background: str, seed: tuple[int, int]) -> tuple[np.ndarray, bool]:
-    """(float32 [X, Y, Z]: the z-score over the voxels above 0, the others by `background`; whether it is constant).
+    """Returns (float32 [X, Y, Z]: z-score over the voxels above 0, the others filled by `background`; is_constant).
 
-    As in the authors' code, but the noise has a seed, and a patch without spread gives 0 and not 0/0.
+    As in the authors' code, except that the noise is seeded and a constant patch gives 0 instead of 0/0.
     """
     is_tissue = image_XYZ > 0
     values_V = image_XYZ[is_tissue].astype(np.float64)
-    spread = float(values_V.std()) if values_V.size else 0.0
-    is_constant = spread <= 1e-9
+    sd = float(values_V.std()) if values_V.size else 0.0
+    is_constant = sd <= 1e-9
     if background == "noise":
-        made_XYZ = np.random.default_rng(seed).standard_normal(image_XYZ.shape, dtype=np.float32)
+        input_XYZ = np.random.default_rng(seed).standard_normal(image_XYZ.shape, dtype=np.float32)
     else:
-        made_XYZ = np.zeros(image_XYZ.shape, np.float32)
-    made_XYZ[is_tissue] = 0 if is_constant else (values_V - values_V.mean()) / spread
-    return made_XYZ, is_constant
+        input_XYZ = np.zeros(image_XYZ.shape, np.float32)
+    input_XYZ[is_tissue] = 0 if is_constant else (values_V - values_V.mean()) / sd
+    return input_XYZ, is_constant
 
 
 def patch_hashes(shards: ShardSet) -> dict[bytes, int]:
-    """Digest of each patch's stored image -> its number; patches of one value identify nobody and are left out."""
+    """Digest of each patch's stored image -> its index, without constant patches, which identify nobody."""
     hashes = {}
-    for number in tqdm(range(len(shards)), unit="patch", desc="hashes", disable=None):
-        stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
+    for index in tqdm(range(len(shards)), unit="patch", desc="hashes", disable=None):
+        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
         if stored_XYZ.min() != stored_XYZ.max():
-            hashes[_patch_digest(stored_XYZ)] = number
+            hashes[_patch_digest(stored_XYZ)] = index
     return hashes
 
 
 def _patch_digest(stored_XYZ: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(stored_XYZ), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(stored_XYZ).data, digest_size=16).digest()
 
 
 def _extract(
@@ -189,75 +188,81 @@ def _extract(
 ) -> Extracted:
     network = extractor.network.to(device)
     features_NF = np.empty((len(shards), NUM_FEATURES), np.float32)
-    zeros = constants = 0
-    seen: set[bytes] = set()
+    num_zeros = num_constant = 0
+    digests: set[bytes] = set()
     bar = tqdm(total=len(shards), unit="patch", desc=f"features of {shards.folder.name}", disable=None)
     with bar, torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        for numbers, batch, num_zeros, num_constant in _batches(shards, preprocessing, batch_size, seen):
-            made = network(batch.to(device)).float().cpu().numpy()
-            features_NF[numbers] = made[: len(numbers)]
-            zeros, constants = zeros + num_zeros, constants + num_constant
-            bar.update(len(numbers))
+        for indices, batch, batch_zeros, batch_constant in _batches(shards, preprocessing, batch_size, digests):
+            features_BF = network(batch.to(device)).float().cpu().numpy()
+            features_NF[indices] = features_BF[: len(indices)]
+            num_zeros, num_constant = num_zeros + batch_zeros, num_constant + batch_constant
+            bar.update(len(indices))
     if not np.isfinite(features_NF).all():
         bad = np.flatnonzero(~np.isfinite(features_NF).all(axis=1))
-        raise DataError(f"{shards.folder}: the features of patches {bad[:5].tolist()} are not finite; are its weights?")
-    zero_share = zeros / (len(shards) * int(np.prod(shards.patch_shape)))
-    return Extracted(features_NF, zero_share, constants, len(shards) - len(seen))
+        raise DataError(
+            f"{shards.folder}: the features of patches {bad[:5].tolist()} are not finite; check the weights"
+        )
+    zero_share = num_zeros / (len(shards) * int(np.prod(shards.patch_shape)))
+    return Extracted(features_NF, zero_share, num_constant, len(shards) - len(digests))
 
 
 def _batches(
-    shards: ShardSet, preprocessing: Preprocessing, batch_size: int, seen: set[bytes]
+    shards: ShardSet, preprocessing: Preprocessing, batch_size: int, digests: set[bytes]
 ) -> Iterator[tuple[list[int], Tensor, int, int]]:
-    """(patches' numbers, input [batch_size, 1, X, Y, Z], zero voxels, constant patches); `seen` gets every digest.
+    """Yields (indices, input [batch_size, 1, X, Y, Z], zero voxels, constant patches); adds to `digests`.
 
-    The last batch is filled up by repetition: kernels are chosen by batch size, and features should not depend on how
-    many patches there are.
+    Repeats the last patch to fill the last batch: kernels are chosen by batch size, and features must not depend on
+    the number of patches.
     """
     for first in range(0, len(shards), batch_size):
-        numbers = list(range(first, min(first + batch_size, len(shards))))
-        inputs, zeros, constants = [], 0, 0
-        for number in numbers:
-            stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
+        indices = list(range(first, min(first + batch_size, len(shards))))
+        inputs, num_zeros, num_constant = [], 0, 0
+        for index in indices:
+            stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
             digest = _patch_digest(stored_XYZ)
-            seen.add(digest)
+            digests.add(digest)
             image_XYZ = intensities(stored_XYZ, preprocessing.scaling)
-            # By its place, patch i of either set would have the same noise, which draws the two sets together.
+            # Seeded by index, patch i of both sets would share its noise, which draws the two sets together.
             seed = (preprocessing.seed, int.from_bytes(digest))
-            made_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)
-            inputs.append(torch.from_numpy(made_XYZ))
-            zeros, constants = zeros + int(np.count_nonzero(image_XYZ == 0)), constants + is_constant
+            input_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)
+            inputs.append(torch.from_numpy(input_XYZ))
+            num_zeros, num_constant = num_zeros + int(np.count_nonzero(image_XYZ == 0)), num_constant + is_constant
         inputs += [inputs[-1]] * (batch_size - len(inputs))
-        yield numbers, torch.stack(inputs).unsqueeze(1), zeros, constants
+        yield indices, torch.stack(inputs).unsqueeze(1), num_zeros, num_constant
 
 
 def _read_cache(path: Path, count: int) -> Extracted | None:
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            features_NF, facts = file.get_tensor("features"), file.metadata()
-        if features_NF.shape == (count, NUM_FEATURES) and facts["sha256"] == _sha256(features_NF):
-            counts = int(facts["num_constant"]), int(facts["num_copies"])
-            return Extracted(features_NF, float(facts["zero_share"]), *counts)
-        problem = "its contents are not what was written"
+            features_NF, metadata = file.get_tensor("features"), file.metadata()
+        if features_NF.shape == (count, NUM_FEATURES) and metadata["sha256"] == _sha256(features_NF):
+            counts = int(metadata["num_constant"]), int(metadata["num_duplicates"])
+            return Extracted(features_NF, float(metadata["zero_share"]), *counts)
+        problem = "wrong checksum"
     except FileNotFoundError:
         return None
-    except Exception as error:  # safetensors and a damaged file: many exceptions
+    except Exception as error:  # a damaged file raises many kinds
         problem = _first_line(error)
-    print(f"{path}: damaged ({problem}), the features are made anew", flush=True)
+    print(f"{path}: damaged ({problem}); computing the features again", flush=True)
     return None
 
 
 def _write_cache(path: Path, extracted: Extracted, key: dict[str, object]) -> None:
-    facts = {"sha256": _sha256(extracted.features_NF), "zero_share": repr(extracted.zero_share)}
-    facts |= {"num_constant": str(extracted.num_constant), "num_copies": str(extracted.num_copies)}
-    facts["key"] = json.dumps(key, sort_keys=True)
+    metadata = {
+        "sha256": _sha256(extracted.features_NF),
+        "zero_share": repr(extracted.zero_share),
+        "num_constant": str(extracted.num_constant),
+        "num_duplicates": str(extracted.num_duplicates),
+        "key": json.dumps(key, sort_keys=True),
+    }
     try:
         partial = PartialFile(path)
-    except BlockingIOError:  # another process writes the same bytes
+    except BlockingIOError:  # another process is writing the same bytes
         return
     except OSError as error:
         raise ResourceError(f"{path}: cannot be created ({error.strerror}); choose another work_dir") from error
     try:
-        partial.write(save({"features": extracted.features_NF}, facts))
+        partial.write(save({"features": extracted.features_NF}, metadata))
         if partial.error is not None:
             raise ResourceError(f"{path}: {describe(partial.error)}; make room and start again")
         partial.publish()
@@ -274,7 +279,7 @@ def _digest(network: ResNet10) -> str:
 
 
 def _sha256(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Score synthetic patches against held-out real ones: image features, diversity, labels.
+"""Scores synthetic patches against held-out real ones: image features, diversity, labels.
 
-The reference is held out unless `image.reference=train` asks for the training split by name: scored against what it
-learned from, a generator that copies would win.
+The reference is held out, unless `image.reference=train` names the training split: against its own training patches a
+generator that copies would win.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
     find_reference,
-    like_training,
+    match_kinds,
     training_shards,
 )
 from vesselgan.formats.shards import ShardSet, content_hash, intensities
@@ -36,10 +36,10 @@ DATA_RANGE = 255.0
 
 
 def score_patches(config: Evaluate) -> dict[str, Any]:
-    """The result of scoring `config.image.synthetic` against the cohort's real patches, for JSON.
+    """Returns the scores of `config.image.synthetic` against the cohort's real patches, for JSON.
 
-    DataError: shards or weights missing, damaged or not fitting; a reference that holds training patches; a GAN that
-    was trained on other shards than the cohort's.
+    Raises DataError if shards or weights are missing, damaged or do not fit, if the reference holds training patches,
+    or if the GAN was trained on other shards than the cohort's.
     """
     settings = config.image
     if settings.synthetic is None:
@@ -48,24 +48,30 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     _check_sets(synthetic, reference)
     training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
     trained_note = check_trained_on(synthetic, training) if training is not None else None
-    is_asked = settings.reference == "train"
-    overlap = "the training split, asked by name" if is_asked else check_overlap(reference, training, cache_dir)
-    rows, kind_note = like_training(reference, training if purpose == "unet" else None, settings.seed)
+    if settings.reference == "train":
+        overlap = "the training split, asked by name"
+    else:
+        overlap = check_overlap(reference, training, cache_dir)
+    rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, settings.seed)
     extractor = open_extractor(settings)
     device = choose_device(config.runtime.device, 0)
-    unchecked = "" if extractor.is_checked else " (not checked: image.weights_sha256 is not given)"
+    unchecked = "" if extractor.is_checked else " (not checked: image.weights_sha256 is not set)"
     print(f"{extractor.title}, sha256 {extractor.sha256}{unchecked}, on {device}", flush=True)
     preprocessing = Preprocessing(settings.background, settings.seed, config.data.scaling)
-    how = {"device": device, "batch_size": settings.batch_size, "cache_dir": cache_dir}
-    extracted = [features_of(shards, extractor, preprocessing, **how) for shards in (reference, synthetic)]
+    real, generated = (
+        features_of(
+            shards, extractor, preprocessing, device=device, batch_size=settings.batch_size, cache_dir=cache_dir
+        )
+        for shards in (reference, synthetic)
+    )
     result = {
-        **_head(config, reference, purpose, rows),
-        "extractor": _extractor_facts(extractor, device),
-        "preprocessing": {**vars(preprocessing), **_zero_facts(*extracted)},
+        **_header(config, reference, purpose, rows),
+        "extractor": _extractor_record(extractor, device),
+        "preprocessing": {**vars(preprocessing), **_background_counts(real, generated)},
         "training_overlap": overlap,
-        **_feature_part(config, reference, rows, *extracted),
-        "ms_ssim": _similarity_part(config, reference, rows, synthetic, device),
-        "labels": _label_part(config, reference, rows, synthetic),
+        **_feature_scores(config, reference, rows, real, generated),
+        "ms_ssim": _ms_ssim(config, reference, rows, synthetic, device),
+        "labels": _label_scores(config, reference, rows, synthetic),
         "inputs": {
             "synthetic shards": content_hash(synthetic.folder),
             "reference shards": content_hash(reference.folder),
@@ -73,15 +79,15 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
         },
         "provenance": collect(),
     }
-    result["notes"] += [*_copy_notes(*extracted), *(note for note in (kind_note, trained_note) if note)]
+    result["notes"] += [*_duplicate_notes(real, generated), *(note for note in (kind_note, trained_note) if note)]
     result["synthetic"] = {"count": len(synthetic), **synthetic.manifest.extra}
-    _tell(result)
+    _log_result(result)
     return result
 
 
 def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
     if synthetic.origin != "synthetic":
-        raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name what launch/generate.py wrote")
+        raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py")
     if synthetic.patch_shape != reference.patch_shape:
         raise DataError(
             f"{synthetic.folder} has patches of {list(synthetic.patch_shape)} voxels, the reference "
@@ -89,7 +95,7 @@ def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
         )
 
 
-def _head(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarray) -> dict[str, Any]:
+def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarray) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "job": "image",
@@ -108,7 +114,7 @@ def _head(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarray)
     }
 
 
-def _extractor_facts(extractor: Extractor, device: torch.device) -> dict[str, Any]:
+def _extractor_record(extractor: Extractor, device: torch.device) -> dict[str, Any]:
     return {
         "title": extractor.title,
         "sha256": extractor.sha256,
@@ -118,27 +124,23 @@ def _extractor_facts(extractor: Extractor, device: torch.device) -> dict[str, An
     }
 
 
-def _zero_facts(reference: Extracted, synthetic: Extracted) -> dict[str, Any]:
-    sides = {"reference": reference, "synthetic": synthetic}
+def _background_counts(reference: Extracted, synthetic: Extracted) -> dict[str, Any]:
     return {
-        "zero_share": {side: extracted.zero_share for side, extracted in sides.items()},
-        "num_constant": {side: extracted.num_constant for side, extracted in sides.items()},
-        "num_copies": {side: extracted.num_copies for side, extracted in sides.items()},
+        name: {"reference": getattr(reference, name), "synthetic": getattr(synthetic, name)}
+        for name in ("zero_share", "num_constant", "num_duplicates")
     }
 
 
-def _copy_notes(reference: Extracted, synthetic: Extracted) -> list[str]:
-    """A set that repeats its patches is smaller than its n says."""
-    sides = {"reference": reference, "synthetic": synthetic}
+def _duplicate_notes(reference: Extracted, synthetic: Extracted) -> list[str]:
     return [
-        f"{extracted.num_copies} of {len(extracted.features_NF)} {side} patches are copies of another one, voxel for "
-        "voxel: n counts them all"
-        for side, extracted in sides.items()
-        if extracted.num_copies
+        f"{extracted.num_duplicates} of {len(extracted.features_NF)} {side} patches are copies of another one, voxel "
+        "for voxel: n counts them all"
+        for side, extracted in (("reference", reference), ("synthetic", synthetic))
+        if extracted.num_duplicates
     ]
 
 
-def _feature_part(
+def _feature_scores(
     config: Evaluate, reference: ShardSet, rows: np.ndarray, real: Extracted, generated: Extracted
 ) -> dict[str, Any]:
     settings = config.image
@@ -149,88 +151,88 @@ def _feature_part(
         seeds=tuple(range(settings.seed, settings.seed + settings.num_seeds)),
         max_patches=settings.max_patches,
     )
-    sides = (
+    scores = score_features(
         Features(real.features_NF[rows], tuple(reference.subject(int(i)) for i in rows)),
         Features(generated.features_NF, ("",) * len(generated.features_NF)),
+        method,
     )
-    scores = score_features(*sides, method)
     print(f"{scores['n']} patches on either side (of {len(rows)} real and {len(generated.features_NF)} synthetic), "
           f"{scores['num_patients']} patients", flush=True)  # fmt: skip
     return {"method": vars(method), **scores}
 
 
-def _similarity_part(
+def _ms_ssim(
     config: Evaluate, reference: ShardSet, rows: np.ndarray, synthetic: ShardSet, device: torch.device
 ) -> dict[str, Any]:
-    """Mean MS-SSIM within either set, and how it was measured; null where no scale fits into the patch."""
+    """Mean MS-SSIM within each set, with its settings; null if no scale fits into the patch."""
     settings, scales = config.image, diversity.num_scales(reference.patch_shape)
-    facts = {"num_scales": scales, "weights": list(diversity.scale_weights(scales)), "num_pairs": settings.num_pairs}
+    method = {"num_scales": scales, "weights": list(diversity.scale_weights(scales)), "num_pairs": settings.num_pairs}
     if scales == 0:
-        return {**facts, "real": None, "synthetic": None}
+        return {**method, "real": None, "synthetic": None}
 
-    def mean_of(shards: ShardSet, chosen: np.ndarray) -> float:
-        def read(place: int) -> np.ndarray:
-            stored_XYZ, _ = shards.stored_pair(int(chosen[place]), label_threshold=config.data.label_threshold)
+    def mean_of(shards: ShardSet, indices: np.ndarray) -> float:
+        def read(i: int) -> np.ndarray:
+            stored_XYZ, _ = shards.stored_pair(int(indices[i]), label_threshold=config.data.label_threshold)
             return intensities(stored_XYZ, config.data.scaling)
 
         return diversity.mean_similarity(
-            read, len(chosen), num_pairs=settings.num_pairs, seed=settings.seed, data_range=DATA_RANGE, device=device
+            read, len(indices), num_pairs=settings.num_pairs, seed=settings.seed, data_range=DATA_RANGE, device=device
         )
 
-    return {**facts, "real": mean_of(reference, rows), "synthetic": mean_of(synthetic, np.arange(len(synthetic)))}
+    return {**method, "real": mean_of(reference, rows), "synthetic": mean_of(synthetic, np.arange(len(synthetic)))}
 
 
-def _label_part(config: Evaluate, reference: ShardSet, rows: np.ndarray, synthetic: ShardSet) -> dict[str, Any]:
+def _label_scores(config: Evaluate, reference: ShardSet, rows: np.ndarray, synthetic: ShardSet) -> dict[str, Any]:
     settings = config.image
     count = min(len(rows), len(synthetic), settings.max_label_patches or len(rows))
-    source = np.random.default_rng(settings.seed)
-    chosen = {
-        "real": (reference, np.sort(source.choice(rows, count, replace=False))),
-        "synthetic": (synthetic, np.sort(source.choice(len(synthetic), count, replace=False))),
-    }
-    measured: dict[str, list[LabelStatistics]] = {}
-    controls = {}
-    for side, (shards, numbers) in chosen.items():
-        measured[side], controls[side] = measure_labels(shards, numbers, config, side)
-    patients = [reference.subject(int(i)) for i in chosen["real"][1]]
+    rng = np.random.default_rng(settings.seed)
+    real_indices = np.sort(rng.choice(rows, count, replace=False))
+    synthetic_indices = np.sort(rng.choice(len(synthetic), count, replace=False))
+    real, real_controls = measure_labels(reference, real_indices, config, "real")
+    generated, generated_controls = measure_labels(synthetic, synthetic_indices, config, "synthetic")
+    patients = [reference.subject(int(i)) for i in real_indices]
     return {
         "n": count,
-        "statistics": compare_labels(measured["real"], measured["synthetic"], patients, settings.seed),
-        "consistency_controls": controls,
+        "statistics": compare_labels(real, generated, patients, settings.seed),
+        "consistency_controls": {"real": real_controls, "synthetic": generated_controls},
     }
 
 
 def measure_labels(
-    shards: ShardSet, numbers: np.ndarray, config: Evaluate, side: str
+    shards: ShardSet, indices: np.ndarray, config: Evaluate, side: str
 ) -> tuple[list[LabelStatistics], dict[str, float | None]]:
-    """Statistics of these patches, and the mean consistency with labels shifted by 2 voxels, and with another's."""
-    measured: list[LabelStatistics] = []
-    spoilt: dict[str, list[float]] = {"shifted": [], "shuffled": []}
-    partner = derangement(len(numbers), config.image.seed)
-    for place, number in enumerate(tqdm(numbers, unit="label", desc=f"{side} labels", disable=None)):
-        reading = {"scaling": config.data.scaling, "label_threshold": config.data.label_threshold}
-        image_XYZ, label_XYZ = shards.read_pair(int(number), **reading)
-        foreign_XYZ = shards.label(int(numbers[partner[place]]), config.data.label_threshold)
-        measured.append(label_statistics(image_XYZ, label_XYZ, shards.spacing_mm))
+    """Returns (statistics per patch, mean consistency of two controls).
+
+    The controls are labels shifted by 2 voxels, and labels of another patch.
+    """
+    statistics: list[LabelStatistics] = []
+    controls: dict[str, list[float]] = {"shifted": [], "shuffled": []}
+    partner = derangement(len(indices), config.image.seed)
+    threshold = config.data.label_threshold
+    for i, index in enumerate(tqdm(indices, unit="label", desc=f"{side} labels", disable=None)):
+        image_XYZ, label_XYZ = shards.read_pair(int(index), scaling=config.data.scaling, label_threshold=threshold)
+        foreign_XYZ = shards.label(int(indices[partner[i]]), threshold)
+        statistics.append(label_statistics(image_XYZ, label_XYZ, shards.spacing_mm))
         for name, label in (("shifted", shifted(label_XYZ)), ("shuffled", foreign_XYZ)):
             if (score := consistency(image_XYZ, label)) is not None:
-                spoilt[name].append(score)
-    return measured, {name: float(np.mean(values)) if values else None for name, values in spoilt.items()}
+                controls[name].append(score)
+    return statistics, {name: float(np.mean(scores)) if scores else None for name, scores in controls.items()}
 
 
-def _tell(result: dict[str, Any]) -> None:
-    for name, facts in result["scores"].items():
-        low_high = "" if facts["interval"] is None else " ({:.4f} to {:.4f})".format(*facts["interval"])
-        floor = result["floor"]
-        beside = "" if floor is None else (
-            f"; at n={floor['n'][0]}: {floor['synthetic'][name]['mean']:.4f}, real against real "
-            f"{floor['real'][name]['mean']:.4f}"
-        )  # fmt: skip
-        print(f"{result['name']}, {name} at n={result['n']}: {facts['mean']:.4f}{low_high}{beside}", flush=True)
+def _log_result(result: dict[str, Any]) -> None:
+    floor = result["floor"]
+    for name, score in result["scores"].items():
+        line = f"{result['name']}, {name} at n={result['n']}: {score['mean']:.4f}"
+        if score["interval"] is not None:
+            line += " ({:.4f} to {:.4f})".format(*score["interval"])
+        if floor is not None:
+            line += f"; at n={floor['n'][0]}: {floor['synthetic'][name]['mean']:.4f}"
+            line += f", real against real {floor['real'][name]['mean']:.4f}"
+        print(line, flush=True)
     statistics = result["labels"]["statistics"]
     for name in ("vessel_fraction", "consistency"):
-        real, made = (statistics[name][side]["mean"] for side in ("real", "synthetic"))
-        means = "not defined" if real is None or made is None else f"{made:.4f}, real {real:.4f}"
-        print(f"{result['name']}, {name}, labels cut at {result['label_threshold']:g}: {means}", flush=True)
+        real, generated = (statistics[name][side]["mean"] for side in ("real", "synthetic"))
+        means = "not defined" if real is None or generated is None else f"{generated:.4f}, real {real:.4f}"
+        print(f"{result['name']}, {name}, label threshold {result['label_threshold']:g}: {means}", flush=True)
     for note in [*result["notes"], *([] if result["extractor"]["is_comparable"] else [result["extractor"]["title"]])]:
         print(f"note: {note}", flush=True)

@@ -1,8 +1,8 @@
-"""Where a synthetic label should begin: candidate thresholds narrowed by what their labels look like.
+"""Candidate thresholds for synthetic labels, chosen by how much their labels resemble the training labels.
 
-The GAN's second channel is a score; a threshold makes a label of it. A threshold whose labels hold as much vessel, in
-as many parts, as the training labels do is a good one. This reads synthetic scores and training labels and nothing
-else: the validation patches decide between the best few (launch/study.py), the test subjects have no say.
+The GAN's second channel is a score that a threshold turns into a label. A good threshold gives as much vessel, in as
+many connected components, as the training labels have. Only synthetic scores and training labels are read here; the
+validation patches decide between the closest few (launch/study.py), and the test subjects are never used.
 """
 
 import math
@@ -20,67 +20,67 @@ FORMAT_VERSION = 1
 
 
 def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
-    """Every threshold of config.labels with its labels' statistics, and the closest ones.
+    """Returns every threshold of config.labels with its labels' statistics, and the closest ones.
 
-    `distance` is |ln(vessel fraction / the training labels')| + |ln((1 + parts) / (1 + the training labels'))|, both
-    means over labels.max_patches patches taken evenly from each set; null where no voxel reaches the threshold.
+    `distance` is |ln(vessel fraction / the training labels')| + |ln((1 + parts) / (1 + the training labels'))|, of
+    means over labels.max_patches patches taken evenly from each set; null if no voxel reaches the threshold.
     """
-    asked = config.labels
-    if asked.synthetic is None:
-        raise UsageError(
-            "evaluate=label_threshold needs labels.synthetic=DIR, the shards that launch/generate.py wrote"
-        )
-    synthetic, training = (
-        ShardSet(folder) for folder in (asked.synthetic, Path(config.data.cohort_dir) / "shards/gan/train")
-    )
+    settings = config.labels
+    if settings.synthetic is None:
+        raise UsageError("evaluate=label_threshold needs labels.synthetic=DIR, which launch/generate.py wrote")
+    synthetic = ShardSet(settings.synthetic)
+    training = ShardSet(Path(config.data.cohort_dir) / "shards/gan/train")
     if (synthetic.origin, training.origin) != ("synthetic", "real"):
         raise DataError(
-            f"{asked.synthetic} holds {synthetic.origin} and {training.folder} {training.origin} patches; synthetic "
-            "and real ones belong there"
+            f"labels.synthetic={settings.synthetic} holds {synthetic.origin} patches and {training.folder} "
+            f"{training.origin} ones; expected synthetic and real"
         )
-    real = label_facts(training, [0.5], asked.max_patches)[0]
-    if not real["vessel_fraction"]:
+    reference = label_means(training, [0.5], settings.max_patches)[0]
+    if not reference["vessel_fraction"]:
         raise DataError(f"{training.folder}: its labels hold no vessel, so there is nothing to compare with")
-    rows = label_facts(synthetic, sorted(set(asked.thresholds)), asked.max_patches)
+    rows = label_means(synthetic, sorted(set(settings.thresholds)), settings.max_patches)
     for row in rows:
-        row["distance"] = _distance(row, real)
+        row["distance"] = _distance(row, reference)
     reached = [row for row in rows if row["distance"] is not None]
     if not reached:
         raise DataError(
-            f"{asked.synthetic}: no score reaches any of the thresholds {asked.thresholds}; the GAN makes no "
+            f"{settings.synthetic}: no score reaches any of the thresholds {settings.thresholds}; the GAN makes no "
             "vessels, train it longer or take another checkpoint"
         )
-    closest = sorted(reached, key=lambda row: (row["distance"], row["threshold"]))[: asked.num_narrowed]
+    closest = sorted(reached, key=lambda row: (row["distance"], row["threshold"]))[: settings.num_narrowed]
     return {
         "format_version": FORMAT_VERSION,
         "job": "label_threshold",
         "name": config.name,
-        "training": {key: real[key] for key in ("vessel_fraction", "num_parts", "num_patches")},
+        "training": {key: reference[key] for key in ("vessel_fraction", "num_parts", "num_patches")},
         "thresholds": rows,
         "narrowed": [row["threshold"] for row in closest],
         "inputs": {"synthetic": content_hash(synthetic.folder), "training": content_hash(training.folder)},
     }
 
 
-def label_facts(shards: ShardSet, thresholds: list[float], num_patches: int) -> list[dict[str, Any]]:
-    """For each threshold the mean vessel fraction and number of connected parts over patches taken evenly."""
-    chosen = np.linspace(0, len(shards) - 1, min(num_patches, len(shards))).round().astype(int)
+def label_means(shards: ShardSet, thresholds: list[float], num_patches: int) -> list[dict[str, Any]]:
+    """Returns for each threshold the mean vessel fraction and number of components over evenly spaced patches."""
+    indices = np.linspace(0, len(shards) - 1, min(num_patches, len(shards))).round().astype(int)
     totals = np.zeros((len(thresholds), 2))
-    for index in chosen:
+    for index in indices:
         record = shards.record(int(index))
-        level = record.label_XYZ.astype(float) if record.score_XYZ is None else record.score_XYZ.astype(np.float32)
+        if record.score_XYZ is None:
+            score_XYZ = record.label_XYZ.astype(float)
+        else:
+            score_XYZ = record.score_XYZ.astype(np.float32)
         for row, threshold in enumerate(thresholds):
-            label = level >= threshold
-            totals[row] += label.mean(), count_parts(label)
-    means = totals / len(chosen)
+            label_XYZ = score_XYZ >= threshold
+            totals[row] += label_XYZ.mean(), count_parts(label_XYZ)
+    means = totals / len(indices)
     return [
-        {"threshold": threshold, "vessel_fraction": float(f), "num_parts": float(c), "num_patches": len(chosen)}
-        for threshold, (f, c) in zip(thresholds, means, strict=True)
+        {"threshold": t, "vessel_fraction": float(fraction), "num_parts": float(count), "num_patches": len(indices)}
+        for t, (fraction, count) in zip(thresholds, means, strict=True)
     ]
 
 
-def _distance(row: dict[str, Any], real: dict[str, Any]) -> float | None:
+def _distance(row: dict[str, Any], reference: dict[str, Any]) -> float | None:
     if not row["vessel_fraction"]:
         return None
-    parts = (1 + row["num_parts"]) / (1 + real["num_parts"])
-    return abs(math.log(row["vessel_fraction"] / real["vessel_fraction"])) + abs(math.log(parts))
+    ratio = (1 + row["num_parts"]) / (1 + reference["num_parts"])
+    return abs(math.log(row["vessel_fraction"] / reference["vessel_fraction"])) + abs(math.log(ratio))

@@ -1,9 +1,9 @@
-"""The audit before synthetic patches are shared: are they nearer to the training patches than other people's are?
+"""Memorisation audit: are synthetic patches nearer to the training patches than held-out real patches are?
 
-Every synthetic patch and every held-out real one gets the distance to its nearest training patch, in any of the turns
-that training may have shown (metrics.nearest_neighbours); privacy.attacks.copies judges by these numbers. The gate
-opens only where copies would have been found. It says nothing of what is not a copy: for that there is differential
-privacy.
+Measures the distance of every synthetic and every held-out real patch to its nearest training patch, in any orientation
+that augmentation may have shown (metrics.nearest_neighbours), and tests these distances (privacy.attacks.copies). The
+gate opens only if the test has the power to find copies and finds none. It bounds copies alone; for everything else
+there is differential privacy.
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
     find_reference,
-    like_training,
+    match_kinds,
     training_shards,
 )
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -30,15 +30,16 @@ from vesselgan.privacy.attacks import copies
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1
-DRAW_SEED = 990  # of the held-out patches, where they are mixed like the training ones
-NUM_LISTED = 20
+DRAW_SEED = 990  # of the held-out patches that `match_kinds` draws
+NUM_LISTED = 20  # pairs in the result's `nearest`
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
 
 
-def audit_copies(config: Evaluate) -> dict[str, Any]:
-    """The verdict on all patches of `config.memorisation.synthetic`, for JSON.
+def audit_memorisation(config: Evaluate) -> dict[str, Any]:
+    """Returns the verdict on all patches of `config.memorisation.synthetic`, for JSON.
 
-    DataError: shards missing, damaged or not fitting; another training set than the generator's; people in both splits.
+    Raises DataError if shards are missing, damaged or do not fit, if the generator had another training set, or if a
+    patient is in both splits.
     """
     settings = config.memorisation
     if settings.synthetic is None:
@@ -46,12 +47,12 @@ def audit_copies(config: Evaluate) -> dict[str, Any]:
     synthetic, training = ShardSet(settings.synthetic), training_shards(config)
     reference, purpose = find_reference(config, settings.reference)
     if training is None:
-        raise DataError(f"{config.data.cohort_dir}: has no shards/gan/train, so there is nothing to have been copied")
+        raise DataError(f"{config.data.cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
     notes = _check_sets(synthetic, training, reference)
     overlap = check_overlap(reference, training, Path(config.work_dir) / "features")
-    rows, kind_note = like_training(reference, training if purpose == "unet" else None, DRAW_SEED)
+    rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, DRAW_SEED)
     notes += [kind_note] if kind_note else []
-    result = {
+    result: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "job": "memorisation",
         "name": config.name,
@@ -71,41 +72,41 @@ def audit_copies(config: Evaluate) -> dict[str, Any]:
         "provenance": collect(),
     }
     if result["is_one_odd"]:
-        notes.append("one held-out person is nearer to the training patches than chance explains beside the others: "
-                     "a closed gate may be a false alarm; look at the nearest pairs")  # fmt: skip
-    _tell(result)
+        notes.append("one held-out patient is nearer to the training patches than chance explains: a closed gate may "
+                     "be a false alarm; look at the nearest pairs")  # fmt: skip
+    _log_result(result)
     return result
 
 
 def _measure(synthetic: ShardSet, reference: ShardSet, rows: np.ndarray, training: ShardSet) -> dict[str, Any]:
-    """The judgement, and the distances that it rests on."""
-    made, held_out = with_content(synthetic, range(len(synthetic))), with_content(reference, rows)
+    """Returns the judgement with the distances behind it."""
+    generated, held_out = not_constant(synthetic, range(len(synthetic))), not_constant(reference, rows)
     patients = [reference.subject(i) for i in held_out]
-    pairs = [(synthetic, i) for i in made] + [(reference, i) for i in held_out]
-    images = (shards.image_XYZ(i) for shards, i in tqdm(pairs, unit="patch", desc="nearest", disable=None))
-    found = [neighbour for neighbour in nearest(images, training, in_any_turn=True) if neighbour is not None]
-    assert len(found) == len(pairs)
-    distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in found]), [len(made)])
+    patches = [(synthetic, i) for i in generated] + [(reference, i) for i in held_out]
+    images = (shards.image_XYZ(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
+    neighbours = [neighbour for neighbour in nearest(images, training, in_any_turn=True) if neighbour is not None]
+    assert len(neighbours) == len(patches)
+    distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in neighbours]), [len(generated)])
     return {
         **asdict(copies.judge(distance_N, held_out_M, patients)),
         "count": {
-            "synthetic": len(made),
+            "synthetic": len(generated),
             "held_out": len(held_out),
             "held_out_people": len(set(patients)),
             "held_out_kinds": dict(sorted(Counter(reference.kind(i) for i in held_out).items())),
             "training": len(training),
-            "without_content": len(synthetic) + len(rows) - len(found),
+            "without_content": len(synthetic) + len(rows) - len(neighbours),
         },
         "distances": {"synthetic": _quantiles(distance_N), "held_out": _quantiles(held_out_M)},
         "nearest": [
-            {"synthetic": made[place], "training": found[place].index, "distance": found[place].distance}
-            for place in np.argsort(distance_N, kind="stable")[:NUM_LISTED].tolist()
+            {"synthetic": generated[i], "training": neighbours[i].index, "distance": neighbours[i].distance}
+            for i in np.argsort(distance_N, kind="stable")[:NUM_LISTED].tolist()
         ],
     }
 
 
-def stop_unless_open(config: Evaluate, result: dict[str, Any]) -> None:
-    """PrivacyError where the gate is asked for, not open and not overridden; once the result is written."""
+def check_gate(config: Evaluate, result: dict[str, Any]) -> None:
+    """Raises PrivacyError if memorisation.require_open is set and the gate is neither open nor overridden."""
     settings = config.memorisation
     if result["verdict"] == copies.OPEN or not settings.require_open:
         return
@@ -114,27 +115,27 @@ def stop_unless_open(config: Evaluate, result: dict[str, Any]) -> None:
         return
     raise PrivacyError(
         f"{settings.synthetic}: memorisation gate {result['verdict']}: {result['reason']}; do not share these patches, "
-        "or say why they may be: memorisation.override_privacy_gate=REASON"
+        "or state a reason: memorisation.override_privacy_gate=REASON"
     )
 
 
-def with_content(shards: ShardSet, numbers: Sequence[int] | np.ndarray) -> list[int]:
-    """Those of the patches that hold more than one value; one of air alone is everybody's. DataError without any."""
+def not_constant(shards: ShardSet, indices: Sequence[int] | np.ndarray) -> list[int]:
+    """Returns the patches that hold more than one value: air identifies nobody. Raises DataError if there are none."""
     kept = []
-    for number in map(int, numbers):
-        stored_XYZ, _ = shards.stored_pair(number, label_threshold=0.5)
+    for index in map(int, indices):
+        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
         if stored_XYZ.min() != stored_XYZ.max():
-            kept.append(number)
+            kept.append(index)
     if not kept:
-        raise DataError(f"{shards.folder}: every patch is of one value; check what made them")
+        raise DataError(f"{shards.folder}: every patch is of one value; check how they were generated")
     return kept
 
 
 def _check_sets(synthetic: ShardSet, training: ShardSet, reference: ShardSet) -> list[str]:
-    """What cannot be checked, in words."""
+    """Raises UsageError or DataError if the sets do not fit; returns notes on what cannot be checked."""
     if synthetic.origin != "synthetic":
         raise UsageError(
-            f"memorisation.synthetic={synthetic.folder}: holds real patches; name what launch/generate.py wrote"
+            f"memorisation.synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py"
         )
     for real in (training, reference):
         if real.patch_shape != synthetic.patch_shape:
@@ -151,16 +152,17 @@ def _quantiles(distances: np.ndarray) -> dict[str, float]:
     return {f"{quantile:g}": value for quantile, value in zip(QUANTILES, values, strict=True)}
 
 
-def _tell(result: dict[str, Any]) -> None:
-    count = result["count"]
-    print(f"{result['name']}: {count['synthetic']} synthetic patches against {count['training']} training patches, "
-          f"beside {count['held_out']} held-out ones of {count['held_out_people']} people", flush=True)  # fmt: skip
-    noise = result["most_noise"]
-    reach = "" if noise is None else f" (copies lie below it under noise of up to {noise:.0%} of their deviation)"
-    print(f"threshold {result['threshold']:.3f}{reach}; {result['below']} below it", flush=True)
-    print(f"copies: at most {result['share_at_most']:.2%} of what this generator makes (95 % confidence)", flush=True)
-    share = result["rule"]["share"]
-    print(f"power: copies of {share:.0%} are found with probability {result['power']:.3f}", flush=True)
+def _log_result(result: dict[str, Any]) -> None:
+    count, noise, share = result["count"], result["most_noise"], result["rule"]["share"]
+    reach = "" if noise is None else f" (copies with noise of up to {noise:.0%} of their SD lie below it)"
+    lines = [
+        f"{result['name']}: {count['synthetic']} synthetic and {count['held_out']} held-out patches of "
+        f"{count['held_out_people']} patients against {count['training']} training patches",
+        f"threshold {result['threshold']:.3f}{reach}; {result['below']} synthetic patches below it",
+        f"copies: at most {result['share_at_most']:.2%} of the generator's patches (95 % confidence)",
+        f"power: copies of {share:.0%} are found with probability {result['power']:.3f}",
+    ]
+    print("\n".join(lines), flush=True)
     for note in result["notes"]:
         print(f"note: {note}", flush=True)
     print(f"gate {result['verdict']}: {result['reason']}", flush=True)

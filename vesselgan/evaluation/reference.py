@@ -1,4 +1,4 @@
-"""The real patches that synthetic ones are held against: which they are, and that the generator never saw them."""
+"""The real patches that synthetic ones are compared with, and the check that the generator never saw them."""
 
 import json
 from collections import Counter
@@ -14,87 +14,87 @@ from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
 def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
-    """The real patches of `split`, and for whom they were cut (`gan`, else `unet`)."""
-    home = Path(config.data.cohort_dir) / "shards"
+    """Returns (the real patches of `split`, the purpose they were cut for: `gan`, else `unet`)."""
+    root = Path(config.data.cohort_dir) / "shards"
     for purpose in ("gan", "unet"):
-        if (home / purpose / split / MANIFEST).is_file():
-            return ShardSet(home / purpose / split), purpose
-    there = sorted(str(path.parent.relative_to(home)) for path in home.glob(f"*/*/{MANIFEST}"))
+        if (root / purpose / split / MANIFEST).is_file():
+            return ShardSet(root / purpose / split), purpose
+    present = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{MANIFEST}"))
     raise DataError(
-        f"{home}: no shards of split {split} (there are: {', '.join(there) or 'none'}); make them with "
+        f"{root}: no shards of split {split} (there are: {', '.join(present) or 'none'}); make them with "
         "python -m data_prep.build_shards, or name another split as reference"
     )
 
 
+def training_shards(config: Evaluate) -> ShardSet | None:
+    """The shards that the cohort's GANs are trained on; None if there are none."""
+    folder = Path(config.data.cohort_dir) / "shards" / "gan" / "train"
+    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
+
+
 def check_trained_on(synthetic: ShardSet, training: ShardSet) -> str | None:
-    """What cannot be checked, in words. DataError where the patches' GAN learned from other shards than `training`."""
+    """Returns a note if the patches do not record their training set; raises DataError if it is not `training`."""
     trained_on = synthetic.manifest.extra.get("trained_on")
     if trained_on is None:
-        return "the patches do not say what their GAN was trained on: that it was these shards is not checked"
+        return "the patches do not record what their GAN was trained on: that it was these shards is not checked"
     if trained_on != content_hash(training.folder):
         raise DataError(
-            f"{synthetic.folder}: their GAN was trained on other shards than {training.folder}, against which neither "
-            "copies nor shared patients would be found; name the cohort of its training with data="
+            f"{synthetic.folder}: their GAN was trained on other shards than {training.folder}, so neither copies nor "
+            "shared patients would be found; name the cohort of its training with data="
         )
     return None
 
 
 def check_overlap(reference: ShardSet, training: ShardSet | None, cache_dir: Path) -> str:
-    """What was compared, in words. DataError where a patient, or a patch by its bytes, stands in both sets."""
+    """Returns a sentence on what was compared; raises DataError if both sets share a patient or a patch's bytes."""
     if training is None:
         return "not checked: the cohort has no shards of the GAN's training"
-    if both := sorted(set(reference.subjects) & set(training.subjects)):
+    if shared := sorted(set(reference.subjects) & set(training.subjects)):
         raise DataError(
-            f"{reference.folder}: patients of the training set ({', '.join(both[:5])}) are in the reference; a "
-            "generator that copies would win. Hold them out (evaluate=image can be asked for the training split: "
+            f"{reference.folder}: patients of the training set ({', '.join(shared[:5])}) are in the reference; a "
+            "generator that copies would win. Hold them out (evaluate=image can use the training split: "
             "image.reference=train)"
         )
-    known, other = (_cached_hashes(shards, cache_dir) for shards in (training, reference))
-    if twins := sorted(set(known) & set(other)):
-        first = twins[0]
+    training_index, reference_index = (_cached_hashes(shards, cache_dir) for shards in (training, reference))
+    if duplicates := sorted(set(training_index) & set(reference_index)):
+        i, j = reference_index[duplicates[0]], training_index[duplicates[0]]
         raise DataError(
-            f"{reference.folder}: holds {len(twins)} patch{'es' * (len(twins) > 1)} of the training set, under another "
-            f"name: patch {other[first]}, subject {reference.subject(other[first])}, is training patch {known[first]}, "
-            f"subject {training.subject(known[first])}; take the patient out of one of the splits"
+            f"{reference.folder}: holds {len(duplicates)} patch{'es' * (len(duplicates) > 1)} of the training set, "
+            f"under another name: patch {i}, subject {reference.subject(i)}, is training patch {j}, subject "
+            f"{training.subject(j)}; remove the patient from one of the splits"
         )
     return f"none: {len(reference)} reference patches against {len(training)} training patches, by patient and hash"
 
 
-def like_training(reference: ShardSet, training: ShardSet | None, seed: int) -> tuple[np.ndarray, str | None]:
-    """(the reference's rows to use, what to say of it): as many grid patches to vessel-centred ones as the GAN saw.
+def match_kinds(reference: ShardSet, training: ShardSet | None, seed: int) -> tuple[np.ndarray, str | None]:
+    """Returns (indices into the reference with training's ratio of grid to vessel-centred patches, a note or None).
 
-    Patches cut for the U-Net hold more that are centred on vessels; against those a perfect generator would lose.
-    Where the reference has one kind alone it is used as it is, and that is said.
+    Patches cut for the U-Net hold more vessel-centred ones; against those a perfect generator would lose. A reference
+    that lacks one of the kinds is used whole, with a note.
     """
-    everyone = np.arange(len(reference))
+    indices = np.arange(len(reference))
     if training is None:
-        return everyone, None
-    seen = Counter(training.kind(i) for i in range(len(training)))
-    kinds = np.array([reference.kind(i) for i in everyone])
-    share = {kind: count / len(training) for kind, count in seen.items()}
-    have = {kind: np.flatnonzero(kinds == kind) for kind in share}
-    mix = ", ".join(f"{part:.0%} {kind}" for kind, part in sorted(share.items()))
-    if any(not len(rows) for rows in have.values()):
-        found = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds.tolist()).items()))
-        return everyone, f"the reference ({found}) lacks a kind of patch that the GAN learned from ({mix})"
-    most = min(len(have[kind]) / part for kind, part in share.items())
-    source = np.random.default_rng(seed)
-    drawn = [source.choice(have[kind], int(most * share[kind]), replace=False) for kind in sorted(share)]
+        return indices, None
+    counts = Counter(training.kind(i) for i in range(len(training)))
+    kinds = np.array([reference.kind(int(i)) for i in indices])
+    share = {kind: count / len(training) for kind, count in counts.items()}
+    by_kind = {kind: np.flatnonzero(kinds == kind) for kind in share}
+    if any(not len(rows) for rows in by_kind.values()):
+        ratio = ", ".join(f"{fraction:.0%} {kind}" for kind, fraction in sorted(share.items()))
+        present = ", ".join(f"{count} {kind}" for kind, count in sorted(Counter(kinds.tolist()).items()))
+        return indices, f"the reference ({present}) lacks a kind of patch that the GAN was trained on ({ratio})"
+    total = min(len(by_kind[kind]) / fraction for kind, fraction in share.items())
+    rng = np.random.default_rng(seed)
+    drawn = [rng.choice(by_kind[kind], int(total * share[kind]), replace=False) for kind in sorted(share)]
     return np.sort(np.concatenate(drawn)), None
 
 
-def training_shards(config: Evaluate) -> ShardSet | None:
-    """What the cohort's GANs learned from; None where those shards are not there."""
-    folder = Path(config.data.cohort_dir) / "shards" / "gan" / "train"
-    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
-
-
 def _cached_hashes(shards: ShardSet, cache_dir: Path) -> dict[str, int]:
-    """Digest -> number (see `patch_hashes`), kept by the shards' content."""
+    """Hex digest -> index (see `patch_hashes`), cached by the shards' content."""
     path = cache_dir / f"hashes-{content_hash(shards.folder)[:32]}.json"
     try:
-        return {str(name): int(number) for name, number in json.loads(path.read_text()).items()}
+        return {str(digest): int(index) for digest, index in json.loads(path.read_text()).items()}
     except (OSError, ValueError, AttributeError):
-        hashes = {digest.hex(): number for digest, number in patch_hashes(shards).items()}
+        hashes = {digest.hex(): index for digest, index in patch_hashes(shards).items()}
         write_text(path, json.dumps(hashes) + "\n")
         return hashes

@@ -1,4 +1,4 @@
-"""Every job of launch/evaluate.py: from a configuration to one JSON file of results."""
+"""The jobs of launch/evaluate.py: from a configuration to one JSON file of results."""
 
 import json
 from collections.abc import Callable
@@ -9,25 +9,25 @@ from vesselgan.core.atomic_io import write_text
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
-from vesselgan.evaluation.memorisation import audit_copies, stop_unless_open
+from vesselgan.evaluation.memorisation import audit_memorisation, check_gate
 from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
 
-SHOWN = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
-"""The scores of volumes that are printed; the file has them all."""
+PRINTED = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
+"""The scores of volumes that are printed; the file has all."""
 JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
     "segmentation": score_predictions,
     "threshold": score_threshold,
     "label_threshold": sweep_thresholds,
     "comparison": compare_sources,
     "image": score_patches,
-    "memorisation": audit_copies,
+    "memorisation": audit_memorisation,
 }
 
 
 def evaluate(config: Evaluate) -> None:
-    """Do the job `config.evaluate` and write its result to `config.out`, whole or not at all.
+    """Runs the job `config.evaluate` and writes its result to `config.out`, atomically.
 
-    PrivacyError, once that is written, for an audit whose gate was asked to be open and is not.
+    Raises PrivacyError after writing, if an audit's gate is required to be open and is not.
     """
     result = JOBS[config.evaluate](config)
     write_text(config.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -35,16 +35,16 @@ def evaluate(config: Evaluate) -> None:
         print(line, flush=True)
     print(f"wrote {config.out}", flush=True)
     if result["job"] == "memorisation":
-        stop_unless_open(config, result)
+        check_gate(config, result)
 
 
 def _summary_lines(result: dict[str, Any]) -> list[str]:
-    """The means of scored volumes, or which label thresholds are left."""
+    """Mean scores of volumes, or the closest label thresholds."""
     lines = []
-    for region, metrics in result.get("summary", {}).items() if result["job"] == "segmentation" else ():
-        means = ", ".join(f"{metric} {metrics[metric]['mean']:.3f}" for metric in SHOWN)
+    for region, metrics in result["summary"].items() if result["job"] == "segmentation" else ():
+        means = ", ".join(f"{metric} {metrics[metric]['mean']:.3f}" for metric in PRINTED)
         count = metrics["dice"]["n"]
         lines.append(f"{result['name']}, {region}, {count} subject{'s' * (count != 1)}: {means}")
-    if "narrowed" in result:
-        lines.append(f"label thresholds left: {', '.join(f'{threshold:g}' for threshold in result['narrowed'])}")
+    if result["job"] == "label_threshold":
+        lines.append(f"closest label thresholds: {', '.join(f'{threshold:g}' for threshold in result['narrowed'])}")
     return lines

@@ -3,7 +3,8 @@
 Shapes: P patients, S seeds (the runs of one source), B bootstrap draws.
 """
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from scipy.stats import wilcoxon
@@ -71,6 +72,13 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         least = max(least, min(1.0, p * (len(known) - rank)))
         adjusted[place] = least
     return adjusted
+
+
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
+    """Returns the mean and standard deviation (n - 1) of the values that are defined; None where they are too few."""
+    defined = [value for value in values if value is not None]
+    mean = statistics.fmean(defined) if defined else None
+    return mean, statistics.stdev(defined) if len(defined) > 1 else None
 
 
 def _checked(values_PS: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Charts as inline SVG: they take the page's colours, so one picture serves light, dark and paper.
+"""Charts as inline SVG in the page's colours (the classes s0, s1, ... of its style), for light, dark and paper.
 
-Colours are the classes s0, s1, ... of the page's style. No script, no address, every text escaped.
+Every text is escaped.
 """
 
 import math
@@ -14,13 +14,13 @@ WIDTH, HEIGHT = 560, 270
 LEFT, RIGHT, TOP, BOTTOM = 58, 22, 12, 42
 MAX_POINTS = 500
 SQUARE = 330
-SMALL = 270  # four stand side by side, so that their text is not scaled down to nothing
+SMALL = 270  # width of four charts side by side; larger ones would be scaled down, text included
 COLOURS = 6  # s0 to s5 in the page's style
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: values over steps; values that are not finite leave a gap."""
+    """One line; values that are not finite leave a gap."""
 
     name: str
     x: np.ndarray
@@ -38,18 +38,18 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Mean over `window` values around each, of those that are finite; NaN where none is."""
+    """Mean of the finite ones of `window` values around each; NaN if there are none."""
     kernel = np.ones(window)
-    known = np.isfinite(values)
-    total = np.convolve(np.where(known, values, 0.0), kernel, mode="same")
-    count = np.convolve(known.astype(float), kernel, mode="same")
+    is_finite = np.isfinite(values)
+    total = np.convolve(np.where(is_finite, values, 0.0), kernel, mode="same")
+    count = np.convolve(is_finite.astype(float), kernel, mode="same")
     return np.where(count > 0.5, total / np.maximum(count, 1.0), np.nan)
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str, middle: float = 99) -> str:
-    """Faint: the values; strong: their running mean over a fiftieth of the points. Legend above the plot.
+    """Faint: the values; strong: their running mean over a fiftieth of the points.
 
-    The scale holds the middle 99 % of the values (`middle`); what lies outside runs out of the plot.
+    The scale covers the middle 99 % (`middle`) of the values; others lie outside the plot.
     """
     finite = np.concatenate([s.y[np.isfinite(s.y)] for s in series])
     if not len(finite):
@@ -71,7 +71,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: s
 
 
 def unit_chart(series: Sequence[Series], *, x_label: str, y_label: str, title: str) -> str:
-    """Curves within the unit square, as they are: no running mean."""
+    """Curves within the unit square, without a running mean."""
     frame = _Frame(0.0, 1.0, 0.0, 1.0, width=SQUARE + LEFT + RIGHT, height=SQUARE + TOP + BOTTOM)
     body = [frame.axes(x_label, y_label)]
     body += [f'<path class="line s{k % COLOURS}" d="{frame.path(s.x, s.y)}"/>' for k, s in enumerate(series)]
@@ -88,7 +88,7 @@ class Point:
 
 
 def scatter(points: Sequence[Point], *, x_label: str, y_label: str, title: str) -> str:
-    """A named dot per point."""
+    """One named dot per point."""
     (x_low, x_high), (y_low, y_high) = (_padded([getattr(point, axis) for point in points]) for axis in ("x", "y"))
     frame = _Frame(x_low, x_high, y_low, y_high, width=SMALL, height=SMALL - 40)
     body = [frame.axes(x_label, y_label)]
@@ -134,25 +134,25 @@ class _Frame:
         return self.height - BOTTOM - (value - self.y_low) / (self.y_high - self.y_low) * (self.height - TOP - BOTTOM)
 
     def path(self, x: np.ndarray, y: np.ndarray) -> str:
-        """A path through at most about MAX_POINTS points, lifted over gaps and where it leaves the frame."""
+        """A path through at most about MAX_POINTS points, with gaps where values are missing or out of the frame."""
         points = [(float(a), float(b)) for a, b in zip(*_thin(x, y), strict=True)]
-        parts, pen = [], ""
+        commands, pen = [], ""
         for first, second in zip(points, points[1:], strict=False):
-            inside = _within(first, second, self.y_low, self.y_high)
+            inside = _clip(first, second, self.y_low, self.y_high)
             if inside is None:
                 continue
             start, end = (f"{self.x(a):.1f} {self.y(b):.1f}" for a, b in inside)
-            parts.append(f"L{end}" if start == pen else f"M{start}L{end}")
+            commands.append(f"L{end}" if start == pen else f"M{start}L{end}")
             pen = end
-        return "".join(parts)
+        return "".join(commands)
 
     def axes(self, x_label: str, y_label: str) -> str:
         bottom, right = self.height - BOTTOM, self.width - RIGHT
         marks = []
         for value in ticks(self.y_low, self.y_high):
             y = self.y(value)
-            kind = "axis" if value == 0 else "grid"
-            marks.append(f'<line class="{kind}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            line_class = "axis" if value == 0 else "grid"
+            marks.append(f'<line class="{line_class}" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
             marks.append(f'<text x="{LEFT - 7}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
         for value in ticks(self.x_low, self.x_high, max(2, self.width // 90)):
             marks.append(
@@ -162,15 +162,15 @@ class _Frame:
         middle, end = (LEFT + right) / 2, self.height - 5
         marks.append(f'<text class="name" x="{middle}" y="{end}" text-anchor="middle">{escape(x_label)}</text>')
         y = (TOP + bottom) / 2
-        turn = f'transform="rotate(-90 13 {y})"'
-        marks.append(f'<text class="name" x="13" y="{y}" text-anchor="middle" {turn}>{escape(y_label)}</text>')
+        rotation = f'transform="rotate(-90 13 {y})"'
+        marks.append(f'<text class="name" x="13" y="{y}" text-anchor="middle" {rotation}>{escape(y_label)}</text>')
         return "".join(marks)
 
 
-def _within(
+def _clip(
     first: tuple[float, float], second: tuple[float, float], low: float, high: float
 ) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The part of a stretch between two points whose y lies in [low, high]; None without one, or at a gap (NaN)."""
+    """Clips the segment between two points to y in [low, high]; None if nothing is left or a value is NaN."""
     (x, y), (dx, dy) = first, (second[0] - first[0], second[1] - first[1])
     if not math.isfinite(dy):
         return None
@@ -182,16 +182,16 @@ def _within(
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most about MAX_POINTS points: of each stretch its smallest and largest value, in their order."""
+    """At most about MAX_POINTS points: the smallest and the largest value of each interval, in their order."""
     if len(y) <= MAX_POINTS:
         return x, y
     keep: list[int] = []
-    for part in np.array_split(np.arange(len(y)), MAX_POINTS // 2):
-        values = y[part]
+    for interval in np.array_split(np.arange(len(y)), MAX_POINTS // 2):
+        first, values = int(interval[0]), y[interval]
         if np.isfinite(values).any():
-            keep += sorted({part[0] + int(np.nanargmin(values)), part[0] + int(np.nanargmax(values))})
+            keep += sorted({first + int(np.nanargmin(values)), first + int(np.nanargmax(values))})
         else:
-            keep.append(int(part[0]))
+            keep.append(first)
     return x[keep], y[keep]
 
 
@@ -210,31 +210,17 @@ class Dots:
 
 def dot_plot(lines: Sequence[Dots], *, x_label: str, title: str, low: float = 0.0, high: float = 1.0) -> str:
     """A dot per value and a bar at the mean, one line per method, on a scale from `low` to `high`."""
-    left, right, row = 238, WIDTH - RIGHT, 36
-    bottom = TOP + row * len(lines)
-
-    def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (right - left)
-
+    rows = _NamedRows([line.name for line in lines], low, high)
     marks = []
-    for value in ticks(low, high):
-        marks.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{bottom}"/>')
-        marks.append(f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>')
     for k, line in enumerate(lines):
-        y = TOP + row * (k + 0.5)
-        marks.append(
-            f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(line.name)}</text>'
-        )
+        y = rows.y(k)
         if not line.values:
-            marks.append(f'<text class="notrun" x="{left + 8}" y="{y + 4:.1f}">not run</text>')
-        marks += [f'<circle class="dot" cx="{x(value):.1f}" cy="{y:.1f}" r="4.5"/>' for value in line.values]
+            marks.append(f'<text class="notrun" x="{rows.LEFT + 8}" y="{y + 4:.1f}">not run</text>')
+        marks += [f'<circle class="dot" cx="{rows.x(value):.1f}" cy="{y:.1f}" r="4.5"/>' for value in line.values]
         if line.mean is not None:
             ends = f'y1="{y - 11:.1f}" y2="{y + 11:.1f}"'
-            marks.append(f'<line class="mean" x1="{x(line.mean):.1f}" x2="{x(line.mean):.1f}" {ends}/>')
-    marks.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    middle = (left + right) / 2
-    marks.append(f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
-    return _svg("".join(marks), WIDTH, bottom + 42, title)
+            marks.append(f'<line class="mean" x1="{rows.x(line.mean):.1f}" x2="{rows.x(line.mean):.1f}" {ends}/>')
+    return rows.svg("".join(marks), x_label, title)
 
 
 @dataclass(frozen=True)
@@ -246,33 +232,51 @@ class Box:
 
 
 def box_plot(boxes: Sequence[Box], *, x_label: str, title: str, high: float | None = None) -> str:
-    """Median, quartiles (linear), whiskers at minimum and maximum, one line per method; from 0 to `high`.
+    """Median, quartiles (linear), whiskers at minimum and maximum, one line per method, from 0 to `high`.
 
-    Null: to a little beyond the largest value.
+    By default `high` is a little above the largest value.
     """
-    left, right, row = 238, WIDTH - RIGHT, 36
-    bottom = TOP + row * len(boxes)
     largest = max((value for box in boxes for value in box.values), default=0.0)
-    top = high if high is not None else 1.05 * largest or 1.0
-
-    def x(value: float) -> float:
-        return left + value / top * (right - left)
-
+    rows = _NamedRows([box.name for box in boxes], 0.0, high if high is not None else 1.05 * largest or 1.0)
     marks = []
-    for value in ticks(0.0, top):
-        marks.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{TOP}" y2="{bottom}"/>')
-        marks.append(f'<text x="{x(value):.1f}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>')
     for k, box in enumerate(boxes):
-        y = TOP + row * (k + 0.5)
-        marks.append(f'<text class="label" x="{left - 12}" y="{y + 4:.1f}" text-anchor="end">{escape(box.name)}</text>')
-        least, first, middle, third, most = (x(float(q)) for q in np.percentile(box.values, [0, 25, 50, 75, 100]))
+        y = rows.y(k)
+        least, first, median, third, most = (rows.x(float(q)) for q in np.percentile(box.values, [0, 25, 50, 75, 100]))
         marks.append(f'<line class="axis" x1="{least:.1f}" x2="{most:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
         for end in (least, most):
             marks.append(f'<line class="axis" x1="{end:.1f}" x2="{end:.1f}" y1="{y - 6:.1f}" y2="{y + 6:.1f}"/>')
         width = max(third - first, 1.0)
         marks.append(f'<rect class="dot" x="{first:.1f}" y="{y - 10:.1f}" width="{width:.1f}" height="20"/>')
-        marks.append(f'<line class="mean" x1="{middle:.1f}" x2="{middle:.1f}" y1="{y - 10:.1f}" y2="{y + 10:.1f}"/>')
-    marks.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>')
-    centre = (left + right) / 2
-    marks.append(f'<text class="name" x="{centre}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
-    return _svg("".join(marks), WIDTH, bottom + 42, title)
+        marks.append(f'<line class="mean" x1="{median:.1f}" x2="{median:.1f}" y1="{y - 10:.1f}" y2="{y + 10:.1f}"/>')
+    return rows.svg("".join(marks), x_label, title)
+
+
+class _NamedRows:
+    """A value axis below rows with names on their left."""
+
+    LEFT, RIGHT, ROW = 238, WIDTH - RIGHT, 36
+
+    def __init__(self, names: Sequence[str], low: float, high: float) -> None:
+        self.names, self.low, self.high = names, low, high
+        self.bottom = TOP + self.ROW * len(names)
+
+    def x(self, value: float) -> float:
+        return self.LEFT + (value - self.low) / (self.high - self.low) * (self.RIGHT - self.LEFT)
+
+    def y(self, row: int) -> float:
+        return TOP + self.ROW * (row + 0.5)
+
+    def svg(self, body: str, x_label: str, title: str) -> str:
+        bottom, left, right = self.bottom, self.LEFT, self.RIGHT
+        marks = []
+        for value in ticks(self.low, self.high):
+            x = f"{self.x(value):.1f}"
+            marks.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{TOP}" y2="{bottom}"/>')
+            marks.append(f'<text x="{x}" y="{bottom + 17}" text-anchor="middle">{_number(value)}</text>')
+        for row, name in enumerate(self.names):
+            y = f"{self.y(row) + 4:.1f}"
+            marks.append(f'<text class="label" x="{left - 12}" y="{y}" text-anchor="end">{escape(name)}</text>')
+        marks += [body, f'<line class="axis" x1="{left}" x2="{right}" y1="{bottom}" y2="{bottom}"/>']
+        middle = (left + right) / 2
+        marks.append(f'<text class="name" x="{middle}" y="{bottom + 36}" text-anchor="middle">{escape(x_label)}</text>')
+        return _svg("".join(marks), WIDTH, bottom + 42, title)

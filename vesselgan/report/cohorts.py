@@ -1,4 +1,4 @@
-"""How the intracranial vessels of a cohort are told from the others (the paper's figure 3)."""
+"""The brain mask that separates a cohort's intracranial vessels from the others (the paper's figure 3)."""
 
 from collections.abc import Sequence
 from html import escape
@@ -10,63 +10,59 @@ from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
 from vesselgan.formats.volumes import read_mask, scale_to_255
 from vesselgan.report import figures
-from vesselgan.report.markup import Part, counted, figure, file_name, not_run
+from vesselgan.report.markup import Section, counted, figure, file_name, not_run
 from vesselgan.viz import pictures
 
 SIDE = 320
 MASK: pictures.Colour = (92, 200, 255)
 
 
-def section(folders: Sequence[str]) -> Part:
-    """Figure 3 of every cohort that is there."""
+def section(folders: Sequence[str]) -> Section:
+    """Figure 3 of every cohort."""
     body: list[str] = []
     files: dict[str, str | bytes] = {}
     for folder in dict.fromkeys(folders):
         if not (Path(folder) / COHORT).is_file():
-            body.append(not_run(f"figure 3 of {Path(folder).name}: the cohort is not here"))
+            body.append(not_run(f"figure 3 of {Path(folder).name}: the cohort does not exist"))
             continue
-        cohort = read_cohort(folder)
-        body.append(_figure(cohort, files))
-    return Part("Cohorts", "\n".join(body), files)
+        body.append(_figure(read_cohort(folder), files))
+    return Section("Cohorts", "\n".join(body), files)
 
 
-def chosen(cohort: Cohort) -> str | None:
-    """Who is shown: by seed, of the test subjects with a label and a mask, else of all that have both; None: nobody."""
-    whole = [name for name, subject in sorted(cohort.subjects.items()) if subject.label and subject.mask]
-    tested = [name for name in whole if cohort.subjects[name].split == "test"]
-    some = tested or whole
-    return some[figures.choose(len(some), 1, stream=4)[0]] if some else None
+def choose_subject(cohort: Cohort) -> str | None:
+    """Chooses a subject with label and mask by seed, of the test split if possible; None if there is none."""
+    complete = [name for name, subject in sorted(cohort.subjects.items()) if subject.label and subject.mask]
+    candidates = [name for name in complete if cohort.subjects[name].split == "test"] or complete
+    return candidates[figures.choose(len(candidates), 1, stream=4)[0]] if candidates else None
 
 
 def _figure(cohort: Cohort, files: dict[str, str | bytes]) -> str:
-    name = chosen(cohort)
-    counts = {
-        split: sum(s.split == split for s in cohort.subjects.values()) for split in ("train", "validation", "test")
-    }
-    told = ", ".join(f"{count} {split}" for split, count in counts.items())
-    about = f"<p>Cohort <b>{escape(cohort.name)}</b>: {counted(len(cohort.subjects), 'subject')} ({told}).</p>"
+    name = choose_subject(cohort)
+    splits = [subject.split for subject in cohort.subjects.values()]
+    counts = ", ".join(f"{splits.count(split)} {split}" for split in ("train", "validation", "test"))
+    heading = f"<p>Cohort <b>{escape(cohort.name)}</b>: {counted(len(cohort.subjects), 'subject')} ({counts}).</p>"
     if name is None:
-        return about + not_run(f"figure 3 of {cohort.name}: no subject has both a vessel label and a brain mask")
+        return heading + not_run(f"figure 3 of {cohort.name}: no subject has both a vessel label and a brain mask")
     try:
-        shown = panels_of(cohort.subjects[name])
+        panels = panels_of(cohort.subjects[name])
     except (DataError, OSError) as error:
-        return about + not_run(f"figure 3 of {cohort.name}: {name} cannot be read ({type(error).__name__})")
-    files[f"figure-3-{file_name(cohort.name)}.png"] = pictures.encode_png(pictures.sheet([list(shown.values())]))
+        return heading + not_run(f"figure 3 of {cohort.name}: {name} cannot be read ({type(error).__name__})")
+    files[f"figure-3-{file_name(cohort.name)}.png"] = pictures.encode_png(pictures.sheet([list(panels.values())]))
     cells = "".join(
         f'<div class="stack">{figures.inline(picture, title)}<div class="text">{escape(title)}</div></div>'
-        for title, picture in shown.items()
+        for title, picture in panels.items()
     )
-    return about + figure(
+    return heading + figure(
         f"Figure 3, the brain mask, {escape(cohort.name)}",
         f'<div class="panel"><div class="cells four">{cells}</div></div>',
-        f"Subject {escape(name)}, chosen by seed ({figures.SEED}). Image and mask: the axial slice in the middle; "
-        "labels: projections along the body's axis. Intracranial scores count vessels inside the mask alone, in the "
-        "label and in the prediction.",
+        f"Subject {escape(name)}, chosen by seed ({figures.SEED}). Image and mask: mid-axial slice; labels: axial "
+        "projections. Intracranial scores count only vessels inside the mask, in the label and in the prediction.",
     )
 
 
 def panels_of(subject: Subject) -> dict[str, np.ndarray]:
-    """Image, mask, label and masked label as pictures; DataError or OSError where a file cannot be read."""
+    """Returns image, mask, label and masked label as pictures; raises DataError or OSError for an unreadable file."""
+    assert subject.mask is not None, "choose_subject takes subjects with a mask"
     image_XYZ = scale_to_255(subject.read_image().data_XYZ, subject.limits)
     label_XYZ = subject.read_label().data_XYZ > 0
     mask_XYZ = read_mask(subject.mask).data_XYZ > 0
@@ -80,14 +76,14 @@ def panels_of(subject: Subject) -> dict[str, np.ndarray]:
     mask_HW = pictures.enlarge_mask(pictures.mid_slice(mask_XYZ), *size)
     masked = pictures.overlay(plain, mask_HW, colour=MASK, opacity=0.35)
 
-    def projected(vessels_XYZ: np.ndarray) -> np.ndarray:
-        empty = np.zeros((*size, 3), np.uint8)
-        inside = pictures.overlay(empty, pictures.enlarge_mask(pictures.mip(mask_XYZ), *size), colour=(46, 56, 70))
-        return pictures.overlay(inside, pictures.enlarge_mask(pictures.mip(vessels_XYZ), *size), opacity=1.0)
+    def project(vessels_XYZ: np.ndarray) -> np.ndarray:
+        black = np.zeros((*size, 3), np.uint8)
+        brain = pictures.overlay(black, pictures.enlarge_mask(pictures.mip(mask_XYZ), *size), colour=(46, 56, 70))
+        return pictures.overlay(brain, pictures.enlarge_mask(pictures.mip(vessels_XYZ), *size), opacity=1.0)
 
     return {
         "image": plain,
         "brain mask": masked,
-        "vessel label": projected(label_XYZ),
-        "label inside the mask": projected(label_XYZ & mask_XYZ),
+        "vessel label": project(label_XYZ),
+        "label inside the mask": project(label_XYZ & mask_XYZ),
     }

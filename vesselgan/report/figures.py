@@ -1,4 +1,4 @@
-"""The report's pictures of patches: which are shown, and how a patch becomes an image in the page."""
+"""The report's pictures of patches: the choice of patches, and their rendering."""
 
 import base64
 from collections.abc import Sequence
@@ -8,23 +8,24 @@ from html import escape
 import numpy as np
 
 from vesselgan.formats.shards import ShardSet
+from vesselgan.report.markup import counted
 from vesselgan.viz import pictures
 
-SEED = 20220  # decides which patches are shown; chosen before any patch was looked at
+SEED = 20220  # of the choice of patches; fixed before any patch was looked at
 SIDE = 256  # pixels of a slice's longer side
 SIDE_3D = 360
 GAMMA = 0.8
-LEAST_VESSEL_SHARE = 0.005  # of the patches that are shown: most patches hold no vessel, and would be black
-MOST_TRIED = 400
+MIN_VESSEL_FRACTION = 0.005  # of the shown patches: most patches hold no vessel and would be black
+MAX_TRIED = 400
 CHOICE = (
-    f"Which patches are shown was fixed before any was looked at: in an order by seed {SEED}, the first whose label "
-    f"fills at least {LEAST_VESSEL_SHARE:.1%} of the patch."
+    f"The patches were not selected by eye: in an order drawn with seed {SEED}, they are the first whose label fills "
+    f"at least {MIN_VESSEL_FRACTION:.1%} of the patch."
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A patch that is shown."""
+    """A patch that the report shows."""
 
     index: int
     subject: str
@@ -40,34 +41,32 @@ class Sample:
 
     @property
     def vessels(self) -> str:
-        parts = pictures.count_components(self.label_XYZ)
         share = 100.0 * float(np.mean(self.label_XYZ > 0))
-        return f"{share:.1f} % vessel in {parts} part{'' if parts == 1 else 's'}"
+        return f"{share:.1f} % vessel in {counted(pictures.count_components(self.label_XYZ), 'component')}"
 
 
 def choose(total: int, count: int, *, stream: int) -> list[int]:
-    """`count` numbers below `total` (all if there are fewer), a function of SEED and `stream` alone."""
-    drawn = np.random.default_rng([SEED, stream]).permutation(total)[:count]
-    return [int(i) for i in drawn]
+    """Returns `count` indices below `total` (all if there are fewer), a function of SEED and `stream` alone."""
+    return np.random.default_rng([SEED, stream]).permutation(total)[:count].tolist()
 
 
 def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_threshold: float) -> list[int]:
-    """The first `count` patches, in the order of `choose`, that LEAST_VESSEL_SHARE of the voxels are vessel in.
+    """Returns the first `count` patches, in the order of `choose`, with at least MIN_VESSEL_FRACTION vessel.
 
-    Where too few of MOST_TRIED are, the first others follow.
+    If fewer of MAX_TRIED patches have it, the first others follow.
     """
-    order = choose(len(shards), MOST_TRIED, stream=stream)
-    found: list[int] = []
+    order = choose(len(shards), MAX_TRIED, stream=stream)
+    chosen: list[int] = []
     for i in order:
-        if len(found) == count:
+        if len(chosen) == count:
             break
-        if float(np.mean(shards.label(i, label_threshold))) >= LEAST_VESSEL_SHARE:
-            found.append(i)
-    return [*found, *(i for i in order if i not in found)][:count]
+        if float(np.mean(shards.label(i, label_threshold))) >= MIN_VESSEL_FRACTION:
+            chosen.append(i)
+    return [*chosen, *(i for i in order if i not in chosen)][:count]
 
 
 def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: float) -> list[Sample]:
-    """The patches of these numbers; a synthetic label is cut at `label_threshold`."""
+    """Reads these patches; `label_threshold` binarizes synthetic labels."""
     samples = []
     for i in indices:
         record = shards.record(i)
@@ -77,9 +76,9 @@ def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: floa
 
 
 def window(samples: Sequence[Sample]) -> float:
-    """The intensity shown as white, one for all pictures: the 90th percentile of these patches' labelled voxels.
+    """The intensity shown as white in all pictures: the 90th percentile of the labelled voxels.
 
-    Where nothing is labelled, the 99.9th percentile of all voxels.
+    Without labels, the 99.9th percentile of all voxels.
     """
     vessels = [sample.image_XYZ[sample.label_XYZ > 0] for sample in samples]
     if any(len(values) for values in vessels):
@@ -88,7 +87,7 @@ def window(samples: Sequence[Sample]) -> float:
 
 
 def _size(shape_HW: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[int, int]:
-    """Rows and columns of an axial picture: true to scale, the longer side SIDE pixels."""
+    """Height and width of an axial picture in pixels, to scale, the longer one SIDE."""
     height_mm, width_mm = shape_HW[0] * spacing_mm[1], shape_HW[1] * spacing_mm[0]
     scale = SIDE / max(height_mm, width_mm)
     return max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
@@ -101,7 +100,7 @@ def axial(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarr
 
 
 def axial_label(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
-    """The mid-axial slice, darkened, with its label painted over it."""
+    """The mid-axial slice, darkened, with its label over it."""
     picture = axial(sample, spacing_mm, white) // 2
     mask = pictures.enlarge_mask(pictures.mid_slice(sample.label_XYZ), *picture.shape[:2])
     return pictures.overlay(picture, mask, opacity=0.9)
@@ -115,11 +114,12 @@ def projection(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.
 
 def vessels(sample: Sample, spacing_mm: Sequence[float]) -> np.ndarray:
     """The label's surface in 3D."""
-    return pictures.render_vessels(sample.label_XYZ, tuple(spacing_mm), size=SIDE_3D)
+    x_mm, y_mm, z_mm = spacing_mm
+    return pictures.render_vessels(sample.label_XYZ, (x_mm, y_mm, z_mm), size=SIDE_3D)
 
 
 def inline(picture: np.ndarray, alt: str) -> str:
-    """An <img> that carries its PNG."""
+    """An <img> with its PNG inline."""
     data = base64.b64encode(pictures.encode_png(picture)).decode("ascii")
     height, width = picture.shape[:2]
     return f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'

@@ -1,4 +1,4 @@
-"""Tables as HTML, Markdown and CSV, and the section that the page is made of."""
+"""HTML, Markdown and CSV: tables and figures, and the section that the page is made of."""
 
 import csv
 import io
@@ -10,8 +10,8 @@ NOT_RUN = "not run"
 
 
 @dataclass(frozen=True)
-class Part:
-    """One section of the page, and the files that lie beside the page."""
+class Section:
+    """One section of the page, and the files that are written beside the page."""
 
     title: str
     html: str
@@ -29,53 +29,63 @@ def file_name(text: str) -> str:
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 subject`, `2 subjects`; `plural` where it is not the noun with an s."""
+    """`1 subject`, `2 subjects`; `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def not_run(why: str) -> str:
-    return f'<p class="notrun">{NOT_RUN}: {escape(why)}</p>'
+def not_run(reason: str) -> str:
+    return f'<p class="notrun">{NOT_RUN}: {escape(reason)}</p>'
 
 
-def cell(text: str, kind: str = "") -> str:
-    """A table cell; `not run` is set apart."""
-    inner = f'<span class="notrun">{NOT_RUN}</span>' if text == NOT_RUN else escape(text)
-    return f"<td{kind}>{inner}</td>"
+def table(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, classes: str = "", paper_rows: int = 0
+) -> str:
+    """A table with escaped texts; the caption is HTML already. The last `paper_rows` rows are shaded as the paper's."""
+    rows = list(rows)
+    head = "".join(f"<th>{escape(text)}</th>" for text in columns)
+    body = ""
+    for number, (title, *texts) in enumerate(rows):
+        row_class = ' class="paper"' if number >= len(rows) - paper_rows else ""
+        cells = "".join(f"<td>{_not_run_span(text)}</td>" for text in texts)
+        body += f"<tr{row_class}><th>{escape(title)}</th>{cells}</tr>"
+    caption = f"<caption>{caption}</caption>" if caption else ""
+    table_class = f' class="{classes}"' if classes else ""
+    return (
+        f'<div class="scroll"><table{table_class}>{caption}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
-def table(caption: str, heads: Sequence[str], lines: Iterable[Sequence[str]], *, classes: str = "") -> str:
-    """A table whose texts are escaped; the caption is HTML already."""
-    head = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    rows = "".join(f"<tr><th>{escape(line[0])}</th>{''.join(cell(text) for text in line[1:])}</tr>" for line in lines)
-    told = f"<caption>{caption}</caption>" if caption else ""
-    named = f' class="{classes}"' if classes else ""
-    return f'<div class="scroll"><table{named}>{told}<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+def _not_run_span(text: str) -> str:
+    return f'<span class="notrun">{NOT_RUN}</span>' if text == NOT_RUN else escape(text)
 
 
-def markdown(heads: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; `|` and `<` are escaped."""
+
     def line(texts: Iterable[str]) -> str:
         return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in texts) + " |"
 
-    return "\n".join([line(heads), "|" + "---|" * len(heads), *(line(texts) for texts in lines)])
+    return "\n".join([line(columns), "|" + "---|" * len(columns), *(line(row) for row in rows)])
 
 
-def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """Numbers at full precision, an empty field for None."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(heads)
-    for line in lines:
-        writer.writerow(["" if value is None else repr(value) if isinstance(value, float) else value for value in line])
-    return out.getvalue()
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """CSV with numbers at full precision and an empty field for None."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(["" if value is None else repr(value) if isinstance(value, float) else value for value in row])
+    return buffer.getvalue()
 
 
 def figure(name: str, body: str, caption: str, *, how_to_read: str = "") -> str:
     """A figure; body and captions are HTML already."""
-    read = f' <span class="read">To read it: {how_to_read}</span>' if how_to_read else ""
-    return f"<figure>{body}<figcaption><b>{name}.</b> {caption}{read}</figcaption></figure>"
+    hint = f' <span class="read">How to read it: {how_to_read}</span>' if how_to_read else ""
+    return f"<figure>{body}<figcaption><b>{name}.</b> {caption}{hint}</figcaption></figure>"
 
 
-def panels(inner: Iterable[tuple[str, str]], *, grid: str = "two") -> str:
+def panels(bodies: Iterable[tuple[str, str]], *, grid: str = "two") -> str:
     """Cards with a heading (text) over a body (HTML)."""
-    cards = "".join(f'<div class="panel"><h4>{escape(title)}</h4>{body}</div>' for title, body in inner)
+    cards = "".join(f'<div class="panel"><h4>{escape(title)}</h4>{body}</div>' for title, body in bodies)
     return f'<div class="{grid}">{cards}</div>'

@@ -1,11 +1,9 @@
-"""The report: one HTML file that opens offline, made from results, run directories, shards and the cohort.
+"""The report: one HTML file that opens offline, from results, run directories, shards and the cohort.
 
-Nothing on the page is fetched from anywhere: pictures are inline PNG, charts inline SVG, fonts the reader's own. Every
-text that comes from a file is escaped. Parts that were not run say so. Tables and figures that the paper has bear its
-numbers.
+The page fetches nothing: pictures are inline PNG, charts inline SVG, fonts the reader's own. Every text from a file is
+escaped. What was not run is marked as such. Tables and figures have the paper's numbers.
 """
 
-import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
@@ -21,7 +19,7 @@ from vesselgan.report import (
     agreement,
     cohorts,
     deviations,
-    errors,
+    error_maps,
     image_quality,
     paper,
     provenance,
@@ -33,40 +31,46 @@ from vesselgan.report import (
     tables,
     training,
 )
-from vesselgan.report.markup import Part, file_name
+from vesselgan.report.markup import NOT_RUN, Section, csv_text, file_name
 from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.report.style import PRINT_RULES, RULES
 from vesselgan.viz import html_page
 
 PAGE, CHARTS = "index.html", "charts"
-MOST_BYTES = 20_000_000
-LEFT_OUT = '<span class="notrun">left out to keep the page small; it lies beside the page as a PNG</span>'
+LARGE_PAGE = 20_000_000
+"""Bytes above which browsers become slow."""
+
+Results = list[dict[str, Any]]
 
 
 def report(config: Report) -> Path:
-    """Write config.out/index.html and beside it the tables as Markdown and CSV and the figures as PNG; the page's path.
+    """Writes config.out/index.html, beside it tables as Markdown and CSV and figures as PNG; returns the page's path.
 
-    UsageError for a run directory that is not there, DataError for a damaged result, run, shard or picture.
+    Raises UsageError for a missing run directory, DataError for a damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
     if config.synthetic and len(config.synthetic) != len(config.runs):
         raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
-    runs = [read_run(*both) for both in zip(config.runs, config.synthetic or [None] * len(config.runs), strict=True)]
-    parts = sections(config, results, runs)
-    files: dict[str, str | bytes] = {name: content for part in parts for name, content in part.files.items()}
-    files |= {f"{CHARTS}/{name}": png for name, png in raster.charts_of("".join(part.html for part in parts))}
-    page = fitted(_shell(config.data.name, results, runs, parts))
+    synthetic = config.synthetic or [None] * len(config.runs)
+    runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
+    sections = build_sections(config, results, runs)
+    files: dict[str, str | bytes] = {name: content for section in sections for name, content in section.files.items()}
+    html = "".join(section.html for section in sections)
+    files |= {f"{CHARTS}/{name}": png for name, png in raster.charts_of(html)}
+    page = _page(config.data.name, results, runs, sections)
     out = Path(config.out)
     try:
         write_all(out, page, files)
     except OSError as error:
         raise ResourceError(f"{out}: the report cannot be written ({error.strerror}); name another out=DIR") from error
+    if (size := len(page.encode())) > LARGE_PAGE:
+        print(f"warning: {out / PAGE} has {size / 1e6:.0f} MB; name fewer runs or cohorts in one report", flush=True)
     print(f"wrote {out / PAGE}", flush=True)
     return out / PAGE
 
 
 def write_all(out: Path, page: str, files: dict[str, str | bytes]) -> None:
-    """The page, last, and the files beside it; numbered charts of an earlier report go."""
+    """Writes the files and then the page; removes numbered charts of an earlier report."""
     for path in (out / CHARTS).glob("[0-9][0-9]-*.png"):
         if f"{CHARTS}/{path.name}" not in files:
             path.unlink()
@@ -75,28 +79,28 @@ def write_all(out: Path, page: str, files: dict[str, str | bytes]) -> None:
     write_text(out / PAGE, page)
 
 
-def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> list[Part]:
-    """All sections in the order of the page."""
+def build_sections(config: Report, results: Results, runs: list[Run]) -> list[Section]:
+    """Returns all sections in the order of the page."""
     real = _training_shards(config)
     for run in runs:
         _check_patches(run, real)
-    threshold, groups = config.data.label_threshold, _groups(results)
+    groups = _groups(results)
     studies = study_tables.comparisons(results)
-    comparisons = studies or _comparisons_of([kept for kept, _ in groups.values()] or [[]], runs)
+    comparisons = studies or _comparisons_of([same for same, _ in groups.values()] or [[]], runs)
     if not groups and not studies:
         groups = {(config.data.name, "test"): ([], [])}
-    parts = [_segmentation(group, *members, len(groups)) for group, members in groups.items()]
-    folder = Path(config.error_maps) if config.error_maps else None
+    sections = [_segmentation(group, *members, len(groups)) for group, members in groups.items()]
+    maps_dir = Path(config.error_maps) if config.error_maps else None
     for comparison in comparisons:
-        maps, files = errors.section(comparison, folder)
-        tabled = study_tables.section(comparison, maps)
-        title = tabled.title if studies or len(comparisons) == 1 else f"{tabled.title}, {comparison['name']}"
-        parts.append(Part(title, tabled.html, tabled.files | files))
+        maps, files = error_maps.section(comparison, maps_dir)
+        study = study_tables.section(comparison, maps)
+        title = study.title if studies or len(comparisons) == 1 else f"{study.title}, {comparison['name']}"
+        sections.append(Section(title, study.html, study.files | files))
     return [
-        *parts,
+        *sections,
         image_quality.section(results, runs),
         agreement.section(results, comparisons),
-        samples.section(runs, real, _thresholds(comparisons), threshold, results),
+        samples.section(runs, real, _thresholds(comparisons), config.data.label_threshold, results),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
         deviations.section(runs),
@@ -104,32 +108,33 @@ def sections(config: Report, results: list[dict[str, Any]], runs: list[Run]) -> 
     ]
 
 
-def _comparisons_of(groups: Sequence[list[dict[str, Any]]], runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Without a study: what segmentation results fill of its tables. Their GAN is the run, where one alone is named."""
+def _comparisons_of(groups: Sequence[Results], runs: Sequence[Run]) -> Results:
+    """Comparisons from segmentation results, without a study; if there is one run, it is their GAN."""
     variant = runs[0].variant if len(runs) == 1 else None
     metrics = [*study_tables.SHOWN, *study_tables.FURTHER]
     return [study_rows.from_results(members, metrics, variant) for members in groups]
 
 
-def _thresholds(comparisons: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """GAN, by `gan_of`, -> where a study's labels of it begin."""
+def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
+    """GAN, by `gan_of`, -> its label threshold in a study."""
     rows = [row for comparison in comparisons for row in comparison["rows"] if row.get("label_threshold") is not None]
     return {gan: row["label_threshold"] for row in rows if (gan := gan_of(row.get("gan"))) is not None}
 
 
-def _groups(results: list[dict[str, Any]]) -> dict[tuple[str, str], tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+def _groups(results: Results) -> dict[tuple[str, str], tuple[Results, Results]]:
     """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
     return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
 
 
-def _segmentation(
-    group: tuple[str, str], kept: list[dict[str, Any]], left_out: list[dict[str, Any]], num_groups: int
-) -> Part:
-    rows = tables.segmentation_table(kept)
+def _segmentation(group: tuple[str, str], same: Results, others: Results, num_groups: int) -> Section:
+    rows = tables.segmentation_table(same)
     stem = "segmentation" if num_groups == 1 else "-".join(["segmentation", *map(file_name, group)])
     title = "Segmentation of held-out volumes" + (f", {group[0]}" if num_groups > 1 else "")
-    files = {f"{stem}.md": tables.format_markdown(rows), f"{stem}.csv": tables.format_csv(rows)}
-    return Part(title, scores.section(*group, rows, scores.notes_of(kept, left_out)), dict(files))
+    files: dict[str, str | bytes] = {
+        f"{stem}.md": tables.format_markdown(rows),
+        f"{stem}.csv": csv_text(tables.CSV_COLUMNS, tables.csv_rows(rows)),
+    }
+    return Section(title, scores.section(*group, rows, scores.notes_of(same, others)), files)
 
 
 def _training_shards(config: Report) -> ShardSet | None:
@@ -140,57 +145,36 @@ def _training_shards(config: Report) -> ShardSet | None:
 def _check_patches(run: Run, real: ShardSet | None) -> None:
     if run.synthetic is None or real is None:
         return
-    made = ShardSet(run.synthetic).patch_shape
-    if tuple(made) != tuple(real.patch_shape):
+    shape = ShardSet(run.synthetic).patch_shape
+    if tuple(shape) != tuple(real.patch_shape):
         raise UsageError(
-            f"runs: {run.folder} made patches of {list(made)}, the training shards of data={real.folder} have "
+            f"runs: {run.folder} has patches of {list(shape)} voxels, the training shards {real.folder} of "
             f"{list(real.patch_shape)}; name the data that the run was trained on"
         )
 
 
-def fitted(page: str) -> str:
-    """The page within MOST_BYTES: the largest pictures and charts give way, and the page says so in their place.
-
-    Where tables alone are more, nothing is taken from them: the page and the console say how large it is.
-    """
-    excess = len(page.encode()) - MOST_BYTES
-    if excess <= 0:
-        return page
-    pictures = set(re.findall(r'<img src="data:[^>]*>|<svg.*?</svg>', page, re.DOTALL))
-    for text in sorted(pictures, key=lambda text: (-len(text), text)):
-        if excess <= 0:
-            break
-        excess -= page.count(text) * (len(text) - len(LEFT_OUT))
-        page = page.replace(text, LEFT_OUT)
-    if len(page.encode()) > MOST_BYTES:
-        told = f"this page has {len(page.encode()) / 1e6:.0f} MB, more than {MOST_BYTES / 1e6:.0f}: its tables are long"
-        print(f"note: {told}", flush=True)
-        page = page.replace("<main>", f'<main>\n<p class="notrun">Note: {told}.</p>', 1)
-    return page
-
-
-def _shell(cohort: str, results: list[dict[str, Any]], runs: Sequence[Run], parts: Sequence[Part]) -> str:
-    """The page around its sections."""
+def _page(cohort: str, results: Results, runs: Sequence[Run], sections: Sequence[Section]) -> str:
     groups = _groups(results).values()
-    aims = [aim for kept, _ in groups for aim in tables.aims(tables.segmentation_table(kept))]
+    aims = [aim for same, _ in groups for aim in tables.aims(tables.segmentation_table(same))]
     passed = sum(aim.verdict == "pass" for aim in aims)
-    missing = sum(aim.verdict == tables.NOT_RUN for aim in aims)
+    missing = sum(aim.verdict == NOT_RUN for aim in aims)
     chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])
     chips += [f"{missing} not run"] if missing else []
     chips += [f"GAN {run.title}" for run in runs]
     chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
     title = f"Synthetic vessel patches: {cohort}"
-    contents = "".join(f'<li><a href="#{part.anchor}">{escape(part.title)}</a></li>' for part in parts)
+    contents = "".join(f'<li><a href="#{section.anchor}">{escape(section.title)}</a></li>' for section in sections)
     body = "\n".join(
-        f'<section id="{part.anchor}"><h2>{escape(part.title)}</h2>\n{part.html}</section>' for part in parts
+        f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>\n{section.html}</section>'
+        for section in sections
     )
     frame = f"""<header>
 <h1>{escape(title)}</h1>
-<p class="lead">A GAN makes 3D patches of TOF angiography together with their vessel labels. Does a U-Net
-that was trained on them alone segment the vessels of whole volumes that neither network has seen?</p>
+<p class="lead">A GAN generates 3D patches of TOF angiography with their vessel labels. Does a U-Net trained on
+them alone segment the vessels of whole volumes that neither network has seen?</p>
 <ul class="chips">{"".join(f"<li>{escape(chip)}</li>" for chip in chips)}</ul>
 <nav><ol>{contents}</ol></nav>
-<p class="note">Tables and figures that the paper has bear its numbers ({escape(paper.CITATION)}).</p>
+<p class="note">The paper's numbers stand beside ours for its tables and figures ({escape(paper.CITATION)}).</p>
 </header>
 <main>
 {body}

@@ -1,4 +1,4 @@
-"""What a GAN's run directory tells: its settings, its logged scalars, and where its synthetic shards lie."""
+"""A GAN's run directory as the report reads it: settings, logged scalars, architecture, synthetic shards."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from vesselgan.core.errors import DataError, UsageError
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory as the report sees it; an empty field stands for a file that is not there."""
+    """A run directory; a field is empty if its file does not exist."""
 
     folder: Path
     settings: dict[str, Any]
@@ -24,10 +24,10 @@ class Run:
     finished: dict[str, Any] | None
     steps: np.ndarray
     scalars: dict[str, np.ndarray]
-    """By name, one value per entry of `steps`; NaN where it was not logged or not finite."""
+    """By name, one value per entry of `steps`; NaN if it was not logged or not finite."""
     synthetic: Path | None
     architecture: dict[str, Any] | None
-    """The networks, layer by layer, as training wrote them down."""
+    """The networks, layer by layer."""
 
     @property
     def variant(self) -> str | None:
@@ -46,43 +46,35 @@ class Run:
         return self.setting("variant.dp") is not None
 
     def setting(self, key: str) -> Any:
-        """The setting of this dotted name; None where the run has none."""
+        """The setting of this dotted name, or None."""
         value: Any = self.settings
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return value
 
 
-def gan_of(told: Any) -> tuple[str, str] | None:
-    """(run, weights' sha256) of the GAN that patches are of, which tells GANs of one variant apart; None: not said."""
-    found = [told.get(key) if isinstance(told, dict) else None for key in ("run", "weights_sha256")]
-    return (str(found[0]), str(found[1])) if all(found) else None
+def gan_of(record: Any) -> tuple[str, str] | None:
+    """Returns (run, weights' sha256) of the GAN that made some patches, from their record; None if it lacks them."""
+    if not isinstance(record, dict) or not record.get("run") or not record.get("weights_sha256"):
+        return None
+    return str(record["run"]), str(record["weights_sha256"])
 
 
 def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
-    """`synthetic`: where its patches are; null: FOLDER/synthetic.
+    """Reads a run directory; `synthetic` is the folder of its patches, by default FOLDER/synthetic.
 
-    UsageError when there is no such folder, DataError for a file in it that cannot be read.
+    Raises UsageError if the folder does not exist, DataError for a file in it that cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"runs: {folder} is not there; name run directories of launch/train_gan.py")
-    settings, digest = {}, ""
-    path = folder / "config.yaml"
-    if path.is_file():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
-        if not isinstance(settings, dict):
-            raise DataError(f"{path}: holds no settings; the run directory is damaged")
+        raise UsageError(f"runs: {folder} does not exist; name run directories of launch/train_gan.py")
+    settings, settings_hash = _read_settings(folder / "config.yaml")
     steps, scalars = read_metrics(folder / "metrics.jsonl")
     synthetic = Path(synthetic) if synthetic is not None else folder / "synthetic"
     return Run(
         folder=folder,
         settings=settings,
-        settings_hash=digest,
+        settings_hash=settings_hash,
         provenance=_read_json(folder / "provenance.json") or {},
         finished=_read_json(folder / "finished.json"),
         steps=steps,
@@ -90,6 +82,20 @@ def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
         architecture=_read_json(folder / "architecture.json"),
         synthetic=synthetic if (synthetic / "manifest.json").is_file() else None,
     )
+
+
+def _read_settings(path: Path) -> tuple[dict[str, Any], str]:
+    """Returns (settings, SHA-256 of the file); empty if there is no file."""
+    if not path.is_file():
+        return {}, ""
+    content = path.read_bytes()
+    try:
+        settings = yaml.safe_load(content.decode("utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
+    if not isinstance(settings, dict):
+        raise DataError(f"{path}: holds no settings; the run directory is damaged")
+    return settings, hashlib.sha256(content).hexdigest()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -103,9 +109,9 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Steps in ascending order and the scalars at them; of a step that was logged twice the later line counts.
+    """Returns ascending steps and the scalars at them; of a step that was logged twice the later line counts.
 
-    A last line that a killed run left half written is dropped; any other damaged line is a DataError.
+    Drops a last line that a killed run left half written; raises DataError for any other damaged line.
     """
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     by_step: dict[int, dict[str, Any]] = {}

@@ -1,18 +1,18 @@
-"""The section about segmentation: the table, the aims, a dot for every test subject."""
+"""The segmentation section: the table, the aims, a dot plot of every test subject."""
 
 from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from vesselgan.report import charts, tables
-from vesselgan.report.markup import counted
-from vesselgan.report.tables import METRICS, NOT_RUN, PAPER, PAPER_SOURCES, REGIONS, Aim, Cell, Row
+from vesselgan.report.markup import NOT_RUN, counted, figure, panels
+from vesselgan.report.tables import METRICS, PAPER, PAPER_SOURCES, REGIONS, Aim, Cell, Row
 
-MAX_IN_CELL = 4  # test subjects whose values fit below the mean
+MAX_IN_CELL = 4  # subjects whose values fit below the mean
 
 
 def section(cohort: str, split: str, rows: list[Row], notes: Iterable[str] = ()) -> str:
-    """Everything about one cohort's results as HTML; `notes` are texts below the table."""
+    """One cohort's results as HTML; `notes` are texts below the table."""
     subjects = sorted({subject for row in rows for subject in row.subjects})
     return "\n".join(
         [
@@ -25,65 +25,73 @@ def section(cohort: str, split: str, rows: list[Row], notes: Iterable[str] = ())
     )
 
 
-def notes_of(kept: Iterable[dict[str, Any]], left_out: Iterable[dict[str, Any]]) -> list[str]:
-    """What a reader of the table must know of the results that are in it, and of those that may not be."""
+def notes_of(same: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> list[str]:
+    """Notes on the results that were left out, and on training volumes among the scored ones."""
     notes = []
-    if names := [str(result.get("title") or result["name"]) for result in left_out]:
-        notes.append(
-            f"Left out, for they were scored on different subjects: {'; '.join(names)}. Score all on the same."
-        )
+    if titles := [_title(result) for result in others]:
+        notes.append(f"Left out: {'; '.join(titles)}. They were scored on different subjects; score all on the same.")
     by_overlap: dict[str, list[str]] = {}
-    for result in kept:
+    for result in same:
         if "segmented_with" in result:
-            overlap = str(result.get("training_overlap") or "not checked")
-            by_overlap.setdefault(overlap, []).append(str(result.get("title") or result["name"]))
-    told = [f"{overlap} ({'; '.join(names)})" for overlap, names in by_overlap.items()]
-    return notes + ([f"Training volumes among the scored ones: {'. '.join(told)}."] if told else [])
+            by_overlap.setdefault(str(result.get("training_overlap") or "not checked"), []).append(_title(result))
+    if overlaps := [f"{overlap} ({'; '.join(titles)})" for overlap, titles in by_overlap.items()]:
+        notes.append(f"Training volumes among the scored ones: {'. '.join(overlaps)}.")
+    return notes
+
+
+def _title(result: dict[str, Any]) -> str:
+    return str(result.get("title") or result["name"])
+
+
+def _header(*first: str) -> str:
+    """Two rows of heads: the regions, and below them the metrics; `first` heads the columns before them."""
+    regions = "".join(f'<th class="edge" colspan="{len(METRICS)}">{escape(name)}</th>' for name in REGIONS.values())
+    metrics = "".join(f"<th{_edge(i)}>{escape(name)}</th>" for _ in REGIONS for i, name in enumerate(METRICS.values()))
+    names = "".join(f"<th>{name}</th>" for name in first)
+    return f"<thead><tr>{'<th></th>' * len(first)}{regions}</tr><tr>{names}{metrics}</tr></thead>"
+
+
+def _edge(i: int) -> str:
+    """A line on the left of a region's first column."""
+    return ' class="edge"' if i % len(METRICS) == 0 else ""
 
 
 def _table(cohort: str, split: str, rows: list[Row], subjects: list[str]) -> str:
-    inside = 0 < len(subjects) <= MAX_IN_CELL
-    heads = "".join(f'<th class="part" colspan="{len(METRICS)}">{escape(name)}</th>' for name in REGIONS.values())
-    names = "".join(f"<th{_part(i)}>{escape(name)}</th>" for _ in REGIONS for i, name in enumerate(METRICS.values()))
-    people = counted(len(subjects), f"{split} subject") if subjects else f"{split} subjects"
+    has_subjects = 0 < len(subjects) <= MAX_IN_CELL
+    count = counted(len(subjects), f"{split} subject") if subjects else f"{split} subjects"
     return (
-        f'<div class="scroll"><table><caption>Cohort <b>{escape(cohort)}</b>: mean (SD) over {escape(people)}'
-        f", below it the median{' and each subject' if inside else ''}. Dice: overlap with the label, 1 is perfect. "
-        "bAVD: balanced average distance between label and prediction, 0 is perfect.</caption>"
-        f"<thead><tr><th></th>{heads}</tr><tr><th></th>{names}</tr></thead>"
-        f"<tbody>{''.join(_line(row, inside) for row in rows)}</tbody></table></div>"
-        '<p class="note">Best global threshold: one intensity for all volumes, fitted on the validation subjects; what '
-        "is reached without learning. Labels shuffled: the same synthetic images, each with another one's label; what "
-        "is reached when labels do not fit. The paper's numbers come from its own cohort of patients (PEGASUS) and say "
-        "what to expect at full size; it gives no millimetres.</p>"
+        f'<div class="scroll"><table><caption>Cohort <b>{escape(cohort)}</b>: mean (SD) over {escape(count)}'
+        f", below it the median{' and each subject' if has_subjects else ''}. Dice: overlap with the label, 1 is "
+        "perfect. bAVD: balanced average distance between label and prediction, 0 is perfect.</caption>"
+        f"{_header('')}<tbody>{''.join(_line(row, has_subjects) for row in rows)}</tbody></table></div>"
+        '<p class="note">Best global threshold: one intensity for all volumes, fitted on the validation subjects; the '
+        "baseline without learning. Labels shuffled: synthetic images with other images' labels; the baseline for "
+        "wrong labels. The paper's numbers are of its own cohort (PEGASUS) and show what to expect at full size; it "
+        "gives no millimetres.</p>"
     )
 
 
-def _part(i: int) -> str:
-    return ' class="part"' if i == 0 else ""
-
-
-def _line(row: Row, inside: bool) -> str:
+def _line(row: Row, has_subjects: bool) -> str:
     if row.name == PAPER:
         return _paper_line(row)
-    # One for both regions, or one for each; a probability or an intensity.
-    cuts = list(dict.fromkeys(f"{cut:.1f}" if cut > 1 else f"{cut:g}" for cut in row.cuts.values()))
-    cut = f"<small>cut at {' and '.join(cuts)}</small>" if cuts else ""
+    # One for both regions or one each; intensities lie above 1, probabilities below.
+    thresholds = list(dict.fromkeys(f"{t:.1f}" if t > 1 else f"{t:g}" for t in row.thresholds.values()))
+    threshold = f"<small>threshold {' and '.join(thresholds)}</small>" if thresholds else ""
     cells = "".join(
-        f"<td{_part(i)}>{_cell(row.cell(region, metric), inside)}</td>"
+        f"<td{_edge(i)}>{_cell(row.cell(region, metric), has_subjects)}</td>"
         for region in REGIONS
         for i, metric in enumerate(METRICS)
     )
-    return f"<tr><th>{escape(row.title)}{cut}</th>{cells}</tr>"
+    return f"<tr><th>{escape(row.title)}{threshold}</th>{cells}</tr>"
 
 
-def _cell(cell: Cell | None, inside: bool) -> str:
+def _cell(cell: Cell | None, has_subjects: bool) -> str:
     if cell is None:
         return f'<span class="notrun">{NOT_RUN}</span>'
-    values = cell.values.items() if inside else ()
+    values = cell.values.items() if has_subjects else ()
     lines = "".join(f"<small>{escape(subject)} {tables.format_value(value)}</small>" for subject, value in values)
-    middle = "" if cell.median is None else f"<small>median {cell.median:.3f}</small>"
-    return f"{tables.format_cell(cell)}{middle}{lines}"
+    median = "" if cell.median is None else f"<small>median {cell.median:.3f}</small>"
+    return f"{tables.format_cell(cell)}{median}{lines}"
 
 
 def _paper_line(row: Row) -> str:
@@ -91,27 +99,24 @@ def _paper_line(row: Row) -> str:
     cells = []
     for region in REGIONS:
         for i, metric in enumerate(METRICS):
-            found = row.cells.get((region, metric), {})
-            texts = [tables.format_cell(found[source]) if source in found else "–" for source in PAPER_SOURCES]
-            cells.append(f"<td{_part(i)}>&nbsp;{''.join(f'<small>{text}</small>' for text in texts)}</td>")
+            by_source = row.cells.get((region, metric), {})
+            texts = [tables.format_cell(by_source[s]) if s in by_source else "–" for s in PAPER_SOURCES]
+            cells.append(f"<td{_edge(i)}>&nbsp;{''.join(f'<small>{text}</small>' for text in texts)}</td>")
     return f'<tr class="paper"><th>{escape(row.title)}{labels}</th>{"".join(cells)}</tr>'
 
 
 def _long_table(rows: list[Row]) -> str:
-    """Every subject's values, for cohorts with more subjects than a cell holds."""
-    names = "".join(f"<th{_part(i)}>{escape(name)}</th>" for _ in REGIONS for i, name in enumerate(METRICS.values()))
-    heads = "".join(f'<th class="part" colspan="{len(METRICS)}">{escape(name)}</th>' for name in REGIONS.values())
+    """Every subject's values, for cohorts with more than MAX_IN_CELL subjects."""
     lines = []
     for row in rows:
+        cells = [row.cell(region, metric) for region in REGIONS for metric in METRICS]
         for i, subject in enumerate(row.subjects):
-            cells = [row.cell(region, metric) for region in REGIONS for metric in METRICS]
             texts = [tables.format_value(c.values[subject]) if c and subject in c.values else "–" for c in cells]
-            columns = "".join(f"<td{_part(j % len(METRICS))}>{text}</td>" for j, text in enumerate(texts))
-            first = escape(row.title) if i == 0 else ""
-            lines.append(f"<tr><th>{first}</th><td>{escape(subject)}</td>{columns}</tr>")
+            values = "".join(f"<td{_edge(j)}>{text}</td>" for j, text in enumerate(texts))
+            title = escape(row.title) if i == 0 else ""
+            lines.append(f"<tr><th>{title}</th><td>{escape(subject)}</td>{values}</tr>")
     return (
-        '<div class="scroll"><table><caption>The same, by subject.</caption>'
-        f"<thead><tr><th></th><th></th>{heads}</tr><tr><th></th><th>subject</th>{names}</tr></thead>"
+        f'<div class="scroll"><table><caption>The same, by subject.</caption>{_header("", "subject")}'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
@@ -119,33 +124,35 @@ def _long_table(rows: list[Row]) -> str:
 def _aims(aims: list[Aim]) -> str:
     lines = []
     for aim in aims:
-        kind = aim.verdict if aim.verdict in ("pass", "fail") else "idle"
+        verdict_class = aim.verdict if aim.verdict in ("pass", "fail") else "idle"
         measured = "–" if aim.measured is None else f"{aim.measured:.3f}"
         lines.append(
-            f'<tr><td><span class="verdict {kind}">{aim.verdict}</span></td><td>{escape(aim.text)}</td>'
+            f'<tr><td><span class="verdict {verdict_class}">{aim.verdict}</span></td><td>{escape(aim.text)}</td>'
             f'<td class="number">{measured}</td><td class="number">at least {aim.target:.2f}</td></tr>'
         )
     return (
-        "<h3>Aims</h3><p>Set before the run, judged on mean Dice, printed as they come out.</p>"
+        "<h3>Aims</h3><p>Set before the run, judged on mean Dice.</p>"
         '<div class="scroll"><table class="plain"><thead><tr><th></th><th>aim</th><th class="number">measured</th>'
-        f'<th class="number">wanted</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+        f'<th class="number">target</th></tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     )
 
 
 def _dots(rows: list[Row]) -> str:
-    panels = []
+    plots = []
     for region, name in REGIONS.items():
         lines = []
         for row in rows:
             if row.name == PAPER:
                 continue
             cell = row.cell(region, "dice")
-            known = [value for value in cell.values.values() if value is not None] if cell else []
-            lines.append(charts.Dots(row.title, known, cell.mean if cell else None))
+            values = [value for value in cell.values.values() if value is not None] if cell else []
+            lines.append(charts.Dots(row.title, values, cell.mean if cell else None))
         plot = charts.dot_plot(lines, x_label="Dice", title=f"Dice of every test subject, {name.lower()}")
-        panels.append(f'<div class="panel"><h4>{escape(name)}</h4>{plot}</div>')
-    return (
-        f'<figure><div class="two">{"".join(panels)}</div><figcaption><b>Dice of every subject</b> (dots), mean (bar). '
-        "To read it: training on synthetic pairs is worth something where its dots lie right of the threshold's and of "
-        "the shuffled control's; the gap to the dots of real is its price.</figcaption></figure>"
+        plots.append((name, plot))
+    return figure(
+        "Dice of every subject",
+        panels(plots),
+        "Subjects (dots) and their mean (bar).",
+        how_to_read="training on synthetic pairs helps if its dots lie right of the threshold's and of the shuffled "
+        "labels'; the gap to the dots of real is what it costs.",
     )

@@ -1,4 +1,4 @@
-"""What a study's tables say in words: what all sources had in common, what was empty, how to read a cell."""
+"""The notes below a study's tables: what all sources share, empty volumes, how to read a cell."""
 
 from typing import Any
 
@@ -6,39 +6,40 @@ from vesselgan.report import paper
 from vesselgan.report.markup import counted
 from vesselgan.report.tables import REGIONS
 
+PAPER_NOTE = (
+    "The paper's numbers are of its own cohorts (PEGASUS beside our first, 1000Plus beside our second) and show what "
+    "to expect at full size."
+)
 NOTE = (
     "Mean (SD over patients of their means over seeds), median, [95 % bootstrap interval over patients and seeds; none "
     "below five patients]. Dice as a share of real's; difference to real with Holm-adjusted Wilcoxon p; the controls "
-    "(best global threshold, shuffled labels) are not tested. {steps} The paper's numbers come from its own cohorts "
-    "(PEGASUS for our first, 1000Plus for our second) and say what to expect at full size."
+    "(best global threshold, shuffled labels) are not tested. {steps} " + PAPER_NOTE
 )
 SINGLE_NOTE = (
-    "Mean (SD over patients), median, Dice as a share of real's; one U-Net each, no interval and no test: those take a "
-    "study. Synthetic patches are taken to be of the one GAN that this page was given. The paper's numbers come from "
-    "its own cohorts (PEGASUS for our first, 1000Plus for a second) and say what to expect at full size."
+    "Mean (SD over patients), median, Dice as a share of real's; one U-Net each. Intervals and tests need a study. "
+    "Synthetic patches are assumed to be of the one GAN given to this page. " + PAPER_NOTE
 )
-EMPTY = "Dice 0 and the volume's diagonal as distance; 1 and 0 where both sides are empty"
+EMPTY = "Dice 0 and the volume's diagonal as distance; 1 and 0 if both sides are empty"
 
 
 def note_of(comparison: dict[str, Any]) -> str:
-    """How to read the tables. That efforts were equal is said where the updates that were applied are."""
+    """How to read the tables; equal numbers of steps are claimed only if the applied ones are equal."""
     if comparison["unet_steps"] is None:
         return SINGLE_NOTE
     runs = [run for row in comparison["rows"] for run in (row.get("runs") or {}).values()]
     applied = sorted({run["steps"] - (run.get("skipped_steps") or 0) for run in runs})
     if len(applied) < 2:
         return NOTE.format(steps="Every U-Net had the same number of optimizer steps.")
-    least, most = applied[0], applied[-1]
     return NOTE.format(
-        steps=f"Every U-Net saw the same number of batches; steps that were skipped, for their gradients were not "
-        f"finite, leave {least} to {most} optimizer steps that were applied."
+        steps="Every U-Net saw the same number of batches; without the steps that were skipped for non-finite "
+        f"gradients, {applied[0]} to {applied[-1]} optimizer steps were applied."
     )
 
 
 def about(comparison: dict[str, Any]) -> str:
-    """What all sources had in common, how many patients there were, and whose volumes were empty."""
-    first = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
-    patients = ", ".join(f"{cohort} {regions['all']['dice']['n']}" for cohort, regions in first.items())
+    """Patients, seeds and steps, which all sources share, and the empty volumes."""
+    scores: dict[str, Any] = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
+    patients = ", ".join(f"{cohort} {regions['all']['dice']['n']}" for cohort, regions in scores.items())
     texts = [f"Test patients: {patients or 'none, nothing was run'}"]
     if comparison["seeds"]:
         texts.append(f"seed{'s' * (len(comparison['seeds']) > 1)} {', '.join(map(str, comparison['seeds']))}")
@@ -52,30 +53,30 @@ def about(comparison: dict[str, Any]) -> str:
 
 
 def empty_predictions(comparison: dict[str, Any]) -> dict[str, int]:
-    """Title of a source -> its predicted volumes (one per patient and seed) that are empty, whole or in a region."""
-    found = {}
+    """Title of a source -> number of empty predictions (one per patient and seed), whole or in a region."""
+    by_title = {}
     for row in comparison["rows"]:
         results = [regions for results in row.get("empty", {}).values() for regions in results]
-        # What is empty as a whole is so in the brain too: one volume, not two.
-        found[row["title"]] = sum(max(counts["predicted"] for counts in regions.values()) for regions in results)
-    return {title: count for title, count in found.items() if count}
+        # A volume without any vessel has none in the brain either: it counts once.
+        by_title[row["title"]] = sum(max(counts["predicted"] for counts in regions.values()) for regions in results)
+    return {title: count for title, count in by_title.items() if count}
 
 
 def empty_labels(comparison: dict[str, Any]) -> int:
-    """Patients with an empty label, whole or in a region: the same ones for every source."""
-    most: dict[str, int] = {}
+    """Number of patients with an empty label, whole or in a region; every source has the same patients."""
+    by_cohort: dict[str, int] = {}
     for row in comparison["rows"]:
         for cohort, results in row.get("empty", {}).items():
             counts = [counts["truth"] for regions in results for counts in regions.values()]
-            most[cohort] = max([most.get(cohort, 0), *counts])
-    return sum(most.values())
+            by_cohort[cohort] = max([by_cohort.get(cohort, 0), *counts])
+    return sum(by_cohort.values())
 
 
 def text_values() -> str:
-    """What the paper's own text says of 1000Plus where it is not its Table 3."""
+    """The values of 1000Plus in the paper's text that differ from its Table 3."""
     names = ("Dice", "bAVD (voxels)")
     texts = []
     for (region, source), values in paper.TABLE_3_TEXT_1000PLUS.items():
-        known = [f"{name} {value:.3f}" for name, value in zip(names, values, strict=True) if value is not None]
-        texts.append(f"{source}, {REGIONS[region].lower()}: {', '.join(known)}")
+        quoted = [f"{name} {value:.3f}" for name, value in zip(names, values, strict=True) if value is not None]
+        texts.append(f"{source}, {REGIONS[region].lower()}: {', '.join(quoted)}")
     return "The paper's section 3 gives other values for 1000Plus than its Table 3: " + "; ".join(texts) + "."

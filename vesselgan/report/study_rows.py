@@ -1,5 +1,4 @@
-"""The rows of the paper's Tables 3, A.1 and B.1: whose numbers of the paper stand beside which of ours, and what a
-comparison lacks of them.
+"""The rows of the paper's Tables 3, A.1 and B.1, matched with those of a comparison.
 
 A comparison (job `comparison`) has {"cohorts": [...], "rows": [{"name", "kind", "title", "variant", "scores", ...}]}.
 """
@@ -9,31 +8,33 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
 from vesselgan.report.tables import REGIONS
 
 PRIVATE = "private"
 SECOND = "second cohort"
-KINDS = {"real": "real", "synthetic": "synthetic", "both": "both", "shuffled": "shuffled", "threshold": "threshold"}
-"""Name of a segmentation result -> the kind of its row."""
+KINDS = ("real", "synthetic", "both", "shuffled", "threshold")
+"""Names of segmentation results, which are the kinds of their rows."""
 
 
 def completed(comparison: dict[str, Any]) -> dict[str, Any]:
-    """The comparison with a row for every source of the paper, those that were not run without scores.
+    """Returns the comparison with a row for every source of the paper, without scores if it was not run.
 
-    A row with `privacy` is of kind `private`. With one cohort a second column is added, as the paper has one.
+    A row with `privacy` is of kind `private`. A second cohort is added if there is one alone, as in the paper.
     """
     rows = [row | {"kind": PRIVATE} if row.get("privacy") else row for row in comparison["rows"]]
-    present = {_key(row) for row in rows}
-    missing = [row for row in _paper_rows() if _key(row) not in present]
+    keys = {_key(row) for row in rows}
+    paper_rows = _paper_rows()
+    order = [_key(row) for row in paper_rows]
+    rows += [row for row in paper_rows if _key(row) not in keys]
+    rows = sorted(rows, key=lambda row: order.index(_key(row)) if _key(row) in order else len(order))
     cohorts = [*comparison["cohorts"], *[SECOND] * (len(comparison["cohorts"]) < 2)]
-    order = [_key(row) for row in _paper_rows()]
-    rows = sorted([*rows, *missing], key=lambda row: order.index(_key(row)) if _key(row) in order else len(order))
     return comparison | {"cohorts": cohorts, "rows": rows}
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:
-    """What the paper calls the row's source: (kind, model)."""
+    """The paper's (kind, model) of the row's source."""
     if row["kind"] == PRIVATE:
         return PRIVATE, _budget(float(row["privacy"]["epsilon"]))
     name = paper.VARIANTS.get(row.get("variant") or "", row["name"])
@@ -59,51 +60,56 @@ def _paper_rows() -> list[dict[str, Any]]:
 
 
 def paper_scores(row: dict[str, Any], region: str) -> paper.Scores | None:
-    """The paper's row for this source; None where it has none."""
+    """The paper's scores of this source, or None."""
     kind, model = _key(row)
     tables = {"real": paper.TABLE_3, "synthetic": paper.TABLE_3, "both": paper.TABLE_A1, PRIVATE: paper.TABLE_B1}
     return tables[kind][region].get(f"real + {model}" if kind == "both" else model) if kind in tables else None
 
 
 def from_results(results: Sequence[dict[str, Any]], metrics: Iterable[str], variant: str | None) -> dict[str, Any]:
-    """A comparison of one cohort made of its segmentation results, each a source with one U-Net.
+    """Returns a comparison of one cohort from its segmentation results, each a source with one U-Net.
 
-    variant: of the GAN whose patches the synthetic ones are made with. No intervals, no tests: those take a study.
+    variant: of the GAN that made the synthetic patches. There are no intervals and no tests.
     """
     cohort = results[0]["cohort"] if results else paper.COHORTS[0]
     metrics = list(metrics)
     rows = []
     for result in results:
-        if (kind := KINDS.get(result["name"])) is None:
+        if (kind := result["name"]) not in KINDS:
             continue
         scores = {region: _score_region(result, region, metrics) for region in REGIONS}
-        made_by = variant if kind in ("synthetic", "both") else None
-        title = (result.get("title") or result["name"]) + (
-            f"; {paper.VARIANTS.get(made_by, made_by)}" if made_by else ""
-        )
-        row = {"name": result["name"], "kind": kind, "title": title, "variant": made_by, "gan": result.get("gan")}
-        row["empty"] = {cohort: [result["empty"]]} if "empty" in result else {}
-        privacy = result.get("segmented_with", {}).get("privacy") if kind == "synthetic" else None
+        gan_variant = variant if kind in ("synthetic", "both") else None
+        suffix = f"; {paper.VARIANTS.get(gan_variant, gan_variant)}" if gan_variant else ""
         rows.append(
-            row | {"privacy": privacy, "scores": {cohort: {region: found for region, found in scores.items() if found}}}
+            {
+                "name": result["name"],
+                "kind": kind,
+                "title": (result.get("title") or result["name"]) + suffix,
+                "variant": gan_variant,
+                "gan": result.get("gan"),
+                "empty": {cohort: [result["empty"]]} if "empty" in result else {},
+                "privacy": result.get("segmented_with", {}).get("privacy") if kind == "synthetic" else None,
+                "scores": {cohort: {region: by_metric for region, by_metric in scores.items() if by_metric}},
+            }
         )
     return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None}
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:
+    """Metric -> summary, of the metrics that every subject has."""
     entries = [entry for entry in result["subjects"] if entry["region"] == region]
-    found = {}
+    by_metric = {}
     for metric in metrics:
         values = {e["subject"]: float(e[metric]) for e in entries if isinstance(e.get(metric), int | float)}
         if values and len(values) == len(entries):
-            numbers = list(values.values())
-            found[metric] = {
-                "mean": statistics.fmean(numbers),
-                "sd": statistics.stdev(numbers) if len(numbers) > 1 else None,
-                "median": statistics.median(numbers),
-                "n": len(numbers),
+            mean, sd = mean_and_sd(values.values())
+            by_metric[metric] = {
+                "mean": mean,
+                "sd": sd,
+                "median": statistics.median(values.values()),
+                "n": len(values),
                 "interval": None,
                 "values": values,
                 "difference": None,
             }
-    return found
+    return by_metric

@@ -30,7 +30,7 @@ td { text-align: right; padding: 8px 10px; vertical-align: top; white-space: now
 tbody tr { border-bottom: 1px solid var(--rule); }
 tbody tr:last-child { border-bottom: 2px solid var(--ink); }
 td small, tbody th small { display: block; font-size: 0.8rem; line-height: 1.5; }
-td.part, th.part { border-left: 1px solid var(--rule); }
+td.edge, th.edge { border-left: 1px solid var(--rule); }
 tr.paper { background: var(--faint); }
 tr.paper th { padding-left: 10px; }
 table.plain { width: auto; } table.plain tbody th { max-width: none; white-space: nowrap; padding-right: 28px; }
@@ -52,7 +52,7 @@ figcaption { font-size: 0.92rem; color: var(--soft); margin-top: 10px; max-width
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 22px; }
 .panel { background: var(--card); border: 1px solid var(--rule); border-radius: 10px; padding: 14px 16px; }
 .panel { min-width: 0; }
-.cards .panel { padding: 10px; } .cards .pair { gap: 5px; } .yardstick { margin-top: 16px; align-items: center; }
+.cards .panel { padding: 10px; } .cards .pair { gap: 5px; } .distances { margin-top: 16px; align-items: center; }
 .panel > h4 { margin: 0 0 10px; font-size: 0.95rem; font-weight: 650; }
 .cells { display: grid; gap: 10px 8px; }
 .four { grid-template-columns: repeat(4, minmax(0, 1fr)); }

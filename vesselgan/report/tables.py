@@ -1,22 +1,22 @@
-"""Tables from results JSON: the segmentation table with its aims, as rows, plain text, Markdown and CSV."""
+"""The segmentation table and its aims, from results JSON: as rows, plain text, Markdown and CSV rows."""
 
-import csv
-import io
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from vesselgan.core.errors import DataError
+from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
+from vesselgan.report.markup import NOT_RUN, markdown
 
 FORMAT_VERSION = 1
-NOT_RUN = "not run"
 REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
 METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
-METHODS = {  # the rows that the table always has, by the result's name
+METHODS = {  # result's name -> title of the rows that the table always has
     "threshold": "Best global threshold",
     "real": "U-Net on real",
     "synthetic": "U-Net on synthetic",
@@ -24,21 +24,29 @@ METHODS = {  # the rows that the table always has, by the result's name
 }
 PAPER = "paper"
 PAPER_SOURCES = ("real", "SN-MP", "c-SN-MP")
+CSV_COLUMNS = ("row", "region", "metric", "source", "statistic", "subject", "number")
+AIMS = (  # text, target of all vessels and intracranial, the two methods, whether the aim is a ratio
+    ("U-Net on real minus best threshold", (0.10, 0.05), "real", "threshold", False),
+    ("U-Net on synthetic as a share of real", (0.80, 0.80), "synthetic", "real", True),
+    ("U-Net on synthetic minus shuffled labels", (0.20, 0.20), "synthetic", "shuffled", False),
+)
+
+Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One score over the test subjects. None stands for a value that is not defined (a distance to an empty mask)."""
+    """One score over the test subjects; None is a value that is not defined (a distance to an empty mask)."""
 
     mean: float | None
     sd: float | None
     values: dict[str, float | None] = field(default_factory=dict)
-    """By subject; empty in the paper's cells, which have none."""
+    """By subject; empty in the paper's cells."""
 
     @property
     def median(self) -> float | None:
-        known = [value for value in self.values.values() if value is not None]
-        return statistics.median(known) if known else None
+        defined = [value for value in self.values.values() if value is not None]
+        return statistics.median(defined) if defined else None
 
     @property
     def num_undefined(self) -> int:
@@ -47,25 +55,26 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: (region, metric) -> cells; no cell: not run. Only the paper has several."""
+    """One row of the table."""
 
     name: str
     title: str
     cells: dict[tuple[str, str], dict[str, Cell]]
-    cuts: dict[str, float] = field(default_factory=dict)
-    """Where the method cut, by region: its probability's or intensity's threshold."""
+    """(region, metric) -> source -> cell. The source is empty, but for the paper's models; no cell: not run."""
+    thresholds: dict[str, float] = field(default_factory=dict)
+    """By region, on the method's probability or intensity."""
 
     def cell(self, region: str, metric: str) -> Cell | None:
         return self.cells.get((region, metric), {}).get("")
 
     @property
     def subjects(self) -> list[str]:
-        return sorted({s for group in self.cells.values() for cell in group.values() for s in cell.values})
+        return sorted({s for by_source in self.cells.values() for cell in by_source.values() for s in cell.values})
 
 
 @dataclass(frozen=True)
 class Aim:
-    """What a comparison should show. `measured` None: one of its two rows was not run."""
+    """A comparison of two methods' mean Dice; `measured` is None if one of them was not run."""
 
     text: str
     target: float
@@ -78,10 +87,10 @@ class Aim:
         return "pass" if self.measured >= self.target else "fail"
 
 
-def read_results(folder: str | Path) -> list[dict]:
-    """The results of one folder in the order of their file names; a folder that is not there holds none.
+def read_results(folder: str | Path) -> list[Result]:
+    """Returns the results of one folder, sorted by file name; none if the folder does not exist.
 
-    DataError for a file that is not JSON, is of another format version, or lacks what its job must have.
+    Raises DataError for a file that is not JSON, is of another format version, or lacks a key of its job.
     """
     results = []
     for path in sorted(Path(folder).glob("*.json")):
@@ -89,8 +98,8 @@ def read_results(folder: str | Path) -> list[dict]:
             result = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
-        if not isinstance(result, dict) or result.get("format_version") != FORMAT_VERSION:
-            version = result.get("format_version") if isinstance(result, dict) else None
+        version = result.get("format_version") if isinstance(result, dict) else None
+        if version != FORMAT_VERSION:
             raise DataError(f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; evaluate again")
         if result.get("job") == "segmentation":
             _check_segmentation(result, path)
@@ -98,16 +107,13 @@ def read_results(folder: str | Path) -> list[dict]:
     return results
 
 
-def _check_segmentation(result: dict, path: Path) -> None:
+def _check_segmentation(result: Result, path: Path) -> None:
     for key, kind in (("name", str), ("cohort", str), ("split", str), ("subjects", list)):
         if not isinstance(result.get(key), kind):
             raise DataError(f"{path}: a segmentation result needs {key!r} as {kind.__name__}; run its evaluation again")
     for entry in result["subjects"]:
-        if (
-            not isinstance(entry, dict)
-            or not isinstance(entry.get("subject"), str)
-            or entry.get("region") not in REGIONS
-        ):
+        is_entry = isinstance(entry, dict) and isinstance(entry.get("subject"), str)
+        if not is_entry or entry.get("region") not in REGIONS:
             raise DataError(f"{path}: every entry of 'subjects' needs a subject and a region of {list(REGIONS)}")
         for metric in METRICS:
             value = entry.get(metric)
@@ -115,65 +121,69 @@ def _check_segmentation(result: dict, path: Path) -> None:
                 raise DataError(f"{path}: {metric} of {entry['subject']} is {value!r}, not a number")
 
 
-def by_cohort(results: Iterable[dict]) -> dict[tuple[str, str], list[dict]]:
-    """Segmentation results grouped by (cohort, split): only within a group may they share a table."""
-    groups: dict[tuple[str, str], list[dict]] = {}
+def by_cohort(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Segmentation results grouped by (cohort, split): only within a group they may share a table."""
+    groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if result.get("job") == "segmentation":
             groups.setdefault((result["cohort"], result["split"]), []).append(result)
     return groups
 
 
-def of_same_subjects(results: Iterable[dict]) -> tuple[list[dict], list[dict]]:
-    """(results on the subjects of `real`, else of the first one; the others): one table has one n."""
+def of_same_subjects(results: Iterable[Result]) -> tuple[list[Result], list[Result]]:
+    """Returns (results on the subjects of `real`, else of the first result; the others): one table has one n."""
     results = list(results)
-    first = next((result for result in results if result["name"] == "real"), results[0] if results else None)
-    kept = [result for result in results if _subjects(result) == _subjects(first)]
-    return kept, [result for result in results if result not in kept]
+    if not results:
+        return [], []
+    subjects = _subjects(next((result for result in results if result["name"] == "real"), results[0]))
+    same = [result for result in results if _subjects(result) == subjects]
+    return same, [result for result in results if result not in same]
 
 
-def _subjects(result: dict) -> set[str]:
+def _subjects(result: Result) -> set[str]:
     return {entry["subject"] for entry in result["subjects"]}
 
 
-def segmentation_table(results: Iterable[dict]) -> list[Row]:
-    """The rows: METHODS in their order, run or not; then results by other names; last the paper's numbers.
+def segmentation_table(results: Iterable[Result]) -> list[Row]:
+    """Returns the rows: METHODS in their order, run or not; other results by name; last the paper's numbers.
 
-    DataError when two results have one name, or are of unlike cohorts, splits or subjects (see of_same_subjects).
+    Raises DataError if two results have one name, or differ in cohort, split or subjects (see of_same_subjects).
     """
-    results = list(results)
     groups = by_cohort(results)
     if len(groups) > 1:
         raise DataError(f"results of {sorted(groups)} cannot share a table; make one for each (see by_cohort)")
-    if left_out := of_same_subjects(next(iter(groups.values()), []))[1]:
-        names = ", ".join(result["name"] for result in left_out)
+    members = next(iter(groups.values()), [])
+    if others := of_same_subjects(members)[1]:
+        names = ", ".join(result["name"] for result in others)
         raise DataError(f"{names}: scored on other subjects than the rest; score all of them on the same split")
-    found: dict[str, dict] = {}
-    for result in next(iter(groups.values()), []):
-        if result["name"] in found:
+    by_name: dict[str, Result] = {}
+    for result in members:
+        if result["name"] in by_name:
             raise DataError(f"two results are called {result['name']!r}; remove one or evaluate with another name=")
-        found[result["name"]] = result
-    rows = [_row(name, title, found.pop(name, None)) for name, title in METHODS.items()]
-    rows += [_row(name, name, result) for name, result in sorted(found.items())]
+        by_name[result["name"]] = result
+    rows = [_row(name, title, by_name.pop(name, {})) for name, title in METHODS.items()]
+    rows += [_row(name, name, result) for name, result in sorted(by_name.items())]
     return [*rows, _paper_row()]
 
 
-def _row(name: str, title: str, result: dict | None) -> Row:
-    """A result's own title wins: it says what was run, whatever the result is called."""
+def _row(name: str, title: str, result: Result) -> Row:
+    """The result's own title wins: it says what was run, whatever its name."""
     cells: dict[tuple[str, str], dict[str, Cell]] = {}
     for region in REGIONS:
-        entries = [e for e in (result or {}).get("subjects", []) if e["region"] == region]
+        entries = [entry for entry in result.get("subjects", []) if entry["region"] == region]
         for metric in METRICS:
-            values = {e["subject"]: _finite(e.get(metric)) for e in entries}
+            values = {entry["subject"]: _finite(entry.get(metric)) for entry in entries}
             if values:
-                cells[region, metric] = {"": Cell(*_mean_sd(values.values()), values)}
-    return Row(name, str((result or {}).get("title") or title), cells, _cuts(result or {}))
+                cells[region, metric] = {"": Cell(*mean_and_sd(values.values()), values)}
+    return Row(name, str(result.get("title") or title), cells, _thresholds(result))
 
 
-def _cuts(result: dict) -> dict[str, float]:
-    by_region = result.get("thresholds") if isinstance(result.get("thresholds"), dict) else {}
-    cuts = {region: _finite(by_region.get(region, result.get("threshold"))) for region in REGIONS}
-    return {region: cut for region, cut in cuts.items() if cut is not None}
+def _thresholds(result: Result) -> dict[str, float]:
+    by_region = result.get("thresholds")
+    if not isinstance(by_region, dict):
+        by_region = {}
+    thresholds = {region: _finite(by_region.get(region, result.get("threshold"))) for region in REGIONS}
+    return {region: threshold for region, threshold in thresholds.items() if threshold is not None}
 
 
 def _paper_row() -> Row:
@@ -189,52 +199,24 @@ def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _mean_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
-    """Mean and standard deviation (n - 1) of what is defined."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None, None
-    mean = math.fsum(known) / len(known)
-    if len(known) == 1:
-        return mean, None
-    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in known) / (len(known) - 1))
-
-
 def aims(rows: list[Row]) -> list[Aim]:
-    """What a working road should show, from the mean Dice of the rows."""
-    dice = {
-        (row.name, region): cell.mean
-        for row in rows
-        for region in REGIONS
-        if row.name != PAPER and (cell := row.cell(region, "dice"))
-    }
-
-    def compare(first: str, second: str, region: str, how: Callable[[float, float], float | None]) -> float | None:
-        a, b = dice.get((first, region)), dice.get((second, region))
-        return None if a is None or b is None else how(a, b)
-
-    def minus(a: float, b: float) -> float:
-        return a - b
-
-    def ratio(a: float, b: float) -> float | None:
-        return a / b if b else None
-
-    wanted = [
-        ("U-Net on real minus best threshold", "all", 0.10, "real", "threshold", minus),
-        ("U-Net on real minus best threshold", "intracranial", 0.05, "real", "threshold", minus),
-        ("U-Net on synthetic as a share of real", "all", 0.80, "synthetic", "real", ratio),
-        ("U-Net on synthetic as a share of real", "intracranial", 0.80, "synthetic", "real", ratio),
-        ("U-Net on synthetic minus shuffled labels", "all", 0.20, "synthetic", "shuffled", minus),
-        ("U-Net on synthetic minus shuffled labels", "intracranial", 0.20, "synthetic", "shuffled", minus),
-    ]
-    return [
-        Aim(f"{text}, {REGIONS[region].lower()}", target, compare(first, second, region, how))
-        for text, region, target, first, second, how in wanted
-    ]
+    """Returns AIMS with what the rows' mean Dice gives."""
+    by_name = {row.name: row for row in rows if row.name != PAPER}
+    measured_aims = []
+    for text, targets, first, second, is_ratio in AIMS:
+        for (region, title), target in zip(REGIONS.items(), targets, strict=True):
+            cells = [by_name[name].cell(region, "dice") if name in by_name else None for name in (first, second)]
+            a, b = (cell.mean if cell is not None else None for cell in cells)
+            if a is None or b is None or (is_ratio and not b):
+                measured = None
+            else:
+                measured = a / b if is_ratio else a - b
+            measured_aims.append(Aim(f"{text}, {title.lower()}", target, measured))
+    return measured_aims
 
 
 def format_cell(cell: Cell | None) -> str:
-    """`0.912 (0.010)`; the count of subjects whose value is not defined is part of it."""
+    """`0.912 (0.010)`, with the number of subjects whose value is not defined."""
     if cell is None:
         return NOT_RUN
     if cell.mean is None:
@@ -247,13 +229,8 @@ def format_value(value: float | None) -> str:
     return "not defined" if value is None else f"{value:.3f}"
 
 
-def _with_median(cell: Cell | None, is_asked: bool) -> str:
-    text = format_cell(cell)
-    return f"{text}; median {cell.median:.3f}" if is_asked and cell is not None and cell.median is not None else text
-
-
-def _lines(rows: list[Row], regions: Iterable[str], *, has_median: bool = False) -> list[list[str]]:
-    """The table as texts: per row a line of mean (SD), below it one line per subject or, in the paper, per source."""
+def _text_rows(rows: list[Row], regions: Iterable[str], *, has_median: bool = False) -> list[list[str]]:
+    """Per row a line of mean (SD), below it one line per subject or, for the paper, per source."""
     columns = [(region, metric) for region in regions for metric in METRICS]
     lines = []
     for row in rows:
@@ -264,19 +241,20 @@ def _lines(rows: list[Row], regions: Iterable[str], *, has_median: bool = False)
                 label = source if source == "real" else f"synthetic by {source}"
                 lines.append([f"  {label}"] + ["-" if cell is None else format_cell(cell) for cell in cells])
             continue
-        lines.append([row.title] + [_with_median(row.cell(*column), has_median) for column in columns])
+        cells = [row.cell(*column) for column in columns]
+        medians = [f"; median {c.median:.3f}" if has_median and c and c.median is not None else "" for c in cells]
+        lines.append([row.title, *(format_cell(c) + median for c, median in zip(cells, medians, strict=True))])
         for subject in row.subjects:
-            cells = [row.cell(*column) for column in columns]
-            known = [format_value(cell.values[subject]) if cell and subject in cell.values else "-" for cell in cells]
-            lines.append([f"  {subject}"] + known)
+            values = [format_value(c.values[subject]) if c and subject in c.values else "-" for c in cells]
+            lines.append([f"  {subject}", *values])
     return lines
 
 
 def format_text(rows: list[Row]) -> str:
-    """The table for a terminal of 80 columns, one block per region, the aims with pass or fail below."""
+    """The table for a terminal of 80 columns, one block per region, then the aims."""
     texts = []
     for region, name in REGIONS.items():
-        lines = [[f"{name}: mean (SD)", *METRICS.values()], *_lines(rows, [region])]
+        lines = [[f"{name}: mean (SD)", *METRICS.values()], *_text_rows(rows, [region])]
         widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
         block = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines]
         texts += [block[0], "-" * max(len(text) for text in block), *block[1:], ""]
@@ -289,33 +267,18 @@ def format_aim(aim: Aim) -> str:
 
 
 def format_markdown(rows: list[Row]) -> str:
-    """The same as a Markdown table."""
-
-    def line(texts: Iterable[str]) -> str:
-        return "| " + " | ".join(text.replace("|", "\\|").replace("<", "&lt;") for text in texts) + " |"
-
-    heads = [f"{region}: {metric}" for region in REGIONS.values() for metric in METRICS.values()]
-    table = [
-        line(["mean (SD)", *heads]),
-        "|" + "---|" * (len(heads) + 1),
-        *(line(texts) for texts in _lines(rows, REGIONS, has_median=True)),
-    ]
-    return "\n".join([*table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
+    """The table with medians, then the aims, as Markdown."""
+    columns = ["mean (SD)", *(f"{region}: {metric}" for region in REGIONS.values() for metric in METRICS.values())]
+    table = markdown(columns, _text_rows(rows, REGIONS, has_median=True))
+    return "\n".join([table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
 
 
-def format_csv(rows: list[Row]) -> str:
-    """Long form, one number a line at full precision; `source` is the paper's model."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["row", "region", "metric", "source", "statistic", "subject", "number"])
+def csv_rows(rows: list[Row]) -> Iterator[list[object]]:
+    """Long form under CSV_COLUMNS, one number per line; `source` is the paper's model."""
     for row in rows:
-        for (region, metric), cells in row.cells.items():
-            for source, cell in cells.items():
-                numbers = [("value", *item) for item in cell.values.items()] + [
-                    ("mean", "", cell.mean),
-                    ("sd", "", cell.sd),
-                ]
-                for what, subject, value in numbers:
-                    text = "" if value is None else repr(value)
-                    writer.writerow([row.name, region, metric, source, what, subject, text])
-    return out.getvalue()
+        for (region, metric), by_source in row.cells.items():
+            for source, cell in by_source.items():
+                for subject, value in cell.values.items():
+                    yield [row.name, region, metric, source, "value", subject, value]
+                yield [row.name, region, metric, source, "mean", "", cell.mean]
+                yield [row.name, region, metric, source, "sd", "", cell.sd]

@@ -1,0 +1,95 @@
+"""Error maps of one subject per cohort, one for each source (the paper's figures 7 and B.2)."""
+
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vesselgan.core.errors import DataError
+from vesselgan.report import figures
+from vesselgan.report.markup import figure, file_name, not_run
+from vesselgan.report.study_rows import PRIVATE, completed
+from vesselgan.report.tables import REGIONS
+
+MAX_WIDTH = 1000
+"""Pixels of a map in the page; the file beside it has full size."""
+KINDS = {"Table 3": ("synthetic", "real", "shuffled"), "Table B.1": (PRIVATE,)}
+NAMES = {"Table 3": "Figure 7", "Table B.1": "Figure B.2"}
+
+Files = dict[str, str | bytes]
+
+
+def section(comparison: dict[str, Any], folder: Path | None) -> tuple[dict[str, str], Files]:
+    """Returns (HTML by the table that the maps belong to, the pictures for beside the page).
+
+    folder: holds <source>/<cohort>/<subject>.png, as evaluate writes them. Raises DataError for a damaged picture.
+    """
+    html: dict[str, str] = {}
+    files: Files = {}
+    for table, kinds in KINDS.items():
+        name = NAMES[table]
+        rows = [row for row in completed(comparison)["rows"] if row["kind"] in kinds and row["scores"]]
+        maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
+        shown = [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
+        html[table] = "\n".join(shown) or not_run(f"{name}, error maps: none were written (error_maps=DIR)")
+    return html, files
+
+
+def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:
+    """Source -> subject -> picture. Names from results must not lead out of the folder."""
+    maps = {}
+    for row in rows:
+        is_inside = all(Path(name).name == name for name in (row["name"], cohort))
+        if folder is not None and is_inside:
+            paths = sorted((folder / row["name"] / cohort).glob("*.png"))
+            maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
+    return maps
+
+
+def _figure(
+    name: str, cohort: str, maps: dict[str, dict[str, Path]], rows: Sequence[dict[str, Any]], files: Files
+) -> str:
+    """One subject that every source has, chosen by seed."""
+    title = f"{name}, error maps, {cohort}"
+    common = sorted(set.intersection(*(set(by_subject) for by_subject in maps.values())))
+    if not common:
+        return not_run(f"{title}: no subject has a map of every source")
+    subject = common[figures.choose(len(common), 1, stream=5)[0]]
+    stem = f"{name.lower().replace(' ', '-')}-{file_name(cohort)}"
+    cells = []
+    for row in rows:
+        if row["name"] not in maps:
+            continue
+        path = maps[row["name"]][subject]
+        data = path.read_bytes()
+        files[f"{stem}-{file_name(row['name'])}.png"] = data
+        dice = [
+            f"Dice {metrics['dice']['values'][subject]:.3f} ({REGIONS[region].lower()})"
+            for region, metrics in row["scores"].get(cohort, {}).items()
+            if subject in metrics["dice"]["values"]
+        ]
+        text = f"<b>{escape(row['title'])}</b> {escape(', '.join(dice))}"
+        image = figures.inline(_thumbnail(data, path), f"{row['title']}, {subject}")
+        cells.append(f'<div class="stack">{image}<div class="text">{text}</div></div>')
+    return figure(
+        escape(title),
+        f'<div class="panel"><div class="cells">{"".join(cells)}</div></div>',
+        f"Subject {escape(subject)}, chosen by seed ({figures.SEED}): projections along three axes and the surface. "
+        '<i class="patch tp"></i> true positive, <i class="patch fp"></i> false positive, <i class="patch fn"></i> '
+        "false negative.",
+        how_to_read="thin yellow vessels are missed; green away from every vessel is taken for one.",
+    )
+
+
+def _thumbnail(data: bytes, path: Path) -> np.ndarray:
+    """The picture, at most MAX_WIDTH pixels wide."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.thumbnail((MAX_WIDTH, MAX_WIDTH))
+            return np.asarray(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not readable as a picture ({error}); score that source again") from error
