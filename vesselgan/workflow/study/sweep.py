@@ -18,11 +18,11 @@ from vesselgan.workflow.study.steps import (
     StageRunner,
     choose_threshold,
     gans_of,
+    override,
     read_json,
     settings_for,
     synthetic_source,
     unet_stage,
-    word,
 )
 
 FORMAT_VERSION = 1
@@ -34,11 +34,11 @@ def run_sweep(config: Study, home: Path) -> Path:
     if not config.runs and not grid:
         raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
     gans = gans_of(config, config.sweep.checkpoints)
-    walker = StageRunner(home)
+    runner = StageRunner(home)
     for gan, stage in grid:
-        walker.walk(stage)
+        runner.run(stage)
         gans.append(gan)
-    records = [record_of(config, home, gan, walker) for gan in gans]
+    records = [record_of(config, home, gan, runner) for gan in gans]
     ranked = sorted(records, key=lambda record: -record["validation_dice"])
     out = home / "ranking.json"
     result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
@@ -52,14 +52,14 @@ def run_sweep(config: Study, home: Path) -> Path:
     return out
 
 
-def record_of(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[str, Any]:
+def record_of(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
     """What the ranking says of one GAN: its label threshold, decided with the first seed, then a U-Net for each."""
-    choice = choose_threshold(config, home, gan, walker)
+    choice = choose_threshold(config, home, gan, runner)
     source = synthetic_source(gan, choice["label_threshold"])
     dice = {}
     for seed in config.seeds:
         stage = unet_stage(config, home, source, seed)
-        walker.walk(stage, [f"generate-{gan.name}"])
+        runner.run(stage, [f"generate-{gan.name}"])
         dice[str(seed)] = read_json(stage.outputs[0])["validation_dice"]
     score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
     return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
@@ -89,8 +89,8 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
             "train.batch_size": batch_size,
         }
         shared = settings_for("train_gan", config, "data", "variant", "train", "runtime")
-        words = [w for w in shared if w.split("=")[0] not in own]
-        command = script("train_gan", "--run_dir", str(run_dir), *words, *(word(*item) for item in own.items()))
+        overrides = [w for w in shared if w.split("=")[0] not in own]
+        command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
         stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
         found.append((Gan(name, run_dir, variant.name, None), stage))
     return found
