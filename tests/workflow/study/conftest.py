@@ -78,7 +78,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
             output.write_text(json.dumps(made_up(stage)))
         return True
 
-    monkeypatch.setattr(steps, "walk", pretend)
+    monkeypatch.setattr(steps, "run_stage", pretend)
     return found
 
 

@@ -192,7 +192,7 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     with pytest.raises(UsageError, match="runs|two GANs"):
         config = study(steps.override("runs", [str(tmp_path / "runs/gp")] * 2))
         run_sources(config, home_of(config))
-    for words, message in (
+    for overrides, message in (
         (["runs=[]"], "runs"),
         (["seeds=[3,3]"], "seeds"),
         (["name=a/b"], "name"),
