@@ -175,16 +175,16 @@ def test_a_test_image_from_training_is_refused(study, walked, write_cohort_like)
     assert walked == []
 
 
-@pytest.mark.parametrize("road", ["sources", "sweep"])
-def test_a_gan_of_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
+@pytest.mark.parametrize("study_kind", ["data_sources", "sweep"])
+def test_a_gan_of_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, study_kind):
     """Its config.yaml may name any folder: what counts is the content that it learned from."""
     foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
     provenance = tmp_path / "runs/gp/provenance.json"
     for inputs in ({"gan/train": content_hash(foreign / "shards/gan/train")}, {}):
         provenance.write_text(json.dumps({"inputs": inputs}))
-        config = study(f"study={road}")
+        config = study(f"study={study_kind}")
         with pytest.raises(DataError, match="gp .*data="):
-            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
+            {"data_sources": run_sources, "sweep": run_sweep}[study_kind](config, home_of(config))
     assert walked == []
 
 
