@@ -1,4 +1,4 @@
-"""The whole road on the phantom cohort: every stage is a command, started as a process of its own, as a user would.
+"""The whole pipeline on the phantom cohort: every stage starts its commands as processes, as a user would.
 
 Stages that are done are skipped, so a demo that was stopped anywhere resumes there (see vesselgan.workflow.stage).
 """
@@ -18,13 +18,15 @@ UNETS = {
     "synthetic": ("U-Net on synthetic patches", ("data.source=synthetic",)),
     "shuffled": ("U-Net on synthetic, labels shuffled", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
-IMAGE_SCORES = ("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3")
-IMAGE_SCORES += ("image.num_pairs=50", "image.max_label_patches=200")
+IMAGE_SCORES = (
+    *("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3"),
+    *("image.num_pairs=50", "image.max_label_patches=200"),
+)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the probe found: where, in which precision and on how many ranks the GAN trains."""
+    """Where, in which precision and on how many ranks the GAN trains."""
 
     device: str
     precision: str
@@ -33,9 +35,10 @@ class Choice:
 
 
 def run(config: Demo, overrides: tuple[str, ...]) -> None:
-    """Run every stage that is not done, then print the table; `overrides` go to every command about the cohort.
+    """Run every stage that is not done, then print the scores; `overrides` go to every command about the cohort.
 
-    Exits with the code of the first command that fails. UsageError outside a checkout, ResourceError without MPI.
+    Exits with the code of the first command that fails. Raises UsageError outside a checkout, ResourceError without
+    MPI.
     """
     check_checkout("the demo")
     started = time.monotonic()
@@ -55,10 +58,9 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 
 
 def probe_stage(out: Path) -> Stage:
-    """Asks the machine for the GAN's precision; the answer is kept, so that a resumed GAN meets its own again."""
-    return Stage(
-        "probe", "precision probe", (python("-m", "vesselgan.training.precision", "--out", str(out)),), (out,), 2
-    )
+    """Chooses the GAN's precision; the choice is kept, so that a resumed GAN trains in its own."""
+    command = python("-m", "vesselgan.training.precision", "--out", str(out))
+    return Stage("probe", "precision probe", (command,), (out,), 2)
 
 
 def read_choice(path: Path) -> Choice:
@@ -73,7 +75,7 @@ def read_choice(path: Path) -> Choice:
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
     """The pipeline after the probe, in order."""
-    # The one setting that is the demo's own.
+    # The demo's own settings.
     overrides = tuple(override for override in overrides if not override.startswith(("num_patches=", "weights=")))
     work = Path(config.work_dir)
     gan = work / "runs/demo-gan"
@@ -98,12 +100,12 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
 
 def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
-    made = [cohort / f"shards/{kind}/manifest.json" for kind in ("gan/train", "unet/train", "unet/validation")]
+    manifests = [cohort / f"shards/{name}/manifest.json" for name in ("gan/train", "unet/train", "unet/validation")]
     make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
     return [
         Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
         Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
-        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *made), 2),
+        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *manifests), 2),
     ]
 
 
@@ -141,7 +143,7 @@ def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
 
 def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
     work = Path(config.work_dir)
-    jobs = {"threshold": ("evaluate=threshold",)}
+    jobs: dict[str, tuple[str, ...]] = {"threshold": ("evaluate=threshold",)}
     for name in UNETS:
         maps = setting("error_maps", work / "errors" / name / config.data.name)
         jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
@@ -154,7 +156,7 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
 
 
 def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
-    """Image scores with the network that needs no download, and is marked so; few repeats, for the time."""
+    """Image scores with the network that needs no download; few repeats, to save time."""
     out = work / "results/image.json"
     settings = (
         "preset=demo",
@@ -168,5 +170,5 @@ def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
 
 
 def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:
-    """On two MPI ranks; mpi4py's runner ends all ranks when one raises."""
+    """A command on two MPI ranks; mpi4py's runner ends all ranks when one raises."""
     return (processes.beside_python("mpiexec"), "-n", "2", *python("-m", "mpi4py", "-m", module, *overrides))

@@ -1,7 +1,6 @@
-"""Stages of a long pipeline; each runs commands as processes, as a user would.
+"""One resumable stage of a pipeline: commands that run as processes, as a user would start them.
 
-A stage is done when its marker names the same commands and inputs and its outputs exist. A stage after one that ran
-runs too. So a pipeline that was stopped anywhere resumes there.
+A stage is done when its marker names the same commands and inputs and its outputs exist.
 """
 
 import json
@@ -32,18 +31,18 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     """Argument lists, run one after the other; processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
-    """What is there when the stage is done."""
+    """Exist when the stage is done."""
     num_ranks: int = 1
     """Processes that share the cores."""
     inputs: tuple[Path, ...] = ()
-    """Files that no stage makes, or that come and go: with another content the stage has other work to do."""
+    """Files that no stage makes, or that come and go: the stage runs again when their content changes."""
 
     def digests(self) -> list[str]:
         return [sha256_of(path) for path in self.inputs]
 
 
 def check_checkout(what: str) -> None:
-    """Before the first stage: be in a checkout (UsageError), and stop cleanly when asked to."""
+    """Raise UsageError outside a checkout, and let signals stop the pipeline cleanly."""
     if not (ROOT / "launch").is_dir():
         raise UsageError(f"{ROOT} has no launch folder: {what} runs from a checkout (see the README)")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -73,9 +72,9 @@ def setting(key: str, value: object) -> str:
 
 
 def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
-    """Run `stage` unless it is done, one line about it; True when it ran. Its output lies in home/logs/<stage>.log.
+    """Run `stage` unless it is done, and print one line; True if it ran. is_stale: an earlier stage has run.
 
-    SystemExit with the command's own code when one fails, after its error or the end of its output was shown.
+    Commands write to home/logs/<stage>.log. If one fails, its error is shown and its exit code is raised as SystemExit.
     """
     marker, log = home / f"done/{stage.name}.json", home / f"logs/{stage.name}.log"
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
@@ -108,15 +107,15 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
 def _is_done(stage: Stage, marker: Path) -> bool:
     try:
         record = json.loads(marker.read_text())
-        asked, inputs = record["commands"], record.get("inputs", [])
+        commands, inputs = record["commands"], record["inputs"]
     except (OSError, ValueError, KeyError, AttributeError):
         return False
-    is_same = asked == [list(command) for command in stage.commands] and inputs == stage.digests()
+    is_same = commands == [list(command) for command in stage.commands] and inputs == stage.digests()
     return is_same and all(path.exists() for path in stage.outputs)
 
 
 def failure_message(title: str, code: int, log: Path) -> str:
-    """What a user needs of a failed command: its own error lines, else the end of its output; and where the rest is."""
+    """The command's own error lines, else the end of its output; and where the rest is."""
     text = log.read_text(errors="replace")
     error_lines = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
     shown = error_lines or text.splitlines()[-TAIL_LINES:]

@@ -30,12 +30,12 @@ from vesselgan.workflow.study.steps import (
 
 THRESHOLD = "threshold"
 FORMAT_VERSION = 1
-UNET_FACTS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
-"""What sources.json says of every U-Net."""
+UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
+"""Of every U-Net in sources.json."""
 
 
 def run_sources(config: Study, home: Path) -> Path:
-    """Run the whole comparison; return its report's folder. UsageError or DataError before anything is started."""
+    """Run the comparison; returns the report's page. Raises UsageError or DataError before any command starts."""
     gans = gans_of(config, [])
     cohorts = cohorts_of(config)
     if config.image.weights is not None and not Path(config.image.weights).is_file():
@@ -60,22 +60,22 @@ def run_sources(config: Study, home: Path) -> Path:
         "rows": rows,
     }
     write_text(home / "sources.json", json.dumps(study, indent=1) + "\n")
-    compared = home / "results/comparison.json"
+    comparison = home / "results/comparison.json"
     overrides = [
         override("evaluate", "comparison"),
         override("name", config.name),
         override("sources", home / "sources.json"),
     ]
-    command = script("evaluate", *overrides, override("out", compared))
-    # Its content too: a study that was asked for less than before has nothing new, and another result.
+    command = script("evaluate", *overrides, override("out", comparison))
+    # By content too: a study with fewer sources than before runs no new stage, but has another result.
     inputs = (home / "sources.json",)
-    stage = Stage("comparison", "everything compared with real", (command,), (compared,), inputs=inputs)
+    stage = Stage("comparison", "everything compared with real", (command,), (comparison,), inputs=inputs)
     runner.run(stage, list(runner.ran))
-    return run_report(config, home, gans, (compared, *images), runner)
+    return run_report(config, home, gans, (comparison, *images), runner)
 
 
 def run_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], runner: StageRunner) -> Path:
-    """The page of all results, with the patches that the study made of every GAN."""
+    """The page of all results, with patches of every GAN."""
     overrides = [override("results", home / "results"), override("runs", [str(gan.run) for gan in gans])]
     overrides += [override("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
     overrides += [override("cohorts", config.test_cohorts), override("error_maps", home / "errors")]
@@ -88,40 +88,40 @@ def run_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, 
 def run_images(
     config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], runner: StageRunner
 ) -> list[Path]:
-    """The image scores of every GAN's patches, where the study names a network for them; those of others go."""
-    is_asked = config.image.extractor is not None or config.image.weights is not None
-    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if is_asked}
-    made = [stage.outputs[0] for stage in stages.values()]
+    """Score every GAN's patches on features, if the study names a network; remove scores of other GANs."""
+    has_network = config.image.extractor is not None or config.image.weights is not None
+    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network}
+    results = [stage.outputs[0] for stage in stages.values()]
     for path in (home / "results").glob("image-*.json"):
-        if path not in made:  # of a GAN that is no longer in the study: the report reads the whole folder
+        if path not in results:  # The report reads the whole folder.
             path.unlink()
     for name, stage in stages.items():
         runner.run(stage, [f"generate-{name}"])
-    return made
+    return results
 
 
 def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[TrainingSource]:
     """The rows of the tables: real, each GAN, real with each GAN, and the first GAN with its labels shuffled."""
     synthetic = [synthetic_source(gan, thresholds[gan.name]) for gan in gans]
-    both = [
+    mixed = [
         TrainingSource(f"real+{s.name}", "both", f"U-Net on real and {s.name}", s.gan, s.label_threshold)
         for s in synthetic
     ]
     first = synthetic[0]
     title = f"U-Net on {first.name}, labels shuffled"
     shuffled = TrainingSource("shuffled", "shuffled", title, first.gan, first.label_threshold)
-    return [TrainingSource("real", "real", "U-Net on real", None, None), *synthetic, *both, shuffled]
+    return [TrainingSource("real", "real", "U-Net on real", None, None), *synthetic, *mixed, shuffled]
 
 
 def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
-    """gan: whose patches, by run and weights, for what else is known of these very ones."""
-    made = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
+    """`gan` identifies the patches by run and weights, so that other results about them can be found."""
+    generation = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
         "title": source.title,
         "variant": source.gan.variant if source.gan else None,
-        "gan": made and {key: made.get(key) for key in ("run", "weights_sha256")},
+        "gan": generation and {key: generation.get(key) for key in ("run", "weights_sha256")},
         "label_threshold": source.label_threshold,
         "runs": {},
         "results": {},
@@ -137,16 +137,16 @@ def run_unet(
     runner: StageRunner,
     row: dict[str, Any],
 ) -> None:
-    """Train it, segment and score every cohort's test subjects; what came of it goes into `row`."""
-    trained = unet_stage(config, home, source, seed)
-    runner.run(trained, [f"generate-{source.gan.name}"] if source.gan else [])
-    facts = read_json(trained.outputs[0])
+    """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
+    training = unet_stage(config, home, source, seed)
+    runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
+    facts = read_json(training.outputs[0])
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
-            f"{trained.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
+            f"{training.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
             "remove that run directory and start the study again"
         )
-    row["runs"][str(seed)] = {key: facts.get(key) for key in UNET_FACTS}
+    row["runs"][str(seed)] = {key: facts.get(key) for key in UNET_KEYS}
     run_dir = unet_dir(home, source, seed)
     for cohort, folder in cohorts.items():
         predictions = run_dir / "predictions" / cohort
@@ -159,7 +159,7 @@ def run_unet(
         command = script("segment", *overrides, *settings_for("segment", config, "runtime"))
         done = predictions / "segmentation.json"
         segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
-        runner.run(segmented, [trained.name])
+        runner.run(segmented, [training.name])
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
         overrides = [
             override("evaluate", "segmentation"),
@@ -200,10 +200,10 @@ def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: St
 def cohorts_of(config: Study) -> dict[str, str]:
     """Cohort name -> cohort_dir, the training cohort first, all with test subjects.
 
-    DataError for a test volume that is, by its bytes, one of the volumes that were learned from or chosen on.
+    Raises DataError for a test volume whose voxels are those of a training or validation volume.
     """
     own = read_cohort(config.data.cohort_dir)
-    seen = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
+    learned = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
     cohorts: dict[str, str] = {}
     for folder in [config.data.cohort_dir, *config.test_cohorts]:
         cohort = read_cohort(folder)
@@ -211,9 +211,9 @@ def cohorts_of(config: Study) -> dict[str, str]:
             raise UsageError(f"test_cohorts: {folder} and {cohorts[cohort.name]} are both called {cohort.name}; "
                              "prepare one of them with another data.name")  # fmt: skip
         for name, subject in cohort.of_split("test").items():
-            if subject.image_sha256 in seen:
+            if subject.image_sha256 in learned:
                 raise DataError(
-                    f"{folder}: test subject {name} is the same image as {seen[subject.image_sha256]}, which the "
+                    f"{folder}: test subject {name} is the same image as {learned[subject.image_sha256]}, which the "
                     f"models of {own.name} learn from; take it out of the test split"
                 )
         cohorts[cohort.name] = str(folder)
