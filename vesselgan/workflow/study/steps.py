@@ -130,8 +130,8 @@ def check_trained_on(run: Path, training: Path) -> None:
     if learned_from != content_hash(training):
         fault = "does not record what it learned from" if learned_from is None else "learned from other shards"
         raise DataError(
-            f"runs: {run} {fault} (provenance.json) than {training}: its training patients could be among those that "
-            "are scored; name the cohort of its training with data=, or train it on this one"
+            f"runs: {run} {fault} (provenance.json), not from {training}: its training patients could be among those "
+            "that are scored; name the cohort of its training with data=, or train it on this one"
         )
 
 
