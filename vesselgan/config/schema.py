@@ -255,7 +255,7 @@ class Benchmark:
     volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
     one rank and several; `private`: a private critic step."""
     repeats: int
-    """Rounds; in each the competitors take turns."""
+    """Rounds; in each every candidate runs once."""
     shape: list[int]
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
