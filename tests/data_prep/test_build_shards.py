@@ -5,12 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, lock
+from data_prep import build_shards
 from data_prep.mpi import World
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, ResourceError, UsageError
@@ -156,10 +157,11 @@ def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohor
     assert {n for n, identity in identities(data).items() if identity != before[n]} == {name}
 
 
-def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
+def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort, hold_lock: Callable[[Path], Any]) -> None:
     data = cohort(4)
-    lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
-    with pytest.raises(ResourceError, match=f"another job is building .* process {os.getpid()}"):
+    Path(data.cohort_dir).mkdir(parents=True)
+    holder = hold_lock(Path(data.cohort_dir) / ".build_shards.lock")
+    with pytest.raises(ResourceError, match=f"another job .* process {holder.pid}"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
 

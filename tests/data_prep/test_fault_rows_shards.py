@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, lock, preprocess
+from data_prep import build_shards, preprocess
 from vesselgan.config.schema import PreparedData
 from vesselgan.core import atomic_io
 from vesselgan.core.errors import exit_on_error
@@ -225,12 +225,16 @@ def test_d6_a_constant_patch_is_minus_1_for_the_gan_and_never_0_by_0(
 
 
 def test_h11_a_second_job_in_the_folder_is_refused_with_host_process_and_job(
-    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cohort: MakeCohort,
+    command: Command,
+    hold_lock: Callable[[Path], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cohort(4)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    lock.take(tmp_path / "work/phantom/.build_shards.lock", [lock.this_process()])
+    (tmp_path / "work/phantom").mkdir(parents=True, exist_ok=True)
+    holder = hold_lock(tmp_path / "work/phantom/.build_shards.lock")
     ended = command(module=build_shards)
     assert ended.code == 6
-    assert f"another job is building in {tmp_path / 'work/phantom'}: host {socket.gethostname()}" in ended.err
-    assert f"process {os.getpid()}, job 4711; wait for it" in ended.err
+    assert f"process {holder.pid} on {socket.gethostname()}, job 4711" in ended.err

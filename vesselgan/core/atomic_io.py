@@ -1,12 +1,12 @@
 """Files that are whole or not there: NAME.partial, fsync, rename, fsync of the folder. Standard library alone."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 from pathlib import Path
-from typing import IO
+
+from vesselgan.core.locks import try_lock
 
 PARTIAL = ".partial"
 
@@ -26,7 +26,7 @@ class PartialFile(io.RawIOBase):
         self.final.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(self.path)
         self.file = open(self.path, "xb+", buffering=0)
-        _lock(self.file)
+        try_lock(self.file)
 
     def write(self, data: bytes | memoryview) -> int:
         rest = memoryview(data).cast("B")
@@ -117,22 +117,11 @@ def describe(error: OSError) -> str:
     return f"cannot be written ({error.strerror})"
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Take the file for this process; False when another one holds it. A file system without locks counts as free."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def _remove_stale(partial: Path) -> None:
     """Remove what a killed writer left; BlockingIOError when its writer lives."""
     try:
         with open(partial, "rb+") as file:
-            if not _lock(file):
+            if not try_lock(file):
                 raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it", str(partial))
     except FileNotFoundError:
         return

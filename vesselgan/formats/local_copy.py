@@ -1,6 +1,5 @@
 """A copy of shards on a node's own disk: made by the first process there, verified, read by all of that node."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.locks import wait_for_lock
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20
@@ -34,7 +34,7 @@ def stage(folder: Path, to: str) -> tuple[Path, float | None]:
         home.mkdir(parents=True, exist_ok=True)
         # Held while copying: the others of this node wait here, and then find the copy.
         with (home / f"{target.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock)
             if (target / MANIFEST).is_file() and not verify(target, deep=False):
                 return target, None
             began = time.perf_counter()

@@ -1,6 +1,5 @@
 """Whether a machine is fit for the work, in seconds and before a job waits for it: each finding with its remedy."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from vesselgan.config.compose import Command
 from vesselgan.config.schema import Doctor
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError
+from vesselgan.core.locks import wait_for_lock
 
 GOOD, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30
@@ -191,9 +191,7 @@ def _locks(path: Path) -> Finding:
     remedy = "no two jobs may write into one run or one cohort; mount it with locks (flock) where you can"
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(file, fcntl.LOCK_UN)
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            wait_for_lock(file)
         except OSError as error:
             return Finding("locks", NOTE, f"none on this file system ({error.strerror})", remedy)
     return Finding("locks", GOOD, "held")

@@ -1,10 +1,8 @@
-"""How a run does, read from its directory alone, also while it goes on: nothing is held, written or loaded for it."""
+"""How a run does, read from its directory alone, also while it goes on: nothing is written or loaded for it."""
 
-import fcntl
 import json
 import os
 import socket
-import struct
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +10,11 @@ from typing import Any
 
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
+from vesselgan.core.locks import holder_of
 
 HEALTHY, STALLED, STOPPED, FINISHED = "healthy", "stalled", "stopped", "finished"
 TAIL_BYTES = 65536
 SIGNS_OF_LIFE = ("metrics.jsonl", "log.txt", "sessions.jsonl", "checkpoints")
-FLOCK = "hhqqi"
-"""struct flock of 64-bit Linux: type, whence, start, length, process."""
 INTERVALS = 10
 """Silent intervals, each as long as the last one between two lines of metrics, that are nothing to worry about."""
 
@@ -47,7 +44,7 @@ def look(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         "starts": starts,
         "requeues": max(0, starts - 1),
         "is_requeue_asked": requeue is not None,
-        "holder": _holder(run_dir / "lock"),
+        "holder": holder_of(run_dir / "lock"),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     state, why = _state(run_dir, facts, lines, requeue, 60 * stalled_minutes)
@@ -92,18 +89,6 @@ def _state(
         return STOPPED, ended
     heard = f"last heard of {age(silent_s)} ago, held by {holder}"
     return (STALLED if silent_s > patience_s else HEALTHY), heard
-
-
-def _holder(lock: Path) -> str | None:
-    """Who trains there, as it wrote into its lock; None when nobody is seen to hold it. Asked without taking it."""
-    try:
-        with lock.open() as file:
-            words = file.read().strip() or "a process"
-            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))[0]
-    except OSError:
-        return None
-    return words if kind != fcntl.F_UNLCK else None
 
 
 def _elsewhere(lock: Path) -> str | None:
