@@ -40,9 +40,9 @@ def grow_old(folder: Path, seconds: float) -> None:
 def _hold(
     lock: Path, is_held: "multiprocessing.synchronize.Event", is_over: "multiprocessing.synchronize.Event"
 ) -> None:
-    from vesselgan.formats import run_dir as rundir
+    from vesselgan.formats.run_dir import acquire_lock
 
-    file = rundir.take(lock.parent)
+    file = acquire_lock(lock.parent)
     is_held.set()
     is_over.wait(60)
     file.close()

@@ -304,9 +304,9 @@ def test_a_run_that_another_process_trains_in_is_left_alone(train_here, straight
 
 
 def hold(run_dir: Path, say: object) -> None:
-    from vesselgan.formats import run_dir as rundir
+    from vesselgan.formats.run_dir import acquire_lock
 
-    held = rundir.take(run_dir)
+    held = acquire_lock(run_dir)
     say.send("held")
     say.recv()
     held.close()
