@@ -70,7 +70,7 @@ def preprocess(command: Command, here: World) -> None:
         mpi.run_on_rank0(here, lambda: write_report(config, found, done))
         tell(here, summary(out, found, done, time.monotonic() - started_s))
         tell(here, mpi.run_on_rank0(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
-        tell(here, next_command(config, command.words))
+        tell(here, next_command(config, command.overrides))
 
 
 def prepare(config: Preprocess) -> tuple[CohortFiles, Recipe]:

@@ -14,8 +14,6 @@ from vesselgan.core.errors import UsageError
         ("variant.penalty_weight=10", "set penalty_weight=0"),
         ("variant.precision=fp16", "set precision=fp32"),
         ("variant.precision=bf16", "set precision=fp32"),
-        ("variant.dp.sampling=shuffle", "set dp.sampling=poisson"),
-        ("variant.dp.sampling=sequential", "set dp.sampling=poisson"),
         ("variant.dp.noise_multiplier=null", "dp.target_epsilon"),
         ("variant.dp.noise_multiplier=0", "must be above 0"),
         ("variant.dp.unit=volume", "must be one of patch, patient"),

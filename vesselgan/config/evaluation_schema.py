@@ -48,17 +48,23 @@ class StudyImages:
 
 
 @dataclass
-class LabelSweep:
-    """The choice of a label threshold by what the labels look like (evaluate=label_threshold)."""
+class LabelThresholds:
+    """The choice of a label threshold by what the labels look like."""
 
-    synthetic: str | None
-    """Folder of synthetic shards, whose stored scores are cut."""
     thresholds: list[float]
     """Candidates (paper: 0.1 to 0.7)."""
     num_narrowed: int
     """How many of them are left for U-Nets to decide between."""
     max_patches: int
     """Patches per side, taken evenly."""
+
+
+@dataclass
+class LabelSweep(LabelThresholds):
+    """The same for one set of shards (evaluate=label_threshold)."""
+
+    synthetic: str | None
+    """Folder of synthetic shards, whose stored scores are cut."""
 
 
 @dataclass

@@ -52,12 +52,6 @@ def _rules(variant: Any) -> list[tuple[bool, str, str]]:
             "clipping and noise must not be rounded, nor steps skipped by a loss scale; set precision=fp32",
         ),
         (
-            dp.sampling != "poisson",
-            f"variant.dp.sampling={dp.sampling}",
-            "shuffled or sequential batches spend more than any accountant here counts (Chua 2024); set "
-            "dp.sampling=poisson",
-        ),
-        (
             dp.noise_multiplier is None and dp.target_epsilon is None,
             "variant.dp.noise_multiplier=null",
             "give a noise multiplier, or a dp.target_epsilon that one is found for",

@@ -1,7 +1,4 @@
-"""Every setting with its type, unit and origin. The values stand in configs/*.yaml, once; here are none.
-
-One dataclass per verb (the classes whose name is a verb), built from the groups above them.
-"""
+"""The commands: one dataclass each, of every setting that it has. Values stand in configs/*.yaml alone."""
 
 from dataclasses import dataclass
 
@@ -16,23 +13,12 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, Memorisation, StudyImages
-from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, Variant
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
+from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Data", "Dp", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
-__all__ += [
-    "ImageScores",
-    "LabelSweep",
-    "Machine",
-    "Memorisation",
-    "Runtime",
-    "StudyImages",
-    "Train",
-    "TrainingData",
-    "TrainingRuntime",
-    "Unet",
-    "Variant",
-]
+__all__ = ["Data", "Dp", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine", "Memorisation", "Phantom"]
+__all__ += ["Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages", "Train", "TrainingData"]
+__all__ += ["TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
 @dataclass
@@ -78,7 +64,7 @@ class TrainUnet:
     checkpoint: str | None
     allow_config_change: list[str]
     data: LearningData
-    unet: Unet
+    unet: UnetRun
     synthetic: str | None
     """Folder of synthetic shards, for source synthetic and both."""
     runtime: TrainingRuntime
@@ -187,6 +173,11 @@ class Sweep:
 
     checkpoints: list[str]
     """Of every run that is named; empty: the newest."""
+    variant: str
+    """Of GANs to train; a name in configs/variant."""
+    overrides: list[str]
+    """Further settings of GANs to train, as for train_gan, below `variant` and `train` or a preset:
+    ["train.epochs=50", "preset=demo"]."""
     learning_rates: list[float]
     """The critic's, for GANs to train; the generator's keeps its ratio to it."""
     batch_sizes: list[int]
@@ -211,15 +202,12 @@ class Study:
     """Synthetic patches of every GAN."""
     weights: str
     """Which of the generator's weights make them, as in `generate`."""
-    labels: LabelSweep
+    labels: LabelThresholds
     image: StudyImages
     sweep: Sweep
     data: TrainingData
     unet: Unet
-    variant: Variant
-    """Of GANs that a sweep trains."""
-    train: Train
-    """Of GANs that a sweep trains."""
+    """Every U-Net takes all of unet.max_steps, without early stopping."""
     runtime: Runtime
 
 

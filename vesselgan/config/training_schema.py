@@ -20,8 +20,6 @@ class Dp:
     """The run stops before the step that would pass it; null: no limit."""
     weight_clip: float
     """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
-    sampling: str
-    """`poisson`, what the accountants count."""
     noise_seed: int | None
     """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, and whoever
     knows it can take the noise off again."""
@@ -151,7 +149,6 @@ class Unet:
     filters: list[int]
     dropout: float
     learning_rate: float
-    betas: list[float]
     precision: str
     batch_size: int
     """Samples per step over all ranks."""
@@ -160,11 +157,17 @@ class Unet:
     """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
     validate_every: int
     """Steps between validations on the real validation patches; a checkpoint is written at each."""
-    patience: int
-    """Validations without a better loss before the run stops."""
-    seed: int
     log_every: int
     keep_last: int
     max_skipped_steps: int
     """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
     num_workers: int
+
+
+@dataclass
+class UnetRun(Unet):
+    """A single U-Net's training, which may stop early."""
+
+    patience: int
+    """Validations without a better loss before the run stops."""
+    seed: int

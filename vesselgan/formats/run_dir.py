@@ -48,7 +48,7 @@ class Change:
 
 def load_or_init(
     run_dir: Path,
-    verb: str,
+    command: str,
     config: Any,
     engine_settings: dict[str, dict[str, Any]],
     *,
@@ -62,7 +62,7 @@ def load_or_init(
     """
     stored = run_dir / "config.yaml"
     if stored.is_file() and has_begun(run_dir):
-        changes = _config_changes(compose.from_yaml(verb, stored), config)
+        changes = _config_changes(compose.from_yaml(command, stored), config)
         changes += _engine_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
         check_changes(run_dir, changes, config.allow_config_change)
         return changes

@@ -39,6 +39,8 @@ from vesselgan.trainer.setup import staged, train_in_session
 from vesselgan.trainer.stopper import StopRequests
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
+BETAS = [0.9, 0.999]
+"""Adam's default, as Hilbert 2020."""
 PROGRAM = "deepspeed launch/train_unet.py"
 PLAYER = "unet"
 
@@ -160,7 +162,7 @@ def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: 
         PLAYER,
         unet,
         learning_rate=config.unet.learning_rate,
-        betas=config.unet.betas,
+        betas=BETAS,
         settings=settings,
         world=world,
         program=program,

@@ -153,7 +153,7 @@ def _each(command: Command) -> list[Plan]:
     """The configuration for each of `variants`, or the one."""
     if not command.config.variants:
         return [command.config]
-    others = [word for word in command.words if word.split("=")[0] not in ("variant", "variants")]
+    others = [word for word in command.overrides if word.split("=")[0] not in ("variant", "variants")]
     return [compose("plan", [f"variant={name}", *others]) for name in command.config.variants]
 
 

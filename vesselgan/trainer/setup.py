@@ -25,7 +25,7 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
     if ranks_from_environment(os.environ)[0] == 0:
         forget_requeue(run_dir)
     name, raw = read(command.deepspeed_config, precision)
-    typed = " ".join([program, *(word for word in command.words if not word.startswith(f"{key}="))])
+    typed = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
     agree(name, raw, precision, command=typed, key=key)
     world = distributed.start(
         runtime.device, timeout_minutes=runtime.rank_timeout_minutes, deterministic=runtime.deterministic

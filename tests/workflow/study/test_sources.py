@@ -168,7 +168,7 @@ def test_a_test_image_that_was_learned_from_is_refused(study, walked, write_coho
     assert walked == []
 
 
-@pytest.mark.parametrize("road", ["sources", "sweep"])
+@pytest.mark.parametrize("road", ["data_sources", "sweep"])
 def test_a_gan_that_learned_from_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
     """Its config.yaml may name any folder: what counts is the content that it learned from."""
     foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
@@ -195,6 +195,7 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
         (["name=a/b"], "must be the name of a folder"),
         (["study=sweep", "runs=[]"], "study=sweep needs"),
         (["study=sweep", "sweep.learning_rates=[1e-4,0.0001]"], "learning_rates=.* none twice"),
+        (["study=sweep", 'sweep.overrides=["data.augment=true"]', "sweep.batch_sizes=[4]"], "sweep.overrides: `data"),
         (["study=sweep", "sweep.checkpoints=[step_00000011]"], "no step_00000011; there are: step_00000010"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -214,7 +215,7 @@ def test_a_unet_of_another_number_of_steps_is_no_row(study, walked):
 def test_a_sweep_ranks_by_validation_and_scores_no_volume(study, walked, tmp_path, capsys):
     config = study(
         "study=sweep", steps.word("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
-        "variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
+        "sweep.variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
     )  # fmt: skip
     out = run_sweep(config, home_of(config))
     ranking = json.loads(out.read_text())["ranking"]
@@ -226,7 +227,8 @@ def test_a_sweep_ranks_by_validation_and_scores_no_volume(study, walked, tmp_pat
     verbs = [verb for stage in walked for verb, _ in said(stage)]
     assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
     gans = [c for stage in walked for verb, c in said(stage) if verb == "train_gan"]
-    ratio = config.variant.learning_rate_generator / config.variant.learning_rate_critic
+    variant = sweep.swept_gan(config).variant
+    ratio = variant.learning_rate_generator / variant.learning_rate_critic
     for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
         assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
         assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)

@@ -47,8 +47,9 @@ def test_a_sweep_ranks_checkpoints_and_rates_on_validation_and_touches_no_test_v
     for name in (name for name, subject in cohort.items() if subject["split"] == "test"):
         for path in (tmp_path / "phantom/nifti" / name).iterdir():
             path.unlink()  # whoever reads one stops the sweep
-    words = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *GAN, *UNET, *LABELS]
+    words = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *UNET, *LABELS]
     words += ["sweep.checkpoints=[step_00000002,step_00000004]", "sweep.learning_rates=[1e-4,4e-4]"]
+    words += ["sweep.variant=sn", f"sweep.overrides={json.dumps(GAN[1:])}"]
     said = run(repository, *words)
 
     home = tmp_path / "studies/both"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
+from vesselgan.config.compose import COMMANDS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
@@ -75,9 +75,9 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
     return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *words),), (out,))
 
 
-def settings_for(verb: str, config: Study, *groups: str) -> list[str]:
-    """Every setting of these groups of the study that `verb` has too, as overrides."""
-    known = keys_of(VERBS[verb])
+def settings_for(verb: str, config: Any, *groups: str) -> list[str]:
+    """Every setting of these groups of a configuration that `verb` has too, as overrides."""
+    known = keys_of(COMMANDS[verb])
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
     return [word(key, value) for key, value in values.items() if key in known]
 
@@ -148,7 +148,7 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     """Which label thresholds the labels' looks leave."""
     out = home / "gans" / gan.name / "thresholds.json"
     settings = [word("evaluate", "label_threshold"), word("name", gan.name), word("out", out)]
-    settings += [w for w in settings_for("evaluate", config, "data", "labels") if not w.startswith("labels.synthetic=")]
+    settings += settings_for("evaluate", config, "data", "labels")
     command = script("evaluate", *settings, word("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 
