@@ -23,7 +23,7 @@ def call():
 try:
     run_on_all_ranks(world, call)
 except ResourceError as error:
-    told += [str(error), error.is_told]
+    told += [str(error), error.is_reported]
 print(told)
 dist.destroy_process_group()
 """

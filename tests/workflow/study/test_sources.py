@@ -180,7 +180,7 @@ def test_a_gan_that_learned_from_other_patients_is_refused(study, walked, write_
         provenance.write_text(json.dumps({"inputs": inputs}))
         config = study(f"study={road}")
         with pytest.raises(DataError, match=f"{message}.* name the cohort of its training with data="):
-            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
+            {"data_sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
     assert walked == []
 
 
