@@ -53,11 +53,11 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 
 def test_a_copy_has_the_same_bytes_and_is_made_once(shards: Path, tmp_path: Path) -> None:
-    copy, seconds = local_copy.stage(shards, str(tmp_path / "node"))
+    copy, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert seconds is not None and bytes_of(copy) == bytes_of(shards)
     assert verify(copy) == [] and content_hash(copy) == content_hash(shards)
     before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
-    assert local_copy.stage(shards, str(tmp_path / "node")) == (copy, None)
+    assert local_copy.copy_to_node(shards, str(tmp_path / "node")) == (copy, None)
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
@@ -65,12 +65,12 @@ def test_a_variable_of_the_node_is_filled_in_and_a_missing_one_refused(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
-    assert local_copy.stage(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
+    assert local_copy.copy_to_node(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
-    assert local_copy.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
+    assert local_copy.copy_to_node(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
     with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK: that variable is not set"):
-        local_copy.stage(shards, "$NODE_DISK")
+        local_copy.copy_to_node(shards, "$NODE_DISK")
 
 
 def test_damaged_shards_are_refused_and_leave_no_copy_that_looks_whole(shards: Path, tmp_path: Path) -> None:
@@ -79,19 +79,19 @@ def test_damaged_shards_are_refused_and_leave_no_copy_that_looks_whole(shards: P
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match="shard_0001.h5: its bytes changed"):
-        local_copy.stage(shards, str(tmp_path / "node"))
+        local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert not list((tmp_path / "node").rglob("manifest.json"))
 
 
 def test_a_copy_that_was_cut_short_is_made_anew(shards: Path, tmp_path: Path) -> None:
-    copy, _ = local_copy.stage(shards, str(tmp_path / "node"))
+    copy, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     os.truncate(copy / "shard_0000.h5", 100)
-    again, seconds = local_copy.stage(shards, str(tmp_path / "node"))
+    again, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert again == copy and seconds is not None and bytes_of(copy) == bytes_of(shards)
 
 
 def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
-    first, _ = local_copy.stage(shards, str(tmp_path / "node"))
+    first, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     shards_left = ShardSet(shards).manifest.shards[:1]
     write_manifest(
         shards,
@@ -103,7 +103,7 @@ def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
         upper_percentile=99.99,
         extra={},
     )
-    second, _ = local_copy.stage(shards, str(tmp_path / "node"))
+    second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
 
 
@@ -112,15 +112,15 @@ def test_a_disk_that_is_too_small_or_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below.* name another folder, or null"):
-        local_copy.stage(shards, str(tmp_path / "file/below"))
+        local_copy.copy_to_node(shards, str(tmp_path / "file/below"))
     usage = local_copy.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(ResourceError, match="the disk has 0.0 GiB"):
-        local_copy.stage(shards, str(tmp_path / "node"))
+        local_copy.copy_to_node(shards, str(tmp_path / "node"))
 
 
 def _stage_and_tell(folder: Path, to: str, told: "multiprocessing.Queue[bool]") -> None:
-    told.put(local_copy.stage(folder, to)[1] is not None)
+    told.put(local_copy.copy_to_node(folder, to)[1] is not None)
 
 
 def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_n
     tmp_path: Path, packed: bool
 ) -> None:
     path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
-    with pytest.raises(DataError, match="voxels go on behind the 7 x 6 x 4 that its header claims; mend dim"):
+    with pytest.raises(DataError, match="more voxels follow the 7 x 6 x 4 that its header claims; correct dim"):
         volumes.read_image(path)
     whole = claiming(path, packed=False).read_bytes()
     for surplus, is_fine in ((bytes(512), True), (bytes(2**14), False), (b"\0\1", False)):
@@ -198,7 +198,7 @@ def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_n
         if is_fine:
             assert volumes.read_image(path).data_XYZ.shape == SHAPE
         else:
-            with pytest.raises(DataError, match="voxels go on behind"):
+            with pytest.raises(DataError, match="more voxels follow"):
                 volumes.read_image(path)
 
 

@@ -56,7 +56,7 @@ class PrivacyError(VesselganError):
 
 
 def exit_on_error(call: Callable[[], None]) -> None:
-    """Runs `call`; a VesselganError becomes one line on stderr and its exit code, anything else a traceback (exit 1)."""
+    """Runs `call`; a VesselganError becomes one line on stderr and its exit code, others a traceback (exit 1)."""
     try:
         call()
     except VesselganError as error:

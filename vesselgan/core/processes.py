@@ -71,7 +71,7 @@ def _start(arguments: list[str], log: Path, num_ranks: int) -> subprocess.Popen[
 def environment(num_ranks: int) -> dict[str, str]:
     """This process's environment without another launcher's variables; the cores are divided over the ranks."""
     variables = {key: value for key, value in os.environ.items() if not FOREIGN_RANKS.fullmatch(key)}
-    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
     variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
     variables["PYTHONUNBUFFERED"] = "1"
     return variables
