@@ -47,19 +47,19 @@ def test_every_variant_and_json_agree_or_print_the_command_that_would(variant, n
     assert name == f"ds_{stated}.json"
     command = f"deepspeed launch/train_gan.py variant={variant}"
     if stated == precision:
-        deepspeed.agree(name, settings, precision, command=command, key="variant.precision")
+        deepspeed.check_precision_agrees(name, settings, precision, command=command, key="variant.precision")
         return
     if composed.dp is not None:
         with pytest.raises(UsageError, match="set precision=fp32"):
             compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
         return
     with pytest.raises(UsageError) as error:
-        deepspeed.agree(name, settings, precision, command=command, key="variant.precision")
+        deepspeed.check_precision_agrees(name, settings, precision, command=command, key="variant.precision")
     whole = f"{command} --deepspeed_config {name} variant.precision={stated}"
     assert whole in str(error.value)
     # The command it prints does agree.
     config = compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
-    deepspeed.agree(name, settings, config.variant.precision, command=command, key="variant.precision")
+    deepspeed.check_precision_agrees(name, settings, config.variant.precision, command=command, key="variant.precision")
 
 
 def test_the_default_is_the_papers_best_model_on_the_phantom():

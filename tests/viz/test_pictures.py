@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 
 def lit(picture):
@@ -89,7 +89,7 @@ def test_png_is_lossless_and_the_same_bytes_every_time():
 
 
 def test_rendering_shows_a_bar_along_x_as_a_lying_bar():
-    picture = pictures.render_vessels(bar(), (1.0, 1.0, 1.0), 0.0, tilt_deg=0.0, size=128, frame=False)
+    picture = rendering.render_vessels(bar(), (1.0, 1.0, 1.0), 0.0, tilt_deg=0.0, size=128, frame=False)
     rows, columns = np.nonzero(lit(picture))
     # 34 mm (the box, a voxel at each end) fill 0.97 of 128 pixels: 3.65 pixels a mm. The smoothed field of a 2 x 2 bar
     # falls linearly from 0.69 to 0.14 in the voxel outside it, so the surface at 0.15 adds 0.48 mm a side
@@ -99,7 +99,7 @@ def test_rendering_shows_a_bar_along_x_as_a_lying_bar():
 
 
 def test_rendering_turned_by_ninety_degrees_shows_the_bars_end():
-    picture = pictures.render_vessels(bar(), (1.0, 1.0, 1.0), 90.0, tilt_deg=0.0, size=128, frame=False)
+    picture = rendering.render_vessels(bar(), (1.0, 1.0, 1.0), 90.0, tilt_deg=0.0, size=128, frame=False)
     rows, columns = np.nonzero(lit(picture))
     assert np.ptp(columns) < 16 and np.ptp(rows) < 16
 
@@ -107,12 +107,12 @@ def test_rendering_turned_by_ninety_degrees_shows_the_bars_end():
 def test_rendering_has_the_subjects_left_on_the_left_and_the_top_on_top():
     label = np.zeros((32, 32, 32), np.uint8)
     label[2:6, 14:18, 26:30] = 1
-    rows, columns = np.nonzero(lit(pictures.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)))
+    rows, columns = np.nonzero(lit(rendering.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)))
     assert columns.mean() < 32 and rows.mean() < 32
 
 
 def test_rendering_respects_the_spacing():
-    picture = pictures.render_vessels(bar((32, 32, 32)), (1.0, 1.0, 3.0), 0.0, tilt_deg=0.0, size=128, frame=False)
+    picture = rendering.render_vessels(bar((32, 32, 32)), (1.0, 1.0, 3.0), 0.0, tilt_deg=0.0, size=128, frame=False)
     rows, columns = np.nonzero(lit(picture))
     # 24 mm long and 6 mm high, and half a voxel at each end: 25 / 9
     assert abs((np.ptp(columns) + 1) / (np.ptp(rows) + 1) - 25 / 9) < 0.6
@@ -122,19 +122,19 @@ def test_nearer_vessel_hides_the_farther_one():
     label = np.zeros((32, 32, 32), np.uint8)
     label[4:28, 6:8, 15:17] = 1  # near: the camera stands behind, so small Y; the larger part
     label[8:24, 24:26, 15:17] = 1
-    picture = pictures.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
+    picture = rendering.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
     assert hues(picture)[1] == 0
-    turned = pictures.render_vessels(label, (1, 1, 1), 180.0, tilt_deg=0.0, size=96, frame=False)
+    turned = rendering.render_vessels(label, (1, 1, 1), 180.0, tilt_deg=0.0, size=96, frame=False)
     assert min(hues(turned)) > 50
 
 
 def test_disconnected_parts_have_hues_of_their_own():
     label = bar()
     label[4:10, 26:28, 24:26] = 1
-    whole = pictures.render_vessels(bar(), (1, 1, 1), 20.0, size=96, frame=False)
-    parted = pictures.render_vessels(label, (1, 1, 1), 20.0, size=96, frame=False)
-    plain = pictures.render_vessels(label, (1, 1, 1), 20.0, size=96, frame=False, by_component=False)
-    assert pictures.count_components(label) == 2
+    whole = rendering.render_vessels(bar(), (1, 1, 1), 20.0, size=96, frame=False)
+    parted = rendering.render_vessels(label, (1, 1, 1), 20.0, size=96, frame=False)
+    plain = rendering.render_vessels(label, (1, 1, 1), 20.0, size=96, frame=False, by_component=False)
+    assert rendering.count_components(label) == 2
     assert hues(whole)[1] == 0 and hues(plain)[1] == 0
     assert min(hues(parted)) > 20
 
@@ -143,7 +143,7 @@ def test_farther_vessel_is_darker():
     def brightness(y):
         label = np.zeros((32, 32, 32), np.uint8)
         label[4:28, y : y + 3, 15:18] = 1
-        picture = pictures.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
+        picture = rendering.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
         return picture[lit(picture)].mean()
 
     assert brightness(2) > 1.3 * brightness(27)
@@ -151,11 +151,11 @@ def test_farther_vessel_is_darker():
 
 def test_single_voxel_is_visible_and_an_empty_label_is_an_empty_frame():
     label = np.zeros((24, 24, 24), np.uint8)
-    empty = pictures.render_vessels(label, (1, 1, 1), size=96, frame=False)
+    empty = rendering.render_vessels(label, (1, 1, 1), size=96, frame=False)
     assert (empty == np.asarray(pictures.PANEL)).all()
-    assert (pictures.render_vessels(label, (1, 1, 1), size=96) != np.asarray(pictures.PANEL)).any()
+    assert (rendering.render_vessels(label, (1, 1, 1), size=96) != np.asarray(pictures.PANEL)).any()
     label[12, 12, 12] = 1
-    assert lit(pictures.render_vessels(label, (1, 1, 1), size=96, frame=False)).sum() >= 4
+    assert lit(rendering.render_vessels(label, (1, 1, 1), size=96, frame=False)).sum() >= 4
 
 
 @settings(max_examples=25, deadline=None)
@@ -167,7 +167,7 @@ def test_single_voxel_is_visible_and_an_empty_label_is_an_empty_frame():
 )
 def test_rendering_takes_any_shape_and_angle(shape, angle, tilt, density):
     label = np.random.default_rng(0).random(shape) < density
-    picture = pictures.render_vessels(label, (0.5, 0.6, 0.9), angle, tilt_deg=tilt, size=40)
+    picture = rendering.render_vessels(label, (0.5, 0.6, 0.9), angle, tilt_deg=tilt, size=40)
     assert picture.shape == (40, 40, 3) and picture.dtype == np.uint8
 
 
@@ -179,6 +179,6 @@ def test_full_patch_renders_in_under_two_seconds_and_the_same_every_time():
     label[tuple(inside.T)] = True
     label = np.maximum.reduce([np.roll(label, d, axis) for axis in range(3) for d in (-1, 0, 1)])
     start = time.process_time()
-    picture = pictures.render_vessels(label, (0.5, 0.5, 0.7))
+    picture = rendering.render_vessels(label, (0.5, 0.5, 0.7))
     assert time.process_time() - start < 2.0  # 0.6 s measured on one core
-    assert (picture == pictures.render_vessels(label, (0.5, 0.5, 0.7))).all()
+    assert (picture == rendering.render_vessels(label, (0.5, 0.5, 0.7))).all()

@@ -40,7 +40,7 @@ RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment"}
 JSON_COMMANDS = {"plan": "table", "status": "text", "doctor": "table"}
 """With --json they print one JSON object instead of this."""
 POSITIONAL = {"status": "run"}
-"""The setting that a word without = stands for."""
+"""The setting that an argument without = gives."""
 FREE_TO_CHANGE = (
     "work_dir",
     "run_dir",
@@ -96,7 +96,7 @@ def parse(command: str, doc: str | None, argv: list[str] | None = None) -> Comma
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
     if command in DEEPSPEED_COMMANDS:
         parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
-        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed; finished: says so")
+        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed")
         parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     if command in RANKED_COMMANDS:
         parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -106,10 +106,10 @@ def parse(command: str, doc: str | None, argv: list[str] | None = None) -> Comma
     options = parser.parse_intermixed_args(argv)
     overrides: list[str] = options.overrides
     if command in POSITIONAL:
-        overrides = [word if "=" in word else f"{POSITIONAL[command]}={json.dumps(word)}" for word in overrides]
-    for word in overrides:
-        if "=" not in word:
-            raise UsageError(f"`{word}` is not key=value (see --help)")
+        overrides = [item if "=" in item else f"{POSITIONAL[command]}={json.dumps(item)}" for item in overrides]
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"`{override}` is not key=value (see --help)")
     run_dir = getattr(options, "run_dir", None)
     config = compose(command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)])
     if options.print_config:
@@ -190,7 +190,7 @@ def is_free_to_change(key: str) -> bool:
 
 
 def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> type in words, for every setting below the dataclass `kind`."""
+    """Dotted key -> name of its type, for every setting below the dataclass `kind`."""
     keys: dict[str, str] = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -204,7 +204,7 @@ def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
 
 
 def _group_of(hint: Any) -> type | None:
-    """The dataclass that a setting's type is, or may be beside null; None for a plain setting."""
+    """The dataclass that is a setting's type (or null); None for a plain setting."""
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
@@ -224,20 +224,21 @@ def _check_keys(command: str, overrides: list[str]) -> None:
 
     known = keys_of(COMMANDS[command])
     choices = groups()
-    for word in overrides:
+    for override in overrides:
         try:
-            override = OverridesParser.create().parse_override(word)
+            parsed = OverridesParser.create().parse_override(override)
         except HydraException as error:
-            key, _, value = word.partition("=")
+            key, _, value = override.partition("=")
             quoted = f"'{key}=\"{value}\"'"
-            raise UsageError(f"cannot read `{word}`; a value with = or other signs needs quotes: {quoted}") from error
-        key = override.key_or_group
+            message = f"cannot read `{override}`; a value with = or other signs needs quotes: {quoted}"
+            raise UsageError(message) from error
+        key = parsed.key_or_group
         if key in choices:
-            chosen = override.value()
+            chosen = parsed.value()
             if chosen not in choices[key]:
                 near = difflib.get_close_matches(str(chosen), choices[key], 1)
                 hint = f"; did you mean {key}={near[0]}?" if near else ""
-                raise UsageError(f"{key}={chosen} is not there; choose from {', '.join(choices[key])}{hint}")
+                raise UsageError(f"{key}={chosen} does not exist; choose from {', '.join(choices[key])}{hint}")
         elif key not in known and not any(name.startswith(key + ".") for name in known):
             near = difflib.get_close_matches(key, [*known, *choices], 1, cutoff=0.4)
             hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -27,11 +27,11 @@ class TrainGan:
     run_dir: str | None
     """Null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
-    """Resume from this checkpoint's name; null: the newest whole one."""
+    """Name of the checkpoint to resume from; null: the newest complete one."""
     allow_config_change: list[str]
-    """Settings, or groups of them, with which a run may go on although it was started with others."""
+    """Settings, or groups of them, that may change when a run resumes."""
     init_from: str | None
-    """A run directory, or one checkpoint's, whose weights a new run starts with; everything else is fresh."""
+    """A run directory, or one checkpoint's, whose weights a new run starts with; everything else starts anew."""
     variant: Variant
     data: TrainingData
     train: Train
@@ -46,8 +46,8 @@ class Generate:
     num_patches: int
     seed: int
     weights: str
-    """`standing`: the last weights, BatchNorm statistics re-estimated at rest; `running`: with those collected in
-    training; `ema`: the weights' moving average, re-estimated too (train.ema_decay)."""
+    """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
+    of training; `ema`: the weights' moving average with standing statistics (train.ema_decay)."""
     label_threshold: float
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
     batch_size: int
@@ -95,14 +95,14 @@ class Segment:
 class Evaluate:
     evaluate: str
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
-    `image`: synthetic patches against held-out real ones; `label_threshold`: where synthetic labels should begin;
-    `comparison`: a study's results put together; `memorisation`: whether synthetic patches are copies of training
-    ones."""
+    `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
+    threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
+    training patches."""
     name: str
     """What the result is called in tables."""
     predictions: str | None
     error_maps: str | None
-    """Folder for maps and pictures of what each prediction has right and wrong; null: none."""
+    """Folder for error maps of each prediction, with pictures; null: none."""
     fit_cohort: str | None
     """cohort_dir whose validation subjects the global threshold is fitted on; null: the scored cohort's own."""
     sources: str | None
@@ -216,7 +216,7 @@ class Check:
     work_dir: str
     data: PreparedData
     qc: bool
-    """Write the page for the eyes, <cohort_dir>/qc.html."""
+    """Write the page for visual inspection, <cohort_dir>/qc.html."""
 
 
 @dataclass
@@ -243,7 +243,7 @@ class Benchmark:
     volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
     one rank and several; `private`: a private critic step."""
     repeats: int
-    """Rounds; in each the competitors take turns."""
+    """Rounds, in which the competitors are interleaved."""
     shape: list[int]
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
@@ -282,14 +282,14 @@ class Status:
     run: str
     """Run directory of a GAN or a U-Net."""
     stalled_minutes: float
-    """Silence after which a run that a process holds counts as stalled; ten of the run's own intervals at least."""
+    """Minutes without output after which a held run is stalled; at least ten of its logging intervals."""
 
 
 @dataclass
 class Doctor:
     work_dir: str
-    """Where data and runs will lie: its file system is tried."""
+    """Where data and runs will lie; its file system is tested."""
     min_free_gib: float
     """Free space below which it is too full (the paper's shards and one run take 8 and 6)."""
     runtime: Runtime
-    """With runtime.device=cuda a missing GPU is a fault."""
+    """With runtime.device=cuda a missing GPU is an error."""

@@ -207,7 +207,7 @@ def read_voxels(path: Path) -> tuple[Header, np.ndarray]:
         _check_memory(path, header)
         content = np.empty(num_bytes, dtype=np.uint8)
         filled = 0
-        while filled < num_bytes and (count := stream.readinto(content[filled:])):
+        while filled < num_bytes and (count := stream.readinto(content[filled:].data)):
             filled += count
         if filled < num_bytes:
             raise DataError(f"{path}: cut short: {filled} of {num_bytes} bytes of voxels; fetch the file again")

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 from vesselgan.formats.shards import ShardSet
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # decides which patches are shown; chosen before any patch was looked at
 SIDE = 256  # pixels of a slice's longer side
@@ -40,7 +40,7 @@ class Sample:
 
     @property
     def vessels(self) -> str:
-        parts = pictures.count_components(self.label_XYZ)
+        parts = rendering.count_components(self.label_XYZ)
         share = 100.0 * float(np.mean(self.label_XYZ > 0))
         return f"{share:.1f} % vessel in {parts} part{'' if parts == 1 else 's'}"
 
@@ -115,7 +115,7 @@ def projection(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.
 
 def vessels(sample: Sample, spacing_mm: Sequence[float]) -> np.ndarray:
     """The label's surface in 3D."""
-    return pictures.render_vessels(sample.label_XYZ, tuple(spacing_mm), size=SIDE_3D)
+    return rendering.render_vessels(sample.label_XYZ, tuple(spacing_mm), size=SIDE_3D)
 
 
 def inline(picture: np.ndarray, alt: str) -> str:

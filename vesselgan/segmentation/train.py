@@ -247,7 +247,7 @@ class _Run:
     def _first_batch(self, state: dict[str, Any]) -> int:
         """Global batches used up before this session."""
         size, records = self.config.unet.batch_size, len(self.training)
-        return batches_before(state, batches=state["step"], batch_size=size, num_records=records)
+        return batches_before(state, batch_size=size, num_records=records)
 
     def _position_after(self, batches: int) -> dict[str, int]:
         unet, records = self.config.unet, len(self.training)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command
-from vesselgan.config.deepspeed import agree, read
+from vesselgan.config.deepspeed import check_precision_agrees, read
 from vesselgan.formats.local_copy import copy_to_node
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import distributed
@@ -26,7 +26,7 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
         forget_requeue(run_dir)
     name, raw = read(command.deepspeed_config, precision)
     typed = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
-    agree(name, raw, precision, command=typed, key=key)
+    check_precision_agrees(name, raw, precision, command=typed, key=key)
     world = distributed.start(
         runtime.device, timeout_minutes=runtime.rank_timeout_minutes, deterministic=runtime.deterministic
     )
