@@ -65,8 +65,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
     changes = distributed.together(
-        world,
-        lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
+        world, lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect())
     )
     if is_finished(run_dir, num_steps, changes):
         if world.is_main:
