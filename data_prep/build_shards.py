@@ -58,15 +58,9 @@ def build(config: BuildShards, here: World) -> None:
     data = config.data
     cohort_dir = Path(data.cohort_dir)
     found = mpi.run_on_rank0(here, lambda: find_in(data))
-    owners = mpi.together(here, lock.this_process)
-    lock_path = cohort_dir / ".build_shards.lock"
-    tell(here, mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners)))
-    try:
+    with lock.exclusive(here, cohort_dir / ".build_shards.lock"):
         cohort = settle_cohort(data, found, here)
         build_sets(config, cohort, here)
-    finally:
-        if here.rank == 0:
-            lock.release(lock_path)
 
 
 def find_in(data: PreparedData) -> CohortFiles:

@@ -40,12 +40,7 @@ def make_cohort(config: MakePhantom, here: World) -> None:
     """Write the subjects that are missing. UsageError, DataError or ResourceError, on all ranks together."""
     root, phantom = Path(config.data.root), config.phantom
     mpi.run_on_rank0(here, lambda: check_place(config))
-    owners = mpi.together(here, lock.this_process)
-    lock_path = root / ".make_phantom.lock"
-    note = mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners))
-    if here.rank == 0 and note:
-        print(note, flush=True)
-    try:
+    with lock.exclusive(here, root / ".make_phantom.lock"):
         started_s = time.monotonic()
         missing = mpi.run_on_rank0(here, lambda: settle(config))
         with Progress(here, len(missing), what="making phantoms", unit="subject") as progress:
@@ -59,9 +54,6 @@ def make_cohort(config: MakePhantom, here: World) -> None:
                 f"({len(missing)} made now, {time.monotonic() - started_s:.0f} s)",
                 flush=True,
             )
-    finally:
-        if here.rank == 0:
-            lock.release(lock_path)
 
 
 def subject_id(number: int) -> str:

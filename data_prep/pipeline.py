@@ -18,7 +18,7 @@ from data_prep.layouts import SubjectFiles
 from vesselgan.config.schema import Prepare, Preprocessing
 from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats import volumes
-from vesselgan.formats.nifti import MAX_VOXELS, by
+from vesselgan.formats.nifti import MAX_VOXELS, format_sizes
 from vesselgan.formats.volumes import Volume
 
 MOST_CHANGE = 0.05  # of the vessels' volume by resampling, before it is worth a warning
@@ -143,8 +143,9 @@ def _resample(outcome: Outcome, image: Volume, spacing_mm: list[float], is_head_
     grid = resample.grid_of(image.data_XYZ.shape, image.affine, image.spacing_mm, spacing_mm)
     if min(grid.shape) < 2 or math.prod(grid.shape) > MAX_VOXELS:
         raise DataError(
-            f"{by(grid.shape)} voxels at preprocess.spacing_mm={spacing_mm}, instead of {by(image.data_XYZ.shape)} of "
-            f"{by(image.spacing_mm)} mm; choose a spacing nearer to the volume's own"
+            f"{format_sizes(grid.shape)} voxels at preprocess.spacing_mm={spacing_mm}, instead of "
+            f"{format_sizes(image.data_XYZ.shape)} of {format_sizes(image.spacing_mm)} mm; choose a spacing nearer to "
+            "the volume's own"
         )
     vessel_mm3 = None
     is_head_XYZ = resample.label_onto(grid, is_head_XYZ) > 0

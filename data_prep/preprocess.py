@@ -56,10 +56,7 @@ def preprocess(command: Command, here: World) -> None:
     config: Preprocess = command.config
     out = Path(config.out)
     found, plan = mpi.run_on_rank0(here, lambda: prepare(config))
-    owners = mpi.together(here, lock.this_process)
-    lock_path = out / ".preprocess.lock"
-    tell(here, mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners)))
-    try:
+    with lock.exclusive(here, out / ".preprocess.lock"):
         started_s = time.monotonic()
         mpi.run_on_rank0(here, lambda: settle(out, plan))
         tell(here, mpi.run_on_rank0(here, lambda: exclude_removed(out, found, config.data.prepare.repair)))
@@ -73,10 +70,7 @@ def preprocess(command: Command, here: World) -> None:
         mpi.run_on_rank0(here, lambda: write_report(config, found, done))
         tell(here, summary(out, found, done, time.monotonic() - started_s))
         tell(here, mpi.run_on_rank0(here, lambda: spacing_warning(out, config.preprocess.spacing_mm)))
-        tell(here, next_command(config, command.words))
-    finally:
-        if here.rank == 0:
-            lock.release(lock_path)
+        tell(here, next_command(config, command.overrides))
 
 
 def prepare(config: Preprocess) -> tuple[CohortFiles, Recipe]:

@@ -7,7 +7,7 @@ from vesselgan.workflow import demo
 
 def main() -> None:
     command = compose.parse("demo", __doc__)
-    demo.run(command.config, command.words)
+    demo.run(command.config, command.overrides)
 
 
 if __name__ == "__main__":

@@ -13,20 +13,20 @@ VARIANTS = compose.groups()["variant"]
 JSONS = sorted(path.name for path in (compose.config_dir() / "deepspeed").glob("*.json"))
 
 
-@pytest.mark.parametrize("verb", compose.VERBS)
-def test_every_verb_composes_from_its_file(verb):
-    config = compose.compose(verb, NEEDED.get(verb, []))
-    assert isinstance(config, compose.VERBS[verb])
+@pytest.mark.parametrize("command", compose.COMMANDS)
+def test_every_command_composes_from_its_file(command):
+    config = compose.compose(command, NEEDED.get(command, []))
+    assert isinstance(config, compose.COMMANDS[command])
 
 
 WITHOUT_PRESET = ("generate", "plan", "demo", "benchmark", "status", "doctor")
-WITH_PRESET = [verb for verb in compose.VERBS if verb not in WITHOUT_PRESET]
+WITH_PRESET = [command for command in compose.COMMANDS if command not in WITHOUT_PRESET]
 
 
-@pytest.mark.parametrize("verb", WITH_PRESET)
+@pytest.mark.parametrize("command", WITH_PRESET)
 @pytest.mark.parametrize("preset", compose.groups()["preset"])
-def test_every_preset_fits_every_verb_that_takes_one(verb, preset):
-    compose.compose(verb, [*NEEDED.get(verb, []), f"preset={preset}"])
+def test_every_preset_fits_every_command_that_takes_one(command, preset):
+    compose.compose(command, [*NEEDED.get(command, []), f"preset={preset}"])
 
 
 @pytest.mark.parametrize("data", compose.groups()["data"])
@@ -44,16 +44,16 @@ def test_variant_and_json_agree_or_say_how(variant, name):
     assert name == f"ds_{stated}.json"
     words = {"command": "train", "key": "variant.precision"}
     if stated == composed.precision:
-        return deepspeed.agree(name, settings, stated, **words)
+        return deepspeed.check_precision_agrees(name, settings, stated, **words)
     if composed.dp is not None:
         with pytest.raises(UsageError, match="precision=fp32"):
             compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
         return None
     with pytest.raises(UsageError, match=f"train --deepspeed_config {name} variant.precision={stated}"):
-        deepspeed.agree(name, settings, composed.precision, **words)
+        deepspeed.check_precision_agrees(name, settings, composed.precision, **words)
     # The command it prints does agree.
     config = compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
-    return deepspeed.agree(name, settings, config.variant.precision, **words)
+    return deepspeed.check_precision_agrees(name, settings, config.variant.precision, **words)
 
 
 def test_the_default_is_the_papers_best_model():
@@ -108,11 +108,12 @@ def test_the_hash_follows_science_not_place():
 
 
 def test_every_rule_belongs_to_a_setting():
-    endings = {".".join(key.split(".")[-2:]) for kind in compose.VERBS.values() for key in compose.keys_of(kind)}
+    keys = {key for kind in compose.COMMANDS.values() for key in compose.keys_of(kind)}
+    endings = {".".join(key.split(".")[-2:]) for key in keys} | {f"*.{key.split('.')[-1]}" for key in keys}
     assert set(checks.RULES) <= endings
 
 
 def test_settings_stand_on_both_sides_of_options():
     command = compose.parse("train_gan", None, ["variant=sn", "--deepspeed_config", "ds_fp32.json", "train.seed=3"])
     assert command.config.variant.name == "sn" and command.config.train.seed == 3
-    assert command.deepspeed_config == "ds_fp32.json" and command.words == ("variant=sn", "train.seed=3")
+    assert command.deepspeed_config == "ds_fp32.json" and command.overrides == ("variant=sn", "train.seed=3")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.data.augment import NUM_WORDS, sample_orientations, turn
+from vesselgan.data.augment import NUM_ORIENTATIONS, flip_rotate, sample_orientations
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.formats.shards import ShardSet
 
@@ -30,7 +30,7 @@ def batches(data: PatchDataset, *, start: int = 2, stop: int = 8, augment: bool 
 
 def test_sixteen_words_are_sixteen_different_turns() -> None:
     patch = numbered((4, 4, 2))
-    turned = [turn(patch, word) for word in range(NUM_WORDS)]
+    turned = [flip_rotate(patch, word) for word in range(NUM_ORIENTATIONS)]
     assert len({tuple(t.flatten().tolist()) for t in turned}) == 16
     for t in turned:
         assert torch.equal(t[1], t[0] + 0.5)  # label and image moved alike
@@ -41,15 +41,15 @@ def test_sixteen_words_are_sixteen_different_turns() -> None:
 def test_a_quarter_turn_by_hand() -> None:
     # axis-aligned: x = 0, 1 down, y = 0, 1 across; word 8 + 1 brings (x, y) to (1 - y, x)
     patch = torch.tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]).repeat(2, 1, 1, 1)
-    assert turn(patch, 8 + 1)[0, :, :, 0].tolist() == [[2.0, 4.0], [1.0, 3.0]]
-    assert turn(turn(turn(turn(patch, 9), 9), 9), 9).tolist() == patch.tolist()
-    assert turn(patch, 4)[0].tolist() == patch[0].tolist()  # one voxel along Z
+    assert flip_rotate(patch, 8 + 1)[0, :, :, 0].tolist() == [[2.0, 4.0], [1.0, 3.0]]
+    assert flip_rotate(flip_rotate(flip_rotate(flip_rotate(patch, 9), 9), 9), 9).tolist() == patch.tolist()
+    assert flip_rotate(patch, 4)[0].tolist() == patch[0].tolist()  # one voxel along Z
 
 
 def test_patches_not_square_are_mirrored_not_turned() -> None:
     patch = numbered((4, 3, 2))
-    assert all(turn(patch, word).shape == patch.shape for word in range(NUM_WORDS))
-    assert torch.equal(turn(patch, 8), patch)
+    assert all(flip_rotate(patch, word).shape == patch.shape for word in range(NUM_ORIENTATIONS))
+    assert torch.equal(flip_rotate(patch, 8), patch)
 
 
 def test_words_depend_on_seed_and_position_alone() -> None:
@@ -58,7 +58,7 @@ def test_words_depend_on_seed_and_position_alone() -> None:
     assert not np.array_equal(first, sample_orientations(64, 5, 4)) and not np.array_equal(
         first, sample_orientations(64, 6, 3)
     )
-    counts = np.bincount(sample_orientations(16_000, 1, 0), minlength=NUM_WORDS)
+    counts = np.bincount(sample_orientations(16_000, 1, 0), minlength=NUM_ORIENTATIONS)
     assert abs(counts - 1000).max() < 160  # five standard deviations of a count of 1,000
     # Philox's words are fixed for ever, so a resumed run sees the same turns with a later numpy
     assert sample_orientations(6, 990, 0).tolist() == [10, 13, 0, 4, 7, 0]

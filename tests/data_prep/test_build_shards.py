@@ -5,12 +5,13 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, lock
+from data_prep import build_shards
 from data_prep.mpi import World
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, ResourceError, UsageError
@@ -132,10 +133,11 @@ def test_repair_rebuilds_a_damaged_shard_alone(cohort: MakeCohort, hashes: Hashe
     assert {n for n, identity in identities(data).items() if identity != before[n]} == {name}
 
 
-def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
+def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort, hold_lock: Callable[[Path], Any]) -> None:
     data = cohort(4)
-    lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
-    with pytest.raises(ResourceError, match=f"process {os.getpid()}"):
+    Path(data.cohort_dir).mkdir(parents=True)
+    holder = hold_lock(Path(data.cohort_dir) / ".build_shards.lock")
+    with pytest.raises(ResourceError, match=f"process {holder.pid}"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
 

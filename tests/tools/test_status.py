@@ -12,6 +12,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import UsageError
+from vesselgan.formats.run_dir import acquire_lock
 from vesselgan.tools.status import format_status, run_status, status
 
 MINUTE = 60.0
@@ -39,9 +40,8 @@ def grow_old(folder: Path, seconds: float) -> None:
 
 
 def _hold(run_dir: Path, is_held: Event, is_over: Event) -> None:
-    from vesselgan.formats import run_dir as rundir
 
-    with rundir.take(run_dir):
+    with acquire_lock(run_dir):
         is_held.set()
         is_over.wait(60)
 

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import CheckpointError, UsageError
-from vesselgan.formats import run_dir as rundir
-from vesselgan.formats.run_dir import Change
+from vesselgan.formats.run_dir import Change, check_changes, load_or_init
 from vesselgan.trainer import stopper as stopping
 from vesselgan.trainer.stopper import MARGIN, StopRequests, end_of_job
 
@@ -170,12 +169,12 @@ def test_the_signals_are_given_back(world, tmp_path):
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match=str(tmp_path)):
-        rundir.prepare(tmp_path, "train_gan", None, {}, inputs={})
+        load_or_init(tmp_path, "train_gan", None, {}, inputs={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_group_allows_its_settings_and_no_others(tmp_path):
     changes = [Change("train.seed", 1, 2, False), Change("train.log_every", 1, 2, True), Change("trains", 1, 2, False)]
     with pytest.raises(CheckpointError, match=r"allow_config_change=\[trains\]"):
-        rundir._refuse(tmp_path, changes, ["train"])
-    rundir._refuse(tmp_path, changes, ["train", "trains"])
+        check_changes(tmp_path, changes, ["train"])
+    check_changes(tmp_path, changes, ["train", "trains"])

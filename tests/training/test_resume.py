@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
-from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import acquire_lock
 from vesselgan.runtime import checkpoint, checkpoint_folder
 from vesselgan.trainer import checkpointer as keeping
 from vesselgan.training import run
@@ -273,7 +273,7 @@ def test_a_run_of_another_process_is_refused(train_here, straight, tmp_path):
 
 
 def hold(run_dir: Path, say: object) -> None:
-    held = rundir.take(run_dir)
+    held = acquire_lock(run_dir)
     say.send("held")
     say.recv()
     held.close()

@@ -10,7 +10,7 @@ import numpy as np
 
 from vesselgan.core.errors import PrivacyError
 from vesselgan.data.augment import sample_orientations
-from vesselgan.data.patches import Share
+from vesselgan.data.patches import BatchSlice
 from vesselgan.formats.shards import ShardSet
 
 _STREAM = 0xD9
@@ -18,7 +18,7 @@ _TWO_64 = 2**64
 
 
 class PoissonShares:
-    """One rank's share of the batches at `positions`, for `read_shares`."""
+    """One rank's share of the batches at `positions`, for `read_batches`."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class PoissonShares:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[BatchSlice]:
         for position in self.positions:
             records = self.batch(position)[self.rank :: self.world_size]
             # A word for every record there is, so that a record's turn does not depend on which others are drawn.

@@ -19,7 +19,7 @@ from torch.profiler import record_function
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
-from vesselgan.data.patches import PatchDataset, read_shares
+from vesselgan.data.patches import PatchDataset, read_batches
 from vesselgan.formats.run_dir import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
@@ -140,7 +140,7 @@ class Private:
             world_size=world.size,
             augment=config.data.augment,
         )
-        patches = read_shares(dataset, shares, config.train.num_workers)
+        patches = read_batches(dataset, shares, config.train.num_workers)
         return (PoissonBatch(records, real) for (records, _), real in zip(shares, patches, strict=True))
 
     def lines(self) -> list[str]:

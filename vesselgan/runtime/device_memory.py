@@ -1,13 +1,11 @@
 """Memory of this rank's device: the most that was used, the most there is, and how running out of it looks."""
 
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 
+from vesselgan.core import memory
 from vesselgan.runtime.distributed import World
 
-CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CPU_REFUSALS = ("can't allocate memory", "not enough memory")
 
 
@@ -29,10 +27,7 @@ def limit_bytes(device: torch.device) -> int:
     """What there is: the GPU's memory, or the machine's within the job's limit."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    with open("/proc/meminfo") as file:
-        total = 1024 * next(int(line.split()[1]) for line in file if line.startswith("MemTotal"))
-    limits = [Path(name).read_text().strip() for name in CGROUP_LIMITS if Path(name).is_file()]
-    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
+    return int(memory.total_bytes())
 
 
 def largest_over_ranks(value: float, world: World) -> float:

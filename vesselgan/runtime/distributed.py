@@ -120,7 +120,7 @@ def together(world: World, call: Callable[[], Any]) -> Any:
             outcome = ("failed", error)
     kind, result = broadcast_object(outcome, world)
     if kind == "failed":
-        result.is_told = not world.is_main
+        result.is_reported = not world.is_main
         raise result
     return result
 
@@ -138,7 +138,7 @@ def run_on_all_ranks(world: World, call: Callable[[], Any]) -> Any:
         dist.all_gather_object(errors, error)
     failed = [rank for rank, one in enumerate(errors) if one is not None]
     if failed:
-        errors[failed[0]].is_told = world.rank != failed[0]
+        errors[failed[0]].is_reported = world.rank != failed[0]
         raise errors[failed[0]]
     return result
 

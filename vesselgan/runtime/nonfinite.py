@@ -67,5 +67,5 @@ def check_skipped_steps(
             f"{run_dir}: {name}: {what} in {limit} steps in a row, up to step {step} ({field}={limit}); none of them "
             f"changed anything, {good}. In a new run directory: {advice}"
         )
-        error.is_told = not world.is_main
+        error.is_reported = not world.is_main
         raise error

@@ -33,7 +33,7 @@ def naming_lost_ranks(world: World) -> Iterator[None]:
             f"{_in_words(lost)} of {world.size}: killed, out of memory, stuck, or ended by its own error; the others "
             f"leave. The last checkpoint is whole: the same command goes on from it ({_first_line(error)})"
         )
-        failed.is_told = any(rank < world.rank for rank in here)
+        failed.is_reported = any(rank < world.rank for rank in here)
         raise failed from error
 
 

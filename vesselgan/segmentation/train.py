@@ -22,7 +22,7 @@ from vesselgan.config.schema import TrainUnet
 from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
-from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import is_finished, load_or_init, mark_finished, record_session
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, start_unet
@@ -39,6 +39,8 @@ from vesselgan.trainer.setup import staged, train_in_session
 from vesselgan.trainer.stopper import StopRequests
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
+BETAS = [0.9, 0.999]
+"""Adam's default, as Hilbert 2020."""
 PROGRAM = "deepspeed launch/train_unet.py"
 PLAYER = "unet"
 
@@ -104,9 +106,9 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     inputs["unet/validation"] = content_hash(validation_set.folder)
     both = {PLAYER: settings}
     changes = together(
-        world, lambda: rundir.prepare(run_dir, "train_unet", config, both, inputs=inputs, provenance=collect())
+        world, lambda: load_or_init(run_dir, "train_unet", config, both, inputs=inputs, provenance=collect())
     )
-    if rundir.is_finished(run_dir, unet.max_steps, changes):
+    if is_finished(run_dir, unet.max_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
@@ -117,7 +119,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     # The best one stays beside the last ones.
     disk = together(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    together(world, lambda: rundir.record_session(run_dir, config, both, changes, session, collect()))
+    together(world, lambda: record_session(run_dir, config, both, changes, session, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     (validation_set, *sets), staged_lines = staged([validation_set, *sets], config.data.local_copy_dir, world)
     training = _dataset(config, sets)
@@ -131,7 +133,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, req
     facts = run.drive(state)
     if facts["is_finished"]:
         if world.is_main:
-            rundir.finish(run_dir, facts)
+            mark_finished(run_dir, facts)
         log.line(
             f"finished: best of {facts['steps']} steps is {facts['best_checkpoint']}, validation Dice "
             f"{facts['validation_dice']:.3f}, {facts['hours'] * 60:.1f} min; {run_dir}"
@@ -160,7 +162,7 @@ def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: 
         PLAYER,
         unet,
         learning_rate=config.unet.learning_rate,
-        betas=config.unet.betas,
+        betas=BETAS,
         settings=settings,
         world=world,
         program=program,
@@ -245,7 +247,7 @@ class _Run:
     def _first_batch(self, state: dict[str, Any]) -> int:
         """Global batches used up before this session."""
         size, records = self.config.unet.batch_size, len(self.training)
-        return batches_before(state, batches=state["step"], batch_size=size, num_records=records)
+        return batches_before(state, batch_size=size, num_records=records)
 
     def _position_after(self, batches: int) -> dict[str, int]:
         unet, records = self.config.unet, len(self.training)

@@ -156,7 +156,7 @@ def _configs(command: Command) -> list[Plan]:
     """The configuration of each of `variants`, or the one."""
     if not command.config.variants:
         return [command.config]
-    others = [override for override in command.words if override.split("=")[0] not in ("variant", "variants")]
+    others = [override for override in command.overrides if override.split("=")[0] not in ("variant", "variants")]
     return [compose("plan", [f"variant={name}", *others]) for name in command.config.variants]
 
 

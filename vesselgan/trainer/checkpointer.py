@@ -125,9 +125,7 @@ def keeper_of(
 ) -> Checkpointer:
     """The checkpointer of a run that goes on from `state`. CheckpointError when that lacks the position in the data."""
     step, train = state["step"], config.train
-    first = batches_before(
-        state, batches=step * config.variant.n_critic, batch_size=train.batch_size, num_records=len(shards)
-    )
+    first = batches_before(state, batch_size=train.batch_size, num_records=len(shards))
     guess_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
     return Checkpointer(config, run_dir, world, engines, shards, step, first, state.get("save_s") or guess_s)
 

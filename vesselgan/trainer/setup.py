@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command
-from vesselgan.config.deepspeed import agree, read
-from vesselgan.formats.local_copy import stage
+from vesselgan.config.deepspeed import check_precision_agrees, read
+from vesselgan.formats.local_copy import copy_to_node
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World, run_on_all_ranks
@@ -25,8 +25,8 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
     if ranks_from_environment(os.environ)[0] == 0:
         forget_requeue(run_dir)
     name, raw = read(command.deepspeed_config, precision)
-    typed = " ".join([program, *(word for word in command.words if not word.startswith(f"{key}="))])
-    agree(name, raw, precision, command=typed, key=key)
+    typed = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
+    check_precision_agrees(name, raw, precision, command=typed, key=key)
     world = distributed.start(
         runtime.device, timeout_minutes=runtime.rank_timeout_minutes, deterministic=runtime.deterministic
     )
@@ -43,7 +43,7 @@ def staged(sets: Sequence[ShardSet], to: str | None, world: World) -> tuple[list
     """(copies on the node's own disk, lines to tell of them); the sets where `to` is null. A collective call."""
     if to is None:
         return list(sets), []
-    copies = run_on_all_ranks(world, lambda: [stage(shards.folder, to) for shards in sets])
+    copies = run_on_all_ranks(world, lambda: [copy_to_node(shards.folder, to) for shards in sets])
     lines = [
         f"reads {shards.folder} from its copy {path}, "
         + ("found there" if seconds is None else f"copied and verified in {seconds:.1f} s")

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import acquire_lock, count_sessions
 from vesselgan.runtime.distributed import World, together
 
 STOP_FILE = "stop"
@@ -70,7 +70,7 @@ class StopRequests:
         self._called_at = time.perf_counter()
 
         def take() -> list[str]:
-            self._lock = rundir.take(run_dir)
+            self._lock = acquire_lock(run_dir)
             (run_dir / STOP_FILE).unlink(missing_ok=True)
             forget_requeue(run_dir)
             self._ends_at, line = end_of_job(max_minutes)
@@ -111,7 +111,7 @@ class StopRequests:
         said = f"stopped at step {step}, saved: {self.reason}; "
         if not self._world.is_main:
             return said
-        count = rundir.sessions(self._run_dir)
+        count = count_sessions(self._run_dir)
         if count >= self._max_sittings:
             return said + (
                 f"started {count} times (runtime.max_restarts={self._max_sittings}), so no requeue is asked for; the "

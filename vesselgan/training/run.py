@@ -10,7 +10,7 @@ from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session, write_json
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
@@ -65,10 +65,9 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
     changes = distributed.together(
-        world,
-        lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
+        world, lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect())
     )
-    if rundir.is_finished(run_dir, num_steps, changes):
+    if is_finished(run_dir, num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
@@ -83,9 +82,9 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         told = [*told, *private.lines()]
     lines = [checkpointer.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.record_session(run_dir, config, settings, changes, session, collect()))
+    distributed.together(world, lambda: record_session(run_dir, config, settings, changes, session, collect()))
     if world.is_main:
-        rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
+        write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     run = _Run(config, run_dir, world, engines, log, shards, requests, checkpointer, private)
     begun = f"resumed at step {state['step']}" if state["step"] else "new run"
@@ -96,7 +95,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     if done == run.stop:
         told = facts(rehearsal, engines, steps=done, seconds=seconds) | run.privacy()
         if world.is_main:
-            rundir.finish(run_dir, told)
+            mark_finished(run_dir, told)
         log.line(f"finished: {done} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
     distributed.barrier()
@@ -108,7 +107,7 @@ def _begin(
     engines: dict[str, Engine],
     world: World,
     private: Private | None,
-    changes: list[rundir.Change],
+    changes: list[Change],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the state to go on from, where a new run has its weights from): the newest checkpoint, else a fresh start."""
 

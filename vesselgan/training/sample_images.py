@@ -9,7 +9,7 @@ from torch import nn
 
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 NUM_SAMPLES = 4
 SIDE = 160
@@ -66,7 +66,7 @@ def sheets(
             panels = [_plain_and_labelled(view, image_XYZ, label_XYZ, axis, spacing_mm) for axis in AXES]
             kinds[kind].append([panel for both in panels for panel in both])
     kinds["vessels"] = [
-        [pictures.render_vessels(label_XYZ, spacing_mm, angle, size=2 * SIDE) for _, label_XYZ in pairs]
+        [rendering.render_vessels(label_XYZ, spacing_mm, angle, size=2 * SIDE) for _, label_XYZ in pairs]
         for angle in ANGLES_DEG
     ]
     return {f"{name}/{kind}": pictures.sheet(rows) for kind, rows in kinds.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
+from vesselgan.config.compose import COMMANDS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
@@ -86,9 +86,9 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
     return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *overrides),), (out,))
 
 
-def settings_for(command_name: str, config: Study, *groups: str) -> list[str]:
-    """Every setting of these groups of the study that `command_name` has too, as overrides."""
-    known = keys_of(VERBS[command_name])
+def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
+    """Every setting of these groups of a configuration that `command_name` has too, as overrides."""
+    known = keys_of(COMMANDS[command_name])
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
     return [override(key, value) for key, value in values.items() if key in known]
 
@@ -159,8 +159,7 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     """The label thresholds that the label statistics do not rule out."""
     out = home / "gans" / gan.name / "thresholds.json"
     settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
-    groups = settings_for("evaluate", config, "data", "labels")
-    settings += [setting for setting in groups if not setting.startswith("labels.synthetic=")]
+    settings += settings_for("evaluate", config, "data", "labels")
     command = script("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 

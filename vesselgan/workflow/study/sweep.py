@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.schema import Study
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import Study, TrainGan
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import UsageError
 from vesselgan.workflow.stage import Stage, script
@@ -67,18 +68,20 @@ def record_of(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[
 
 def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
     """A GAN for every critic's learning rate (the generator's keeps its ratio) with every batch size."""
-    sweep, variant = config.sweep, config.variant
+    sweep = config.sweep
     if not sweep.learning_rates and not sweep.batch_sizes:
         return []
     for key in ("learning_rates", "batch_sizes"):
         values = getattr(sweep, key)
         if len(set(values)) < len(values):
             raise UsageError(f"sweep.{key}={values}: name none twice")
+    gan = swept_gan(config)
+    variant = gan.variant
     ratio = variant.learning_rate_generator / variant.learning_rate_critic
     grid = []
     rates, batches = (
         sweep.learning_rates or [variant.learning_rate_critic],
-        sweep.batch_sizes or [config.train.batch_size],
+        sweep.batch_sizes or [gan.train.batch_size],
     )
     for rate, batch_size in itertools.product(rates, batches):
         name = f"{variant.name}-rate-{rate:g}-batch-{batch_size}"
@@ -88,9 +91,18 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
             "variant.learning_rate_generator": rate * ratio,
             "train.batch_size": batch_size,
         }
-        shared = settings_for("train_gan", config, "data", "variant", "train", "runtime")
+        shared = settings_for("train_gan", config, "data", "runtime")
+        shared += settings_for("train_gan", gan, "variant", "train")
         overrides = [setting for setting in shared if setting.split("=")[0] not in own]
         command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
         stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
         grid.append((Gan(name, run_dir, variant.name, None), stage))
     return grid
+
+
+def swept_gan(config: Study) -> TrainGan:
+    """The settings of GANs to train. Raises UsageError for an override of something other than variant and train."""
+    for setting in config.sweep.overrides:
+        if not setting.startswith(("variant.", "train=", "train.", "preset=")):
+            raise UsageError(f"sweep.overrides: `{setting}` is not below variant or train; give it to the study itself")
+    return compose("train_gan", [f"variant={config.sweep.variant}", *config.sweep.overrides])
