@@ -29,79 +29,81 @@ def this_process() -> Owner:
     return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()), os.environ.get("SLURM_JOB_ID"))
 
 
-def take(path: Path, owners: Sequence[Owner]) -> str | None:
+def acquire_lock(path: Path, owners: Sequence[Owner]) -> str | None:
     """Take the lock for `owners` (all ranks of the job); a note when the lock of a dead job was taken over.
 
     ResourceError, naming host, process and job, when another job holds it. A lock is dead when all its processes ran on
     this host and none lives, or when it belongs to an earlier start of the same Slurm job.
     """
     note = None
-    mine = path.with_name(f"{path.name}.{owners[0].host}.{owners[0].pid}")
+    candidate = path.with_name(f"{path.name}.{owners[0].host}.{owners[0].pid}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mine.write_text(json.dumps([asdict(owner) for owner in owners]))
-        if not _link(mine, path):
-            note = f"took over the lock of a job that died ({_named(_remove_dead(path, owners[0]))})"
-            if not _link(mine, path):
-                raise ResourceError(_refusal(path, None))
-        _sweep(path, owners[0].host)
+        candidate.write_text(json.dumps([asdict(owner) for owner in owners]))
+        if not _link(candidate, path):
+            note = f"took over the lock of a job that died ({_describe(_remove_dead(path, owners[0]))})"
+            if not _link(candidate, path):
+                raise ResourceError(_held_by(path, None))
+        _remove_candidates(path, owners[0].host)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     finally:
         with suppress(OSError):  # never made, or its folder is a file
-            mine.unlink()
+            candidate.unlink()
     return note
 
 
-def release(path: Path) -> None:
-    """Give the lock back."""
+def release_lock(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _link(mine: Path, path: Path) -> bool:
-    """Make `path` the second name of `mine`: whole at once, and for one of several that try, over NFS too."""
+def _link(candidate: Path, path: Path) -> bool:
+    """Make `path` the second name of `candidate`: complete at once and for one of several jobs, over NFS too."""
     try:
-        os.link(mine, path)
+        os.link(candidate, path)
     except FileExistsError:
         return False
     return True
 
 
-def _sweep(path: Path, host: str) -> None:
-    """Remove what processes of this host left that died while they took the lock."""
+def _remove_candidates(path: Path, host: str) -> None:
+    """Remove the files of this host's processes that died while they took the lock."""
     if not Path("/proc/self/stat").exists():
         return
-    for left in path.parent.glob(f"{path.name}.*"):
-        _, _, pid = left.name.removeprefix(f"{path.name}.").rpartition(".")
-        if left.name == f"{path.name}.{host}.{pid}" and pid.isdigit() and _started(int(pid)) is None:
-            left.unlink(missing_ok=True)
+    for stale in path.parent.glob(f"{path.name}.*"):
+        _, _, pid = stale.name.removeprefix(f"{path.name}.").rpartition(".")
+        if stale.name == f"{path.name}.{host}.{pid}" and pid.isdigit() and _started(int(pid)) is None:
+            stale.unlink(missing_ok=True)
 
 
 def _remove_dead(path: Path, me: Owner) -> Owner:
-    """Remove the lock of a dead job and say whose it was; ResourceError when its job lives. One at a time does it."""
+    """Remove the lock of a dead job and return its first owner; ResourceError when the job lives.
+
+    The flock lets one process at a time do it.
+    """
     with open(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            holders = [Owner(**entry) for entry in json.load(file)]
+            owners = [Owner(**entry) for entry in json.load(file)]
         except (ValueError, TypeError) as error:
             raise ResourceError(f"{path}: not a lock of this program; remove it if no job is building here") from error
         is_current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        if not is_current or not all(_is_dead(holder, me) for holder in holders):
-            raise ResourceError(_refusal(path, holders[0]))
+        if not is_current or not all(_is_dead(owner, me) for owner in owners):
+            raise ResourceError(_held_by(path, owners[0]))
         path.unlink()
-    return holders[0]
+    return owners[0]
 
 
-def _is_dead(holder: Owner, me: Owner) -> bool:
-    if holder.job is not None and holder.job == me.job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
+def _is_dead(owner: Owner, me: Owner) -> bool:
+    if owner.job is not None and owner.job == me.job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
         return True
-    if holder.host != me.host:
+    if owner.host != me.host:
         return False
-    started = _started(holder.pid)
+    started = _started(owner.pid)
     if started is not None or Path("/proc/self/stat").exists():
-        return started is None or (holder.started is not None and started != holder.started)
+        return started is None or (owner.started is not None and started != owner.started)
     try:
-        os.kill(holder.pid, 0)
+        os.kill(owner.pid, 0)
     except ProcessLookupError:
         return True
     except PermissionError:
@@ -118,12 +120,12 @@ def _started(pid: int) -> str | None:
     return None if state in "ZX" else fields[18]
 
 
-def _refusal(path: Path, holder: Owner | None) -> str:
+def _held_by(path: Path, owner: Owner | None) -> str:
     return (
-        f"another job is building in {path.parent}: {_named(holder) if holder else 'it has just started'}; "
-        f"wait for it, or, when it is surely gone, remove {path}"
+        f"another job is building in {path.parent}: {_describe(owner) if owner else 'it has just started'}; "
+        f"wait for it, or remove {path} when that job is gone"
     )
 
 
-def _named(owner: Owner) -> str:
+def _describe(owner: Owner) -> str:
     return f"host {owner.host}, process {owner.pid}, job {owner.job or 'none'}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_prep import build_shards, lock
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
@@ -19,7 +19,7 @@ from vesselgan.formats.cohort import read_cohort
 from vesselgan.formats.shards import ShardSet, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 Hashes = Callable[[PreparedData], dict[str, str]]
 NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
@@ -158,7 +158,7 @@ def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohor
 
 def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
     data = cohort(4)
-    lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
+    lock.acquire_lock(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
     with pytest.raises(ResourceError, match=f"another job is building .* process {os.getpid()}"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
@@ -255,20 +255,6 @@ def test_h6_what_a_newer_program_wrote_is_refused_and_not_written_over(
     assert hashes(data) == before
 
 
-def test_a_build_of_before_there_were_contents_goes_on_as_long_as_its_cohort_json_is_there(
-    cohort: MakeCohort, hashes: Hashes
-) -> None:
-    data = cohort(4)
-    build(data)
-    before, path = hashes(data), Path(data.cohort_dir) / "shards/.build/state.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "contents"}))
-    build(data)
-    assert hashes(data) == before
-    (Path(data.cohort_dir) / "cohort.json").unlink()
-    with pytest.raises(DataError, match=r"state\.json: cannot be read .*cohort\.json: no cohort here.*remove"):
-        build(data)
-
-
 @pytest.mark.parametrize("key", ["settings", "inputs", "contents", "set_aside"])
 def test_a_damaged_memory_of_the_build_is_a_data_error(cohort: MakeCohort, key: str) -> None:
     data = cohort(4)
@@ -298,15 +284,15 @@ def test_a_subject_that_changes_between_check_and_cutting_is_noticed(
     cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = cohort(4)
-    settle = build_shards.settle_cohort
+    resolve = build_shards.resolve_cohort
 
-    def settle_then_change(*arguments: object) -> object:
-        settled = settle(*arguments)
+    def resolve_then_change(*arguments: object) -> object:
+        resolved = resolve(*arguments)
         for path in Path(data.root).rglob("vessel.nii.gz"):
             volumes.write_volume(path, 1 - np.asarray(nib.load(path).dataobj), nib.load(path).affine)
-        return settled
+        return resolved
 
-    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
     with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0.\): its voxels changed since"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))

@@ -229,7 +229,7 @@ def test_h11_a_second_job_in_the_folder_is_refused_with_host_process_and_job(
 ) -> None:
     cohort(4)
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    lock.take(tmp_path / "work/phantom/.build_shards.lock", [lock.this_process()])
+    lock.acquire_lock(tmp_path / "work/phantom/.build_shards.lock", [lock.this_process()])
     ended = command(module=build_shards)
     assert ended.code == 6
     assert f"another job is building in {tmp_path / 'work/phantom'}: host {socket.gethostname()}" in ended.err

@@ -29,26 +29,26 @@ def dead() -> lock.Owner:
 
 def test_a_free_lock_is_taken_and_given_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lock"
-    assert lock.take(path, [lock.this_process()]) is None
+    assert lock.acquire_lock(path, [lock.this_process()]) is None
     assert [entry.name for entry in path.parent.iterdir()] == ["lock"]
-    lock.release(path)
+    lock.release_lock(path)
     assert list(path.parent.iterdir()) == []
 
 
 def test_a_living_job_is_named_and_keeps_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     path, me = tmp_path / "lock", lock.this_process()
-    lock.take(path, [me])
+    lock.acquire_lock(path, [me])
     before = path.read_bytes()
     with pytest.raises(ResourceError, match=f"host {me.host}, process {os.getpid()}, job 4711; .* remove {path}"):
-        lock.take(path, [replace(me, job=None)])
+        lock.acquire_lock(path, [replace(me, job=None)])
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_dead_jobs_lock_is_taken_over_with_a_note(tmp_path: Path, dead: lock.Owner) -> None:
     path, me = tmp_path / "lock", lock.this_process()
     write(path, dead, dead)
-    note = lock.take(path, [me])
+    note = lock.acquire_lock(path, [me])
     assert note == f"took over the lock of a job that died (host {me.host}, process {dead.pid}, job none)"
     assert json.loads(path.read_text()) == [asdict(me)]
 
@@ -56,13 +56,13 @@ def test_a_dead_jobs_lock_is_taken_over_with_a_note(tmp_path: Path, dead: lock.O
 def test_one_living_rank_keeps_a_lock_alive(tmp_path: Path, dead: lock.Owner) -> None:
     write(tmp_path / "lock", dead, lock.this_process())
     with pytest.raises(ResourceError, match="another job is building"):
-        lock.take(tmp_path / "lock", [lock.this_process()])
+        lock.acquire_lock(tmp_path / "lock", [lock.this_process()])
 
 
 def test_another_process_under_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
     me = lock.this_process()
     write(tmp_path / "lock", replace(me, started="1"))
-    assert "took over" in lock.take(tmp_path / "lock", [me])
+    assert "took over" in lock.acquire_lock(tmp_path / "lock", [me])
 
 
 def test_another_hosts_lock_is_kept_unless_it_is_this_job_requeued(
@@ -71,9 +71,9 @@ def test_another_hosts_lock_is_kept_unless_it_is_this_job_requeued(
     path, me = tmp_path / "lock", replace(lock.this_process(), job="12")
     write(path, replace(dead, host="elsewhere", job="12"))
     with pytest.raises(ResourceError, match="host elsewhere"):
-        lock.take(path, [me])
+        lock.acquire_lock(path, [me])
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    assert "host elsewhere" in lock.take(path, [me])
+    assert "host elsewhere" in lock.acquire_lock(path, [me])
 
 
 def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
@@ -81,14 +81,14 @@ def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
     started = lock._started(child.pid)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, not yet reaped
     write(tmp_path / "lock", replace(lock.this_process(), pid=child.pid, started=started))
-    assert "took over" in lock.take(tmp_path / "lock", [lock.this_process()])
+    assert "took over" in lock.acquire_lock(tmp_path / "lock", [lock.this_process()])
     child.wait()
 
 
 def test_what_is_no_lock_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("notes of mine")
     with pytest.raises(ResourceError, match="not a lock of this program"):
-        lock.take(tmp_path / "lock", [lock.this_process()])
+        lock.acquire_lock(tmp_path / "lock", [lock.this_process()])
     assert (tmp_path / "lock").read_text() == "notes of mine"
 
 
@@ -98,6 +98,6 @@ def test_what_a_process_left_that_died_while_it_took_the_lock_is_removed(tmp_pat
     gone.wait()
     for name in (f"{me.host}.{gone.pid}", f"{me.host}.{os.getppid()}", f"elsewhere.{gone.pid}"):
         path.with_name(f".lock.{name}").touch()
-    lock.take(path, [me])
+    lock.acquire_lock(path, [me])
     left = {entry.name for entry in tmp_path.iterdir()}
     assert left == {".lock", f".lock.{me.host}.{os.getppid()}", f".lock.elsewhere.{gone.pid}"}

@@ -40,7 +40,7 @@ def test_a_volume_thinner_than_the_patch_is_refused_with_both_sizes() -> None:
 
 
 def draw(label: np.ndarray, count: int, *, seed: int = 1, subject: str = "a", purpose: str = "gan") -> np.ndarray:
-    return patches.vessel_corners(label, (4, 6, 5), count, seed=seed, subject=subject, purpose=purpose)[0]
+    return patches.vessel_corners(label, (4, 6, 5), count, seed=seed, subject=subject, purpose=purpose)
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -78,12 +78,11 @@ def test_a_draw_depends_on_seed_subject_and_purpose_alone() -> None:
         assert not np.array_equal(other, first)
 
 
-def test_too_few_vessel_voxels_are_drawn_again_with_a_warning() -> None:
+def test_too_few_vessel_voxels_are_drawn_again() -> None:
     label = np.zeros((20, 20, 20), np.uint8)
     label[9, 9, 9:12] = 1
-    corners, warning = patches.vessel_corners(label, (4, 6, 5), 7, seed=1, subject="a", purpose="gan")
-    assert len(corners) == 7 and warning == "3 vessel voxels for 7 patches: drawn with replacement"
-    assert patches.vessel_corners(label, (4, 6, 5), 3, seed=1, subject="a", purpose="gan")[1] is None
+    corners = patches.vessel_corners(label, (4, 6, 5), 7, seed=1, subject="a", purpose="gan")
+    assert len(corners) == 7
 
 
 def test_an_empty_label_is_refused() -> None:

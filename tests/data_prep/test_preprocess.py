@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep import brain_mask, build_shards, check, denoise, preprocess
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
 from vesselgan.core.atomic_io import sha256_of
@@ -23,7 +23,7 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 PLAIN = Preprocessing(
     denoise=False,
@@ -280,20 +280,6 @@ def test_other_settings_and_foreign_folders_are_refused(cohort: MakeCohort) -> N
         preprocess.preprocess(Command(config, None, False, ()), ALONE)
 
 
-def test_several_spacings_are_a_warning_unless_one_is_asked_for(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
-    data = cohort(2)
-    for path in (Path(data.root) / "sub-02").glob("*.nii.gz"):
-        volumes.write_volume(path, array(path), np.diag([0.4, 0.4, 0.6, 1]))
-    run(data)
-    said = "warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x 0.5 x 0.7 mm)"
-    assert said in capsys.readouterr().out
-    data.cohort_dir += "-resampled"
-    run(data, replace(PLAIN, spacing_mm=[0.5, 0.5, 0.7]))
-    assert "voxel spacings" not in capsys.readouterr().out
-
-
 def test_one_bad_subject_is_named_after_the_others_are_done(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(3)
     bad = Path(data.root) / "sub-02" / "image.nii.gz"
@@ -379,7 +365,7 @@ def test_check_and_build_read_the_output_with_the_preset(
 ) -> None:
     data = cohort(4)
     run(data)
-    assert "go on with: python -m data_prep.check data=phantom preset=preprocessed" in capsys.readouterr().out
+    assert "continue with: python -m data_prep.check data=phantom preset=preprocessed" in capsys.readouterr().out
     there = compose("check", ["data=pairs", f"work_dir={tmp_path / 'work'}", "data.name=tiny", "preset=preprocessed"])
     assert there.data.root == str(Path(data.cohort_dir) / "preprocessed")
     read = replace(data, root=there.data.root, layout=there.data.layout)
@@ -394,7 +380,7 @@ def test_the_command_to_go_on_with_works_without_masks_or_labels(
     cohort(4)
     ended = command(word, "preprocess.denoise=false", "preprocess.bias=false", module=preprocess)
     assert ended.code == 0
-    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("go on with: python -m ")[2]))
+    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("continue with: python -m ")[2]))
     check.main()
 
 
@@ -408,7 +394,7 @@ def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) ->
         "out=elsewhere",
     ]
     assert preprocess.next_command(config, words) == (
-        "go on with: python -m data_prep.check data=phantom_paper work_dir=w preset=preprocessed data.root=elsewhere"
+        "continue with: python -m data_prep.check data=phantom_paper work_dir=w preset=preprocessed data.root=elsewhere"
     )
 
 
@@ -428,7 +414,7 @@ def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Pat
     for path in out.rglob("*.nii.gz"):
         assert (other / path.relative_to(out)).read_bytes() == path.read_bytes()
     assert len(list(other.rglob("*.nii.gz"))) == 9
-    assert f"go on with: python -m data_prep.check data=phantom preset=preprocessed data.root={other}" in done.stdout
+    assert f"continue with: python -m data_prep.check data=phantom preset=preprocessed data.root={other}" in done.stdout
 
 
 def test_the_volumes_written_hold_no_text_of_the_input(cohort: MakeCohort) -> None:

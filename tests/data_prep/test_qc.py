@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from data_prep import check, qc
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 
 
@@ -137,7 +137,7 @@ def test_projections_show_the_volume_upright_in_its_true_proportions() -> None:
     image[10, 30, 5] = 100
     image[2, 5, 1] = 20
     mask = np.ones_like(image, np.uint8)
-    seen = qc.look(image, None, mask, spacing_mm=(1.0, 1.0, 4.0), limits=(20.0, 100.0))
+    seen = qc.make_preview(image, None, mask, spacing_mm=(1.0, 1.0, 4.0), limits=(20.0, 100.0))
     pictures = [np.asarray(Image.open(io.BytesIO(png)).convert("L"), int) for png in seen.pngs]
     # Y x Z = 40 x 40 mm, X x Z = 20 x 40 mm, X x Y = 20 x 40 mm, each 180 pixels high
     assert [p.shape for p in pictures] == [(180, 180), (180, 90), (180, 90)]
@@ -151,7 +151,7 @@ def test_the_outline_leaves_every_voxel_of_a_thin_vessel_to_be_seen() -> None:
     image, label = np.zeros((30, 30, 30), np.float32), np.zeros((30, 30, 30), np.uint8)
     image[15, 15, 5:25] = 100
     label[15, 15, 5:25] = 1
-    seen = qc.look(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 100.0))
+    seen = qc.make_preview(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 100.0))
     side = np.asarray(Image.open(io.BytesIO(seen.pngs[0])).convert("RGB"), int)
     is_red = (side[..., 0] > 200) & (side[..., 1] < 150)
     columns = np.flatnonzero(is_red[90])  # across the vessel, 6 pixels wide at 6 pixels a voxel
@@ -163,7 +163,7 @@ def test_the_numbers_of_a_look_are_what_they_say() -> None:
     image, label = np.full((20, 20, 20), 100, np.float32), np.zeros((20, 20, 20), np.uint8)
     label[8:12, 8:12, 8:12] = 1
     image[label == 1] = 300
-    seen = qc.look(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 400.0))
+    seen = qc.make_preview(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 400.0))
     assert seen.contrast == 3.0 and seen.brightness == 0.25
     assert seen.histogram[16] == pytest.approx(1 - 64 / 8000) and seen.histogram[48] == pytest.approx(64 / 8000)
     assert seen.vessel_histogram[48] == 1.0
@@ -171,9 +171,9 @@ def test_the_numbers_of_a_look_are_what_they_say() -> None:
 
 def test_a_subject_far_from_the_others_is_told_and_small_cohorts_are_not_compared() -> None:
     numbers = [{"share": value} for value in (1.0, 1.1, 0.9, 1.05, 0.95, 3.0)]
-    found = qc.reasons(numbers)
+    found = qc.find_outliers(numbers)
     # median 1.025, deviations .025 .075 .125 .025 .075 1.975: their median .075, so 1.975 / (1.4826 * .075) = 17.8
     assert found[:5] == [[]] * 5
     assert found[5][0][0] == pytest.approx(17.8, abs=0.05)
     assert found[5][0][1] == "share 3 is far above the cohort's 1.02"
-    assert qc.reasons(numbers[2:]) == [[]] * 4
+    assert qc.find_outliers(numbers[2:]) == [[]] * 4

@@ -83,7 +83,7 @@ def test_what_the_loader_measures_on_is_a_vessel_centred_patch_of_the_phantom() 
     from data_prep.phantom import generate_subject
 
     image, label, _, _ = generate_subject(990, (64, 64, 32), loader.SPACING_MM)
-    corners, _ = patches.vessel_corners(label, (32, 32, 16), 2, seed=990, subject="sub-01", purpose="benchmark")
+    corners = patches.vessel_corners(label, (32, 32, 16), 2, seed=990, subject="sub-01", purpose="benchmark")
     assert all(patches.cut(label, corner, (32, 32, 16)).any() for corner in corners)
     scaled = loader._smoothly_scaled(image)
     assert (scaled % 1 != 0).mean() > 0.9 and volumes.intensity_limits(scaled, 99.9)[0] > 0
