@@ -210,7 +210,7 @@ class ProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if self.comm is not None and (kind is None or issubclass(kind, VesselganError)):
+        if self.comm is not None and (kind is None or issubclass(kind, (VesselganError, MemoryError))):
             self._send(self.comm)
             barrier = self.comm.Ibarrier()
             while not barrier.Test():

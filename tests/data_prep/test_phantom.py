@@ -342,18 +342,3 @@ def test_the_second_cohort_is_of_other_heads_on_another_grid_and_for_testing_alo
         / (np.array(first.phantom.shape) * first.phantom.spacing_mm)
     )
     assert np.allclose(sizes_mm, 1, atol=0.05)  # the same fields of view to 5 %
-
-
-def test_a_cohort_older_than_the_scanners_settings_goes_on(tmp_path: Path) -> None:
-    root = made(tmp_path, *TINY, "phantom.num_subjects=1")
-    path = root / "phantom.json"
-    stored = json.loads(path.read_text())
-    assert stored.pop("slab_mm") == 30.0
-    for key in ("bias", "noise", "point_spread_voxels"):
-        del stored[key]
-    path.write_text(json.dumps(stored))
-    before = (root / "sub-01/image.nii.gz").read_bytes()
-    made(tmp_path, *TINY, "phantom.num_subjects=2")
-    assert (root / "sub-02").is_dir() and (root / "sub-01/image.nii.gz").read_bytes() == before
-    with pytest.raises(UsageError, match="noise"):
-        made(tmp_path, *TINY, "phantom.noise=[0.1,0.2]")

@@ -350,14 +350,14 @@ def test_without_any_tool_the_choices_are_listed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(brain_mask.shutil, "which", lambda name: None)
     monkeypatch.setattr(brain_mask.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="data.layout.mask is null.*deepbet.*preprocess.mask=none") as caught:
-        brain_mask.choose("auto", is_given=False)
+        brain_mask.choose_tool("auto", is_given=False)
     assert caught.value.exit_code == 6
-    assert brain_mask.choose("auto", is_given=True) == "given"
-    assert brain_mask.choose("none", is_given=False) == "none"
+    assert brain_mask.choose_tool("auto", is_given=True) == "given"
+    assert brain_mask.choose_tool("none", is_given=False) == "none"
     with pytest.raises(ResourceError, match="preprocess.mask=bet: FSL bet is not there"):
-        brain_mask.choose("bet", is_given=True)
+        brain_mask.choose_tool("bet", is_given=True)
     with pytest.raises(UsageError, match="data.layout.mask is null"):
-        brain_mask.choose("given", is_given=False)
+        brain_mask.choose_tool("given", is_given=False)
 
 
 def test_check_and_build_read_the_output_with_the_preset(
