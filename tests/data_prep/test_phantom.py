@@ -1,6 +1,5 @@
 """The phantom: its bytes follow from its seed, its numbers are an angiogram's, brightness alone does not solve it."""
 
-import json
 import shutil
 import subprocess
 import sys
