@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_prep import build_state, mpi, pseudonyms
+from data_prep import build_state, lock, mpi, pseudonyms
 from data_prep.build_state import BuildState
 from data_prep.check import assign_splits, check_cohort, check_label_settings
 from data_prep.layouts import CohortFiles, find_subjects
@@ -61,7 +61,7 @@ def build(config: BuildShards, world: MpiWorld) -> None:
     """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
     cohort_files = mpi.run_on_rank0(world, lambda: find_cohort(data))
-    with mpi.locked(world, Path(data.cohort_dir) / ".build_shards.lock"):
+    with lock.exclusive(world, Path(data.cohort_dir) / ".build_shards.lock"):
         cohort = resolve_cohort(data, cohort_files, world)
         build_missing(config, cohort, world)
 

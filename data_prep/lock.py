@@ -4,11 +4,13 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from data_prep import mpi
+from data_prep.mpi import MpiWorld
 from vesselgan.core.errors import ResourceError
 
 
@@ -22,6 +24,18 @@ class Owner:
     """The kernel's start time of the process, which a later process with the same id does not share."""
     job: str | None
     """Slurm's job id, which a requeued job keeps."""
+
+
+@contextmanager
+def exclusive(world: MpiWorld, path: Path) -> Iterator[None]:
+    """Hold `path` for all ranks of the job; raises ResourceError, on all ranks, if another job holds it."""
+    owners = mpi.gather_results(world, this_process)
+    mpi.print_on_rank0(world, mpi.run_on_rank0(world, lambda: acquire_lock(path, owners)))
+    try:
+        yield
+    finally:
+        if world.rank == 0:
+            release_lock(path)
 
 
 def this_process() -> Owner:

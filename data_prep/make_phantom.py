@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import mpi
+from data_prep import lock, mpi
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
 from data_prep.phantom import PHANTOM_VERSION, Scanner, generate_subject
@@ -42,7 +42,7 @@ def make_cohort(config: MakePhantom, world: MpiWorld) -> None:
     """Write the subjects that are missing. UsageError, DataError or ResourceError, on all ranks together."""
     root, phantom = Path(config.data.root), config.phantom
     mpi.run_on_rank0(world, lambda: check_root(config))
-    with mpi.locked(world, root / ".make_phantom.lock"):
+    with lock.exclusive(world, root / ".make_phantom.lock"):
         started_s = time.monotonic()
         missing = mpi.run_on_rank0(world, lambda: record_settings(config))
         mpi.map_items(world, missing, lambda n: write_subject(root, phantom, n), description="making phantoms")

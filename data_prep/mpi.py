@@ -10,12 +10,9 @@ import sys
 import termios
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO, TypeVar
 
-from data_prep import lock
 from vesselgan.core.errors import ResourceError, UsageError, VesselganError
 
 if TYPE_CHECKING:
@@ -162,18 +159,6 @@ def map_items(
         return results
 
     return [result for of_rank in gather_results(world, map_mine) for result in of_rank]
-
-
-@contextmanager
-def locked(world: MpiWorld, path: Path) -> Iterator[None]:
-    """Hold the lock file `path` for all ranks of this job; ResourceError when another job holds it."""
-    owners = gather_results(world, lock.this_process)
-    print_on_rank0(world, run_on_rank0(world, lambda: lock.acquire_lock(path, owners)))
-    try:
-        yield
-    finally:
-        if world.rank == 0:
-            lock.release_lock(path)
 
 
 def _gather(world: MpiWorld, result: Any, error: VesselganError | None) -> list[Any]:

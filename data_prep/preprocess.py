@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import mpi, pseudonyms
+from data_prep import lock, mpi, pseudonyms
 from data_prep.check import check_label_settings
 from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
 from data_prep.mpi import MpiWorld
@@ -54,7 +54,7 @@ def preprocess(command: Command, world: MpiWorld) -> None:
     config: Preprocess = command.config
     out, repair = Path(config.out), config.data.prepare.repair
     cohort_files, pipeline = mpi.run_on_rank0(world, lambda: prepare(config))
-    with mpi.locked(world, out / ".preprocess.lock"):
+    with lock.exclusive(world, out / ".preprocess.lock"):
         started_s = time.monotonic()
         mpi.run_on_rank0(world, lambda: record_settings(out, pipeline))
         mpi.print_on_rank0(world, mpi.run_on_rank0(world, lambda: exclude_removed(out, cohort_files, repair)))
