@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import IO
 
 from data_prep import mpi
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.core import locks
 from vesselgan.core.errors import ResourceError
 
 
 @contextmanager
-def exclusive(world: World, path: Path) -> Iterator[None]:
+def exclusive(world: MpiWorld, path: Path) -> Iterator[None]:
     """Rank 0 holds `path` for the job. Raises ResourceError, on all ranks, if another job holds it."""
     files: list[IO[str]] = []
     mpi.run_on_rank0(world, lambda: files.append(_acquire(path)))

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from data_prep import build_shards
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.formats.shards import verify
 
@@ -26,7 +26,7 @@ Hashes = Callable[[PreparedData], dict[str, str]]
 
 def build(data: PreparedData) -> None:
     config = BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"])
-    build_shards.build(config, World(0, 1, None))
+    build_shards.build(config, MpiWorld(0, 1, None))
 
 
 def command(data: PreparedData, folder: Path, *, ranks: int = 0) -> list[str]:

@@ -79,7 +79,7 @@ def phantom_dataset(folder: Path, config: Benchmark) -> PatchDataset:
 
 def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> tuple[list[Pair], np.ndarray]:
     """Pairs around vessels, and their corners."""
-    corners_N3, _ = patches.vessel_corners(
+    corners_N3 = patches.vessel_corners(
         label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub-01", purpose="benchmark"
     )
     shape = config.patch_shape

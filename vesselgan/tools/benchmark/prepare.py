@@ -124,7 +124,7 @@ def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
 
 
 def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> list[tuple[np.ndarray, np.ndarray, Any]]:
-    corners_N3, _ = patches.vessel_corners(
+    corners_N3 = patches.vessel_corners(
         label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub", purpose="benchmark"
     )
     shape = config.patch_shape
