@@ -53,18 +53,23 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def without_times(rows: list[dict]) -> list[dict]:
     return [
-        {key: value for key, value in row.items() if key not in ("step_ms", "save_ms", "patches_per_s")} for row in rows
+        {
+            key: value
+            for key, value in row.items()
+            if key not in ("time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s")
+        }
+        for row in rows
     ]
 
 
 def test_learns_and_names_the_best_checkpoint(train, tmp_path):
     facts = train(tmp_path / "run", "unet.max_steps=60", "unet.validate_every=20", "unet.patience=9")
-    validations = {row["step"]: row for row in metrics(tmp_path / "run") if "validation_loss" in row}
+    validations = {row["step"]: row for row in metrics(tmp_path / "run") if "validation/loss" in row}
     assert list(validations) == [20, 40, 60]
-    best = min(validations.values(), key=lambda row: row["validation_loss"])
+    best = min(validations.values(), key=lambda row: row["validation/loss"])
     assert facts["best_checkpoint"] == f"step_{best['step']:08d}"
-    assert facts["validation_loss"] == best["validation_loss"] < -0.6  # -0.85 to -0.9 in three tries; untrained -0.1
-    assert facts["validation_dice"] == best["validation_dice"] > 0.7
+    assert facts["validation_loss"] == best["validation/loss"] < -0.6  # -0.85 to -0.9 in three tries; untrained -0.1
+    assert facts["validation_dice"] == best["validation/dice"] > 0.7
     assert (facts["steps"], facts["stopped_early"], facts["num_patches"]) == (60, False, 36)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == sorted({"step_00000060", facts["best_checkpoint"]})
@@ -115,7 +120,7 @@ def asking(honest: Callable[..., Any], ask: Callable[[], None]) -> Callable[...,
     return both
 
 
-@pytest.mark.parametrize("doing", ["validate", "picture"])
+@pytest.mark.parametrize("doing", ["validate", "validation_image"])
 @pytest.mark.parametrize("asked_by", ["signal", "file"])
 def test_a_request_during_validation_is_granted_at_the_next_step_and_changes_nothing(
     train, tmp_path, monkeypatch, doing, asked_by
@@ -130,7 +135,7 @@ def test_a_request_during_validation_is_granted_at_the_next_step_and_changes_not
     marker = json.loads((broken / "requeue").read_text())
     assert marker["step"] == 5 and ("SIGUSR1" if asked_by == "signal" else "stop was found") in marker["reason"]
     # What it was asked in the midst of was finished, and taken into the choice.
-    assert [row["step"] for row in metrics(broken) if "validation_loss" in row] == [4]
+    assert [row["step"] for row in metrics(broken) if "validation/loss" in row] == [4]
     assert train(broken, *settings) | {"hours": 0} == facts | {"hours": 0}
     for step in (4, 8):
         assert files_at(broken, step) == files_at(straight, step)
@@ -192,12 +197,12 @@ def test_one_bad_batch_costs_one_step_and_no_mean(train, tmp_path, spoil):
     spoil([1, 3])
     facts = train(each, *settings, "unet.log_every=1")
     assert (facts["steps"], facts["skipped_steps"]) == (4, 2)
-    lines = [row for row in metrics(each) if "loss_scale" in row]
-    assert [row["skipped_total"] for row in lines] == [0, 1, 1, 2]
-    assert ["loss" in row for row in lines] == [True, False, True, False]
+    lines = [row for row in metrics(each) if "amp/unet_loss_scale" in row]
+    assert [row["amp/unet_skipped_total"] for row in lines] == [0, 1, 1, 2]
+    assert ["loss/train" in row for row in lines] == [True, False, True, False]
     train(mean, *settings, "unet.log_every=4")
-    (line,) = [row for row in metrics(mean) if "loss_scale" in row]
-    assert line["loss"] == pytest.approx((lines[0]["loss"] + lines[2]["loss"]) / 2, rel=1e-6)
+    (line,) = [row for row in metrics(mean) if "amp/unet_loss_scale" in row]
+    assert line["loss/train"] == pytest.approx((lines[0]["loss/train"] + lines[2]["loss/train"]) / 2, rel=1e-6)
 
 
 def test_the_count_of_bad_steps_goes_on_in_a_resumed_run(train, tmp_path, spoil, monkeypatch):

@@ -20,7 +20,7 @@ def tell_three_steps(tmp_path) -> None:
     progress = Progress(log, start=0, stop=3, patches_per_step=4)
     for step in (1, 2, 3):
         progress.advance(step)
-        progress.tell(step, {"loss": 1.0 / step}, f"loss {1.0 / step:.3f}")
+        progress.log(step, {"loss": 1.0 / step}, f"loss {1.0 / step:.3f}")
     log.close()
 
 
@@ -39,9 +39,9 @@ def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, monkeypatch, caps
 
 def test_only_rank_0_writes(tmp_path, capsys):
     log = RunLog(tmp_path, is_main=False)
-    Progress(log, start=0, stop=1, patches_per_step=4).tell(1, {"loss": 1.0}, "loss")
+    Progress(log, start=0, stop=1, patches_per_step=4).log(1, {"loss": 1.0}, "loss")
     log.line("text")
-    log.settings({"a": 1}, watched=[])
+    log.hparams({"a": 1}, metrics=[])
     log.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
@@ -51,7 +51,7 @@ def test_a_sitting_killed_before_its_first_checkpoint_leaves_no_curve(tmp_path):
 
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, is_main=True, resume_step=0)
-        log.settings({"width": 8, "name": "sn", "steps": None}, watched=["loss"])
+        log.hparams({"width": 8, "name": "sn", "steps": None}, metrics=["loss"])
         log.scalars(1, {"loss": value})
         log.close()
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -64,14 +64,14 @@ def test_a_sitting_killed_before_its_first_checkpoint_leaves_no_curve(tmp_path):
 
 def test_phases_are_added_by_what_they_belong_to_and_divided_by_the_steps():
     phases = Phases(CPU)
-    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "save"):
+    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "checkpoint"):
         with phases(name):
             time.sleep(0.02)
     first = phases.read(2)
-    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "save")}
+    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "checkpoint")}
     # Two spans of at least 20 ms over two steps; a sleep may last longer, never shorter.
     assert first["time/critic_ms"] >= 20 and first["time/update_ms"] >= 20
-    assert first["time/save_ms"] >= 10
+    assert first["time/checkpoint_ms"] >= 10
     assert phases.read(2) == {}
 
 

@@ -15,7 +15,7 @@ from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.run_dir import Change
 from vesselgan.trainer import stopper
-from vesselgan.trainer.stopper import MARGIN, StopRequests, end_of_job
+from vesselgan.trainer.stopper import MARGIN, Stopper, end_of_job
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def no_slurm(monkeypatch):
 
 @pytest.fixture
 def requests(world, tmp_path):
-    with StopRequests(world, rank_timeout_minutes=1) as listening:
+    with Stopper(world, rank_timeout_minutes=1) as listening:
         listening.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         yield listening
 
@@ -41,7 +41,7 @@ def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
     os.kill(os.getpid(), number)
     assert not (tmp_path / "requeue").exists()
     assert requests.should_stop(step_s=1.0, save_s=1.0)
-    line = requests.leave(7)
+    line = requests.write_requeue(7)
     assert f"stopped at step 7, saved: signal {signal.Signals(number).name}" in line
     assert json.loads((tmp_path / "requeue").read_text()) == {
         "step": 7,
@@ -60,9 +60,9 @@ def test_the_stop_file_asks_once(requests, world, tmp_path):
     (tmp_path / "stop").touch()
     assert requests.should_stop(step_s=1.0, save_s=1.0)
     assert str(tmp_path / "stop") in requests.reason
-    requests.leave(1)
+    requests.write_requeue(1)
     requests.__exit__(None, None, None)
-    with StopRequests(world, rank_timeout_minutes=1) as later:
+    with Stopper(world, rank_timeout_minutes=1) as later:
         later.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         assert not later.should_stop(step_s=1.0, save_s=1.0)
         assert not (tmp_path / "requeue").exists()
@@ -71,7 +71,7 @@ def test_the_stop_file_asks_once(requests, world, tmp_path):
 def test_it_stops_while_a_save_and_a_step_still_fit(world, tmp_path, monkeypatch):
     """30 minutes left: a step of 2 s and a save of 60 s, half as much again, need 93 s."""
     now = time.time()
-    with StopRequests(world, rank_timeout_minutes=1) as requests:
+    with Stopper(world, rank_timeout_minutes=1) as requests:
         monkeypatch.setattr(time, "time", lambda: now)
         requests.start_watching(tmp_path, max_minutes=30.0, max_restarts=9)
         needed = MARGIN * (2.0 + 60.0)
@@ -83,7 +83,7 @@ def test_it_stops_while_a_save_and_a_step_still_fit(world, tmp_path, monkeypatch
 
 
 def test_before_the_first_measured_step_the_time_since_the_last_call_counts(world, tmp_path, monkeypatch):
-    with StopRequests(world, rank_timeout_minutes=1) as requests:
+    with Stopper(world, rank_timeout_minutes=1) as requests:
         requests.start_watching(tmp_path, max_minutes=1.0, max_restarts=9)
         counter = time.perf_counter()
         monkeypatch.setattr(time, "perf_counter", lambda: counter + 100.0)
@@ -92,12 +92,12 @@ def test_before_the_first_measured_step_the_time_since_the_last_call_counts(worl
 
 def test_a_run_that_never_gets_on_asks_for_no_requeue_in_the_end(requests, tmp_path):
     sit(tmp_path, 8)
-    assert "requeue written" in requests.leave(3)
+    assert "requeue written" in requests.write_requeue(3)
     assert json.loads((tmp_path / "requeue").read_text())["sessions"] == 8
-    stopper.forget_requeue(tmp_path)
+    stopper.remove_requeue(tmp_path)
     sit(tmp_path, 9)
-    line = requests.leave(3)
-    assert "started 9 times (runtime.max_restarts=9), so no requeue" in line
+    line = requests.write_requeue(3)
+    assert "started 9 times (runtime.max_restarts=9), so no requeue is written" in line
     assert not (tmp_path / "requeue").exists()
 
 
@@ -151,18 +151,18 @@ def test_outside_slurm_there_is_no_end_and_nothing_to_say():
 
 
 def test_the_line_says_who_goes_on(requests, tmp_path, monkeypatch):
-    assert "requeue written: the same command goes on from here" in requests.leave(1)
+    assert "requeue written: the same command resumes from here" in requests.write_requeue(1)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert "requeue written: the job script requeues it, or the same command goes on" in requests.leave(1)
+    assert "requeue written: the job script requeues it, or the same command resumes" in requests.write_requeue(1)
 
 
 IMPATIENT = """
 import os, signal, sys, time
 from pathlib import Path
 from vesselgan.runtime.distributed import World
-from vesselgan.trainer.stopper import StopRequests
+from vesselgan.trainer.stopper import Stopper
 import torch
-with StopRequests(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
+with Stopper(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
     requests.start_watching(Path(sys.argv[1]), max_minutes=None, max_restarts=9)
     os.kill(os.getpid(), signal.SIGINT)
     print("asked", requests.should_stop(step_s=1, save_s=1), flush=True)
@@ -179,7 +179,7 @@ def test_a_second_interrupt_quits_at_once(tmp_path):
 
 def test_the_signals_are_given_back(world, tmp_path):
     before = [signal.getsignal(number) for number in stopper.SIGNALS]
-    with StopRequests(world, rank_timeout_minutes=1):
+    with Stopper(world, rank_timeout_minutes=1):
         assert [signal.getsignal(number) for number in stopper.SIGNALS] != before
     assert [signal.getsignal(number) for number in stopper.SIGNALS] == before
 

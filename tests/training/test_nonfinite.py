@@ -48,14 +48,14 @@ def test_one_bad_batch_costs_one_critic_step_and_is_told(train_here, tmp_path, s
     spoil([1])
     assert train_here(tmp_path / "run", *FP32, "train.max_steps=4")["steps"] == 4
     lines = logged(tmp_path / "run")
-    assert [line["critic_skipped"] for line in lines] == [0, 1, 0, 0]
-    assert [line["critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
+    assert [line["amp/critic_skipped"] for line in lines] == [0, 1, 0, 0]
+    assert [line["amp/critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
     assert ["loss/critic" in line for line in lines] == [True, False, True, True]
     assert all("loss/generator" in line and math.isfinite(line["loss/generator"]) for line in lines)
     # Underflow, slope and gradient norms are watched too; nothing underflows in float32.
     assert [line["gp/zero_fraction"] for line in lines if "gp/zero_fraction" in line] == [0, 0, 0]
-    assert all(line["generator_gradient_norm"] > 0 for line in lines)
-    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
+    assert all(line["grad_norm/generator"] > 0 for line in lines)
+    assert lines[-1]["samples/diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
 
 
 def test_a_mean_over_an_interval_is_over_the_steps_that_were_made(train_here, tmp_path, spoil):
@@ -64,7 +64,7 @@ def test_a_mean_over_an_interval_is_over_the_steps_that_were_made(train_here, tm
     train_here(tmp_path / "mean", *FP32, "train.max_steps=3", "train.log_every=3")
     each, (mean,) = logged(tmp_path / "each"), logged(tmp_path / "mean")
     assert mean["loss/critic"] == pytest.approx((each[0]["loss/critic"] + each[1]["loss/critic"]) / 2, rel=1e-6)
-    assert mean["critic_skipped"] == pytest.approx(1 / 3)
+    assert mean["amp/critic_skipped"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("words", [FP32, ("variant=sn_mp",)])
@@ -124,7 +124,7 @@ def test_a_last_batch_of_one_is_dropped_and_a_batch_of_one_trains(train_here, tm
     # 24 patches in batches of 23: one batch an epoch, the patch that is left waits for another epoch's order.
     assert train_here(tmp_path / "rest", *FP32, "train.batch_size=23", "train.epochs=2")["steps"] == 2
     assert train_here(tmp_path / "one", "variant=gp", "train.batch_size=1", "train.max_steps=2")["steps"] == 2
-    assert [line["critic_skipped"] for line in logged(tmp_path / "one")] == [0, 0]
+    assert [line["amp/critic_skipped"] for line in logged(tmp_path / "one")] == [0, 0]
 
 
 def test_bad_data_on_one_rank_ends_both_with_exit_5_and_one_line(train, tmp_path):
@@ -134,4 +134,4 @@ def test_bad_data_on_one_rank_ends_both_with_exit_5_and_one_line(train, tmp_path
     told = result.stdout + result.stderr
     assert told.count("the loss was not finite in 3 steps in a row, up to step 5") == 1
     assert "Traceback" not in told
-    assert [line["critic_skipped"] for line in logged(tmp_path / "run")][:4] == [0, 0, 1, 1]
+    assert [line["amp/critic_skipped"] for line in logged(tmp_path / "run")][:4] == [0, 0, 1, 1]

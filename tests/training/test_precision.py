@@ -36,7 +36,7 @@ def test_a_gpu_gets_fp16_without_a_measurement(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_gpu_that_is_asked_for_and_missing_is_a_resource_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ResourceError, match="cuda was asked for"):
+    with pytest.raises(ResourceError, match="device=cuda: PyTorch sees no GPU"):
         precision.probe_precision("cuda")
 
 

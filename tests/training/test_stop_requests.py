@@ -70,4 +70,4 @@ def test_a_run_in_a_requeue_loop_comes_to_an_end(train_here, tmp_path, capsys):
     for session in (1, 2, 3):
         train_here(tmp_path / "run", *words)
         assert (tmp_path / "run" / "requeue").exists() == (session < 3)
-    assert "no requeue is asked for" in capsys.readouterr().out
+    assert "no requeue is written" in capsys.readouterr().out

@@ -46,9 +46,9 @@ def _losses(run: Run) -> str:
         chart = charts.line_chart(series, x_label="generator step", y_label="value", title=title) if series else ""
         shown.append((title, chart or '<p class="notrun">not logged</p>'))
     state = "finished" if run.finished is not None else "not finished"
-    told = f", {np.nanmedian(run.scalars['step_ms']):.0f} ms each" if "step_ms" in run.scalars else ""
+    told = f", {np.nanmedian(run.scalars['time/step_ms']):.0f} ms each" if "time/step_ms" in run.scalars else ""
     for player in ("critic", "generator"):
-        total = float(np.nanmax(run.scalars.get(f"{player}_skipped_total", np.zeros(1))))
+        total = float(np.nanmax(run.scalars.get(f"amp/{player}_skipped_total", np.zeros(1))))
         told += f", {counted(int(total), f'{player} step')} skipped" if total > 0 else ""
     return figure(
         f"Losses over {int(run.steps[-1]):,} generator steps ({state}{told})",

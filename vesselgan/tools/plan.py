@@ -13,9 +13,9 @@ from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
 from vesselgan.privacy.accountant import Mechanism, paper_settings, planned, words
 from vesselgan.runtime.adam import moment_names
-from vesselgan.trainer.checkpointer import steps_of
-from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
-from vesselgan.training.run import settings_of
+from vesselgan.trainer.checkpointer import num_generator_steps
+from vesselgan.training.cost import FLOAT32, largest_fitting_batch, meta_networks, step_cost
+from vesselgan.training.engines import engine_settings
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
 GIB = 2**30
@@ -94,7 +94,7 @@ def costs(config: Plan) -> dict[str, Any]:
         work = flop * config.train.batch_size / share.batch_size
     counts, checkpoint_bytes = _sizes(config)
     private = None if config.variant.dp is None else _mechanism(config)
-    steps = steps_of(config, config.num_pairs) if private is None else private[1] // config.variant.n_critic
+    steps = num_generator_steps(config, config.num_pairs) if private is None else private[1] // config.variant.n_critic
     hours = None if config.step_seconds is None else steps * config.step_seconds / 3600
     return {
         "variant": config.variant.name,
@@ -125,7 +125,7 @@ def _mechanism(config: Plan) -> tuple[Mechanism, int]:
         num_patches=config.num_pairs,
         num_patients=config.num_patients,
         patches_per_patient=-(-config.num_pairs // config.num_patients),
-        generator_steps=steps_of(config, config.num_pairs),
+        generator_steps=num_generator_steps(config, config.num_pairs),
     )
 
 
@@ -172,7 +172,7 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
     if ranks > config.train.batch_size:
         config = copy.deepcopy(config)
         config.train.batch_size = ranks
-    settings, shape = settings_of(config, raw, ranks), config.patch_shape
+    settings, shape = engine_settings(config, raw, ranks), config.patch_shape
     batch_per_rank = config.train.batch_size // ranks
     has_average = config.train.ema_decay is not None
     rank = {"batch_per_rank": batch_per_rank, "ranks": ranks, "device": config.device, "has_average": has_average}
@@ -180,7 +180,7 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
     found = None
     if config.memory_gib is not None:
         limit = config.memory_gib * GIB
-        found = fitting(config.variant, shape, settings, **rank, limit_bytes=limit)
+        found = largest_fitting_batch(config.variant, shape, settings, **rank, limit_bytes=limit)
     sent = traffic(config.variant, tuple(shape), settings, batch_per_rank=batch_per_rank, ranks=ranks)
     alone = traffic(config.variant, tuple(shape), settings, batch_per_rank=batch_per_rank, ranks=1)
     step, single = (_time(config, cost.flop, batch_per_rank, *way) for way in ((sent, ranks), (alone, 1)))
@@ -203,7 +203,7 @@ def _share(config: Plan, raw: dict[str, Any], ranks: int) -> tuple[Share, int]:
 
 def _time(config: Plan, flop: int, batch_per_rank: int, sent: Traffic, ranks: int) -> StepTime:
     variant = config.variant
-    numbers = {name: num_trainable(network) for name, network in players_of(variant, config.patch_shape).items()}
+    numbers = {name: num_trainable(network) for name, network in meta_networks(variant, config.patch_shape).items()}
     return step_time(
         config.machine,
         sent,
@@ -227,7 +227,7 @@ def _num_kept(config: Plan, steps: int) -> int:
 def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     """Parameters of each player, bytes of one checkpoint."""
     variant = config.variant
-    networks = players_of(variant, config.patch_shape)
+    networks = meta_networks(variant, config.patch_shape)
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     num_trainable = sum(p.numel() for network in networks.values() for p in network.parameters() if p.requires_grad)
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())

@@ -39,8 +39,8 @@ def look(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
     facts = {
         "run": str(run_dir),
         "step": last.get("step", 0),
-        "step_ms": last.get("step_ms"),
-        "steps_per_second": 1000 / last["step_ms"] if last.get("step_ms") else None,
+        "step_ms": last.get("time/step_ms"),
+        "steps_per_second": 1000 / last["time/step_ms"] if last.get("time/step_ms") else None,
         "checkpoint": checkpoint.name if checkpoint else None,
         "checkpoint_age_s": _age_s(checkpoint / "manifest.json") if checkpoint else None,
         "silent_s": _silent_s(run_dir),

@@ -44,7 +44,7 @@ def run(config: Benchmark) -> dict[str, Any]:
             found[str(number)] = {
                 "predicted": predicted,
                 "measured_ms": told,
-                "predicted_over_measured": predicted["step_ms"] / told["step_ms"],
+                "predicted_over_measured": predicted["step_ms"] / told["time/step_ms"],
             }
     return {"machine": asdict(measured), "batch_size": config.batch_size, "width": config.variant.width, "ranks": found}
 
@@ -69,5 +69,5 @@ def _train(ranks: int, words: list[str], config: Benchmark, folder: Path) -> dic
     if done.returncode != 0:
         raise ResourceError(f"training on {ranks} ranks failed (exit {done.returncode}): {done.stderr.strip()[-400:]}")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
-    names = ["step_ms", *(name for name in rows[0] if name.startswith("time/"))]
+    names = [name for name in rows[0] if name.startswith("time/")]
     return {name: statistics.median(row[name] for row in rows) for name in names}
