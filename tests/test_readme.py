@@ -64,27 +64,14 @@ def test_the_road_of_the_readme_runs_as_written(repository, tmp_path):
     assert len(commands) >= 9
     for command in commands:
         adapted = adapt(command, work, work / "runs" / "gan", work / "runs" / "unet")
-        result = subprocess.run(
-            shlex.split(adapted),
-            cwd=repository,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
+        words = shlex.split(adapted)
+        result = subprocess.run(words, cwd=repository, env=environment, capture_output=True, text=True, check=False)
         assert result.returncode == 0, f"{adapted}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
     assert (work / "report" / "index.html").stat().st_size > 10_000
 
 
-def test_every_file_that_the_readme_names_is_there(repository):
+def test_files_that_the_readme_names_are_there(repository):
     text = (repository / "README.md").read_text()
     named = set(re.findall(r"(?:launch|configs|slurm|vesselgan|data_prep)/[\w/]+\.\w+", text))
     named -= {"slurm/site.sh", "configs/machine/ours.yaml"}  # the reader's own
     assert named and not [name for name in named if not (repository / name).is_file()]
-
-
-def test_every_make_target_that_the_readme_names_is_there(repository):
-    makefile = (repository / "Makefile").read_text()
-    for target in set(re.findall(r"make (demo|test|soak|clean|\w+)`", (repository / "README.md").read_text())):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -12,7 +12,7 @@ from vesselgan.core import memory
     [("0::/job/task", "job/memory.max", "job/task/memory.max"),
      ("4:memory:/job/task", "memory/job/memory.limit_in_bytes", "memory/job/task/memory.limit_in_bytes")],
 )  # fmt: skip
-def test_the_smallest_limit_of_a_group_or_one_above_it_counts(
+def test_the_smallest_limit_of_all_groups_counts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, job: str, task: str
 ) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path)

@@ -46,18 +46,12 @@ def wait_until(claim: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-def test_a_command_returns_its_code_and_leaves_its_output(tmp_path: Path) -> None:
+def test_a_command_leaves_code_and_output(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = "import sys; print('to one'); print('to the other', file=sys.stderr); sys.exit(5)"
-    assert processes.run_command(python(code), log, num_ranks=1, head="") == 5
-    assert {"to one", "to the other"} <= set(log.read_text().splitlines())
-    assert log.read_text().startswith(f"$ {sys.executable} -c ")
-
-
-def test_a_second_command_adds_to_the_log(tmp_path: Path) -> None:
-    for word in ("first", "second"):
-        processes.run_command(python(f"print('{word}')"), tmp_path / "log", num_ranks=1, head="")
-    assert [line for line in (tmp_path / "log").read_text().splitlines() if line[0] != "$"] == ["first", "second"]
+    for _ in range(2):  # the log is added to
+        assert processes.run_command(python(code), log, num_ranks=1, head="") == 5
+    assert [log.read_text().splitlines().count(text) for text in ("to one", "to the other")] == [2, 2]
 
 
 def test_a_port_is_filled_in(tmp_path: Path) -> None:
@@ -70,7 +64,7 @@ def test_a_port_is_filled_in(tmp_path: Path) -> None:
     assert processes.last_line(tmp_path / "log") == "True"
 
 
-def test_cores_are_divided_and_another_launchers_ranks_are_not_inherited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.setenv(name, "1")
@@ -85,13 +79,8 @@ def test_cores_are_divided_and_another_launchers_ranks_are_not_inherited(monkeyp
 
 
 def test_a_missing_program_is_a_resource_error() -> None:
-    with pytest.raises(ResourceError, match="no-such-program is not installed"):
+    with pytest.raises(ResourceError, match="no-such-program"):
         processes.beside_python("no-such-program")
-
-
-def test_the_last_line_is_the_bars_last_state(tmp_path: Path) -> None:
-    (tmp_path / "log").write_bytes(b"begun\n 10 %\r 20 %\r 30 %\r\n")
-    assert processes.last_line(tmp_path / "log") == "30 %"
 
 
 def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
@@ -104,9 +93,8 @@ def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
 
 def test_one_that_ignores_being_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "SECONDS_TO_STOP", 0.3)
-    deaf = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
-    )
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
+    deaf += "; time.sleep(600)"
     process = subprocess.Popen(python(deaf), stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"deaf\n"
     processes.end_group(process)

@@ -55,10 +55,12 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
     assert kinds == {(name, kind): n for name in training for kind, n in (("grid", NUM_GRID), ("vessel", 5))}
     assert {unet.record(i).subject for i in range(len(unet))} == set(training)
     assert {validation.record(i).subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
+    assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
+    assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
     assert all(verify(Path(data.cohort_dir) / "shards" / name) == [] for name in ("gan/train", "unet/train"))
 
 
-def test_a_record_is_its_own_place_in_its_own_scaled_volume(cohort: MakeCohort) -> None:
+def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data, "gan")
     gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
@@ -76,44 +78,18 @@ def test_a_record_is_its_own_place_in_its_own_scaled_volume(cohort: MakeCohort) 
         assert record.kind == "grid" or record.label_XYZ.any()
 
 
-def test_the_manifest_says_where_the_patches_come_from_and_no_text_of_the_files(cohort: MakeCohort) -> None:
-    data = cohort(4)
-    for path in Path(data.root).rglob("*.nii.gz"):
-        image = nib.load(path)
-        image.header["descrip"] = b"DOE^JANE"
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj).copy(), image.affine, image.header), path)
-    build(data)
-    gan = shards(data, "gan/train")
-    assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
-    assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
-    assert all(entry["patient"] == name for name, entry in gan.subjects.items())
-    files = [path for path in Path(data.cohort_dir).rglob("*") if path.is_file()]
-    assert len(files) > 5 and not any(b"DOE" in path.read_bytes() for path in files)
-
-
-def test_a_second_start_keeps_everything_and_says_so(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_a_second_start_keeps_everything(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data)
     before = identities(data)
-    capsys.readouterr()
     build(data)
-    out = capsys.readouterr().out
     assert identities(data) == before
-    assert "everything was there already" in out and "(0 built, 6 were there)" in out and "subject  shape" not in out
 
 
-def test_a_manifest_that_names_no_patients_or_others_is_written_anew(
-    cohort: MakeCohort, hashes: Hashes, tmp_path: Path
-) -> None:
+def test_patients_named_later_reach_the_manifest(cohort: MakeCohort, tmp_path: Path) -> None:
     data = cohort(4)
     build(data, "gan")
-    manifest, before = Path(data.cohort_dir) / "shards/gan/train/manifest.json", hashes(data)
-    content = json.loads(manifest.read_text())
-    for entry in content["subjects"].values():
-        del entry["patient"]
-    manifest.write_text(json.dumps(content))
-    build(data, "gan")
-    assert hashes(data) == before
+    assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
     splits = {name: subject.split for name, subject in read_cohort(data.cohort_dir).subjects.items()}
     rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
     (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
@@ -122,7 +98,7 @@ def test_a_manifest_that_names_no_patients_or_others_is_written_anew(
     assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
 
 
-def test_only_the_shards_and_manifests_that_are_missing_are_built(cohort: MakeCohort, hashes: Hashes) -> None:
+def test_only_what_is_missing_is_built(cohort: MakeCohort, hashes: Hashes) -> None:
     data = cohort(4)
     build(data)
     bytes_before, before = hashes(data), identities(data)
@@ -137,8 +113,8 @@ def test_only_the_shards_and_manifests_that_are_missing_are_built(cohort: MakeCo
     assert changed == {"shards/gan/train/shard-00002.h5", "shards/unet/train/shard-00000.h5"}
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other"])
-def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohort, hashes: Hashes, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["flip", "cut", "other"])
+def test_repair_rebuilds_a_damaged_shard_alone(cohort: MakeCohort, hashes: Hashes, damage: str) -> None:
     data = cohort(4)
     build(data)
     bytes_before, before = hashes(data), identities(data)
@@ -147,7 +123,7 @@ def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohor
     content = path.read_bytes()
     flipped = bytearray(content)
     flipped[len(content) // 2] ^= 1
-    path.write_bytes({"flip": bytes(flipped), "cut": content[:-50], "empty": b"", "other": os.urandom(9000)}[damage])
+    path.write_bytes({"flip": bytes(flipped), "cut": content[:-50], "other": os.urandom(9000)}[damage])
     with pytest.raises(DataError, match=f"{name}.*data.prepare.repair=true"):
         build(data)
     data.prepare.repair = True
@@ -159,7 +135,7 @@ def test_a_damaged_shard_is_named_and_repair_rebuilds_it_alone(cohort: MakeCohor
 def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
     data = cohort(4)
     lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
-    with pytest.raises(ResourceError, match=f"another job is building .* process {os.getpid()}"):
+    with pytest.raises(ResourceError, match=f"process {os.getpid()}"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
 
@@ -169,8 +145,7 @@ def test_other_settings_are_refused_with_the_difference(cohort: MakeCohort) -> N
     build(data)
     before = identities(data)
     data.prepare.num_vessel_patches_gan, data.prepare.split.seed = 6, 1
-    message = "num_vessel_patches_gan: 5 -> 6; data.prepare.split.seed: 990 -> 1.*to build anew, remove"
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match="num_vessel_patches_gan: 5 -> 6; data.prepare.split.seed: 990 -> 1"):
         build(data)
     data.prepare.num_vessel_patches_gan, data.prepare.split.seed = 5, 990
     data.prepare.quarantine = data.prepare.repair = True  # these change no byte
@@ -183,37 +158,24 @@ def test_changed_inputs_are_refused_by_name(cohort: MakeCohort) -> None:
     build(data)
     path = Path(data.root) / "sub-02" / "image.nii.gz"
     volumes.write_volume(path, np.asarray(nib.load(path).dataobj) + np.int16(1), nib.load(path).affine)
-    with pytest.raises(DataError, match="the image of sub-02 changed; .* remove"):
+    with pytest.raises(DataError, match="image of sub-02"):
         build(data)
 
 
-def drop(path: Path) -> None:
-    path.unlink()
-
-
-def mark_as_newer(path: Path) -> None:
-    content = json.loads(path.read_text()) | {"format_version": 2, "made_by": "vesselgan 9.0"}
-    path.write_text(json.dumps(content))
-
-
-@pytest.mark.parametrize("damage", [drop, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
-def test_changed_inputs_are_refused_although_cohort_json_is_lost(
-    cohort: MakeCohort, damage: Callable[[Path], None]
-) -> None:
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{")])
+def test_changed_inputs_are_refused_without_cohort_json(cohort: MakeCohort, damage: Callable[[Path], None]) -> None:
     data = cohort(4)
     build(data)
     before = identities(data)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
     volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=2), nib.load(path).affine)
     damage(Path(data.cohort_dir) / "cohort.json")
-    with pytest.raises(DataError, match="the label of sub-02 changed; .* remove"):
+    with pytest.raises(DataError, match="label of sub-02"):
         build(data)
     assert identities(data) == before
 
 
-def test_a_lost_or_edited_cohort_json_is_made_again_from_what_the_shards_hold(
-    cohort: MakeCohort, hashes: Hashes
-) -> None:
+def test_an_edited_cohort_json_is_made_again(cohort: MakeCohort, hashes: Hashes) -> None:
     data = cohort(4)
     build(data)
     before = hashes(data)
@@ -226,62 +188,43 @@ def test_a_lost_or_edited_cohort_json_is_made_again_from_what_the_shards_hold(
     assert hashes(data) == before
 
 
-@pytest.mark.parametrize("key", ["patch_shape", "spacing_mm", "subjects", "extra", "upper_percentile"])
-def test_a_manifest_that_says_something_else_is_written_anew(
-    cohort: MakeCohort, hashes: Hashes, capsys: pytest.CaptureFixture, key: str
-) -> None:
+def test_a_manifest_that_was_edited_is_rewritten(cohort: MakeCohort, hashes: Hashes) -> None:
     data = cohort(4)
     build(data)
     before, path = hashes(data), Path(data.cohort_dir) / "shards/gan/train/manifest.json"
     others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "upper_percentile": 99}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {key: others[key]}))
-    capsys.readouterr()
-    build(data)
-    assert "tiny: manifests written anew: gan/train\n" in capsys.readouterr().out
-    assert hashes(data) == before and verify(path.parent) == []
+    for key, other in others.items():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: other}))
+        build(data)
+        assert hashes(data) == before, key
 
 
 @pytest.mark.parametrize("name", ["cohort.json", "shards/gan/train/manifest.json"])
-def test_h6_what_a_newer_program_wrote_is_refused_and_not_written_over(
-    cohort: MakeCohort, hashes: Hashes, name: str
-) -> None:
+def test_newer_files_are_refused_and_not_overwritten(cohort: MakeCohort, hashes: Hashes, name: str) -> None:
     data = cohort(4)
     build(data)
-    mark_as_newer(Path(data.cohort_dir) / name)
+    path = Path(data.cohort_dir) / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2, "made_by": "vesselgan 9.0"}))
     (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
     before = hashes(data)
-    with pytest.raises(DataError, match="made by vesselgan 9.0 in format version 2.*upgrade vesselgan"):
+    with pytest.raises(DataError, match="vesselgan 9.0"):
         build(data)
     assert hashes(data) == before
 
 
-def test_a_build_of_before_there_were_contents_goes_on_as_long_as_its_cohort_json_is_there(
-    cohort: MakeCohort, hashes: Hashes
-) -> None:
-    data = cohort(4)
-    build(data)
-    before, path = hashes(data), Path(data.cohort_dir) / "shards/.build/state.json"
-    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "contents"}))
-    build(data)
-    assert hashes(data) == before
-    (Path(data.cohort_dir) / "cohort.json").unlink()
-    with pytest.raises(DataError, match=r"state\.json: cannot be read .*cohort\.json: no cohort here.*remove"):
-        build(data)
-
-
-@pytest.mark.parametrize("key", ["settings", "inputs", "contents", "set_aside"])
-def test_a_damaged_memory_of_the_build_is_a_data_error(cohort: MakeCohort, key: str) -> None:
+def test_a_damaged_state_file_is_a_data_error(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data)
     path = Path(data.cohort_dir) / "shards/.build/state.json"
-    whole = path.read_text()
-    for content in (json.loads(whole) | {key: None}, [], {}, {"name": "tiny"}):
+    whole = json.loads(path.read_text())
+    broken = [whole | {key: None} for key in ("settings", "inputs", "contents", "set_aside")]
+    for content in (*broken, [], {}, {"name": "tiny"}):
         path.write_text(json.dumps(content))
-        with pytest.raises(DataError, match=r"state\.json: cannot be read .*to build anew, remove"):
+        with pytest.raises(DataError, match=r"state\.json"):
             build(data)
 
 
-def test_files_that_were_only_moved_or_packed_anew_are_the_same_cohort(cohort: MakeCohort) -> None:
+def test_moved_or_repacked_inputs_are_the_same_cohort(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data)
     before = identities(data)
@@ -294,9 +237,7 @@ def test_files_that_were_only_moved_or_packed_anew_are_the_same_cohort(cohort: M
     assert read_cohort(data.cohort_dir).subjects["sub-01"].image == path
 
 
-def test_a_subject_that_changes_between_check_and_cutting_is_noticed(
-    cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_change_between_check_and_cutting_is_noticed(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
     data = cohort(4)
     settle = build_shards.settle_cohort
 
@@ -307,12 +248,12 @@ def test_a_subject_that_changes_between_check_and_cutting_is_noticed(
         return settled
 
     monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
-    with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0.\): its voxels changed since"):
+    with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 
 
-@pytest.mark.parametrize(("name", "what"), [("shards/notes.txt", "not made by"), ("cohort.json", "something else")])
+@pytest.mark.parametrize(("name", "what"), [("shards/notes.txt", "shards"), ("cohort.json", "cohort.json")])
 def test_a_foreign_folder_is_never_written_into(cohort: MakeCohort, name: str, what: str) -> None:
     data = cohort(4)
     path = Path(data.cohort_dir) / name
@@ -324,72 +265,68 @@ def test_a_foreign_folder_is_never_written_into(cohort: MakeCohort, name: str, w
     assert path.read_text() == '{"name": "theirs"}'
 
 
-def test_another_cohorts_shards_are_not_taken_for_this_ones(cohort: MakeCohort) -> None:
+def test_another_cohorts_shards_are_refused(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data)
     data.name = "other"
-    with pytest.raises(UsageError, match="holds the shards of cohort tiny, not other"):
+    with pytest.raises(UsageError, match="tiny, not other"):
         build(data)
 
 
-def test_an_output_in_the_inputs_or_in_the_program_is_refused(cohort: MakeCohort) -> None:
+def test_an_output_among_inputs_or_program_is_refused(cohort: MakeCohort) -> None:
     data = cohort(4)
     data.cohort_dir = data.root
-    with pytest.raises(UsageError, match="is data.root"):
+    with pytest.raises(UsageError, match="data.root"):
         build(data)
     data.cohort_dir = str(ROOT / "vesselgan" / "tiny")
-    with pytest.raises(UsageError, match="inside the program's own vesselgan/"):
+    with pytest.raises(UsageError, match="vesselgan"):
         build(data)
     data.cohort_dir, data.root = str(Path(data.root).parent / "out"), "/nowhere"
-    with pytest.raises(DataError, match="no such folder"):
+    with pytest.raises(DataError, match="/nowhere"):
         build(data)
     assert not Path(data.cohort_dir).exists()
 
 
-def test_unusable_subjects_stop_the_build_or_are_set_aside_by_name(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
+def test_unusable_subjects_stop_the_build_or_are_quarantined(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(5)
     (Path(data.root) / "sub-03" / "image.nii.gz").write_bytes(b"broken")
-    with pytest.raises(DataError, match="1 of 5 subjects are unusable: sub-03"):
+    with pytest.raises(DataError, match="sub-03"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
     data.prepare.quarantine = True
-    build(data)
-    assert "set aside: sub-03" in capsys.readouterr().out
+    for _ in range(2):
+        build(data)
+        assert "set aside: sub-03" in capsys.readouterr().out
     assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-01", "sub-02", "sub-04", "sub-05"]
-    build(data)
-    assert "set aside: sub-03" in capsys.readouterr().out
     data.prepare.quarantine = False
     with pytest.raises(DataError, match="sub-03"):
         build(data)
 
 
-def test_links_that_lead_nowhere_or_in_a_circle_are_set_aside_like_broken_files(cohort: MakeCohort) -> None:
+def test_broken_links_are_unusable_subjects(cohort: MakeCohort) -> None:
     data = cohort(6)
     for number, target in ((1, "nowhere.nii.gz"), (2, "image.nii.gz")):
         path = Path(data.root) / f"sub-{number:02d}" / "image.nii.gz"
         path.unlink()
         path.symlink_to(target)
-    with pytest.raises(DataError, match="2 of 6 subjects are unusable: sub-01, sub-02"):
+    with pytest.raises(DataError, match="sub-01, sub-02"):
         build(data)
     data.prepare.quarantine = True
     build(data)
     assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
 
 
-def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort) -> None:
     data = cohort(3, split=Split(train=0, validation=0, test=3, seed=1, csv=None))
     build(data)
     assert len(read_cohort(data.cohort_dir).of_split("test")) == 3
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
-    assert "cohort.json is enough to test" in capsys.readouterr().out
 
 
 def test_a_cohort_without_labels_cannot_become_pairs(cohort: MakeCohort) -> None:
     data = cohort(3)
     data.layout.label = None
-    with pytest.raises(DataError, match="data.layout.label is null"):
+    with pytest.raises(DataError, match="data.layout.label"):
         build(data)
 
 
@@ -406,11 +343,11 @@ def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
     np.testing.assert_array_equal(record.image_XYZ[:, :, 18:], record.image_XYZ[:, :, 16:2:-1])
 
 
-def test_too_small_a_disk_is_said_before_the_first_shard(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_refused_first(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
     data = cohort(3)
     usage = build_shards.shutil.disk_usage("/")
     monkeypatch.setattr(build_shards.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(ResourceError, match="need 0.2 MiB, 0.0 MiB are free"):
+    with pytest.raises(ResourceError, match="MiB"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 

@@ -28,17 +28,12 @@ def change(path: Path, edit: Callable[[np.ndarray], np.ndarray | None], affine: 
     nib.save(nib.Nifti1Image(array if edited is None else edited, old.affine if affine is None else affine), path)
 
 
-def test_a_sound_cohort_is_one_table_and_a_summary(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_a_sound_cohorts_table_holds_its_numbers(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     check.check(cohort(4), ALONE)
     lines = capsys.readouterr().out.splitlines()
-    assert lines.pop(0).startswith("cohort tiny, /")
-    assert lines[0].split("  ")[0] == "subject" and lines[0].endswith("verdict")
     # of 24 x 20 x 18 = 8640 voxels 2 x 12 x 3 = 72 are vessel: 0.833 %, 15 x 14 x 14 = 2940 mask: 34.0 %
-    assert lines[1].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "34.0", "0.00", "ok"]
-    assert lines[5:] == [
-        "4 subjects: 4 usable, 0 of them with warnings",
-        "split: 2 train, 1 validation, 1 test",
-    ]
+    assert lines[2].split() == ["sub-01", "24x20x18", "0.5x0.5x0.7", "RAS", "0,1", "0.833", "34.0", "0.00", "ok"]
+    assert lines[-1] == "split: 2 train, 1 validation, 1 test"
 
 
 def break_all(root: Path) -> dict[str, str]:
@@ -69,29 +64,31 @@ def break_all(root: Path) -> dict[str, str]:
     change(path(13, "vessel"), lambda a: (nib.load(path(13, "image")).get_fdata() == 3000).astype(np.uint8))
     change(path(15, "brain_mask"), fill(0))
     change(path(16, "image"), lambda a: a[:, :, :7])
+    change(path(18, "brain_mask"), lambda a: a * 2 + (a == 0))
     change(path(17, "vessel"), lambda a: a[:9])
     change(path(17, "image"), lambda a: a[:9])
     return {
-        "sub-01": "damaged or cut short",
-        "sub-02": "24 x 20 is not one 3D volume",
-        "sub-03": "NaN or infinite",
+        "sub-01": "cut short",
+        "sub-02": "24 x 20",
+        "sub-03": "NaN",
         "sub-04": "every voxel is 5",
-        "sub-05": "the label is empty",
-        "sub-06": "soft label",
-        "sub-07": "not 0 and 1",
-        "sub-08": "shapes 24 x 20 x 18 and 24 x 20 x 17 differ",
-        "sub-09": "0.1 mm apart",
+        "sub-05": "label is empty",
+        "sub-06": "label_binarize_threshold",
+        "sub-07": "label_values",
+        "sub-08": "24 x 20 x 17",
+        "sub-09": "0.1 mm",
         "sub-10": "RAS vs LAS",
         "sub-11": "label is missing",
-        "sub-14": "the very voxels of subject sub-12",
-        "sub-13": "100.0% of the vessel voxels lie above the upper limit",
-        "sub-15": "the mask is empty",
-        "sub-16": "thinner than the patch 16 x 16 x 8",
-        "sub-17": "thinner than the patch 16 x 16 x 8",
+        "sub-14": "sub-12",
+        "sub-13": "100.0%",
+        "sub-15": "mask is empty",
+        "sub-16": "16 x 16 x 8",
+        "sub-17": "16 x 16 x 8",
+        "sub-18": "brain mask",
     }
 
 
-def test_every_fault_of_every_subject_is_said_in_one_run(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_every_fault_of_every_subject_is_named(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(19)
     expected = break_all(Path(data.root))
     with pytest.raises(DataError) as caught:
@@ -101,25 +98,21 @@ def test_every_fault_of_every_subject_is_said_in_one_run(cohort: MakeCohort, cap
     for subject, fault in expected.items():
         assert any(line.startswith(f"UNUSABLE {subject}: ") and fault in line for line in said), (subject, said)
     assert {line.split()[1].rstrip(":") for line in said} == set(expected)
-    assert caught.value.exit_code == 3
-    assert f"{len(expected)} of 19 subjects are unusable: {', '.join(sorted(expected))}; " in str(caught.value)
+    assert caught.value.exit_code == 3 and ", ".join(sorted(expected)) in str(caught.value)
     # every message of one file names it
     assert all(".nii.gz" in line for line in said)
-    # two faults of one subject are two lines
-    assert len([line for line in said if line.startswith("UNUSABLE sub-16")]) > 1
 
 
-def test_quarantine_sets_the_unusable_aside_by_name(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_quarantine_sets_the_unusable_aside(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(5)
     (Path(data.root) / "sub-03" / "image.nii.gz").write_bytes(b"broken")
     data.prepare.quarantine = True
     check.check(data, ALONE)
     out = capsys.readouterr().out
-    assert "UNUSABLE sub-03: " in out
-    assert "5 subjects: 4 usable, 0 of them with warnings; set aside: sub-03\nsplit: 2 train, 1 val" in out
+    assert "UNUSABLE sub-03: " in out and "set aside: sub-03\nsplit: 2 train, 1 val" in out
 
 
-def test_a_patient_whose_visits_stand_in_two_splits_is_refused(cohort: MakeCohort) -> None:
+def test_a_patient_in_two_splits_is_refused(cohort: MakeCohort) -> None:
     data = cohort(4)
     for number, visit in ((1, "sub-01_ses-1"), (2, "sub-01_ses-2")):
         (Path(data.root) / f"sub-{number:02d}").rename(Path(data.root) / visit)
@@ -127,22 +120,22 @@ def test_a_patient_whose_visits_stand_in_two_splits_is_refused(cohort: MakeCohor
     Path(data.prepare.split.csv).write_text(
         "subject,split\nsub-01_ses-1,train\nsub-01_ses-2,test\nsub-03,train\nsub-04,validation\n"
     )
-    with pytest.raises(DataError, match="sub-01 stands in test and train .*are one patient"):
+    with pytest.raises(DataError, match="sub-01 stands in test and train"):
         check.check(data, ALONE)
 
 
-def test_no_usable_subject_is_an_error_in_quarantine_too(cohort: MakeCohort) -> None:
+def test_no_usable_subject_is_an_error(cohort: MakeCohort) -> None:
     data = cohort(1)
     (Path(data.root) / "sub-01" / "image.nii.gz").write_bytes(b"broken")
     data.prepare.quarantine = True
-    with pytest.raises(DataError, match="no usable subject is left"):
+    with pytest.raises(DataError, match="no usable subject"):
         check.check(data, ALONE)
 
 
-def test_unusable_subjects_and_too_small_a_cohort_are_said_together(cohort: MakeCohort) -> None:
+def test_unusable_subjects_may_leave_too_few(cohort: MakeCohort) -> None:
     data = cohort(2)
     (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"broken")
-    with pytest.raises(DataError, match="1 of 2 subjects are unusable: sub-02; .*; 2 subjects cannot give|leave none"):
+    with pytest.raises(DataError, match="sub-02"):
         check.check(data, ALONE)
 
 
@@ -166,28 +159,11 @@ def test_what_is_odd_and_usable_is_a_warning(cohort: MakeCohort, capsys: pytest.
     data.prepare.num_vessel_patches_unet = 100
     said = "\n".join(warnings_of(data, capsys))
     assert "text in descrip" in said and "DOE" not in said
-    assert "255 taken as vessel" in said
-    assert "every voxel is inside" in said
-    assert "72 vessel voxels for 100 patches: drawn with replacement" in said
+    assert "255 taken as vessel" in said and "every voxel is inside" in said
+    assert "72 vessel voxels for 100 patches" in said
 
 
-def test_a_mask_that_is_nearly_everything_is_doubted(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
-    data = one_subject(cohort)
-    nearly = (np.arange(24 * 20 * 18).reshape(24, 20, 18) >= 864).astype(np.uint8)
-    change(Path(data.root) / "sub-01" / "brain_mask.nii.gz", lambda a: nearly)
-    (line,) = warnings_of(data, capsys)
-    assert line.endswith("90.0% of all voxels are inside; is it a brain mask?")
-
-
-def test_a_label_of_all_ones_is_a_warning_with_its_share(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
-    data = one_subject(cohort)
-    change(Path(data.root) / "sub-01" / "vessel.nii.gz", lambda a: np.ones_like(a))
-    assert any("100.0% of all voxels are vessel" in line for line in warnings_of(data, capsys))
-
-
-def test_mixed_spacings_and_labels_without_images_are_warnings_of_the_cohort(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
+def test_mixed_spacings_and_surplus_labels_are_warnings(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(3)
     for name in ("image", "vessel", "brain_mask"):
         change(Path(data.root) / "sub-02" / f"{name}.nii.gz", lambda a: None, np.diag([0.4, 0.4, 0.6, 1]))
@@ -195,11 +171,10 @@ def test_mixed_spacings_and_labels_without_images_are_warnings_of_the_cohort(
     (Path(data.root) / "sub-10" / "vessel.nii.gz").touch()
     said = warnings_of(data, capsys)
     assert "warning: label without an image: sub-10" in said
-    assert any(line.startswith("warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x") for line in said)
-    assert any(line.endswith("preprocess.spacing_mm=[X,Y,Z] brings all to one") for line in said)
+    assert any("0.4 x 0.4 x 0.6, 0.5 x" in line and "preprocess.spacing_mm" in line for line in said)
 
 
-def test_nan_soft_and_class_rules_of_the_settings_make_a_cohort_usable(cohort: MakeCohort) -> None:
+def test_settings_make_nan_and_soft_labels_usable(cohort: MakeCohort) -> None:
     data = one_subject(cohort)
     folder = Path(data.root) / "sub-01"
     change(folder / "image.nii.gz", lambda a: np.where(a > 140, np.nan, a).astype(np.float32))
@@ -209,11 +184,11 @@ def test_nan_soft_and_class_rules_of_the_settings_make_a_cohort_usable(cohort: M
     data.prepare.nan_value, data.prepare.label_binarize_threshold, data.prepare.max_clipped_vessel_share = 0.0, 0.5, 1.0
     check.check(data, ALONE)
     data.prepare.label_values = [1]
-    with pytest.raises(UsageError, match="exclude each other"):
+    with pytest.raises(UsageError, match="label_values|label_binarize_threshold"):
         check.check(data, ALONE)
 
 
-def test_a_thin_volume_is_usable_when_it_may_be_padded(cohort: MakeCohort) -> None:
+def test_a_thin_volume_may_be_padded(cohort: MakeCohort) -> None:
     data = one_subject(cohort)
     data.prepare.patch_shape = [32, 32, 32]
     with pytest.raises(DataError, match="sub-01"):
@@ -222,7 +197,7 @@ def test_a_thin_volume_is_usable_when_it_may_be_padded(cohort: MakeCohort) -> No
     check.check(data, ALONE)
 
 
-def test_a_cohort_without_labels_and_masks_can_be_checked(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_a_cohort_without_labels_can_be_checked(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = one_subject(cohort)
     data.layout = replace(data.layout, label=None, mask=None)
     check.check(data, ALONE)
@@ -237,23 +212,18 @@ def test_inputs_are_not_changed(cohort: MakeCohort) -> None:
     assert not Path(data.cohort_dir).exists()
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_the_command_ends_with_code_3_and_one_error_line(cohort: MakeCohort, ranks: int) -> None:
+def test_the_command_ends_with_exit_3(cohort: MakeCohort) -> None:
     data = cohort(3)
     (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"broken")
     mpiexec = Path(sys.executable).with_name("mpiexec")
-    if ranks and not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python (extra: mpich)")
-    command = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
-    command += ["-m", "data_prep.check", "data=phantom", f"data.root={data.root}", "data.prepare.patch_shape=[16,16,8]"]
+    launcher = [str(mpiexec), "-n", "2", sys.executable, "-m", "mpi4py"] if mpiexec.exists() else [sys.executable]
+    command = [*launcher, "-m", "data_prep.check", "data=phantom", f"data.root={data.root}"]
+    command += ["data.prepare.patch_shape=[16,16,8]"]
     command += ["data.prepare.split.validation=1", "data.prepare.split.test=1", "data.prepare.num_vessel_patches_gan=5"]
     command += ["data.prepare.num_vessel_patches_unet=5", f"work_dir={data.root}/../work"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=60, check=False)
     assert done.returncode == 3
-    assert done.stdout.count("UNUSABLE sub-02") == 1 and done.stdout.splitlines()[4].endswith(" ok")
-    assert done.stderr.splitlines() == [
-        "error: 1 of 3 subjects are unusable: sub-02; mend what is listed above, or set them aside with "
-        "data.prepare.quarantine=true"
-    ]
+    assert done.stdout.count("UNUSABLE sub-02") == 1
+    assert len(done.stderr.splitlines()) == 1 and "data.prepare.quarantine" in done.stderr

@@ -20,9 +20,7 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
-def test_images_and_labels_are_paired_by_id_under_any_directory_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pairs_do_not_depend_on_directory_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = [f"sub-{number}" for number in range(1, 13)]
     touch(tmp_path, *(f"{kind}/{name}.nii.gz" for kind in ("images", "labels") for name in ids))
     scandir = os.scandir
@@ -41,33 +39,28 @@ def test_images_and_labels_are_paired_by_id_under_any_directory_order(
         assert files.mask is None and files.missing == ()
 
 
-def test_a_missing_label_is_a_fault_of_its_subject_and_a_surplus_one_a_warning(tmp_path: Path) -> None:
+def test_missing_and_surplus_labels_are_named(tmp_path: Path) -> None:
     touch(tmp_path, *(f"images/sub-{number}.nii.gz" for number in (1, 2, 3, 4, 10)))
     touch(tmp_path, *(f"labels/sub-{number}.nii.gz" for number in (2, 3, 4, 10, 11)))
     found = layouts.find_subjects(tmp_path, PAIRS)
     faults = {files.subject: files.missing for files in found.subjects}
-    assert faults.pop("sub-1") == (
-        f"label is missing: {tmp_path}/labels/sub-1.nii.gz; "
-        "supply it, or set data.layout.label=null for the whole cohort",
-    )
+    (fault,) = faults.pop("sub-1")
+    assert f"{tmp_path}/labels/sub-1.nii.gz" in fault and "data.layout.label" in fault
     assert set(faults.values()) == {()}  # sub-1 did not take sub-10's or sub-11's label, nor did they lose theirs
     assert found.warnings == ("label without an image: sub-11",)
 
 
-def test_volumes_that_no_pattern_takes_are_told(tmp_path: Path) -> None:
+def test_volumes_left_out_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", ".trash/b.nii.gz")
     assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
-    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/c.mha", "masks/b.nii.gz", "images/deeper/b.nii.gz")
-    touch(tmp_path, "images/d.NII.GZ", "e.img")
-    what = "volumes that fit no pattern of data.layout and are left out (7)"
-    # first one of each folder of which nothing is taken: a whole subject may be in it
-    assert layouts.find_subjects(tmp_path, PAIRS).warnings == (
-        f"{what}: e.img, masks/a.nii.gz, images/b.nii, images/c.mha, images/d.NII.GZ, ...",
-    )
-    assert layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings == (what,)
+    touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ")
+    (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
+    assert all(name in told for name in ("images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ"))
+    (hidden,) = layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings  # names may be patients'
+    assert "(3)" in hidden and "nii" not in hidden
 
 
-def test_links_that_lead_nowhere_or_to_themselves_are_subjects_whose_files_cannot_be_read(tmp_path: Path) -> None:
+def test_broken_links_are_subjects(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz")
     (tmp_path / "images/b.nii.gz").symlink_to("c.nii.gz")
     (tmp_path / "images/c.nii.gz").symlink_to("b.nii.gz")
@@ -77,7 +70,7 @@ def test_links_that_lead_nowhere_or_to_themselves_are_subjects_whose_files_canno
     assert [files.subject for files in found.subjects] == ["a", "b", "c", "d"] and found.warnings == ()
 
 
-def test_a_name_that_is_not_utf_8_is_refused_by_its_signs(tmp_path: Path) -> None:
+def test_a_name_beyond_utf8_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
     (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
@@ -87,20 +80,20 @@ def test_a_name_that_is_not_utf_8_is_refused_by_its_signs(tmp_path: Path) -> Non
         layouts.find_subjects(tmp_path, PAIRS)
 
 
-def test_pseudonyms_are_not_told_by_the_names_of_visits_and_files(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_of_visits_and_files(tmp_path: Path) -> None:
     layout = Layout("{subject}/{session}.nii.gz", "{subject}/{session}-label.nii.gz", None)
     touch(tmp_path, "doe/20190312.nii.gz", "doe/20200415.nii.gz")
     found = layouts.find_subjects(tmp_path / "." / "", layout, rename=lambda subject: "anon-1")
-    assert found.warnings == ("anon-1: the first of 2 sessions is used: one visit per subject",)
+    (warning,) = found.warnings
+    assert warning.startswith("anon-1: ") and "2019" not in warning
     (files,) = found.subjects
-    assert layouts.without_paths(files.missing[0], files) == (
-        "label is missing; supply it, or set data.layout.label=null for the whole cohort"
-    )
+    told = layouts.without_paths(files.missing[0], files)
+    assert "label is missing" in told and "doe" not in told and "2019" not in told
 
 
-def test_a_session_that_the_image_has_not_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_unknown_session_is_a_usage_error(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz")
-    with pytest.raises(UsageError, match=r"data\.layout\.label='labels/.*': has a \{session\}"):
+    with pytest.raises(UsageError, match=r"data\.layout\.label="):
         layouts.find_subjects(tmp_path, Layout("images/{subject}.nii.gz", "labels/{session}/{subject}.nii", None))
 
 
@@ -121,28 +114,28 @@ def test_hidden_files_and_longer_names_do_not_count(tmp_path: Path) -> None:
     assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a"]
 
 
-def test_two_files_for_one_subject_are_refused_by_name(tmp_path: Path) -> None:
+def test_two_files_for_one_subject_are_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a/t1_tof.nii.gz", "a/t2_tof.nii.gz")
     with pytest.raises(DataError, match=r"subject a: a/t1_tof\.nii\.gz and a/t2_tof\.nii\.gz"):
         layouts.find_subjects(tmp_path, Layout("{subject}/*_tof.nii.gz", None, None))
 
 
-def test_a_signs_meaning_in_regular_expressions_does_not_matter(tmp_path: Path) -> None:
+def test_regular_expression_signs_are_ordinary(tmp_path: Path) -> None:
     touch(tmp_path, "images/a+(1).nii.gz", "labels/a+(1).nii.gz", "images/axniixgz")
     assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a+(1)"]
 
 
 @pytest.mark.parametrize("pattern", ["image.nii.gz", "/data/{subject}.nii.gz", "../{subject}.nii.gz"])
-def test_a_pattern_must_lie_below_the_root_and_hold_the_subject(tmp_path: Path, pattern: str) -> None:
+def test_a_pattern_must_name_subjects_below_the_root(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(UsageError, match="data.layout.image="):
         layouts.find_subjects(tmp_path, Layout(pattern, None, None))
 
 
-def test_an_absent_an_empty_and_an_unfitting_folder_are_said_apart(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder"):
+def test_absent_empty_and_unfitting_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none"):
         layouts.find_subjects(tmp_path / "none", PAIRS)
-    with pytest.raises(DataError, match="the folder holds no files"):
+    with pytest.raises(DataError, match="no files"):
         layouts.find_subjects(tmp_path, PAIRS)
     touch(tmp_path, "images/a.mha")
-    with pytest.raises(DataError, match=r"no file fits .*there are images/a\.mha"):
+    with pytest.raises(DataError, match=r"images/a\.mha"):
         layouts.find_subjects(tmp_path, PAIRS)

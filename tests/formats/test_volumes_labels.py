@@ -52,7 +52,7 @@ def test_binary_labels_are_read_as_0_and_1(tmp_path: Path, factor: int, dtype: t
 
 
 @pytest.mark.parametrize(("fill", "expected"), [(0, 0), (1, 1), (255, 1)])
-def test_empty_and_full_labels_are_read_as_they_are(tmp_path: Path, fill: int, expected: int) -> None:
+def test_empty_and_full_labels_are_read(tmp_path: Path, fill: int, expected: int) -> None:
     volume = volumes.read_label(save(tmp_path / "a.nii.gz", np.full(SHAPE, fill, np.uint8)))
     assert (volume.data_XYZ == expected).all()
 
@@ -66,30 +66,30 @@ def test_a_soft_label_needs_a_cut(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 2), (1, 2), (0, 1, 255)])
-def test_a_label_of_classes_needs_the_values_that_mean_vessel(tmp_path: Path, values: tuple[int, ...]) -> None:
+def test_classes_need_the_values_that_mean_vessel(tmp_path: Path, values: tuple[int, ...]) -> None:
     classes = np.array(values, np.int16)[np.arange(210).reshape(SHAPE) % len(values)]
     path = save(tmp_path / "a.nii.gz", classes)
-    with pytest.raises(DataError, match=r"not 0 and 1; .*data\.prepare\.label_values=\["):
+    with pytest.raises(DataError, match=r"data\.prepare\.label_values="):
         volumes.read_label(path)
     chosen = volumes.read_label(path, label_values=[values[-1]])
     np.testing.assert_array_equal(chosen.data_XYZ, classes == values[-1])
 
 
-def test_two_rules_for_one_label_are_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="exclude each other"):
+def test_two_rules_for_a_label_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="label_values|label_binarize_threshold"):
         volumes.read_label(save(tmp_path / "a.nii.gz", a_label()), label_values=[1], label_binarize_threshold=0.5)
 
 
-def test_an_image_taken_for_a_label_is_refused_quickly_and_in_words(tmp_path: Path) -> None:
+def test_an_image_taken_for_a_label_is_refused(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32)
-    with pytest.raises(DataError, match=r"soft label \(values \{.*\.\.\.\}\)"):
+    with pytest.raises(DataError, match=r"soft label"):
         volumes.read_label(save(tmp_path / "a.nii.gz", noise))
 
 
 def test_undefined_label_voxels_are_refused(tmp_path: Path) -> None:
     label = a_label().astype(np.float32)
     label[0, 0, 0] = np.nan
-    with pytest.raises(DataError, match="1 label voxels are NaN"):
+    with pytest.raises(DataError, match="NaN"):
         volumes.read_label(save(tmp_path / "a.nii.gz", label))
 
 
@@ -98,7 +98,7 @@ def difference(tmp_path: Path, affine: np.ndarray, shape: tuple[int, ...] = SHAP
     return volumes.grid_difference(first, volumes.read_header(save(tmp_path / "b.nii.gz", an_image(shape), affine)))
 
 
-def test_affines_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
+def test_affines_may_differ_by_rounding_alone(tmp_path: Path) -> None:
     moved = an_affine()
     moved[0, 3] += 1e-6
     assert difference(tmp_path, moved) is None
@@ -106,7 +106,7 @@ def test_affines_may_differ_by_rounding_and_no_more(tmp_path: Path) -> None:
     assert "0.1 mm apart" in difference(tmp_path, moved)
 
 
-def test_a_scale_error_is_measured_at_the_far_corner(tmp_path: Path) -> None:
+def test_a_scale_error_counts_at_the_far_corner(tmp_path: Path) -> None:
     stretched = an_affine()
     stretched[0, 0] += 0.01  # six voxel steps of 10 um: 0.06 mm
     assert "0.06 mm apart" in difference(tmp_path, stretched)

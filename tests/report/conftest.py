@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vesselgan.formats import shards
+from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
 
 SHAPE = (16, 16, 16)
@@ -52,6 +53,13 @@ def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: li
         upper_percentile=99.99 if origin == "real" else None,
         extra={},
     )
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of a quarter of the size: what is tested here does not depend on it."""
+    monkeypatch.setattr(figures, "SIDE", 64)
+    monkeypatch.setattr(figures, "SIDE_3D", 64)
 
 
 @pytest.fixture

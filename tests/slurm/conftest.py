@@ -93,14 +93,16 @@ class Slurm:
         (self.home / "state").mkdir()
         (self.home / "munge.key").write_bytes(os.urandom(128))
         (self.home / "munge.key").chmod(0o400)
-        munge = [f"--{what}={self.home}/munge.{end}" for what, end in MUNGE_FILES.items()]
-        self._daemon("munged", "--foreground", "--force", "--num-threads=2", *munge)
-        self._wait_for((self.home / "munge.socket").exists, "munged's socket")
+        munge = [f"--{what}-file={self.home}/munge.{what}" for what in ("key", "pid", "log", "seed")]
+        socket_word = f"--socket={self.home}/munge.socket"
+        self._daemon("munged", "--foreground", "--force", "--num-threads=2", socket_word, *munge)
+        self.wait_until((self.home / "munge.socket").exists, "munged's socket", seconds=SECONDS_UP)
         self._daemon("slurmctld", "-D", "-i")
         for node in ("n1", "n2"):
             (self.home / f"spool-{node}").mkdir()
             self._daemon("slurmd", "-D", "-N", node)
-        self._wait_for(lambda: self.call("sinfo", "-h", "-N", "-p", "low", "-o", "%t").split() == ["idle"] * 2, "nodes")
+        nodes = ("sinfo", "-h", "-N", "-p", "low", "-o", "%t")
+        self.wait_until(lambda: self.call(*nodes).split() == ["idle"] * 2, "nodes", seconds=SECONDS_UP)
 
     def stop(self) -> list[str]:
         """Take everything down; what had to be killed or was left behind, in words."""
@@ -121,9 +123,7 @@ class Slurm:
         until = time.monotonic() + SECONDS_TO_END
         while processes_of(self.home) and time.monotonic() < until:
             time.sleep(0.2)
-        for process, words in processes_of(self.home).items():
-            left.append(f"process {process}: {words}")
-            os.kill(process, signal.SIGKILL)
+        left += [f"process {process}: {words}" for process, words in processes_of(self.home).items()]
         shutil.rmtree(self.home)
         return left
 
@@ -157,13 +157,10 @@ class Slurm:
     def wait(self, job: str, *states: str, seconds: float = 240.0) -> dict[str, str]:
         """The job's facts once it is in one of `states` (default: ended)."""
         wanted = states or ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY")
-        self._wait_for(lambda: self.facts(job)["JobState"] in wanted, f"job {job} to be {wanted}", seconds)
+        self.wait_until(lambda: self.facts(job)["JobState"] in wanted, f"job {job} to be {wanted}", seconds=seconds)
         return self.facts(job)
 
     def wait_until(self, holds: Callable[[], bool], what: str, *, seconds: float = 240.0) -> None:
-        self._wait_for(holds, what, seconds)
-
-    def _wait_for(self, holds: Callable[[], bool], what: str, seconds: float = SECONDS_UP) -> None:
         until = time.monotonic() + seconds
         while True:
             try:
@@ -172,11 +169,9 @@ class Slurm:
             except AssertionError:
                 if time.monotonic() > until:
                     raise
-            assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{self.queue()}\n{self._logs()}"
+            logs = "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in sorted(self.home.glob("*.log")))
+            assert time.monotonic() < until, f"waited {seconds:g} s for {what}\n{self.queue()}\n{logs}"
             time.sleep(0.2)
-
-    def _logs(self) -> str:
-        return "\n".join(f"{log.name}: {log.read_text()[-1500:]}" for log in sorted(self.home.glob("*.log")))
 
     def _daemon(self, name: str, *words: str) -> None:
         with (self.home / "daemons.txt").open("a") as output:
@@ -184,9 +179,6 @@ class Slurm:
             self._daemons.append(
                 subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             )
-
-
-MUNGE_FILES = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
 
 
 def free_ports(count: int) -> list[int]:
@@ -268,26 +260,3 @@ def slurm_work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         extra={},
     )
     return work
-
-
-@pytest.fixture
-def start_slurm() -> Iterator[Callable[[], Slurm]]:
-    """A function that brings up a cluster of the test's own."""
-    if why := missing_parts():
-        pytest.skip(why)
-    clusters: list[Slurm] = []
-
-    def start() -> Slurm:
-        clusters.append(Slurm())
-        clusters[0].start()
-        return clusters[0]
-
-    yield start
-    for cluster in clusters:
-        if cluster.home.exists():
-            cluster.stop()
-
-
-@pytest.fixture
-def processes_naming() -> Callable[[Path], dict[int, str]]:
-    return processes_of

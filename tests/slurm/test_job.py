@@ -67,88 +67,83 @@ def job(repository: Path, tmp_path: Path) -> Job:
     return Job(repository, tmp_path)
 
 
-def test_a_job_that_did_its_work_says_nothing_and_forgets_what_an_earlier_start_said(job: Job) -> None:
+def test_success_forgets_an_earlier_failure(job: Job) -> None:
     job.failure.parent.mkdir()
     job.failure.write_text("error: stage stage failed (job 5_0, exit 143): preempted\n")
-    code, output = job.run("evaluate")
-    assert (code, output) == (0, "stage: job 5_0, start 1, on ?\n")
+    assert job.run("evaluate")[0] == 0
     assert not job.failure.exists()
 
 
 @pytest.mark.parametrize("template", ["prepare", "train_gan", "evaluate", "study"])
-def test_a_site_that_is_named_and_not_there_ends_the_job(job: Job, template: str) -> None:
+def test_a_missing_site_file_is_exit_2(job: Job, template: str) -> None:
     code, output = job.run(template, VESSELGAN_SITE="slurm/sitte.sh")
-    told = "VESSELGAN_SITE=slurm/sitte.sh is not there: name your site's settings, or unset it"
-    assert (code, output) == (2, f"error: stage stage failed (job 5_0, exit 2): {told}\n")
+    assert code == 2 and "VESSELGAN_SITE=slurm/sitte.sh" in output
     assert job.failure.read_text() == output
 
 
-def test_a_stage_that_fails_before_its_work_is_named(job: Job) -> None:
+def test_a_failure_before_the_work_is_named(job: Job) -> None:
     job.site.write_text("module load no-such-module\n")
     assert job.run("evaluate")[0] == 127
-    said = f"error: stage stage failed (job 5_0, exit 127): the site's settings, {job.site}\n"
-    assert job.failure.read_text() == said
+    assert f"(job 5_0, exit 127): the site's settings, {job.site}" in job.failure.read_text()
     job.site.write_text("PYTHON=(true)\n")
     assert job.run("evaluate", SLURM_ARRAY_TASK_ID="9")[0] == 2
     assert f"{job.stubs}/tasks/9: no such task" in (job.failure.parent / "5_9").read_text()
     code, output = job.run("prepare")  # a site that does not say what the template needs
     assert code == 1 and "MPI: unbound variable" in output
-    assert job.failure.read_text() == "error: stage stage failed (job 5_0, exit 1): see above\n"
 
 
-def test_a_command_that_fails_ends_its_stage_with_its_code(job: Job) -> None:
+def test_a_failing_command_gives_its_stage_its_code(job: Job) -> None:
     job.stub("python", "exit 3\n")
-    assert job.run("evaluate")[0] == 3
-    assert job.failure.read_text() == "error: stage stage failed (job 5_0, exit 3): launch/generate.py\n"
-    assert job.run("study")[0] == 3
-    assert job.failure.read_text() == "error: stage stage failed (job 5_0, exit 3): launch/study.py\n"
+    for template, script in (("evaluate", "launch/generate.py"), ("study", "launch/study.py")):
+        assert job.run(template)[0] == 3
+        assert f"(job 5_0, exit 3): {script}" in job.failure.read_text()
 
 
-def test_a_stage_that_is_out_of_time_is_named(job: Job) -> None:
+def test_a_stage_out_of_time_is_named(job: Job) -> None:
     job.stub("srun", ': >"$STUBS/begun"\nsleep 1\n')
     code, output = job.stop(job.start("evaluate"), signal.SIGTERM)
-    assert code == 143 and "ended by SIGTERM: out of time, preempted or cancelled" in output
-    assert job.failure.read_text() == output.splitlines(keepends=True)[-1]
+    assert code == 143 and "ended by SIGTERM" in output and "exit 143" in job.failure.read_text()
 
 
-def test_a_study_that_is_asked_to_stop_is_queued_again(job: Job) -> None:
+def test_a_stopped_study_is_requeued_unless_cancelled(job: Job) -> None:
     job.stub("python", SLEEPS)
-    code, output = job.stop(job.start("study"), signal.SIGUSR1)
+    code, _ = job.stop(job.start("study"), signal.SIGUSR1)
     assert (code, (job.stubs / "asked").read_text()) == (0, "requeue 6\n")
-    assert "stage: job 5_0 is queued again and goes on from the study" in output
     assert not job.failure.exists()
+    (job.stubs / "asked").unlink()
+    (job.stubs / "begun").unlink()
+    assert job.stop(job.start("study"), signal.SIGTERM)[0] == 143
+    assert "SIGTERM" in job.failure.read_text() and not (job.stubs / "asked").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_run_that_saves_is_queued_again_unless_it_was_cancelled(job: Job, number: int) -> None:
+def test_a_saved_run_is_requeued_unless_cancelled(job: Job, number: int) -> None:
     # scancel sends SIGTERM alone; a job that is queued again at that would not let itself be cancelled.
     run_dir = job.stubs / "run"
     run_dir.mkdir()
     (run_dir / "config.yaml").touch()
     (job.stubs / "tasks/0").write_text(f"--run_dir\n{run_dir}\n")
     job.stub("python", ': >"$STUBS/begun"\nwhile [ ! -e "$3/stop" ]; do sleep 0.05; done\n: >"$3/requeue"\n')
-    code, output = job.stop(job.start("train_gan"), number)
+    code, _ = job.stop(job.start("train_gan"), number)
     if number == signal.SIGUSR1:
         assert (code, (job.stubs / "asked").read_text()) == (0, "requeue 6\n")
-        assert f"queued again and goes on from {run_dir}" in output and not job.failure.exists()
+        assert not job.failure.exists()
+        job.stub("scontrol", "exit 1\n")  # as in a container that holds no Slurm
+        (job.stubs / "begun").unlink()
+        code, output = job.stop(job.start("train_gan"), number)
+        assert code == 75 and f"{run_dir} is saved" in output
     else:
         assert code == 143 and not (job.stubs / "asked").exists()
         assert f"{run_dir} is saved; ended by SIGTERM" in job.failure.read_text()
 
 
-def test_a_study_that_is_cancelled_is_not_queued_again(job: Job) -> None:
-    job.stub("python", SLEEPS)
-    assert job.stop(job.start("study"), signal.SIGTERM)[0] == 143
-    assert "the study is saved; ended by SIGTERM" in job.failure.read_text() and not (job.stubs / "asked").exists()
-
-
-def test_a_study_that_never_gets_on_is_not_queued_for_ever(job: Job) -> None:
+def test_a_study_is_requeued_at_most_100_times(job: Job) -> None:
     job.stub("python", SLEEPS)
     code, output = job.stop(job.start("study", SLURM_RESTART_COUNT="100"), signal.SIGUSR1)
-    assert code == 75 and "queued again 100 times already" in output and not (job.stubs / "asked").exists()
+    assert code == 75 and "100 times" in output and not (job.stubs / "asked").exists()
 
 
-def test_a_study_that_was_done_when_it_was_asked_is_done(job: Job) -> None:
+def test_a_study_that_ended_is_not_requeued(job: Job) -> None:
     job.stub("python", "trap 'exit 0' TERM\n: >\"$STUBS/begun\"\nwhile :; do sleep 0.05; done\n")
     code, output = job.stop(job.start("study"), signal.SIGUSR1)
     assert code == 0 and "queued again" not in output

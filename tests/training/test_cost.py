@@ -102,7 +102,7 @@ def test_the_papers_step_takes_4_8_tflop_with_instance_norm_and_4_6_with_spectra
 @pytest.mark.parametrize(
     ("name", "stage", "ranks", "weight", "state"),
     [
-        # bytes per trainable parameter: its weight; master and second moment, on this rank's share of them
+        # bytes per num_trainable parameter: its weight; master and second moment, on this rank's share of them
         ("sn", 0, 1, 4, 4),
         ("sn", 1, 1, 4, 8),
         ("sn", 2, 2, 4, 4),

@@ -20,14 +20,11 @@ def walk(home: Path, stage: Stage, *, after_news: bool = False) -> bool:
     return stages.walk(home, stage, "[1/1]", after_news=after_news)
 
 
-def test_a_stage_runs_once_and_then_says_that_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     stage = making(tmp_path / "out")
     assert walk(tmp_path, stage) is True
     assert walk(tmp_path, stage) is False
     assert (tmp_path / "out").read_text() == "x"
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.startswith("[1/1] stage make") and first.endswith(" s")
-    assert "done already" in second
 
 
 REASONS = ["output is missing", "command changed", "marker is broken", "an earlier stage ran", "input changed"]
@@ -51,33 +48,18 @@ def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
     assert walk(tmp_path, stage) is False
 
 
-def test_a_failed_stage_ends_the_walk_with_its_code_and_its_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_failed_stage_ends_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = making(tmp_path / "out", code=3, says="noise\nerror: shard 7 is short: build it again\nmore noise")
     with pytest.raises(SystemExit) as stopped:
         walk(tmp_path, stage)
     assert stopped.value.code == 3
-    said = capsys.readouterr().err.splitlines()
-    assert said[0] == "error: shard 7 is short: build it again"
-    assert said[1].startswith("error: `stage make` ended with code 3") and said[1].endswith("logs/make.log")
-    assert len(said) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: shard 7 is short") and "make.log" in said and "noise" not in said
     # what is there now is no reason to skip it
     assert walk(tmp_path, making(tmp_path / "out")) is True
 
 
-def test_a_failure_without_an_error_line_shows_the_end_of_the_output(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stage = making(tmp_path / "out", code=1, says="\n".join(f"line {number}" for number in range(100)))
-    with pytest.raises(SystemExit):
-        walk(tmp_path, stage)
-    said = capsys.readouterr().err.splitlines()
-    assert said[-2] == "line 99"
-    assert "line 10" not in said
-
-
-def test_a_command_that_was_killed_gives_the_shells_code(tmp_path: Path) -> None:
+def test_a_killed_command_gives_the_shells_code(tmp_path: Path) -> None:
     kill = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(SystemExit) as stopped:
         walk(tmp_path, Stage("killed", "killed", (kill,)))

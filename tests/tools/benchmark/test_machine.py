@@ -10,7 +10,7 @@ from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.tools.benchmark import machine
 
 
-def test_two_steps_give_a_rate_and_what_is_there_without_patches() -> None:
+def test_two_steps_give_rate_and_overhead() -> None:
     # 0.05 s and 2 TFLOP/s: 0.15 s for 0.2 TFLOP, 0.45 s for 0.8.
     found = machine.rate_and_overhead((0.15, 0.2), (0.45, 0.8))
     assert found == {"tflop_per_s": pytest.approx(2.0), "overhead_ms": pytest.approx(50.0)}
@@ -19,15 +19,15 @@ def test_two_steps_give_a_rate_and_what_is_there_without_patches() -> None:
     assert found == {"tflop_per_s": pytest.approx(0.8), "overhead_ms": 0.0}
 
 
-def test_times_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ResourceError, match="busy with something else"):
+def test_contradicting_times_are_refused() -> None:
+    with pytest.raises(ResourceError, match="busy"):
         machine.rate_and_overhead((0.2, 0.2), (0.2, 0.8))
-    with pytest.raises(UsageError, match="take 2 or more"):
+    with pytest.raises(UsageError, match="2 or more"):
         machine.measure(compose("benchmark", ["target=machine", "batch_size=1", "runtime.device=cpu"]))
 
 
 @pytest.mark.soak
-def test_a_machine_of_two_ranks_is_measured_into_a_row_that_plan_reads(tmp_path: Path) -> None:
+def test_plan_reads_the_measured_machine(tmp_path: Path) -> None:
     words = ["target=machine", "variant.width=16", "patch_shape=[32,32,16]", "shape=[48,48,32]", "num_patches=2"]
     words += ["repeats=5", "batch_size=8", "ranks_per_node=2", f"machine_file={tmp_path / 'ours.yaml'}"]
     told = machine.run(compose("benchmark", [*words, "runtime.device=cpu"]))["machine"]

@@ -52,7 +52,7 @@ def losses_of_both(config: Benchmark, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 @pytest.mark.parametrize("norm", ["spectral", "instance"])
-def test_ten_steps_with_the_authors_penalty_are_theirs(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_steps_are_the_authors(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(f"variant.critic_norm={norm}", "variant.penalty_reduction=batch")
     # The authors step biases in front of a normalisation too: rounding noise, which does nothing but drift.
     (theirs, ours), weights = losses_of_both(config, monkeypatch)
@@ -63,9 +63,7 @@ def test_ten_steps_with_the_authors_penalty_are_theirs(norm: str, monkeypatch: p
 
 
 @pytest.mark.soak
-def test_the_step_is_told_with_time_memory_work_and_ratios(
-    capsys: pytest.CaptureFixture, afresh: Callable[[], None]
-) -> None:
+def test_the_step_is_measured(capsys: pytest.CaptureFixture, afresh: Callable[[], None]) -> None:
     afresh()
     capsys.readouterr()
     run_module.benchmark(small())
@@ -79,7 +77,7 @@ def test_the_step_is_told_with_time_memory_work_and_ratios(
     assert facts["authors_over"]["tflop"] == facts["tflop"]["authors"] / facts["tflop"]["ours"]
 
 
-def test_the_work_at_full_size_is_counted_without_doing_it() -> None:
+def test_the_work_at_full_size_is_counted() -> None:
     config = compose("benchmark", ["target=step"])
     # 20.54 TFLOP was counted by hand for width 512 and batch 4, of which ours keeps 1 / 4.45.
     theirs, ours = step_module._authors_flop(config), step_module.our_flop(config)
@@ -87,12 +85,13 @@ def test_the_work_at_full_size_is_counted_without_doing_it() -> None:
     assert theirs / ours > 4.4
 
 
-def test_the_linear_layers_share_is_found_where_it_is_all_there_is() -> None:
+def test_the_linear_layers_share_is_found() -> None:
     weight = torch.randn(256, 256)
     shares = shares_of(lambda: weight @ weight, CPU)
     assert shares["linear"] > 0.9
 
 
+@pytest.mark.soak
 def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> None:
     run_module.benchmark(small("target=metrics", "shape=[64,64,32]"))
     facts = json.loads(capsys.readouterr().out)
@@ -103,16 +102,17 @@ def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> Non
     assert dict(run_module.rows({"a": {"b": 1.23456, "c": [1]}})) == {"a.b": "1.235", "a.c": "[1]"}
 
 
-def test_a_private_critic_step_is_held_against_a_plain_one(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.soak
+def test_a_private_step_is_compared_with_a_plain(capsys: pytest.CaptureFixture) -> None:
     run_module.benchmark(small("target=private", "variant=dpgan", "variant.dp.noise_multiplier=1", "batch_size=2"))
     facts = json.loads(capsys.readouterr().out)
     assert all(facts[side]["cpu_ms"] > 0 for side in ("plain", "private"))
     assert facts["private_over_plain"]["cpu"] == facts["private"]["cpu_ms"] / facts["plain"]["cpu_ms"]
+
+
+def test_steps_without_a_baseline_are_refused() -> None:
     with pytest.raises(UsageError, match="variant=dpgan"):
         run_module.benchmark(small("target=private"))
-
-
-def test_half_on_a_cpu_has_no_baseline_and_is_refused() -> None:
     config = small("variant.precision=fp16")
     with pytest.raises(UsageError, match="fp32 or bf16"):
         step_module.run(replace(config, runtime=replace(config.runtime, device="cpu")))

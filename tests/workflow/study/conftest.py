@@ -1,5 +1,6 @@
 """A study on made-up runs: commands are not started, what they would leave is written instead."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -18,10 +19,15 @@ from vesselgan.workflow.study import steps
 SETTINGS = ["preset=demo", "unet.max_steps=20", "unet.validate_every=10"]
 
 
+@functools.cache
+def settings_of(variant: str) -> str:
+    return to_yaml(compose("train_gan", [f"variant={variant}"]))
+
+
 def write_gan(folder: Path, variant: str, trained_on: str) -> Path:
     """A run directory as far as a study looks at it."""
     (folder / "checkpoints/step_00000010").mkdir(parents=True)
-    (folder / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={variant}"])))
+    (folder / "config.yaml").write_text(settings_of(variant))
     (folder / "finished.json").write_text("{}")
     (folder / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": trained_on}}))
     return folder

@@ -47,7 +47,7 @@ def outcome(home: Path) -> dict:
 
 
 @pytest.mark.soak
-def test_a_study_that_was_stopped_and_resumed_is_the_unbroken_one(repository: Path, tmp_path: Path) -> None:
+def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -> None:
     work = f"work_dir={tmp_path}"
     run(repository, "-m", "data_prep.make_phantom", work, *TINY)
     run(repository, "-m", "data_prep.build_shards", work, *COHORT)
