@@ -133,7 +133,7 @@ def _digest(weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].contiguous().numpy())
+        digest.update(weights[name].contiguous().numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
 
 

@@ -63,6 +63,7 @@ class RunLog:
             return
         from torch.utils.tensorboard.summary import hparams
 
+        assert self._writer.file_writer is not None
         values = {key: value if isinstance(value, Setting) else str(value) for key, value in settings.items()}
         # SummaryWriter.add_hparams would open a run of its own below this one.
         for summary in hparams(values, dict.fromkeys(metrics, 0.0)):

@@ -36,9 +36,9 @@ class Meter:
         if not names:
             return {}
         means = torch.stack([self._sums[name].to(world.device) / self._counts[name] for name in names])
-        means = mean_over_ranks(means, world).tolist()
+        means = mean_over_ranks(means, world)
         self._sums, self._counts = {}, {}
-        return dict(zip(names, means, strict=True))
+        return dict(zip(names, means.tolist(), strict=True))
 
     def to_json(self, world: World) -> dict[str, Any]:
         """The ranks' mean sums, for any number of ranks to resume from, exact in JSON; a collective call."""

@@ -51,7 +51,7 @@ def standing_statistics(generator: nn.Module, noise: NoiseSampler, device: torch
     momenta = {name: norm.momentum for name, norm in norms.items()}
     generator.train()
     for norm in norms.values():
-        norm.num_batches.zero_()
+        norm.get_buffer("num_batches").zero_()
         norm.momentum = 0.0
     dtype = next(generator.parameters()).dtype
     for position in range(STANDING_BATCHES):

@@ -88,7 +88,7 @@ def critic_step(
             wasserstein = critic_loss(critic.module(real), critic.module(fake))
         with phase("critic/penalty"):
             penalty = gradient_penalty(
-                critic.module.input_gradient,
+                critic.module.input_gradient,  # type: ignore[arg-type]
                 real,
                 fake,
                 epsilon=epsilon.to(critic.device),

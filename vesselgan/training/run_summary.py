@@ -25,8 +25,8 @@ from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
 from vesselgan.training.cost import BatchFit, StepCost, largest_fitting_batch, step_cost
 
 GIB = 2**30
-HPARAMS_METRICS = ("loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty")
-HPARAMS_METRICS += ("time/step_ms", "memory/peak_gib")
+HPARAMS_METRICS = ["loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty"]
+HPARAMS_METRICS += ["time/step_ms", "memory/peak_gib"]
 """Scalars beside the settings on TensorBoard's HParams page."""
 
 
@@ -104,7 +104,7 @@ def log_run_summary(
             log.line(f"warning: that may be too much; {estimate.remedy()}")
     for line in lines:
         log.line(line)
-    log.hparams(flatten_settings(config), metrics=list(HPARAMS_METRICS))
+    log.hparams(flatten_settings(config), metrics=HPARAMS_METRICS)
 
 
 def flatten_settings(config: TrainGan) -> dict[str, Setting | None]:

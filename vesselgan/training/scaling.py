@@ -114,11 +114,12 @@ def step_time(
     them, 0: the rank itself.
     """
     is_alone = ranks == 1 or machine.ranks_per_node == 1
-    is_within = ranks <= machine.ranks_per_node or machine.network_gib_per_s is None
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared
     overhead_ms = machine.overhead_ms if is_alone else machine.overhead_ms_shared
     mparameters_per_s = machine.update_mparameters_per_s if is_alone else machine.update_mparameters_per_s_shared
-    link_gib_per_s = machine.link_gib_per_s if is_within else machine.network_gib_per_s
+    link_gib_per_s = machine.network_gib_per_s
+    if link_gib_per_s is None or ranks <= machine.ranks_per_node:
+        link_gib_per_s = machine.link_gib_per_s
     ring = (ranks - 1) / ranks
     wire_s = ring * (2 * traffic.gradient_bytes + traffic.weight_bytes) / (GIB * link_gib_per_s)
     seconds = {
@@ -131,5 +132,5 @@ def step_time(
     busy_s = seconds["compute"] + seconds["update"] + seconds["traffic"]
     hidden = (seconds["load"], seconds["storage"])
     step_s = max(busy_s, *hidden) if num_workers else busy_s + max(hidden)
-    slowest = max(seconds, key=seconds.get)
+    slowest = max(seconds, key=seconds.__getitem__)
     return StepTime(**{f"{name}_ms": 1e3 * s for name, s in seconds.items()}, step_ms=1e3 * step_s, slowest=slowest)
