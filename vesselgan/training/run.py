@@ -88,7 +88,8 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
     if world.is_main:
         rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
-    lines.append(f"{_origin(state)}; {checkpointer.stop} steps in all")
+    origin = f"resumed at step {state['step']}" if state["step"] else "new run"
+    lines.append(f"{origin}; {checkpointer.stop} steps in all")
     log_run_summary(log, run_dir, estimate, engines, lines)
     with explaining_out_of_memory(estimate):
         trainer = _Trainer(config, run_dir, world, engines, log, shards, stopper, checkpointer, private, state)
@@ -100,10 +101,6 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
         log.line(f"finished: {steps} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
     distributed.barrier()
-
-
-def _origin(state: dict[str, Any]) -> str:
-    return f"resumed at step {state['step']}" if state["step"] else "new run"
 
 
 def _load_or_init(
