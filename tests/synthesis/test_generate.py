@@ -85,7 +85,7 @@ def settings(run_dir: Path, **changes: object) -> Generate:
         "num_patches": 5,
         "seed": 7,
         "weights": "running",
-        "threshold": 0.3,
+        "label_threshold": 0.3,
         "batch_size": 2,
         "nifti": False,
         "out": None,
@@ -162,7 +162,8 @@ def test_a_finished_folder_says_so_and_is_left_alone(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"), [({"seed": 8}, "seed: 7 -> 8"), ({"num_patches": 6}, "5 -> 6"), ({"threshold": 0.4}, "0.4")]
+    ("changes", "named"),
+    [({"seed": 8}, "seed: 7 -> 8"), ({"num_patches": 6}, "5 -> 6"), ({"label_threshold": 0.4}, "0.4")],
 )
 def test_a_folder_with_other_settings_is_not_overwritten(tmp_path: Path, changes: dict, named: str) -> None:
     write_run(tmp_path / "run")
@@ -274,7 +275,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_patches": 0}, {"num_patches": -3}, {"batch_size": 0}, {"seed": -1}, {"threshold": 0.0}]
+    "changes", [{"num_patches": 0}, {"num_patches": -3}, {"batch_size": 0}, {"seed": -1}, {"label_threshold": 0.0}]
 )
 def test_senseless_numbers_are_refused_before_anything_is_written(tmp_path: Path, changes: dict) -> None:
     write_run(tmp_path / "run")

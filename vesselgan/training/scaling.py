@@ -7,7 +7,7 @@ reading do, as long as the workers keep up.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,10 +33,6 @@ class Traffic:
     """All-reduced: the gradients of every network's updates."""
     weight_bytes: int
     """All-gathered by ZeRO 1 and 2: the weights that other ranks update."""
-    linear_bytes: int
-    """Part of gradient_bytes: the generator's first layer, the largest of all."""
-    linear_factor_bytes: int
-    """What would do instead: the two factors of that layer's gradient, of all ranks."""
     calls: int
     """Collective calls, BatchNorm's included."""
 
@@ -56,16 +52,11 @@ class StepTime:
 
 
 def traffic(
-    variant: Variant,
-    patch_shape: tuple[int, int, int],
-    settings: Mapping[str, dict[str, Any]],
-    *,
-    batch_per_rank: int,
-    ranks: int,
+    variant: Variant, patch_shape: Sequence[int], settings: Mapping[str, dict[str, Any]], *, ranks: int
 ) -> Traffic:
     """Counted from the networks, the precision, the ZeRO stage and the buckets; nothing for one rank."""
     if ranks == 1:
-        return Traffic(0, 0, 0, 0, 0)
+        return Traffic(0, 0, 0)
     networks = meta_networks(variant, patch_shape)
     gradients = weights = calls = 0
     for name, network in networks.items():
@@ -81,15 +72,7 @@ def traffic(
         calls += updates * (-(-numbers // bucket) + 2 * is_partitioned)
     # Across ranks BatchNorm gathers in every forward (also for a critic step's fakes) and reduces in the backward.
     norms = sum(isinstance(module, BatchNorm3d) for module in networks["generator"].modules())
-    linear = next(layer.weight for layer in networks["generator"].modules() if isinstance(layer, nn.Linear))
-    size = TYPES[precision_of(settings["generator"])].itemsize
-    return Traffic(
-        gradient_bytes=gradients,
-        weight_bytes=weights,
-        linear_bytes=linear.numel() * size,
-        linear_factor_bytes=ranks * batch_per_rank * sum(linear.shape) * size,
-        calls=calls + norms * (variant.n_critic + 2),
-    )
+    return Traffic(gradients, weights, calls + norms * (variant.n_critic + 2))
 
 
 def num_trainable(network: nn.Module) -> int:
@@ -117,9 +100,9 @@ def step_time(
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared
     overhead_ms = machine.overhead_ms if is_alone else machine.overhead_ms_shared
     mparameters_per_s = machine.update_mparameters_per_s if is_alone else machine.update_mparameters_per_s_shared
-    link_gib_per_s = machine.network_gib_per_s
-    if link_gib_per_s is None or ranks <= machine.ranks_per_node:
-        link_gib_per_s = machine.link_gib_per_s
+    link_gib_per_s = machine.link_gib_per_s
+    if ranks > machine.ranks_per_node and machine.network_gib_per_s is not None:
+        link_gib_per_s = machine.network_gib_per_s
     ring = (ranks - 1) / ranks
     wire_s = ring * (2 * traffic.gradient_bytes + traffic.weight_bytes) / (GIB * link_gib_per_s)
     seconds = {
