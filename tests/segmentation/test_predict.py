@@ -18,7 +18,7 @@ from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, start_unet
 from vesselgan.segmentation import predict
-from vesselgan.segmentation.predict import best_checkpoint, find_inputs, segment, without_small_parts
+from vesselgan.segmentation.predict import best_checkpoint, find_inputs, remove_small_components, segment
 from vesselgan.segmentation.sliding_window import probability_map, rescale_minmax
 
 FILTERS = (4, 6, 8)
@@ -246,11 +246,11 @@ def test_small_parts_are_removed_only_when_asked():
     label[1, 1, 1] = label[2, 2, 2] = True  # touch by a corner: one part of two voxels
     label[6, 6, 2:8] = True
     label[9, 0, 0] = True
-    kept, removed = without_small_parts(label, None)
+    kept, removed = remove_small_components(label, None)
     assert kept is label and removed == 0
-    kept, removed = without_small_parts(label, 2)
+    kept, removed = remove_small_components(label, 2)
     assert (int(kept.sum()), removed) == (8, 1) and not kept[9, 0, 0]
-    kept, removed = without_small_parts(label, 7)
+    kept, removed = remove_small_components(label, 7)
     assert (int(kept.sum()), removed) == (0, 3)
 
 

@@ -53,7 +53,12 @@ def metrics(run_dir: Path) -> list[dict]:
 
 def without_times(rows: list[dict]) -> list[dict]:
     return [
-        {key: value for key, value in row.items() if key not in ("step_ms", "save_ms", "patches_per_s")} for row in rows
+        {
+            key: value
+            for key, value in row.items()
+            if key not in ("time/time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s")
+        }
+        for row in rows
     ]
 
 
@@ -63,7 +68,7 @@ def test_learns_and_names_the_best_checkpoint(train, tmp_path, preset):
     facts = train(tmp_path / "run", *settings)
     validations = {row["step"]: row for row in metrics(tmp_path / "run") if "validation_loss" in row}
     assert list(validations) == [20, 40, 60]
-    best = min(validations.values(), key=lambda row: row["validation_loss"])
+    best = min(validations.values(), key=lambda row: row["validation/loss"])
     assert facts["best_checkpoint"] == f"step_{best['step']:08d}"
     assert facts["validation_loss"] == best["validation_loss"] < -0.6  # -0.85 to -0.9 in three tries; untrained -0.1
     assert facts["validation_dice"] == best["validation_dice"] > 0.7  # residual 0.86; untrained 0
@@ -177,12 +182,12 @@ def test_one_bad_batch_costs_one_step(train, tmp_path, spoil):
     spoil([1, 3])
     facts = train(each, *settings, "unet.log_every=1")
     assert (facts["steps"], facts["skipped_steps"]) == (4, 2)
-    lines = [row for row in metrics(each) if "loss_scale" in row]
-    assert [row["skipped_total"] for row in lines] == [0, 1, 1, 2]
-    assert ["loss" in row for row in lines] == [True, False, True, False]
+    lines = [row for row in metrics(each) if "amp/unet_loss_scale" in row]
+    assert [row["amp/unet_skipped_total"] for row in lines] == [0, 1, 1, 2]
+    assert ["loss/train" in row for row in lines] == [True, False, True, False]
     train(mean, *settings, "unet.log_every=4")
-    (line,) = [row for row in metrics(mean) if "loss_scale" in row]
-    assert line["loss"] == pytest.approx((lines[0]["loss"] + lines[2]["loss"]) / 2, rel=1e-6)
+    (line,) = [row for row in metrics(mean) if "amp/unet_loss_scale" in row]
+    assert line["loss/train"] == pytest.approx((lines[0]["loss/train"] + lines[2]["loss/train"]) / 2, rel=1e-6)
 
 
 def test_the_count_of_bad_steps_goes_on(train, tmp_path, spoil, monkeypatch):

@@ -235,7 +235,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"num_patches": 0}, {"num_patches": -3}, {"batch_size": 0}, {"seed": -1}, {"threshold": 0.0}]
+    "changes", [{"num_patches": 0}, {"num_patches": -3}, {"batch_size": 0}, {"seed": -1}, {"label_threshold": 0.0}]
 )
 def test_senseless_numbers_are_refused_before_anything_is_written(tmp_path: Path, changes: dict) -> None:
     write_run(tmp_path / "run")

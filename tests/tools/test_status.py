@@ -27,7 +27,7 @@ def run_dir(tmp_path: Path) -> Path:
     (folder / "checkpoints/step_00000040.partial").mkdir()  # being written
     (folder / "config.yaml").write_text("")
     (folder / "sessions.jsonl").write_text('{"step": 0}\n{"step": 20}\n')
-    lines = [json.dumps({"step": step, "step_ms": 500.0}) for step in (10, 20, 30)]
+    lines = [json.dumps({"step": step, "time/step_ms": 500.0}) for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 40, "step')  # the last line is half written
     (folder / "log.txt").write_text("")
     return folder
@@ -78,7 +78,7 @@ def test_a_run_is_healthy_then_stalled_then_stopped(run_dir: Path, held: Callabl
 
 def test_a_slow_run_may_be_silent_longer(run_dir: Path, held: Callable[[], None]) -> None:
     # 10 intervals of 10 steps of a minute each: 100 minutes.
-    lines = [json.dumps({"step": step, "step_ms": 60000.0}) for step in (10, 20)]
+    lines = [json.dumps({"step": step, "time/step_ms": 60000.0}) for step in (10, 20)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     grow_old(run_dir, 90 * MINUTE)
     assert run_status(run_dir, stalled_minutes=10)["state"] == "healthy"

@@ -16,9 +16,9 @@ CPU = torch.device("cpu")
 
 def test_only_rank_0_writes(tmp_path, capsys):
     log = RunLog(tmp_path, is_main=False)
-    Progress(log, start=0, stop=1, patches_per_step=4).tell(1, {"loss": 1.0}, "loss")
+    Progress(log, start=0, stop=1, patches_per_step=4).log(1, {"loss": 1.0}, "loss")
     log.line("text")
-    log.settings({"a": 1}, watched=[])
+    log.hparams({"a": 1}, metrics=[])
     log.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
@@ -28,7 +28,7 @@ def test_a_killed_session_leaves_no_curve(tmp_path):
 
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, is_main=True, resume_step=0)
-        log.settings({"width": 8, "name": "sn", "steps": None}, watched=["loss"])
+        log.hparams({"width": 8, "name": "sn", "steps": None}, metrics=["loss"])
         log.scalars(1, {"loss": value})
         log.close()
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
@@ -39,14 +39,14 @@ def test_a_killed_session_leaves_no_curve(tmp_path):
 
 def test_phases_are_added_and_divided_by_steps():
     phases = Phases(CPU)
-    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "save"):
+    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "checkpoint"):
         with phases(name):
             time.sleep(0.02)
     first = phases.read(2)
-    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "save")}
+    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "checkpoint")}
     # Two spans of at least 20 ms over two steps; a sleep may last longer, never shorter.
     assert first["time/critic_ms"] >= 20 and first["time/update_ms"] >= 20
-    assert first["time/save_ms"] >= 10
+    assert first["time/checkpoint_ms"] >= 10
     assert phases.read(2) == {}
 
 

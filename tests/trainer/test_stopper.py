@@ -14,7 +14,7 @@ import pytest
 from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.formats.run_dir import Change, check_changes, load_or_init
 from vesselgan.trainer import stopper as stopping
-from vesselgan.trainer.stopper import MARGIN, StopRequests, end_of_job
+from vesselgan.trainer.stopper import MARGIN, Stopper, end_of_job
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def no_slurm(monkeypatch):
 
 @pytest.fixture
 def requests(world, tmp_path):
-    with StopRequests(world, rank_timeout_minutes=1) as listening:
+    with Stopper(world, rank_timeout_minutes=1) as listening:
         listening.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         yield listening
 
@@ -40,7 +40,7 @@ def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
     os.kill(os.getpid(), number)
     assert not (tmp_path / "requeue").exists()
     assert requests.should_stop(step_s=1.0, save_s=1.0)
-    requests.leave(7)
+    requests.write_requeue(7)
     marker = json.loads((tmp_path / "requeue").read_text())
     assert marker == {"step": 7, "reason": f"signal {signal.Signals(number).name}", "sessions": 0}
 
@@ -55,9 +55,9 @@ def test_the_stop_file_asks_once(requests, world, tmp_path):
     (tmp_path / "stop").touch()
     assert requests.should_stop(step_s=1.0, save_s=1.0)
     assert str(tmp_path / "stop") in requests.reason
-    requests.leave(1)
+    requests.write_requeue(1)
     requests.__exit__(None, None, None)
-    with StopRequests(world, rank_timeout_minutes=1) as later:
+    with Stopper(world, rank_timeout_minutes=1) as later:
         later.start_watching(tmp_path, max_minutes=None, max_restarts=9)
         assert not later.should_stop(step_s=1.0, save_s=1.0)
         assert not (tmp_path / "requeue").exists()
@@ -66,7 +66,7 @@ def test_the_stop_file_asks_once(requests, world, tmp_path):
 def test_it_stops_while_a_save_still_fits(world, tmp_path, monkeypatch):
     """30 minutes left: a step of 2 s and a save of 60 s, half as much again, need 93 s."""
     now = time.time()
-    with StopRequests(world, rank_timeout_minutes=1) as requests:
+    with Stopper(world, rank_timeout_minutes=1) as requests:
         monkeypatch.setattr(time, "time", lambda: now)
         requests.start_watching(tmp_path, max_minutes=30.0, max_restarts=9)
         needed = MARGIN * (2.0 + 60.0)
@@ -77,7 +77,7 @@ def test_it_stops_while_a_save_still_fits(world, tmp_path, monkeypatch):
 
 
 def test_the_first_steps_time_counts_too(world, tmp_path, monkeypatch):
-    with StopRequests(world, rank_timeout_minutes=1) as requests:
+    with Stopper(world, rank_timeout_minutes=1) as requests:
         requests.start_watching(tmp_path, max_minutes=1.0, max_restarts=9)
         counter = time.perf_counter()
         monkeypatch.setattr(time, "perf_counter", lambda: counter + 100.0)
@@ -86,11 +86,11 @@ def test_the_first_steps_time_counts_too(world, tmp_path, monkeypatch):
 
 def test_a_run_without_progress_is_not_requeued(requests, tmp_path):
     sit(tmp_path, 8)
-    requests.leave(3)
+    requests.write_requeue(3)
     assert json.loads((tmp_path / "requeue").read_text())["sessions"] == 8
     stopping.forget_requeue(tmp_path)
     sit(tmp_path, 9)
-    assert "runtime.max_restarts=9" in requests.leave(3)
+    assert "runtime.max_restarts=9" in requests.write_requeue(3)
     assert not (tmp_path / "requeue").exists()
 
 
@@ -142,9 +142,9 @@ IMPATIENT = """
 import os, signal, sys, time
 from pathlib import Path
 from vesselgan.runtime.distributed import World
-from vesselgan.trainer.stopper import StopRequests
+from vesselgan.trainer.stopper import Stopper
 import torch
-with StopRequests(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
+with Stopper(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
     requests.start_watching(Path(sys.argv[1]), max_minutes=None, max_restarts=9)
     os.kill(os.getpid(), signal.SIGINT)
     print("asked", requests.should_stop(step_s=1, save_s=1), flush=True)
@@ -161,7 +161,7 @@ def test_a_second_interrupt_quits_at_once(tmp_path):
 
 def test_the_signals_are_given_back(world, tmp_path):
     before = [signal.getsignal(number) for number in stopping.SIGNALS]
-    with StopRequests(world, rank_timeout_minutes=1):
+    with Stopper(world, rank_timeout_minutes=1):
         assert [signal.getsignal(number) for number in stopping.SIGNALS] != before
     assert [signal.getsignal(number) for number in stopping.SIGNALS] == before
 

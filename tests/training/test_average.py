@@ -7,7 +7,13 @@ import torch
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.training.average import STANDING_BATCHES, STANDING_STREAM, MovingAverage, holding, standing_statistics
+from vesselgan.training.average import (
+    STANDING_BATCHES,
+    STANDING_STREAM,
+    MovingAverage,
+    standing_statistics,
+    swapped_weights,
+)
 
 PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
 DRAWS = NoiseSampler(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
@@ -61,7 +67,7 @@ def test_the_generator_gets_its_weights_back():
     module = generator()
     before = state(module)
     other = {name: p.detach() + 1 for name, p in module.named_parameters()}
-    with holding(module, other):
+    with swapped_weights(module, other):
         assert torch.equal(module.last.bias, other["last.bias"])
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 

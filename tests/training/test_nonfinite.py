@@ -48,19 +48,19 @@ def test_one_bad_batch_costs_one_critic_step(train_here, tmp_path, spoil):
     spoil([1])
     assert train_here(tmp_path / "run", *FP32, "train.max_steps=4")["steps"] == 4
     lines = logged(tmp_path / "run")
-    assert [line["critic_skipped"] for line in lines] == [0, 1, 0, 0]
-    assert [line["critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
+    assert [line["amp/amp/critic_skipped"] for line in lines] == [0, 1, 0, 0]
+    assert [line["amp/amp/critic_skipped_total"] for line in lines] == [0, 1, 1, 1]
     assert ["loss/critic" in line for line in lines] == [True, False, True, True]
     assert all("loss/generator" in line and math.isfinite(line["loss/generator"]) for line in lines)
     # Underflow, slope and gradient norms are watched too; nothing underflows in float32.
     assert [line["gp/zero_fraction"] for line in lines if "gp/zero_fraction" in line] == [0, 0, 0]
-    assert all(line["generator_gradient_norm"] > 0 for line in lines)
-    assert lines[-1]["sample_diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
+    assert all(line["grad_norm/generator"] > 0 for line in lines)
+    assert lines[-1]["samples/diversity"] > 0 and lines[-1]["warning/mode_collapse"] in (0, 1)
     # A mean over an interval is over the steps that were made.
     train_here(tmp_path / "mean", *FP32, "train.max_steps=3", "train.log_every=3")
     (mean,) = logged(tmp_path / "mean")
     assert mean["loss/critic"] == pytest.approx((lines[0]["loss/critic"] + lines[2]["loss/critic"]) / 2, rel=1e-6)
-    assert mean["critic_skipped"] == pytest.approx(1 / 3)
+    assert mean["amp/critic_skipped"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("words", [FP32, ("variant=sn_mp",)])
@@ -109,7 +109,7 @@ def test_the_rest_is_dropped_and_one_trains(train_here, tmp_path):
     # 24 patches in batches of 23: one batch an epoch, the patch that is left waits for another epoch's order.
     assert train_here(tmp_path / "rest", *FP32, "train.batch_size=23", "train.epochs=2")["steps"] == 2
     assert train_here(tmp_path / "one", "variant=gp", "train.batch_size=1", "train.max_steps=2")["steps"] == 2
-    assert [line["critic_skipped"] for line in logged(tmp_path / "one")] == [0, 0]
+    assert [line["amp/amp/critic_skipped"] for line in logged(tmp_path / "one")] == [0, 0]
 
 
 def test_bad_data_on_one_rank_exits_5(train, tmp_path):
@@ -118,4 +118,4 @@ def test_bad_data_on_one_rank_exits_5(train, tmp_path):
     told = result.stdout + result.stderr
     assert result.returncode == 5, told
     assert told.count("up to step 5") == 1 and "Traceback" not in told
-    assert [line["critic_skipped"] for line in logged(tmp_path / "run")][:4] == [0, 0, 1, 1]
+    assert [line["amp/critic_skipped"] for line in logged(tmp_path / "run")][:4] == [0, 0, 1, 1]

@@ -192,7 +192,7 @@ def test_no_patients_place_leaves_a_private_run(work_dir: Path, tmp_path: Path) 
 
     def affine(variant: str) -> list[list[float]]:
         config = compose("train_gan", [f"variant={variant}"])
-        return Checkpointer(config, tmp_path, world, {}, shards, 0, 0, 0.0).of_the_data()["manifest"]["affine"]
+        return Checkpointer(config, tmp_path, world, {}, shards, 0, 0, 0.0).data_state()["manifest"]["affine"]
 
     assert affine("dpgan") == [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]]
     assert affine("sn") == shards.subjects["sub-0"]["affine"] != affine("dpgan")

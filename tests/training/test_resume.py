@@ -94,7 +94,7 @@ def test_a_checkpoint_says_all_that_the_run_needs(straight):
     assert any("running_var" in key or "var" in key for key in stored)  # BatchNorm's statistics
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     # The cost of the save after step 2 is told from step 3 on.
-    assert rows[1]["save_ms"] == 0.0 and rows[2]["save_ms"] > 0.0
+    assert rows[1]["checkpoint/write_ms"] == 0.0 and rows[2]["checkpoint/write_ms"] > 0.0
 
 
 def test_other_settings_are_refused_unless_allowed(train_here, straight, tmp_path, capsys):

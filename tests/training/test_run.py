@@ -73,8 +73,8 @@ def test_fp16_trains_through_the_launcher(train, tmp_path):
     result = train(tmp_path / "half", *words, ranks=2, script="tests/training/half_on_any_cpu.py")
     assert result.returncode == 0, result.stdout + result.stderr
     steps = logged(tmp_path / "half")
-    assert [line["critic_loss_scale"] for line in steps] == [4096.0] * 3
-    assert all(line["critic_skipped"] == 0 and line["generator_skipped"] == 0 for line in steps)
+    assert [line["amp/critic_loss_scale"] for line in steps] == [4096.0] * 3
+    assert all(line["amp/critic_skipped"] == 0 and line["amp/generator_skipped"] == 0 for line in steps)
     state = json.loads((tmp_path / "half" / "checkpoints" / "step_00000003" / "state.json").read_text())
     assert state["engines"]["critic"]["scaler"]["cur_scale"] == 4096.0
     assert weights(tmp_path / "half", 3, "generator")["start.weight"].dtype == torch.float32

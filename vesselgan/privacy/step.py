@@ -79,9 +79,9 @@ def critic_step(
 def _told(critic: PrivateEngine) -> Scalars:
     """Of all ranks' units; an empty batch has no loss."""
     batch = critic.batch
-    told = {"units": batch.units, "empty": batch.units == 0, "skipped": batch.dropped}
-    found = {f"{critic.name}_{name}": torch.tensor(float(value)) for name, value in told.items()}
-    found[f"{critic.name}_gradient_norm"] = critic.gradient_norm
+    counts = {"units": batch.units, "empty_batches": batch.units == 0, "dropped_units": batch.dropped}
+    found = {f"dp/{name}": torch.tensor(float(value)) for name, value in counts.items()}
+    found[f"grad_norm/{critic.name}"] = critic.gradient_norm
     if batch.units > batch.dropped:
         found |= {"loss/critic": torch.tensor(batch.mean_loss), "loss/wasserstein": torch.tensor(-batch.mean_loss)}
     return found
@@ -192,7 +192,7 @@ class Private:
         if log.is_main and epoch > self._epochs:
             log.line(self.spent(critic.releases))
         self._epochs = epoch
-        return {"epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
+        return {"dp/epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
 
     def _epoch(self, critic: PrivateEngine) -> int:
         return critic.releases * self.mechanism.batch_size // self.num_patches

@@ -18,7 +18,7 @@ Scalars = dict[str, Tensor]
 """What an update tells of itself, by name, on the device."""
 Phase = Callable[[str], AbstractContextManager]
 """A named span: torch's profiler alone, or `Phases`, which clocks it too."""
-ON_THE_HOST = ("data_wait", "save", "pictures")
+ON_THE_HOST = ("data_wait", "checkpoint", "sample_images")
 """What the device does not do; clocked on the host. The rest is clocked on the device, between two of its events."""
 
 

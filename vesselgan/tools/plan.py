@@ -13,9 +13,9 @@ from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
 from vesselgan.privacy.accountant import Mechanism, paper_settings, planned, words
 from vesselgan.runtime.adam import moment_names
-from vesselgan.trainer.checkpointer import steps_of
-from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
-from vesselgan.training.run import settings_of
+from vesselgan.trainer.checkpointer import num_generator_steps
+from vesselgan.training.cost import FLOAT32, largest_fitting_batch, meta_networks, step_cost
+from vesselgan.training.engines import engine_settings
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
 GIB = 2**30
@@ -95,7 +95,7 @@ def costs(config: Plan) -> dict[str, Any]:
         flop = rank_flop * ranks * config.train.batch_size / rank_plan.batch_size
     counts, checkpoint_bytes = _sizes(config)
     if config.variant.dp is None:
-        steps, privacy = steps_of(config, config.num_pairs), {}
+        steps, privacy = num_generator_steps(config, config.num_pairs), {}
     else:
         mechanism, critic_steps = _mechanism(config)
         steps, privacy = critic_steps // config.variant.n_critic, _privacy(mechanism, critic_steps)
@@ -128,7 +128,7 @@ def _mechanism(config: Plan) -> tuple[Mechanism, int]:
         num_patches=config.num_pairs,
         num_patients=config.num_patients,
         patches_per_patient=-(-config.num_pairs // config.num_patients),
-        generator_steps=steps_of(config, config.num_pairs),
+        generator_steps=num_generator_steps(config, config.num_pairs),
     )
 
 
@@ -175,14 +175,16 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
     if ranks > config.train.batch_size:
         config = copy.deepcopy(config)
         config.train.batch_size = ranks
-    settings = settings_of(config, deepspeed_json, ranks)
+    settings = engine_settings(config, deepspeed_json, ranks)
     batch_per_rank = config.train.batch_size // ranks
     setup: dict[str, Any] = {"batch_per_rank": batch_per_rank, "ranks": ranks, "device": config.device}
     setup["has_average"] = config.train.ema_decay is not None
     cost = step_cost(config.variant, config.patch_shape, settings, **setup)
     fit = None
     if config.memory_gib is not None:
-        fit = fitting(config.variant, config.patch_shape, settings, **setup, limit_bytes=config.memory_gib * GIB)
+        fit = largest_fitting_batch(
+            config.variant, config.patch_shape, settings, **setup, limit_bytes=config.memory_gib * GIB
+        )
     exchanged = traffic(config.variant, config.patch_shape, settings, ranks=ranks)
     step = _step_time(config, cost.flop, batch_per_rank, exchanged, ranks)
     alone = _step_time(config, cost.flop, batch_per_rank, Traffic(0, 0, 0), 1)
@@ -205,7 +207,7 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
 
 def _step_time(config: Plan, flop: int, batch_per_rank: int, exchanged: Traffic, ranks: int) -> StepTime:
     variant = config.variant
-    counts = {name: num_trainable(network) for name, network in players_of(variant, config.patch_shape).items()}
+    counts = {name: num_trainable(network) for name, network in meta_networks(variant, config.patch_shape).items()}
     num_updated = variant.n_critic * counts["critic"] + counts["generator"]
     return step_time(
         config.machine,
@@ -230,7 +232,7 @@ def _num_saved(config: Plan, steps: int) -> int:
 def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     """Parameters of each network, bytes of one checkpoint."""
     variant = config.variant
-    networks = players_of(variant, config.patch_shape)
+    networks = meta_networks(variant, config.patch_shape)
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     trainable = sum(num_trainable(network) for network in networks.values())
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())

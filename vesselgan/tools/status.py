@@ -36,8 +36,8 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
     report = {
         "run": str(run_dir),
         "step": last.get("step", 0),
-        "step_ms": last.get("step_ms"),
-        "steps_per_second": 1000 / last["step_ms"] if last.get("step_ms") else None,
+        "step_ms": last.get("time/step_ms"),
+        "steps_per_second": 1000 / last["time/step_ms"] if last.get("time/step_ms") else None,
         "checkpoint": manifests[-1].parent.name if manifests else None,
         "checkpoint_age_s": _age_s(manifests[-1]) if manifests else None,
         "silent_s": min((_age_s(path) for name in SIGNS_OF_LIFE if (path := run_dir / name).exists()), default=None),

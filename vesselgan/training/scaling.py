@@ -16,7 +16,7 @@ from torch import nn
 from vesselgan.config.deepspeed import precision_of
 from vesselgan.config.training_schema import Machine, Variant
 from vesselgan.models.normalisation import BatchNorm3d
-from vesselgan.training.cost import BUCKET, TYPES, players_of
+from vesselgan.training.cost import BUCKET, TYPES, meta_networks
 
 MIB, GIB = 2**20, 2**30
 DEEPSPEED_BUCKET = 500_000_000
@@ -57,7 +57,7 @@ def traffic(
     """Counted from the networks, the precision, the ZeRO stage and the buckets; nothing for one rank."""
     if ranks == 1:
         return Traffic(0, 0, 0)
-    networks = players_of(variant, patch_shape)
+    networks = meta_networks(variant, patch_shape)
     gradients = weights = calls = 0
     for name, network in networks.items():
         updates = variant.n_critic if name == "critic" else 1

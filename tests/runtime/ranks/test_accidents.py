@@ -15,12 +15,12 @@ def column(told: dict, key: str) -> list:
 
 def assert_only_one_step_was_skipped(told: dict, player: str, other: str) -> None:
     """The second of five."""
-    assert column(told, f"{player}_skipped") == [0, 1, 0, 0, 0]
+    assert column(told, f"amp/{player}_skipped") == [0, 1, 0, 0, 0]
     assert column(told, f"{player}_skipped_total") == [0, 1, 1, 1, 1]
     assert column(told, f"{player}_optimizer_steps") == [1, 1, 2, 3, 4]
     sums = column(told, f"{player}_weight_sum")
     assert sums[0] == sums[1] and len(set(sums)) == 4
-    assert column(told, f"{other}_skipped") == [0] * 5 and len(set(column(told, f"{other}_weight_sum"))) == 5
+    assert column(told, f"amp/{other}_skipped") == [0] * 5 and len(set(column(told, f"{other}_weight_sum"))) == 5
     # A skipped step has no loss to tell, so no mean is spoiled; the others are numbers.
     losses = column(told, f"{player}_loss")
     assert losses[1] is None and all(math.isfinite(loss) for loss in losses if loss is not None)
@@ -55,7 +55,7 @@ def test_an_overflow_halves_one_players_scale(results, size):
 def test_overflows_at_the_smallest_scale_are_counted(results, size):
     for rank in range(size):
         told = results.told(size, "floor", rank)
-        assert column(told, "critic_skipped") == [0, 1, 1, 1, 1]
+        assert column(told, "amp/critic_skipped") == [0, 1, 1, 1, 1]
         assert column(told, "critic_scale") == [2, 1, 1, 1, 1]
         # The step tried with scale 2 had a way out; those with 1 had none.
         assert column(told, "critic_bad_in_a_row") == [0, 0, 1, 2, 3]
@@ -72,7 +72,7 @@ def test_five_critic_steps_take_five_batches(results, size):
 def test_a_batch_of_one_trains(results):
     told = results.told(1, "one-patch")
     assert all(math.isfinite(step["loss/critic"] + step["loss/generator"]) for step in told["steps"])
-    assert column(told, "critic_skipped") == column(told, "generator_skipped") == [0, 0]
+    assert column(told, "amp/critic_skipped") == column(told, "amp/generator_skipped") == [0, 0]
 
 
 def test_ranks_count_alike(results):

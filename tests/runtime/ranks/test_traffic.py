@@ -3,7 +3,7 @@
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.training.run import settings_of
+from vesselgan.training.engines import engine_settings
 from vesselgan.training.scaling import traffic
 
 from .conftest import PATCH, STAGES, case
@@ -14,7 +14,7 @@ def test_a_steps_traffic_is_as_predicted(results, stage):
     sent = results.told(2, f"traffic-{stage}")["sent"]
     config = compose("train_gan", case("spectral", "fp32", stage)["words"])
     raw = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 500_000_000}}
-    predicted = traffic(config.variant, PATCH, settings_of(config, raw, 2), ranks=2)
+    predicted = traffic(config.variant, PATCH, engine_settings(config, raw, 2), ranks=2)
     assert len(sent) == predicted.calls
     reduced = sum(size for name, size in sent if name == "allreduce_" and size > 1000)  # the small ones: norms
     assert reduced == predicted.gradient_bytes

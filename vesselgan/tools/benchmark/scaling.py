@@ -44,7 +44,7 @@ def run(config: Benchmark) -> dict[str, Any]:
             results[str(number)] = {
                 "predicted": predicted,
                 "measured_ms": step_ms,
-                "predicted_over_measured": predicted["step_ms"] / step_ms["step_ms"],
+                "predicted_over_measured": predicted["step_ms"] / step_ms["time/step_ms"],
             }
     return {
         "machine": asdict(measured),
@@ -76,5 +76,5 @@ def _train(ranks: int, overrides: list[str], config: Benchmark, folder: Path) ->
             f"training on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"
         )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
-    names = ["step_ms", *(name for name in rows[0] if name.startswith("time/"))]
+    names = [name for name in rows[0] if name.startswith("time/")]
     return {name: statistics.median(row[name] for row in rows) for name in names}
