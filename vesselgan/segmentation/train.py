@@ -25,7 +25,7 @@ from vesselgan.data.position import Position, batches_before
 from vesselgan.formats import run_dir as rundir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
-from vesselgan.models.unet import Unet, check_unet_shape, start_unet
+from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World, together
 from vesselgan.runtime.engine import Engine, build
@@ -155,7 +155,7 @@ def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset
 
 def _engine(config: TrainUnet, settings: dict[str, Any], world: World, program: str) -> Engine:
     unet = Unet(config.unet.filters, config.unet.dropout, network=config.unet.network)
-    start_unet(unet, config.unet.seed)
+    init_unet_weights(unet, config.unet.seed)
     return build(
         PLAYER,
         unet,

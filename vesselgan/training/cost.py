@@ -181,7 +181,7 @@ class _Rehearsed:
         """Weights in the engine's type, buffers as they are, on the device; a rank alone."""
         for part in self.module.modules():
             if isinstance(part, BatchNorm3d):
-                part.spans_ranks = False
+                part.sync_ranks = False
             for key, value in part._parameters.items():
                 if value is not None:
                     blank = torch.empty(value.shape, dtype=self.dtype, device=self.device)

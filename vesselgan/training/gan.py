@@ -67,7 +67,7 @@ def critic_step(
                 fake,
                 epsilon=epsilon.to(critic.device),
                 weight=variant.penalty_weight,
-                form=variant.penalty_reduction,
+                reduction=variant.penalty_reduction,
             )
         loss = wasserstein + penalty.value
         with phase("critic/backward"):
@@ -77,7 +77,7 @@ def critic_step(
         _add(
             told, {"loss/critic": loss, "loss/wasserstein": -wasserstein, "loss/gradient_penalty": penalty.value}, parts
         )
-        _add(told, {"gp/grad_norm": penalty.slope, "gp/zero_fraction": penalty.underflow}, parts)
+        _add(told, {"gp/grad_norm": penalty.grad_norm, "gp/zero_fraction": penalty.zero_fraction}, parts)
     return _of_update(critic, told, is_applied)
 
 
