@@ -96,7 +96,7 @@ def test_false_alarms_of_real_distances_are_as_frequent_as_said(road: Path, make
     made = ShardSet(make_synthetic(range(20_000, 20_000 + ENOUGH), make_patch))
     held_out, training = (ShardSet(road / "phantom" / "shards" / name) for name in ("unet/validation", "gan/train"))
     images = [shards.image_XYZ(i) for shards in (made, held_out) for i in range(len(shards))]
-    pool = np.array([n.distance for n in nearest(images, training, in_any_turn=True)])
+    pool = np.array([n.distance for n in nearest(images, training, any_orientation=True)])
     source, rounds, patients = np.random.default_rng(0), 400, PEOPLE * (NUM_HELD_OUT // 6) + PEOPLE[:4]
     alarms = 0
     for _ in range(rounds):

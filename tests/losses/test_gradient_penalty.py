@@ -144,7 +144,7 @@ def test_a_half_critics_penalty_does_not_underflow() -> None:
     assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
     assert abs(told[1.0] - told[1024.0]) > 1e-5
     # All voxels are lost, or none, and the slope says so too.
-    assert (found[1.0].zero_fraction.item(), found[1024.0].underflow.item()) == (1.0, 0.0)
+    assert (found[1.0].zero_fraction.item(), found[1024.0].zero_fraction.item()) == (1.0, 0.0)
     assert found[1024.0].grad_norm.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
 
 

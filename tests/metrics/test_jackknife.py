@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
-from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import MIN_PATIENTS
 
 
 def test_for_a_mean_it_is_the_interval_of_student():
@@ -14,14 +14,14 @@ def test_for_a_mean_it_is_the_interval_of_student():
 
 
 def test_it_does_not_leave_the_range_of_the_score():
-    assert jackknife_interval(0.5, [0.0, 1.0, 0.0, 1.0, 0.5], most=1.0) == [0.0, 1.0]
-    assert jackknife_interval(0.5, [0.5] * 5, most=1.0) == [0.5, 0.5]
+    assert jackknife_interval(0.5, [0.0, 1.0, 0.0, 1.0, 0.5], upper_limit=1.0) == [0.0, 1.0]
+    assert jackknife_interval(0.5, [0.5] * 5, upper_limit=1.0) == [0.5, 0.5]
 
 
 def test_below_five_patients_there_is_no_interval_as_for_segmentation():
-    for count in range(LEAST_PATIENTS):
+    for count in range(MIN_PATIENTS):
         assert jackknife_interval(1.0, [1.0] * count) is None
-    assert LEAST_PATIENTS == 5 and jackknife_interval(1.0, [1.0] * 5) == [1.0, 1.0]
+    assert MIN_PATIENTS == 5 and jackknife_interval(1.0, [1.0] * 5) == [1.0, 1.0]
 
 
 def test_groups_hold_a_patient_and_as_many_generated_samples_each_once():

@@ -15,7 +15,7 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.scores import UNITS
-from vesselgan.metrics.statistics import DRAWS, LEAST_PATIENTS, compare, describe, holm
+from vesselgan.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_PATIENTS, compare, describe, holm
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1
@@ -53,7 +53,7 @@ def compare_sources(config: Evaluate) -> Result:
         rows.append(told | {"privacy": privacy, "scores": scores, "empty": empty})
     _adjust(rows)
     about = {key: value for key, value in study.items() if key != "rows"}
-    method = {"least_patients": LEAST_PATIENTS, "bootstrap_draws": DRAWS, "bootstrap_seed": BOOTSTRAP_SEED}
+    method = {"least_patients": MIN_PATIENTS, "bootstrap_draws": BOOTSTRAP_SAMPLES, "bootstrap_seed": BOOTSTRAP_SEED}
     return about | {
         "format_version": FORMAT_VERSION,
         "job": "comparison",

@@ -14,7 +14,7 @@ import numpy as np
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import ShardSet, content_hash
-from vesselgan.metrics.centreline import count_parts
+from vesselgan.metrics.centreline import count_components
 
 FORMAT_VERSION = 1
 
@@ -71,7 +71,7 @@ def label_facts(shards: ShardSet, thresholds: list[float], num_patches: int) -> 
         level = record.label_XYZ.astype(float) if record.score_XYZ is None else record.score_XYZ.astype(np.float32)
         for row, threshold in enumerate(thresholds):
             label = level >= threshold
-            totals[row] += label.mean(), count_parts(label)
+            totals[row] += label.mean(), count_components(label)
     means = totals / len(chosen)
     return [
         {"threshold": threshold, "vessel_fraction": float(f), "num_parts": float(c), "num_patches": len(chosen)}

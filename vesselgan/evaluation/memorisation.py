@@ -83,7 +83,7 @@ def _measure(synthetic: ShardSet, reference: ShardSet, rows: np.ndarray, trainin
     patients = [reference.subject(i) for i in held_out]
     pairs = [(synthetic, i) for i in made] + [(reference, i) for i in held_out]
     images = (shards.image_XYZ(i) for shards, i in tqdm(pairs, unit="patch", desc="nearest", disable=None))
-    found = [neighbour for neighbour in nearest(images, training, in_any_turn=True) if neighbour is not None]
+    found = [neighbour for neighbour in nearest(images, training, any_orientation=True) if neighbour is not None]
     assert len(found) == len(pairs)
     distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in found]), [len(made)])
     return {

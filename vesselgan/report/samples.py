@@ -193,7 +193,7 @@ def _neighbours(
     first, second = len(shown), len(shown) + len(drawn)
     of_whom: list[str | None] = [None] * second + [training.record(i).subject for i in yardstick]
     images = (shards.image_XYZ(i) for shards, some in queries for i in some)
-    found = nearest_neighbours.nearest(images, training, not_of=of_whom)
+    found = nearest_neighbours.nearest(images, training, excluded_subjects=of_whom)
     synthetic = [n.distance for n in found[first:second] if n is not None]
     people = [n.distance for n in found[second:] if n is not None]
     pairs = [
