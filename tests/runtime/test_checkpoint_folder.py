@@ -150,14 +150,14 @@ def test_a_delete_that_fails_stops_nothing_and_is_tried_again(saved, tmp_path, m
 
 def test_a_full_disk_leaves_the_earlier_one_whole_and_no_half(saved, tmp_path, monkeypatch):
     saved(1)
-    write = tensor_files.write_pieces
+    write = tensor_files.write_chunks
 
     def full(path: Path, pieces: object) -> dict:
         if path.name == "critic.optimizer.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, pieces)
 
-    monkeypatch.setattr(tensor_files, "write_pieces", full)
+    monkeypatch.setattr(tensor_files, "write_chunks", full)
     with pytest.raises(ResourceError, match=r"step_00000002.partial: a checkpoint of 0.000 GiB: the disk is full"):
         saved(2)
     assert names(tmp_path) == ["step_00000001"] and newest(tmp_path) == 1

@@ -7,7 +7,7 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 def available_bytes() -> float:
     """Free memory, or the smallest limit of a control group that holds this process; infinite where neither is told."""
-    return min([_free(), *_limits()])
+    return min([_free(), *cgroup_limits()])
 
 
 def _free() -> float:
@@ -18,7 +18,7 @@ def _free() -> float:
         return float("inf")
 
 
-def _limits() -> list[float]:
+def cgroup_limits() -> list[float]:
     """Of the process's group and all above it: Slurm limits the job, not the task. Versions 1 and 2."""
     try:
         entries = [line.split(":", 2) for line in (PROC / "self/cgroup").read_text().splitlines()]

@@ -150,9 +150,9 @@ class PrivateEngine:
         self.batch = Batch(int(units), int(dropped), loss / max(1.0, units - dropped))
         self.counters.skipped_steps += self.batch.dropped
         if units and units == dropped:
-            self.skips.one(is_loss_finite=True, is_at_floor=True)
+            self.skips.count(is_loss_finite=True, is_at_floor=True)
         else:
-            self.skips.none()
+            self.skips.reset()
 
 
 def build_private(

@@ -27,7 +27,7 @@ from vesselgan.privacy import releases
 from vesselgan.privacy.accountant import Mechanism, check_same_history, planned, words
 from vesselgan.privacy.engine import PrivateEngine, build_private
 from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_of, without_patient
-from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
 from vesselgan.runtime.timing import Phase, Scalars
@@ -176,15 +176,15 @@ class Private:
         if state["step"]:
             check_same_history(state, self.told(critic))
         path, on = run_dir / releases.FILE, releases.place_of(world)
-        self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
+        self.mark = run_on_rank0(world, lambda: releases.resume(path, critic.releases, changes, on))
         if self.key is None:
-            self.key = together(world, lambda: _secret_key(run_dir))
+            self.key = run_on_rank0(world, lambda: _secret_key(run_dir))
         critic.key = self.key
         self._epochs = self._epoch(critic)
 
     def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
         """Put the releases so far on record, before anything is told of them. A collective call."""
-        together(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
+        run_on_rank0(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
 
     def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
         """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""

@@ -17,9 +17,9 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.privacy.step import Private, private_of
 from vesselgan.privacy.step import critic_step as private_critic_step
-from vesselgan.runtime import checkpoint, distributed
-from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime import checkpoint
+from vesselgan.runtime.device_memory import peak_bytes
+from vesselgan.runtime.distributed import World, barrier, maximum_over_ranks, run_on_rank0
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.runtime.nonfinite import check_skipped_steps
@@ -56,15 +56,15 @@ def run_dir_of(config: TrainGan) -> Path:
 
 def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requests: StopRequests) -> None:
     run_dir = run_dir_of(config)
-    shards = distributed.together(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
+    shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
     num_steps = steps_of(config, len(shards))
-    private = distributed.together(world, lambda: private_of(config, shards, num_steps))
+    private = run_on_rank0(world, lambda: private_of(config, shards, num_steps))
     settings = settings_of(config, raw, world.size)
     rehearsal = StepEstimate(config, shards.patch_shape, settings, world)
     with explaining_out_of_memory(rehearsal):
         engines = _engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    changes = distributed.together(
+    changes = run_on_rank0(
         world,
         lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
     )
@@ -83,7 +83,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
         told = [*told, *private.lines()]
     lines = [checkpointer.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.record_session(run_dir, config, settings, changes, session, collect()))
+    run_on_rank0(world, lambda: rundir.record_session(run_dir, config, settings, changes, session, collect()))
     if world.is_main:
         rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
@@ -99,7 +99,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
             rundir.finish(run_dir, told)
         log.line(f"finished: {done} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
-    distributed.barrier()
+    barrier()
 
 
 def _begin(
@@ -120,7 +120,7 @@ def _begin(
     if state is not None:
         return state, None
     source, state = config.init_from, {"step": 0, "seconds": 0.0}
-    weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
+    weights_from = None if source is None else checkpoint.init_from(Path(source), engines, world=world)
     accept(state)
     return state, weights_from
 
@@ -286,7 +286,7 @@ class _Run:
             values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
         names = [name for name in ("loss/critic", "loss/generator", "loss/wasserstein") if name in values]
         losses = "  ".join(f"{name} {values[name]:+.3f}" for name in names) or "every step skipped"
-        values["peak_memory_gib"] = largest_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
+        values["peak_memory_gib"] = maximum_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
         values |= self._watch_collapse(done, values)
         if self.private is not None:
             values |= self.private.watch(self.engines["critic"], self.log)
