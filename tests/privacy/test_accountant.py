@@ -6,14 +6,21 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, check_same_history, planned, verdict, words
+from vesselgan.privacy.accountant import (
+    NOT_COVERED,
+    Mechanism,
+    check_same_history,
+    plan_mechanism,
+    summary_lines,
+    verdict,
+)
 from vesselgan.tools.plan import plan
 
 PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
 
 
 def mechanism(*words_: str) -> tuple[Mechanism, int]:
-    return planned(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
+    return plan_mechanism(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
 
 
 def test_plan_tells_epsilon_for_both_units_before_anything_runs(capsys: pytest.CaptureFixture) -> None:
@@ -51,8 +58,8 @@ def test_a_delta_that_means_nothing_is_refused() -> None:
 
 
 def test_a_batch_of_everybody_is_refused() -> None:
-    with pytest.raises(UsageError, match="everyone would be in every step") as raised:
-        planned(
+    with pytest.raises(UsageError, match="every unit would be in every step") as raised:
+        plan_mechanism(
             compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant,
             **(PAPER | {"batch_size": 47}),
         )
@@ -65,7 +72,7 @@ def test_a_target_stops_before_the_step_that_would_pass_it() -> None:
     assert found.epsilon("patch", steps) <= 8 < found.epsilon("patch", steps + 5)
     one = found.steps_within(8, 58_700)
     assert found.epsilon("patch", one) <= 8 < found.epsilon("patch", one + 1)
-    with pytest.raises(PrivacyError, match="pass it already"):
+    with pytest.raises(PrivacyError, match="exceed it"):
         mechanism("variant.dp.target_epsilon=0.01")
 
 
@@ -76,9 +83,9 @@ def test_a_target_without_noise_finds_the_noise_for_the_whole_run() -> None:
 
 def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
     found, steps = mechanism()
-    text = "\n".join(words(found, steps))
+    text = "\n".join(summary_lines(found, steps))
     assert "per patch: epsilon 15.46" in text and "PRV: 13.8" in text and "per patient: epsilon" in text
-    assert all(what in text for what in NOT_COVERED) and found.told(steps)["not_covered"] == list(NOT_COVERED)
+    assert all(what in text for what in NOT_COVERED) and found.to_json(steps)["not_covered"] == list(NOT_COVERED)
     untold = ("the intensity range", "the label threshold", "the checkpoint and the settings", "validation data")
     assert all(what in text for what in untold)
     assert verdict(9.9) == "" and "22,026" in verdict(10.0) and "10^50" in verdict(115.2)
@@ -86,19 +93,19 @@ def test_words_name_the_unit_both_accountants_and_what_is_not_covered() -> None:
 
 def test_no_run_goes_on_from_a_checkpoint_whose_accountant_is_not_its_own() -> None:
     found, _ = mechanism()
-    whole = {"step": 20, "privacy": found.told(100)}
-    check_same_history(json.loads(json.dumps(whole)), found.told(100))
+    whole = {"step": 20, "privacy": found.to_json(100)}
+    check_same_history(json.loads(json.dumps(whole)), found.to_json(100))
     with pytest.raises(CheckpointError, match="holds no privacy accountant") as raised:
-        check_same_history({"step": 20}, found.told(100))
+        check_same_history({"step": 20}, found.to_json(100))
     assert raised.value.exit_code == 4
     with pytest.raises(CheckpointError, match="counts 95 steps, the critic has taken 100"):
-        check_same_history({"step": 20, "privacy": found.told(95)}, found.told(100))
-    fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
+        check_same_history({"step": 20, "privacy": found.to_json(95)}, found.to_json(100))
+    fewer = plan_mechanism(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     with pytest.raises(CheckpointError, match="num_units: 2350 -> 2300"):
-        check_same_history(whole, fewer.told(100))
+        check_same_history(whole, fewer.to_json(100))
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.1"):
-        check_same_history(whole, quieter.told(100))
+        check_same_history(whole, quieter.to_json(100))
     known, secret = ({"is_key_secret": is_secret} for is_secret in (False, True))
     with pytest.raises(CheckpointError, match="is_key_secret: False -> True"):
-        check_same_history({"step": 20, "privacy": found.told(100) | known}, found.told(100) | secret)
+        check_same_history({"step": 20, "privacy": found.to_json(100) | known}, found.to_json(100) | secret)

@@ -25,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 def test_what_was_released_is_made_again_the_same_or_not_at_all(path: Path) -> None:
     assert resume(path, 10, [LONGER, OFTEN], "1 x cpu") == ReleaseCounter(20, 0, "1 x cpu")
     for change in (RATE, ZERO):
-        with pytest.raises(PrivacyError, match=f"{change.key}.*Go on unchanged until release 20") as raised:
+        with pytest.raises(PrivacyError, match=f"{change.key}.*Resume unchanged until release 20") as raised:
             resume(path, 10, [change], "1 x cpu")
         assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError, match="ranks: 1 x cpu -> 2 x cpu"):

@@ -11,7 +11,7 @@ from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.privacy.accountant import Mechanism, paper_settings, planned, words
+from vesselgan.privacy.accountant import Mechanism, paper_settings, plan_mechanism, summary_lines
 from vesselgan.runtime.adam import moment_names
 from vesselgan.trainer.checkpointer import steps_of
 from vesselgan.training.cost import FLOAT32, fitting, players_of, step_cost
@@ -119,7 +119,7 @@ def costs(config: Plan) -> dict[str, Any]:
 
 def _mechanism(config: Plan) -> tuple[Mechanism, int]:
     """(how the critic's steps are made private, how many the run takes), patients having as many patches each."""
-    return planned(
+    return plan_mechanism(
         config.variant,
         batch_size=config.train.batch_size,
         num_patches=config.num_pairs,
@@ -137,14 +137,14 @@ def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:
     that delta; epsilon_prv: the other accountant's bound for the unit, null where it is no help; not_covered;
     privacy_lines: the same in words; paper_settings: see privacy.accountant.
     """
-    told = mechanism.told(steps)
+    told = mechanism.to_json(steps)
     return {
         "epsilon_patch": mechanism.epsilon("patch", steps),
         "epsilon_patient": mechanism.epsilon("patient", steps),
         "epsilon_prv": mechanism.epsilon_prv(steps),
         "critic_steps": steps,
         **{key: told[key] for key in ("unit", "delta", "noise_multiplier", "sample_rate", "not_covered")},
-        "privacy_lines": words(mechanism, steps),
+        "privacy_lines": summary_lines(mechanism, steps),
         "paper_settings": paper_settings(),
     }
 

@@ -15,7 +15,7 @@ from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.privacy.step import Private, private_of
+from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.device_memory import peak_bytes
@@ -58,7 +58,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requ
     run_dir = run_dir_of(config)
     shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
     num_steps = steps_of(config, len(shards))
-    private = run_on_rank0(world, lambda: private_of(config, shards, num_steps))
+    private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
     settings = settings_of(config, raw, world.size)
     rehearsal = StepEstimate(config, shards.patch_shape, settings, world)
     with explaining_out_of_memory(rehearsal):
@@ -107,14 +107,14 @@ def _begin(
     run_dir: Path,
     engines: dict[str, Engine],
     world: World,
-    private: Private | None,
+    private: PrivateRun | None,
     changes: list[rundir.Change],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the state to go on from, where a new run has its weights from): the newest checkpoint, else a fresh start."""
 
     def accept(state: dict[str, Any]) -> None:
         if private is not None:
-            private.begin(run_dir, state, changes, engines["critic"], world)
+            private.load_or_init(run_dir, state, changes, engines["critic"], world)
 
     state = checkpoint.load(run_dir, config.checkpoint, engines, world=world, accept=accept)
     if state is not None:
@@ -150,7 +150,7 @@ def _engines(
     settings: dict[str, dict[str, Any]],
     world: World,
     program: str,
-    private: Private | None,
+    private: PrivateRun | None,
 ) -> dict[str, Engine]:
     variant, seed = config.variant, config.train.seed
     critic = Critic(patch_shape, variant.width, variant.critic_norm)
@@ -187,7 +187,7 @@ class _Run:
     shards: ShardSet
     requests: StopRequests
     checkpointer: Checkpointer
-    private: Private | None
+    private: PrivateRun | None
 
     @property
     def stop(self) -> int:
@@ -275,11 +275,11 @@ class _Run:
 
     def _count_releases(self) -> None:
         if self.private is not None:
-            self.private.count(self.run_dir, self.engines["critic"], self.world)
+            self.private.record_releases(self.run_dir, self.engines["critic"], self.world)
 
     def privacy(self) -> dict[str, Any]:
         """{"privacy": what is spent by now}, for the checkpoint and finished.json; nothing without privacy."""
-        return {} if self.private is None else {"privacy": self.private.told(self.engines["critic"])}
+        return {} if self.private is None else {"privacy": self.private.to_json(self.engines["critic"])}
 
     def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
         for name, engine in self.engines.items():
@@ -289,7 +289,7 @@ class _Run:
         values["peak_memory_gib"] = maximum_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
         values |= self._watch_collapse(done, values)
         if self.private is not None:
-            values |= self.private.watch(self.engines["critic"], self.log)
+            values |= self.private.log_epsilon(self.engines["critic"], self.log)
         progress.tell(done, values, losses)
         for line in alarms(values):
             self.log.line(line)
