@@ -14,7 +14,7 @@ from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.medicalnet import ResNet10, draw_weights
+from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def settings(*words: str) -> ImageScores:
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     network = ResNet10()
-    draw_weights(network, 3)
+    init_weights_randomly(network, 3)
     return {f"module.{name}": value for name, value in network.state_dict().items()}
 
 

@@ -30,19 +30,19 @@ def linear_critic(slope: float, numel: int = math.prod(PATCH[1:])) -> Callable[[
     return lambda x: x.flatten(1) @ w.to(x.dtype)
 
 
-def penalty(critic: Callable[[Tensor], Tensor], form: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
+def penalty(critic: Callable[[Tensor], Tensor], reduction: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
     return gradient_penalty(
         by_autograd(critic),
         torch.randn(shape),
         torch.randn(shape),
         epsilon=torch.rand(shape[0]),
         weight=10.0,
-        form=form,
+        reduction=reduction,
     ).value
 
 
 @pytest.mark.parametrize(
-    ("slope", "form", "samples", "cost"),
+    ("slope", "reduction", "samples", "cost"),
     [
         (1.0, "sample", 4, 0.0),
         (1.0, "sample", 1, 0.0),
@@ -51,9 +51,9 @@ def penalty(critic: Callable[[Tensor], Tensor], form: str = "sample", shape: tup
         (3.0, "sample", 4, 40.0),  # 10 * (3 - 1)^2
     ],
 )
-def test_the_penalty_of_a_linear_critic(slope: float, form: str, samples: int, cost: float) -> None:
+def test_the_penalty_of_a_linear_critic(slope: float, reduction: str, samples: int, cost: float) -> None:
     # Float32 rounding of a norm of one, squared and times ten.
-    found = penalty(linear_critic(slope), form, (samples, *PATCH[1:])).item()
+    found = penalty(linear_critic(slope), reduction, (samples, *PATCH[1:])).item()
     assert found == pytest.approx(cost, rel=1e-5, abs=1e-11)
 
 
@@ -66,10 +66,10 @@ def test_samples_of_different_slope_are_averaged() -> None:
     assert penalty(critic).item() == pytest.approx(13.125, rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["sample", "batch"])
-def test_a_flat_critic_has_a_finite_gradient(form: str) -> None:
+@pytest.mark.parametrize("reduction", ["sample", "batch"])
+def test_a_flat_critic_has_a_finite_gradient(reduction: str) -> None:
     w = torch.zeros(math.prod(PATCH[1:]), requires_grad=True)
-    found = penalty(lambda x: x.flatten(1) @ w, form)
+    found = penalty(lambda x: x.flatten(1) @ w, reduction)
     # 10 * (0 - 1)^2; the norm is 1e-6 instead of 0.
     assert found.item() == pytest.approx(10.0, rel=1e-5)
     found.backward()
@@ -85,10 +85,10 @@ def test_the_line_runs_from_fake_to_real() -> None:
 
     real, fake = torch.ones(PATCH), torch.zeros(PATCH)
     epsilon = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    for form, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
-        gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon, weight=10.0, form=form)
+    for reduction, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
+        gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon, weight=10.0, reduction=reduction)
         assert seen[-1].flatten(1).mean(1).tolist() == expected
-    gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon.flip(0), weight=10.0, form="batch")
+    gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon.flip(0), weight=10.0, reduction="batch")
     assert seen[-1].flatten(1).mean(1).tolist() == [1.0] * 4
 
 
@@ -109,7 +109,7 @@ def test_the_gradient_is_that_of_equation_1() -> None:
 
     def value(w: Tensor) -> Tensor:
         return gradient_penalty(
-            by_autograd(lambda x: x.flatten(1).tanh() @ w), real, fake, epsilon=epsilon, weight=10.0, form="sample"
+            by_autograd(lambda x: x.flatten(1).tanh() @ w), real, fake, epsilon=epsilon, weight=10.0, reduction="sample"
         ).value
 
     # By hand: the gradient of sum_i w_i tanh(x_i) is w_i (1 - tanh(x_i)^2).
@@ -140,8 +140,8 @@ def test_a_half_critics_penalty_does_not_underflow() -> None:
     assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
     assert abs(told[1.0] - told[1024.0]) > 1e-5
     # All voxels are lost, or none, and the slope says so too.
-    assert (found[1.0].underflow.item(), found[1024.0].underflow.item()) == (1.0, 0.0)
-    assert found[1024.0].slope.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
+    assert (found[1.0].zero_fraction.item(), found[1024.0].zero_fraction.item()) == (1.0, 0.0)
+    assert found[1024.0].grad_norm.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
 
 
 def test_underflow_is_a_share_of_voxels() -> None:
@@ -154,8 +154,8 @@ def test_underflow_is_a_share_of_voxels() -> None:
         epsilon=torch.rand(4),
         weight=10.0,
     )
-    assert found.underflow.item() == 0.25
-    assert found.slope.item() == pytest.approx(math.sqrt(48), rel=1e-6)
+    assert found.zero_fraction.item() == 0.25
+    assert found.grad_norm.item() == pytest.approx(math.sqrt(48), rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])

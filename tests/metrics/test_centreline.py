@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.metrics.centreline import centreline, centreline_dice, count_parts
+from vesselgan.metrics.centreline import centreline, centreline_dice, count_components
 
 SHAPE = (24, 16, 16)
 
@@ -40,7 +40,7 @@ def test_a_part_of_even_width_is_not_lost(section):
 
 def test_small_and_empty_masks():
     cube = np.zeros((6, 6, 6), bool)
-    assert not centreline(cube).any() and count_parts(cube) == 0
+    assert not centreline(cube).any() and count_components(cube) == 0
     cube[2:4, 2:4, 2:4] = True
     assert 1 <= centreline(cube).sum() <= 8 and not (centreline(cube) & ~cube).any()
 
@@ -69,6 +69,6 @@ def test_empty_masks_have_a_defined_centreline_dice():
 def test_parts_that_touch_by_a_corner_are_one():
     mask = np.zeros((6, 6, 6), bool)
     mask[1, 1, 1] = mask[2, 2, 2] = True
-    assert count_parts(mask) == 1
+    assert count_components(mask) == 1
     mask[4, 4, 4] = mask[4, 1, 1] = True
-    assert count_parts(mask) == 3
+    assert count_components(mask) == 3

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
-from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import MIN_PATIENTS
 
 
 def test_a_means_interval_is_students():
@@ -19,9 +19,9 @@ def test_it_stays_in_the_scores_range():
 
 
 def test_below_five_patients_there_is_no_interval():
-    for count in range(LEAST_PATIENTS):
+    for count in range(MIN_PATIENTS):
         assert jackknife_interval(1.0, [1.0] * count) is None
-    assert LEAST_PATIENTS == 5 and jackknife_interval(1.0, [1.0] * 5) == [1.0, 1.0]
+    assert MIN_PATIENTS == 5 and jackknife_interval(1.0, [1.0] * 5) == [1.0, 1.0]
 
 
 def test_groups_hold_a_patient_and_generated_samples():

@@ -6,7 +6,7 @@ from vesselgan.metrics.label_statistics import (
     consistency,
     distance,
     label_statistics,
-    shifted,
+    shift_label,
     skeleton_length_mm,
     values_of,
 )
@@ -57,7 +57,7 @@ def test_a_label_out_of_place_loses():
         image = (60 + 8 * source.normal(size=SHAPE) + 100 * label).astype(np.float32)
         whole = consistency(image, label)
         assert whole > 0.99
-        assert consistency(image, shifted(label)) < whole - 0.1
+        assert consistency(image, shift_label(label)) < whole - 0.1
         assert consistency(image, tube(3, start=1)) < 0.7  # overlaps nothing or little
         assert consistency(255 - image, label) < 0.01
         assert consistency(image * 0.3, label) == whole  # brightness and contrast do not count
@@ -66,7 +66,7 @@ def test_a_label_out_of_place_loses():
 def test_the_shift_moves_along_every_axis():
     label = np.zeros((4, 4, 4), np.uint8)
     label[1, 0, 1] = label[3, 3, 3] = 1
-    moved = shifted(label)
+    moved = shift_label(label)
     assert np.argwhere(moved).tolist() == [[3, 2, 3]]
 
 

@@ -6,13 +6,13 @@ from monai.networks.nets.resnet import resnet10
 from torch.nn import functional
 
 from vesselgan.core.errors import DataError
-from vesselgan.models.medicalnet import ResNet10, draw_weights, load_weights
+from vesselgan.models.medicalnet import ResNet10, init_weights_randomly, load_weights
 
 
 def random_network(seed: int = 0) -> ResNet10:
     """Random weights, and batch norms that do something."""
     network = ResNet10().eval().requires_grad_(False)
-    draw_weights(network, seed)
+    init_weights_randomly(network, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, value in network.state_dict().items():
         if "bn" in name or "downsample.1" in name:
@@ -92,7 +92,7 @@ def test_it_has_the_published_tensors():
 def test_seeded_weights_are_the_same_again():
     first, again, other = (ResNet10() for _ in range(3))
     for network, seed in ((first, 1), (again, 1), (other, 2)):
-        draw_weights(network, seed)
+        init_weights_randomly(network, seed)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
     # He by fan-out: variance 2 / (64 * 343), from 21,952 numbers, whose own spread is 1 %.

@@ -5,12 +5,12 @@ from torch import nn
 
 from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import Conv3d
-from vesselgan.models.unet import LEVELS, JoiningConv3d, ResidualLevel, Unet, check_unet_shape, start_unet
+from vesselgan.models.unet import LEVELS, ResidualLevel, Unet, check_unet_shape, init_unet_weights
 
 
 def small_unet(dropout: float = 0.0, filters: tuple[int, ...] = (4, 6, 8), network: str = "hilbert") -> Unet:
     unet = Unet(filters, dropout, network=network)
-    start_unet(unet, 7)
+    init_unet_weights(unet, 7)
     return unet
 
 
@@ -102,7 +102,7 @@ def test_a_residual_level_is_monais_block(i, o):
 
 
 def test_a_residual_level_adds_the_skip():
-    level = ResidualLevel(JoiningConv3d(6, 4), 4, 0.0)
+    level = ResidualLevel(UpsampleConcatConv3d(6, 4), 4, 0.0)
     nn.init.zeros_(level.second_norm.weight)  # nothing comes of the convolutions
     low, skip = torch.randn(2, 6, 2, 2, 2), torch.randn(2, 4, 4, 4, 4)
     assert torch.equal(level(low, skip), torch.where(skip > 0, skip, skip * 0.01))
@@ -172,7 +172,7 @@ def test_dropout_acts_in_training_alone(network):
 
 def test_one_seed_gives_one_start():
     first, second, other = small_unet(), small_unet(), Unet([4, 6, 8], 0.0)
-    start_unet(other, 8)
+    init_unet_weights(other, 8)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
     assert not torch.equal(first.downs[0].first.weight, other.downs[0].first.weight)

@@ -6,14 +6,21 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
-from vesselgan.privacy.accountant import NOT_COVERED, Mechanism, check_same_history, planned, verdict, words
+from vesselgan.privacy.accountant import (
+    NOT_COVERED,
+    Mechanism,
+    check_same_history,
+    plan_mechanism,
+    summary_lines,
+    verdict,
+)
 from vesselgan.tools.plan import plan
 
 PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
 
 
 def mechanism(*words_: str) -> tuple[Mechanism, int]:
-    return planned(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
+    return plan_mechanism(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
 
 
 def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> None:
@@ -51,7 +58,7 @@ def test_a_delta_that_means_nothing_is_refused() -> None:
 def test_a_batch_of_everybody_is_refused() -> None:
     by_patient = compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant
     with pytest.raises(UsageError, match="batch_size") as raised:
-        planned(by_patient, **(PAPER | {"batch_size": 47}))
+        plan_mechanism(by_patient, **(PAPER | {"batch_size": 47}))
     assert raised.value.exit_code == 2
 
 
@@ -72,25 +79,25 @@ def test_a_target_without_noise_finds_the_noise() -> None:
 
 def test_words_name_units_and_what_is_uncovered() -> None:
     found, steps = mechanism()
-    text = "\n".join(words(found, steps))
+    text = "\n".join(summary_lines(found, steps))
     assert "per patch: epsilon 15.46" in text and "PRV: 13.8" in text and "per patient: epsilon" in text
-    assert all(what in text for what in NOT_COVERED) and found.told(steps)["not_covered"] == list(NOT_COVERED)
+    assert all(what in text for what in NOT_COVERED) and found.to_json(steps)["not_covered"] == list(NOT_COVERED)
     assert verdict(9.9) == "" and verdict(10.0) != ""
 
 
 def test_another_accountants_checkpoint_is_refused() -> None:
     found, _ = mechanism()
-    mine = found.told(100)
+    mine = found.to_json(100)
     whole = {"step": 20, "privacy": mine}
     check_same_history(json.loads(json.dumps(whole)), mine)
-    fewer = planned(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
+    fewer = plan_mechanism(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     known, secret = (mine | {"is_key_secret": is_secret} for is_secret in (False, True))
     for state, now, named in (
         ({"step": 20}, mine, "accountant"),
-        ({"step": 20, "privacy": found.told(95)}, mine, "95 .* 100"),
-        (whole, fewer.told(100), "num_units: 2350 -> 2300"),
-        (whole, quieter.told(100), r"noise_multiplier: 0\.5 -> 0\.1"),
+        ({"step": 20, "privacy": found.to_json(95)}, mine, "95 .* 100"),
+        (whole, fewer.to_json(100), "num_units: 2350 -> 2300"),
+        (whole, quieter.to_json(100), r"noise_multiplier: 0\.5 -> 0\.1"),
         ({"step": 20, "privacy": known}, secret, "is_key_secret"),
     ):
         with pytest.raises(CheckpointError, match=named) as raised:

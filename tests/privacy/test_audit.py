@@ -14,7 +14,7 @@ from torch import nn
 
 from vesselgan.privacy.engine import PrivateEngine, build_private
 from vesselgan.privacy.opacus_parts import epsilon_of, renyi
-from vesselgan.privacy.poisson import PoissonShares
+from vesselgan.privacy.poisson import PoissonSampler
 from vesselgan.runtime.distributed import World
 
 WIDTH, UNITS, RATE, DELTA, STEPS = 64, 8, 0.5, 1e-5, 4
@@ -51,7 +51,7 @@ def released(built: PrivateEngine, *, has_canary: bool, key: int, monkeypatch: p
     monkeypatch.setattr(inner, "step", lambda: seen.append(float(inner.param_groups[0]["params"][0].grad[0, 0])))
     units = [[number] for number in range(UNITS + has_canary)]
     positions = range(STEPS)
-    shares = PoissonShares(
+    shares = PoissonSampler(
         units, sample_rate=RATE, key=key, positions=positions, rank=0, world_size=1, augment=False
     )  # fmt: skip
     directions = torch.eye(WIDTH)

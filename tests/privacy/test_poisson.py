@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import PrivacyError
-from vesselgan.privacy.poisson import PoissonShares, units_of
+from vesselgan.privacy.poisson import PoissonSampler, units_of
 
 
 def shares(units: list[list[int]], rate: float, *, start: int = 0, stop: int = 2000, rank: int = 0, ranks: int = 1,
-           key: int = 11) -> PoissonShares:  # fmt: skip
-    return PoissonShares(
+           key: int = 11) -> PoissonSampler:  # fmt: skip
+    return PoissonSampler(
         units, sample_rate=rate, key=key, positions=range(start, stop), rank=rank, world_size=ranks, augment=False
     )
 
@@ -50,7 +50,7 @@ def test_every_record_has_the_same_chance() -> None:
 
 def test_a_records_turn_depends_on_no_other_record() -> None:
     def turns(rank: int, ranks: int, gone: int | None = None) -> dict[tuple[int, int], int]:
-        taken = PoissonShares(
+        taken = PoissonSampler(
             [[i] for i in range(40)], sample_rate=0.2, key=11, positions=range(20), rank=rank, world_size=ranks,
             augment=True,
         )  # fmt: skip

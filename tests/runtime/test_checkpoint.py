@@ -100,8 +100,8 @@ def test_the_files_are_safetensors_to_the_byte(tmp_path):
         "empty": torch.zeros(0, 3),
         "strided": torch.arange(12.0).reshape(3, 4).T,
     }
-    parts = {key: tensor_files.part_of(tensor) for key, tensor in tensors.items()}
-    entry = tensor_files.write_parts(tmp_path / "a.safetensors", parts)
+    parts = {key: tensor_files.lazy_tensor(tensor) for key, tensor in tensors.items()}
+    entry = tensor_files.write_tensors(tmp_path / "a.safetensors", parts)
     data = (tmp_path / "a.safetensors").read_bytes()
     as_stored = {k: (v.float() if v.is_floating_point() else v).contiguous() for k, v in tensors.items()}
     assert data == save(as_stored)
@@ -113,11 +113,11 @@ def test_the_files_are_safetensors_to_the_byte(tmp_path):
 def test_tensors_are_fetched_one_by_one(tmp_path):
     fetched = []
 
-    def part(name: str) -> tensor_files.Part:
-        return tensor_files.part_of(torch.ones(4), lambda: fetched.append(name) or torch.ones(4))
+    def part(name: str) -> tensor_files.LazyTensor:
+        return tensor_files.lazy_tensor(torch.ones(4), lambda: fetched.append(name) or torch.ones(4))
 
     parts = {name: part(name) for name in "abc"}
-    pieces = tensor_files._pieces(parts, is_writer=True)
+    pieces = tensor_files._chunks(parts, is_writer=True)
     next(pieces)
     assert fetched == []
     next(pieces)
@@ -125,10 +125,10 @@ def test_tensors_are_fetched_one_by_one(tmp_path):
     fetched.clear()
     # A folder's name cannot be written: another rank would wait for ever in a collective that this one left out.
     with pytest.raises(OSError):
-        tensor_files.write_parts(tmp_path, parts)
+        tensor_files.write_tensors(tmp_path, parts)
     assert fetched == ["a", "b", "c"]
     fetched.clear()
-    assert tensor_files.write_parts(None, parts) == {} and fetched == ["a", "b", "c"]
+    assert tensor_files.write_tensors(None, parts) == {} and fetched == ["a", "b", "c"]
 
 
 class Canary:
@@ -168,7 +168,7 @@ def test_no_pickle_is_executed_whatever_its_name(tiny, tmp_path, file, is_torch)
             checkpoint.read_weights(tmp_path / "run", "critic")
     for source in (tmp_path / "evil.pt", folder / "critic.safetensors"):
         with pytest.raises(CheckpointError, match=source.name):
-            checkpoint.start_from(source, engines, world=tiny.world)
+            checkpoint.init_from(source, engines, world=tiny.world)
     assert not canary.exists()
     # The canary does sing, for whoever reads it as a pickle.
     torch.load(tmp_path / "evil.pt", weights_only=False) if is_torch else pickle.loads(evil)
@@ -218,7 +218,7 @@ def test_a_missing_state_allows_a_new_run_only(tiny, tmp_path, lost):
     with pytest.raises(CheckpointError, match=f"init_from={folder}"):
         checkpoint.load(tmp_path, None, {"critic": fresh}, world=tiny.world)
     assert all(torch.equal(value, values(fresh)[key]) for key, value in before.items())
-    told = checkpoint.start_from(folder, {"critic": fresh}, world=tiny.world)
+    told = checkpoint.init_from(folder, {"critic": fresh}, world=tiny.world)
     assert told["sha256"] == {
         "critic.safetensors": hashlib.sha256((folder / "critic.safetensors").read_bytes()).hexdigest()
     }
@@ -231,7 +231,7 @@ def test_weights_alone_start_a_run(tiny, tmp_path):
     tiny.train(trained, 0, 5)
     write(tmp_path, 5, trained, tiny)
     fresh = tiny.engine(precision="bf16")
-    checkpoint.start_from(tmp_path, {"critic": fresh}, world=tiny.world)
+    checkpoint.init_from(tmp_path, {"critic": fresh}, world=tiny.world)
     # The first step is taken from the float32 master, so a master that kept the old weights would show here.
     tiny.train(fresh, 5, 6)
     moved = max((values(fresh)[k] - v).abs().max().item() for k, v in values(trained).items() if v.is_floating_point())

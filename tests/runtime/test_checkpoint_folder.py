@@ -155,14 +155,14 @@ def test_a_failed_delete_is_tried_again(saved, tmp_path, monkeypatch, capsys):
 
 def test_a_full_disk_leaves_the_earlier_whole(saved, tmp_path, monkeypatch):
     saved(1)
-    write = tensor_files.write_pieces
+    write = tensor_files.write_chunks
 
     def full(path: Path, pieces: object) -> dict:
         if path.name == "critic.optimizer.safetensors":
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, pieces)
 
-    monkeypatch.setattr(tensor_files, "write_pieces", full)
+    monkeypatch.setattr(tensor_files, "write_chunks", full)
     with pytest.raises(ResourceError, match="step_00000002.partial"):
         saved(2)
     assert names(tmp_path) == ["step_00000001"] and newest(tmp_path) == 1

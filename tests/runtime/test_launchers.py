@@ -3,7 +3,7 @@
 import pytest
 
 from vesselgan.core.errors import UsageError
-from vesselgan.runtime.launchers import first_host, meeting_point, ranks_from_environment
+from vesselgan.runtime.launchers import first_host, master_address, ranks_from_environment
 
 STEP = {"SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}
 STEP |= {"SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "47", "SLURM_STEP_NODELIST": "gpu[07-08]"}
@@ -55,14 +55,14 @@ def test_contradicting_launchers_are_refused(environment: dict[str, str], named:
 
 
 def test_where_rank_0_is_met() -> None:
-    assert meeting_point({"MASTER_ADDR": "a", "MASTER_PORT": "29500"}) == ("a", 29500)
-    assert meeting_point(STEP) == ("gpu07", 15047)
-    assert meeting_point(STEP | {"MASTER_ADDR": "gpu07-ib0"}) == ("gpu07-ib0", 15047)
-    assert meeting_point(STEP | {"SLURM_JOB_ID": "1234567", "MASTER_PORT": "5"}) == ("gpu07", 5)
+    assert master_address({"MASTER_ADDR": "a", "MASTER_PORT": "29500"}) == ("a", 29500)
+    assert master_address(STEP) == ("gpu07", 15047)
+    assert master_address(STEP | {"MASTER_ADDR": "gpu07-ib0"}) == ("gpu07-ib0", 15047)
+    assert master_address(STEP | {"SLURM_JOB_ID": "1234567", "MASTER_PORT": "5"}) == ("gpu07", 5)
     with pytest.raises(UsageError, match="MASTER_ADDR"):
-        meeting_point({})
+        master_address({})
     with pytest.raises(UsageError, match="MASTER_PORT"):
-        meeting_point({"MASTER_ADDR": "a"})
+        master_address({"MASTER_ADDR": "a"})
 
 
 @pytest.mark.parametrize(

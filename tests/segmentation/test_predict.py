@@ -16,7 +16,7 @@ from vesselgan.config.compose import parse, to_yaml
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.formats.volumes import write_volume
-from vesselgan.models.unet import Unet, start_unet
+from vesselgan.models.unet import Unet, init_unet_weights
 from vesselgan.segmentation import predict
 from vesselgan.segmentation.predict import best_checkpoint, find_inputs, remove_small_components, segment
 from vesselgan.segmentation.sliding_window import probability_map, rescale_minmax
@@ -28,7 +28,7 @@ PATCH = (16, 16, 8)
 def make_unet(seed: int = 3) -> Unet:
     """Random weights, running statistics of some random input."""
     unet = Unet(FILTERS, 0.0)
-    start_unet(unet, seed)
+    init_unet_weights(unet, seed)
     with torch.no_grad():
         unet.train()(torch.rand(4, 1, *PATCH, generator=torch.Generator().manual_seed(seed)) * 255)
     return unet.eval()

@@ -14,7 +14,7 @@ import torch
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
-from vesselgan.privacy.step import KEY_FILE, _secret_key, private_of
+from vesselgan.privacy.step import KEY_FILE, _secret_key, plan_private_run
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
 from vesselgan.trainer.checkpointer import Checkpointer
@@ -182,7 +182,7 @@ def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Pat
         train_here(tmp_path / "run", *by_patient)
     assert raised.value.exit_code == 7 and not (tmp_path / "run").exists()
     named = say({"anon-a": "anon-p", "anon-b": "anon-p", "anon-c": "anon-q"})
-    private = private_of(compose("train_gan", by_patient), named, 1)
+    private = plan_private_run(compose("train_gan", by_patient), named, 1)
     assert len(private.units) == private.mechanism.num_units == 2 and private.mechanism.patches_per_patient == 16
 
 

@@ -31,13 +31,15 @@ def met_in_batches(generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
     parts = {name: part for name, part in generator.named_modules() if isinstance(part, BatchNorm3d)}
     seen: dict[str, list[Tensor]] = {name: [] for name in parts}
     for name, part in parts.items():
-        part.take_in = lambda mean_C, variance_C, name=name: seen[name].append(torch.stack([mean_C, variance_C]))
+        part.update_running_stats = lambda mean_C, variance_C, name=name: seen[name].append(
+            torch.stack([mean_C, variance_C])
+        )
     generator.train()
     for batch in range(50):
         generator(latents(5, range(BATCH * batch, BATCH * (batch + 1)), LATENT))
     generator.eval()
     for part in parts.values():
-        del part.take_in
+        del part.update_running_stats
     return {name: tuple(torch.stack(values).mean(0)) for name, values in seen.items()}
 
 

@@ -47,7 +47,7 @@ def test_a_request_in_any_phase_changes_nothing(train_here, tmp_path, monkeypatc
         assert marker["reason"] == f"signal {number.name}" and marker["sessions"] == turn + 1
         # What it was asked in the midst of was finished, saved, and is the newest; one step each, two for what comes
         # after a step's end.
-        assert checkpoint_folder.choose(stopped, None).name == f"step_{marker['step']:08d}"
+        assert checkpoint_folder.find_checkpoint(stopped, None).name == f"step_{marker['step']:08d}"
     assert marker["step"] < 12
     train_here(stopped, *words)
     assert not (stopped / "requeue").exists()

@@ -80,7 +80,7 @@ def segment(config: Segment) -> None:
     world = join_ranks(config)
     try:
         unet = load_unet(weights, trained, run_dir).to(world.device)
-        volumes = distributed.together(world, lambda: open_record(out, settings))
+        volumes = distributed.run_on_rank0(world, lambda: open_record(out, settings))
         if world.is_main:
             print(f"segmenting {len(inputs)} volumes with {settings.run}, {settings.checkpoint}, into {out}"
                   + (f", on {world.size} ranks" if world.size > 1 else ""), flush=True)  # fmt: skip

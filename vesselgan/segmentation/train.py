@@ -25,9 +25,9 @@ from vesselgan.data.position import Position, batches_before
 from vesselgan.formats.run_dir import is_finished, load_or_init, mark_finished, record_session
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
-from vesselgan.models.unet import Unet, check_unet_shape, start_unet
+from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
 from vesselgan.runtime import checkpoint, distributed
-from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.nonfinite import check_skipped_steps
 from vesselgan.runtime.provenance import collect
@@ -93,14 +93,14 @@ def _shards_of_origin(folder: Path, origin: str) -> ShardSet:
 
 def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, stopper: Stopper) -> None:
     run_dir, unet = run_dir_of(config), config.unet
-    sets, validation_set = together(world, lambda: open_shards(config))
+    sets, validation_set = run_on_rank0(world, lambda: open_shards(config))
     settings = resolve(
         raw, batch_size=unet.batch_size, batch_per_gpu=unet.batch_per_gpu, world_size=world.size, field="unet"
     )
     inputs = {f"unet/{shards.origin} {i}": content_hash(shards.folder) for i, shards in enumerate(sets)}
     inputs["unet/validation"] = content_hash(validation_set.folder)
     engine_settings = {NETWORK: settings}
-    changes = together(
+    changes = run_on_rank0(
         world,
         lambda: load_or_init(run_dir, "train_unet", config, engine_settings, inputs=inputs, provenance=collect()),
     )
@@ -113,9 +113,9 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, sto
     state = checkpoint.load(run_dir, config.checkpoint, {NETWORK: engine}, world=world) or {"step": 0, "seconds": 0.0}
     num_bytes, keep_last = checkpoint.expected_bytes([engine]), unet.keep_last
     # The best one stays beside the last ones.
-    disk = together(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
+    disk = run_on_rank0(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    together(world, lambda: record_session(run_dir, config, engine_settings, changes, session, collect()))
+    run_on_rank0(world, lambda: record_session(run_dir, config, engine_settings, changes, session, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     (validation_set, *sets), copied = copy_to_node([validation_set, *sets], config.data.local_copy_dir, world)
     training, validation = _dataset(config, sets), _dataset(config, validation_set)
@@ -164,7 +164,7 @@ def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset
 
 def _build_engine(config: TrainUnet, settings: dict[str, Any], world: World, program: str) -> Engine:
     unet = Unet(config.unet.filters, config.unet.dropout, network=config.unet.network)
-    start_unet(unet, config.unet.seed)
+    init_unet_weights(unet, config.unet.seed)
     return build(
         NETWORK,
         unet,

@@ -11,7 +11,7 @@ from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.privacy.accountant import Mechanism, paper_settings, planned, words
+from vesselgan.privacy.accountant import Mechanism, paper_settings, plan_mechanism, summary_lines
 from vesselgan.runtime.adam import moment_names
 from vesselgan.trainer.checkpointer import num_generator_steps
 from vesselgan.training.cost import FLOAT32, largest_fitting_batch, meta_networks, step_cost
@@ -122,7 +122,7 @@ def costs(config: Plan) -> dict[str, Any]:
 
 def _mechanism(config: Plan) -> tuple[Mechanism, int]:
     """(the mechanism, critic steps of the run) for patients with the same number of patches each."""
-    return planned(
+    return plan_mechanism(
         config.variant,
         batch_size=config.train.batch_size,
         num_patches=config.num_pairs,
@@ -140,14 +140,14 @@ def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:
     that delta; epsilon_prv: the other accountant's bound for the unit, null where it is no help; not_covered;
     privacy_lines: the same as text; paper_settings: see privacy.accountant.
     """
-    spent = mechanism.told(steps)
+    spent = mechanism.to_json(steps)
     return {
         "epsilon_patch": mechanism.epsilon("patch", steps),
         "epsilon_patient": mechanism.epsilon("patient", steps),
         "epsilon_prv": mechanism.epsilon_prv(steps),
         "critic_steps": steps,
         **{key: spent[key] for key in ("unit", "delta", "noise_multiplier", "sample_rate", "not_covered")},
-        "privacy_lines": words(mechanism, steps),
+        "privacy_lines": summary_lines(mechanism, steps),
         "paper_settings": paper_settings(),
     }
 

@@ -13,7 +13,7 @@ from vesselgan.data.position import Position, batches_before
 from vesselgan.data.sampler import steps_per_epoch
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import checkpoint
-from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
 
 
@@ -100,7 +100,7 @@ class Checkpointer:
         num_bytes = expected_bytes(self.engines, has_average=train.ema_decay is not None)
         num_epochs = self.position_after(self.stop).epoch
         num_kept = 0 if train.save_every_epochs is None else num_epochs // train.save_every_epochs
-        return together(
+        return run_on_rank0(
             self.world,
             lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
         )

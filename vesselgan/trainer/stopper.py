@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.formats.run_dir import acquire_lock, count_sessions
-from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.distributed import World, run_on_rank0
 
 STOP_FILE = "stop"
 REQUEUE_FILE = "requeue"
@@ -76,7 +76,7 @@ class Stopper:
             self._ends_at, line = end_of_job(max_minutes)
             return [line] if line else []
 
-        return together(self._world, lock_and_reset)
+        return run_on_rank0(self._world, lock_and_reset)
 
     @property
     def reason(self) -> str:

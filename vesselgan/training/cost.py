@@ -187,7 +187,7 @@ class _EngineStub:
         """Weights in the engine's type, buffers in their own, on the device; BatchNorm without other ranks."""
         for module in self.module.modules():
             if isinstance(module, BatchNorm3d):
-                module.spans_ranks = False
+                module.sync_ranks = False
             for key, value in module._parameters.items():
                 if value is not None:
                     empty = torch.empty(value.shape, dtype=self.dtype, device=self.device)

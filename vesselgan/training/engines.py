@@ -8,7 +8,7 @@ from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
-from vesselgan.privacy.step import Private
+from vesselgan.privacy.step import PrivateRun
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import build
 
@@ -42,7 +42,7 @@ def build_engines(
     settings: dict[str, dict[str, Any]],
     world: World,
     program: str,
-    private: Private | None,
+    private: PrivateRun | None,
 ) -> Engines:
     variant, seed = config.variant, config.train.seed
     critic = Critic(patch_shape, variant.width, variant.critic_norm)

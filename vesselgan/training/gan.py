@@ -93,7 +93,7 @@ def critic_step(
                 fake,
                 epsilon=epsilon.to(critic.device),
                 weight=variant.penalty_weight,
-                form=variant.penalty_reduction,
+                reduction=variant.penalty_reduction,
             )
         loss = wasserstein + penalty.value
         with phase("critic/backward"):
@@ -101,7 +101,7 @@ def critic_step(
         with phase("critic/update"):
             is_applied = critic.step()
         losses = {"loss/critic": loss, "loss/wasserstein": -wasserstein, "loss/gradient_penalty": penalty.value}
-        gradients = {"gp/grad_norm": penalty.slope, "gp/zero_fraction": penalty.underflow}
+        gradients = {"gp/grad_norm": penalty.grad_norm, "gp/zero_fraction": penalty.zero_fraction}
         _add_mean(metrics, losses | gradients, num_micro_batches)
     return _metrics_of_update(critic, metrics, is_applied)
 

@@ -11,11 +11,11 @@ from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session, write_json
 from vesselgan.formats.shards import ShardSet, content_hash
-from vesselgan.privacy.step import Private, private_of
+from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.privacy.step import critic_step as private_critic_step
-from vesselgan.runtime import checkpoint, distributed
-from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime import checkpoint
+from vesselgan.runtime.device_memory import peak_bytes
+from vesselgan.runtime.distributed import World, barrier, maximum_over_ranks, run_on_rank0
 from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.runtime.nonfinite import check_skipped_steps
 from vesselgan.runtime.provenance import collect
@@ -58,15 +58,15 @@ def run_dir_of(config: TrainGan) -> Path:
 
 def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stopper: Stopper) -> None:
     run_dir = run_dir_of(config)
-    shards = distributed.together(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
+    shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
     num_steps = num_generator_steps(config, len(shards))
-    private = distributed.together(world, lambda: private_of(config, shards, num_steps))
+    private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
     settings = engine_settings(config, raw, world.size)
     estimate = StepEstimate(config, shards.patch_shape, settings, world)
     with explaining_out_of_memory(estimate):
         engines = build_engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    changes = distributed.together(
+    changes = run_on_rank0(
         world, lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect())
     )
     if is_finished(run_dir, num_steps, changes):
@@ -83,7 +83,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
     privacy = [] if private is None else private.lines()
     lines = [checkpointer.check_disk(), *watching, *copied, *privacy, *(f"changed: {change}" for change in changes)]
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: record_session(run_dir, config, settings, changes, session, collect()))
+    run_on_rank0(world, lambda: record_session(run_dir, config, settings, changes, session, collect()))
     if world.is_main:
         write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
@@ -99,7 +99,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
             mark_finished(run_dir, facts)
         log.line(f"finished: {steps} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
-    distributed.barrier()
+    barrier()
 
 
 def _load_or_init(
@@ -107,20 +107,20 @@ def _load_or_init(
     run_dir: Path,
     engines: Engines,
     world: World,
-    private: Private | None,
+    private: PrivateRun | None,
     changes: list[Change],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the newest checkpoint's state, or that of step 0; the checkpoint that a new run has its weights from)."""
 
     def accept(state: dict[str, Any]) -> None:
         if private is not None:
-            private.begin(run_dir, state, changes, engines["critic"], world)
+            private.load_or_init(run_dir, state, changes, engines["critic"], world)
 
     state = checkpoint.load(run_dir, config.checkpoint, engines, world=world, accept=accept)
     if state is not None:
         return state, None
     source, state = config.init_from, {"step": 0, "seconds": 0.0}
-    weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
+    weights_from = None if source is None else checkpoint.init_from(Path(source), engines, world=world)
     accept(state)
     return state, weights_from
 
@@ -137,7 +137,7 @@ class _Trainer:
     shards: ShardSet
     stopper: Stopper
     checkpointer: Checkpointer
-    private: Private | None
+    private: PrivateRun | None
     state: dict[str, Any]
     """Of the checkpoint that the run continues from, or of step 0."""
 
@@ -209,7 +209,7 @@ class _Trainer:
 
     def privacy(self) -> dict[str, Any]:
         """{"privacy": the budget spent so far}, for the checkpoint and finished.json; empty without privacy."""
-        return {} if self.private is None else {"privacy": self.private.told(self.engines["critic"])}
+        return {} if self.private is None else {"privacy": self.private.to_json(self.engines["critic"])}
 
     def _moving_average(self) -> MovingAverage | None:
         if self.config.train.ema_decay is None:
@@ -246,7 +246,7 @@ class _Trainer:
 
     def _count_releases(self) -> None:
         if self.private is not None:
-            self.private.count(self.run_dir, self.engines["critic"], self.world)
+            self.private.record_releases(self.run_dir, self.engines["critic"], self.world)
 
     def _save(self, step: int) -> None:
         """Write a checkpoint; the log before it is made durable first."""
@@ -262,10 +262,10 @@ class _Trainer:
         for name, engine in self.engines.items():
             metrics[f"amp/{name}_loss_scale"] = engine.loss_scale
             metrics[f"amp/{name}_skipped_total"] = float(engine.skipped_steps)
-        metrics["memory/peak_gib"] = largest_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
+        metrics["memory/peak_gib"] = maximum_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
         metrics |= self._collapse_metrics(step, metrics)
         if self.private is not None:
-            metrics |= self.private.watch(self.engines["critic"], self.log)
+            metrics |= self.private.log_epsilon(self.engines["critic"], self.log)
         names = [name for name in ("loss/critic", "loss/generator", "loss/wasserstein") if name in metrics]
         summary = "  ".join(f"{name} {metrics[name]:+.3f}" for name in names) or "every step skipped"
         self.progress.log(step, metrics, summary)

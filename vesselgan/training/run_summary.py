@@ -13,12 +13,11 @@ from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.device_memory import (
     is_out_of_memory,
-    largest_over_ranks,
     limit_bytes,
     peak_bytes,
     reserved_bytes,
 )
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime.distributed import World, maximum_over_ranks
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.provenance import device_name
 from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
@@ -133,8 +132,8 @@ def run_facts(estimate: StepEstimate, engines: dict[str, Engine], *, steps: int,
         "batch_size": estimate.config.train.batch_size,
         "steps": steps,
         "hours": seconds / 3600,
-        "peak_gib_per_rank": largest_over_ranks(peak_bytes(world.device), world) / GIB,
-        "reserved_gib_per_rank": largest_over_ranks(reserved_bytes(world.device), world) / GIB,
+        "peak_gib_per_rank": maximum_over_ranks(peak_bytes(world.device), world) / GIB,
+        "reserved_gib_per_rank": maximum_over_ranks(reserved_bytes(world.device), world) / GIB,
         "ranks": world.size,
         "device": world.device.type,
         "device_name": device_name(world.device),

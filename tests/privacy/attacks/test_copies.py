@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import betabinom, binom
 
 from vesselgan.metrics.nearest_neighbours import standardise
-from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import MIN_PATIENTS
 from vesselgan.privacy.attacks import copies
 
 PEOPLE = 6
@@ -80,7 +80,7 @@ def test_too_few_synthetic_patches_cannot_conclude() -> None:
 def test_few_people_and_leaked_patches_cannot_conclude() -> None:
     made, held_out = np.full(1000, 1.0), np.full(900, 0.5)
     two = copies.judge(made, held_out, ["sub-1", "sub-2"] * 450)
-    assert two.verdict == copies.UNDECIDED and f"{LEAST_PATIENTS}" in two.reason
+    assert two.verdict == copies.UNDECIDED and f"{MIN_PATIENTS}" in two.reason
     held_out[17] = 0.004
     assert copies.judge(made, held_out, people(900)).verdict == copies.UNDECIDED
 
