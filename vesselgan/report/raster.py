@@ -5,7 +5,7 @@ refuses anything else.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import unescape
 from xml.etree import ElementTree
 
