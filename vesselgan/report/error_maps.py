@@ -41,7 +41,7 @@ def section(comparison: dict[str, Any], folder: Path | None) -> tuple[dict[str, 
 
 def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:
     """Source -> subject -> picture. Names from results must not lead out of the folder."""
-    maps = {}
+    maps: dict[str, dict[str, Path]] = {}
     for row in rows:
         is_inside = all(Path(name).name == name for name in (row["name"], cohort))
         if folder is not None and is_inside:

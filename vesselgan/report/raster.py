@@ -5,7 +5,7 @@ refuses anything else.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import unescape
 from xml.etree import ElementTree
 
@@ -112,7 +112,7 @@ class _Canvas:
     def _pixels(self, box: list[float]) -> list[float]:
         return [SCALE * (value + self.top * (place % 2)) for place, value in enumerate(box)]
 
-    def _line(self, points: list[tuple[float, ...]], colour: Colour, width: float) -> None:
+    def _line(self, points: Sequence[tuple[float, ...]], colour: Colour, width: float) -> None:
         flat = [(SCALE * x, SCALE * (y + self.top)) for x, y in points]
         self.pen.line(flat, fill=colour, width=max(1, round(SCALE * width)), joint="curve")
 
