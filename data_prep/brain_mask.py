@@ -1,7 +1,6 @@
-"""Brain masks by outside tools: FSL bet, deepbet, or a mask that is given. Never one that covers everything.
+"""Brain masks by outside tools (FSL bet, deepbet) or given ones.
 
-Only FSL's own program is called bet. deepbet runs as a process of its own: it needs torch, which data preparation
-does not load.
+deepbet runs as a process of its own: it needs torch, which data preparation does not load.
 """
 
 # X Y Z voxels of the canonical grid
@@ -26,33 +25,33 @@ TOOLS = {"given": "data.layout.mask", "bet": "FSL bet", "deepbet": "deepbet"}
 _DEEPBET = "import sys; from deepbet import run_bet; run_bet([sys.argv[1]], mask_paths=[sys.argv[2]], no_gpu=True)"
 
 
-def choose(mask: str, *, is_given: bool) -> str:
-    """`given`, `bet`, `deepbet` or `none` for the whole cohort. ResourceError when what is asked for is not there."""
-    there = {
+def choose_tool(mask: str, *, is_given: bool) -> str:
+    """`given`, `bet`, `deepbet` or `none` for the whole cohort. ResourceError when the tool is not installed."""
+    if mask == "none":
+        return mask
+    is_available = {
         "given": is_given,
         "bet": shutil.which("bet") is not None,
         "deepbet": importlib.util.find_spec("deepbet") is not None,
     }
-    if mask == "none":
-        return mask
     if mask == "auto":
-        found = [tool for tool, is_there in there.items() if is_there]
-        if not found:
+        available = [tool for tool in TOOLS if is_available[tool]]
+        if not available:
             raise ResourceError(
                 "no brain mask can be made: data.layout.mask is null, FSL's bet is not on PATH and deepbet is not "
                 "installed; do one of: name given masks in data.layout.mask, install FSL, "
                 "pip install 'vesselgan[deepbet]', or go without intracranial scores: preprocess.mask=none"
             )
-        return found[0]
+        return available[0]
     if mask == "given" and not is_given:
         raise UsageError("preprocess.mask=given, but data.layout.mask is null; name the masks or let bet make them")
-    if not there[mask]:
+    if not is_available[mask]:
         how = "install FSL and put bet on PATH" if mask == "bet" else "pip install 'vesselgan[deepbet]'"
         raise ResourceError(f"preprocess.mask={mask}: {TOOLS[mask]} is not there; {how}, or choose another mask")
     return mask
 
 
-def facts(tool: str, *, bet_fraction: float) -> dict[str, Any]:
+def describe_tool(tool: str, *, bet_fraction: float) -> dict[str, Any]:
     """Tool, version and parameters, for the provenance; the same for every subject of a run."""
     if tool == "bet":
         return {"tool": "FSL bet", "version": _fsl_version(), "parameters": {"f": bet_fraction}}
@@ -61,8 +60,8 @@ def facts(tool: str, *, bet_fraction: float) -> dict[str, Any]:
     return {"tool": "given", "version": None, "parameters": {}}
 
 
-def make(tool: str, image: Path, scratch: Path, *, bet_fraction: float) -> np.ndarray:
-    """The mask of a NIfTI image, uint8 on its canonical grid; files in between go to `scratch`.
+def run_tool(tool: str, image: Path, scratch: Path, *, bet_fraction: float) -> np.ndarray:
+    """The mask of a NIfTI image, uint8 on its canonical grid; temporary files go to `scratch`.
 
     DataError when the tool fails, or when its mask is empty, everything, or on another grid.
     """
@@ -79,31 +78,31 @@ def make(tool: str, image: Path, scratch: Path, *, bet_fraction: float) -> np.nd
     difference = volumes.grid_difference(volumes.read_header(image), mask.header)
     if difference is not None:
         raise DataError(f"{image}: the mask of {TOOLS[tool]} is not on its grid: {difference}")
-    require_sense(mask.data_XYZ, f"{image}: the mask of {TOOLS[tool]}")
+    check_mask(mask.data_XYZ, f"{image}: the mask of {TOOLS[tool]}")
     return mask.data_XYZ
 
 
-def require_sense(mask_XYZ: np.ndarray, what: str) -> None:
+def check_mask(mask_XYZ: np.ndarray, name: str) -> None:
     """DataError for a mask that holds nothing or everything."""
     num_inside = int(np.count_nonzero(mask_XYZ))
     if num_inside in (0, mask_XYZ.size):
         share = "no voxel" if num_inside == 0 else "every voxel"
-        raise DataError(f"{what} holds {share}; give a mask (data.layout.mask), or take the subject out")
+        raise DataError(f"{name} holds {share}; give a mask (data.layout.mask), or take the subject out")
 
 
 def _run(command: Sequence[str], image: Path, tool: str) -> None:
     environment = {**os.environ, "FSLOUTPUTTYPE": "NIFTI_GZ"}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, env=environment, timeout=TIMEOUT_S, check=False, errors="replace"
         )
     except subprocess.TimeoutExpired as error:
         raise DataError(f"{image}: {tool} did not end in {TIMEOUT_S:g} s; look at the image") from error
     except OSError as error:
         raise ResourceError(f"{tool} cannot be started ({error.strerror}): {command[0]}") from error
-    if done.returncode != 0:
-        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()[-1]
-        raise DataError(f"{image}: {tool} failed (exit {done.returncode}), saying: {said}")
+    if process.returncode != 0:
+        last_line = (process.stderr.strip() or process.stdout.strip() or "nothing").splitlines()[-1]
+        raise DataError(f"{image}: {tool} failed (exit {process.returncode}), saying: {last_line}")
 
 
 def _fsl_version() -> str:

@@ -5,113 +5,114 @@
     python -m data_prep.build_shards data=pairs data.name=clinic data.root=/data/clinic data.prepare.repair=true
 
 Writes <cohort_dir>/cohort.json, shards/gan/train, shards/unet/train and shards/unet/validation. Killed at any moment it
-leaves nothing that looks whole, and the next start builds only what is missing. The bytes do not depend on the number
+leaves nothing that looks complete, and the next run builds only what is missing. The bytes do not depend on the number
 of ranks. Each rank holds one subject's voxels at a time.
 """
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
-from data_prep import build_state, lock, mpi, paths, pseudonyms
-from data_prep.build_state import State
-from data_prep.check import check_cohort, divide, require_rules
+from data_prep import build_state, lock, mpi, pseudonyms
+from data_prep.build_state import BuildState
+from data_prep.check import assign_splits, check_cohort, check_label_settings
 from data_prep.layouts import CohortFiles, find_subjects
-from data_prep.mpi import Progress, World
+from data_prep.mpi import MpiWorld, ProgressBar
+from data_prep.output import check_output_folder
 from data_prep.patients import patients_of
 from data_prep.qc_results import CohortReport, summary, table
-from data_prep.shard_plan import PlannedShard, Source, plan
+from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, read_cohort, write_cohort
-from vesselgan.formats.shards import Manifest, Record, ShardInfo, read_manifest, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
+
+Result = TypeVar("Result")
 
 BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
 
 
 @dataclass(frozen=True)
-class Records:
+class ShardRecords:
     """The records of one shard to come; their number is known before they are made, for messages about space."""
 
     shard: PlannedShard
-    source: Source
-    progress: Progress
+    extractor: PatchExtractor
+    progress: ProgressBar
 
     def __length_hint__(self) -> int:
         return self.shard.count
 
     def __iter__(self) -> Iterator[Record]:
-        for record in self.source.records(self.shard):
+        for record in self.extractor.records(self.shard):
             yield record
-            self.progress.advance()
+            self.progress.update()
 
 
-def build(config: BuildShards, here: World) -> None:
+def build(config: BuildShards, world: MpiWorld) -> None:
     """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
-    cohort_dir = Path(data.cohort_dir)
-    found = mpi.run_on_rank0(here, lambda: find_in(data))
-    owners = mpi.together(here, lock.this_process)
-    lock_path = cohort_dir / ".build_shards.lock"
-    tell(here, mpi.run_on_rank0(here, lambda: lock.take(lock_path, owners)))
-    try:
-        cohort = settle_cohort(data, found, here)
-        build_sets(config, cohort, here)
-    finally:
-        if here.rank == 0:
-            lock.release(lock_path)
+    cohort_files = mpi.run_on_rank0(world, lambda: find_cohort(data))
+    with lock.exclusive(world, Path(data.cohort_dir) / ".build_shards.lock"):
+        cohort = resolve_cohort(data, cohort_files, world)
+        build_missing(config, cohort, world)
 
 
-def find_in(data: PreparedData) -> CohortFiles:
-    """The cohort's files; refuses what cannot end well before any file is made."""
-    require_rules(data.prepare)
-    paths.refuse(data.cohort_dir, "data.cohort_dir", data.root)
+def find_cohort(data: PreparedData) -> CohortFiles:
+    """The cohort's files; raises for wrong settings before any file is written."""
+    check_label_settings(data.prepare)
+    check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
     patients_of(data)
     return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
 
 
-def settle_cohort(data: PreparedData, found: CohortFiles, here: World) -> Cohort:
-    """The cohort to build from: as an earlier start left it where nothing changed since, else checked now."""
-    before = mpi.run_on_rank0(here, lambda: build_state.read(data))
-    inputs = mpi.run_on_rank0(here, lambda: build_state.inputs_of(found, pseudonyms.renamer(data)))
-    if before is not None and before.inputs == inputs and (data.prepare.quarantine or not before.set_aside):
-        if (cohort := mpi.run_on_rank0(here, lambda: unchanged_cohort(data, before))) is not None:
-            aside = f"; set aside: {', '.join(before.set_aside)}" if before.set_aside else ""
-            tell(here, f"{data.name}: {len(cohort.subjects)} subjects, unchanged since they were checked{aside}")
-            return cohort
-    checked = check_cohort(data, found, here)
-    tell(here, table(checked))
+def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorld) -> Cohort:
+    """The cohort to build from: as an earlier run left it where nothing changed since, else checked now."""
+    state = mpi.run_on_rank0(world, lambda: build_state.read_state(data))
+    inputs = mpi.run_on_rank0(world, lambda: build_state.inputs_of(cohort_files, pseudonyms.renamer(data)))
+    if state is not None and state.inputs == inputs and (data.prepare.quarantine or not state.set_aside):
+        unchanged = mpi.run_on_rank0(world, lambda: unchanged_cohort(data, state))
+        if unchanged is not None:
+            aside = f"; set aside: {', '.join(state.set_aside)}" if state.set_aside else ""
+            text = f"{data.name}: {len(unchanged.subjects)} subjects, unchanged since they were checked{aside}"
+            mpi.print_on_rank0(world, text)
+            return unchanged
+    report = check_cohort(data, cohort_files, world)
+    mpi.print_on_rank0(world, table(report))
 
-    def settle() -> Cohort:
-        assigned = divide(checked, data)
-        cohort = cohort_of(data, checked, assigned)
-        stored_cohort(data)  # a newer program's is not written over
-        if before is not None:
-            build_state.check_unchanged(data, before, cohort)
+    def resolve() -> Cohort:
+        assigned = assign_splits(report, data)
+        cohort = make_cohort(data, report, assigned)
+        read_if_valid(read_cohort, Path(data.cohort_dir))  # refuses to write over a newer program's
+        if state is not None:
+            build_state.check_unchanged(data, state, cohort)
         set_aside, contents = sorted(set(inputs) - set(assigned)), build_state.contents_of(cohort)
-        build_state.write(data, State(data.name, build_state.settings_of(data), inputs, set_aside, contents))
+        settings = build_state.settings_of(data)
+        build_state.write_state(data, BuildState(data.name, settings, inputs, set_aside, contents))
         write_cohort(data.cohort_dir, cohort)
-        tell(here, summary(checked, assigned))
+        print(summary(report, assigned), flush=True)
         return cohort
 
-    return mpi.run_on_rank0(here, settle)
+    return mpi.run_on_rank0(world, resolve)
 
 
-def unchanged_cohort(data: PreparedData, before: State) -> Cohort | None:
+def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
     """cohort.json as it is; None when it must be made again. DataError when a CSV now divides it in another way."""
-    cohort = stored_cohort(data)
-    if cohort is None or build_state.contents_of(cohort) != before.contents:
+    cohort = read_if_valid(read_cohort, Path(data.cohort_dir))
+    if cohort is None or build_state.contents_of(cohort) != state.contents:
         return None
-    if not all(path.is_file() for path in paths_of(cohort)):
+    files = [path for s in cohort.subjects.values() for path in (s.image, s.label, s.mask) if path is not None]
+    if not all(path.is_file() for path in files):
         return None
-    known, rename = sorted(before.inputs), pseudonyms.renamer(data)
+    known, rename = sorted(state.inputs), pseudonyms.renamer(data)
     assigned = assign(list(cohort.subjects), data.prepare.split, known=known, rename=rename)
     changed = {
         name: f"{s.split} -> {assigned[name]}" for name, s in cohort.subjects.items() if s.split != assigned[name]
@@ -124,106 +125,105 @@ def unchanged_cohort(data: PreparedData, before: State) -> Cohort | None:
     return cohort
 
 
-def stored_cohort(data: PreparedData) -> Cohort | None:
-    """cohort.json; None when it is missing or damaged. NewerFormatError when it is a later program's."""
+def read_if_valid(read: Callable[[Path], Result], folder: Path) -> Result | None:
+    """None for a file that is missing or damaged. NewerFormatError when it is a later program's."""
     try:
-        return read_cohort(data.cohort_dir)
+        return read(folder)
     except NewerFormatError:
         raise
     except DataError:
         return None
 
 
-def paths_of(cohort: Cohort) -> list[Path]:
-    """Every file that the cohort names."""
-    return [p for s in cohort.subjects.values() for p in (s.image, s.label, s.mask) if p is not None]
-
-
-def cohort_of(data: PreparedData, checked: CohortReport, assigned: dict[str, str]) -> Cohort:
-    """What the check learned of the subjects that have a split."""
+def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, str]) -> Cohort:
+    """The cohort of the subjects that have a split."""
     subjects, prepare = {}, data.prepare
     values = None if prepare.label_values is None else tuple(prepare.label_values)
     reading = ReadOptions(prepare.nan_value, values, prepare.label_binarize_threshold)
-    for finding in checked.findings:
-        if finding.subject in assigned:
-            subjects[finding.subject] = Subject(
-                split=assigned[finding.subject],
-                image=finding.files.image,
-                label=finding.files.label,
-                mask=finding.files.mask,
-                shape=finding.header.shape,
-                spacing_mm=finding.header.spacing_mm,
-                limits=finding.limits,
-                num_clipped=finding.num_clipped,
-                image_sha256=finding.image_sha256,
-                label_sha256=finding.label_sha256,
-                reading=reading,
-            )
+    for result in report.results:
+        if result.subject not in assigned:
+            continue
+        header, limits, num_clipped, sha256 = result.header, result.limits, result.num_clipped, result.image_sha256
+        assert header is not None and limits is not None and num_clipped is not None and sha256 is not None
+        subjects[result.subject] = Subject(
+            split=assigned[result.subject],
+            image=result.files.image,
+            label=result.files.label,
+            mask=result.files.mask,
+            shape=header.shape,
+            spacing_mm=header.spacing_mm,
+            limits=limits,
+            num_clipped=num_clipped,
+            image_sha256=sha256,
+            label_sha256=result.label_sha256,
+            reading=reading,
+        )
     return Cohort(data.name, prepare.upper_percentile, subjects, prepare.pseudonymise)
 
 
-def build_sets(config: BuildShards, cohort: Cohort, here: World) -> None:
-    """Keep whole shards, build the others on all ranks, write the manifests."""
+def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
+    """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
-    cohort_dir = Path(data.cohort_dir)
-    shards = plan(cohort, data.prepare, config.purposes)
+    shards = plan_shards(cohort, data.prepare, config.purposes)
     if data.layout.label is None and shards:
         raise DataError(
             f"{data.root}: data.layout.label is null, but shards hold pairs of image and label; supply labels"
         )
-    mpi.run_on_rank0(
-        here, lambda: [manifest_in(cohort_dir / "shards" / p / s) for p, s in sets_of(shards)]
-    )  # newer ones?
-    finished = inspect_all(data, shards, here)
+    sets = group_by_set(shards)
+    # Raises NewerFormatError before anything is written.
+    mpi.run_on_rank0(world, lambda: [read_if_valid(read_manifest, set_folder(data, *key)) for key in sets])
+    finished = inspect_shards(data, shards, world)
     missing = [shard for shard in shards if shard.name not in finished]
-    mpi.run_on_rank0(here, lambda: require_space(data, missing))
-
-    def build_mine() -> dict[str, ShardInfo]:
-        built, source = {}, Source(cohort, data.prepare)
-        with Progress(here, sum(s.count for s in missing), what="shards", unit="pair") as progress:
-            for shard in mpi.partition(here, missing, weight=lambda shard: shard.count):
-                path = build_state.shard_path(cohort_dir, shard)
-                records = Records(shard, source, progress)
-                info = write_shard(path, records, patch_shape=tuple(data.prepare.patch_shape), origin="real")
-                build_state.note(cohort_dir, shard, info)
-                built[shard.name] = info
-        return built
-
-    for part in mpi.together(here, build_mine):
-        finished |= part
-    written = mpi.run_on_rank0(here, lambda: write_manifests(data, cohort, shards, finished))
-    for purpose, split in sets_of(shards):
-        mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
-        new = sum(shard in missing for shard in mine)
-        pairs = sum(shard.count for shard in mine)
-        tell(
-            here, f"{purpose}/{split}: {pairs} pairs in {len(mine)} shards ({new} built, {len(mine) - new} were there)"
-        )
-    what = "no subject in training or validation, so no shards; cohort.json is enough to test"
+    mpi.run_on_rank0(world, lambda: check_space(data, missing))
+    for built in mpi.gather_results(world, lambda: build_mine(data, cohort, missing, world)):
+        finished |= built
+    written = mpi.run_on_rank0(world, lambda: write_manifests(data, cohort, sets, finished))
+    for (purpose, split), members in sets.items():
+        num_pairs, num_built = sum(shard.count for shard in members), sum(shard in missing for shard in members)
+        counts = f"{num_built} built, {len(members) - num_built} were there"
+        mpi.print_on_rank0(world, f"{purpose}/{split}: {num_pairs} pairs in {len(members)} shards ({counts})")
     if missing:
-        what = f"built in {time.monotonic() - started_s:.1f} s"
-    elif shards:
-        what = f"manifests written anew: {', '.join(written)}" if written else "everything was there already"
-    tell(here, f"{data.name}: {what}")
+        outcome = f"built in {time.monotonic() - started_s:.1f} s"
+    elif not shards:
+        outcome = "no subject in training or validation, so no shards; cohort.json is enough to test"
+    else:
+        outcome = f"manifests written anew: {', '.join(written)}" if written else "everything was there already"
+    mpi.print_on_rank0(world, f"{data.name}: {outcome}")
 
 
-def inspect_all(data: PreparedData, shards: list[PlannedShard], here: World) -> dict[str, ShardInfo]:
-    """Name -> entry of the shards that are whole. DataError for damaged ones, unless they are to be rebuilt."""
+def build_mine(
+    data: PreparedData, cohort: Cohort, missing: list[PlannedShard], world: MpiWorld
+) -> dict[str, ShardInfo]:
+    """Write this rank's slice of the missing shards; name -> entry."""
+    cohort_dir, (x, y, z) = Path(data.cohort_dir), data.prepare.patch_shape
+    built, extractor = {}, PatchExtractor(cohort, data.prepare)
+    num_pairs = sum(shard.count for shard in missing)
+    with ProgressBar(world, num_pairs, description="shards", unit="pair") as progress:
+        for shard in mpi.partition(world, missing, weight=lambda shard: shard.count):
+            records = ShardRecords(shard, extractor, progress)
+            path = build_state.shard_path(cohort_dir, shard)
+            info = write_shard(path, records, patch_shape=(x, y, z), origin="real")
+            build_state.record_shard(cohort_dir, shard, info)
+            built[shard.name] = info
+    return built
+
+
+def inspect_shards(data: PreparedData, shards: list[PlannedShard], world: MpiWorld) -> dict[str, ShardInfo]:
+    """Name -> entry of the complete shards. DataError for damaged ones, unless they are to be rebuilt."""
     cohort_dir = Path(data.cohort_dir)
-    mine = mpi.together(
-        here, lambda: {s.name: build_state.inspect(cohort_dir, s) for s in shards[here.rank :: here.size]}
+    states = mpi.map_items(
+        world, shards, lambda shard: build_state.inspect_shard(cohort_dir, shard), description="verify", unit="shard"
     )
-    states = {name: state for part in mine for name, state in part.items()}
-    damaged = [states[shard.name] for shard in shards if isinstance(states[shard.name], str)]
-    if damaged and not data.prepare.repair:
-        raise DataError(f"{'; '.join(damaged)}; data.prepare.repair=true rebuilds what is damaged and nothing else")
-    for problem in damaged:
-        tell(here, f"rebuilding {problem}")
-    return {name: state for name, state in states.items() if isinstance(state, ShardInfo)}
+    problems = [state for state in states if isinstance(state, str)]
+    if problems and not data.prepare.repair:
+        raise DataError(f"{'; '.join(problems)}; data.prepare.repair=true rebuilds what is damaged and nothing else")
+    for problem in problems:
+        mpi.print_on_rank0(world, f"rebuilding {problem}")
+    return {shard.name: s for shard, s in zip(shards, states, strict=True) if isinstance(s, ShardInfo)}
 
 
-def require_space(data: PreparedData, missing: list[PlannedShard]) -> None:
-    """ResourceError when the shards to come would not fit on the disk."""
+def check_space(data: PreparedData, missing: list[PlannedShard]) -> None:
+    """ResourceError when the missing shards would not fit on the disk."""
     needed = sum(shard.count for shard in missing) * int(np.prod(data.prepare.patch_shape)) * BYTES_PER_VOXEL
     free = shutil.disk_usage(data.cohort_dir).free
     if needed > free:
@@ -233,23 +233,31 @@ def require_space(data: PreparedData, missing: list[PlannedShard]) -> None:
         )
 
 
-def sets_of(shards: list[PlannedShard]) -> list[tuple[str, str]]:
-    """(purpose, split) in order, each once."""
-    return list(dict.fromkeys((shard.purpose, shard.split) for shard in shards))
+def group_by_set(shards: list[PlannedShard]) -> dict[tuple[str, str], list[PlannedShard]]:
+    """(purpose, split) -> its shards, in order."""
+    sets: dict[tuple[str, str], list[PlannedShard]] = {}
+    for shard in shards:
+        sets.setdefault((shard.purpose, shard.split), []).append(shard)
+    return sets
+
+
+def set_folder(data: PreparedData, purpose: str, split: str) -> Path:
+    return Path(data.cohort_dir) / "shards" / purpose / split
 
 
 def write_manifests(
-    data: PreparedData, cohort: Cohort, shards: list[PlannedShard], finished: dict[str, ShardInfo]
+    data: PreparedData,
+    cohort: Cohort,
+    sets: dict[tuple[str, str], list[PlannedShard]],
+    finished: dict[str, ShardInfo],
 ) -> list[str]:
-    """Make each set of shards readable: its manifest, unless it is there and says the same. The sets that got one."""
+    """Write the manifest of each set of shards unless it is there and says the same. Returns the sets that got one."""
     written, patients = [], patients_of(data)
-    for purpose, split in sets_of(shards):
-        mine = [shard for shard in shards if (shard.purpose, shard.split) == (purpose, split)]
-        folder = Path(data.cohort_dir) / "shards" / purpose / split
-        subjects = {part.subject: cohort.subjects[part.subject] for shard in mine for part in shard.parts}
-        spacings = [subject.spacing_mm for subject in subjects.values()]
-        content = {
-            "shards": tuple(finished[shard.name] for shard in mine),
+    for (purpose, split), shards in sets.items():
+        subjects = {r.subject: cohort.subjects[r.subject] for shard in shards for r in shard.ranges}
+        spacing_mm = np.median([subject.spacing_mm for subject in subjects.values()], axis=0)
+        content: dict[str, Any] = {
+            "shards": tuple(finished[shard.name] for shard in shards),
             "patch_shape": tuple(data.prepare.patch_shape),
             "origin": "real",
             "subjects": {
@@ -261,32 +269,17 @@ def write_manifests(
                 }
                 for name, subject in subjects.items()
             },
-            "spacing_mm": tuple(float(s) for s in np.median(spacings, axis=0)),
+            "spacing_mm": tuple(float(s) for s in spacing_mm),
             "upper_percentile": data.prepare.upper_percentile,
             "extra": {"cohort": data.name, "purpose": purpose, "split": split}
             | {"settings": build_state.settings_of(data)},
         }
-        there = manifest_in(folder)
-        if there is None or any(getattr(there, key) != value for key, value in content.items()):
+        folder = set_folder(data, purpose, split)
+        existing = read_if_valid(read_manifest, folder)
+        if existing is None or any(getattr(existing, key) != value for key, value in content.items()):
             write_manifest(folder, **content)
             written.append(f"{purpose}/{split}")
     return written
-
-
-def manifest_in(folder: Path) -> Manifest | None:
-    """The manifest; None when it is missing or damaged. NewerFormatError when it is a later program's."""
-    try:
-        return read_manifest(folder)
-    except NewerFormatError:
-        raise
-    except DataError:
-        return None
-
-
-def tell(here: World, text: str | None) -> None:
-    """One message for the user, from rank 0."""
-    if text and here.rank == 0:
-        print(text, flush=True)
 
 
 def main() -> None:

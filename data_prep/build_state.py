@@ -1,9 +1,9 @@
-"""What a build remembers between its starts, below <cohort_dir>/shards/.build: so that a killed one is taken up again.
+"""What a build remembers between its runs, below <cohort_dir>/shards/.build, so that a killed one can be resumed.
 
     state.json                              the settings, input files and voxels that the shards come from
     <purpose>-<split>-shard-00000.h5.json   one finished shard: count, bytes, sha256
 
-Readers of shards need none of it: for them the manifest is the document.
+Readers of shards need none of it: they read the manifest.
 """
 
 import json
@@ -14,26 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.layouts import KINDS, CohortFiles
+from data_prep.output import write_json
 from data_prep.shard_plan import PlannedShard
 from vesselgan.config.schema import PreparedData
-from vesselgan.core.atomic_io import sha256_of, write_text
-from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.cohort import COHORT, Cohort, read_cohort
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import ShardInfo
 
-# What may change from one start to the next without changing a byte of a shard, and what shows in the subjects' names.
+# May change between two runs: no byte of a shard depends on them, or a change shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
 FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file"}
 
 
 @dataclass(frozen=True)
-class State:
-    """One build, whoever continues it."""
+class BuildState:
+    """What the shards of one cohort were built from."""
 
     name: str
     settings: dict[str, Any]
     inputs: dict[str, Any]
-    """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]: what need not be checked again."""
+    """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]."""
     set_aside: list[str]
     contents: dict[str, list[str | None]]
     """Subject -> [split, sha256 of the image's voxels, of the label's]: what the shards were cut from."""
@@ -41,29 +42,28 @@ class State:
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
     """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on."""
-    flat = {**_flat(asdict(data.layout), "layout."), **_flat(asdict(data.prepare), "prepare.")}
+    flat = {**_flatten(asdict(data.layout), "layout."), **_flatten(asdict(data.prepare), "prepare.")}
     return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
 
 
-def inputs_of(found: CohortFiles, rename: Callable[[str], str]) -> dict[str, Any]:
-    """The cohort's files as they lie there now; paths go through `rename`, as ids did."""
+def inputs_of(cohort_files: CohortFiles, rename: Callable[[str], str]) -> dict[str, Any]:
+    """`BuildState.inputs` of the files as they are now; paths go through `rename`, as ids did."""
     inputs = {}
-    for files in found.subjects:
+    for files in cohort_files.subjects:
         paths = {kind: getattr(files, kind) for kind in KINDS if getattr(files, kind) is not None}
-        inputs[files.subject] = {kind: [rename(os.path.realpath(path)), *_seen(path)] for kind, path in paths.items()}
+        inputs[files.subject] = {kind: [rename(os.path.realpath(p)), *_size_and_time(p)] for kind, p in paths.items()}
     return inputs
 
 
-def _seen(path: Path) -> list[int | None]:
-    """Bytes and time of change; None for a link that leads nowhere, which the check names."""
+def _size_and_time(path: Path) -> list[int | None]:
     try:
         stat = path.stat()
-    except OSError:
+    except OSError:  # a link that leads nowhere is a fault that the check names
         return [None, None]
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def read(data: PreparedData) -> State | None:
+def read_state(data: PreparedData) -> BuildState | None:
     """The state of the build in data.cohort_dir; None where there is none yet.
 
     UsageError where the folder holds something else or a build with other settings, with the difference.
@@ -71,44 +71,44 @@ def read(data: PreparedData) -> State | None:
     cohort_dir = Path(data.cohort_dir)
     path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
     try:
-        state = _parse(json.loads(path.read_text(encoding="utf-8")), cohort_dir)
+        state = _parse(json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, NotADirectoryError):
-        _refuse_foreign(cohort_dir, data.name)
+        _check_not_foreign(cohort_dir, data.name)
         return None
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     if state.name != data.name:
         raise UsageError(f"{cohort_dir}: holds the shards of cohort {state.name}, not {data.name}; {remedy}")
-    now = settings_of(data)
+    settings = settings_of(data)
     changed = [
-        f"data.{key}: {state.settings.get(key)} -> {now.get(key)}"
-        for key in sorted({*now, *state.settings})
-        if state.settings.get(key) != now.get(key)
+        f"data.{key}: {state.settings.get(key)} -> {settings.get(key)}"
+        for key in sorted({*settings, *state.settings})
+        if state.settings.get(key) != settings.get(key)
     ]
     if changed:
         raise UsageError(f"{cohort_dir}: the shards were built with other settings ({'; '.join(changed)}); {remedy}")
     return state
 
 
-def write(data: PreparedData, state: State) -> None:
-    """Remember the build before its first shard."""
-    _write(_folder(Path(data.cohort_dir)) / "state.json", asdict(state))
+def write_state(data: PreparedData, state: BuildState) -> None:
+    """Write state.json, before the first shard."""
+    write_json(_folder(Path(data.cohort_dir)) / "state.json", asdict(state))
 
 
 def contents_of(cohort: Cohort) -> dict[str, list[str | None]]:
-    """What the shards of a cohort are cut from, for `State.contents`."""
+    """`BuildState.contents` of a cohort."""
     return {name: [s.split, s.image_sha256, s.label_sha256] for name, s in cohort.subjects.items()}
 
 
-def check_unchanged(data: PreparedData, before: State, now: Cohort) -> None:
+def check_unchanged(data: PreparedData, state: BuildState, cohort: Cohort) -> None:
     """DataError when the cohort is no longer the one that the shards were built from, with the difference."""
-    old, new = before.contents, contents_of(now)
+    old, new = state.contents, contents_of(cohort)
     changes = [f"{name} is new" for name in sorted(set(new) - set(old))]
     changes += [f"{name} is gone" for name in sorted(set(old) - set(new))]
     for name in sorted(set(old) & set(new)):
-        (split, *voxels), (new_split, *new_voxels) = old[name], new[name]
-        pairs = zip(("image", "label"), voxels, new_voxels, strict=True)
-        changes += [f"the {kind} of {name} changed" for kind, was, is_now in pairs if was != is_now]
+        (split, *digests), (new_split, *new_digests) = old[name], new[name]
+        pairs = zip(("image", "label"), digests, new_digests, strict=True)
+        changes += [f"the {kind} of {name} changed" for kind, before, after in pairs if before != after]
         if split != new_split:
             changes.append(f"{name} moved from {split} to {new_split}")
     if changes:
@@ -119,20 +119,19 @@ def check_unchanged(data: PreparedData, before: State, now: Cohort) -> None:
 
 
 def shard_path(cohort_dir: Path, shard: PlannedShard) -> Path:
-    """Where a planned shard lies."""
     return cohort_dir / "shards" / shard.name
 
 
-def note(cohort_dir: Path, shard: PlannedShard, info: ShardInfo) -> None:
+def record_shard(cohort_dir: Path, shard: PlannedShard, info: ShardInfo) -> None:
     """Remember a finished shard."""
-    _write(_note_path(cohort_dir, shard), asdict(info))
+    write_json(_record_path(cohort_dir, shard), asdict(info))
 
 
-def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
-    """The shard's entry when it is whole to the last byte, None when it was never finished, else what is wrong."""
+def inspect_shard(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
+    """The entry of a shard whose bytes are as written, None when it was never finished, else what is wrong."""
     path = shard_path(cohort_dir, shard)
     try:
-        info = ShardInfo(**json.loads(_note_path(cohort_dir, shard).read_text(encoding="utf-8")))
+        info = ShardInfo(**json.loads(_record_path(cohort_dir, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     if not path.is_file():
@@ -142,23 +141,18 @@ def inspect(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | None:
     return info if sha256_of(path) == info.sha256 else f"{path}: its bytes changed (sha256 differs)"
 
 
-def _parse(content: Any, cohort_dir: Path) -> State:
-    """TypeError or ValueError for whatever is not as `State` says.
-
-    Builds of before there were `contents` have them in cohort.json alone.
-    """
-    if isinstance(content, dict) and "contents" not in content:
-        content["contents"] = contents_of(read_cohort(cohort_dir))
-    state = State(**content)
-    if not all(isinstance(part, dict) for part in (state.settings, state.inputs, state.contents)):
+def _parse(content: Any) -> BuildState:
+    """TypeError or ValueError for whatever does not have the types of `BuildState`."""
+    state = BuildState(**content)
+    if not all(isinstance(value, dict) for value in (state.settings, state.inputs, state.contents)):
         raise ValueError("settings, inputs or contents are damaged")
     if not isinstance(state.set_aside, list) or any(len(entry) != 3 for entry in state.contents.values()):
         raise ValueError("set_aside or contents are damaged")
     return state
 
 
-def _refuse_foreign(cohort_dir: Path, name: str) -> None:
-    """UsageError where shards or a cohort lie that no build of this cohort made."""
+def _check_not_foreign(cohort_dir: Path, name: str) -> None:
+    """UsageError for shards or a cohort.json that no build of this cohort made."""
     shards = cohort_dir / "shards"
     if shards.exists() and any(entry.name != ".build" for entry in shards.iterdir()):
         raise UsageError(f"{shards}: was not made by this program's build; {_remedy(cohort_dir)}")
@@ -183,19 +177,12 @@ def _folder(cohort_dir: Path) -> Path:
     return cohort_dir / "shards" / ".build"
 
 
-def _note_path(cohort_dir: Path, shard: PlannedShard) -> Path:
+def _record_path(cohort_dir: Path, shard: PlannedShard) -> Path:
     return _folder(cohort_dir) / f"{shard.name.replace('/', '-')}.json"
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        write_text(path, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
-
-
-def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

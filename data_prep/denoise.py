@@ -2,6 +2,7 @@
 
 # X Y Z voxels of the canonical grid
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,11 @@ MAD_TO_SIGMA = 1 / 0.6744897501960817  # median absolute deviation of a normal d
 
 
 def denoise(image_XYZ: np.ndarray, *, strength: float, patch: int, distance: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """The image with its noise averaged out over similar patches, float32, and what was used.
+    """The image denoised by non-local means, float32, and the provenance.
 
-    strength: the cut-off of patch distances in standard deviations of the noise; patch: edge of the patches that are
-    compared; distance: how far they are looked for (voxels).
+    strength: cut-off of patch distances in standard deviations of the noise; patch: edge of the compared patches;
+    distance: radius of the search (both in voxels).
     """
-    import skimage
     from skimage.restoration import denoise_nl_means
 
     sigma = noise_sigma(image_XYZ)
@@ -30,12 +30,12 @@ def denoise(image_XYZ: np.ndarray, *, strength: float, patch: int, distance: int
         fast_mode=True,
         preserve_range=True,
     )
-    facts = {
+    provenance = {
         "tool": "scikit-image denoise_nl_means",
-        "version": skimage.__version__,
+        "version": version("scikit-image"),
         "parameters": {"patch_size": patch, "patch_distance": distance, "h_over_sigma": strength, "sigma": sigma},
     }
-    return denoised_XYZ.astype(np.float32, copy=False), facts
+    return denoised_XYZ.astype(np.float32, copy=False), provenance
 
 
 def noise_sigma(image_XYZ: np.ndarray) -> float:

@@ -1,129 +1,33 @@
-"""One job at a time in a folder: a lock file that names the processes that hold it."""
+"""One job at a time in a folder."""
 
-import fcntl
-import json
-import os
-import socket
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
+from data_prep import mpi
+from data_prep.mpi import MpiWorld
+from vesselgan.core import locks
 from vesselgan.core.errors import ResourceError
 
 
-@dataclass(frozen=True)
-class Owner:
-    """One process of the job that holds a lock."""
-
-    host: str
-    pid: int
-    started: str | None
-    """The kernel's start time of the process, which a later process with the same id does not share."""
-    job: str | None
-    """Slurm's job id, which a requeued job keeps."""
-
-
-def this_process() -> Owner:
-    """The calling process as an owner."""
-    return Owner(socket.gethostname(), os.getpid(), _started(os.getpid()), os.environ.get("SLURM_JOB_ID"))
+@contextmanager
+def exclusive(world: MpiWorld, path: Path) -> Iterator[None]:
+    """Rank 0 holds `path` for the job. Raises ResourceError, on all ranks, if another job holds it."""
+    files: list[IO[str]] = []
+    mpi.run_on_rank0(world, lambda: files.append(_acquire(path)))
+    try:
+        yield
+    finally:
+        if files:
+            locks.remove(path, files[0])
 
 
-def take(path: Path, owners: Sequence[Owner]) -> str | None:
-    """Take the lock for `owners` (all ranks of the job); a note when the lock of a dead job was taken over.
-
-    ResourceError, naming host, process and job, when another job holds it. A lock is dead when all its processes ran on
-    this host and none lives, or when it belongs to an earlier start of the same Slurm job.
-    """
-    note = None
-    mine = path.with_name(f"{path.name}.{owners[0].host}.{owners[0].pid}")
+def _acquire(path: Path) -> IO[str]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        mine.write_text(json.dumps([asdict(owner) for owner in owners]))
-        if not _link(mine, path):
-            note = f"took over the lock of a job that died ({_named(_remove_dead(path, owners[0]))})"
-            if not _link(mine, path):
-                raise ResourceError(_refusal(path, None))
-        _sweep(path, owners[0].host)
+        return locks.acquire(path)
+    except locks.HeldError as error:
+        raise ResourceError(f"another job writes in {path.parent}: {error}; wait until it ends") from error
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
-    finally:
-        with suppress(OSError):  # never made, or its folder is a file
-            mine.unlink()
-    return note
-
-
-def release(path: Path) -> None:
-    """Give the lock back."""
-    path.unlink(missing_ok=True)
-
-
-def _link(mine: Path, path: Path) -> bool:
-    """Make `path` the second name of `mine`: whole at once, and for one of several that try, over NFS too."""
-    try:
-        os.link(mine, path)
-    except FileExistsError:
-        return False
-    return True
-
-
-def _sweep(path: Path, host: str) -> None:
-    """Remove what processes of this host left that died while they took the lock."""
-    if not Path("/proc/self/stat").exists():
-        return
-    for left in path.parent.glob(f"{path.name}.*"):
-        _, _, pid = left.name.removeprefix(f"{path.name}.").rpartition(".")
-        if left.name == f"{path.name}.{host}.{pid}" and pid.isdigit() and _started(int(pid)) is None:
-            left.unlink(missing_ok=True)
-
-
-def _remove_dead(path: Path, me: Owner) -> Owner:
-    """Remove the lock of a dead job and say whose it was; ResourceError when its job lives. One at a time does it."""
-    with open(path) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            holders = [Owner(**entry) for entry in json.load(file)]
-        except (ValueError, TypeError) as error:
-            raise ResourceError(f"{path}: not a lock of this program; remove it if no job is building here") from error
-        is_current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        if not is_current or not all(_is_dead(holder, me) for holder in holders):
-            raise ResourceError(_refusal(path, holders[0]))
-        path.unlink()
-    return holders[0]
-
-
-def _is_dead(holder: Owner, me: Owner) -> bool:
-    if holder.job is not None and holder.job == me.job and os.environ.get("SLURM_RESTART_COUNT", "0") != "0":
-        return True
-    if holder.host != me.host:
-        return False
-    started = _started(holder.pid)
-    if started is not None or Path("/proc/self/stat").exists():
-        return started is None or (holder.started is not None and started != holder.started)
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        pass
-    return False
-
-
-def _started(pid: int) -> str | None:
-    """Start time by the kernel; None for a process that is gone or only waits to be reaped, and off Linux."""
-    try:
-        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
-    except OSError:
-        return None
-    return None if state in "ZX" else fields[18]
-
-
-def _refusal(path: Path, holder: Owner | None) -> str:
-    return (
-        f"another job is building in {path.parent}: {_named(holder) if holder else 'it has just started'}; "
-        f"wait for it, or, when it is surely gone, remove {path}"
-    )
-
-
-def _named(owner: Owner) -> str:
-    return f"host {owner.host}, process {owner.pid}, job {owner.job or 'none'}"

@@ -16,7 +16,7 @@ def grid_corners(shape: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray
     ceil(extent / patch) positions per axis, spread evenly from edge to edge: 3 x 3 x 2 patches of 128 x 128 x 64 for
     the paper's 312 x 384 x 127. DataError where the volume is thinner than the patch.
     """
-    _refuse_thin(shape, patch_shape)
+    _check_not_thin(shape, patch_shape)
     axes = []
     for extent, size in zip(shape, patch_shape, strict=True):
         gaps = -(-extent // size) - 1
@@ -26,26 +26,23 @@ def grid_corners(shape: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray
 
 def vessel_corners(
     label_XYZ: np.ndarray, patch_shape: Sequence[int], count: int, *, seed: int, subject: str, purpose: str
-) -> tuple[np.ndarray, str | None]:
-    """First voxels of `count` patches centred on vessel voxels drawn evenly, int64 [count, 3], and a warning or None.
+) -> np.ndarray:
+    """First voxels of `count` patches centred on vessel voxels drawn evenly, int64 [count, 3].
 
     A centre too near to an edge is moved inward, so that no patch leaves the volume. The draw depends on seed, subject
-    and purpose alone, not on the order of subjects. Fewer vessel voxels than `count`: drawn with replacement, which the
-    warning says. DataError for an empty label.
+    and purpose alone, not on the order of subjects. Fewer vessel voxels than `count`: drawn with
+    replacement. DataError for an empty label.
     """
-    _refuse_thin(label_XYZ.shape, patch_shape)
+    _check_not_thin(label_XYZ.shape, patch_shape)
     vessel_N = np.flatnonzero(label_XYZ)
     if vessel_N.size == 0 and count > 0:
         raise DataError(f"{subject}: the label is empty, so no patch can be centred on a vessel; take the subject out")
     key = hashlib.sha256(f"{seed}/{purpose}/{subject}".encode()).digest()
-    draw = np.random.default_rng(int.from_bytes(key[:16], "little"))
-    is_short = vessel_N.size < count
-    chosen_N = draw.choice(vessel_N, size=count, replace=is_short) if count else vessel_N[:0]
+    rng = np.random.default_rng(int.from_bytes(key[:16], "little"))
+    chosen_N = rng.choice(vessel_N, size=count, replace=vessel_N.size < count) if count else vessel_N[:0]
     centres_N3 = np.stack(np.unravel_index(chosen_N, label_XYZ.shape), axis=1).astype(np.int64)
     size_3 = np.asarray(patch_shape, dtype=np.int64)
-    corners_N3 = np.clip(centres_N3 - size_3 // 2, 0, np.asarray(label_XYZ.shape) - size_3)
-    warning = f"{vessel_N.size} vessel voxels for {count} patches: drawn with replacement" if is_short else None
-    return corners_N3, warning
+    return np.clip(centres_N3 - size_3 // 2, 0, np.asarray(label_XYZ.shape) - size_3)
 
 
 def cut(volume_XYZ: np.ndarray, corner: Sequence[int], patch_shape: Sequence[int]) -> np.ndarray:
@@ -58,18 +55,19 @@ def cut(volume_XYZ: np.ndarray, corner: Sequence[int], patch_shape: Sequence[int
 
 def padded_shape(shape: Sequence[int], patch_shape: Sequence[int]) -> tuple[int, int, int]:
     """The shape after `reflect_pad`: at least the patch on every axis."""
-    return tuple(max(extent, size) for extent, size in zip(shape, patch_shape, strict=True))
+    x, y, z = (max(extent, size) for extent, size in zip(shape, patch_shape, strict=True))
+    return x, y, z
 
 
 def reflect_pad(volume_XYZ: np.ndarray, patch_shape: Sequence[int]) -> np.ndarray:
     """Reflect the volume at its far edges until it holds one patch; voxel indices keep their meaning."""
-    grown = padded_shape(volume_XYZ.shape, patch_shape)
-    if grown == volume_XYZ.shape:
+    padded = padded_shape(volume_XYZ.shape, patch_shape)
+    if padded == volume_XYZ.shape:
         return volume_XYZ
-    return np.pad(volume_XYZ, [(0, g - n) for g, n in zip(grown, volume_XYZ.shape, strict=True)], mode="reflect")
+    return np.pad(volume_XYZ, [(0, p - n) for p, n in zip(padded, volume_XYZ.shape, strict=True)], mode="reflect")
 
 
-def _refuse_thin(shape: Sequence[int], patch_shape: Sequence[int]) -> None:
+def _check_not_thin(shape: Sequence[int], patch_shape: Sequence[int]) -> None:
     if any(extent < size for extent, size in zip(shape, patch_shape, strict=True)):
         raise DataError(
             f"a volume of {' x '.join(map(str, shape))} voxels is thinner than the patch "

@@ -1,16 +1,17 @@
-"""Whose a cohort's subjects are: `patient` in every manifest, by which privacy per patient groups the patches.
+"""The patient of each subject: `patient` in every manifest, by which privacy per patient groups the patches.
 
 The patient is what an id holds before its visit (sub-01_ses-2, PAT01_visit2), else the id itself: the layout's
-`{subject}`. Where ids say it otherwise, a column `patient` in data.prepare.split.csv does. With pseudonyms it is hashed
-as an id is. Of an id that was a pseudonym before, as in a preprocessed folder, only that column can tell.
+`{subject}`. A column `patient` in data.prepare.split.csv overrides it. Patients are hashed as ids are. For an id that
+is a pseudonym already, as in a preprocessed folder, there is only that column.
 """
 
 import csv
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-from data_prep import pseudonyms
 from data_prep.layouts import find_subjects
+from data_prep.pseudonyms import is_pseudonym, renamer
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 
@@ -18,28 +19,30 @@ _BIDS = re.compile(r"sub-[0-9A-Za-z]+")
 _VISIT = re.compile(
     r"[-_](ses-[0-9a-z]+|(ses|session|visit|timepoint|tp|followup|fu)[-_]?\d+)([-_].*)?$", re.IGNORECASE
 )
-_PSEUDONYM = re.compile(rf"{pseudonyms.PREFIX}[0-9a-f]{{{pseudonyms.DIGITS}}}")
 
 
 def patients_of(data: PreparedData) -> dict[str, str | None]:
-    """Subject, as it is called in shards -> patient; None where nobody can tell. DataError for a subject of two."""
-    rename = pseudonyms.renamer(data)
-    ids = [files.subject for files in find_subjects(data.root, data.layout).subjects]
-    by_id = {rename(subject): rename(_without_visit(subject)) for subject in ids if not _PSEUDONYM.fullmatch(subject)}
-    return dict.fromkeys(map(rename, ids)) | by_id | _named(data.prepare.split.csv, rename)
+    """Subject, as it is called in shards -> patient; None where it is unknown. DataError for a subject of two."""
+    rename = renamer(data)
+    patients: dict[str, str | None] = {}
+    for files in find_subjects(data.root, data.layout).subjects:
+        subject = files.subject
+        patients[rename(subject)] = None if is_pseudonym(subject) else rename(_without_visit(subject))
+    return patients | _read_column(data.prepare.split.csv, rename)
 
 
-def divided(patients: Mapping[str, str | None], assigned: Mapping[str, str]) -> list[str]:
-    """Patients whose subjects stand in several splits, in words: their own scans would tell how well others' do."""
-    visits: dict[str, list[str]] = {}
+def in_several_splits(patients: Mapping[str, str | None], assigned: Mapping[str, str]) -> list[str]:
+    """One message for each patient whose subjects stand in several splits: that leaks training data into the test."""
+    subjects_of: dict[str, list[str]] = defaultdict(list)
     for subject in assigned:
         if (patient := patients.get(subject)) is not None:
-            visits.setdefault(patient, []).append(subject)
+            subjects_of[patient].append(subject)
     return [
-        f"{patient} stands in {' and '.join(sorted({assigned[name] for name in names}))} ({', '.join(names)} are one "
-        "patient); give all visits one split in data.prepare.split.csv, or take visits out"
-        for patient, names in visits.items()
-        if len({assigned[name] for name in names}) > 1
+        f"{patient} stands in {' and '.join(sorted({assigned[subject] for subject in subjects}))} "
+        f"({', '.join(subjects)} are one patient); give all visits one split in data.prepare.split.csv, or take visits "
+        "out"
+        for patient, subjects in subjects_of.items()
+        if len({assigned[subject] for subject in subjects}) > 1
     ]
 
 
@@ -49,20 +52,20 @@ def _without_visit(subject: str) -> str:
     return _VISIT.sub("", subject) or subject
 
 
-def _named(path: str | None, rename: Callable[[str], str]) -> dict[str, str]:
-    """Subject -> patient from the CSV's column, where it has one and a row fills it; `splits` has read the rest."""
+def _read_column(path: str | None, rename: Callable[[str], str]) -> dict[str, str]:
+    """Subject -> patient from the rows of the CSV that fill the column."""
     if path is None:
         return {}
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, skipinitialspace=True))
     except (OSError, UnicodeDecodeError, csv.Error):
-        return {}  # `splits` refuses it, and says why
-    named: dict[str, str] = {}
+        return {}  # `splits.read_csv` refuses the file
+    patients: dict[str, str] = {}
     for row in rows:
         if not (patient := (row.get("patient") or "").strip()):
             continue
         subject = rename((row.get("subject") or "").strip())
-        if named.setdefault(subject, rename(patient)) != rename(patient):
+        if patients.setdefault(subject, rename(patient)) != rename(patient):
             raise DataError(f"{path}: {subject} has two patients; name one")
-    return named
+    return patients

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.phantom_vessels import Depth, Tip, Tubes, grow, join, trunk
+from data_prep.phantom_vessels import Depth, Tip, Tubes, concatenate, grow, trunk
 
 TEMPLATE_MM = (156.0, 192.0, 88.9)
 TOP_MM = 93.0
@@ -70,13 +70,13 @@ CLIVUS: tuple[Shape, ...] = (((0, 9, 16), (9, 8, 15)),)
 
 def depths(shapes: Sequence[Shape], x: np.ndarray, y: np.ndarray, z: np.ndarray) -> list[np.ndarray]:
     """Depth in mm below each ellipsoid's surface (first-order distance), positive inside. x, y, z broadcast."""
-    found = []
+    depths_mm = []
     for (cx, cy, cz), (a, b, c) in shapes:
         p, q, r = (x - cx) / a, (y - cy) / b, (z - cz) / c
         level = np.sqrt(p * p + q * q + r * r)
         slope = np.sqrt((p / a) ** 2 + (q / b) ** 2 + (r / c) ** 2)
-        found.append((1 - level) * level / (slope + 1e-6))
-    return found
+        depths_mm.append((1 - level) * level / (slope + 1e-6))
+    return depths_mm
 
 
 def depth_below(shapes: Sequence[Shape], x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -84,29 +84,22 @@ def depth_below(shapes: Sequence[Shape], x: np.ndarray, y: np.ndarray, z: np.nda
     return functools.reduce(np.maximum, depths(shapes, x, y, z))
 
 
-def rounded_union(parts: Sequence[np.ndarray], round_mm: float) -> np.ndarray:
+def rounded_union(depths_mm: Sequence[np.ndarray], round_mm: float) -> np.ndarray:
     """Depth below a union whose clefts are filled: by a quarter of round_mm where two surfaces meet, less around it."""
-    deepest = parts[0]
-    for depth in parts[1:]:
+    deepest = depths_mm[0]
+    for depth in depths_mm[1:]:
         share = np.clip(0.5 + 0.5 * (depth - deepest) / round_mm, 0, 1)
         deepest = deepest + (depth - deepest) * share + round_mm * share * (1 - share)
     return deepest
 
 
-def cerebrum_depth(points_N3: np.ndarray) -> np.ndarray:
-    return depth_below(CEREBRUM, *points_N3.T)
-
-
-def hind_depth(points_N3: np.ndarray) -> np.ndarray:
-    return depth_below(HIND, *points_N3.T)
-
-
-def head_depth(points_N3: np.ndarray) -> np.ndarray:
-    return depth_below(HEAD, *points_N3.T)
+def surface_of(shapes: Sequence[Shape]) -> Depth:
+    """`depth_below` as a function of points."""
+    return lambda points_N3: depth_below(shapes, *points_N3.T)
 
 
 @dataclass(frozen=True)
-class Variant:
+class WillisVariant:
     """One subject's circle of Willis; indices 0 right, 1 left."""
 
     a1: tuple[float, float]
@@ -118,30 +111,34 @@ class Variant:
     vertebral: tuple[float, float]
 
 
-def draw_variant(rng: np.random.Generator) -> Variant:
+def draw_variant(rng: np.random.Generator) -> WillisVariant:
     """Anatomical variants at about the frequencies of anatomical series."""
-    a1 = [1.0, 1.0]
+    a1, p1, communicating, vertebral = [1.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]
     if rng.random() < 0.15:
         a1[rng.integers(2)] = 0.55
-    p1, communicating = [], []
-    for _ in range(2):
+    for side in range(2):
         kind = rng.choice(4, p=[0.3, 0.35, 0.25, 0.1])
-        communicating.append((0.0, 0.6, 0.9, 1.5)[kind])
-        p1.append(0.5 if kind == 3 else 1.0)
-    vertebral = [1.0, 1.0]
+        communicating[side] = (0.0, 0.6, 0.9, 1.5)[kind]
+        p1[side] = 0.5 if kind == 3 else 1.0
     vertebral[rng.integers(2)] = rng.uniform(0.55, 1.0)
-    return Variant(tuple(a1), tuple(p1), tuple(communicating), rng.random() > 0.1, tuple(vertebral))
+    return WillisVariant(
+        a1=(a1[0], a1[1]),
+        p1=(p1[0], p1[1]),
+        communicating=(communicating[0], communicating[1]),
+        has_anterior_communicating=rng.random() > 0.1,
+        vertebral=(vertebral[0], vertebral[1]),
+    )
 
 
 @dataclass(frozen=True)
 class Calibre:
-    """What turns the table's radii (mm, adult) into a subject's, and where branches end."""
+    """A subject's scale of the table's radii (mm, adult), and the radius at which branches end."""
 
     scale: float
-    least_radius: float
+    min_radius: float
 
 
-Nodes = list[tuple[float, float, float]]
+Nodes = Sequence[tuple[float, float, float]]
 
 
 class Tracer:
@@ -150,13 +147,13 @@ class Tracer:
 
     def __init__(self, rng: np.random.Generator, calibre: Calibre) -> None:
         self.rng, self.calibre = rng, calibre
-        self.parts: list[Tubes] = []
+        self.tubes: list[Tubes] = []
         self.tips: list[Tip] = []
 
     def trace(
         self, sign: float, nodes: Nodes, radii: tuple[float, float], path_mm: float, *, jitter_mm: float = 0.7
     ) -> tuple[float, float, float]:
-        """Draw a trunk of the table's radii and return where it ends, on the right side."""
+        """Draw a trunk of the table's radii and return its last node, on the right side."""
         self._trunk(sign, nodes, radii, path_mm, jitter_mm)
         return nodes[-1]
 
@@ -168,37 +165,39 @@ class Tracer:
         self,
         sign: float,
         node: tuple[float, float, float],
-        way: tuple[float, float, float],
+        direction: tuple[float, float, float],
         radius: float,
         path_mm: float,
     ) -> None:
         """Begin a tree at a node."""
         mirror = np.array([sign, 1.0, 1.0])
-        self.tips.append(Tip(node * mirror, way * mirror, radius * self.calibre.scale, path_mm))
+        self.tips.append(
+            Tip(np.asarray(node) * mirror, np.asarray(direction) * mirror, radius * self.calibre.scale, path_mm)
+        )
 
     def grow(self, depth: Depth, *, target_depth_mm: float, branch_every_mm: float) -> None:
         """Grow the trees of all tips so far along a surface, and forget the tips."""
-        tubes = grow(
+        trees = grow(
             self.rng,
             self.tips,
             depth,
             target_depth_mm=target_depth_mm,
-            least_radius=self.calibre.least_radius,
+            min_radius=self.calibre.min_radius,
             branch_every_mm=branch_every_mm,
             top_mm=TOP_MM,
         )
-        self.parts.append(tubes)
+        self.tubes.append(trees)
         self.tips = []
 
     def _trunk(self, sign: float, nodes: Nodes, radii: tuple[float, float], path_mm: float, jitter_mm: float) -> Tip:
         first, last = (radius * self.calibre.scale for radius in radii)
         mirrored = [(sign * x, y, z) for x, y, z in nodes]
         tubes, tip = trunk(self.rng, mirrored, (first, last), path_mm=path_mm, jitter_mm=jitter_mm)
-        self.parts.append(tubes)
+        self.tubes.append(tubes)
         return tip
 
 
-def _anterior(tracer: Tracer, variant: Variant, side: int) -> None:
+def _anterior(tracer: Tracer, variant: WillisVariant, side: int) -> None:
     """Carotid, middle and anterior cerebral and ophthalmic artery of one side, and the tips of their trees."""
     s = (1.0, -1.0)[side]
     neck = [(25, -4, -6), (24, -5, 3), (24, -4, 11), (17, 3, 16), (11, 9, 21), (10, 11, 27), (11, 18, 31)]
@@ -218,7 +217,7 @@ def _anterior(tracer: Tracer, variant: Variant, side: int) -> None:
     tracer.trace(s, [(11, 20, 34.5), (17, 32, 33), (25, 46, 31), (24, 58, 33)], (0.6, 0.5), 75.0)
 
 
-def _posterior(tracer: Tracer, variant: Variant) -> None:
+def _posterior(tracer: Tracer, variant: WillisVariant) -> None:
     """Basilar, posterior cerebral and posterior communicating arteries, and the tips of their trees."""
     tracer.trace(1.0, [(0, -5.5, 18), (tracer.rng.normal(0, 1.5), -4, 27), (0, -2, 38)], (1.75, 1.55), 65.0)
     for side, s in enumerate((1.0, -1.0)):
@@ -231,7 +230,7 @@ def _posterior(tracer: Tracer, variant: Variant) -> None:
             tracer.trace(s, [(10, 12, 38), (11, 3, 38), joint], (thin, thin), 85.0, jitter_mm=0.4)
 
 
-def _vertebral(tracer: Tracer, variant: Variant, side: int) -> None:
+def _vertebral(tracer: Tracer, variant: WillisVariant, side: int) -> None:
     """Vertebral artery of one side; tips of the three cerebellar arteries."""
     s, radius = (1.0, -1.0)[side], 1.75 * variant.vertebral[side]
     nodes = [(18, -24, -6), (21, -33, -1), (16, -35, 4), (12, -24, 6), (8, -9, 11), (0, -5.5, 18)]
@@ -246,14 +245,14 @@ def arteries(rng: np.random.Generator, calibre: Calibre) -> Tubes:
     variant, tracer = draw_variant(rng), Tracer(rng, calibre)
     for side in range(2):
         _vertebral(tracer, variant, side)
-    tracer.grow(hind_depth, target_depth_mm=1.0, branch_every_mm=22.0)
+    tracer.grow(surface_of(HIND), target_depth_mm=1.0, branch_every_mm=22.0)
     _posterior(tracer, variant)
     for side in range(2):
         _anterior(tracer, variant, side)
     if variant.has_anterior_communicating:
         tracer.trace(1.0, [(-2.2, 20, 46), (0, 20.5, 46), (2.2, 20, 46)], (0.8, 0.8), 100.0, jitter_mm=0.2)
-    tracer.grow(cerebrum_depth, target_depth_mm=2.5, branch_every_mm=20.0)
-    return join(tracer.parts)
+    tracer.grow(surface_of(CEREBRUM), target_depth_mm=2.5, branch_every_mm=20.0)
+    return concatenate(tracer.tubes)
 
 
 def scalp_arteries(rng: np.random.Generator, calibre: Calibre) -> Tubes:
@@ -264,8 +263,8 @@ def scalp_arteries(rng: np.random.Generator, calibre: Calibre) -> Tubes:
         tracer.sprout(s, (39, -61, -4), (0.1, -0.4, 0.9), 0.95, 10.0)
         tracer.sprout(s, (44, 62, -4), (-0.5, 0.5, 0.8), 0.95, 10.0)
         tracer.sprout(s, (20, 77, 40), (0.2, -0.1, 0.9), 0.7, 40.0)
-    tracer.grow(head_depth, target_depth_mm=4.0, branch_every_mm=32.0)
-    return join(tracer.parts)
+    tracer.grow(surface_of(HEAD), target_depth_mm=4.0, branch_every_mm=32.0)
+    return concatenate(tracer.tubes)
 
 
 def sinuses(rng: np.random.Generator, calibre: Calibre) -> Tubes:
@@ -277,5 +276,5 @@ def sinuses(rng: np.random.Generator, calibre: Calibre) -> Tubes:
         wide = 3.4 * rng.uniform(0.6, 1.1)
         tracer.trace(s, [confluence, *transverse], (wide, wide), 0.0)
     tracer.trace(1.0, [(0, -34, 56), (0, -52, 54), (0, -76, 47)], (1.6, 1.8), 0.0)
-    tubes = join(tracer.parts)
+    tubes = concatenate(tracer.tubes)
     return Tubes(tubes.start_S3, tubes.end_S3, tubes.radius_S, np.full(len(tubes.radius_S), rng.uniform(0.1, 0.35)))

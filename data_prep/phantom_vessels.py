@@ -30,7 +30,7 @@ class Tubes:
 
 @dataclass(frozen=True)
 class Tip:
-    """Where a tree goes on growing: position, direction, radius, and the path that the blood has come."""
+    """The growing end of a tree: position, direction, radius, and the path of the blood so far."""
 
     position: np.ndarray
     direction: np.ndarray
@@ -38,13 +38,12 @@ class Tip:
     path_mm: float
 
 
-def join(parts: Sequence[Tubes]) -> Tubes:
-    """All pieces in one."""
+def concatenate(tubes: Sequence[Tubes]) -> Tubes:
     return Tubes(
-        np.concatenate([part.start_S3 for part in parts]),
-        np.concatenate([part.end_S3 for part in parts]),
-        np.concatenate([part.radius_S for part in parts]),
-        np.concatenate([part.signal_S for part in parts]),
+        np.concatenate([t.start_S3 for t in tubes]),
+        np.concatenate([t.end_S3 for t in tubes]),
+        np.concatenate([t.radius_S for t in tubes]),
+        np.concatenate([t.signal_S for t in tubes]),
     )
 
 
@@ -101,11 +100,11 @@ def grow(
     depth: Depth,
     *,
     target_depth_mm: float,
-    least_radius: float,
+    min_radius: float,
     branch_every_mm: float,
     top_mm: float,
 ) -> Tubes:
-    """Trees from the tips, steered along a surface at a depth, branching by Murray's law down to least_radius.
+    """Trees from the tips, steered along a surface at a depth, branching by Murray's law down to min_radius.
 
     All tips advance together, a step at a time. A branch also ends 8 mm below the slab or at top_mm.
     """
@@ -113,31 +112,32 @@ def grow(
     direction = np.array([tip.direction for tip in tips])
     radius = np.array([tip.radius for tip in tips])
     path = np.array([tip.path_mm for tip in tips])
-    left = branch_every_mm * rng.uniform(0.2, 1.0, len(tips))
-    parts = []
+    to_branch_mm = branch_every_mm * rng.uniform(0.2, 1.0, len(tips))
+    tubes = []
     while len(radius):
         inward = _gradient(depth, position)
-        # Deep down the way out counts as much as the way ahead; at the target depth the vessel lies flat.
+        # Deep below the surface a vessel turns outwards; at the target depth it runs along the surface.
         too_deep = np.clip((depth(position) - target_depth_mm) / 7.0, -0.8, 0.4)
         direction = _unit(direction + rng.normal(0.0, 0.2, direction.shape) - too_deep[:, None] * inward)
-        onward = position + STEP_MM * direction
+        next_position = position + STEP_MM * direction
         path = path + STEP_MM
-        parts.append(Tubes(position, onward, radius, flow_signal(path, radius)))
-        position, radius, left = onward, radius * 0.995, left - STEP_MM
-        splits = left <= 0
+        tubes.append(Tubes(position, next_position, radius, flow_signal(path, radius)))
+        position, radius, to_branch_mm = next_position, radius * 0.995, to_branch_mm - STEP_MM
+        splits = to_branch_mm <= 0
         if splits.any():
             first, second = murray(rng, radius[splits])
             across = _unit(np.cross(inward[splits], direction[splits]))
-            turn = rng.uniform(0.3, 0.7, (splits.sum(), 1)) * rng.choice([-1.0, 1.0], (splits.sum(), 1))
+            angle = rng.uniform(0.3, 0.7, (splits.sum(), 1)) * rng.choice([-1.0, 1.0], (splits.sum(), 1))
             position = np.concatenate([position, position[splits]])
             path = np.concatenate([path, path[splits]])
-            direction = np.concatenate([direction, _unit(direction[splits] + 1.6 * turn * across)])
-            direction[: len(splits)][splits] = _unit(direction[: len(splits)][splits] - 0.7 * turn * across)
+            direction = np.concatenate([direction, _unit(direction[splits] + 1.6 * angle * across)])
+            direction[: len(splits)][splits] = _unit(direction[: len(splits)][splits] - 0.7 * angle * across)
             radius = np.concatenate([radius, second])
             radius[: len(splits)][splits] = first
-            left = np.concatenate([left, np.zeros(splits.sum())])
-            due = left <= 0
-            left[due] = branch_every_mm * rng.uniform(0.6, 1.4, due.sum())
-        alive = (radius >= least_radius) & (position[:, 2] < top_mm) & (position[:, 2] > -8.0)
-        position, direction, radius, path, left = (a[alive] for a in (position, direction, radius, path, left))
-    return join(parts)
+            to_branch_mm = np.concatenate([to_branch_mm, np.zeros(splits.sum())])
+            due = to_branch_mm <= 0
+            to_branch_mm[due] = branch_every_mm * rng.uniform(0.6, 1.4, due.sum())
+        alive = (radius >= min_radius) & (position[:, 2] < top_mm) & (position[:, 2] > -8.0)
+        position, direction, radius = position[alive], direction[alive], radius[alive]
+        path, to_branch_mm = path[alive], to_branch_mm[alive]
+    return concatenate(tubes)

@@ -1,13 +1,12 @@
-"""What is done to a subject's volumes in preprocessing: the steps, in order, and what each one says of itself."""
+"""The preprocessing of one subject's volumes: read, denoise, correct the bias field, resample, mask; in this order."""
 
 # X Y Z voxels of the canonical grid
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +15,18 @@ import numpy as np
 from data_prep import bias, brain_mask, denoise, resample
 from data_prep.layouts import SubjectFiles
 from vesselgan.config.schema import Prepare, Preprocessing
-from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError
 from vesselgan.formats import volumes
-from vesselgan.formats.nifti import MAX_VOXELS, by
+from vesselgan.formats.nifti import MAX_VOXELS, format_sizes
 from vesselgan.formats.volumes import Volume
 
-MOST_CHANGE = 0.05  # of the vessels' volume by resampling, before it is worth a warning
+MAX_VESSEL_CHANGE = 0.05  # of the vessels' volume by resampling; more is a warning
+READING = ("nan_value", "label_values", "label_binarize_threshold")
 PACKAGES = {"denoise": "scikit-image", "bias": "SimpleITK"}
-Step = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Pipeline:
     """One cohort's preprocessing; the same for every subject."""
 
     settings: Preprocessing
@@ -35,128 +34,120 @@ class Recipe:
     mask_tool: str
     """`given`, `bet`, `deepbet` or `none`."""
 
-    def described(self) -> dict[str, Any]:
-        """Settings and tools with their versions: what two outputs must share to be of one kind."""
-        mask = brain_mask.facts(self.mask_tool, bet_fraction=self.settings.bet_fraction)
+    def describe(self) -> dict[str, Any]:
+        """Settings and tools with their versions; equal for two outputs that may stand in one cohort."""
+        mask = brain_mask.describe_tool(self.mask_tool, bet_fraction=self.settings.bet_fraction)
         return {
             "settings": {key: value for key, value in asdict(self.settings).items() if key != "mask"},
             "mask": {"tool": "none"} if self.mask_tool == "none" else mask,
             "versions": {p: version(p) for step, p in PACKAGES.items() if getattr(self.settings, step)},
-            "reading": {
-                key: getattr(self.prepare, key) for key in ("nan_value", "label_values", "label_binarize_threshold")
-            },
+            "reading": {key: getattr(self.prepare, key) for key in READING},
         }
 
 
 @dataclass
-class Outcome:
-    """One subject's new volumes, and how they came about."""
+class PipelineOutput:
+    """One subject's new volumes, and their provenance."""
 
     image_XYZ: np.ndarray
     label_XYZ: np.ndarray | None
     mask_XYZ: np.ndarray | None
-    grid: resample.Grid | None
+    grid: resample.TargetGrid | None
     """None: the grid of the input."""
-    steps: list[Step]
-    seconds: dict[str, float] = field(default_factory=dict)
-    """Step -> wall time."""
+    steps: list[dict[str, Any]]
     warnings: list[str] = field(default_factory=list)
 
 
-def choose(settings: Preprocessing, prepare: Prepare, *, has_masks: bool) -> Recipe:
-    """The recipe, once its tools are known to be there. ResourceError names the one that is not."""
+def make_pipeline(settings: Preprocessing, prepare: Prepare, *, has_masks: bool) -> Pipeline:
+    """ResourceError for a tool that is not installed."""
     if settings.bias:
-        try:
-            version(PACKAGES["bias"])
-        except PackageNotFoundError as error:
-            raise ResourceError(
-                "preprocess.bias=true needs SimpleITK: pip install 'vesselgan[preprocess]', or say "
-                "preprocess.bias=false"
-            ) from error
-    return Recipe(settings, prepare, brain_mask.choose(settings.mask, is_given=has_masks))
+        bias.import_simpleitk()
+    return Pipeline(settings, prepare, brain_mask.choose_tool(settings.mask, is_given=has_masks))
 
 
-def work_on(files: SubjectFiles, recipe: Recipe) -> Outcome:
-    """Read a subject, denoise, correct and resample it; the mask by a tool is made afterwards (`add_mask`).
+def run_pipeline(files: SubjectFiles, pipeline: Pipeline) -> PipelineOutput:
+    """Every step but the mask by a tool, which needs the finished image as a file (`add_brain_mask`).
 
     Zeros of the input, a background that was cut away, stay zeros. DataError for files that do not belong together.
     """
-    settings, prepare, seconds = recipe.settings, recipe.prepare, {}
-    with _timed(seconds, "read"):
-        image = volumes.read_image(files.image, nan_value=prepare.nan_value)
-        label, mask = _companions(files, image, recipe)
-    image_XYZ, steps = image.data_XYZ, []
+    settings, prepare = pipeline.settings, pipeline.prepare
+    steps: list[dict[str, Any]] = []
+    image = volumes.read_image(files.image, nan_value=prepare.nan_value)
+    label_XYZ, mask_XYZ = _read_label_and_mask(files, image, pipeline)
+    image_XYZ = image.data_XYZ
     if settings.denoise:
-        with _timed(seconds, "denoise"), _named(files.image):
-            image_XYZ, facts = denoise.denoise(
+        with _naming(files.image):
+            image_XYZ, provenance = denoise.denoise(
                 image_XYZ,
                 strength=settings.denoise_strength,
                 patch=settings.denoise_patch,
                 distance=settings.denoise_distance,
             )
-        steps.append({"step": "denoise", **facts})
+        steps.append({"step": "denoise", **provenance})
     if settings.bias:
-        with _timed(seconds, "bias"), _named(files.image):
-            image_XYZ, facts = bias.correct(
+        with _naming(files.image):
+            image_XYZ, provenance = bias.correct(
                 image_XYZ, image.spacing_mm, shrink=settings.bias_shrink, iterations=settings.bias_iterations
             )
-        steps.append({"step": "bias", **facts})
+        steps.append({"step": "bias", **provenance})
     is_head_XYZ = image.data_XYZ != 0
     image_XYZ = np.where(is_head_XYZ, image_XYZ, np.float32(0))
-    outcome = Outcome(image_XYZ, label and label.data_XYZ, mask and mask.data_XYZ, None, steps, seconds)
+    output = PipelineOutput(image_XYZ, label_XYZ, mask_XYZ, None, steps)
     if settings.spacing_mm is not None and not np.allclose(image.spacing_mm, settings.spacing_mm, rtol=1e-4):
-        with _timed(seconds, "resample"), _named(files.image):
-            _resample(outcome, image, settings.spacing_mm, is_head_XYZ)
-    if outcome.mask_XYZ is not None:
-        brain_mask.require_sense(outcome.mask_XYZ, f"{files.mask}: the mask")
-    return outcome
+        with _naming(files.image):
+            _resample(output, image, settings.spacing_mm, is_head_XYZ)
+    if output.mask_XYZ is not None:
+        brain_mask.check_mask(output.mask_XYZ, f"{files.mask}: the mask")
+    return output
 
 
-def add_mask(outcome: Outcome, recipe: Recipe, image: Path, scratch: Path) -> None:
-    """Let the tool make the brain mask of the finished image, where one is asked for."""
-    if recipe.mask_tool in ("bet", "deepbet"):
-        with _timed(outcome.seconds, "mask"):
-            outcome.mask_XYZ = brain_mask.make(
-                recipe.mask_tool, image, scratch, bet_fraction=recipe.settings.bet_fraction
-            )
+def add_brain_mask(output: PipelineOutput, pipeline: Pipeline, image: Path, scratch: Path) -> None:
+    """Let the tool make the mask of the finished image; nothing to do for a given mask or none."""
+    if pipeline.mask_tool in ("bet", "deepbet"):
+        fraction = pipeline.settings.bet_fraction
+        output.mask_XYZ = brain_mask.run_tool(pipeline.mask_tool, image, scratch, bet_fraction=fraction)
 
 
-def _companions(files: SubjectFiles, image: Volume, recipe: Recipe) -> tuple[Volume | None, Volume | None]:
+def _read_label_and_mask(
+    files: SubjectFiles, image: Volume, pipeline: Pipeline
+) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Label and given mask, on the image's grid."""
     if files.missing:
         raise DataError("; ".join(files.missing))
     label = mask = None
     if files.label is not None:
-        rules = recipe.prepare
+        prepare = pipeline.prepare
         label = volumes.read_label(
-            files.label, label_values=rules.label_values, label_binarize_threshold=rules.label_binarize_threshold
+            files.label, label_values=prepare.label_values, label_binarize_threshold=prepare.label_binarize_threshold
         )
-    if recipe.mask_tool == "given":
+    if pipeline.mask_tool == "given" and files.mask is not None:
         mask = volumes.read_mask(files.mask)
     for other in (label, mask):
         if other is not None and (difference := volumes.grid_difference(image.header, other.header)) is not None:
             raise DataError(f"{other.path}: not on the grid of {files.image}: {difference}; resample it onto the image")
-    return label, mask
+    return label.data_XYZ if label else None, mask.data_XYZ if mask else None
 
 
-def _resample(outcome: Outcome, image: Volume, spacing_mm: list[float], is_head_XYZ: np.ndarray) -> None:
-    grid = resample.grid_of(image.data_XYZ.shape, image.affine, image.spacing_mm, spacing_mm)
+def _resample(output: PipelineOutput, image: Volume, spacing_mm: list[float], is_head_XYZ: np.ndarray) -> None:
+    grid = resample.target_grid(image.data_XYZ.shape, image.affine, image.spacing_mm, spacing_mm)
     if min(grid.shape) < 2 or math.prod(grid.shape) > MAX_VOXELS:
         raise DataError(
-            f"{by(grid.shape)} voxels at preprocess.spacing_mm={spacing_mm}, instead of {by(image.data_XYZ.shape)} of "
-            f"{by(image.spacing_mm)} mm; choose a spacing nearer to the volume's own"
+            f"{format_sizes(grid.shape)} voxels at preprocess.spacing_mm={spacing_mm}, instead of "
+            f"{format_sizes(image.data_XYZ.shape)} of {format_sizes(image.spacing_mm)} mm; choose a spacing nearer to "
+            "the volume's own"
         )
     vessel_mm3 = None
-    is_head_XYZ = resample.label_onto(grid, is_head_XYZ) > 0
-    outcome.image_XYZ = np.where(is_head_XYZ, resample.image_onto(grid, outcome.image_XYZ), np.float32(0))
-    if outcome.label_XYZ is not None:
-        before_mm3 = np.count_nonzero(outcome.label_XYZ) * math.prod(image.spacing_mm)
-        outcome.label_XYZ = resample.label_onto(grid, outcome.label_XYZ)
-        vessel_mm3 = [float(before_mm3), float(np.count_nonzero(outcome.label_XYZ) * math.prod(spacing_mm))]
-        outcome.warnings += _changed_vessels(*vessel_mm3)
-    if outcome.mask_XYZ is not None:
-        outcome.mask_XYZ = resample.label_onto(grid, outcome.mask_XYZ)
-    outcome.grid = grid
+    is_head_XYZ = resample.resample_label(grid, is_head_XYZ) > 0
+    output.image_XYZ = np.where(is_head_XYZ, resample.resample_image(grid, output.image_XYZ), np.float32(0))
+    if output.label_XYZ is not None:
+        before_mm3 = float(np.count_nonzero(output.label_XYZ) * math.prod(image.spacing_mm))
+        output.label_XYZ = resample.resample_label(grid, output.label_XYZ)
+        after_mm3 = float(np.count_nonzero(output.label_XYZ) * math.prod(spacing_mm))
+        vessel_mm3 = [before_mm3, after_mm3]
+        output.warnings += _vessel_warnings(before_mm3, after_mm3)
+    if output.mask_XYZ is not None:
+        output.mask_XYZ = resample.resample_label(grid, output.mask_XYZ)
+    output.grid = grid
     parameters = {
         "from_mm": list(image.spacing_mm),
         "to_mm": list(spacing_mm),
@@ -164,13 +155,12 @@ def _resample(outcome: Outcome, image: Volume, spacing_mm: list[float], is_head_
         "label": "linear, 0.5",
     }
     step = {"step": "resample", "tool": "scipy affine_transform", "version": version("scipy")}
-    outcome.steps.append({**step, "parameters": parameters, "vessel_mm3_before_and_after": vessel_mm3})
+    output.steps.append({**step, "parameters": parameters, "vessel_mm3_before_and_after": vessel_mm3})
 
 
-def _changed_vessels(before_mm3: float, after_mm3: float) -> list[str]:
-    """A warning where the new grid keeps another volume of vessels: it is too coarse for the thin ones."""
+def _vessel_warnings(before_mm3: float, after_mm3: float) -> list[str]:
     change = after_mm3 / before_mm3 - 1 if before_mm3 else 0.0
-    if abs(change) <= MOST_CHANGE:
+    if abs(change) <= MAX_VESSEL_CHANGE:
         return []
     return [
         f"resampling changed the vessels' volume by {change:+.0%} ({before_mm3:.4g} to {after_mm3:.4g} mm3): thin ones "
@@ -179,15 +169,8 @@ def _changed_vessels(before_mm3: float, after_mm3: float) -> list[str]:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], step: str) -> Iterator[None]:
-    begin = time.perf_counter()
-    yield
-    seconds[step] = seconds.get(step, 0.0) + time.perf_counter() - begin
-
-
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """Say which file a step's DataError is about."""
+def _naming(path: Path) -> Iterator[None]:
+    """Put the file's name before a step's DataError."""
     try:
         yield
     except DataError as error:

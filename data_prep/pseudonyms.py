@@ -9,20 +9,20 @@ from pathlib import Path
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import UsageError
 
-PREFIX, DIGITS = "anon-", 16
+PREFIX, NUM_DIGITS = "anon-", 16
 MIN_KEY_BYTES = 16
-# Words that ids of cohorts are made of. Two others beside each other are taken for a name, and one that is written so.
-HARMLESS = set("anon angio brain case control data guys head hh id image iop ixi mr mra mri pat patient".split())
-HARMLESS |= set("pegasus phantom proband run scan ses session site sub subj subject test tof topcow train".split())
-HARMLESS |= {"visit", "vol", "volume", "volunteer"}
+_PSEUDONYM = re.compile(rf"{PREFIX}[0-9a-f]{{{NUM_DIGITS}}}")
 _DAY, _MONTH, _YEAR = "(0[1-9]|[12][0-9]|3[01])", "(0[1-9]|1[0-2])", "(19|20)[0-9]{2}"
 _DATE = re.compile(
     "|".join(
-        f"(?<![0-9]){'[-_.]?'.join(parts)}(?![0-9])"
-        for parts in ((_YEAR, _MONTH, _DAY), (_DAY, _MONTH, _YEAR), (_MONTH, _DAY, _YEAR))
+        f"(?<![0-9]){'[-_.]?'.join(order)}(?![0-9])"
+        for order in ((_YEAR, _MONTH, _DAY), (_DAY, _MONTH, _YEAR), (_MONTH, _DAY, _YEAR))
     )
 )
-_IS_PSEUDONYM = re.compile(rf"{PREFIX}[0-9a-f]{{{DIGITS}}}")
+
+
+def is_pseudonym(subject: str) -> bool:
+    return _PSEUDONYM.fullmatch(subject) is not None
 
 
 def renamer(data: PreparedData) -> Callable[[str], str]:
@@ -36,24 +36,27 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
     key = _read_key(data)
 
     def rename(subject: str) -> str:
-        if _IS_PSEUDONYM.fullmatch(subject):
+        if is_pseudonym(subject):
             return subject
-        return PREFIX + hmac.new(key, subject.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:DIGITS]
+        return (
+            PREFIX + hmac.new(key, subject.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:NUM_DIGITS]
+        )
 
     return rename
 
 
-def suspicion(subject: str) -> list[str]:
-    """A warning where an id may hold a patient's name or date of birth; none is sure, so it is no error."""
-    words = [word for word in re.findall(r"[^\W\d_]{2,}", subject) if word.lower() not in HARMLESS]
-    is_written_so = any(len(word) >= 4 and word.istitle() for word in words)  # `Mueller`
-    has_name = "^" in subject or len(words) >= 2 or is_written_so
-    has_date = _DATE.search(subject) is not None
-    if _IS_PSEUDONYM.fullmatch(subject) or not (has_name or has_date):
+def identity_warnings(subject: str) -> list[str]:
+    """A warning where an id has the form of a DICOM name (with ^) or holds a date."""
+    if is_pseudonym(subject):
         return []
-    what = "a name" if has_name else "a date of birth"
+    if "^" in subject:
+        kind = "a name"
+    elif _DATE.search(subject) is not None:
+        kind = "a date of birth"
+    else:
+        return []
     return [
-        f"the id looks like {what}, and ids stand in shards and results: data.prepare.pseudonymise=true replaces them"
+        f"the id looks like {kind}, and ids stand in shards and results: data.prepare.pseudonymise=true replaces them"
     ]
 
 

@@ -1,6 +1,6 @@
-"""What a subject looks like, and how suspicious it is: projections, a histogram, a few numbers, reasons in words."""
+"""Previews of subjects and outliers among them: projections, histograms, a few numbers."""
 
-# X Y Z voxels of the canonical grid, H W rows and columns of a picture
+# X Y Z voxels of the canonical grid, H W rows and columns of a 2D image
 
 import io
 import math
@@ -14,23 +14,23 @@ from scipy import ndimage
 
 from vesselgan.viz import pictures
 
-PICTURE_HEIGHT = 180
+IMAGE_HEIGHT = 180
 MASK: pictures.Colour = (92, 200, 255)
 AXES = ("from the side", "from the front", "from above")
 NUM_BINS = 64
-COLOURS = 96  # of a picture's palette: a third of the bytes, no visible loss
-FAR_OFF = 4.0  # deviations from the cohort's median, robust, that are worth a word
-FEWEST = 5  # subjects below which nobody is compared with the others
+NUM_COLOURS = 96  # of a PNG's palette: a third of the bytes, no visible loss
+OUTLIER_DEVIATIONS = 4.0  # robust deviations from the cohort's median
+MIN_SUBJECTS = 5  # fewer are not compared with each other
 SHELL_VOXELS = 2
 MIN_CONTRAST = 1.2  # below it the label hardly lies on vessels
 
 
 @dataclass(frozen=True)
 class Preview:
-    """One subject for the page."""
+    """Images and numbers of one subject for the page."""
 
     pngs: tuple[bytes, ...]
-    """One picture per axis, in the order of AXES."""
+    """One projection per axis, in the order of AXES."""
     histogram: tuple[float, ...]
     """Shares of the non-zero voxels in NUM_BINS equal bins from the lower to the upper intensity limit."""
     vessel_histogram: tuple[float, ...] | None
@@ -41,7 +41,7 @@ class Preview:
     """Median of the non-zero voxels, 0 at the lower limit and 1 at the upper."""
 
 
-def look(
+def make_preview(
     image_XYZ: np.ndarray,
     label_XYZ: np.ndarray | None,
     mask_XYZ: np.ndarray | None,
@@ -51,37 +51,39 @@ def look(
 ) -> Preview:
     """Project and measure a volume whose label and mask, where there are any, share its grid."""
     voxels = image_XYZ[image_XYZ != 0]
-    vessel = None if label_XYZ is None else label_XYZ > 0
-    has_vessels = vessel is not None and bool(vessel.any())
+    vessel_XYZ = None if label_XYZ is None or not label_XYZ.any() else label_XYZ > 0
     return Preview(
-        pngs=tuple(_picture(image_XYZ, label_XYZ, mask_XYZ, axis, spacing_mm, limits) for axis in range(3)),
+        pngs=tuple(_projection_png(image_XYZ, label_XYZ, mask_XYZ, axis, spacing_mm, limits) for axis in range(3)),
         histogram=_histogram(voxels, limits),
-        vessel_histogram=_histogram(image_XYZ[vessel], limits) if has_vessels else None,
-        contrast=_contrast(image_XYZ, vessel) if has_vessels else None,
+        vessel_histogram=None if vessel_XYZ is None else _histogram(image_XYZ[vessel_XYZ], limits),
+        contrast=None if vessel_XYZ is None else _contrast(image_XYZ, vessel_XYZ),
         brightness=float((np.median(voxels) - limits[0]) / (limits[1] - limits[0])),
     )
 
 
-def reasons(numbers: Sequence[dict[str, float | None]]) -> list[list[tuple[float, str]]]:
-    """Per subject, what sets it apart from the others: (deviations, words). `numbers`: name -> value, by subject."""
-    apart: list[list[tuple[float, str]]] = [[] for _ in numbers]
-    for name in sorted({key for entry in numbers for key in entry}):
-        values = [entry.get(name) for entry in numbers]
+def find_outliers(measures: Sequence[dict[str, float | None]]) -> list[list[tuple[float, str]]]:
+    """Per subject, (robust deviations, reason) of each measure far from the cohort's median.
+
+    `measures`: name -> value, by subject.
+    """
+    outliers: list[list[tuple[float, str]]] = [[] for _ in measures]
+    for name in sorted({key for entry in measures for key in entry}):
+        values = [entry.get(name) for entry in measures]
         known = [value for value in values if value is not None and math.isfinite(value)]
-        if len(known) < FEWEST:
+        if len(known) < MIN_SUBJECTS:
             continue
-        middle = statistics.median(known)
-        # The floor keeps a cohort of equals (a phantom's) from making a hair's breadth into news.
-        spread = max(1.4826 * statistics.median(abs(v - middle) for v in known), 0.02 * abs(middle), 1e-9)
-        for found, value in zip(apart, values, strict=True):
-            deviations = 0.0 if value is None else abs(value - middle) / spread
-            if deviations >= FAR_OFF:
-                side = "above" if value > middle else "below"
-                found.append((deviations, f"{name} {value:.3g} is far {side} the cohort's {middle:.3g}"))
-    return apart
+        median = statistics.median(known)
+        # The floor keeps tiny differences within a uniform cohort (a phantom's) from becoming outliers.
+        deviation = max(1.4826 * statistics.median(abs(v - median) for v in known), 0.02 * abs(median), 1e-9)
+        for reasons, value in zip(outliers, values, strict=True):
+            if value is not None and abs(value - median) / deviation >= OUTLIER_DEVIATIONS:
+                side = "above" if value > median else "below"
+                text = f"{name} {value:.3g} is far {side} the cohort's {median:.3g}"
+                reasons.append((abs(value - median) / deviation, text))
+    return outliers
 
 
-def _picture(
+def _projection_png(
     image_XYZ: np.ndarray,
     label_XYZ: np.ndarray | None,
     mask_XYZ: np.ndarray | None,
@@ -93,16 +95,16 @@ def _picture(
     projection_HW = pictures.mip(image_XYZ, axis)
     across, upward = (float(spacing_mm[i]) for i in range(3) if i != axis)
     rows, columns = projection_HW.shape
-    height = PICTURE_HEIGHT
+    height = IMAGE_HEIGHT
     width = max(1, round(height * columns * across / (rows * upward)))
-    picture = pictures.enlarge(pictures.grey(projection_HW, *limits, gamma=0.8), height, width)
+    image = pictures.enlarge(pictures.grey(projection_HW, *limits, gamma=0.8), height, width)
     for volume, colour in ((mask_XYZ, MASK), (label_XYZ, pictures.LABEL)):
         if volume is not None:
             flat_HW = pictures.enlarge_mask(pictures.mip(volume, axis), height, width)
-            # One pixel outside of it: a line inside would hide the thin vessels that it is to be held against.
-            picture = pictures.outline(picture, ndimage.binary_dilation(flat_HW), colour=colour)
+            # One pixel outside: a line inside would hide thin vessels.
+            image = pictures.outline(image, ndimage.binary_dilation(flat_HW), colour=colour)
     buffer = io.BytesIO()
-    Image.fromarray(picture).quantize(COLOURS).save(buffer, "PNG", optimize=True)
+    Image.fromarray(image).quantize(NUM_COLOURS).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -112,11 +114,11 @@ def _histogram(voxels: np.ndarray, limits: tuple[float, float]) -> tuple[float, 
 
 
 def _contrast(image_XYZ: np.ndarray, vessel_XYZ: np.ndarray) -> float | None:
-    """None where no shell is left or it is dark: nothing to compare with."""
+    """None where there is no shell, or a dark one."""
     box = tuple(
-        slice(max(0, int(where.min()) - SHELL_VOXELS), int(where.max()) + SHELL_VOXELS + 1)
-        for where in (np.flatnonzero(vessel_XYZ.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
+        slice(max(0, int(indices.min()) - SHELL_VOXELS), int(indices.max()) + SHELL_VOXELS + 1)
+        for indices in (np.flatnonzero(vessel_XYZ.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))
     )
-    near = ndimage.binary_dilation(vessel_XYZ[box], iterations=SHELL_VOXELS) & ~vessel_XYZ[box]
-    around = float(image_XYZ[box][near].mean()) if near.any() else 0.0
-    return float(image_XYZ[vessel_XYZ].mean()) / around if around > 0 else None
+    shell = ndimage.binary_dilation(vessel_XYZ[box], iterations=SHELL_VOXELS) & ~vessel_XYZ[box]
+    shell_mean = float(image_XYZ[box][shell].mean()) if shell.any() else 0.0
+    return float(image_XYZ[vessel_XYZ].mean()) / shell_mean if shell_mean > 0 else None

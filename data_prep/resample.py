@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 
-class Grid(NamedTuple):
-    """Where a resampled volume lies."""
+class TargetGrid(NamedTuple):
+    """The grid that a volume is resampled to."""
 
     shape: tuple[int, int, int]
     affine: np.ndarray
@@ -18,37 +18,40 @@ class Grid(NamedTuple):
     """New spacing in old voxels, per axis."""
 
 
-def grid_of(shape: Sequence[int], affine: np.ndarray, spacing_mm: Sequence[float], wanted_mm: Sequence[float]) -> Grid:
-    """The grid with `wanted_mm` whose outer faces are the old ones, to within half a new voxel on the far side.
+def target_grid(
+    shape: Sequence[int], affine: np.ndarray, spacing_mm: Sequence[float], target_mm: Sequence[float]
+) -> TargetGrid:
+    """The grid with spacing `target_mm` whose outer faces are the old ones, to within half a new voxel on the far side.
 
     Voxel centres move: the first lies half a new voxel inside the face, not half an old one.
     """
-    step = tuple(float(wanted / old) for wanted, old in zip(wanted_mm, spacing_mm, strict=True))
-    new_shape = tuple(max(1, round(extent / s)) for extent, s in zip(shape, step, strict=True))
+    step_x, step_y, step_z = (float(target / old) for target, old in zip(target_mm, spacing_mm, strict=True))
+    step = (step_x, step_y, step_z)
+    num_x, num_y, num_z = (max(1, round(extent / s)) for extent, s in zip(shape, step, strict=True))
     to_old = np.diag([*step, 1.0])
     to_old[:3, 3] = [(s - 1) / 2 for s in step]
-    return Grid(new_shape, affine @ to_old, step)
+    return TargetGrid((num_x, num_y, num_z), affine @ to_old, step)
 
 
-def image_onto(grid: Grid, image_XYZ: np.ndarray) -> np.ndarray:
+def resample_image(grid: TargetGrid, image_XYZ: np.ndarray) -> np.ndarray:
     """Cubic spline, within the image's own range; smoothed first on axes that get coarser (else it would alias)."""
-    resampled_XYZ = _onto(grid, _smoothed(image_XYZ.astype(np.float32, copy=False), grid), order=3)
+    resampled_XYZ = _affine_transform(grid, _smoothed(image_XYZ.astype(np.float32, copy=False), grid), order=3)
     return np.clip(resampled_XYZ, image_XYZ.min(), image_XYZ.max(), out=resampled_XYZ)
 
 
-def label_onto(grid: Grid, label_XYZ: np.ndarray) -> np.ndarray:
+def resample_label(grid: TargetGrid, label_XYZ: np.ndarray) -> np.ndarray:
     """uint8 {0, 1}: where the label, interpolated linearly, is at least one half."""
-    return (_onto(grid, _smoothed(label_XYZ.astype(np.float32), grid), order=1) >= 0.5).astype(np.uint8)
+    return (_affine_transform(grid, _smoothed(label_XYZ.astype(np.float32), grid), order=1) >= 0.5).astype(np.uint8)
 
 
-def _onto(grid: Grid, volume_XYZ: np.ndarray, *, order: int) -> np.ndarray:
+def _affine_transform(grid: TargetGrid, volume_XYZ: np.ndarray, *, order: int) -> np.ndarray:
     offset = [(step - 1) / 2 for step in grid.step]
     return ndimage.affine_transform(
         volume_XYZ, np.array(grid.step), offset, output_shape=grid.shape, order=order, mode="nearest"
     )
 
 
-def _smoothed(volume_XYZ: np.ndarray, grid: Grid) -> np.ndarray:
+def _smoothed(volume_XYZ: np.ndarray, grid: TargetGrid) -> np.ndarray:
     """A Gaussian that widens the old voxel's point spread to the new one's (widths add in quadrature)."""
     sigmas = [0.5 * np.sqrt(max(step**2 - 1, 0.0)) for step in grid.step]
     return ndimage.gaussian_filter(volume_XYZ, sigmas, mode="nearest") if any(sigmas) else volume_XYZ

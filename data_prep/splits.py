@@ -22,51 +22,51 @@ def assign(
     """
     if len(set(usable)) != len(usable):
         raise DataError(f"subjects named twice: {', '.join(sorted({s for s in usable if usable.count(s) > 1}))}")
-    if split.csv is not None:
-        return read_csv(split.csv, usable, known=known or usable, rename=rename)
-    return draw(usable, split)
+    if split.csv is None:
+        return draw(usable, split)
+    return read_csv(split.csv, usable, known=known or usable, rename=rename)
 
 
 def draw(subjects: Sequence[str], split: Split) -> dict[str, str]:
-    """Draw test, then validation, then training subjects in an order that the seed alone decides.
+    """Draw test, then validation, then training subjects in an order that depends on the seed alone.
 
-    DataError where the subjects do not suffice; UsageError where the numbers leave some over.
+    DataError for too few subjects; UsageError where the numbers leave some without a split.
     """
-    asked = {"test": split.test, "validation": split.validation, "train": split.train}
-    parts = {name: count for name, count in asked.items() if count is not None}
-    open_parts = [name for name in asked if name not in parts]
-    if len(open_parts) > 1:
+    sizes = {"test": split.test, "validation": split.validation, "train": split.train}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    unset = [name for name, size in sizes.items() if size is None]
+    if len(unset) > 1:
         raise UsageError("data.prepare.split: train and test are both null; only one can take all that is left")
-    rest, shown = len(subjects) - sum(parts.values()), " and ".join(f"split.{k}={v}" for k, v in parts.items())
-    if rest < 0 or (rest == 0 and open_parts):
-        raise DataError(_too_few(len(subjects), shown, sum(parts.values()) + len(open_parts), open_parts))
-    if rest > 0 and not open_parts:
+    remaining = len(subjects) - sum(given.values())
+    shown = " and ".join(f"split.{name}={size}" for name, size in given.items())
+    if remaining < 0 or (remaining == 0 and unset):
+        raise DataError(_too_few(len(subjects), shown, sum(given.values()) + len(unset), unset))
+    if remaining > 0 and not unset:
         raise UsageError(
-            f"data.prepare.split: {shown} leave {rest} of {len(subjects)} subjects without a split; say "
+            f"data.prepare.split: {shown} leave {remaining} of {len(subjects)} subjects without a split; say "
             "data.prepare.split.train=null (or split.test=null) for all that remain, or raise one of the numbers"
         )
-    counts = {name: parts.get(name, rest) for name in asked}
     order = np.random.default_rng(split.seed).permutation(len(subjects))
     shuffled = [sorted(subjects)[i] for i in order]
-    names = [name for name, count in counts.items() for _ in range(count)]
+    names = [name for name in sizes for _ in range(given.get(name, remaining))]
     drawn = dict(zip(shuffled, names, strict=True))
     return {subject: drawn[subject] for subject in sorted(subjects)}
 
 
-def _too_few(num_subjects: int, shown: str, needed: int, open_parts: list[str]) -> str:
-    """What is asked for, what it would take, and numbers that work for so many subjects."""
+def _too_few(num_subjects: int, shown: str, num_needed: int, unset: list[str]) -> str:
+    """The message, with numbers that work for so many subjects."""
     who = "1 subject" if num_subjects == 1 else f"{num_subjects} subjects"
-    left = f"any for {open_parts[0]}" if open_parts else "no more"
+    rest = f"any for {unset[0]}" if unset else "no more"
     remedy = "lower the numbers of data.prepare.split"
-    if open_parts == ["train"]:
-        part = 0 if num_subjects < 3 else max(1, round(num_subjects / 6))  # about the paper's 12 and 13 of 72
-        for_all = "" if part else ", all for training"
+    if unset == ["train"]:
+        size = 0 if num_subjects < 3 else max(1, round(num_subjects / 6))  # about the paper's 12 and 13 of 72
+        for_all = "" if size else ", all for training"
         remedy = (
-            f"what works for {who}: data.prepare.split.validation={part} data.prepare.split.test={part}{for_all}; or, "
+            f"what works for {who}: data.prepare.split.validation={size} data.prepare.split.test={size}{for_all}; or, "
             "for a cohort that only tests, data.prepare.split.train=0 data.prepare.split.validation=0 "
             "data.prepare.split.test=null"
         )
-    return f"{who} cannot give {shown} and {left}: at least {needed} are needed; {remedy}"
+    return f"{who} cannot give {shown} and {rest}: at least {num_needed} are needed; {remedy}"
 
 
 def read_csv(
@@ -81,27 +81,29 @@ def read_csv(
         raise DataError(f"{path}: cannot be read ({error}); data.prepare.split.csv must name a CSV file") from error
     if not rows or [columns.count(name) for name in ("subject", "split")] != [1, 1]:
         raise DataError(f"{path}: needs a first line `subject,split`, each once, and a line for every subject")
-    named: dict[str, set[str]] = defaultdict(set)
+    splits_of: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        named[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())
+        splits_of[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())
     faults = [
-        f"{subject} stands in {' and '.join(sorted(splits))}" for subject, splits in named.items() if len(splits) > 1
+        f"{subject} stands in {' and '.join(sorted(splits))}"
+        for subject, splits in splits_of.items()
+        if len(splits) > 1
     ]
     faults += [
         f"{subject} has the split {name!r}, which is none of {', '.join(NAMES)}"
-        for subject, splits in named.items()
+        for subject, splits in splits_of.items()
         for name in splits - set(NAMES)
     ]
-    if absent := sorted(set(named) - set(known)):
-        faults.append(f"not in the cohort: {', '.join(absent)}")
-    if unnamed := sorted(set(usable) - set(named)):
+    if unknown := sorted(set(splits_of) - set(known)):
+        faults.append(f"not in the cohort: {', '.join(unknown)}")
+    if unnamed := sorted(set(usable) - set(splits_of)):
         faults.append(f"in the cohort and not in the file: {', '.join(unnamed)}")
     if faults:
         raise DataError(f"{path}: {'; '.join(faults)}")
-    return {subject: next(iter(named[subject])) for subject in sorted(usable)}
+    return {subject: next(iter(splits_of[subject])) for subject in sorted(usable)}
 
 
-def same_content(sha256_of_image: Mapping[str, str]) -> dict[str, str]:
+def duplicates(sha256_of_image: Mapping[str, str]) -> dict[str, str]:
     """Subject -> the earlier-named subject whose image holds the very same voxels: one patient under two names."""
     first: dict[str, str] = {}
     return {

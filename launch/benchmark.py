@@ -1,4 +1,4 @@
-"""Measure a ratio against the way the authors did it, competitors taking turns in one process; one line of JSON.
+"""Measure a ratio against the authors' way, the candidates round by round in one process; one line of JSON.
 
     loader    one pair ready for the GAN: our shards against gzipped .npy files
     prepare   building shards on two ranks against one
@@ -6,7 +6,8 @@
     segment   a whole volume through the U-Net: windows in batches against one at a time
     metrics   bAVD against brute force; FID and PRD at the paper's size
     private   a private critic step against a plain one (variant=dpgan)
-    machine   what this machine does per second, for plan's step times; scaling: these against training itself
+    machine   the rates of this machine, for plan's step times
+    scaling   plan's step times against those of training
 
 python launch/benchmark.py target=step variant=c_sn_mp                                   # on a GPU
 python launch/benchmark.py target=step variant=sn variant.width=128 patch_shape=[64,64,32]  # on a CPU

@@ -1,4 +1,4 @@
-"""The whole road on a small phantom cohort, from NIfTI to a Dice score: python launch/demo.py [work_dir=DIR]"""
+"""The whole pipeline on a small phantom cohort, from NIfTI to a Dice score: python launch/demo.py [work_dir=DIR]"""
 
 from vesselgan.config import compose
 from vesselgan.core.errors import exit_on_error
@@ -7,7 +7,7 @@ from vesselgan.workflow import demo
 
 def main() -> None:
     command = compose.parse("demo", __doc__)
-    demo.run(command.config, command.words)
+    demo.run(command.config, command.overrides)
 
 
 if __name__ == "__main__":

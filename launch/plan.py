@@ -1,4 +1,4 @@
-"""Say what a variant costs before a GPU is booked.
+"""Show what a variant costs before a GPU is booked.
 
 python launch/plan.py variant=c_sn_mp patch_shape=[128,128,64]
 python launch/plan.py variant=sn_mp train.batch_size=8 ranks=[1,2,8] --json

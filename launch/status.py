@@ -1,4 +1,4 @@
-"""Say how a run does: its last step, rate, last checkpoint; healthy, stalled, stopped or finished. Changes nothing.
+"""Show how a run is doing: its last step, rate and checkpoint; healthy, stalled, stopped or finished. Changes nothing.
 
 python launch/status.py work/runs/sn_mp-1a2b3c4d
 python launch/status.py work/runs/sn_mp-1a2b3c4d --json

@@ -66,7 +66,7 @@ run_watched() {
     "$@" &
     child=$!
     wait "$child" || code=$?
-    # An interrupted wait has told nothing yet. Asked again and again: a run that begins forgets earlier requests.
+    # An interrupted wait has no exit code yet. Ask again and again: a run that starts forgets earlier requests.
     while kill -0 "$child" 2>/dev/null; do
         [ -z "$asked_by" ] || "$ask" "$child"
         sleep 1
@@ -74,9 +74,9 @@ run_watched() {
     [ -z "$asked_by" ] || { code=0 && wait "$child" || code=$?; }
 }
 
-# Train until the run is finished, or until it was asked to stop and is queued again: train VERB WORD...
+# Train until the run is finished, or until it was asked to stop and is queued again: train COMMAND WORD...
 train() {
-    local verb=$1 word before=''
+    local command=$1 word before=''
     run_dir=''
     shift
     for word in "$@"; do
@@ -84,14 +84,14 @@ train() {
         [[ $word != --run_dir=* ]] || run_dir=${word#*=}
         before=$word
     done
-    [ -n "$run_dir" ] || fail 2 "name the run, so that the job can stop it and go on with it: --run_dir DIR"
+    [ -n "$run_dir" ] || fail 2 "name the run, so that the job can stop and resume it: --run_dir DIR"
     rm -f "$run_dir/requeue"
     # A rank that dies is named by the others, which then leave by themselves; --wait ends those that do not.
-    run_watched ask_run srun --wait=300 "${PYTHON[@]}" "launch/$verb.py" "$@"
+    run_watched ask_run srun --wait=300 "${PYTHON[@]}" "launch/$command.py" "$@"
     rm -f "$run_dir/stop"
     # Written after the save, so it counts more than an exit code, which a launcher may have changed.
     if [ -f "$run_dir/requeue" ]; then
-        go_on_later "$run_dir"
+        requeue "$run_dir"
     elif [ "$code" -ne 0 ]; then
         fail "$code" "$run_dir: see above; not queued again, because it would fail again"
     elif [ ! -f "$run_dir/finished.json" ]; then
@@ -101,7 +101,7 @@ train() {
 
 ask_run() { [ ! -f "$run_dir/config.yaml" ] || : >"$run_dir/stop"; }
 
-# Walk a study, or queue it again when it was asked to stop: study WORD... It is no step of srun, which would kill it at
+# Run a study, or queue it again when it was asked to stop: study WORD... It is no step of srun, which would kill it at
 # the signal that lets its U-Net save.
 study() {
     run_watched ask_study "${PYTHON[@]}" launch/study.py "$@"
@@ -109,23 +109,23 @@ study() {
     [ -n "$asked_by" ] || fail "$code" "launch/study.py"
     # A step of it that takes longer than the job may would be begun for ever.
     [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || fail 75 "queued again 100 times already: call pipeline.sh again"
-    go_on_later "the study"
+    requeue "the study"
 }
 
 ask_study() { kill -TERM "$1" 2>/dev/null || true; }
 
 # Queue this job again. Where that cannot be done from here, say how; the chain must not go on with half a run.
-go_on_later() {
+requeue() {
     # Slurm's end, not the warning before it. Where it wants the job again it queues it itself.
     [ "$asked_by" != TERM ] || fail 143 "$1 is saved; ended by SIGTERM: cancelled, preempted or out of time"
     if scontrol requeue "$SLURM_JOB_ID"; then
-        echo "$SLURM_JOB_NAME: job $(job_name) is queued again and goes on from $1"
+        echo "$SLURM_JOB_NAME: job $(job_name) is queued again and resumes from $1"
         exit 0
     fi
     fail 75 "$1 is saved, but scontrol cannot queue the job again from here: submit it again, or call pipeline.sh again"
 }
 
-# Run the commands in turn, on one task each; an empty word parts them: run_each VERB WORD... ['' VERB WORD...]
+# Run the commands in turn, on one task each, separated by an empty word: run_each COMMAND WORD... ['' COMMAND WORD...]
 run_each() {
     local command=() word
     for word in "$@" ''; do

@@ -81,7 +81,7 @@ end_of() {
     echo "${state#*=}"
 }
 
-# Find the stage's last submission in the queue, or say how its tasks ended that are not finished and told nothing.
+# Find the stage's last submission in the queue, or say how its tasks ended that are neither finished nor reported.
 look_back() {
     local name=$1 number='' folder='' task log
     { read -r number && read -r folder; } 2>/dev/null <"$home/$name.job" || return 0
@@ -147,7 +147,7 @@ name_of() {
     echo "${name//[^[:alnum:]._-]/-}"
 }
 
-# What the road is made of.
+# The stages of the pipeline.
 where=("$(setting work_dir "$WORK")" "${DATA[@]}")
 made=$WORK/$COHORT/cohort.json
 for part in gan/train unet/train unet/validation; do [ -e "$WORK/$COHORT/shards/$part/manifest.json" ] || made=''; done

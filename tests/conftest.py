@@ -1,13 +1,27 @@
 """Fixtures that every test may use."""
 
+import multiprocessing
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+# Ranks that need no launcher are forked from a server that has imported torch once.
+multiprocessing.set_forkserver_preload(["torch", "pytest"])
+
 LAUNCHER_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "DS_ACCELERATOR")
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from vesselgan.core import locks
+file = locks.acquire(Path(sys.argv[1]))
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +71,21 @@ def world(afresh: Callable[[], None]) -> Any:
 
     afresh()
     return distributed.start("cpu")
+
+
+@pytest.fixture
+def hold_lock() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
+    """Starts a process that holds a lock."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(path: Path) -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-c", HOLD_LOCK, str(path)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        started.append(process)
+        assert process.stdout.readline() == b"held\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()

@@ -1,4 +1,4 @@
-"""What a DeepSpeed JSON may say, and the reason a user reads for what it may not."""
+"""What a DeepSpeed JSON may say, and that a user reads which key it may not."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,6 @@ import pytest
 from vesselgan.config import deepspeed
 from vesselgan.core.errors import UsageError
 
-FP16 = {"enabled": True}
-
 
 def read(folder: Path, settings: Any) -> dict[str, Any]:
     path = folder / "ds.json"
@@ -19,7 +17,7 @@ def read(folder: Path, settings: Any) -> dict[str, Any]:
 
 
 def fp16(**more: Any) -> dict[str, Any]:
-    return {"fp16": FP16 | more, "zero_optimization": {"stage": 1}}
+    return {"fp16": {"enabled": True} | more, "zero_optimization": {"stage": 1}}
 
 
 def bf16(**more: Any) -> dict[str, Any]:
@@ -31,49 +29,63 @@ def zero(**more: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "named"),
     [
+        ({"optimizer": {"type": "Adam"}}, "optimizer"),
+        ({"scheduler": {}}, "scheduler"),
+        ({"train_batch_size": 8}, "train_batch_size"),
+        ({"zero_optimisation": {"stage": 1}}, "`zero_optimization`"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast"),
+        ({"wall_clock_breakdown": True}, "wall_clock_breakdown"),
+        ({"data_types": {"buffer_dtype": "fp16"}}, "data_types"),
+        (fp16() | bf16(), "fp16 and bf16"),
         (bf16() | {"zero_optimization": {"stage": 0}}, "bf16 with ZeRO stage 0"),
         (fp16() | {"zero_optimization": {}}, "fp16 with ZeRO stage 0"),
-        ({"gradient_clipping": 1.0}, "clips nothing"),
-        ({"gradient_clipping": True}, "clips nothing"),
-        ({"scheduler": {"type": "OneCycle"}}, "variant's YAML"),
-        ({"amp": {"enabled": True}}, "apex"),
-        ({"tensorboard": {"enabled": True}}, "writes TensorBoard itself"),
-        ({"communication_data_type": "fp16"}, "rounded"),
-        ({"prescale_gradients": True}, "underflow"),
-        ({"gradient_predivide_factor": 2.0}, "rounded twice"),
-        ({"zero_allow_untested_optimizer": True}, "tested one"),
-        (fp16(auto_cast=True), "`fp16.auto_cast`"),
-        (fp16(fp16_master_weights_and_grads=True), "masters are float32"),
+        ({"gradient_clipping": 1.0}, "gradient_clipping"),
+        ({"gradient_clipping": True}, "gradient_clipping"),
+        ({"amp": {"enabled": True}}, "amp"),
+        ({"tensorboard": {"enabled": True}}, "tensorboard"),
+        ({"communication_data_type": "fp16"}, "communication_data_type"),
+        ({"prescale_gradients": True}, "prescale_gradients"),
+        ({"gradient_predivide_factor": 2.0}, "gradient_predivide_factor"),
+        ({"zero_allow_untested_optimizer": True}, "zero_allow_untested_optimizer"),
+        (fp16(auto_cast=True), "fp16.auto_cast"),
+        (fp16(fp16_master_weights_and_grads=True), "fp16_master_weights_and_grads"),
         (fp16(loss_scale=-1), "fp16.loss_scale=-1"),
         (fp16(loss_scale_window=0), "fp16.loss_scale_window=0"),
         (fp16(min_loss_scale=0), "fp16.min_loss_scale=0"),
         (fp16(hysteresis="two"), "fp16.hysteresis='two'"),
-        (fp16(enabled="yes"), "true or false"),
+        (fp16(enabled="yes"), "fp16.enabled"),
         (fp16(loss_scale_windows=9), "`loss_scale_window`"),
-        (bf16(check_grad_overflow=False), "NaN would go into the weights"),
-        (bf16(bf16_optimizer_states=True), "moments are float32"),
-        (bf16(bf16_master_weights_and_grads=True), "masters are float32"),
-        (bf16(immediate_grad_update=True), "before any update"),
+        (bf16(check_grad_overflow=False), "bf16.check_grad_overflow"),
+        (bf16(bf16_optimizer_states=True), "bf16_optimizer_states"),
+        (bf16(bf16_master_weights_and_grads=True), "bf16_master_weights_and_grads"),
+        (bf16(immediate_grad_update=True), "immediate_grad_update"),
         (zero(stage=3), "stage 3"),
-        (zero(stage="1"), "must be 0, 1 or 2"),
-        (zero(stage=True), "must be 0, 1 or 2"),
-        (zero(offload_optimizer={"device": "cpu"}), "DeepSpeed's own Adam"),
-        (zero(offload_param={"device": "cpu"}), "stage 3"),
-        (zero(elastic_checkpoint=True), "our own"),
-        (zero(compute_grad_norm=False), "not a setting we know"),
-        (zero(reduce_bucket_size=0), "above 0"),
-        (zero(overlap_comm=1), "true or false"),
-        (zero(stage3_prefetch_bucket_size=1), "not a setting we know"),
-        ({"fp16": True}, "must be an object"),
-        ([1], "one JSON object"),
+        (zero(stage="1"), "stage"),
+        (zero(stage=True), "stage"),
+        (zero(offload_optimizer={"device": "cpu"}), "offload_optimizer"),
+        (zero(offload_param={"device": "cpu"}), "offload_param"),
+        (zero(elastic_checkpoint=True), "elastic_checkpoint"),
+        (zero(compute_grad_norm=False), "compute_grad_norm"),
+        (zero(reduce_bucket_size=0), "reduce_bucket_size"),
+        (zero(overlap_comm=1), "overlap_comm"),
+        ({"fp16": True}, "`fp16`"),
+        ([1], "ds.json"),
     ],
 )
-def test_what_would_train_something_else_is_refused_with_the_reason(tmp_path, settings, told):
+def test_what_trains_something_else_is_refused(tmp_path, settings, named):
     with pytest.raises(UsageError) as error:
         read(tmp_path, settings)
-    assert told in str(error.value) and "ds.json" in str(error.value)
+    assert named in str(error.value) and "ds.json" in str(error.value)
+
+
+def test_an_unreadable_json_is_named(tmp_path):
+    with pytest.raises(UsageError, match="ds_fp64.json"):
+        deepspeed.read("ds_fp64.json", "fp32")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(UsageError, match="bad.json"):
+        deepspeed.read(str(tmp_path / "bad.json"), "fp32")
 
 
 @pytest.mark.parametrize(
@@ -91,5 +103,14 @@ def test_the_mechanics_are_free(tmp_path, settings):
     assert read(tmp_path, settings) == settings
 
 
-def test_a_json_without_clipping_never_lets_deepspeed_clip_at_one():
-    assert deepspeed.resolve({}, batch_size=4, batch_per_gpu=None, world_size=1)["gradient_clipping"] == 0.0
+def test_batches_are_resolved_and_nothing_is_clipped():
+    resolved = deepspeed.resolve({}, batch_size=16, batch_per_gpu=2, world_size=4)
+    assert resolved["train_batch_size"] == 16
+    assert resolved["train_micro_batch_size_per_gpu"] == resolved["gradient_accumulation_steps"] == 2
+    assert resolved["gradient_clipping"] == 0.0  # left out, DeepSpeed clips at 1
+
+
+@pytest.mark.parametrize(("batch", "per_gpu", "nearest"), [(5, None, 4), (12, 5, 10)])
+def test_a_batch_that_does_not_divide_is_refused(batch, per_gpu, nearest):
+    with pytest.raises(UsageError, match=rf"batch_size={batch}.*\b{nearest}\b"):
+        deepspeed.resolve({}, batch_size=batch, batch_per_gpu=per_gpu, world_size=2)

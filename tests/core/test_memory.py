@@ -21,10 +21,10 @@ def test_the_smallest_limit_of_all_groups_counts(
     for name, text in (("meminfo", "MemTotal: 9 kB\nMemAvailable: 8 kB\n"), ("self/cgroup", f"1:cpu:/\n{group}\n")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    assert memory.available_bytes() == 8 * 1024
+    assert (memory.available_bytes(), memory.total_bytes()) == (8 * 1024, 9 * 1024)
     (tmp_path / task).parent.mkdir(parents=True)
     (tmp_path / task).write_text("max\n")
     (tmp_path / job).write_text("4096\n")
     assert memory.available_bytes() == 4096
     (tmp_path / task).write_text("2048\n")
-    assert memory.available_bytes() == 2048
+    assert memory.available_bytes() == memory.total_bytes() == 2048

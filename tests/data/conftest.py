@@ -29,19 +29,10 @@ def make_set(tmp_path: Path) -> Callable[..., ShardSet]:
         name: str = "real", numbers: range = range(10), origin: str = "real", shape: tuple[int, int, int] = SHAPE
     ) -> ShardSet:
         folder, records = tmp_path / name, [_record(number, origin, shape) for number in numbers]
-        infos = [
-            write_shard(folder / f"shard-{k}.h5", records[k::2], patch_shape=shape, origin=origin) for k in range(2)
-        ]
-        write_manifest(
-            folder,
-            shards=infos,
-            patch_shape=shape,
-            origin=origin,
-            subjects={"sub-1": {"spacing_mm": [1, 1, 1]}},
-            spacing_mm=(1, 1, 1),
-            upper_percentile=None,
-            extra={},
-        )
+        how = {"patch_shape": shape, "origin": origin}
+        infos = [write_shard(folder / f"shard-{k}.h5", records[k::2], **how) for k in range(2)]
+        facts = {"subjects": {"sub-1": {"spacing_mm": [1, 1, 1]}}, "spacing_mm": (1, 1, 1), "upper_percentile": None}
+        write_manifest(folder, shards=infos, extra={}, **how, **facts)
         return ShardSet(folder)
 
     return make

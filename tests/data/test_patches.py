@@ -37,7 +37,7 @@ def batches(data: PatchDataset, start: int = 3, stop: int = 11, **options: objec
     return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
 
 
-def test_images_span_minus_1_to_1_for_the_gan_and_0_to_255_for_the_unet(make_set: MakeSet) -> None:
+def test_images_span_the_range_of_their_network(make_set: MakeSet) -> None:
     shards = make_set(numbers=range(51, 55))
     for intensity, low, middle, high in (("byte", 0, 51, 255), ("signed", -1, -0.6, 1)):
         patch = dataset(shards, intensity=intensity)[0]
@@ -48,7 +48,7 @@ def test_images_span_minus_1_to_1_for_the_gan_and_0_to_255_for_the_unet(make_set
         assert label_number(patch) == 51
 
 
-def test_every_stored_intensity_becomes_its_place_between_minus_1_and_1(make_set: MakeSet) -> None:
+def test_every_stored_intensity_has_its_exact_value(make_set: MakeSet) -> None:
     shards = make_set(numbers=range(0, 2), shape=(64, 64, 16))
     data = dataset(shards, intensity="signed")
     data._cache[0] = (np.arange(65536, dtype=np.uint16).reshape(64, 64, 16), np.zeros((64, 64, 16), np.uint8))
@@ -59,14 +59,14 @@ def test_every_stored_intensity_becomes_its_place_between_minus_1_and_1(make_set
     assert (image.diff() > 0).all()
 
 
-def test_a_constant_patch_is_minus_1_under_patch_scaling(make_set: MakeSet) -> None:
+def test_patch_scaling_makes_a_constant_minus_one(make_set: MakeSet) -> None:
     shards = make_set(numbers=range(0, 2))
     data = dataset(shards, intensity="signed", scaling="patch")
     data._cache[0] = (np.full((4, 4, 2), 77, np.uint16), np.zeros((4, 4, 2), np.uint8))
     assert (data[0][0] == -1).all()
 
 
-def test_real_and_synthetic_patches_mix_in_one_set_and_the_threshold_acts_on_the_synthetic(make_set: MakeSet) -> None:
+def test_real_and_synthetic_mix_and_thresholds_apply(make_set: MakeSet) -> None:
     real, synthetic = make_set(), make_set("synthetic", range(100, 106), "synthetic")
     data = dataset(real, synthetic)
     assert len(data) == 16
@@ -79,17 +79,18 @@ def test_real_and_synthetic_patches_mix_in_one_set_and_the_threshold_acts_on_the
             data[outside]
 
 
-def test_sets_of_unlike_patch_shapes_are_refused_with_both_shapes(make_set: MakeSet) -> None:
+def test_sets_that_do_not_fit_are_refused(make_set: MakeSet) -> None:
+    real = make_set()
     with pytest.raises(DataError, match=r"real.*\[4, 4, 2\].*wide.*\[4, 4, 4\]"):
-        dataset(make_set(), make_set("wide", shape=(4, 4, 4)))
+        dataset(real, make_set("wide", shape=(4, 4, 4)))
+    with pytest.raises(UsageError, match="data.scaling"):
+        dataset(real, scaling="slice")
+    for options in ({"batch_size": 11}, {"world_size": 3}):
+        with pytest.raises(UsageError, match="train.batch_size"):
+            stream(dataset(real), **{"batch_size": 4, "seed": 7, "start": 0, "stop": 1, **options})
 
 
-def test_an_unknown_scaling_is_a_usage_error(make_set: MakeSet) -> None:
-    with pytest.raises(UsageError, match="data.scaling='slice' is not one of volume, patch"):
-        dataset(make_set(), scaling="slice")
-
-
-def test_in_the_control_no_image_keeps_its_label_and_every_label_is_used_once(make_set: MakeSet) -> None:
+def test_shuffled_labels_are_a_derangement_of_all(make_set: MakeSet) -> None:
     data = dataset(make_set(), shuffle_labels_seed=3)
     pairs = [(image_number(data[i]), label_number(data[i])) for i in range(10)]
     assert all(image != label for image, label in pairs)
@@ -107,7 +108,7 @@ def test_ranks_share_the_global_batches(make_set: MakeSet) -> None:
         assert torch.equal(torch.stack(whole), torch.cat([torch.stack(share) for share in shares], dim=1))
 
 
-def test_a_stream_resumes_in_the_middle_of_an_epoch(make_set: MakeSet) -> None:
+def test_a_stream_resumes_within_an_epoch(make_set: MakeSet) -> None:
     data = dataset(make_set())
     whole, later = batches(data, 0, 9), batches(data, 5, 9)
     assert torch.equal(torch.stack(whole[5:]), torch.stack(later))
@@ -118,7 +119,7 @@ def test_a_stream_resumes_in_the_middle_of_an_epoch(make_set: MakeSet) -> None:
 
 @pytest.mark.parametrize(
     ("num_workers", "start_method"),
-    [(1, "fork"), (8, "fork"), (2, "spawn"), pytest.param(8, "spawn", marks=pytest.mark.soak)],
+    [(3, "fork"), pytest.param(2, "spawn", marks=pytest.mark.soak)],
 )
 def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int, start_method: str) -> None:
     shards = make_set()
@@ -131,7 +132,7 @@ def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int
     assert torch.equal(torch.get_rng_state(), state)  # else a resumed run would draw other latents
 
 
-def test_patches_are_kept_when_they_fit_and_never_in_part(make_set: MakeSet) -> None:
+def test_the_cache_holds_all_or_nothing(make_set: MakeSet) -> None:
     shards = make_set()
     size = 10 * 3 * 4 * 4 * 2
     cached, uncached = dataset(shards, cache_bytes=size), dataset(shards, cache_bytes=size - 1)
@@ -146,16 +147,8 @@ def test_patches_are_kept_when_they_fit_and_never_in_part(make_set: MakeSet) -> 
         batches(uncached)
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 11}, {"world_size": 3}])
-def test_a_batch_that_does_not_fit_or_divide_is_refused_before_anything_is_read(
-    make_set: MakeSet, options: dict[str, int]
-) -> None:
-    with pytest.raises(UsageError, match="train.batch_size"):
-        stream(dataset(make_set()), **{"batch_size": 4, "seed": 7, "start": 0, "stop": 1, **options})
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_shard_is_one_clear_line_from_a_worker_too(make_set: MakeSet, num_workers: int) -> None:
+def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_workers: int) -> None:
     shards = make_set()
     content = bytearray((shards.folder / "shard-1.h5").read_bytes())
     shards.record(9)
@@ -163,9 +156,8 @@ def test_a_damaged_shard_is_one_clear_line_from_a_worker_too(make_set: MakeSet, 
     shards.close()
     content[offset] ^= 1
     (shards.folder / "shard-1.h5").write_bytes(content)
-    with pytest.raises(DataError, match=r"shard-1\.h5: patch 2 of data set image") as caught:
+    with pytest.raises(DataError, match=r"shard-1\.h5: patch 2 of data set image"):
         batches(dataset(shards), 0, 10, num_workers=num_workers)
-    assert "\n" not in str(caught.value)
 
 
 class Trouble(PatchDataset):
@@ -188,35 +180,30 @@ def kill_self() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stop_self() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
-
-
 @pytest.mark.parametrize(
-    ("strike", "message"),
+    ("strike", "named"),
     [
-        (kill_self, r"data worker \d+ was killed by SIGKILL \(usually: out of memory\) while"),
-        (lambda: os._exit(9), r"data worker \d+ exited with code 9 while"),
-        (stop_self, r"no batch for 2 s from the data workers \d+"),
-        (lambda: time.sleep(600), r"no batch for 2 s from the data workers \d+"),
+        (kill_self, r"worker \d+ was killed by SIGKILL"),
+        (lambda: os._exit(9), r"worker \d+ exited with code 9"),
+        (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"workers \d+"),
     ],
 )
-def test_a_dead_or_silent_worker_is_named_with_its_shards_and_not_waited_for(
-    make_set: MakeSet, strike: Callable[[], object], message: str, capsys: pytest.CaptureFixture
+def test_a_lost_worker_is_named_and_not_awaited(
+    make_set: MakeSet, strike: Callable[[], object], named: str, capsys: pytest.CaptureFixture
 ) -> None:
     handler, data = signal.getsignal(signal.SIGCHLD), troubled(make_set, strike)
     with pytest.raises(SystemExit) as ended:
-        exit_on_error(lambda: batches(data, num_workers=1, start_method="fork", timeout_s=2))
+        exit_on_error(lambda: batches(data, num_workers=1, start_method="fork", timeout_s=1))
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 6
-    assert re.match(rf"error: {message}.*shard-\d\.h5.*start again, or with train\.num_workers=0", line), line
+    assert re.search(rf"{named}.*shard-\d\.h5.*train\.num_workers=0", line), line
     for child in multiprocessing.active_children():  # killed a moment ago: else Python would wait for it when it exits
         child.join(60)
         assert child.exitcode is not None
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
-def test_a_worker_that_dies_between_batches_does_not_break_the_training_step(make_set: MakeSet) -> None:
+def test_a_death_between_batches_spares_the_step(make_set: MakeSet) -> None:
     reads, arrived = iter(range(100)), multiprocessing.get_context("fork").Event()
 
     def strike() -> None:
@@ -234,7 +221,7 @@ def test_a_worker_that_dies_between_batches_does_not_break_the_training_step(mak
         next(running)
 
 
-def test_a_fault_of_ours_in_a_worker_stays_a_fault_of_ours(make_set: MakeSet) -> None:
+def test_a_bug_in_a_worker_stays_a_bug(make_set: MakeSet) -> None:
     def strike() -> None:
         raise RuntimeError("a bug")
 

@@ -14,9 +14,7 @@ seeds = st.integers(0, 2**32)
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes, seed=seeds, epoch=st.integers(0, 5))
-def test_an_epoch_meets_every_record_at_most_once_and_drops_less_than_a_batch(
-    sizes: tuple[int, int], seed: int, epoch: int
-) -> None:
+def test_an_epoch_meets_records_at_most_once(sizes: tuple[int, int], seed: int, epoch: int) -> None:
     num_records, batch_size = sizes
     steps = steps_per_epoch(num_records, batch_size)
     batches = [batch_indices(num_records, batch_size, seed, epoch * steps + step) for step in range(steps)]
@@ -40,13 +38,10 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
     assert len(set(orders)) == 16
 
 
-def test_the_order_is_pinned_for_runs_that_resume_under_another_numpy() -> None:
-    assert permutation(8, 990, 0).tolist() == PINNED
-    assert batch_indices(8, 4, 990, 1).tolist() == PINNED[4:]
-
-
-# By hand from the documented parts: stable argsort of Philox(SeedSequence((990, 0))).random_raw(8).
-PINNED = [7, 3, 2, 0, 1, 5, 6, 4]
+def test_the_order_is_pinned_across_numpy_versions() -> None:
+    # By hand from the documented parts: stable argsort of Philox(SeedSequence((990, 0))).random_raw(8).
+    assert permutation(8, 990, 0).tolist() == [7, 3, 2, 0, 1, 5, 6, 4]
+    assert batch_indices(8, 4, 990, 1).tolist() == [1, 5, 6, 4]
 
 
 def test_every_order_of_three_is_about_as_frequent() -> None:
@@ -56,7 +51,7 @@ def test_every_order_of_three_is_about_as_frequent() -> None:
 
 
 @pytest.mark.parametrize(("num_records", "batch_size"), [(3, 4), (0, 1), (5, 0), (5, -2)])
-def test_a_batch_that_cannot_be_filled_is_a_usage_error(num_records: int, batch_size: int) -> None:
+def test_a_batch_too_large_is_refused(num_records: int, batch_size: int) -> None:
     with pytest.raises(UsageError, match=f"train.batch_size={batch_size}") as caught:
         batch_indices(num_records, batch_size, 1, 0)
     assert caught.value.exit_code == 2

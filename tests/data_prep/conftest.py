@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep import check, mpi
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import Layout, Prepare, PreparedData, Split
 
 SHAPE = (24, 20, 18)
@@ -104,7 +104,7 @@ class Said:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., Said]:
     """A function: run check (or build_shards) on the cohort in tmp_path/nifti with more words, as from a shell."""
-    monkeypatch.setattr(mpi, "world", lambda: World(0, 1, None))
+    monkeypatch.setattr(mpi, "get_world", lambda: MpiWorld(0, 1, None))
 
     def run(*words: str, module: Any = check) -> Said:
         common = ["data=phantom", f"data.root={tmp_path / 'nifti'}", f"work_dir={tmp_path / 'work'}", *SMALL]

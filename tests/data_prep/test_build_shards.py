@@ -5,13 +5,14 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import build_shards, lock
-from data_prep.mpi import World
+from data_prep import build_shards
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
@@ -19,7 +20,7 @@ from vesselgan.formats.cohort import read_cohort
 from vesselgan.formats.shards import ShardSet, verify
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 Hashes = Callable[[PreparedData], dict[str, str]]
 NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
@@ -132,10 +133,11 @@ def test_repair_rebuilds_a_damaged_shard_alone(cohort: MakeCohort, hashes: Hashe
     assert {n for n, identity in identities(data).items() if identity != before[n]} == {name}
 
 
-def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort) -> None:
+def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort, hold_lock: Callable[[Path], Any]) -> None:
     data = cohort(4)
-    lock.take(Path(data.cohort_dir) / ".build_shards.lock", [lock.this_process()])
-    with pytest.raises(ResourceError, match=f"process {os.getpid()}"):
+    Path(data.cohort_dir).mkdir(parents=True)
+    holder = hold_lock(Path(data.cohort_dir) / ".build_shards.lock")
+    with pytest.raises(ResourceError, match=f"process {holder.pid}"):
         build(data)
     assert not (Path(data.cohort_dir) / "shards").exists()
 
@@ -239,15 +241,15 @@ def test_moved_or_repacked_inputs_are_the_same_cohort(cohort: MakeCohort) -> Non
 
 def test_a_change_between_check_and_cutting_is_noticed(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
     data = cohort(4)
-    settle = build_shards.settle_cohort
+    resolve = build_shards.resolve_cohort
 
-    def settle_then_change(*arguments: object) -> object:
-        settled = settle(*arguments)
+    def resolve_then_change(*arguments: object) -> object:
+        resolved = resolve(*arguments)
         for path in Path(data.root).rglob("vessel.nii.gz"):
             volumes.write_volume(path, 1 - np.asarray(nib.load(path).dataobj), nib.load(path).affine)
-        return settled
+        return resolved
 
-    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
     with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))

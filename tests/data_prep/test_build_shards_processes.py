@@ -1,6 +1,5 @@
 """Builds as processes of their own: the same bytes on any number of ranks, and nothing lost to a kill."""
 
-import json
 import os
 import shutil
 import signal
@@ -15,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep import build_shards, lock
-from data_prep.mpi import World
+from data_prep import build_shards
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.formats.shards import verify
 
@@ -27,7 +26,7 @@ Hashes = Callable[[PreparedData], dict[str, str]]
 
 def build(data: PreparedData) -> None:
     config = BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"])
-    build_shards.build(config, World(0, 1, None))
+    build_shards.build(config, MpiWorld(0, 1, None))
 
 
 def command(data: PreparedData, folder: Path, *, ranks: int = 0) -> list[str]:
@@ -111,15 +110,16 @@ def run_until(words: list[str], folder: Path, delay_s: float | None, *, victim: 
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     job = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while not (owners := read_owners(folder)) and job.poll() is None:
+    while not (folder / ".build_shards.lock").exists() and job.poll() is None:
         time.sleep(0.001)
+    processes = processes_of(folder)
     began_s = time.monotonic()
     if delay_s is not None:
         time.sleep(delay_s)
-        victims = [*(owner["pid"] for owner in owners), job.pid]
-        kill(victims[victim % len(victims)])
+        kill(processes[victim % len(processes)] if processes else job.pid)
     code = job.wait(timeout=60)
-    wait_until_dead(owners)
+    while set(processes) & set(processes_of(folder)):  # ranks whose launcher was killed end a moment later
+        time.sleep(0.01)
     return time.monotonic() - began_s, code != 0
 
 
@@ -127,12 +127,16 @@ def count_finished(folder: Path) -> int:
     return len(list(folder.glob("shards/.build/*.h5.json")))
 
 
-def read_owners(folder: Path) -> list[dict[str, int]]:
-    """The processes that the lock names; none before it is taken and after it is given back."""
-    try:
-        return json.loads((folder / ".build_shards.lock").read_text())
-    except FileNotFoundError:
-        return []
+def processes_of(folder: Path) -> list[int]:
+    """The launcher and the ranks that build in `folder`, which their command lines name."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if f"data.cohort_dir={folder}".encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return sorted(found)
 
 
 def kill(pid: int) -> None:
@@ -140,10 +144,3 @@ def kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-
-
-def wait_until_dead(owners: list[dict[str, int]]) -> None:
-    """Ranks whose launcher was killed end a moment later."""
-    for owner in owners:
-        while lock._started(owner["pid"]) == owner["started"]:
-            time.sleep(0.01)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from data_prep import check
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import PreparedData, Split
 from vesselgan.core.errors import DataError, UsageError
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 
 

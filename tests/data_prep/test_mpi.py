@@ -9,7 +9,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from data_prep import mpi
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 MPIEXEC = Path(sys.executable).with_name("mpiexec")
@@ -25,67 +25,67 @@ def connect(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 def test_without_library_and_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)  # import mpi4py raises ImportError
-    assert mpi.world({}) == World(0, 1, None)
-    assert mpi.world({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "no"}) == World(0, 1, None)
+    assert mpi.get_world({}) == MpiWorld(0, 1, None)
+    assert mpi.get_world({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "no"}) == MpiWorld(0, 1, None)
 
 
 @pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_without_a_library_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ResourceError, match=f"{variable}=2"):
-        mpi.world({variable: "2"})
+        mpi.get_world({variable: "2"})
 
 
 def test_slurm_tasks_without_mpi_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     srun = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}
     connect(monkeypatch, 1)
     with pytest.raises(UsageError, match="4 tasks .* MPI connects 1"):
-        mpi.world(srun)
+        mpi.get_world(srun)
     connect(monkeypatch, 2)
     with pytest.raises(UsageError, match="4 tasks .* MPI connects 2"):
-        mpi.world(srun)
-    assert mpi.world({"SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
-    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
+        mpi.get_world(srun)
+    assert mpi.get_world({"SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
+    assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
 
 
 def test_a_batch_script_may_start_mpiexec(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, 1)
-    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})[:2] == (0, 1)
+    assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})[:2] == (0, 1)
     connect(monkeypatch, 8)  # mpiexec starts one helper per node through srun, and that one the ranks
-    assert mpi.world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "8"})[:2] == (0, 8)
+    assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "8"})[:2] == (0, 8)
 
 
 def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     connect(monkeypatch, 1)
     with pytest.raises(UsageError, match="OMPI_COMM_WORLD_SIZE=2"):
-        mpi.world({"OMPI_COMM_WORLD_SIZE": "2"})
+        mpi.get_world({"OMPI_COMM_WORLD_SIZE": "2"})
 
 
 def test_one_process_meets_its_own_error() -> None:
-    here = World(0, 1, None)
-    assert mpi.together(here, lambda: 7) == [7] and mpi.run_on_rank0(here, lambda: 8) == 8
+    world = MpiWorld(0, 1, None)
+    assert mpi.gather_results(world, lambda: 7) == [7] and mpi.run_on_rank0(world, lambda: 8) == 8
 
     def fail() -> None:
         raise DataError("bad")
 
     with pytest.raises(DataError, match="^bad$"):
-        mpi.together(here, fail)
+        mpi.gather_results(world, fail)
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (2, 3), (7, 3), (9, 3), (5, 1)])
 def test_shares_are_whole_ordered_and_even(count: int, size: int) -> None:
-    parts = [mpi.partition(World(rank, size, None), list(range(count))) for rank in range(size)]
+    parts = [mpi.partition(MpiWorld(rank, size, None), list(range(count))) for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_neighbours_of_unequal_weight_are_shared_by_weight() -> None:
     items = [50, 250, 250]
-    assert [mpi.partition(World(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
+    assert [mpi.partition(MpiWorld(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
 
 
 def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
-    """Run `work(config, here)`, given as source, under the real mpiexec."""
+    """Run `work(config, world)`, given as source, under the real mpiexec."""
     script = tmp_path / "job.py"
     head = "import sys, time\nfrom data_prep import mpi\nfrom vesselgan.core.errors import DataError, UsageError\n"
     script.write_text(f"{head}{work}\nmpi.run(lambda: 'settings', work)\n")
@@ -98,8 +98,8 @@ def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
 def test_one_ranks_error_ends_both(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,
-        "def fail(here):\n    if here.rank == 1: raise DataError('sub-7 is broken')\n"
-        "def work(config, here):\n    mpi.together(here, lambda: fail(here))\n    print('went on')",
+        "def fail(world):\n    if world.rank == 1: raise DataError('sub-7 is broken')\n"
+        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))\n    print('went on')",
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: sub-7 is broken\n")
 
@@ -108,8 +108,8 @@ def test_one_ranks_error_ends_both(tmp_path: Path) -> None:
 def test_a_rank_without_memory_is_exit_6(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,
-        "def fail(here):\n    if here.rank == 1: raise MemoryError('Unable to allocate 8 GiB')\n"
-        "def work(config, here):\n    mpi.together(here, lambda: fail(here))",
+        "def fail(world):\n    if world.rank == 1: raise MemoryError('Unable to allocate 8 GiB')\n"
+        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))",
     )
     assert done.returncode == 6 and done.stderr.startswith("error: out of memory on rank 1")
 
@@ -125,9 +125,9 @@ def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_is_one_line_and_exit_130(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mpi, "world", lambda: World(0, 1, None))
+    monkeypatch.setattr(mpi, "get_world", lambda: MpiWorld(0, 1, None))
 
-    def work(config: str, here: World) -> None:
+    def work(config: str, world: MpiWorld) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
@@ -138,7 +138,7 @@ def test_ctrl_c_is_one_line_and_exit_130(capsys: pytest.CaptureFixture, monkeypa
 @needs_mpiexec
 def test_a_failing_rank_leaves_no_rank_waiting(tmp_path: Path) -> None:
     for what, code in (("DataError('lost')", 3), ("KeyError('lost')", 1)):
-        work = f"def work(config, here):\n    if here.rank == 1: raise {what}\n    here.comm.barrier()"
+        work = f"def work(config, world):\n    if world.rank == 1: raise {what}\n    world.comm.barrier()"
         done = on_two_ranks(tmp_path, work)
         assert done.returncode == code and "lost" in done.stderr, done.stderr
 
@@ -147,12 +147,12 @@ def test_a_failing_rank_leaves_no_rank_waiting(tmp_path: Path) -> None:
 def test_rank_0_counts_the_progress_of_all_ranks(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,
-        "def work(config, here):\n"
-        "    with mpi.Progress(here, 60, what='shards', unit='pair', line_every_s=0.0) as progress:\n"
-        "        for _ in range(20 if here.rank == 0 else 40):\n"
-        "            progress.advance()\n"
-        "            time.sleep(0.005 if here.rank == 0 else 0.02)\n"
-        "    if here.rank == 0: print(config, progress.done)",
+        "def work(config, world):\n"
+        "    with mpi.ProgressBar(world, 60, description='shards', unit='pair', line_every_s=0.0) as progress:\n"
+        "        for _ in range(20 if world.rank == 0 else 40):\n"
+        "            progress.update()\n"
+        "            time.sleep(0.005 if world.rank == 0 else 0.02)\n"
+        "    if world.rank == 0: print(config, progress.num_done)",
     )
     assert (done.returncode, done.stdout) == (0, "settings 60\n"), done.stderr
     counts = [int(line.split()[1]) for line in done.stderr.splitlines()]

@@ -41,7 +41,7 @@ def test_a_volume_thinner_than_the_patch_is_refused() -> None:
 
 
 def draw(label: np.ndarray, count: int, *, seed: int = 1, subject: str = "a", purpose: str = "gan") -> np.ndarray:
-    return patches.vessel_corners(label, (4, 6, 5), count, seed=seed, subject=subject, purpose=purpose)[0]
+    return patches.vessel_corners(label, (4, 6, 5), count, seed=seed, subject=subject, purpose=purpose)
 
 
 @settings(max_examples=30, deadline=None)

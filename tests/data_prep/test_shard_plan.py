@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep import shard_plan
-from data_prep.shard_plan import Part
+from data_prep.shard_plan import PatchRange
 from vesselgan.config.schema import PreparedData
 from vesselgan.formats.cohort import Cohort, Subject
 
@@ -21,7 +21,7 @@ def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> Non
     prepare = cohort(0).prepare
     prepare.patch_shape, prepare.pairs_per_shard = [128, 128, 64], 256
     prepare.num_vessel_patches_gan, prepare.num_vessel_patches_unet = 32, 250
-    shards = shard_plan.plan(the_papers_cohort(), prepare, ["unet", "gan"])
+    shards = shard_plan.plan_shards(the_papers_cohort(), prepare, ["unet", "gan"])
     pairs, files = Counter(), Counter()
     for shard in shards:
         pairs[shard.purpose, shard.split] += shard.count
@@ -35,8 +35,8 @@ def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> Non
 def test_a_shard_holds_neighbours_and_patches_once(cohort: Callable[..., PreparedData]) -> None:
     prepare = cohort(0).prepare
     prepare.patch_shape, prepare.pairs_per_shard, prepare.num_vessel_patches_unet = [128, 128, 64], 6, 4
-    shards = [s for s in shard_plan.plan(the_papers_cohort(), prepare, ["unet"]) if s.split == "validation"]
-    assert shards[0].parts == (Part("sub-47", 0, 4), Part("sub-48", 0, 2))
-    assert shards[1].parts == (Part("sub-48", 2, 4), Part("sub-49", 0, 4))
-    patches = [(part.subject, i) for shard in shards for part in shard.parts for i in range(part.start, part.stop)]
+    shards = [s for s in shard_plan.plan_shards(the_papers_cohort(), prepare, ["unet"]) if s.split == "validation"]
+    assert shards[0].ranges == (PatchRange("sub-47", 0, 4), PatchRange("sub-48", 0, 2))
+    assert shards[1].ranges == (PatchRange("sub-48", 2, 4), PatchRange("sub-49", 0, 4))
+    patches = [(part.subject, i) for shard in shards for part in shard.ranges for i in range(part.start, part.stop)]
     assert patches == [(f"sub-{n}", i) for n in range(47, 59) for i in range(4)]

@@ -105,4 +105,4 @@ def test_an_id_that_stands_twice_is_refused() -> None:
 
 
 def test_one_image_under_several_names_is_found() -> None:
-    assert splits.same_content({"c": "1", "a": "1", "b": "2", "d": "1"}) == {"c": "a", "d": "a"}
+    assert splits.duplicates({"c": "1", "a": "1", "b": "2", "d": "1"}) == {"c": "a", "d": "a"}

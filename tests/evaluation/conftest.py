@@ -26,7 +26,7 @@ def make_patch(seed: int) -> tuple[np.ndarray, np.ndarray]:
 WriteSet = Callable[..., Path]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_set() -> WriteSet:
     def write(
         folder: Path,
@@ -44,28 +44,30 @@ def write_set() -> WriteSet:
             score = (0.8 * label).astype(np.float16) if origin == "synthetic" else None
             subject = subjects[place % len(subjects)]
             records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score))
-        info = write_shard(folder / "shard-0.h5", records, patch_shape=SHAPE, origin=origin)
-        write_manifest(
-            folder,
-            shards=[info],
-            patch_shape=SHAPE,
-            origin=origin,
-            subjects={s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects},
-            spacing_mm=SPACING_MM,
-            upper_percentile=99.99,
-            extra={"run": "tiny"} if origin == "synthetic" else {},
-        )
+        how = {"patch_shape": image.shape, "origin": origin}
+        info = write_shard(folder / "shard-0.h5", records, **how)
+        places = {s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects}
+        extra = {"run": "tiny"} if origin == "synthetic" else {}
+        facts = {"subjects": places, "spacing_mm": SPACING_MM, "upper_percentile": 99.99, "extra": extra}
+        write_manifest(folder, shards=[info], **how, **facts)
         return folder
 
     return write
 
 
+@pytest.fixture(scope="session")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where features of equal sets are kept for all tests."""
+    return tmp_path_factory.mktemp("features")
+
+
 @pytest.fixture
-def image_road(tmp_path: Path, write_set: WriteSet) -> Path:
+def image_road(tmp_path: Path, write_set: WriteSet, features: Path) -> Path:
     """A work folder: 8 training patches of two patients, 18 held-out ones of three others, 20 synthetic."""
     shards = tmp_path / "phantom" / "shards"
     write_set(shards / "gan" / "train", range(100, 108), ["sub-1", "sub-2"])
     write_set(shards / "unet" / "validation", range(200, 218), ["sub-3", "sub-4", "sub-5"])
     made = [f"synthetic-{i}" for i in range(20)]
     write_set(tmp_path / "run" / "synthetic", range(300, 320), made, origin="synthetic", kind="synthetic")
+    (tmp_path / "features").symlink_to(features)
     return tmp_path

@@ -14,7 +14,7 @@ from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.medicalnet import ResNet10, draw_weights
+from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
 CPU = torch.device("cpu")
 
@@ -26,7 +26,7 @@ def settings(*words: str) -> ImageScores:
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     network = ResNet10()
-    draw_weights(network, 3)
+    init_weights_randomly(network, 3)
     return {f"module.{name}": value for name, value in network.state_dict().items()}
 
 
@@ -40,7 +40,7 @@ class Canary:
         return os.system, (f"touch {self.path}",)
 
 
-def test_weights_come_from_a_file_whose_hash_is_checked_or_said_not_to_be(tmp_path, state):
+def test_weights_come_from_a_hashed_file(tmp_path, state):
     path = tmp_path / "resnet_10.pth"
     torch.save({"state_dict": state}, path)
     extractor = open_extractor(settings(f"image.weights={path}"))
@@ -49,7 +49,7 @@ def test_weights_come_from_a_file_whose_hash_is_checked_or_said_not_to_be(tmp_pa
     assert not extractor.network.training
     known = open_extractor(settings(f"image.weights={path}", f"image.weights_sha256={sha256_of(path).upper()}"))
     assert known.is_checked
-    with pytest.raises(DataError, match=f"its sha256 is {sha256_of(path)}, expected 0000"):
+    with pytest.raises(DataError, match=f"{sha256_of(path)}.*0000"):
         open_extractor(settings(f"image.weights={path}", f"image.weights_sha256='{'0' * 64}'"))
     save_file(state, tmp_path / "resnet_10.safetensors")
     other = open_extractor(settings(f"image.weights={tmp_path}/resnet_10.safetensors"))
@@ -60,26 +60,26 @@ def test_weights_come_from_a_file_whose_hash_is_checked_or_said_not_to_be(tmp_pa
     assert torch.equal(old.network.conv1.weight, state["module.conv1.weight"])
 
 
-def test_missing_weights_are_refused_and_random_ones_need_their_name(tmp_path):
-    with pytest.raises(DataError, match="image.weights=FILE is missing.*image.extractor=random runs without"):
+def test_random_features_must_be_asked_for(tmp_path):
+    with pytest.raises(DataError, match="image.weights"):
         open_extractor(settings())
-    with pytest.raises(DataError, match="nowhere.pth: cannot be read"):
+    with pytest.raises(DataError, match="nowhere.pth"):
         open_extractor(settings(f"image.weights={tmp_path}/nowhere.pth"))
     drawn = open_extractor(settings("image.extractor=random"))
-    assert (drawn.title, drawn.is_comparable) == ("random features, not comparable", False)
+    assert not drawn.is_comparable and "not comparable" in drawn.title
     assert drawn.sha256 == open_extractor(settings("image.extractor=random")).sha256
     assert drawn.sha256 != open_extractor(settings("image.extractor=random", "image.seed=1")).sha256
-    with pytest.raises(UsageError, match="leave out image.weights"):
+    with pytest.raises(UsageError, match="image.weights"):
         open_extractor(settings("image.extractor=random", f"image.weights={tmp_path}/x.pth"))
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, state, name):
+def test_a_file_that_would_run_code_is_refused(tmp_path, name):
     canary, singer = tmp_path / "canary", tmp_path / "singer"
     pickle.loads(pickle.dumps(Canary(singer)))
     assert singer.exists()  # the trap works
     path = tmp_path / name
-    torch.save({"state_dict": state, "extra": Canary(canary)}, path)
+    torch.save({"state_dict": {}, "extra": Canary(canary)}, path)
     with pytest.raises(DataError, match=name):
         open_extractor(settings(f"image.weights={path}"))
     path.write_bytes(pickle.dumps(Canary(canary)))
@@ -88,18 +88,18 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(tmp_path, state,
     assert not canary.exists()
 
 
-def test_a_damaged_file_and_another_networks_are_named(tmp_path, state):
+def test_damaged_and_foreign_weights_are_named(tmp_path, state):
     path = tmp_path / "cut.pth"
     torch.save({"state_dict": state}, path)
     path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(DataError, match="cut.pth: cannot be read as weights"):
+    with pytest.raises(DataError, match="cut.pth"):
         open_extractor(settings(f"image.weights={path}"))
     torch.save({"state_dict": {"fc.weight": torch.zeros(3, 3)}}, path)
-    with pytest.raises(DataError, match="72 missing .conv1.weight.*1 foreign .fc.weight"):
+    with pytest.raises(DataError, match="72 missing .conv1.weight.*fc.weight"):
         open_extractor(settings(f"image.weights={path}"))
 
 
-def test_the_input_is_the_z_score_over_what_is_above_zero():
+def test_the_input_is_the_foregrounds_z_score():
     image = np.zeros((2, 2, 2), np.float32)
     image[0] = [[10, 20], [30, 40]]
     found, is_constant = network_input(image, "zero", (0, 0))
@@ -115,14 +115,14 @@ def test_the_input_is_the_z_score_over_what_is_above_zero():
     assert (float(large.mean()), float(large.std())) == pytest.approx((0, 1), abs=0.02)
 
 
-def test_a_patch_without_spread_is_zero_and_not_a_division_by_zero():
+def test_a_patch_without_spread_is_zero():
     flat, is_constant = network_input(np.full((3, 3, 3), 7, np.float32), "noise", (0, 0))
     assert is_constant and not flat.any()
     air, is_constant = network_input(np.zeros((3, 3, 3), np.float32), "zero", (0, 0))
     assert is_constant and not air.any()
 
 
-def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_path, write_set, capsys):
+def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     shards = ShardSet(write_set(tmp_path / "set", range(5), ["sub-1"]))
     extractor = open_extractor(settings("image.extractor=random"))
     how = Preprocessing("noise", 11, "volume")
@@ -157,7 +157,7 @@ def test_features_are_those_of_single_patches_and_come_back_from_the_cache(tmp_p
     assert len(list((tmp_path / "features").iterdir())) == 4
 
 
-def test_noise_is_a_patchs_own_and_not_its_places(tmp_path, write_set):
+def test_noise_is_the_patchs_own(tmp_path, write_set):
     """By place, real and synthetic patch i would share their noise, and FID would fall for it."""
 
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +178,7 @@ def test_noise_is_a_patchs_own_and_not_its_places(tmp_path, write_set):
     assert np.diag(away).min() > 0.5 * away.mean()  # by place these four were 0
 
 
-def test_equal_patches_have_equal_hashes_and_flat_ones_none(tmp_path, write_set):
+def test_equal_patches_have_equal_hashes(tmp_path, write_set):
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
         image = np.full((16, 16, 16), 40, np.float32)
         image[0, 0, 0] += seed

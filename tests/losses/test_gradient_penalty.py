@@ -30,38 +30,34 @@ def linear_critic(slope: float, numel: int = math.prod(PATCH[1:])) -> Callable[[
     return lambda x: x.flatten(1) @ w.to(x.dtype)
 
 
-def penalty(critic: Callable[[Tensor], Tensor], form: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
+def penalty(critic: Callable[[Tensor], Tensor], reduction: str = "sample", shape: tuple[int, ...] = PATCH) -> Tensor:
     return gradient_penalty(
         by_autograd(critic),
         torch.randn(shape),
         torch.randn(shape),
         epsilon=torch.rand(shape[0]),
         weight=10.0,
-        form=form,
+        reduction=reduction,
     ).value
 
 
-@pytest.mark.parametrize("form", ["sample", "batch"])
-def test_a_unit_slope_critic_and_one_sample_cost_nothing(form: str) -> None:
+@pytest.mark.parametrize(
+    ("slope", "reduction", "samples", "cost"),
+    [
+        (1.0, "sample", 4, 0.0),
+        (1.0, "sample", 1, 0.0),
+        (1.0, "batch", 1, 0.0),
+        (1.0, "batch", 4, 10.0),  # the authors' norm over the whole batch is sqrt(4 * 1) = 2: 10 * (2 - 1)^2
+        (3.0, "sample", 4, 40.0),  # 10 * (3 - 1)^2
+    ],
+)
+def test_the_penalty_of_a_linear_critic(slope: float, reduction: str, samples: int, cost: float) -> None:
     # Float32 rounding of a norm of one, squared and times ten.
-    assert penalty(linear_critic(1.0), form, (1, *PATCH[1:])).item() == pytest.approx(0, abs=1e-11)
+    found = penalty(linear_critic(slope), reduction, (samples, *PATCH[1:])).item()
+    assert found == pytest.approx(cost, rel=1e-5, abs=1e-11)
 
 
-def test_four_samples_of_norm_one_cost_nothing() -> None:
-    assert penalty(linear_critic(1.0)).item() == pytest.approx(0, abs=1e-11)
-
-
-def test_four_samples_of_norm_one_cost_ten_in_the_authors_form() -> None:
-    # The norm over the whole batch is sqrt(4 * 1) = 2, so 10 * (2 - 1)^2.
-    assert penalty(linear_critic(1.0), "batch").item() == pytest.approx(10.0, rel=1e-5)
-
-
-def test_a_slope_of_three_costs_forty() -> None:
-    # 10 * (3 - 1)^2
-    assert penalty(linear_critic(3.0)).item() == pytest.approx(40.0, rel=1e-5)
-
-
-def test_samples_of_different_slope_are_averaged_one_by_one() -> None:
+def test_samples_of_different_slope_are_averaged() -> None:
     def critic(x: Tensor) -> Tensor:
         slopes = torch.tensor([1.0, 2.0, 3.0, 0.5])
         return slopes * linear_critic(1.0)(x)
@@ -70,17 +66,17 @@ def test_samples_of_different_slope_are_averaged_one_by_one() -> None:
     assert penalty(critic).item() == pytest.approx(13.125, rel=1e-5)
 
 
-@pytest.mark.parametrize("form", ["sample", "batch"])
-def test_a_flat_critic_costs_the_weight_and_has_a_finite_gradient(form: str) -> None:
+@pytest.mark.parametrize("reduction", ["sample", "batch"])
+def test_a_flat_critic_has_a_finite_gradient(reduction: str) -> None:
     w = torch.zeros(math.prod(PATCH[1:]), requires_grad=True)
-    found = penalty(lambda x: x.flatten(1) @ w, form)
+    found = penalty(lambda x: x.flatten(1) @ w, reduction)
     # 10 * (0 - 1)^2; the norm is 1e-6 instead of 0.
     assert found.item() == pytest.approx(10.0, rel=1e-5)
     found.backward()
     assert torch.isfinite(w.grad).all()
 
 
-def test_the_line_runs_from_fake_at_epsilon_0_to_real_at_epsilon_1_with_one_epsilon_each() -> None:
+def test_the_line_runs_from_fake_to_real() -> None:
     seen: list[Tensor] = []
 
     def critic(x: Tensor) -> Tensor:
@@ -89,14 +85,14 @@ def test_the_line_runs_from_fake_at_epsilon_0_to_real_at_epsilon_1_with_one_epsi
 
     real, fake = torch.ones(PATCH), torch.zeros(PATCH)
     epsilon = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    for form, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
-        gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon, weight=10.0, form=form)
+    for reduction, expected in (("sample", [0.0, 0.25, 0.5, 1.0]), ("batch", [0.0, 0.0, 0.0, 0.0])):
+        gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon, weight=10.0, reduction=reduction)
         assert seen[-1].flatten(1).mean(1).tolist() == expected
-    gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon.flip(0), weight=10.0, form="batch")
+    gradient_penalty(by_autograd(critic), real, fake, epsilon=epsilon.flip(0), weight=10.0, reduction="batch")
     assert seen[-1].flatten(1).mean(1).tolist() == [1.0] * 4
 
 
-def test_neither_patch_gets_a_gradient_and_only_one_backward_is_needed() -> None:
+def test_patches_get_no_gradient() -> None:
     real, fake = torch.randn(PATCH), torch.randn(PATCH, requires_grad=True)
     w = torch.randn(math.prod(PATCH[1:]), requires_grad=True)
     found = gradient_penalty(
@@ -106,14 +102,14 @@ def test_neither_patch_gets_a_gradient_and_only_one_backward_is_needed() -> None
     assert fake.grad is None and w.grad.abs().max() > 0
 
 
-def test_the_gradient_of_the_penalty_is_the_derivative_of_equation_1() -> None:
+def test_the_gradient_is_that_of_equation_1() -> None:
     real, fake = torch.randn(PATCH, dtype=torch.float64), torch.randn(PATCH, dtype=torch.float64)
     epsilon = torch.rand(4, dtype=torch.float64)
     w = torch.randn(math.prod(PATCH[1:]), dtype=torch.float64, requires_grad=True)
 
     def value(w: Tensor) -> Tensor:
         return gradient_penalty(
-            by_autograd(lambda x: x.flatten(1).tanh() @ w), real, fake, epsilon=epsilon, weight=10.0, form="sample"
+            by_autograd(lambda x: x.flatten(1).tanh() @ w), real, fake, epsilon=epsilon, weight=10.0, reduction="sample"
         ).value
 
     # By hand: the gradient of sum_i w_i tanh(x_i) is w_i (1 - tanh(x_i)^2).
@@ -144,11 +140,11 @@ def test_a_half_critics_penalty_does_not_underflow() -> None:
     assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
     assert abs(told[1.0] - told[1024.0]) > 1e-5
     # All voxels are lost, or none, and the slope says so too.
-    assert (found[1.0].underflow.item(), found[1024.0].underflow.item()) == (1.0, 0.0)
-    assert found[1024.0].slope.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
+    assert (found[1.0].zero_fraction.item(), found[1024.0].zero_fraction.item()) == (1.0, 0.0)
+    assert found[1024.0].grad_norm.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
 
 
-def test_underflow_is_the_share_of_voxels_without_a_gradient() -> None:
+def test_underflow_is_a_share_of_voxels() -> None:
     w = torch.ones(math.prod(PATCH[1:]))
     w[:16] = 0.0  # of 64
     found = gradient_penalty(
@@ -158,15 +154,13 @@ def test_underflow_is_the_share_of_voxels_without_a_gradient() -> None:
         epsilon=torch.rand(4),
         weight=10.0,
     )
-    assert found.underflow.item() == 0.25
-    assert found.slope.item() == pytest.approx(math.sqrt(48), rel=1e-6)
+    assert found.zero_fraction.item() == 0.25
+    assert found.grad_norm.item() == pytest.approx(math.sqrt(48), rel=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
-def test_low_precision_critics_give_the_float32_penalty_and_gradient(
-    norm: str, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_half_critics_give_the_float32_penalty(norm: str, dtype: torch.dtype, tolerance: float) -> None:
     shape = (2, 2, 32, 32, 16)
     real, fake, epsilon = torch.randn(shape), torch.randn(shape), torch.rand(2)
     told, gradients = [], []
@@ -187,6 +181,6 @@ def test_low_precision_critics_give_the_float32_penalty_and_gradient(
     assert (gradients[1] - gradients[0]).norm() < 2 * tolerance * gradients[0].norm()
 
 
-def test_an_unknown_form_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(UsageError, match="sample, batch"):
         penalty(linear_critic(1.0), "whole")

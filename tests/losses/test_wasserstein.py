@@ -12,7 +12,7 @@ def test_the_generator_wants_its_fakes_high() -> None:
     assert generator_loss(torch.tensor([3.0, 5.0])).item() == -4.0
 
 
-def test_the_gradients_are_plus_and_minus_one_over_n() -> None:
+def test_the_gradients_are_one_over_n() -> None:
     real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
     critic_loss(real, fake).backward()
     assert real.grad.tolist() == [-0.25] * 4

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from vesselgan.metrics.centreline import centreline, centreline_dice, count_parts
+from vesselgan.metrics.centreline import centreline, centreline_dice, count_components
 
 SHAPE = (24, 16, 16)
 
@@ -20,7 +20,7 @@ def test_the_centreline_of_a_tube_is_its_axis():
     assert len(x) == len(set(x)) and min(x) <= 3 and max(x) >= 19  # thinning may take an end voxel
 
 
-def test_a_line_of_single_voxels_is_its_own_centreline():
+def test_a_thin_line_is_its_own_centreline():
     line = tube(3, 17, half=0)
     assert np.array_equal(centreline(line), line)
 
@@ -40,7 +40,7 @@ def test_a_part_of_even_width_is_not_lost(section):
 
 def test_small_and_empty_masks():
     cube = np.zeros((6, 6, 6), bool)
-    assert not centreline(cube).any() and count_parts(cube) == 0
+    assert not centreline(cube).any() and count_components(cube) == 0
     cube[2:4, 2:4, 2:4] = True
     assert 1 <= centreline(cube).sum() <= 8 and not (centreline(cube) & ~cube).any()
 
@@ -55,7 +55,7 @@ def test_centreline_dice_of_hand_made_lines():
     assert centreline_dice(tube(2, 20, half=0), tube(2, 20, half=2)) == 1.0
 
 
-def test_a_wrong_course_costs_though_most_voxels_are_shared():
+def test_a_wrong_course_costs():
     trunk, twig = tube(1, 22, half=3), tube(1, 22, half=0, z=14)
     assert centreline_dice(trunk | twig, trunk) < 0.8 < 0.97 < 2 * trunk.sum() / (2 * trunk.sum() + twig.sum())
 
@@ -69,6 +69,6 @@ def test_empty_masks_have_a_defined_centreline_dice():
 def test_parts_that_touch_by_a_corner_are_one():
     mask = np.zeros((6, 6, 6), bool)
     mask[1, 1, 1] = mask[2, 2, 2] = True
-    assert count_parts(mask) == 1
+    assert count_components(mask) == 1
     mask[4, 4, 4] = mask[4, 1, 1] = True
-    assert count_parts(mask) == 3
+    assert count_components(mask) == 3

@@ -26,14 +26,14 @@ def naive(a: np.ndarray, b: np.ndarray) -> float:
     return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root))
 
 
-def test_gaussians_with_diagonal_covariances_have_the_distance_of_paper_and_pencil():
+def test_diagonal_gaussians_match_paper_and_pencil():
     # |(1, 2, 2)|^2 + (3 - 1)^2 + (2 - 2)^2 + (1 - 4)^2: standard deviations subtract where the axes agree.
     a = exact_sample(np.array([0.0, 0, 0]), np.diag([9.0, 4, 1]), 50, 0)
     b = exact_sample(np.array([1.0, 2, 2]), np.diag([1.0, 4, 16]), 70, 1)
     assert frechet_distance(a, b) == pytest.approx(9 + 4 + 0 + 9, abs=1e-6)
 
 
-def test_gaussians_whose_covariances_do_not_commute_match_the_closed_form():
+def test_gaussians_match_the_closed_form():
     mean, cov_a, cov_b = np.arange(6) / 10, random_covariance(6, 2), random_covariance(6, 3)
     a, b = exact_sample(np.zeros(6), cov_a, 40, 4), exact_sample(mean, cov_b, 40, 5)
     # (A^(1/2) B A^(1/2))^(1/2) by eigenvalues of a symmetric matrix.
@@ -44,7 +44,7 @@ def test_gaussians_whose_covariances_do_not_commute_match_the_closed_form():
     assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
 
 
-def test_it_equals_the_form_with_a_matrix_root_where_that_is_fine():
+def test_it_equals_the_matrix_root():
     source = np.random.default_rng(6)
     a, b = source.normal(size=(200, 20)), source.normal(0.2, 1.3, size=(150, 20))
     # 1e-9: the root of a well-conditioned matrix keeps about ten digits.
@@ -52,18 +52,18 @@ def test_it_equals_the_form_with_a_matrix_root_where_that_is_fine():
     assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-12)
 
 
-def test_identical_sets_are_at_zero_with_more_features_than_samples_too():
+def test_identical_sets_are_at_zero():
     source = np.random.default_rng(7)
     assert frechet_distance(*[source.normal(size=(300, 64))] * 2) < 1e-9
     few = source.normal(size=(10, 64)).astype(np.float32)
-    with pytest.warns(RuntimeWarning, match="10 samples of 64 features: the covariance has rank 9 at most"):
+    with pytest.warns(RuntimeWarning, match="rank 9"):
         assert frechet_distance(few, few) < 1e-9
     twins = np.repeat(few[:5], 2, axis=0)
     with pytest.warns(RuntimeWarning):
         assert frechet_distance(twins, twins) < 1e-9
 
 
-def test_it_is_stable_where_covariances_have_no_full_rank():
+def test_it_is_stable_without_full_rank():
     # Seven and nine samples in 40 dimensions; embedding them keeps the distance, so the small space is the reference.
     source = np.random.default_rng(8)
     a, b = source.normal(size=(7, 5)), source.normal(1, 2, size=(9, 5))
@@ -82,10 +82,10 @@ def test_a_shift_alone_counts_its_square():
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        (np.zeros((1, 3)), np.zeros((5, 3)), "features_a has shape .1, 3.: .* at least two samples"),
-        (np.zeros((5, 3)), np.zeros(3), "features_b has shape .3,."),
-        (np.zeros((5, 3)), np.zeros((5, 4)), "unlike sizes: 3 and 4"),
-        (np.full((5, 3), np.nan), np.zeros((5, 3)), "15 values are not finite"),
+        (np.zeros((1, 3)), np.zeros((5, 3)), "features_a"),
+        (np.zeros((5, 3)), np.zeros(3), "features_b"),
+        (np.zeros((5, 3)), np.zeros((5, 4)), "3 and 4"),
+        (np.full((5, 3), np.nan), np.zeros((5, 3)), "finite"),
     ],
 )
 def test_what_has_no_distance_is_refused(a, b, told):

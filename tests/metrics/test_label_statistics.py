@@ -6,7 +6,7 @@ from vesselgan.metrics.label_statistics import (
     consistency,
     distance,
     label_statistics,
-    shifted,
+    shift_label,
     skeleton_length_mm,
     values_of,
 )
@@ -49,7 +49,7 @@ def test_lengths_are_steps_between_touching_voxels():
     assert skeleton_length_mm(corner, (1, 1, 1)) == 2.0
 
 
-def test_a_label_out_of_place_or_of_another_patch_loses():
+def test_a_label_out_of_place_loses():
     source = np.random.default_rng(0)
     for _ in range(5):
         start = int(source.integers(4, 9))
@@ -57,16 +57,16 @@ def test_a_label_out_of_place_or_of_another_patch_loses():
         image = (60 + 8 * source.normal(size=SHAPE) + 100 * label).astype(np.float32)
         whole = consistency(image, label)
         assert whole > 0.99
-        assert consistency(image, shifted(label)) < whole - 0.1
+        assert consistency(image, shift_label(label)) < whole - 0.1
         assert consistency(image, tube(3, start=1)) < 0.7  # overlaps nothing or little
         assert consistency(255 - image, label) < 0.01
         assert consistency(image * 0.3, label) == whole  # brightness and contrast do not count
 
 
-def test_the_shift_moves_along_every_axis_and_lets_nothing_in():
+def test_the_shift_moves_along_every_axis():
     label = np.zeros((4, 4, 4), np.uint8)
     label[1, 0, 1] = label[3, 3, 3] = 1
-    moved = shifted(label)
+    moved = shift_label(label)
     assert np.argwhere(moved).tolist() == [[3, 2, 3]]
 
 
@@ -83,6 +83,6 @@ def test_empty_and_full_labels_have_what_is_defined():
     assert values_of([empty, full], "contrast").size == 0
 
 
-def test_the_distance_is_how_far_one_sample_must_be_moved():
+def test_the_distance_moves_one_sample():
     assert distance(np.array([0.0, 1, 3]), np.array([5.0, 6, 8])) == pytest.approx(5.0)
     assert distance(np.zeros(0), np.ones(3)) is None

@@ -63,12 +63,12 @@ def test_nearest_equals_plain_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, shape: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(nearest_neighbours, "BLOCK", 3)
-    monkeypatch.setattr(nearest_neighbours, "MOST_BYTES", most_bytes)
+    monkeypatch.setattr(nearest_neighbours, "MAX_BYTES", most_bytes)
     training, asked = write(tmp_path, noise(10, shape)), noise(4, shape, seed=1)
-    for in_any_turn in (False, True):
-        forms = turns if in_any_turn else lambda image: [image]
+    for any_orientation in (False, True):
+        forms = turns if any_orientation else lambda image: [image]
         distances = [[min(plain(f, training.image_XYZ(i)) for f in forms(a)) for i in range(10)] for a in asked]
-        found = nearest_neighbours.nearest(iter(asked), training, in_any_turn=in_any_turn)
+        found = nearest_neighbours.nearest(iter(asked), training, any_orientation=any_orientation)
         assert [n.index for n in found] == np.argmin(distances, axis=1).tolist()
         assert [n.distance for n in found] == pytest.approx(np.min(distances, axis=1).tolist(), rel=1e-4)  # float32
 
@@ -78,7 +78,7 @@ def test_a_turned_copy_is_found_in_every_turn(tmp_path: Path) -> None:
     turned = turns(training.image_XYZ(3))
     assert len(turned) == 16
     assert all(
-        n.index == 3 and n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training, in_any_turn=True)
+        n.index == 3 and n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training, any_orientation=True)
     )
     assert [n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training)] == [True] + [False] * 15
 
@@ -86,12 +86,12 @@ def test_a_turned_copy_is_found_in_every_turn(tmp_path: Path) -> None:
 def test_the_own_subject_can_be_left_out(tmp_path: Path) -> None:
     training = write(tmp_path, noise(6))
     own, other, nobody = nearest_neighbours.nearest(
-        [training.image_XYZ(0)] * 3, training, not_of=[None, "sub-0", "sub-1"]
+        [training.image_XYZ(0)] * 3, training, excluded_subjects=[None, "sub-0", "sub-1"]
     )
     assert own.index == 0 and own.distance < 5e-3 and nobody.index == 0
     assert other.subject == "sub-1" and other.distance > 0.1
     alone = write(tmp_path / "alone", noise(1))
-    assert nearest_neighbours.nearest([alone.image_XYZ(0)], alone, not_of=["sub-0"]) == [None]
+    assert nearest_neighbours.nearest([alone.image_XYZ(0)], alone, excluded_subjects=["sub-0"]) == [None]
 
 
 def test_a_constant_patch_resembles_constant_ones_alone(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_identical_sets_reach_one_and_disjoint_ones_nothing():
     assert prd_auc(precision, recall) == 0.0 == precision.max() == recall.max()
 
 
-def test_a_generator_that_drops_five_of_twenty_modes_has_full_precision_and_three_quarters_of_recall():
+def test_dropped_modes_cost_recall():
     real, generated = modes([30] * 20, 2), modes([40] * 15, 3)
     precision, recall = prd_curve(real, generated, num_clusters=20)
     assert precision.max() == 1.0
@@ -31,7 +31,7 @@ def test_a_generator_that_drops_five_of_twenty_modes_has_full_precision_and_thre
     assert prd_auc(precision, recall) == pytest.approx(0.75, abs=0.01)
 
 
-def test_a_generator_that_invents_modes_loses_precision_and_arguments_are_not_exchanged():
+def test_invented_modes_cost_precision():
     real, generated = modes([40] * 15, 4), modes([30] * 20, 5)
     precision, recall = prd_curve(real, generated, num_clusters=20)
     assert precision.max() == pytest.approx(0.75, abs=1e-9)
@@ -53,7 +53,7 @@ def test_the_curve_of_two_clusters_by_hand():
     assert prd_auc(precision, recall) == pytest.approx(0.25 * 0.375 + 0.75 * 0.875, abs=1e-5)
 
 
-def test_equal_seeds_give_equal_bytes_and_others_do_not():
+def test_equal_seeds_give_equal_bytes():
     source = np.random.default_rng(6)
     real, generated = source.normal(size=(200, 6)), source.normal(0.5, 1, size=(200, 6))
 
@@ -63,20 +63,16 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not():
     assert curve(3) == curve(3) != curve(4)
 
 
-def test_a_curve_out_of_its_order_is_refused():
+def test_a_curve_out_of_order_is_refused():
     precision, recall = np.array([0.0, 1, 1]), np.array([1.0, 1, 0])
     assert prd_auc(precision, recall) == prd_auc(precision[::-1], recall[::-1]) == 1.0
-    with pytest.raises(DataError, match="not in the order of its angles"):
-        prd_auc(precision, np.array([1.0, 0, 1]))
-    with pytest.raises(DataError, match="two curves of one length"):
-        prd_auc(precision, recall[:2])
+    for other in (np.array([1.0, 0, 1]), recall[:2]):
+        with pytest.raises(DataError):
+            prd_auc(precision, other)
 
 
-def test_sets_of_unlike_size_and_too_few_samples_are_refused():
+def test_unlike_sets_and_few_samples_are_refused():
     features = np.random.default_rng(7).normal(size=(30, 4))
-    with pytest.raises(DataError, match="depend on the numbers of samples"):
-        prd_curve(features, features[:29], num_clusters=5)
-    with pytest.raises(DataError, match="6 samples in all for num_clusters=7"):
-        prd_curve(features[:3], features[:3], num_clusters=7)
-    with pytest.raises(DataError, match="real has shape .1, 4."):
-        prd_curve(features[:1], features[:1], num_clusters=2)
+    for real, generated, num_clusters in ((30, 29, 5), (3, 3, 7), (1, 1, 2)):
+        with pytest.raises(DataError):
+            prd_curve(features[:real], features[:generated], num_clusters=num_clusters)

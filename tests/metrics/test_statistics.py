@@ -7,7 +7,7 @@ from vesselgan.metrics.statistics import compare, describe, holm, signed_rank
 FIVE = np.array([[0.80], [0.82], [0.90], [0.86], [0.87]])
 
 
-def test_mean_spread_and_median_of_three_patients_and_two_seeds():
+def test_mean_spread_and_median_by_hand():
     found = describe(np.array([[1.0, 3.0], [4.0, 4.0], [6.0, 12.0]]), seed=0)
     # Patients: 2, 4, 9, mean 5, deviations -3 -1 4, squares 26 over 2. Seeds: 11/3 and 19/3, 8/3 apart.
     assert (found["n"], found["num_seeds"]) == (3, 2)
@@ -28,7 +28,7 @@ def test_no_interval_and_no_test_under_five_patients():
     }  # fmt: skip
 
 
-def test_the_interval_of_one_seed_is_scipys_percentile_bootstrap():
+def test_one_seeds_interval_is_scipys_bootstrap():
     values = np.random.default_rng(1).gamma(2.0, size=(13, 1))
     expected = stats.bootstrap(
         (values[:, 0],), np.mean, n_resamples=40_000, method="percentile", rng=np.random.default_rng(5)
@@ -63,7 +63,7 @@ def test_a_paired_comparison_forgets_what_patients_share():
     assert 0.0 <= found["interval"][0] < 1.5 < found["interval"][1] <= 3.0
 
 
-def test_the_signed_rank_test_by_hand_and_without_differences():
+def test_the_signed_rank_test_by_hand():
     # Ranks 1 to 5 of 0.1 .. 0.5, the smallest negative: W = 1. Sums of 0 and 1 are 2 of 32 ways; two-sided 4 / 32.
     assert signed_rank(np.array([-0.1, 0.2, 0.3, 0.4, 0.5])) == pytest.approx(4 / 32)
     assert signed_rank(np.zeros(7)) == 1.0

@@ -39,11 +39,11 @@ def mask(shape: tuple[int, ...], *voxels: tuple[int, ...]) -> np.ndarray:
     return array
 
 
-def test_single_voxels_three_and_four_apart_are_five_apart():
+def test_voxels_three_and_four_apart_are_five():
     assert balanced_average_hausdorff(mask((8, 8, 8), (1, 1, 1)), mask((8, 8, 8), (4, 5, 1))) == 5.0
 
 
-def test_both_directed_sums_are_divided_by_the_truth_alone():
+def test_both_sums_are_divided_by_the_truth():
     truth = mask((9, 1, 1), (0, 0, 0))
     predicted = mask((9, 1, 1), (0, 0, 0), (3, 0, 0), (6, 0, 0))
     # G->P: 0. P->G: 0 + 3 + 6 = 9. Over 2 |G|: 9 / 2 one way, 9 / (2 * 3) the other.
@@ -84,7 +84,7 @@ def test_empty_masks_have_defined_distances():
     st.sampled_from([(1.0, 1.0, 1.0), (0.5, 0.5, 0.7), (3.0, 0.2, 1.1)]),
     st.sampled_from([0, 1, 10**6]),
 )
-def test_equals_brute_force_on_any_masks_by_tree_and_by_transform(pair, spacing, voxels_per_query):
+def test_equals_brute_force_on_any_masks(pair, spacing, voxels_per_query):
     truth, predicted = pair
     if not truth.any() or not predicted.any():
         return
@@ -121,7 +121,7 @@ def test_equals_brute_force_on_random_trees():
             assert found == pytest.approx(all_by_brute_force(truth, predicted, spacing), rel=1e-12)
 
 
-def test_the_two_terms_and_the_averages_of_three_voxels_on_a_line():
+def test_the_distances_on_a_line_by_hand():
     truth = mask((9, 1, 1), (0, 0, 0), (1, 0, 0))
     predicted = mask((9, 1, 1), (0, 0, 0), (3, 0, 0), (6, 0, 0))
     # G->P: 0 + 1. P->G: 0 + 2 + 5. |G| = 2, |P| = 3.
@@ -146,7 +146,7 @@ def test_hd95_is_monais():
             assert distances(truth, predicted, spacing).hd95 == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_solid_body_inside_another_is_far_at_its_surface_alone():
+def test_a_solid_body_inside_another():
     outer, inner = np.zeros((11, 11, 11), bool), np.zeros((11, 11, 11), bool)
     outer[1:10, 1:10, 1:10] = True
     inner[4:7, 4:7, 4:7] = True
@@ -157,8 +157,8 @@ def test_a_solid_body_inside_another_is_far_at_its_surface_alone():
     assert distances(inner, outer).hd95 == distances(outer, inner).hd95 > 3.0
 
 
-def test_a_whole_head_equals_the_distance_transform_and_takes_under_a_second():
-    shape = (312, 384, 127)
+@pytest.mark.parametrize("shape", [(80, 96, 64), pytest.param((312, 384, 127), marks=pytest.mark.soak)])
+def test_a_head_equals_the_distance_transform(shape):
     truth, other = random_tree(shape, 30, 0), random_tree(shape, 6, 1)
     predicted = np.roll(truth, 1, axis=0) | other
     start = time.process_time()  # of this process alone: the machine may be busy
@@ -169,10 +169,10 @@ def test_a_whole_head_equals_the_distance_transform_and_takes_under_a_second():
     expected = (to_predicted[truth].sum() + to_truth[predicted].sum()) / (2 * truth.sum())
     assert found == pytest.approx(expected, rel=1e-9)
     assert distances(truth, predicted, (0.5, 0.5, 0.7)).bavd == found
-    assert seconds < 1.5  # 0.15 to 0.6 measured on one core; the promise of one second with room for a slower one
+    assert seconds < 1.5  # 0.15 to 0.6 measured for a whole head on one core
 
 
-def test_a_spacing_of_the_wrong_length_or_sign_is_refused():
+def test_a_wrong_spacing_is_refused():
     one = mask((3, 3, 3), (1, 1, 1))
     for spacing in [(1.0, 1.0), (1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, float("nan"), 1.0)]:
         with pytest.raises(DataError, match="spacing_mm"):

@@ -1,7 +1,8 @@
 """Layers: exactness of the upsampling convolution, float32 statistics, batch statistics over ranks, spectral norm."""
 
+import copy
 import math
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,49 +34,35 @@ from vesselgan.models.upsampling import UpsampleConv3d
 FLOAT64_ROUNDING = {"rtol": 1e-12, "atol": 1e-12}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("shape", [(2, 4, 6), (8, 2, 4), (3, 4, 5), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(2, 4, 6), (3, 4, 5), (1, 1, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_narrow_convolution_equals_the_plain_one(shape: tuple[int, int, int], layout: torch.memory_format) -> None:
     layer = NarrowConv3d(3, 2).double()
     x = torch.randn(2, 3, *shape, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_(True)
     found, expected = layer(x), F.conv3d(x, layer.weight, layer.bias, padding=1)
     torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)
-    inputs = (x, layer.weight, layer.bias)
     upstream = torch.randn_like(expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(found, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
+    ours, theirs = (torch.autograd.grad(y, (x, layer.weight, layer.bias), upstream) for y in (found, expected))
+    torch.testing.assert_close(ours, theirs, **FLOAT64_ROUNDING)
 
 
 @pytest.mark.parametrize(
-    ("layer", "shape"),
+    ("kind", "sizes", "shape"),
     [
-        (Conv3d(3, 4, kernel_size=3, stride=2, padding=1), (2, 3, 6, 4, 4)),
-        (UpsampleConv3d(3, 4), (2, 3, 3, 4, 2)),
-        (NarrowConv3d(3, 2), (2, 3, 2, 4, 4)),
-        (Linear(24, 5), (2, 24)),
+        (Conv3d, (3, 4, 3, 2, 1), (2, 3, 6, 4, 4)),
+        (UpsampleConv3d, (3, 4), (2, 3, 3, 4, 2)),
+        (NarrowConv3d, (3, 2), (2, 3, 2, 4, 4)),
+        (Linear, (24, 5), (2, 24)),
     ],
 )
-def test_half_layers_on_a_cpu_compute_in_float32_and_store_half(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    layer = layer.half()
-    x = torch.randn(shape).half()
-    reference = type(layer)(*_arguments(layer))
+def test_half_layers_compute_in_float32(kind: type[nn.Module], sizes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    layer, reference = kind(*sizes).half(), kind(*sizes)
     reference.load_state_dict({name: value.float() for name, value in layer.state_dict().items()})
-    assert layer(x).dtype == torch.float16
     # To the bit: the same float32 computation, rounded once; backward too.
-    x_half, x_float = x.clone().requires_grad_(True), x.float().requires_grad_(True)
+    x_half = torch.randn(shape).half().requires_grad_(True)
+    x_float = x_half.detach().float().requires_grad_(True)
     found, expected = layer(x_half), reference(x_float)
-    assert torch.equal(found, expected.half())
+    assert found.dtype == torch.float16 and torch.equal(found, expected.half())
     upstream = torch.randn(found.shape).half()
     ours = torch.autograd.grad(found, (x_half, layer.weight, layer.bias), upstream)
     theirs = torch.autograd.grad(expected, (x_float, reference.weight, reference.bias), upstream.float())
@@ -83,15 +70,7 @@ def test_half_layers_on_a_cpu_compute_in_float32_and_store_half(layer: nn.Module
         assert gradient.dtype == torch.float16 and torch.equal(gradient, exact.half())
 
 
-def _arguments(layer: nn.Module) -> tuple:
-    if isinstance(layer, (UpsampleConv3d, NarrowConv3d)):
-        return layer.in_channels, layer.out_channels
-    if isinstance(layer, Conv3d):
-        return layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding
-    return layer.in_features, layer.out_features
-
-
-def test_half_sums_beyond_half_range_do_not_overflow_inside() -> None:
+def test_half_sums_do_not_overflow_inside() -> None:
     layer = Linear(4, 1).half()
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[60000.0, 60000.0, -60000.0, -60000.0]]))
@@ -119,7 +98,7 @@ def test_batch_norm_equals_torchs_in_training_and_evaluation() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("sides", [(64, 64, 64), (63, 61, 5)])
-def test_float32_statistics_of_many_voxels_err_by_few_roundings(layout: torch.memory_format, sides) -> None:
+def test_statistics_of_many_voxels_keep_float32(layout: torch.memory_format, sides) -> None:
     # torch's own of a channels-last tensor of 64x64x64 are off by 1e-4 on a CPU.
     x = (0.3 * torch.randn(2, 4, *sides, generator=torch.Generator().manual_seed(1)) + 0.3).contiguous(
         memory_format=layout
@@ -132,11 +111,11 @@ def test_float32_statistics_of_many_voxels_err_by_few_roundings(layout: torch.me
 
 
 def test_batch_norm_over_one_value_is_refused() -> None:
-    with pytest.raises(UsageError, match="a larger batch or a larger patch"):
+    with pytest.raises(UsageError, match="batch"):
         BatchNorm3d(3)(torch.randn(1, 3, 1, 1, 1))
 
 
-def test_batch_norm_can_be_evaluated_after_a_single_batch() -> None:
+def test_batch_norm_evaluates_after_a_single_batch() -> None:
     norm = BatchNorm3d(2).double()
     x = 1e-3 * torch.randn(4, 2, 5, 5, 5, dtype=torch.float64) + 7
     trained = norm(x)
@@ -146,7 +125,7 @@ def test_batch_norm_can_be_evaluated_after_a_single_batch() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_batch_norm_statistics_stay_float32_and_survive_what_half_would_not(dtype: torch.dtype) -> None:
+def test_batch_norm_statistics_stay_float32(dtype: torch.dtype) -> None:
     norm = BatchNorm3d(2).to(dtype)
     assert norm.weight.dtype == dtype
     x = (1000 * torch.randn(4, 2, 4, 4, 4)).to(dtype)
@@ -161,53 +140,44 @@ def test_batch_norm_statistics_stay_float32_and_survive_what_half_would_not(dtyp
     torch.testing.assert_close(y.float().var((0, 2, 3, 4), unbiased=False), torch.ones(2), rtol=2**-8, atol=0)
 
 
-JOINT = 6
-
-
-def _norm_and_data() -> tuple[BatchNorm3d, Tensor, Tensor]:
+def _normalised(part: slice) -> list[Tensor]:
+    """Of these of six samples: values, their gradients, running statistics, the scale's and the shift's gradients."""
     generator = torch.Generator().manual_seed(7)
-    x = torch.randn(JOINT, 3, 2, 3, 2, generator=generator, dtype=torch.float64) * 3 + 5
+    x = torch.randn(6, 3, 2, 3, 2, generator=generator, dtype=torch.float64) * 3 + 5
     upstream = torch.randn(x.shape, generator=generator, dtype=torch.float64)
     norm = BatchNorm3d(3).double()
     with torch.no_grad():
         norm.weight.copy_(torch.tensor([0.5, -1.0, 2.0]))
         norm.bias.copy_(torch.tensor([0.1, 0.2, -0.3]))
-    return norm, x, upstream
-
-
-def _normalise_part(rank: int, store: str, out: str) -> None:
-    """A rank's share, unevenly divided: 2 samples for rank 0, 4 for rank 1."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    norm, x, upstream = _norm_and_data()
-    part = slice(0, 2) if rank == 0 else slice(2, JOINT)
     mine = x[part].clone().requires_grad_(True)
     y = norm(mine)
-    dx, dweight, dbias = torch.autograd.grad(y, (mine, norm.weight, norm.bias), upstream[part])
-    torch.save([t.detach() for t in (y, dx, dweight, dbias, norm.running_mean, norm.running_var)], f"{out}.{rank}")
+    dx, *dparameters = torch.autograd.grad(y, (mine, norm.weight, norm.bias), upstream[part])
+    return [y.detach(), dx, norm.running_mean, norm.running_var, *dparameters]
+
+
+def _normalise_part(rank: int, folder: Path) -> None:
+    """A rank's share, unevenly divided: 2 samples for rank 0, 4 for rank 1."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.save(_normalised(slice(0, 2) if rank == 0 else slice(2, 6)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_batch_norm_on_two_ranks_equals_the_joined_batch(tmp_path) -> None:
-    mp.start_processes(
-        _normalise_part, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2, start_method="spawn"
-    )
-    first, second = (torch.load(tmp_path / f"out.{rank}") for rank in range(2))
-    norm, x, upstream = _norm_and_data()
-    x.requires_grad_(True)
-    y = norm(x)
-    dx, dweight, dbias = torch.autograd.grad(y, (x, norm.weight, norm.bias), upstream)
-    torch.testing.assert_close(torch.cat([first[0], second[0]]), y.detach(), **FLOAT64_ROUNDING)
-    torch.testing.assert_close(torch.cat([first[1], second[1]]), dx, **FLOAT64_ROUNDING)
-    # Each rank holds its part of the scale's and shift's gradients.
-    torch.testing.assert_close(first[2] + second[2], dweight, **FLOAT64_ROUNDING)
-    torch.testing.assert_close(first[3] + second[3], dbias, **FLOAT64_ROUNDING)
-    for statistic, expected in ((4, norm.running_mean), (5, norm.running_var)):
-        assert torch.equal(first[statistic], second[statistic])
-        torch.testing.assert_close(first[statistic], expected, **FLOAT64_ROUNDING)
+def test_two_ranks_equal_the_joined_batch(tmp_path) -> None:
+    mp.start_processes(_normalise_part, (tmp_path,), nprocs=2, start_method="forkserver")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for place, expected in enumerate(_normalised(slice(0, 6))):
+        if place < 2:
+            found = torch.cat([first[place], second[place]])
+        elif place < 4:
+            assert torch.equal(first[place], second[place])
+            found = first[place]
+        else:  # each rank holds its part of the scale's and shift's gradients
+            found = first[place] + second[place]
+        torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)
 
 
-def test_instance_norm_of_half_is_the_float32_result_rounded() -> None:
+def test_instance_norm_of_half_is_float32_rounded() -> None:
     x = (300 * torch.randn(2, 3, 4, 4, 2)).half()
     found = InstanceNorm3d()(x)
     assert found.dtype == torch.float16
@@ -225,7 +195,7 @@ def _spectral_pair() -> tuple[nn.Module, nn.Module]:
     return ours, theirs
 
 
-def test_spectral_norm_equals_torchs_over_several_forwards_before_one_backward() -> None:
+def test_spectral_norm_equals_torchs_over_several_forwards() -> None:
     ours, theirs = _spectral_pair()
     inputs = torch.randn(3, 2, 3, 4, 4, 4)
     with torch.no_grad():
@@ -246,7 +216,7 @@ def test_spectral_norm_equals_torchs_over_several_forwards_before_one_backward()
     assert torch.equal(before, ours.parametrizations.weight[0].u)
 
 
-def test_spectral_norm_survives_half_weights_and_can_be_differentiated_twice() -> None:
+def test_spectral_norm_of_half_differentiates_twice() -> None:
     layer = Conv3d(2, 4, kernel_size=3, padding=1)
     parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
     layer.half()
@@ -265,7 +235,7 @@ def test_spectral_norm_survives_half_weights_and_can_be_differentiated_twice() -
     assert sigma.item() == pytest.approx(1.0, abs=2e-3)
 
 
-def test_spectral_norm_of_a_diagonal_weight_divides_by_its_largest_entry() -> None:
+def test_spectral_norm_of_a_diagonal_weight() -> None:
     layer = Linear(3, 3)
     with torch.no_grad():
         layer.weight.copy_(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
@@ -276,30 +246,25 @@ def test_spectral_norm_of_a_diagonal_weight_divides_by_its_largest_entry() -> No
     torch.testing.assert_close(layer.weight, torch.diag(torch.tensor([0.25, 0.5, 1.0])), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", [lambda: Generator((16, 16, 16), 8, 4), lambda: Critic((32, 16, 16), 8, "instance")])
-def test_frozen_biases_stay_frozen_and_zero_through_switching_and_copying(build) -> None:
-    import copy
-
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda: Generator((16, 16, 16), 8, 4), [f"ups.{number}.bias" for number in range(3)]),
+        (lambda: Critic((32, 16, 16), 8, "instance"), [f"convolutions.{number}.bias" for number in range(4)]),
+        (lambda: Critic((16, 16, 16), 8, "spectral"), []),
+    ],
+)
+def test_frozen_biases_stay_frozen_and_zero(build, expected) -> None:
     player = copy.deepcopy(build())
     init_weights(player, 3)
     set_trainable(player, False)
     assert not any(parameter.requires_grad for parameter in player.parameters())
     set_trainable(player, True)
     frozen = [name for name, parameter in player.named_parameters() if not parameter.requires_grad]
-    part = "ups" if isinstance(player, Generator) else "convolutions"
-    count = 3 if isinstance(player, Generator) else 4
-    assert frozen == [f"{part}.{number}.bias" for number in range(count)]
-    assert not any(player.get_parameter(name).any() for name in frozen)
+    assert frozen == expected and not any(player.get_parameter(name).any() for name in frozen)
 
 
-def test_the_spectral_critic_has_no_frozen_bias() -> None:
-    critic = Critic((16, 16, 16), 8, "spectral")
-    set_trainable(critic, False)
-    set_trainable(critic, True)
-    assert all(parameter.requires_grad for parameter in critic.parameters())
-
-
-def test_a_bias_in_front_of_a_normalisation_does_nothing() -> None:
+def test_a_bias_before_a_normalisation_does_nothing() -> None:
     convolution, norm = freeze_bias(Conv3d(2, 3, kernel_size=3)).double(), BatchNorm3d(3).double()
     x = torch.randn(2, 2, 4, 4, 4, dtype=torch.float64)
     before = norm(convolution(x))
@@ -308,7 +273,7 @@ def test_a_bias_in_front_of_a_normalisation_does_nothing() -> None:
     torch.testing.assert_close(norm(convolution(x)), before, **FLOAT64_ROUNDING)
 
 
-def test_the_linear_bias_in_front_of_batch_norm_does_something_and_trains() -> None:
+def test_the_linear_bias_does_something_and_trains() -> None:
     generator = Generator((16, 16, 16), 8, 4).double()
     z = torch.randn(3, 4, dtype=torch.float64)
     before = generator(z)
@@ -335,7 +300,7 @@ def test_start_acts_on_every_variants_convolutions(norm: str) -> None:
     assert critic.score.weight.std().item() == pytest.approx(1 / math.sqrt(3 * inputs), rel=4 / math.sqrt(2 * inputs))
 
 
-def test_start_is_the_same_for_the_same_seed_whatever_was_there_before() -> None:
+def test_one_seed_gives_one_start() -> None:
     first, second = Critic((16, 16, 16), 16, "spectral"), Critic((16, 16, 16), 16, "spectral")
     init_weights(first, 11), init_weights(second, 11)
     for name, value in first.state_dict().items():
@@ -344,18 +309,13 @@ def test_start_is_the_same_for_the_same_seed_whatever_was_there_before() -> None
     assert not torch.equal(first.score.weight, second.score.weight)
 
 
-def test_start_leaves_sigma_near_the_truth_from_the_first_forward() -> None:
+def test_sigma_is_near_the_truth_at_once() -> None:
     critic = Critic((16, 16, 16), 32, "spectral")
     init_weights(critic, 1)
     for layer in critic.eval().convolutions:
         # Fifteen iterations from a random vector: within five per cent of the largest singular value, from below.
         sigma = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), ord=2).item()
         assert 1 - 1e-5 <= sigma <= 1.05
-
-
-@pytest.mark.parametrize("shape", [(128, 128, 64), (32, 32, 16), (16, 16, 16), (48, 16, 32)])
-def test_multiples_of_sixteen_are_accepted(shape) -> None:
-    check_patch_shape(shape, "spectral")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The critic: counts, float32 scores, one power iteration per forward, independence of the samples."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
@@ -14,15 +12,6 @@ from vesselgan.models.critic import Critic
 PATCH = (32, 32, 16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def started(norm: str, width: int = 32) -> Critic:
     critic = Critic(PATCH, width, norm)
     init_weights(critic, 1)
@@ -30,15 +19,8 @@ def started(norm: str, width: int = 32) -> Critic:
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
-def test_parameter_count_at_width_1024_is_the_papers(norm: str) -> None:
-    with torch.device("meta"):
-        critic = Critic((128, 128, 64), 1024, norm)
-    assert sum(parameter.numel() for parameter in critic.parameters()) == 18_850_433
-
-
-@pytest.mark.parametrize("norm", ["instance", "spectral"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_scores_are_float32_and_one_per_sample_in_every_precision(norm: str, dtype: torch.dtype) -> None:
+def test_scores_are_float32_in_every_precision(norm: str, dtype: torch.dtype) -> None:
     critic = started(norm).to(dtype)
     score = critic(torch.randn(3, 2, *PATCH))
     assert score.dtype == torch.float32 and score.shape == (3,)
@@ -46,7 +28,7 @@ def test_scores_are_float32_and_one_per_sample_in_every_precision(norm: str, dty
     assert critic.score.weight.grad.dtype == dtype
 
 
-def test_the_instance_norm_critic_equals_the_layers_as_the_authors_list_them() -> None:
+def test_the_instance_norm_critic_equals_the_authors() -> None:
     critic = started("instance").double()
     layers: list[nn.Module] = []
     for convolution in critic.convolutions:
@@ -61,7 +43,7 @@ def test_the_instance_norm_critic_equals_the_layers_as_the_authors_list_them() -
     torch.testing.assert_close(critic(x), reference(x).squeeze(1), rtol=1e-10, atol=1e-12)
 
 
-def test_the_spectral_critic_equals_the_layers_as_the_authors_list_them() -> None:
+def test_the_spectral_critic_equals_the_authors() -> None:
     critic = started("spectral").double().eval()
     x = torch.randn(2, 2, *PATCH, dtype=torch.float64)
     y = x
@@ -76,7 +58,7 @@ def test_the_spectral_critic_equals_the_layers_as_the_authors_list_them() -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_a_training_forward_takes_exactly_one_power_iteration_per_layer(dtype: torch.dtype) -> None:
+def test_a_training_forward_takes_one_power_iteration(dtype: torch.dtype) -> None:
     critic = started("spectral").to(dtype)
     expected = []
     for convolution in critic.convolutions:
@@ -113,7 +95,7 @@ def test_the_input_gradient_and_its_derivatives_are_autograds(norm: str) -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_input_gradient_is_a_training_forward_with_one_power_iteration(dtype: torch.dtype) -> None:
+def test_the_input_gradient_takes_one_power_iteration(dtype: torch.dtype) -> None:
     ours, theirs = started("spectral").to(dtype), started("spectral").to(dtype)
     x = torch.randn(2, 2, *PATCH)
     found, expected = ours.input_gradient(x, 1024.0), by_autograd(theirs)(x, 1024.0)
@@ -133,12 +115,8 @@ def test_a_score_does_not_depend_on_the_batch(norm: str) -> None:
     torch.testing.assert_close(critic(x)[1:2], critic(x[1:2]), rtol=1e-10, atol=1e-12)
 
 
-def test_an_instance_norm_over_a_single_voxel_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"\[32, 16, 16\]"):
+def test_what_is_no_critic_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"\[32, 16, 16\]"):  # one voxel has no instance norm
         Critic((16, 16, 16), 8, "instance")
-    Critic((16, 16, 16), 8, "spectral")
-
-
-def test_an_unknown_norm_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match="instance, spectral"):
         Critic(PATCH, 8, "batch")

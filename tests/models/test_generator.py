@@ -1,7 +1,5 @@
 """The generator: Table 2's counts, what a sample depends on, every precision."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,14 +9,6 @@ from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator, latents, sample_seed
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained_a_little(width: int = 16) -> Generator:
@@ -35,15 +25,14 @@ def count(module: torch.nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("width", "in_generator", "in_all"),
-    [(512, 139_916_994, 144_697_347), (1024, 289_123_714, 307_974_147), (256, None, 70_026_243)],
+    ("width", "in_generator", "in_critic"),
+    [(512, 139_916_994, 4_780_353), (1024, 289_123_714, 18_850_433)],
 )
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
-def test_parameter_counts_are_the_papers(width: int, in_generator: int | None, in_all: int, norm: str) -> None:
+def test_parameter_counts_are_the_papers(width: int, in_generator: int, in_critic: int, norm: str) -> None:
     with torch.device("meta"):
         generator, critic = Generator((128, 128, 64), width, 128), Critic((128, 128, 64), width, norm)
-    assert count(generator) + count(critic) == in_all
-    assert in_generator is None or count(generator) == in_generator
+    assert (count(generator), count(critic)) == (in_generator, in_critic)
 
 
 def plain_forward(generator: Generator, z_NL: Tensor) -> Tensor:
@@ -57,7 +46,7 @@ def plain_forward(generator: Generator, z_NL: Tensor) -> Tensor:
     return F.conv3d(x, generator.last.weight, generator.last.bias, padding=1).tanh()
 
 
-def test_the_whole_generator_equals_the_plain_form_with_all_gradients() -> None:
+def test_the_generator_equals_the_plain_form() -> None:
     generator = Generator((16, 32, 48), 16, 6)
     init_weights(generator, 2)
     generator.double()
@@ -67,34 +56,23 @@ def test_the_whole_generator_equals_the_plain_form_with_all_gradients() -> None:
     # float64 rounding through four normalisations
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
     trained = [parameter for parameter in generator.parameters() if parameter.requires_grad]
-    for ours, theirs in zip(
-        torch.autograd.grad(found.square().sum(), trained),
-        torch.autograd.grad(expected.square().sum(), trained),
-        strict=True,
-    ):
+    gradients = (torch.autograd.grad(y.square().sum(), trained) for y in (found, expected))
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-9 * theirs.abs().max().item())
 
 
-def test_a_sample_in_evaluation_does_not_depend_on_its_neighbours() -> None:
-    generator = trained_a_little().eval()
-    z = latents(0, range(4), 8)
-    others = latents(1, range(4), 8)
-    with torch.no_grad():
-        among_these = generator(z)[2]
-        among_others = generator(torch.cat([others[:2], z[2:3], others[3:]]))[2]
-        alone = generator(z[2:3])[0]
-    # In a batch of the same size: to the bit.
-    assert torch.equal(among_these, among_others)
-    # Another batch size may select other kernels, which add in another order: float32 rounding.
-    torch.testing.assert_close(alone, among_these, rtol=0, atol=1e-5)
-
-
-def test_a_sample_in_training_does_depend_on_its_neighbours() -> None:
+def test_only_in_training_a_sample_sees_its_neighbours() -> None:
     generator = trained_a_little()
     z, others = latents(0, range(4), 8), latents(1, range(4), 8)
+    mixed = torch.cat([others[:2], z[2:3], others[3:]])
     with torch.no_grad():
-        difference = generator(z)[2] - generator(torch.cat([others[:2], z[2:3], others[3:]]))[2]
-    assert difference.abs().max() > 1e-4
+        assert (generator(z)[2] - generator(mixed)[2]).abs().max() > 1e-4
+        generator.eval()
+        among_these, alone = generator(z)[2], generator(z[2:3])[0]
+        # In a batch of the same size: to the bit.
+        assert torch.equal(among_these, generator(mixed)[2])
+    # Another batch size may select other kernels, which add in another order: float32 rounding.
+    torch.testing.assert_close(alone, among_these, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -111,7 +89,7 @@ def test_low_precision_output_is_near_float32s(dtype: torch.dtype) -> None:
     assert (found.float() - expected).abs().max() < 16 * unit * expected.abs().max()
 
 
-def test_every_trainable_parameter_gets_a_finite_gradient_in_half_on_a_cpu() -> None:
+def test_half_gives_every_parameter_a_gradient() -> None:
     generator = trained_a_little().half()
     # The factor stands for a loss scale: without one, half loses small gradients.
     generator(latents(0, range(4), 8)).float().square().mean().mul(1024).backward()
@@ -123,7 +101,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient_in_half_on_a_cpu() -> 
 
 
 @pytest.mark.parametrize("width", [0, 4, 12, -8])
-def test_a_width_that_cannot_be_halved_three_times_is_refused(width: int) -> None:
+def test_a_width_that_does_not_halve_is_refused(width: int) -> None:
     with pytest.raises(UsageError, match="variant.width"):
         Generator((16, 16, 16), width, 8)
 
@@ -151,7 +129,7 @@ def test_latents_are_standard_normal() -> None:
     assert values.std().item() == pytest.approx(1, abs=4 / (2 * n) ** 0.5)
 
 
-def test_no_sample_seed_comes_twice_in_a_run_and_neighbouring_runs_share_none() -> None:
+def test_no_sample_seed_comes_twice() -> None:
     seeds = [sample_seed(seed, index) for seed in range(5) for index in range(2000)]
     assert len(set(seeds)) == len(seeds)
     assert 0 <= min(seeds) and max(seeds) < 2**32
@@ -159,11 +137,11 @@ def test_no_sample_seed_comes_twice_in_a_run_and_neighbouring_runs_share_none() 
 
 @pytest.mark.parametrize(("seed", "index"), [(-1, 0), (0, -1)])
 def test_negative_seeds_are_refused(seed: int, index: int) -> None:
-    with pytest.raises(UsageError, match="zero or more"):
+    with pytest.raises(UsageError, match="-1"):
         sample_seed(seed, index)
 
 
-def test_with_groups_a_sample_knows_of_no_other_and_every_bias_trains() -> None:
+def test_with_groups_a_sample_knows_no_other() -> None:
     generator = Generator((32, 32, 16), 64, 8, "group")
     init_weights(generator, 1)
     z_NL = latents(3, range(4), 8)

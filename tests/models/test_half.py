@@ -53,7 +53,7 @@ def networks(dtype: torch.dtype) -> Iterator[tuple[str, nn.Module, Tensor]]:
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_statistics_power_iteration_and_penalty_are_float32_whatever_the_weights_are(dtype):
+def test_statistics_power_iteration_and_penalty_are_float32(dtype):
     with Tender() as tender:
         for name, network, x in networks(dtype):
             network.train()(x).float().sum().backward()
@@ -68,14 +68,14 @@ def test_statistics_power_iteration_and_penalty_are_float32_whatever_the_weights
     assert tender.seen == [] and tender.num_tender > 10
 
 
-def test_the_watch_over_tender_operations_sees_them():
+def test_the_watch_sees_tender_operations():
     with Tender() as tender:
         torch.ones(2, dtype=torch.float16).square()
     assert tender.seen == ["pow", "pow"]  # what it takes and what it gives
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_no_epsilon_vanishes_where_a_network_is_flat(dtype):
+def test_no_epsilon_vanishes_in_a_flat_network(dtype):
     # 1e-5 squared or 1e-12 is zero in half: 0 / 0 where a normalisation sees a constant.
     num_epsilons = 0
     for _, network, x in networks(dtype):
@@ -96,7 +96,7 @@ def test_no_epsilon_vanishes_where_a_network_is_flat(dtype):
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
-def test_a_batch_with_an_overflow_is_left_out_of_the_running_averages(bad):
+def test_an_overflow_stays_out_of_running_averages(bad):
     norm, batch = BatchNorm3d(3), torch.randn(2, 3, 2, 2, 2)
     norm.train()(batch)
     before = {key: value.clone() for key, value in norm.named_buffers()}

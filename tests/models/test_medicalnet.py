@@ -6,13 +6,13 @@ from monai.networks.nets.resnet import resnet10
 from torch.nn import functional
 
 from vesselgan.core.errors import DataError
-from vesselgan.models.medicalnet import ResNet10, draw_weights, load_weights
+from vesselgan.models.medicalnet import ResNet10, init_weights_randomly, load_weights
 
 
 def random_network(seed: int = 0) -> ResNet10:
     """Random weights, and batch norms that do something."""
     network = ResNet10().eval().requires_grad_(False)
-    draw_weights(network, seed)
+    init_weights_randomly(network, seed)
     generator = torch.Generator().manual_seed(seed + 1)
     for name, value in network.state_dict().items():
         if "bn" in name or "downsample.1" in name:
@@ -54,10 +54,10 @@ def restated(state: dict[str, torch.Tensor], patch: torch.Tensor) -> torch.Tenso
 
 @pytest.fixture(scope="module")
 def patch() -> torch.Tensor:
-    return torch.randn((2, 1, 40, 32, 24), generator=torch.Generator().manual_seed(3))
+    return torch.randn((2, 1, 24, 24, 16), generator=torch.Generator().manual_seed(3))
 
 
-def test_it_equals_its_restatement_with_explicit_dilation(patch):
+def test_it_equals_its_restatement(patch):
     network = random_network()
     expected = restated(network.state_dict(), patch)
     # 1e-4 of the largest: float32 sums over up to 13,824 products in another order.
@@ -65,7 +65,7 @@ def test_it_equals_its_restatement_with_explicit_dilation(patch):
     assert network(patch).shape == (2, 512)
 
 
-def test_monais_network_of_that_name_is_another_one_until_it_dilates(patch):
+def test_it_equals_monais_once_that_dilates(patch):
     ours = random_network(5)
     options = {"spatial_dims": 3, "n_input_channels": 1, "conv1_t_stride": 2, "feed_forward": False}
     theirs = resnet10(**options, shortcut_type="B", bias_downsample=False).eval()
@@ -83,16 +83,16 @@ def test_monais_network_of_that_name_is_another_one_until_it_dilates(patch):
     assert float((as_it_is - found).norm() / found.norm()) > 0.05
 
 
-def test_it_has_the_tensors_of_the_published_file():
+def test_it_has_the_published_tensors():
     state = ResNet10().state_dict()
     assert (len(state), sum(value.numel() for value in state.values())) == (72, 14_361_292)
     assert not any("downsample.0.bias" in name for name in state)
 
 
-def test_seeded_weights_are_the_same_again_and_others_by_another_seed():
+def test_seeded_weights_are_the_same_again():
     first, again, other = (ResNet10() for _ in range(3))
     for network, seed in ((first, 1), (again, 1), (other, 2)):
-        draw_weights(network, seed)
+        init_weights_randomly(network, seed)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.conv1.weight, other.conv1.weight)
     # He by fan-out: variance 2 / (64 * 343), from 21,952 numbers, whose own spread is 1 %.
@@ -108,22 +108,20 @@ def test_weights_load_with_and_without_the_wrapping(patch):
         assert torch.equal(network(patch[:1]), source(patch[:1]))
 
 
-def test_another_architecture_is_refused_by_naming_its_keys():
+def test_another_architecture_is_refused_by_key():
     state = random_network().state_dict()
-    without = {name: value for name, value in state.items() if not name.startswith("layer4")}
     network = ResNet10()
     before = network.conv1.weight.clone()
-    with pytest.raises(DataError, match="18 missing .layer4.0.conv1.weight, .* and 12 more"):
-        load_weights(network, without, "short.pth")
-    with pytest.raises(DataError, match="deep.pth: .*2 foreign .layer1.1.conv1.weight, layer1.1.conv2.weight"):
-        deeper = {"module.layer1.1.conv1.weight": state["conv1.weight"], "layer1.1.conv2.weight": state["conv1.weight"]}
-        load_weights(network, {**state, **deeper}, "deep.pth")
-    wide = {**state, "conv1.weight": torch.zeros(64, 3, 7, 7, 7)}
-    with pytest.raises(DataError, match=r"of another shape .conv1.weight \[64, 3, 7, 7, 7\] for \[64, 1, 7, 7, 7\]"):
-        load_weights(network, wide, "wide.pth")
-    with pytest.raises(DataError, match="1 not finite .bn1.bias"):
-        load_weights(network, {**state, "bn1.bias": torch.full((64,), torch.nan)}, "nan.pth")
-    assert torch.equal(network.conv1.weight, before)  # none of it was taken
-    for content in ([1, 2], {"state_dict": 3}, {"epoch": 7}, {"conv1.weight": [0.0]}):
-        with pytest.raises(DataError, match="holds no weights"):
+    others = {
+        "layer4.0.conv1.weight": {name: value for name, value in state.items() if not name.startswith("layer4")},
+        "layer1.1.conv1.weight": state | {"module.layer1.1.conv1.weight": state["conv1.weight"]},
+        "conv1.weight": state | {"conv1.weight": torch.zeros(64, 3, 7, 7, 7)},
+        "bn1.bias": state | {"bn1.bias": torch.full((64,), torch.nan)},
+    }
+    for key, content in others.items():
+        with pytest.raises(DataError, match=rf"other.pth.*\b{key}"):
             load_weights(network, content, "other.pth")
+    for content in ([1, 2], {"state_dict": 3}, {"epoch": 7}, {"conv1.weight": [0.0]}):
+        with pytest.raises(DataError, match="other.pth"):
+            load_weights(network, content, "other.pth")
+    assert torch.equal(network.conv1.weight, before)  # none of it was taken

@@ -1,6 +1,7 @@
 """Normalisation, ReLU and convolution in one: exact, on one rank and two, and lean."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -35,9 +36,7 @@ def gradients(y: Tensor, norm: BatchNorm3d, convolution: nn.Module, x: Tensor, u
 
 @pytest.mark.parametrize("kind", [UpsampleConv3d, NarrowConv3d])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_value_gradients_and_running_statistics_are_those_of_the_three_steps(
-    kind: type[nn.Module], layout: torch.memory_format
-) -> None:
+def test_value_gradients_and_statistics_equal_three_steps(kind: type[nn.Module], layout: torch.memory_format) -> None:
     norm, convolution, x = parts(kind)
     plain_norm, plain_convolution = copy.deepcopy((norm, convolution))
     x = x.contiguous(memory_format=layout).requires_grad_(True)
@@ -54,7 +53,7 @@ def test_value_gradients_and_running_statistics_are_those_of_the_three_steps(
         torch.testing.assert_close(buffer, plain_norm.get_buffer(name), **FLOAT64_ROUNDING)
 
 
-def test_without_a_graph_and_in_evaluation_it_is_the_three_steps() -> None:
+def test_without_a_graph_it_is_three_steps() -> None:
     norm, convolution, x = parts()
     plain_norm = copy.deepcopy(norm)
     with torch.no_grad():
@@ -67,7 +66,7 @@ def test_without_a_graph_and_in_evaluation_it_is_the_three_steps() -> None:
     assert torch.equal(*(torch.autograd.grad(y.square().sum(), x)[0] for y in (ours, theirs)))
 
 
-def test_the_convolutions_input_is_rebuilt_once_in_backward_and_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_convolutions_input_is_rebuilt_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     made, packed = [], []
     make, pack = norm_relu._Rebuilt.make, norm_relu._Rebuilt.pack
     monkeypatch.setattr(norm_relu._Rebuilt, "make", lambda self: made.append(self) or make(self))
@@ -85,7 +84,7 @@ def test_the_convolutions_input_is_rebuilt_once_in_backward_and_not_kept(monkeyp
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_gives_what_the_three_steps_give_in_half(dtype: torch.dtype) -> None:
+def test_half_gives_what_three_steps_give(dtype: torch.dtype) -> None:
     norm, convolution, x = parts()
     norm, convolution, x = norm.float().to(dtype), convolution.to(dtype), x.to(dtype).requires_grad_(True)
     plain_norm = copy.deepcopy(norm)
@@ -101,35 +100,34 @@ def test_half_gives_what_the_three_steps_give_in_half(dtype: torch.dtype) -> Non
         torch.testing.assert_close(gradient, exact, rtol=0, atol=4 * scale)
 
 
-def _one_part(rank: int, store: str, out: str) -> None:
-    """A rank's share, unevenly divided: 2 samples for rank 0, 4 for rank 1."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def _found(part: slice) -> list[Tensor]:
+    """Of these samples: values, their gradients, running statistics, the parameters' gradients."""
     norm, convolution, x = parts()
-    part = slice(0, 2) if rank == 0 else slice(2, JOINT)
+    shape = (len(x), 3, *(2 * side for side in x.shape[2:]))
+    upstream = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     mine = x[part].clone().requires_grad_(True)
     y = norm_relu_convolution(norm, mine, convolution)
-    found = gradients(y, norm, convolution, mine, upstream_of(x)[part])
-    torch.save([y.detach(), norm.running_mean, norm.running_var, *found], f"{out}.{rank}")
+    dx, *dparameters = gradients(y, norm, convolution, mine, upstream[part])
+    return [y.detach(), dx, norm.running_mean, norm.running_var, *dparameters]
+
+
+def _one_part(rank: int, folder: Path) -> None:
+    """A rank's share, unevenly divided: 2 samples for rank 0, 4 for rank 1."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    torch.save(_found(slice(0, 2) if rank == 0 else slice(2, JOINT)), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
-def upstream_of(x: Tensor) -> Tensor:
-    shape = (len(x), 3, *(2 * side for side in x.shape[2:]))
-    return torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-
 def test_two_ranks_equal_the_joined_batch(tmp_path) -> None:
-    mp.start_processes(_one_part, (str(tmp_path / "store"), str(tmp_path / "out")), nprocs=2, start_method="spawn")
-    first, second = (torch.load(tmp_path / f"out.{rank}") for rank in range(2))
-    norm, convolution, x = parts()
-    y = norm_relu_convolution(norm, x.requires_grad_(True), convolution)
-    found = gradients(y, norm, convolution, x, upstream_of(x))
-    torch.testing.assert_close(torch.cat([first[0], second[0]]), y.detach(), **FLOAT64_ROUNDING)
-    for place, statistic in ((1, norm.running_mean), (2, norm.running_var)):
-        assert torch.equal(first[place], second[place])
-        torch.testing.assert_close(first[place], statistic, **FLOAT64_ROUNDING)
-    torch.testing.assert_close(torch.cat([first[3], second[3]]), found[0], **FLOAT64_ROUNDING)
-    # Each rank holds its part of the parameters' gradients.
-    for mine, theirs, joined in zip(first[4:], second[4:], found[1:], strict=True):
-        torch.testing.assert_close(mine + theirs, joined, **FLOAT64_ROUNDING)
+    mp.start_processes(_one_part, (tmp_path,), nprocs=2, start_method="forkserver")
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for place, expected in enumerate(_found(slice(0, JOINT))):
+        if place < 2:
+            found = torch.cat([first[place], second[place]])
+        elif place < 4:
+            assert torch.equal(first[place], second[place])
+            found = first[place]
+        else:  # each rank holds its part of the parameters' gradients
+            found = first[place] + second[place]
+        torch.testing.assert_close(found, expected, **FLOAT64_ROUNDING)

@@ -22,7 +22,7 @@ def plainly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     channels=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     batch=st.integers(1, 3),
 )
-def test_value_and_gradients_are_those_of_the_two_steps(shape, channels, batch) -> None:
+def test_upsampling_convolution_equals_the_two_steps(shape, channels, batch) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = [
         torch.randn(size, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -38,7 +38,7 @@ def test_value_and_gradients_are_those_of_the_two_steps(shape, channels, batch) 
         torch.testing.assert_close(gradient, exact, **FLOAT64_ROUNDING)
 
 
-def test_upsampling_keeps_the_3x3x3_weight_as_parameter() -> None:
+def test_the_layer_keeps_the_plain_weight() -> None:
     layer = UpsampleConv3d(4, 6)
     assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {"weight": (6, 4, 3, 3, 3), "bias": (6,)}
 
@@ -50,14 +50,14 @@ def errors(layer: UpsampleConv3d, x: Tensor) -> tuple[Tensor, Tensor]:
     return (layer(x).double() - exact).abs(), (plain.double() - exact).abs()
 
 
-def test_half_on_a_cpu_errs_no_more_than_the_two_steps() -> None:
+def test_half_errs_no_more_than_two_steps() -> None:
     torch.manual_seed(1)
     ours, theirs = errors(UpsampleConv3d(16, 8).half(), torch.randn(2, 16, 6, 5, 4).half())
     # Both are float32 sums rounded to half; in another order a sum may fall to the other side, once in a while.
     assert ours.mean() <= 1.01 * theirs.mean() and ours.max() <= 1.01 * theirs.max()
 
 
-def test_summed_taps_that_are_rounded_cost_less_than_a_second_rounding_of_the_result() -> None:
+def test_bfloat16_errs_little_more_than_two_steps() -> None:
     torch.manual_seed(1)
     ours, theirs = errors(UpsampleConv3d(16, 8).bfloat16(), torch.randn(2, 16, 6, 5, 4).bfloat16())
     # bfloat16 (and half on a GPU) rounds the sums of taps too, where the two steps have none: measured 1.5.

@@ -14,7 +14,7 @@ from torch import nn
 
 from vesselgan.privacy.engine import PrivateEngine, build_private
 from vesselgan.privacy.opacus_parts import epsilon_of, renyi
-from vesselgan.privacy.poisson import PoissonShares
+from vesselgan.privacy.poisson import PoissonSampler
 from vesselgan.runtime.distributed import World
 
 WIDTH, UNITS, RATE, DELTA, STEPS = 64, 8, 0.5, 1e-5, 4
@@ -51,7 +51,7 @@ def released(built: PrivateEngine, *, has_canary: bool, key: int, monkeypatch: p
     monkeypatch.setattr(inner, "step", lambda: seen.append(float(inner.param_groups[0]["params"][0].grad[0, 0])))
     units = [[number] for number in range(UNITS + has_canary)]
     positions = range(STEPS)
-    shares = PoissonShares(
+    shares = PoissonSampler(
         units, sample_rate=RATE, key=key, positions=positions, rank=0, world_size=1, augment=False
     )  # fmt: skip
     directions = torch.eye(WIDTH)
@@ -77,26 +77,19 @@ def audit(*, noise: float, trials: int, monkeypatch: pytest.MonkeyPatch) -> floa
     return epsilon_at_least(*counts, trials)
 
 
-@pytest.mark.parametrize("noise", [0.7, 1.5])
-def test_the_attack_stays_below_the_claim(noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    claimed = epsilon_of(STEPS * renyi(noise_multiplier=noise, sample_rate=RATE), delta=DELTA)
-    proven = audit(noise=noise, trials=400, monkeypatch=monkeypatch)
-    assert proven is None or proven < claimed
-    if noise < 1:
-        assert proven is not None and proven > 0  # the attack is one: it proves something
+def test_the_attack_stays_below_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    claimed = epsilon_of(STEPS * renyi(noise_multiplier=0.7, sample_rate=RATE), delta=DELTA)
+    proven = audit(noise=0.7, trials=200, monkeypatch=monkeypatch)
+    assert proven is not None and 0 < proven < claimed  # the attack is one: it proves something
 
 
-def test_the_attack_finds_noise_that_is_secretly_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_finds_noise_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     claimed = epsilon_of(STEPS * renyi(noise_multiplier=4.0, sample_rate=RATE), delta=DELTA)
-    proven = audit(noise=1e-9, trials=400, monkeypatch=monkeypatch)
+    proven = audit(noise=1e-9, trials=200, monkeypatch=monkeypatch)
     assert proven is not None and proven > claimed
 
 
-def test_the_bound_is_that_of_paper_and_pencil() -> None:
+def test_the_bound_by_paper_and_pencil() -> None:
     # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false warning: the upper one 1 - 0.9484 = 0.0516.
     assert epsilon_at_least(100, 0, 100) == pytest.approx(math.log(0.9484 / 0.0516), abs=2e-3)
-
-
-def test_too_few_trials_conclude_nothing() -> None:
-    assert epsilon_at_least(3, 0, 3) is None
-    assert epsilon_at_least(50, 50, 100) is None
+    assert epsilon_at_least(3, 0, 3) is None and epsilon_at_least(50, 50, 100) is None  # too few conclude nothing

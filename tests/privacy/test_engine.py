@@ -19,16 +19,9 @@ def engine(*, noise: float = 1e-12, weight_clip: float = 1e9, batch: float = 4.0
     module = nn.Linear(width, 1, bias=False)
     nn.init.zeros_(module.weight)
     built = build_private(
-        "critic",
-        module,
-        learning_rate=1.0,
-        betas=[0.0, 0.0],
-        noise_multiplier=noise,
-        clip_norm=1.0,
-        expected_batch=batch,
-        weight_clip=weight_clip,
-        world=WORLD,
-    )
+        "critic", module, learning_rate=1.0, betas=[0.0, 0.0], noise_multiplier=noise, clip_norm=1.0,
+        expected_batch=batch, weight_clip=weight_clip, world=WORLD,
+    )  # fmt: skip
     built.key = 3
     return built
 
@@ -41,14 +34,14 @@ def take(built: PrivateEngine, *gradients: list[float]) -> Tensor:
     return built.gradient_norm
 
 
-def test_every_units_gradient_is_clipped_and_the_sum_divided_by_the_expected_batch() -> None:
+def test_every_units_gradient_is_clipped() -> None:
     # (3, 4) is cut to (0.6, 0.8), (0.3, 0) stays: sum (0.9, 0.8), over the 4 units that are expected, not the 2 there.
     norm = take(engine(), [3.0, 4.0], [0.3, 0.0])
     # 1e-6 is what Opacus adds to a norm before it divides by it.
     assert norm.item() == pytest.approx(np.hypot(0.9, 0.8) / 4, rel=2e-6)
 
 
-def test_the_noise_is_added_once_however_many_units_there_are() -> None:
+def test_the_noise_is_added_once() -> None:
     # 40,000 weights, so the noise's norm is its standard deviation times 200 within 0.35 % (one standard error).
     for units in (0, 3):
         norm = take(engine(noise=2.0, batch=4.0, width=40_000), *[[0.0] * 40_000] * units)
@@ -81,7 +74,7 @@ def test_the_noise_comes_from_all_of_the_key() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_unit_that_is_not_finite_counts_as_zero(bad: float) -> None:
+def test_an_infinite_unit_counts_as_zero(bad: float) -> None:
     built = engine()
     norm = take(built, [bad, 1.0], [0.6, 0.8])
     assert norm.item() == pytest.approx(1 / 4, rel=2e-6)
@@ -101,14 +94,14 @@ def test_a_batch_is_released_once() -> None:
     built = engine()
     built.check_single_use(0)
     take(built)
-    with pytest.raises(PrivacyError, match="a batch of its own") as raised:
+    with pytest.raises(PrivacyError) as raised:
         built.check_single_use(0)
     assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError):
         built.check_single_use(2)
 
 
-def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
+def test_the_critics_gradients_are_its_units() -> None:
     """Against autograd on every unit by itself, clipped and added by hand."""
     source = torch.Generator().manual_seed(1)
     patches = torch.randn(3, 2, 32, 32, 16, generator=source)
@@ -133,7 +126,7 @@ def test_gradients_of_the_critic_are_those_of_its_units_alone() -> None:
 
 def test_layers_without_a_gradient_per_unit_are_refused() -> None:
     for norm in (nn.BatchNorm3d(4), BatchNorm3d(4)):
-        with pytest.raises(UsageError, match="mixes the samples") as raised:
+        with pytest.raises(UsageError, match="BatchNorm3d") as raised:
             check_layers(nn.Sequential(Conv3d(2, 4, 3), norm))
         assert raised.value.exit_code == 2
     spectral = Conv3d(2, 4, 3)

@@ -31,7 +31,7 @@ def test_rdp_meets_the_papers_settings(noise: float, once: float, ten: float) ->
     assert epsilon(noise, PAPER_RATE, 10 * PAPER_STEPS, PAPER_DELTA) == pytest.approx(ten, rel=5e-3)
 
 
-def test_the_second_opinion_lies_below_the_first_and_is_not_asked_where_it_fails() -> None:
+def test_the_second_opinion_lies_below_the_first() -> None:
     setting = {"sample_rate": PAPER_RATE, "steps": PAPER_STEPS, "delta": PAPER_DELTA}
     second = parts.epsilon_prv(noise_multiplier=0.5, **setting)
     # The tight value is 13.55 (error 0.01, ten seconds); the error allowed here is 2 %, and twice it the bound.
@@ -45,7 +45,7 @@ def test_accountants_that_contradict_each_other_are_not_believed(monkeypatch: py
         parts.epsilon_prv(noise_multiplier=1.5, sample_rate=0.04, steps=2250, delta=1e-5)
 
 
-def test_the_noise_that_is_found_keeps_the_target_and_hardly_more() -> None:
+def test_the_noise_found_keeps_the_target() -> None:
     noise = parts.noise_for(target_epsilon=3.0, sample_rate=PAPER_RATE, steps=PAPER_STEPS, delta=PAPER_DELTA)
     spent = epsilon(noise, PAPER_RATE, PAPER_STEPS, PAPER_DELTA)
     assert 2.99 <= spent <= 3.0  # the tolerance that is asked for
@@ -68,7 +68,7 @@ def test_a_group_of_one_is_the_unit_itself() -> None:
     np.testing.assert_allclose(alone, expected, rtol=1e-9)  # one logarithm and one exponential more
 
 
-def test_a_group_lies_between_one_unit_and_all_of_it_at_once() -> None:
+def test_a_group_lies_between_one_and_all() -> None:
     from opacus.accountants.analysis.rdp import compute_rdp
 
     one = parts.renyi_of_group(noise_multiplier=2.0, sample_rate=0.01, size=1)
@@ -78,7 +78,7 @@ def test_a_group_lies_between_one_unit_and_all_of_it_at_once() -> None:
     assert (one < three).all() and (three < np.asarray(worst)).all()
 
 
-def test_a_group_bound_holds_for_two_units_by_numerical_integration() -> None:
+def test_a_group_bound_holds_by_numerical_integration() -> None:
     """Order 2, both directions, two mixtures integrated on a grid: sum 0, 1 or 2 norms with the binomial chances."""
     rate, noise = 0.2, 1.0
     x = np.linspace(-12, 14, 200_001)

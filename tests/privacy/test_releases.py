@@ -22,24 +22,24 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / FILE
 
 
-def test_what_was_released_is_made_again_the_same_or_not_at_all(path: Path) -> None:
+def test_releases_are_repeated_the_same_or_not(path: Path) -> None:
     assert resume(path, 10, [LONGER, OFTEN], "1 x cpu") == ReleaseCounter(20, 0, "1 x cpu")
     for change in (RATE, ZERO):
-        with pytest.raises(PrivacyError, match=f"{change.key}.*Go on unchanged until release 20") as raised:
+        with pytest.raises(PrivacyError, match=f"{change.key}.* 20") as raised:
             resume(path, 10, [change], "1 x cpu")
         assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError, match="ranks: 1 x cpu -> 2 x cpu"):
         resume(path, 10, [], "2 x cpu")
 
 
-def test_on_the_mark_settings_may_change_and_what_lies_before_is_closed(path: Path) -> None:
+def test_settings_may_change_on_the_mark(path: Path) -> None:
     resume(path, 20, [RATE], "1 x cpu").advance(path, 30)
     assert resume(path, 20, [], "1 x cpu").since == resume(path, 25, [], "1 x cpu").since == 20
-    with pytest.raises(PrivacyError, match="changed after release 20"):
+    with pytest.raises(PrivacyError, match="release 20"):
         resume(path, 10, [], "1 x cpu")
 
 
-def test_the_mark_is_on_disk_at_once_and_never_goes_back(path: Path) -> None:
+def test_the_mark_never_goes_back(path: Path) -> None:
     mark = resume(path, 10, [], "1 x cpu")
     mark.advance(path, 15)
     assert json.loads(path.read_text())["made"] == 20
@@ -48,10 +48,10 @@ def test_the_mark_is_on_disk_at_once_and_never_goes_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"made": 3, "since": 0, "on": "1 x cpu"}'])
-def test_a_mark_that_is_lost_damaged_or_behind_stops_the_run(path: Path, content: str | None) -> None:
+def test_a_lost_or_damaged_mark_stops_the_run(path: Path, content: str | None) -> None:
     path.unlink()
     if content is not None:
         path.write_text(content)
-    with pytest.raises(CheckpointError, match="put (it|the file) back") as raised:
+    with pytest.raises(CheckpointError, match=FILE) as raised:
         resume(path, 5, [], "1 x cpu")
     assert raised.value.exit_code == 4

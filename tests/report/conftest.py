@@ -143,7 +143,7 @@ def road(tmp_path: Path, four_results) -> Path:
             "loss/wasserstein": 2.0 / s,
             "loss/gradient_penalty": 0.3,
         }
-        | {"step_ms": 120.0, "critic_skipped_total": s // 100, "generator_skipped_total": 0}
+        | {"time/step_ms": 120.0, "amp/critic_skipped_total": s // 100, "amp/generator_skipped_total": 0}
         for s in range(10, 210, 10)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

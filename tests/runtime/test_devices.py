@@ -29,85 +29,73 @@ def test_without_a_request_the_device_is_found(monkeypatch):
     assert distributed.choose_device("cpu", 0) == torch.device("cpu")
 
 
-def test_a_gpu_that_was_asked_for_and_is_missing_is_exit_6(monkeypatch):
+@pytest.mark.parametrize(
+    ("device", "granted"), [("cuda", None), ("auto", "SLURM_JOB_GPUS"), ("auto", "SLURM_STEP_GPUS")]
+)
+def test_a_missing_gpu_is_exit_6(monkeypatch, device, granted):
     has_gpus(monkeypatch, 0)
-    with pytest.raises(ResourceError, match="runtime.device=cuda was asked.*runtime.device=cpu") as error:
-        distributed.choose_device("cuda", 0)
+    if granted:
+        monkeypatch.setenv(granted, "0,1")
+    with pytest.raises(ResourceError, match="cuda|GPU") as error:
+        distributed.choose_device(device, 0)
     assert error.value.exit_code == 6
-
-
-@pytest.mark.parametrize("granted", ["SLURM_JOB_GPUS", "SLURM_STEP_GPUS"])
-def test_a_gpu_that_the_job_was_granted_and_is_missing_is_exit_6_unless_the_cpu_was_asked_for(monkeypatch, granted):
-    has_gpus(monkeypatch, 0)
-    monkeypatch.setenv(granted, "0,1")
-    with pytest.raises(ResourceError, match="the job was granted a GPU.*CUDA build"):
-        distributed.choose_device("auto", 0)
     assert distributed.choose_device("cpu", 0) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("on_node", [None, "1"])
-def test_more_ranks_than_gpus_are_told_to_be_fewer(monkeypatch, on_node):
+def test_more_ranks_than_gpus_are_refused(monkeypatch, on_node):
     # "1": two tasks share the job's one GPU, as srun --ntasks=2 --gres=gpu:1 starts them.
     has_gpus(monkeypatch, 1)
     if on_node:
         monkeypatch.setenv("SLURM_GPUS_ON_NODE", on_node)
-    with pytest.raises(ResourceError, match="local rank 1 but 1 GPUs here"):
+    with pytest.raises(ResourceError, match="rank 1"):
         distributed.choose_device("auto", 1)
 
 
-def test_a_task_that_sees_its_own_gpu_alone_takes_it(monkeypatch):
+def test_a_task_takes_its_only_gpu(monkeypatch):
     # What srun --gpus-per-task=1 (or --gpu-bind=single:1) sets in the second of two tasks.
     has_gpus(monkeypatch, 1)
     monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     monkeypatch.setenv("SLURM_STEP_GPUS", "1")
     assert distributed.choose_device("auto", 1) == torch.device("cuda", 0)
-    with pytest.raises(ResourceError, match="local rank 2 but 1 GPUs here"):
+    with pytest.raises(ResourceError, match="rank 2"):
         distributed.choose_device("auto", 2)
 
 
-def test_deepspeed_is_told_the_device_that_the_task_sees(afresh, monkeypatch):
+def test_deepspeed_gets_the_tasks_device(afresh, monkeypatch):
     import deepspeed
 
     afresh()
     monkeypatch.setattr(distributed, "choose_device", lambda device, local_rank: torch.device("cuda", 0))
     monkeypatch.setattr(deepspeed, "init_distributed", lambda **settings: None)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"} | place).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    monkeypatch.setenv("MASTER_PORT", "29500")
     world = distributed.start("auto")
     assert (world.local_rank, os.environ["LOCAL_RANK"]) == (1, "0")
 
 
-@pytest.mark.parametrize(
-    ("precision", "there"), [("bf16", ["fp16", "fp32"]), ("fp16", ["bf16", "fp32"]), ("fp16", ["fp32"])]
-)
-def test_a_missing_precision_lists_every_command_that_would_run(world, monkeypatch, precision, there):
+@pytest.mark.parametrize(("precision", "there"), [("bf16", ["fp16", "fp32"]), ("fp16", ["fp32"])])
+def test_a_missing_precision_lists_what_would_run(world, monkeypatch, precision, there):
     monkeypatch.setattr(distributed, "half_is_missing", lambda kind: kind not in there)
-    with pytest.raises(ResourceError) as error:
+    with pytest.raises(ResourceError, match=f"no {precision}") as error:
         distributed.check_precision(precision, world, program="train x=1", key="variant.precision")
-    told = str(error.value)
-    assert f"this cpu has no {precision}" in told
     for kind in ("fp32", "bf16", "fp16"):
         command = f"train x=1 --deepspeed_config ds_{kind}.json variant.precision={kind}"
-        assert (command in told) == (kind in there)
+        assert (command in str(error.value)) == (kind in there)
+    distributed.check_precision("fp32", world, program="train", key="variant.precision")
 
 
-def test_a_precision_that_is_there_passes(world, monkeypatch):
-    monkeypatch.setattr(distributed, "half_is_missing", lambda kind: False)
-    distributed.check_precision("bf16", world, program="train", key="variant.precision")
-
-
-def test_without_deepspeed_the_install_command_is_told(afresh, monkeypatch):
+def test_without_deepspeed_it_is_exit_6(afresh, monkeypatch):
     afresh()
     monkeypatch.setitem(sys.modules, "deepspeed", None)
-    with pytest.raises(ResourceError, match="pip install -c constraints.txt deepspeed") as error:
+    with pytest.raises(ResourceError, match="install.* deepspeed") as error:
         distributed.start("cpu")
     assert error.value.exit_code == 6
 
 
-def test_gradients_wait_for_lost_ranks_no_longer_than_all_else(tiny):
+def test_gradients_wait_no_longer_than_others(tiny):
     from deepspeed.utils import groups
 
     # A group of DeepSpeed's own would wait for torch's half hour.

@@ -63,7 +63,7 @@ def seen_in_backward(engine: Engine) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_scale_is_in_the_backward_and_not_in_the_update(slope, stage):
+def test_the_scale_stays_out_of_the_update(slope, stage):
     engine = slope("fp16", stage)
     seen = seen_in_backward(engine)
     x_NF = torch.tensor([[1.0, 2.0, -3.0, 0.5]] * 2)
@@ -77,7 +77,7 @@ def test_the_scale_is_in_the_backward_and_not_in_the_update(slope, stage):
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_gradient_below_halfs_smallest_number_still_moves_the_master(slope, stage):
+def test_the_smallest_gradients_move_the_master(slope, stage):
     from deepspeed.utils import safe_set_full_fp32_param
 
     engine = slope("fp16", stage)
@@ -90,8 +90,8 @@ def test_a_gradient_below_halfs_smallest_number_still_moves_the_master(slope, st
     assert master(engine).tolist() == [-RATE * 2.0**-26] * 4
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("fp16", 2)])
-def test_two_turns_give_the_mean_of_both_and_one_update(slope, precision, stage):
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("bf16", 1), ("fp16", 2)])
+def test_two_turns_give_one_mean_update(slope, precision, stage):
     engine = slope(precision, stage, turns=2)
     for x, is_last in ((1.0, False), (3.0, True)):
         engine.backward(engine.module(torch.full((1, 4), x).to(engine.dtype)))
@@ -100,8 +100,8 @@ def test_two_turns_give_the_mean_of_both_and_one_update(slope, precision, stage)
     assert master(engine).tolist() == [1 - RATE * 2.0] * 4
 
 
-@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 1), ("bf16", 2), ("fp16", 1)])
-def test_a_loss_that_is_not_finite_in_one_turn_skips_the_update_though_its_gradient_is_finite(slope, precision, stage):
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("bf16", 2), ("fp16", 1)])
+def test_an_infinite_loss_skips_the_update(slope, precision, stage):
     engine = slope(precision, stage, turns=2)
     for add in (float("inf"), 0.0):
         # The derivative of adding infinity is one: only the loss itself tells.
@@ -115,7 +115,7 @@ def test_a_loss_that_is_not_finite_in_one_turn_skips_the_update_though_its_gradi
     assert is_applied and engine.skips.bad_in_a_row == 0 and master(engine).tolist() == [1 - RATE] * 4
 
 
-def test_the_scale_falls_to_its_floor_and_grows_after_the_window(slope):
+def test_the_scale_falls_and_grows_again(slope):
     engine = slope("fp16", 1, loss_scale_window=2, min_loss_scale=256)
     found = []
     for factor in (1e6, 1e6, 1e6, 1.0, 1.0, 1.0):
@@ -126,14 +126,14 @@ def test_the_scale_falls_to_its_floor_and_grows_after_the_window(slope):
     assert found == [(512, 0), (256, 0), (256, 1), (256, 0), (256, 0), (512, 0)]
 
 
-def test_a_static_scale_has_no_way_out_at_all(slope):
+def test_a_static_scale_has_no_way_out(slope):
     engine = slope("fp16", 1, loss_scale=8)
     engine.backward(engine.module(torch.ones(2, 4).half()) * 1e6)
     assert not engine.step()
     assert (engine.loss_scale, engine.skips.bad_in_a_row, engine.skips.reason) == (8, 1, "gradient")
 
 
-def test_a_number_that_is_not_finite_is_never_saved_and_the_checkpoint_before_stays(tiny, world, tmp_path: Path):
+def test_no_infinite_number_is_ever_saved(tiny, world, tmp_path: Path):
     engine = tiny.engine(stage=0)
     tiny.train(engine, 0, 2)
     checkpoint.save(tmp_path, 2, {"critic": engine}, {}, keep_last=2, world=world)
@@ -141,7 +141,6 @@ def test_a_number_that_is_not_finite_is_never_saved_and_the_checkpoint_before_st
         engine.module[1].bias[1] = torch.inf
     averages = {"generator_ema": {"a": torch.tensor([1.0, torch.nan])}}
     for bad in ({"extra": averages}, {}):
-        with pytest.raises(NumericError, match="never saved") as error:
+        with pytest.raises(NumericError, match=r"\ba\b" if bad else "1.bias"):
             checkpoint.save(tmp_path, 3, {"critic": engine}, {}, keep_last=2, world=world, **bad)
-        assert ("a" if bad else "1.bias") in str(error.value)
         assert [path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()] == ["step_00000002"]

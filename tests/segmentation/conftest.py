@@ -46,20 +46,13 @@ def cut_patches(subject: str, image: np.ndarray, label: np.ndarray) -> list[Reco
 
 def write_set(folder: Path, records: list[Record], hashes: dict[str, str], *, origin: str = "real") -> None:
     """A folder of one shard; hashes: of the subjects' volumes."""
-    info = write_shard(folder / "shard-0.h5", records, patch_shape=PATCH, origin=origin)
+    how = {"patch_shape": PATCH, "origin": origin}
+    info = write_shard(folder / "shard-0.h5", records, **how)
     spacing = (0.5, 0.5, 0.7)
     place = {"spacing_mm": spacing, "affine": AFFINE.tolist()}
     subjects = {r.subject: place | {"image_sha256": hashes[r.subject]} if hashes else place for r in records}
-    write_manifest(
-        folder,
-        shards=[info],
-        patch_shape=PATCH,
-        origin=origin,
-        subjects=subjects,
-        spacing_mm=spacing,
-        upper_percentile=PERCENTILE,
-        extra={},
-    )
+    facts = {"subjects": subjects, "spacing_mm": spacing, "upper_percentile": PERCENTILE, "extra": {}}
+    write_manifest(folder, shards=[info], **how, **facts)
 
 
 @pytest.fixture(scope="session")

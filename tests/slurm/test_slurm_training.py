@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.tools.status import look
+from vesselgan.tools.status import run_status
 
 pytestmark = pytest.mark.soak
 SMALL = ["variant=sn", "variant.width=8", "train.batch_size=4", "train.num_workers=0", "train.image_every=100000"]
@@ -49,7 +49,7 @@ def test_requeues_end_in_the_same_bytes(slurm, job, repository, tmp_path):
     number, run_dir, output = job("broken", "train.max_steps=100000", options=four)
 
     slurm.wait_until(lambda: len(steps_told(run_dir)) > 2, "three steps")
-    facts = look(run_dir, stalled_minutes=10)
+    facts = run_status(run_dir, stalled_minutes=10)
     assert facts["state"] == "healthy" and facts["step"] > 2 and f"job {number}" in facts["holder"]
     # A minute to two are left, so the signal is due, within the half minute of Slurm's clock; the rest is Slurm's.
     minutes = int(slurm.seconds_run(number) / 60) + 2

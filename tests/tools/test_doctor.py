@@ -12,7 +12,7 @@ import torch
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import ResourceError
 from vesselgan.tools import doctor
-from vesselgan.tools.doctor import BAD, GOOD, NOTE
+from vesselgan.tools.doctor import BAD, NOTE, OK
 
 
 def soon() -> float:
@@ -27,12 +27,12 @@ def test_this_machine_is_examined_and_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    doctor.examine(parse("doctor", None, [f"work_dir={tmp_path / 'new' / 'below'}", "min_free_gib=0", "--json"]))
-    told = json.loads(capsys.readouterr().out)
-    found = {finding["name"]: finding for finding in told["findings"]}
-    assert {"packages", "GPU", "fp16", "bf16", "NCCL", "host name", "MPI", "disk", "write", "locks"} <= found.keys()
-    assert {"HDF5 locking", "extensions"} <= found.keys() and told["host"] == socket.gethostname()
-    assert {finding["state"] for finding in told["findings"]} <= {GOOD, NOTE}
+    doctor.check_machine(parse("doctor", None, [f"work_dir={tmp_path / 'new' / 'below'}", "min_free_gib=0", "--json"]))
+    result = json.loads(capsys.readouterr().out)
+    checks = {check["name"]: check for check in result["checks"]}
+    assert {"packages", "GPU", "fp16", "bf16", "NCCL", "host name", "MPI", "disk", "write", "locks"} <= checks.keys()
+    assert {"HDF5 locking", "extensions"} <= checks.keys() and result["host"] == socket.gethostname()
+    assert {check["status"] for check in result["checks"]} <= {OK, NOTE}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -43,23 +43,23 @@ def test_what_is_bad_ends_with_exit_6(tmp_path: Path, monkeypatch: pytest.Monkey
     os.utime(lock, (time.time() - doctor.STALE_S - 5,) * 2)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     with pytest.raises(ResourceError) as caught:
-        doctor.examine(parse("doctor", None, [f"work_dir={tmp_path}", "min_free_gib=1e9"]))
+        doctor.check_machine(parse("doctor", None, [f"work_dir={tmp_path}", "min_free_gib=1e9"]))
     assert caught.value.exit_code == 6
     assert str(lock) in str(caught.value) and "disk: " in str(caught.value)
     os.utime(lock)  # a compiler is at work
-    assert [finding.state for finding in doctor.extension_locks()] == [GOOD]
+    assert [check.status for check in doctor.check_extension_locks()] == [OK]
 
 
 @no_gpu
 def test_a_promised_or_unusable_gpu_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [finding.state for finding in doctor.gpus(None, is_wanted=False)] == [NOTE]
-    (wanted,) = doctor.gpus(None, is_wanted=True)
-    assert wanted.state == BAD and "runtime.device" in wanted.words
+    assert [check.status for check in doctor.check_gpus(None, is_wanted=False)] == [NOTE]
+    (wanted,) = doctor.check_gpus(None, is_wanted=True)
+    assert wanted.status == BAD and "runtime.device" in wanted.message
     monkeypatch.setenv("SLURM_JOB_GPUS", "0,1")
-    (granted,) = doctor.gpus(None, is_wanted=False)
-    assert granted.state == BAD and "0,1" in granted.words
-    (unseen,) = doctor.gpus("550.54, NVIDIA H100, 81559 MiB", is_wanted=False)
-    assert unseen.state == BAD and "NVIDIA H100" in unseen.words
+    (granted,) = doctor.check_gpus(None, is_wanted=False)
+    assert granted.status == BAD and "0,1" in granted.message
+    (unseen,) = doctor.check_gpus("550.54, NVIDIA H100, 81559 MiB", is_wanted=False)
+    assert unseen.status == BAD and "NVIDIA H100" in unseen.message
 
 
 def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,30 +67,30 @@ def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: 
     program.write_text("#!/bin/sh\necho '550.54, NVIDIA H100, 81559 MiB'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert doctor._answer(doctor._start("nvidia-smi"), soon()) == "550.54, NVIDIA H100, 81559 MiB"
+    assert doctor._output(doctor._start("nvidia-smi"), soon()) == "550.54, NVIDIA H100, 81559 MiB"
     program.write_text("#!/bin/sh\nexit 9\n")
-    assert doctor._answer(doctor._start("nvidia-smi"), soon()) is None
+    assert doctor._output(doctor._start("nvidia-smi"), soon()) is None
     program.write_text("#!/bin/sh\nexec sleep 600\n")
-    assert doctor._answer(doctor._start("nvidia-smi"), time.monotonic() + 0.3) == doctor.NO_ANSWER
-    assert doctor._answer(doctor._start("no-such-program"), soon()) is None
+    assert doctor._output(doctor._start("nvidia-smi"), time.monotonic() + 0.3) == doctor.NO_ANSWER
+    assert doctor._output(doctor._start("no-such-program"), soon()) is None
 
 
 def test_programs_that_hang_share_one_deadline() -> None:
     began = time.monotonic()
     hanging = [doctor._start("sleep", "600"), doctor._start("sleep", "600")]
     done = doctor._start("echo", "there")
-    assert [doctor._answer(process, began + 0.5) for process in hanging] == [doctor.NO_ANSWER] * 2
-    assert doctor._answer(done, began + 0.5) == "there"  # its answer is not lost because another was waited for
+    assert [doctor._output(process, began + 0.5) for process in hanging] == [doctor.NO_ANSWER] * 2
+    assert doctor._output(done, began + 0.5) == "there"  # its answer is not lost because another was waited for
     assert time.monotonic() - began < 0.9
 
 
 def test_a_missing_mpi_or_host_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.message_passing(None).state == doctor.message_passing(doctor.NO_ANSWER).state == BAD
+    assert doctor.check_mpi(None).status == doctor.check_mpi(doctor.NO_ANSWER).status == BAD
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
-    name = doctor.networks()[-1]
-    assert name.state == BAD and "MASTER_ADDR" in name.remedy
+    name = doctor.check_network()[-1]
+    assert name.status == BAD and "MASTER_ADDR" in name.remedy
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    assert doctor.networks()[-1].state == NOTE  # enough for one node
+    assert doctor.check_network()[-1].status == NOTE  # enough for one node
 
 
 def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,13 +98,13 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refuse)
-    room, write = doctor.disk(tmp_path, 0.0)
-    assert room.state == GOOD and write.state == BAD and "Permission denied" in write.words
+    room, write = doctor.check_disk(tmp_path, 0.0)
+    assert room.status == OK and write.status == BAD and "Permission denied" in write.message
 
 
 def test_half_is_what_deepspeed_accepts() -> None:
     from deepspeed.accelerator import get_accelerator
 
     here = get_accelerator()
-    states = {finding.name: finding.state == GOOD for finding in doctor.precisions()}
+    states = {check.name: check.status == OK for check in doctor.check_precisions()}
     assert states == {"fp16": bool(here.is_fp16_supported()), "bf16": bool(here.is_bf16_supported())}

@@ -8,7 +8,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
-from vesselgan.tools.plan import Share, costs, plan
+from vesselgan.tools.plan import RankPlan, costs, plan
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def test_json_holds_the_documented_keys_per_variant(capsys):
     assert facts["run_gib"] == pytest.approx((2 + 4 + 1) * facts["checkpoint_gib"])
     # 2,350 pairs are 587 batches of 4, a hundred times, two seconds each.
     assert facts["steps"] == 58_700 and facts["hours"] == pytest.approx(58_700 * 2 / 3600)
-    assert [set(row) for row in facts["ranks"]] == [{field.name for field in dataclasses.fields(Share)}] * 2
+    assert [set(row) for row in facts["ranks"]] == [{field.name for field in dataclasses.fields(RankPlan)}] * 2
     one, two = facts["ranks"]
     assert (one["batch_per_rank"], two["batch_per_rank"]) == (4, 2) and two["peak_gib"] < one["peak_gib"]
 

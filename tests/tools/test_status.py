@@ -12,7 +12,8 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import UsageError
-from vesselgan.tools.status import in_words, look, status
+from vesselgan.formats.run_dir import acquire_lock
+from vesselgan.tools.status import format_status, run_status, status
 
 MINUTE = 60.0
 
@@ -26,7 +27,7 @@ def run_dir(tmp_path: Path) -> Path:
     (folder / "checkpoints/step_00000040.partial").mkdir()  # being written
     (folder / "config.yaml").write_text("")
     (folder / "sessions.jsonl").write_text('{"step": 0}\n{"step": 20}\n')
-    lines = [json.dumps({"step": step, "step_ms": 500.0}) for step in (10, 20, 30)]
+    lines = [json.dumps({"step": step, "time/step_ms": 500.0}) for step in (10, 20, 30)]
     (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 40, "step')  # the last line is half written
     (folder / "log.txt").write_text("")
     return folder
@@ -39,9 +40,8 @@ def grow_old(folder: Path, seconds: float) -> None:
 
 
 def _hold(run_dir: Path, is_held: Event, is_over: Event) -> None:
-    from vesselgan.formats import run_dir as rundir
 
-    with rundir.take(run_dir):
+    with acquire_lock(run_dir):
         is_held.set()
         is_over.wait(60)
 
@@ -64,33 +64,33 @@ def held(run_dir: Path) -> Iterator[Callable[[], None]]:
 
 
 def test_a_run_is_healthy_then_stalled_then_stopped(run_dir: Path, held: Callable[[], None]) -> None:
-    facts = look(run_dir, stalled_minutes=10)
+    facts = run_status(run_dir, stalled_minutes=10)
     assert (facts["state"], facts["step"], facts["step_ms"], facts["steps_per_second"]) == ("healthy", 30, 500.0, 2.0)
-    assert (facts["checkpoint"], facts["starts"], facts["requeues"]) == ("step_00000030", 2, 1)
+    assert (facts["checkpoint"], facts["sessions"]) == ("step_00000030", 2)
     assert facts["checkpoint_age_s"] < MINUTE and f"on {os.uname().nodename}" in facts["holder"]
     grow_old(run_dir, 11 * MINUTE)
-    stalled = look(run_dir, stalled_minutes=10)
-    assert stalled["state"] == "stalled" and "11 min" in in_words(stalled)
+    stalled = run_status(run_dir, stalled_minutes=10)
+    assert stalled["state"] == "stalled" and "11 min" in format_status(stalled)
     held()
-    ended = look(run_dir, stalled_minutes=10)
-    assert ended["state"] == "stopped" and "without a requeue" in ended["why"]
+    ended = run_status(run_dir, stalled_minutes=10)
+    assert ended["state"] == "stopped" and "without a requeue" in ended["reason"]
 
 
 def test_a_slow_run_may_be_silent_longer(run_dir: Path, held: Callable[[], None]) -> None:
     # 10 intervals of 10 steps of a minute each: 100 minutes.
-    lines = [json.dumps({"step": step, "step_ms": 60000.0}) for step in (10, 20)]
+    lines = [json.dumps({"step": step, "time/step_ms": 60000.0}) for step in (10, 20)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     grow_old(run_dir, 90 * MINUTE)
-    assert look(run_dir, stalled_minutes=10)["state"] == "healthy"
+    assert run_status(run_dir, stalled_minutes=10)["state"] == "healthy"
     grow_old(run_dir, 110 * MINUTE)
-    assert look(run_dir, stalled_minutes=10)["state"] == "stalled"
+    assert run_status(run_dir, stalled_minutes=10)["state"] == "stalled"
 
 
 def test_a_requested_stop_has_its_reason(run_dir: Path) -> None:
     (run_dir / "requeue").write_text(json.dumps({"step": 30, "reason": "signal SIGUSR1", "sessions": 2}))
-    facts = look(run_dir, stalled_minutes=10)
-    assert facts["state"] == "stopped" and facts["is_requeue_asked"]
-    assert "step 30 (signal SIGUSR1)" in facts["why"]
+    facts = run_status(run_dir, stalled_minutes=10)
+    assert facts["state"] == "stopped" and facts["requeue_requested"]
+    assert "step 30 (signal SIGUSR1)" in facts["reason"]
 
 
 def test_a_requeue_marker_may_vanish_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,35 +104,35 @@ def test_a_requeue_marker_may_vanish_meanwhile(run_dir: Path, monkeypatch: pytes
         return was_there
 
     monkeypatch.setattr(Path, "is_file", take_away)
-    assert look(run_dir, stalled_minutes=10)["state"] == "stopped"
+    assert run_status(run_dir, stalled_minutes=10)["state"] == "stopped"
 
 
 def test_a_finished_run_is_finished(run_dir: Path) -> None:
     (run_dir / "finished.json").write_text("{}")
-    assert look(run_dir, stalled_minutes=10)["state"] == "finished"
+    assert run_status(run_dir, stalled_minutes=10)["state"] == "finished"
 
 
 def test_another_hosts_lock_holds_while_the_run_writes(run_dir: Path) -> None:
     (run_dir / "lock").write_text("process 7 on a-node-far-away, job 12\n")
-    facts = look(run_dir, stalled_minutes=10)
-    assert facts["state"] == "healthy" and "job 12" in facts["why"]
+    facts = run_status(run_dir, stalled_minutes=10)
+    assert facts["state"] == "healthy" and "job 12" in facts["reason"]
     grow_old(run_dir, 11 * MINUTE)
-    assert look(run_dir, stalled_minutes=10)["state"] == "stopped"
+    assert run_status(run_dir, stalled_minutes=10)["state"] == "stopped"
 
 
 def test_an_unstarted_run_is_stopped_a_folder_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("")
-    facts = look(tmp_path, stalled_minutes=10)
+    facts = run_status(tmp_path, stalled_minutes=10)
     assert (facts["state"], facts["step"]) == ("stopped", 0)
     with pytest.raises(UsageError, match="none"):
-        look(tmp_path / "none", stalled_minutes=10)
+        run_status(tmp_path / "none", stalled_minutes=10)
 
 
 def test_the_command_takes_a_path_and_prints_json(run_dir: Path, capsys: pytest.CaptureFixture) -> None:
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     status(parse("status", None, [str(run_dir), "--json"]))
-    told = json.loads(capsys.readouterr().out)
-    assert (told["run"], told["step"], told["state"]) == (str(run_dir), 30, "stopped")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["run"], report["step"], report["state"]) == (str(run_dir), 30, "stopped")
     status(parse("status", None, [f"run={run_dir}", "stalled_minutes=2"]))
     assert "step 30, 500 ms a step" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before

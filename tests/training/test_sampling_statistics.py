@@ -31,13 +31,15 @@ def met_in_batches(generator: Generator) -> dict[str, tuple[Tensor, Tensor]]:
     parts = {name: part for name, part in generator.named_modules() if isinstance(part, BatchNorm3d)}
     seen: dict[str, list[Tensor]] = {name: [] for name in parts}
     for name, part in parts.items():
-        part.take_in = lambda mean_C, variance_C, name=name: seen[name].append(torch.stack([mean_C, variance_C]))
+        part.update_running_stats = lambda mean_C, variance_C, name=name: seen[name].append(
+            torch.stack([mean_C, variance_C])
+        )
     generator.train()
     for batch in range(50):
         generator(latents(5, range(BATCH * batch, BATCH * (batch + 1)), LATENT))
     generator.eval()
     for part in parts.values():
-        del part.take_in
+        del part.update_running_stats
     return {name: tuple(torch.stack(values).mean(0)) for name, values in seen.items()}
 
 
@@ -51,7 +53,7 @@ def error_of(generator: Generator) -> float:
     return float(torch.cat(errors).mean())
 
 
-def test_samples_are_made_with_statistics_of_their_own_weights_and_alone(train_here, tmp_path, monkeypatch):
+def test_samples_use_statistics_of_their_weights(train_here, tmp_path, monkeypatch):
     monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 100)
     assert train_here(tmp_path / "run", *WORDS) is not None
     generators = {kind: load(tmp_path / "run", kind) for kind in ("standing", "running", "ema")}

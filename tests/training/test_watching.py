@@ -2,10 +2,9 @@
 
 import json
 import math
-import re
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,23 +38,15 @@ def num_session_starts(run_dir: Path) -> int:
     return count
 
 
-def test_a_run_shows_what_it_does_and_a_resumed_one_doubles_nothing(train_here, tmp_path, capsys):
+def test_a_resumed_run_doubles_nothing(train_here, tmp_path, capsys):
     run_dir = tmp_path / "run"
     assert train_here(run_dir, *WORDS, "train.max_steps=3", "train.log_every=2") is not None
-    shown = capsys.readouterr().out
-    for said in (f"run directory: {run_dir}", f"log: {run_dir}/log.txt", "configuration ", "device: 1 x cpu ("):
-        assert said in shown, said
-    assert re.search(r"a step is predicted to take up to \d+\.\d\d GiB per rank", shown)
-    assert re.search(r"the end is expected at \d{4}-\d\d-\d\d \d\d:\d\d", shown)
-    kept = (run_dir / "log.txt").read_text()
-    assert [line for line in shown.splitlines() if line and line not in kept] == []
+    shown, kept = capsys.readouterr().out, (run_dir / "log.txt").read_text()
+    assert str(run_dir) in shown and [line for line in shown.splitlines() if line and line not in kept] == []
 
     # As a kill between two checkpoints leaves it: lines and events of a step that will be taken again.
     (run_dir / "finished.json").unlink()
-    for path in sorted((run_dir / "checkpoints").glob("step_00000003")):
-        for file in path.iterdir():
-            file.unlink()
-        path.rmdir()
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000003")
     told = train_here(run_dir, *WORDS, "train.max_steps=3", "train.log_every=2")
     assert [line["step"] for line in lines(run_dir)] == [2, 3]
     seen = events(run_dir)
@@ -73,10 +64,7 @@ def test_a_run_shows_what_it_does_and_a_resumed_one_doubles_nothing(train_here, 
 
     # Table 2's columns, against what plan says without training.
     planned = costs(compose("plan", ["variant=sn", "variant.width=8", f"patch_shape={PATCH}", "train.batch_size=2"]))
-    assert told["parameters"] == {
-        "generator": planned["parameters_generator"],
-        "critic": planned["parameters_critic"],
-    }
+    assert told["parameters"] == {player: planned[f"parameters_{player}"] for player in ("generator", "critic")}
     assert told["ranks"] == 1 and told["device_name"] and told["hours"] > 0 and told["peak_gib_per_rank"] > 0.1
     checkpoint = run_dir / "checkpoints" / "step_00000003"
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
@@ -89,16 +77,17 @@ def test_the_phases_of_a_step_add_up_to_its_time(train_here, tmp_path):
     assert train_here(tmp_path / "run", "variant=gp", "variant.precision=fp32", *words) is not None
     (line,) = lines(tmp_path / "run")
     phases = {name.split("/")[1].removesuffix("_ms"): ms for name, ms in line.items() if name.startswith("time/")}
-    assert set(phases) == {"data_wait", "critic", "generator", "update", "pictures", "save"}
-    stepping = sum(ms for name, ms in phases.items() if name not in ("pictures", "save"))
+    step_ms = phases.pop("step")
+    assert set(phases) == {"data_wait", "critic", "generator", "update", "sample_images", "checkpoint"}
+    stepping = sum(ms for name, ms in phases.items() if name not in ("sample_images", "checkpoint"))
     # What is left is the loop between the phases.
-    assert 0.8 * line["step_ms"] < stepping <= line["step_ms"] * 1.01
-    assert line["patches_per_s"] == pytest.approx(2 / line["step_ms"] * 1000)
+    assert 0.8 * step_ms < stepping <= step_ms * 1.01
+    assert line["throughput/patches_per_s"] == pytest.approx(2 / step_ms * 1000)
     assert all(math.isfinite(value) for value in line.values())
 
 
 @pytest.mark.parametrize("step", [0, 2])
-def test_out_of_memory_ends_the_run_with_the_setting_that_fits(train_here, tmp_path, monkeypatch, step):
+def test_out_of_memory_names_what_fits(train_here, tmp_path, monkeypatch, step):
     from vesselgan.training import gan
 
     taken, steps = gan.generator_step, []
@@ -112,16 +101,15 @@ def test_out_of_memory_ends_the_run_with_the_setting_that_fits(train_here, tmp_p
     monkeypatch.setattr(gan, "generator_step", refused)
     with pytest.raises(ResourceError) as failed:
         train_here(tmp_path / "run", *WORDS, "train.max_steps=4")
-    message = str(failed.value)
     assert failed.value.exit_code == 6 and len(steps) == step + 1, "tried again"
-    for said in ("out of memory on cpu", "variant=sn", "peak ", "train.batch_per_gpu=1", "Tried to allocate 2.00 GiB"):
-        assert said in message, (said, message)
+    for named in ("variant=sn", "train.batch_per_gpu=1", "Tried to allocate 2.00 GiB"):
+        assert named in str(failed.value)
     saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*[0-9]"))
     assert saved == (["step_00000002"] if step else [])
     assert not (tmp_path / "run" / "finished.json").exists()
 
 
-def test_an_error_of_another_kind_is_not_called_out_of_memory(train_here, tmp_path, monkeypatch):
+def test_another_error_is_not_out_of_memory(train_here, tmp_path, monkeypatch):
     from vesselgan.training import gan
 
     def broken(*arguments):
@@ -130,20 +118,3 @@ def test_an_error_of_another_kind_is_not_called_out_of_memory(train_here, tmp_pa
     monkeypatch.setattr(gan, "generator_step", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train_here(tmp_path / "run", *WORDS, "train.max_steps=1")
-
-
-def test_sheets_show_every_plane_true_to_scale_with_and_without_the_label():
-    from vesselgan.training.sample_images import SIDE, sheets
-
-    image, label = np.full((16, 32, 8), 51.0, np.float32), np.zeros((16, 32, 8), bool)
-    label[8, 16, 4] = True
-    found = sheets([(image, label)] * 3, (1.0, 0.5, 2.0), "samples")
-    assert list(found) == ["samples/slices", "samples/projections", "samples/vessels"]
-    # 16 x 16 x 16 mm: every panel is a square of SIDE; six to a row, three rows, 6 pixels between them.
-    assert found["samples/slices"].shape == (3 * (SIDE + 6) + 6, 6 * (SIDE + 6) + 6, 3)
-    # A patch per column, two sides.
-    assert found["samples/vessels"].shape == (2 * (2 * SIDE + 6) + 6, 3 * (2 * SIDE + 6) + 6, 3)
-    panels = found["samples/projections"][6 : 6 + SIDE].reshape(SIDE, -1, 3)
-    reddish = (panels[..., 0].astype(int) - panels[..., 2] > 60).any(0)
-    where = [reddish[6 + n * (SIDE + 6) : 6 + n * (SIDE + 6) + SIDE].any() for n in range(6)]
-    assert where == [False, True] * 3

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 
 def lit(picture):
@@ -68,12 +68,12 @@ def test_png_is_lossless_and_the_same_bytes():
 def test_rendering_has_left_left_and_top_on_top():
     label = np.zeros((32, 32, 32), np.uint8)
     label[2:6, 14:18, 26:30] = 1
-    rows, columns = np.nonzero(lit(pictures.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)))
+    rows, columns = np.nonzero(lit(rendering.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)))
     assert columns.mean() < 32 and rows.mean() < 32
 
 
 def test_rendering_respects_the_spacing():
-    picture = pictures.render_vessels(bar((32, 32, 32)), (1.0, 1.0, 3.0), 0.0, tilt_deg=0.0, size=128, frame=False)
+    picture = rendering.render_vessels(bar((32, 32, 32)), (1.0, 1.0, 3.0), 0.0, tilt_deg=0.0, size=128, frame=False)
     rows, columns = np.nonzero(lit(picture))
     # 24 mm long and 6 mm high, and half a voxel at each end: 25 / 9
     assert abs((np.ptp(columns) + 1) / (np.ptp(rows) + 1) - 25 / 9) < 0.6
@@ -83,19 +83,19 @@ def test_nearer_vessel_hides_the_farther_one():
     label = np.zeros((32, 32, 32), np.uint8)
     label[4:28, 6:8, 15:17] = 1  # near: the camera stands behind, so small Y; the larger part
     label[8:24, 24:26, 15:17] = 1
-    picture = pictures.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
+    picture = rendering.render_vessels(label, (1, 1, 1), 0.0, tilt_deg=0.0, size=96, frame=False)
     assert hues(picture)[1] == 0
-    turned = pictures.render_vessels(label, (1, 1, 1), 180.0, tilt_deg=0.0, size=96, frame=False)
+    turned = rendering.render_vessels(label, (1, 1, 1), 180.0, tilt_deg=0.0, size=96, frame=False)
     assert min(hues(turned)) > 50
 
 
 def test_single_voxel_is_visible_and_nothing_is_not():
     label = np.zeros((24, 24, 24), np.uint8)
-    empty = pictures.render_vessels(label, (1, 1, 1), size=96, frame=False)
+    empty = rendering.render_vessels(label, (1, 1, 1), size=96, frame=False)
     assert (empty == np.asarray(pictures.PANEL)).all()
-    assert (pictures.render_vessels(label, (1, 1, 1), size=96) != np.asarray(pictures.PANEL)).any()
+    assert (rendering.render_vessels(label, (1, 1, 1), size=96) != np.asarray(pictures.PANEL)).any()
     label[12, 12, 12] = 1
-    assert lit(pictures.render_vessels(label, (1, 1, 1), size=96, frame=False)).sum() >= 4
+    assert lit(rendering.render_vessels(label, (1, 1, 1), size=96, frame=False)).sum() >= 4
 
 
 @settings(max_examples=10, deadline=None)
@@ -107,5 +107,5 @@ def test_single_voxel_is_visible_and_nothing_is_not():
 )
 def test_rendering_takes_any_shape_and_angle(shape, angle, tilt, density):
     label = np.random.default_rng(0).random(shape) < density
-    picture = pictures.render_vessels(label, (0.5, 0.6, 0.9), angle, tilt_deg=tilt, size=40)
+    picture = rendering.render_vessels(label, (0.5, 0.6, 0.9), angle, tilt_deg=tilt, size=40)
     assert picture.shape == (40, 40, 3) and picture.dtype == np.uint8

@@ -22,7 +22,7 @@ def test_the_probe_decides_precision_and_ranks(tmp_path: Path) -> None:
 
 
 def verb_of(command: tuple[str, ...]) -> str:
-    """The verb whose schema reads the command's settings."""
+    """The name whose schema reads the command's settings."""
     return next(Path(word.removeprefix("data_prep.")).stem for word in command if is_verb(word))
 
 
@@ -37,7 +37,7 @@ def test_every_command_is_accepted_by_its_script() -> None:
     commands = [command for stage in stages for command in stage.commands]
     for command in commands:
         start = next(position for position, word in enumerate(command) if is_verb(word))
-        # parse composes and checks; a setting that the verb does not know is an error
+        # parse composes and checks; a setting that the name does not know is an error
         parsed = compose.parse(verb_of(command), None, list(command[start + 1 :]))
         assert str(getattr(parsed.config, "work_dir", work)) == work
         assert getattr(parsed.config, "num_patches", 7) == 7

@@ -1,4 +1,4 @@
-"""The walk along stages: what is done is skipped, what is missing is run, a command's failure is the road's."""
+"""The walk along stages: what is done is skipped, what is missing is run, a command's failure is the pipeline's."""
 
 import dataclasses
 import sys
@@ -16,14 +16,14 @@ def making(out: Path, *, code: int = 0, name: str = "make", says: str = "") -> S
     return Stage(name, f"stage {name}", (words,), (out,))
 
 
-def walk(home: Path, stage: Stage, *, after_news: bool = False) -> bool:
-    return stages.walk(home, stage, "[1/1]", after_news=after_news)
+def run_stage(home: Path, stage: Stage, *, is_stale: bool = False) -> bool:
+    return stages.run_stage(home, stage, "[1/1]", is_stale=is_stale)
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
     stage = making(tmp_path / "out")
-    assert walk(tmp_path, stage) is True
-    assert walk(tmp_path, stage) is False
+    assert run_stage(tmp_path, stage) is True
+    assert run_stage(tmp_path, stage) is False
     assert (tmp_path / "out").read_text() == "x"
 
 
@@ -35,7 +35,7 @@ def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     (tmp_path / "input").write_text("three seeds")
     stage = dataclasses.replace(making(out), inputs=(tmp_path / "input",))
-    walk(tmp_path, stage)
+    run_stage(tmp_path, stage)
     if reason == "output is missing":
         out.unlink()
     elif reason == "command changed":
@@ -44,30 +44,30 @@ def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
         (tmp_path / "input").write_text("two seeds")
     elif reason == "marker is broken":
         (tmp_path / "done/make.json").write_text("{")
-    assert walk(tmp_path, stage, after_news=reason == "an earlier stage ran") is True
-    assert walk(tmp_path, stage) is False
+    assert run_stage(tmp_path, stage, is_stale=reason == "an earlier stage ran") is True
+    assert run_stage(tmp_path, stage) is False
 
 
 def test_a_failed_stage_ends_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = making(tmp_path / "out", code=3, says="noise\nerror: shard 7 is short: build it again\nmore noise")
     with pytest.raises(SystemExit) as stopped:
-        walk(tmp_path, stage)
+        run_stage(tmp_path, stage)
     assert stopped.value.code == 3
-    said = capsys.readouterr().err
-    assert said.startswith("error: shard 7 is short") and "make.log" in said and "noise" not in said
+    error = capsys.readouterr().err
+    assert error.startswith("error: shard 7 is short") and "make.log" in error and "noise" not in error
     # what is there now is no reason to skip it
-    assert walk(tmp_path, making(tmp_path / "out")) is True
+    assert run_stage(tmp_path, making(tmp_path / "out")) is True
 
 
 def test_a_killed_command_gives_the_shells_code(tmp_path: Path) -> None:
     kill = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(SystemExit) as stopped:
-        walk(tmp_path, Stage("killed", "killed", (kill,)))
+        run_stage(tmp_path, Stage("killed", "killed", (kill,)))
     assert stopped.value.code == 137
 
 
 def test_a_stage_stops_at_its_first_failing_command(tmp_path: Path) -> None:
     fails, never = making(tmp_path / "a", code=4).commands[0], making(tmp_path / "b").commands[0]
     with pytest.raises(SystemExit):
-        walk(tmp_path, Stage("two", "two", (fails, never)))
+        run_stage(tmp_path, Stage("two", "two", (fails, never)))
     assert not (tmp_path / "b").exists()

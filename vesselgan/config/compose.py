@@ -16,7 +16,7 @@ from typing import Any
 from vesselgan.config import checks, schema
 from vesselgan.core.errors import UsageError
 
-VERBS: dict[str, type] = {
+COMMANDS: dict[str, type] = {
     "train_gan": schema.TrainGan,
     "generate": schema.Generate,
     "train_unet": schema.TrainUnet,
@@ -34,15 +34,13 @@ VERBS: dict[str, type] = {
     "status": schema.Status,
     "doctor": schema.Doctor,
 }
-DEEPSPEED_VERBS = {"train_gan", "train_unet"}
-RANKED_VERBS = DEEPSPEED_VERBS | {"segment"}
-"""What a launcher of ranks may start."""
-JSON_VERBS = {"plan": "table", "status": "text", "doctor": "table"}
+DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
+RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment"}
+"""Commands that a launcher of ranks may start."""
+JSON_COMMANDS = {"plan": "table", "status": "text", "doctor": "table"}
 """With --json they print one JSON object instead of this."""
 POSITIONAL = {"status": "run"}
-"""The setting that a word without = stands for."""
-# Settings, or groups of them, that change nothing a run computes: where it lies, how it is continued, what is told and
-# kept of it. It is not called after them, and they may differ when it goes on.
+"""The setting that an argument without = gives."""
 FREE_TO_CHANGE = (
     "work_dir",
     "run_dir",
@@ -51,20 +49,20 @@ FREE_TO_CHANGE = (
     "runtime",
     "data.cache_gib",
     "data.local_copy_dir",
-)
-FREE_TO_CHANGE += tuple(
-    f"train.{name}"
-    for name in ("max_minutes", "log_every", "image_every", "checkpoint_every", "keep_last", "save_every_epochs")
-)
-FREE_TO_CHANGE += (
+    "train.max_minutes",
+    "train.log_every",
+    "train.image_every",
+    "train.checkpoint_every",
+    "train.keep_last",
+    "train.save_every_epochs",
     "train.num_workers",
     "unet.num_workers",
     "unet.log_every",
     "unet.keep_last",
     "unet.max_skipped_steps",
 )
-# What runs did before these settings existed. So set, they do not count in a run's name, and those runs keep theirs.
-AS_BEFORE = {"unet.network": "hilbert", "unet.loss": "dice"}
+"""Settings, or groups of them, that change nothing a run computes: where it lies, how it is resumed, what is logged and
+kept. Its name does not depend on them, and they may differ when it resumes."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ class Command:
     deepspeed_config: str | None
     """A path, or a name in configs/deepspeed; None: ds_<precision>.json."""
     wants_json: bool
-    words: tuple[str, ...]
-    """The overrides as they were typed."""
+    overrides: tuple[str, ...]
+    """As they were typed."""
 
 
 def config_dir() -> Path:
@@ -86,37 +84,34 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def parse(verb: str, doc: str | None, argv: list[str] | None = None) -> Command:
-    """Read the command line of `verb`; exits 0 after --help and --print_config; UsageError on anything wrong."""
+def parse(command: str, doc: str | None, argv: list[str] | None = None) -> Command:
+    """Reads the command line of `command`; exits 0 after --help and --print_config. Raises UsageError for a mistake."""
     parser = argparse.ArgumentParser(
-        prog=verb,
+        prog=command,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog=_settings_help(verb),
+        epilog=_settings_help(command),
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    if verb in DEEPSPEED_VERBS:
+    if command in DEEPSPEED_COMMANDS:
         parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
-        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed; finished: says so")
+        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed")
         parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    if verb in RANKED_VERBS:
+    if command in RANKED_COMMANDS:
         parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    if verb in JSON_VERBS:
-        instead = f"print one JSON object instead of a {JSON_VERBS[verb]}"
-        parser.add_argument("--json", action="store_true", help=instead)
+    if command in JSON_COMMANDS:
+        parser.add_argument("--json", action="store_true", help=f"one JSON object, not a {JSON_COMMANDS[command]}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
     options = parser.parse_intermixed_args(argv)
-    if verb in POSITIONAL:
-        named = (word if "=" in word else f"{POSITIONAL[verb]}={json.dumps(word)}" for word in options.overrides)
-        options.overrides = list(named)
-    for word in options.overrides:
-        if "=" not in word:
-            raise UsageError(f"`{word}` is not key=value (see --help)")
-    words = list(options.overrides)
-    if getattr(options, "run_dir", None) is not None:
-        words.append("run_dir=" + json.dumps(options.run_dir))
-    config = compose(verb, words)
+    overrides: list[str] = options.overrides
+    if command in POSITIONAL:
+        overrides = [item if "=" in item else f"{POSITIONAL[command]}={json.dumps(item)}" for item in overrides]
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"`{override}` is not key=value (see --help)")
+    run_dir = getattr(options, "run_dir", None)
+    config = compose(command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)])
     if options.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -124,12 +119,12 @@ def parse(verb: str, doc: str | None, argv: list[str] | None = None) -> Command:
         config=config,
         deepspeed_config=getattr(options, "deepspeed_config", None),
         wants_json=getattr(options, "json", False),
-        words=tuple(options.overrides),
+        overrides=tuple(overrides),
     )
 
 
-def compose(verb: str, overrides: list[str]) -> Any:
-    """The configuration of `verb` (a dataclass of vesselgan.config.schema) from configs/<verb>.yaml and overrides."""
+def compose(command: str, overrides: list[str]) -> Any:
+    """The configuration of `command` (a dataclass of config.schema) from configs/<command>.yaml and overrides."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -137,38 +132,33 @@ def compose(verb: str, overrides: list[str]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_keys(verb, overrides)
+    _check_keys(command, overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
-            composed = hydra_compose(config_name=verb, overrides=overrides)
-        values = OmegaConf.to_container(composed, resolve=False)
-        kept = _without_foreign_keys(values, VERBS[verb], "")
-        merged = OmegaConf.merge(OmegaConf.structured(VERBS[verb]), kept)
-        config = OmegaConf.to_object(merged)
+            composed = hydra_compose(config_name=command, overrides=overrides)
+        values: Any = OmegaConf.to_container(composed, resolve=False)
+        known = _without_foreign_keys(values, COMMANDS[command], "")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), known))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(_in_plain_words(error)) from error
+        raise UsageError(_plain_message(error)) from error
     checks.check(config)
     return config
 
 
-def from_yaml(verb: str, path: Path) -> Any:
-    """The configuration that a run directory holds; UsageError when it is not one of `verb`.
-
-    A setting that is younger than the run has its default, which is what the run did without it.
-    """
+def from_yaml(command: str, path: Path) -> Any:
+    """The configuration that a run directory holds. Raises UsageError if it is not one of `command`."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         values = yaml.safe_load(path.read_text())
-        defaults = dataclasses.asdict(compose(verb, []))
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(VERBS[verb]), defaults, values))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
     except OSError as error:
-        raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {verb}?") from error
+        raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {command}?") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: not a configuration of {verb}: {_in_plain_words(error)}") from error
+        raise UsageError(f"{path}: not a configuration of {command}: {_plain_message(error)}") from error
 
 
 def to_yaml(config: Any) -> str:
@@ -180,8 +170,7 @@ def to_yaml(config: Any) -> str:
 
 def config_hash(config: Any) -> str:
     """Eight hexadecimal digits that change with every setting that can change a result."""
-    settings = flat(config).items()
-    values = {k: v for k, v in settings if not is_free_to_change(k) and (k not in AS_BEFORE or AS_BEFORE[k] != v)}
+    values = {key: value for key, value in flat(config).items() if not is_free_to_change(key)}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -196,12 +185,12 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def is_free_to_change(key: str) -> bool:
-    """Whether a run may go on with another value of this setting and be the same run."""
+    """Whether a run may resume with another value of this setting and be the same run."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
 def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
-    """Dotted key -> type in words, for every setting below the dataclass `kind`."""
+    """Dotted key -> name of its type, for every setting below the dataclass `kind`."""
     keys: dict[str, str] = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
@@ -215,8 +204,9 @@ def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
 
 
 def _group_of(hint: Any) -> type | None:
-    """The dataclass that a setting's type is, or may be beside null; None for a plain setting."""
-    return next((kind for kind in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(kind)), None)
+    """The dataclass that is a setting's type (or null); None for a plain setting."""
+    kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
+    return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
 
 
 def groups() -> dict[str, list[str]]:
@@ -228,53 +218,55 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def _check_keys(verb: str, overrides: list[str]) -> None:
+def _check_keys(command: str, overrides: list[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    known = keys_of(VERBS[verb])
+    known = keys_of(COMMANDS[command])
     choices = groups()
-    for word in overrides:
+    for override in overrides:
         try:
-            override = OverridesParser.create().parse_override(word)
+            parsed = OverridesParser.create().parse_override(override)
         except HydraException as error:
-            key, _, value = word.partition("=")
+            key, _, value = override.partition("=")
             quoted = f"'{key}=\"{value}\"'"
-            raise UsageError(f"cannot read `{word}`; a value with = or other signs needs quotes: {quoted}") from error
-        key = override.key_or_group
+            message = f"cannot read `{override}`; a value with = or other signs needs quotes: {quoted}"
+            raise UsageError(message) from error
+        key = parsed.key_or_group
         if key in choices:
-            chosen = override.value()
+            chosen = parsed.value()
             if chosen not in choices[key]:
                 near = difflib.get_close_matches(str(chosen), choices[key], 1)
                 hint = f"; did you mean {key}={near[0]}?" if near else ""
-                raise UsageError(f"{key}={chosen} is not there; choose from {', '.join(choices[key])}{hint}")
+                raise UsageError(f"{key}={chosen} does not exist; choose from {', '.join(choices[key])}{hint}")
         elif key not in known and not any(name.startswith(key + ".") for name in known):
             near = difflib.get_close_matches(key, [*known, *choices], 1, cutoff=0.4)
             hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise UsageError(f"{verb} has no setting `{key}`{hint} (--help lists them)")
+            raise UsageError(f"{command} has no setting `{key}`{hint} (--help lists them)")
 
 
 def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> dict[str, Any]:
-    """Drop what only other verbs use (a preset and a cohort's file serve several verbs); refuse what none knows."""
+    """Drops what only other commands use (presets and cohorts serve several); raises UsageError for what none knows."""
     hints = typing.get_type_hints(kind)
-    everywhere = {name for verb in VERBS.values() for key in keys_of(verb) for name in _prefixes(key)}
-    kept = {}
+    everywhere = {name for any_kind in COMMANDS.values() for key in keys_of(any_kind) for name in _prefixes(key)}
+    kept: dict[str, Any] = {}
     for name, value in values.items():
         if name in hints:
             group = _group_of(hints[name])
-            is_group = group is not None and isinstance(value, dict)
-            kept[name] = _without_foreign_keys(value, group, f"{prefix}{name}.") if is_group else value
+            if group is not None and isinstance(value, dict):
+                value = _without_foreign_keys(value, group, f"{prefix}{name}.")
+            kept[name] = value
         elif prefix + name not in everywhere:
-            raise UsageError(f"configs: no verb has a setting `{prefix}{name}`")
+            raise UsageError(f"configs: no command has a setting `{prefix}{name}`")
     return kept
 
 
 def _prefixes(key: str) -> list[str]:
-    parts = key.split(".")
-    return [".".join(parts[: n + 1]) for n in range(len(parts))]
+    names = key.split(".")
+    return [".".join(names[: n + 1]) for n in range(len(names))]
 
 
-def _in_plain_words(error: Exception) -> str:
+def _plain_message(error: Exception) -> str:
     key = getattr(error, "full_key", None)
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "Missing mandatory value" in first or "MissingMandatoryValue" in type(error).__name__:
@@ -282,10 +274,10 @@ def _in_plain_words(error: Exception) -> str:
     return f"{key}: {first}" if key and key not in first else first
 
 
-def _settings_help(verb: str) -> str:
+def _settings_help(command: str) -> str:
     lines = ["settings (key: type):"]
-    lines += [f"  {key}: {kind}" for key, kind in keys_of(VERBS[verb]).items()]
-    offered = (config_dir() / f"{verb}.yaml").read_text()
+    lines += [f"  {key}: {kind}" for key, kind in keys_of(COMMANDS[command]).items()]
+    offered = (config_dir() / f"{command}.yaml").read_text()
     lines += ["groups:"]
     lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if f"{name}:" in offered.split("]")[0]]
     return "\n".join(lines)

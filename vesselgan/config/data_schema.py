@@ -1,4 +1,4 @@
-"""What a cohort's settings are: where it lies, how it is divided, prepared, preprocessed and read; the phantom."""
+"""Settings of a cohort: where it lies, how it is split, prepared, preprocessed and read; the phantom."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ class Layout:
     image: str
     label: str | None
     mask: str | None
-    """Brain mask; null where there is none (intracranial scores are then refused)."""
+    """Brain mask; null: none (intracranial scores are then refused)."""
 
 
 @dataclass
@@ -36,12 +36,12 @@ class Data:
     root: str
     """Folder of the NIfTI files."""
     cohort_dir: str
-    """Where what is made of them goes: cohort.json, shards/gan/<split>, shards/unet/<split>."""
+    """Folder of the results: cohort.json, shards/gan/<split>, shards/unet/<split>."""
     layout: Layout
     scaling: str
     """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
     label_threshold: float
-    """Where a synthetic label begins, on the stored scores (paper: 0.3)."""
+    """Stored scores from this on are vessel in synthetic labels (paper: 0.3)."""
 
 
 @dataclass
@@ -66,12 +66,12 @@ class Prepare:
     label_binarize_threshold: float | None
     """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
     nan_value: float | None
-    """What stands in for NaN and infinite voxels; null: such a volume is an error."""
+    """Replaces NaN and infinite voxels; null: such a volume is an error."""
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
     pairs_per_shard: int
     quarantine: bool
-    """Set unusable subjects aside by name and go on; false: stop (exit 3)."""
+    """Leave unusable subjects out and continue; false: stop (exit 3)."""
     repair: bool
     """Rebuild the shards that fail verification."""
     pseudonymise: bool
@@ -89,7 +89,7 @@ class PreparedData(Data):
 @dataclass
 class TrainingData(Data):
     augment: bool
-    """Turn and mirror training patches at random (by seed and position); the paper does not."""
+    """Flip and rotate training patches at random (by seed and position); the paper does not."""
     cache_gib: float
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
     each rank has its own. Used with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
@@ -108,7 +108,7 @@ class LearningData(TrainingData):
 
 @dataclass
 class Preprocessing:
-    """What is done to volumes before they are cut (paper, section 2.2: denoised, non-uniformity corrected, BET)."""
+    """Preprocessing of volumes (paper, section 2.2: denoised, non-uniformity corrected, BET)."""
 
     denoise: bool
     """Non-local means."""
@@ -127,8 +127,8 @@ class Preprocessing:
     spacing_mm: list[float] | None
     """Resample to this spacing; null: every volume keeps its own."""
     mask: str
-    """Who makes the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
-    the three that is there."""
+    """Source of the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
+    the three that is available."""
     bet_fraction: float
     """FSL bet's -f (paper: 0.05)."""
 
@@ -142,10 +142,10 @@ class Phantom:
     spacing_mm: list[float]
     seed: int
     slab_mm: float
-    """Height of one of the slabs that the scan is made of, in mm of a head of adult size."""
+    """Height of one slab of the scan, in mm of a head of adult size."""
     bias: float
     """Standard deviation of the logarithm of the bias field."""
     noise: list[float]
-    """Between which two values a subject's noise lies (standard deviation, share of the brain's intensity)."""
+    """Range of a subject's noise (standard deviation, share of the brain's intensity)."""
     point_spread_voxels: float
     """Standard deviation of the point spread."""

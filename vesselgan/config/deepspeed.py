@@ -1,8 +1,8 @@
-"""The DeepSpeed JSON: read, checked against what this DeepSpeed really does, and resolved into one dict per engine.
+"""Reads the DeepSpeed JSON, checks it against what this DeepSpeed does, and resolves it into one dict per engine.
 
 The JSON owns the mechanics (loss-scale schedule, ZeRO stage, buckets, communication); Hydra owns everything that is
 science, so an optimizer or a scheduler in the JSON is an error. DeepSpeed itself does not understand "auto" for batch
-sizes: only the resolved dict is ever given to it.
+sizes: it gets the resolved dict alone.
 """
 
 import copy
@@ -15,7 +15,7 @@ from vesselgan.config.compose import config_dir
 from vesselgan.core.errors import UsageError
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-# What may be said, by section ("" is the top). The rest would be ignored, is not tested here, or is below.
+# Allowed keys by section ("" is the top). Others would be ignored, are not tested here, or are below.
 KNOWN: dict[str, tuple[str, ...]] = {
     "": (*BATCH_KEYS, "gradient_clipping", "fp16", "bf16", "zero_optimization", "steps_per_print", "comms_logger"),
     "fp16": (
@@ -39,16 +39,16 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "round_robin_gradients",
     ),
 }
-# Each was tried with DeepSpeed 0.19.8, or read in its source, and found to break a promise; a user reads the reason.
+# Each was tried with DeepSpeed 0.19.8, or read in its source, and breaks a promise; the user reads the reason.
 REFUSED = {
-    "optimizer": "learning rates and betas belong to the variant's YAML (there are two players): remove the section",
+    "optimizer": "learning rates and betas belong to the variant's YAML (there are two networks): remove the section",
     "scheduler": "learning rates belong to the variant's YAML: remove the section",
     "torch_autocast": "its state is shared by all engines of a process, so two networks corrupt each other: use fp16",
     "amp": "needs apex and does not work with ZeRO: use fp16 or bf16",
     "wall_clock_breakdown": "asserts when a network is called outside the engine, as the penalty needs: remove it",
     "tensorboard": "the trainer writes TensorBoard itself: remove the section",
     "data_types": "buffers stay float32 (BatchNorm statistics overflow in half): remove the section",
-    "communication_data_type": "gradients would be rounded otherwise than the precision says: remove it",
+    "communication_data_type": "gradients would be rounded to another type than the precision: remove it",
     "prescale_gradients": "half gradients would underflow before they are added: remove it",
     "gradient_predivide_factor": "half gradients would be rounded twice: remove it",
     "zero_allow_untested_optimizer": "the trainer's Adam is a tested one: remove it",
@@ -80,8 +80,8 @@ def read(choice: str | None, precision: str) -> tuple[str, dict[str, Any]]:
     if not path.is_file():
         path = config_dir() / "deepspeed" / name
     if not path.is_file():
-        there = ", ".join(sorted(file.name for file in (config_dir() / "deepspeed").glob("*.json")))
-        raise UsageError(f"--deepspeed_config {name}: no such file, and not one of {there}")
+        names = ", ".join(sorted(file.name for file in (config_dir() / "deepspeed").glob("*.json")))
+        raise UsageError(f"--deepspeed_config {name}: no such file, and not one of {names}")
     try:
         settings = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ def precision_of(settings: dict[str, Any]) -> str:
 
 
 def check(name: str, settings: dict[str, Any]) -> None:
-    """UsageError for what would train something else than it says."""
+    """Raises UsageError for settings that would train something else than they state."""
     for section, known in KNOWN.items():
         _check_keys(name, section, settings if section == "" else _section(name, settings, section), known)
     for key in BATCH_KEYS:
@@ -114,14 +114,14 @@ def check(name: str, settings: dict[str, Any]) -> None:
 
 
 def _section(name: str, settings: dict[str, Any], section: str) -> dict[str, Any]:
-    found = settings.get(section, {})
-    if not isinstance(found, dict):
+    content = settings.get(section, {})
+    if not isinstance(content, dict):
         raise UsageError(f"{name}: `{section}`: must be an object with keys such as {KNOWN[section][0]}")
-    return found
+    return content
 
 
-def _check_keys(name: str, section: str, found: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key, value in found.items():
+def _check_keys(name: str, section: str, content: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key, value in content.items():
         dotted = f"{section}.{key}" if section else key
         if value is False and dotted in REFUSED:
             continue
@@ -129,7 +129,7 @@ def _check_keys(name: str, section: str, found: dict[str, Any], known: tuple[str
             raise UsageError(f"{name}: `{dotted}`: {REFUSED[dotted]}")
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"; did you mean `{near[0]}`?" if near else f"; there are {', '.join(known)}"
+            hint = f"; did you mean `{near[0]}`?" if near else f"; known: {', '.join(known)}"
             raise UsageError(f"{name}: `{dotted}` is not a setting we know{hint}")
 
 
@@ -167,7 +167,7 @@ def _check_precision(name: str, settings: dict[str, Any]) -> None:
 def resolve(
     settings: dict[str, Any], *, batch_size: int, batch_per_gpu: int | None, world_size: int, field: str = "train"
 ) -> dict[str, Any]:
-    """`settings` with the batch sizes worked out, as one engine takes it; UsageError when they do not divide."""
+    """`settings` with batch sizes, as one engine takes them. Raises UsageError if they do not divide."""
     if batch_size % world_size:
         below = batch_size - batch_size % world_size or world_size
         raise UsageError(
@@ -185,14 +185,14 @@ def resolve(
     resolved["train_batch_size"] = batch_size
     resolved["train_micro_batch_size_per_gpu"] = micro
     resolved["gradient_accumulation_steps"] = per_rank // micro
-    # DeepSpeed clips at 1.0 when nobody says otherwise, silently.
+    # DeepSpeed silently clips at 1.0 by default.
     resolved.setdefault("gradient_clipping", 0.0)
     resolved.setdefault("steps_per_print", 10**9)
     return resolved
 
 
-def agree(name: str, settings: dict[str, Any], precision: str, *, command: str, key: str) -> None:
-    """UsageError when the JSON's precision is not the one the configuration declares; names a command that agrees."""
+def check_precision_agrees(name: str, settings: dict[str, Any], precision: str, *, command: str, key: str) -> None:
+    """Raises UsageError if the JSON's precision is not the configuration's; names a command that agrees."""
     stated = precision_of(settings)
     if stated != precision:
         raise UsageError(

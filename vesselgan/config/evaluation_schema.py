@@ -1,4 +1,4 @@
-"""What evaluations of synthetic patches need: their scores, where their labels begin, whether they are copies."""
+"""Settings of evaluations of synthetic patches: scores, label threshold, memorisation."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ class ImageScores:
     synthetic: str | None
     """Folder of synthetic shards."""
     reference: str
-    """Split of the real patches: `validation` or `test`, held out; `train` scores against what was learned from."""
+    """Split of the real patches: `validation` or `test`, held out; `train` scores against the training patches."""
     extractor: str
     """`medicalnet`, or `random`: the same network with weights drawn from the seed, comparable with nothing."""
     weights: str | None
     """MedicalNet's file resnet_10_23dataset.pth, or its tensors as .safetensors."""
     weights_sha256: str | None
-    """What the file's sha256 must be; null: not checked, and said."""
+    """The file's sha256; null: not checked, which the result states."""
     background: str
-    """What stands in for voxels of 0 before features are taken: `noise` (the authors' code) or `zero`."""
+    """Replaces voxels of 0 before features are computed: `noise` (the authors' code) or `zero`."""
     num_clusters: int
     """Of PRD: 10 in the authors' code, 20 in the original."""
     num_runs: int
@@ -28,7 +28,7 @@ class ImageScores:
     max_patches: int | None
     """Patches per side; null: as many as the smaller set has."""
     num_seeds: int
-    """NoiseSampler, clusterings and divisions into halves that each score is the mean of."""
+    """Draws of noise, clusterings and halves that each score is the mean of."""
     seed: int
     num_pairs: int
     """Pairs of patches whose MS-SSIM is averaged."""
@@ -48,17 +48,23 @@ class StudyImages:
 
 
 @dataclass
-class LabelSweep:
-    """The choice of a label threshold by what the labels look like (evaluate=label_threshold)."""
+class LabelThresholds:
+    """The choice of a label threshold by statistics of the labels."""
 
-    synthetic: str | None
-    """Folder of synthetic shards, whose stored scores are cut."""
     thresholds: list[float]
     """Candidates (paper: 0.1 to 0.7)."""
     num_narrowed: int
-    """How many of them are left for U-Nets to decide between."""
+    """How many of them are left, for U-Nets to decide between."""
     max_patches: int
     """Patches per side, taken evenly."""
+
+
+@dataclass
+class LabelSweep(LabelThresholds):
+    """The same for one set of shards (evaluate=label_threshold)."""
+
+    synthetic: str | None
+    """Folder of synthetic shards, whose stored scores are cut."""
 
 
 @dataclass
@@ -66,7 +72,7 @@ class Memorisation:
     """Whether synthetic patches are copies of training patches (evaluate=memorisation)."""
 
     synthetic: str | None
-    """Folder of synthetic shards, all of which are looked at."""
+    """Folder of synthetic shards, all of which are compared."""
     reference: str
     """Split of other people's real patches: `validation` or `test`."""
     require_open: bool

@@ -1,15 +1,13 @@
-"""What a private variant may not be combined with: each rule says why and what to set instead.
+"""Settings that a private variant excludes, with the reason and what to set instead.
 
-Exit codes of what is refused for the sake of privacy, here and elsewhere:
+Exit codes of refusals for privacy, here and elsewhere:
 
-    2  what the configuration alone tells, before a file is read: spectral or batch normalisation, a gradient penalty,
-       half precision, batches that are not Poisson, no noise; a batch of everybody
-    4  a checkpoint that no run may go on from: without accountant, with one behind the weights, of another number of
+    2  the configuration alone: spectral or batch normalisation, a gradient penalty, half precision, no noise; a batch
+       of everybody
+    4  a checkpoint that no run may resume from: without accountant, with one behind the weights, of another number of
        units, rate, noise, clipping or delta, with a key that is lost or was known; another run's weights
-    7  a step that a rule forbids although the settings are sound: a batch released twice, releases made again
-       otherwise, patients that cannot be told apart, a delta or target that means nothing for these data
-
-n_critic steps on one batch are no setting: every step draws a batch of its own, and a second use is a 7.
+    7  a step that a rule forbids although the settings are valid: a batch released twice, other releases under the same
+       noise, patients that cannot be distinguished, a delta or target that means nothing for these data
 """
 
 from typing import Any
@@ -20,7 +18,7 @@ REMEDY = "variant=dpgan has settings that hold"
 
 
 def check_accountable(variant: Any) -> None:
-    """UsageError for settings under which the accountants' epsilon would not be true; `variant` has `dp`."""
+    """Raises UsageError for settings under which the accountants' epsilon is not true; `variant` has `dp`."""
     for is_broken, key, rule in _rules(variant):
         if is_broken:
             raise UsageError(f"{key}: {rule} ({REMEDY})")
@@ -32,12 +30,12 @@ def _rules(variant: Any) -> list[tuple[bool, str, str]]:
         (
             variant.critic_norm == "spectral",
             "variant.critic_norm=spectral with variant.dp",
-            "a layer whose weight is made with buffers has no gradient per unit in Opacus; set critic_norm=instance",
+            "a layer whose weight depends on buffers has no gradient per unit in Opacus; set critic_norm=instance",
         ),
         (
             variant.generator_norm == "batch",
             "variant.generator_norm=batch with variant.dp",
-            "batch normalisation mixes the samples of a batch, whose size here is drawn by chance and may be 0 or 1; "
+            "batch normalisation mixes the samples of a batch, whose size is random and may be 0 or 1; "
             "set generator_norm=group",
         ),
         (
@@ -52,14 +50,8 @@ def _rules(variant: Any) -> list[tuple[bool, str, str]]:
             "clipping and noise must not be rounded, nor steps skipped by a loss scale; set precision=fp32",
         ),
         (
-            dp.sampling != "poisson",
-            f"variant.dp.sampling={dp.sampling}",
-            "shuffled or sequential batches spend more than any accountant here counts (Chua 2024); set "
-            "dp.sampling=poisson",
-        ),
-        (
             dp.noise_multiplier is None and dp.target_epsilon is None,
             "variant.dp.noise_multiplier=null",
-            "give a noise multiplier, or a dp.target_epsilon that one is found for",
+            "set a noise multiplier, or a dp.target_epsilon that one is computed for",
         ),
     ]

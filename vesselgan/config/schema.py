@@ -1,7 +1,4 @@
-"""Every setting with its type, unit and origin. The values stand in configs/*.yaml, once; here are none.
-
-One dataclass per verb (the classes whose name is a verb), built from the groups above them.
-"""
+"""The commands: one dataclass each, of every setting that it has. Values stand in configs/*.yaml alone."""
 
 from dataclasses import dataclass
 
@@ -16,23 +13,12 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, Memorisation, StudyImages
-from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, Variant
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
+from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Data", "Dp", "Layout", "LearningData", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Split"]
-__all__ += [
-    "ImageScores",
-    "LabelSweep",
-    "Machine",
-    "Memorisation",
-    "Runtime",
-    "StudyImages",
-    "Train",
-    "TrainingData",
-    "TrainingRuntime",
-    "Unet",
-    "Variant",
-]
+__all__ = ["Data", "Dp", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine", "Memorisation", "Phantom"]
+__all__ += ["Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages", "Train", "TrainingData"]
+__all__ += ["TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
 @dataclass
@@ -41,11 +27,11 @@ class TrainGan:
     run_dir: str | None
     """Null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
-    """Resume from this checkpoint's name; null: the newest whole one."""
+    """Name of the checkpoint to resume from; null: the newest complete one."""
     allow_config_change: list[str]
-    """Settings, or groups of them, with which a run may go on although it was started with others."""
+    """Settings, or groups of them, that may change when a run resumes."""
     init_from: str | None
-    """A run directory, or one checkpoint's, whose weights a new run starts with; everything else is fresh."""
+    """A run directory, or one checkpoint's, whose weights a new run starts with; everything else starts anew."""
     variant: Variant
     data: TrainingData
     train: Train
@@ -60,8 +46,8 @@ class Generate:
     num_patches: int
     seed: int
     weights: str
-    """`standing`: the last weights, BatchNorm statistics re-estimated at rest; `running`: with those collected in
-    training; `ema`: the weights' moving average, re-estimated too (train.ema_decay)."""
+    """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
+    of training; `ema`: the weights' moving average with standing statistics (train.ema_decay)."""
     label_threshold: float
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
     batch_size: int
@@ -78,7 +64,7 @@ class TrainUnet:
     checkpoint: str | None
     allow_config_change: list[str]
     data: LearningData
-    unet: Unet
+    unet: UnetRun
     synthetic: str | None
     """Folder of synthetic shards, for source synthetic and both."""
     runtime: TrainingRuntime
@@ -109,14 +95,14 @@ class Segment:
 class Evaluate:
     evaluate: str
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
-    `image`: synthetic patches against held-out real ones; `label_threshold`: where synthetic labels should begin;
-    `comparison`: a study's results put together; `memorisation`: whether synthetic patches are copies of training
-    ones."""
+    `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
+    threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
+    training patches."""
     name: str
     """What the result is called in tables."""
     predictions: str | None
     error_maps: str | None
-    """Folder for maps and pictures of what each prediction has right and wrong; null: none."""
+    """Folder for error maps of each prediction, with pictures; null: none."""
     fit_cohort: str | None
     """cohort_dir whose validation subjects the global threshold is fitted on; null: the scored cohort's own."""
     sources: str | None
@@ -187,6 +173,11 @@ class Sweep:
 
     checkpoints: list[str]
     """Of every run that is named; empty: the newest."""
+    variant: str
+    """Of GANs to train; a name in configs/variant."""
+    overrides: list[str]
+    """Further settings of GANs to train, as for train_gan, below `variant` and `train` or a preset:
+    ["train.epochs=50", "preset=demo"]."""
     learning_rates: list[float]
     """The critic's, for GANs to train; the generator's keeps its ratio to it."""
     batch_sizes: list[int]
@@ -211,15 +202,12 @@ class Study:
     """Synthetic patches of every GAN."""
     weights: str
     """Which of the generator's weights make them, as in `generate`."""
-    labels: LabelSweep
+    labels: LabelThresholds
     image: StudyImages
     sweep: Sweep
     data: TrainingData
     unet: Unet
-    variant: Variant
-    """Of GANs that a sweep trains."""
-    train: Train
-    """Of GANs that a sweep trains."""
+    """Every U-Net takes all of unet.max_steps, without early stopping."""
     runtime: Runtime
 
 
@@ -228,7 +216,7 @@ class Check:
     work_dir: str
     data: PreparedData
     qc: bool
-    """Write the page for the eyes, <cohort_dir>/qc.html."""
+    """Write the page for visual inspection, <cohort_dir>/qc.html."""
 
 
 @dataclass
@@ -255,7 +243,7 @@ class Benchmark:
     volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
     one rank and several; `private`: a private critic step."""
     repeats: int
-    """Rounds; in each the competitors take turns."""
+    """Rounds; in each every candidate runs once."""
     shape: list[int]
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
     patch_shape: list[int]
@@ -294,14 +282,14 @@ class Status:
     run: str
     """Run directory of a GAN or a U-Net."""
     stalled_minutes: float
-    """Silence after which a run that a process holds counts as stalled; ten of the run's own intervals at least."""
+    """Minutes without output after which a held run is stalled; at least ten of its logging intervals."""
 
 
 @dataclass
 class Doctor:
     work_dir: str
-    """Where data and runs will lie: its file system is tried."""
+    """Where data and runs will lie; its file system is tested."""
     min_free_gib: float
     """Free space below which it is too full (the paper's shards and one run take 8 and 6)."""
     runtime: Runtime
-    """With runtime.device=cuda a missing GPU is a fault."""
+    """With runtime.device=cuda a missing GPU is an error."""

@@ -1,15 +1,15 @@
-"""What is trained, how, and on what machine: the groups that the training commands are built from."""
+"""Groups of settings of the training commands: networks, training, machine."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Dp:
-    """How the critic is kept from remembering anyone (appendix B)."""
+    """Differential privacy of the critic (appendix B)."""
 
     unit: str
-    """Whom epsilon speaks of, and what is sampled and clipped as one: `patch` (the paper's) or `patient`, as the
-    shards' manifest names them."""
+    """The unit of epsilon, which is sampled and clipped as one: `patch` (the paper's) or `patient`, as the shards'
+    manifest names them."""
     noise_multiplier: float | None
     """Standard deviation of the noise over clip_norm; null: what target_epsilon needs."""
     clip_norm: float
@@ -20,11 +20,9 @@ class Dp:
     """The run stops before the step that would pass it; null: no limit."""
     weight_clip: float
     """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
-    sampling: str
-    """`poisson`, what the accountants count."""
     noise_seed: int | None
-    """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, and whoever
-    knows it can take the noise off again."""
+    """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, but whoever
+    knows it can subtract the noise."""
 
 
 @dataclass
@@ -62,14 +60,13 @@ class Train:
     batch_size: int
     """Samples per step over all ranks: a result does not depend on the number of ranks."""
     batch_per_gpu: int | None
-    """Patches that a rank's critic sees at a time; null: its whole share, batch_size / ranks. The update is the same.
-    The generator, whose BatchNorm needs the batch whole, always sees its share in one."""
+    """Patches that a rank's critic sees at a time (gradient accumulation); null: its slice, batch_size / ranks. The
+    update is the same. The generator, whose BatchNorm needs the whole batch, sees its slice at once."""
     epochs: int
     max_steps: int | None
     """Stop after so many generator steps; null: epochs decide."""
     max_minutes: float | None
-    """Save and leave in time for a job that ends so many minutes after the start, to be resumed; null: no limit, or
-    Slurm's."""
+    """Save and stop in time for a job that ends so many minutes after its start; null: no limit, or Slurm's."""
     seed: int
     log_every: int
     image_every: int
@@ -78,10 +75,10 @@ class Train:
     keep_last: int
     """Checkpoints kept."""
     save_every_epochs: int | None
-    """The checkpoint at the end of every so many epochs is written too and stays for ever; null: none."""
+    """Epochs between checkpoints that are kept for ever; null: none."""
     max_skipped_steps: int
-    """Steps in a row that one player may skip for a loss or gradient that is not finite, while no smaller loss scale is
-    left to try, before the run ends (exit 5)."""
+    """Steps in a row that one network may skip for a loss or gradient that is not finite, while no smaller loss scale
+    is left to try, before the run ends (exit 5)."""
     ema_decay: float | None
     """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
     num_workers: int
@@ -90,7 +87,7 @@ class Train:
 
 @dataclass
 class Machine:
-    """What a rank's machine does per second, as `launch/benchmark.py target=machine` measures it."""
+    """Rates of a rank's machine, as `launch/benchmark.py target=machine` measures them."""
 
     description: str
     device: str
@@ -132,12 +129,12 @@ class TrainingRuntime(Runtime):
     """The machine, for hours and over several ranks."""
 
     rank_timeout_minutes: float
-    """How long a rank waits for the others in a collective call before it leaves (exit 6); above what a save takes."""
+    """How long a rank waits for the others in a collective call before it ends (exit 6); longer than a save."""
     deterministic: bool
     """On a GPU: the same bytes in every session, by cuDNN's deterministic kernels, at a loss of speed. Without it a
     resumed run agrees to rounding. A CPU repeats its bytes anyway."""
     max_restarts: int
-    """Starts of a run after which it asks for no further requeue: a job that never gets on must not loop for ever."""
+    """Starts of a run after which it asks for no further requeue: a job without progress must not loop for ever."""
 
 
 @dataclass
@@ -145,13 +142,12 @@ class Unet:
     """The segmentation network and its training (Hilbert 2020 as the paper used it)."""
 
     network: str
-    """What its levels are made of: `hilbert` (the paper's) or `residual`."""
+    """Its levels: `hilbert` (the paper's) or `residual`."""
     loss: str
     """`dice` (the paper's) or `dice_ce`: with the cross-entropy. Checkpoints are chosen by Dice in both."""
     filters: list[int]
     dropout: float
     learning_rate: float
-    betas: list[float]
     precision: str
     batch_size: int
     """Samples per step over all ranks."""
@@ -160,11 +156,17 @@ class Unet:
     """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
     validate_every: int
     """Steps between validations on the real validation patches; a checkpoint is written at each."""
-    patience: int
-    """Validations without a better loss before the run stops."""
-    seed: int
     log_every: int
     keep_last: int
     max_skipped_steps: int
     """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
     num_workers: int
+
+
+@dataclass
+class UnetRun(Unet):
+    """A single U-Net's training, which may stop early."""
+
+    patience: int
+    """Validations without a better loss before the run stops."""
+    seed: int

@@ -1,22 +1,23 @@
-"""Files that are whole or not there: NAME.partial, fsync, rename, fsync of the folder. Standard library alone."""
+"""Files that are complete or absent: NAME.partial, fsync, rename, fsync of the folder. Standard library alone."""
 
 import errno
-import fcntl
 import hashlib
 import io
 import os
 from pathlib import Path
-from typing import IO
+from typing import Any
+
+from vesselgan.core.locks import try_lock
 
 PARTIAL = ".partial"
 
 
 class PartialFile(io.RawIOBase):
-    """The file behind a writer that must not see errors: remembers the first failed write, swallows what follows.
+    """A file for a writer that must not see errors: keeps the first failed write in `error` and ignores later ones.
 
-    HDF5 cannot close a file whose last flush failed: it keeps the handle and crashes at exit. So it never hears of it
-    and its caller asks `error` after each piece. Held under a file lock until `publish` or `discard`.
-    OSError when it cannot be created, BlockingIOError when a living process is writing the same file.
+    HDF5 cannot close a file whose last flush failed: it keeps the handle and crashes at exit. So the caller reads
+    `error` after each piece. Locked until `publish` or `discard`.
+    Raises OSError if it cannot be created, BlockingIOError if a living process writes the same file.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -26,14 +27,14 @@ class PartialFile(io.RawIOBase):
         self.final.parent.mkdir(parents=True, exist_ok=True)
         _remove_stale(self.path)
         self.file = open(self.path, "xb+", buffering=0)
-        _lock(self.file)
+        try_lock(self.file)
 
-    def write(self, data: bytes | memoryview) -> int:
-        rest = memoryview(data).cast("B")
-        size = len(rest)
+    def write(self, data: Any, /) -> int:
+        remaining = memoryview(data).cast("B")
+        size = len(remaining)
         try:
-            while self.error is None and len(rest):
-                rest = rest[self.file.write(rest) :]
+            while self.error is None and len(remaining):
+                remaining = remaining[self.file.write(remaining) :]
         except OSError as error:
             self.error = error
         return size
@@ -51,11 +52,11 @@ class PartialFile(io.RawIOBase):
     def tell(self) -> int:
         return self.file.tell()
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         return self.file.readinto(buffer)
 
     def publish(self) -> None:
-        """Make it durable under its final name; OSError when any write failed or this one does."""
+        """Makes it durable under its final name. Raises OSError if this or an earlier write failed."""
         if self.error is not None:
             raise self.error
         try:
@@ -67,19 +68,19 @@ class PartialFile(io.RawIOBase):
         self.file.close()
 
     def discard(self) -> None:
-        """Close and remove what was written; nothing to do after `publish`."""
+        """Closes and removes the file; does nothing after `publish`."""
         if not self.file.closed:
             self.file.close()
             self.path.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a small text file whole or not at all. OSError, with nothing left behind, when that fails."""
+    """Writes a small text file completely or not at all. Raises OSError and leaves nothing behind if that fails."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
-    """Write a small file whole or not at all. OSError, with nothing left behind, when that fails."""
+    """Writes a small file completely or not at all. Raises OSError and leaves nothing behind if that fails."""
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -111,28 +112,17 @@ def sha256_of(path: str | Path) -> str:
 
 
 def describe(error: OSError) -> str:
-    """A failed write in words."""
+    """A failed write, for a message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return "the disk is full or a quota is used up"
     return f"cannot be written ({error.strerror})"
 
 
-def _lock(file: IO[bytes]) -> bool:
-    """Take the file for this process; False when another one holds it. A file system without locks counts as free."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 def _remove_stale(partial: Path) -> None:
-    """Remove what a killed writer left; BlockingIOError when its writer lives."""
+    """Removes the file of a killed writer. Raises BlockingIOError if its writer lives."""
     try:
         with open(partial, "rb+") as file:
-            if not _lock(file):
+            if not try_lock(file):
                 raise BlockingIOError(errno.EWOULDBLOCK, "another process is writing it", str(partial))
     except FileNotFoundError:
         return

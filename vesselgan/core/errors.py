@@ -1,4 +1,4 @@
-"""The errors a user can mend, each with the exit code that its kind has everywhere in the project.
+"""The errors that a user can correct; each class has one exit code everywhere in the project.
 
 0 done, 2 usage or configuration, 3 bad data, 4 checkpoint, 5 numeric, 6 resource, 7 privacy. Exit 1 is our defect.
 """
@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 
 class VesselganError(Exception):
-    """Something the user can mend: says what happened, where, and what to do."""
+    """An error that the user can correct. The message: what is wrong, where, what to do."""
 
     exit_code = 1
-    is_told = False
-    """Set on the ranks that need not print it: one of them does."""
+    is_reported = False
+    """Set on ranks that need not print it, because another one does."""
 
 
 class UsageError(VesselganError, ValueError):
@@ -28,17 +28,17 @@ class DataError(VesselganError, ValueError):
 
 
 class NewerFormatError(DataError):
-    """A file of a later version of this program: it may be whole, so nothing may be written over it."""
+    """A file of a later version of this program: it may be valid, so nothing may overwrite it."""
 
 
 class CheckpointError(VesselganError):
-    """A checkpoint is damaged, foreign or not the one asked for."""
+    """A checkpoint is damaged, of another run or not the one named."""
 
     exit_code = 4
 
 
 class NumericError(VesselganError):
-    """Training left the finite numbers."""
+    """Values in training are not finite."""
 
     exit_code = 5
 
@@ -56,10 +56,10 @@ class PrivacyError(VesselganError):
 
 
 def exit_on_error(call: Callable[[], None]) -> None:
-    """Run `call`; a VesselganError becomes one line on stderr and its exit code, anything else a traceback (exit 1)."""
+    """Runs `call`; a VesselganError becomes one line on stderr and its exit code, others a traceback (exit 1)."""
     try:
         call()
     except VesselganError as error:
-        if not error.is_told:
+        if not error.is_reported:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

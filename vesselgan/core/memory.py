@@ -1,4 +1,4 @@
-"""How much memory a process may still take: of the machine's, and of what a batch system allows. Standard library."""
+"""The memory that a process may take: the machine's, within what a batch system allows. Standard library alone."""
 
 from pathlib import Path
 
@@ -6,20 +6,25 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def available_bytes() -> float:
-    """Free memory, or the smallest limit of a control group that holds this process; infinite where neither is told."""
-    return min([_free(), *_limits()])
+    """The machine's free memory or the smallest limit that holds for this process; infinite if neither is known."""
+    return min([_meminfo("MemAvailable"), *_limits()])
 
 
-def _free() -> float:
+def total_bytes() -> float:
+    """The machine's memory or the smallest limit that holds for this process; infinite if neither is known."""
+    return min([_meminfo("MemTotal"), *_limits()])
+
+
+def _meminfo(name: str) -> float:
     try:
         lines = (PROC / "meminfo").read_text(encoding="ascii").splitlines()
-        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+        return next(float(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
     except (OSError, ValueError, IndexError, StopIteration):
         return float("inf")
 
 
 def _limits() -> list[float]:
-    """Of the process's group and all above it: Slurm limits the job, not the task. Versions 1 and 2."""
+    """Limits of the process's control group and all above it (versions 1 and 2): Slurm limits the job, not the task."""
     try:
         entries = [line.split(":", 2) for line in (PROC / "self/cgroup").read_text().splitlines()]
     except OSError:

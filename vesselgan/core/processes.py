@@ -1,4 +1,4 @@
-"""Commands as processes: each in a session of its own, its output in a log, nothing of it left behind.
+"""Commands as processes: each in a session of its own, with a log, and none of its processes left behind.
 
 Standard library alone.
 """
@@ -18,32 +18,31 @@ from vesselgan.core.errors import ResourceError
 PORT = "{port}"
 """In a command: a free port, found when it starts."""
 SECONDS_TO_STOP, SECONDS_TO_DIE = 15.0, 5.0
-# What another launcher left in the environment would make our processes ranks of its own.
+# Variables of another launcher, which would make our processes its ranks.
 FOREIGN_RANKS = re.compile(r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_SIZE|MASTER_ADDR|MASTER_PORT|PMI_.*|OMPI_.*)")
 
 
 def beside_python(program: str) -> str:
-    """The `program` of this environment, else of the PATH; ResourceError when there is none."""
+    """The path of a program of this environment, else of PATH. Raises ResourceError if there is none."""
     path = Path(sys.executable).parent / program
-    found = str(path) if path.is_file() else shutil.which(program)
-    if found is None:
+    executable = str(path) if path.is_file() else shutil.which(program)
+    if executable is None:
         raise ResourceError(f"{program} is not installed: pip install -e '.[mpich]', or load the site's own")
-    return found
+    return executable
 
 
 def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: str) -> int:
-    """Run to the end, output appended to `log`, its last line shown behind `head` on a terminal; the exit code.
+    """Runs a command to its end; returns its exit code. Output goes to `log`, its last line to the terminal.
 
-    The command gets a session of its own and nothing of it outlives this call: a launcher that is told to stop leaves
-    its ranks behind, so the whole process group is.
+    A launcher that gets a signal leaves its ranks behind, so the signal goes to the whole process group.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        words = [word.replace(PORT, str(free.getsockname()[1])) for word in command]
+        arguments = [argument.replace(PORT, str(free.getsockname()[1])) for argument in command]
     started = time.monotonic()
     process = None
     try:
-        process = _start(words, log, num_ranks)
+        process = _start(arguments, log, num_ranks)
         while True:
             try:
                 return process.wait(timeout=0.5)
@@ -55,12 +54,12 @@ def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: st
             end_group(process)
 
 
-def _start(words: list[str], log: Path, num_ranks: int) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], log: Path, num_ranks: int) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
-        output.write(f"$ {' '.join(words)}\n".encode())
+        output.write(f"$ {' '.join(arguments)}\n".encode())
         output.flush()
         return subprocess.Popen(
-            words,
+            arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -70,18 +69,18 @@ def _start(words: list[str], log: Path, num_ranks: int) -> subprocess.Popen[byte
 
 
 def environment(num_ranks: int) -> dict[str, str]:
-    """This process's, without another launcher's ranks, the cores divided over ours."""
-    kept = {key: value for key, value in os.environ.items() if not FOREIGN_RANKS.fullmatch(key)}
-    kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}"
-    kept["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
-    kept["PYTHONUNBUFFERED"] = "1"
-    return kept
+    """This process's environment without another launcher's variables; the cores are divided over the ranks."""
+    variables = {key: value for key, value in os.environ.items() if not FOREIGN_RANKS.fullmatch(key)}
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
+    variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    variables["PYTHONUNBUFFERED"] = "1"
+    return variables
 
 
 def end_group(process: subprocess.Popen[bytes]) -> None:
-    """End whatever is left of the process's group: asked first, then killed."""
-    for number, patience in ((signal.SIGTERM, SECONDS_TO_STOP), (signal.SIGKILL, SECONDS_TO_DIE)):
-        deadline = time.monotonic() + patience
+    """Ends what is left of the process group: SIGTERM first, then SIGKILL."""
+    for number, seconds in ((signal.SIGTERM, SECONDS_TO_STOP), (signal.SIGKILL, SECONDS_TO_DIE)):
+        deadline = time.monotonic() + seconds
         try:
             os.killpg(process.pid, number)
             while time.monotonic() < deadline:
@@ -93,7 +92,7 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def last_line(log: Path) -> str:
-    """The last thing said in `log`; a progress bar overwrites its line, so a return ends one too."""
+    """The last line of `log`; a progress bar overwrites its line, so a carriage return ends one too."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = re.split(rb"[\r\n]+", file.read().strip())
@@ -105,7 +104,7 @@ def clock(seconds: float) -> str:
 
 
 def _show(head: str, time_text: str, log: Path | None) -> None:
-    """Rewrite the stage's line on a terminal; elsewhere it stays as it was begun."""
+    """Rewrites the line on a terminal."""
     if sys.stdout.isatty():
         line = head + time_text + (f"  {last_line(log)}" if log is not None else "")
         print(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.data.augment import sample_orientations, turn
+from vesselgan.data.augment import flip_rotate, sample_orientations
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
 from vesselgan.formats.shard_file import STEPS_PER_UNIT
 from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
@@ -32,16 +32,16 @@ _WHY_KILLED = {
     signal.SIGBUS: " (usually: /dev/shm is too small)",
 }
 
-# One rank's part of a batch: indices of patches, and how each is turned (None: not at all).
-Share = tuple[list[int], list[int] | None]
+# A rank's slice of a batch: indices of patches, and their orientations (None: as stored).
+BatchSlice = tuple[list[int], list[int] | None]
 
 
-class Shares(Protocol):
-    """A rank's shares of the batches, in order; iterable again and again."""
+class BatchSlices(Protocol):
+    """A rank's slices of the batches, in order; iterable repeatedly."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Share]: ...
+    def __iter__(self) -> Iterator[BatchSlice]: ...
 
 
 class PatchDataset(Dataset):
@@ -50,8 +50,8 @@ class PatchDataset(Dataset):
     scaling: `volume` or `patch` (see formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
     the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
-    The process that reads keeps each patch as stored (3 bytes a voxel) if all fit into cache_bytes; workers keep none.
-    DataError for sets of unlike patch shapes, UsageError for an unknown scaling.
+    The main process caches patches as stored (3 bytes a voxel) if all fit into cache_bytes; workers cache none.
+    Raises DataError for sets of different patch shapes, UsageError for an unknown scaling.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class PatchDataset(Dataset):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
 
-    def read(self, indices: Sequence[int], words: Sequence[int] | None = None) -> Tensor:
-        """float32 [N, 2, X, Y, Z] of these patches, each turned by its word (see vesselgan.data.augment)."""
+    def read(self, indices: Sequence[int], orientations: Sequence[int] | None = None) -> Tensor:
+        """float32 [N, 2, X, Y, Z] of these patches, each in its orientation (see data.augment)."""
         batch_NCXYZ = torch.empty((len(indices), 2, *self.patch_shape))
         for patch_CXYZ, i in zip(batch_NCXYZ, indices, strict=True):
             image_XYZ, label_XYZ = self._stored(i)
@@ -93,12 +93,12 @@ class PatchDataset(Dataset):
                 _, label_XYZ = self._stored(self._label_of[i])
             self._fill(patch_CXYZ[0], image_XYZ)
             patch_CXYZ[1].copy_(torch.from_numpy(label_XYZ))
-        if not words:  # no turns, or a batch without patches
+        if not orientations:  # as stored, or a batch without patches
             return batch_NCXYZ
-        return torch.stack([turn(patch_CXYZ, word) for patch_CXYZ, word in zip(batch_NCXYZ, words, strict=True)])
+        return torch.stack([flip_rotate(*pair) for pair in zip(batch_NCXYZ, orientations, strict=True)])
 
     def _fill(self, image_XYZ: Tensor, stored_XYZ: np.ndarray) -> None:
-        """The image of a stored patch, made in place: a copy in between would cost as much as reading it."""
+        """Writes the image of a stored patch in place: another copy would cost as much as reading it."""
         is_signed = self.intensity == "signed"
         if self.scaling == "volume":
             image_XYZ.copy_(torch.from_numpy(stored_XYZ))
@@ -112,9 +112,9 @@ class PatchDataset(Dataset):
             image_XYZ.div_(HALF_RANGE).sub_(1)
 
     def shards_of(self, indices: Sequence[int]) -> list[str]:
-        """Paths of the shards that hold these patches, to name them in a message."""
-        places = [self._locate(i) for i in indices]
-        return sorted({str(shards.folder / shards.shard_of(row)) for shards, row in places})
+        """Paths of the shards that hold these patches, for a message."""
+        rows = [self._locate(i) for i in indices]
+        return sorted({str(shards.folder / shards.shard_of(row)) for shards, row in rows})
 
     def _stored(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         i = int(i)
@@ -146,37 +146,37 @@ def stream(
     start_method: str | None = None,
     timeout_s: float = WORKER_TIMEOUT_S,
 ) -> Iterator[Tensor]:
-    """This rank's share, float32 [batch_size / world_size, 2, X, Y, Z], of the global batches start .. stop - 1.
+    """This rank's slice, float32 [batch_size / world_size, 2, X, Y, Z], of the global batches start .. stop - 1.
 
-    The global batches, and how `augment` turns their patches, depend on seed and position alone. start_method: `fork`
-    or `spawn`; null: Python's own.
-    At once: UsageError for a batch that does not fit or divide. While reading: DataError for a damaged shard,
-    ResourceError naming the worker and the shards when a worker dies or gives nothing for timeout_s.
+    The global batches, and the orientations of `augment`, depend on seed and position alone. start_method: `fork` or
+    `spawn`; None: Python's own.
+    Raises UsageError for a batch that does not fit or divide. While reading: DataError for a damaged shard,
+    ResourceError naming the worker and the shards if a worker dies or gives nothing for timeout_s.
     """
     steps_per_epoch(len(dataset), batch_size)
     if batch_size % world_size:
         raise UsageError(f"train.batch_size={batch_size} does not divide over {world_size} ranks")
     assert 0 <= start and 0 <= rank < world_size, (start, rank, world_size)
-    shares = _Shares(len(dataset), batch_size, seed, range(start, stop), rank, world_size, augment)
-    return read_shares(dataset, shares, num_workers, start_method=start_method, timeout_s=timeout_s)
+    slices = _ShuffledSlices(len(dataset), batch_size, seed, range(start, stop), rank, world_size, augment)
+    return read_batches(dataset, slices, num_workers, start_method=start_method, timeout_s=timeout_s)
 
 
-def read_shares(
+def read_batches(
     dataset: PatchDataset,
-    shares: Shares,
+    slices: BatchSlices,
     num_workers: int,
     *,
     start_method: str | None = None,
     timeout_s: float = WORKER_TIMEOUT_S,
 ) -> Iterator[Tensor]:
-    """The patches of every share in order, read by as many processes; errors as `stream` raises them."""
+    """The patches of every slice in order, read by `num_workers` processes. Raises the errors of `stream`."""
     if num_workers == 0:
-        return (dataset.read(*share) for share in shares)
-    return _stream_from_workers(dataset, shares, num_workers, start_method, timeout_s)
+        return (dataset.read(*batch_slice) for batch_slice in slices)
+    return _stream_from_workers(dataset, slices, num_workers, start_method, timeout_s)
 
 
-class _Shares:
-    """One rank's share of each global batch, in order, as (indices, words or None); iterable again and again."""
+class _ShuffledSlices:
+    """One rank's slice of each global batch of the shuffled epochs, in order."""
 
     def __init__(
         self,
@@ -190,63 +190,62 @@ class _Shares:
     ) -> None:
         self.num_records, self.batch_size, self.seed, self.positions = num_records, batch_size, seed, positions
         self.augment = augment
-        self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.of_rank = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[BatchSlice]:
         for position in self.positions:
-            indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.share].tolist()
-            words = (
-                sample_orientations(self.batch_size, self.seed, position)[self.share].tolist() if self.augment else None
-            )
-            yield indices, words
+            indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.of_rank].tolist()
+            orientations = None
+            if self.augment:
+                orientations = sample_orientations(self.batch_size, self.seed, position)[self.of_rank].tolist()
+            yield indices, orientations
 
 
 class _BatchReader(Dataset):
-    """A whole batch per item. Our own errors come back as values: DataLoader would bury them in a traceback's text."""
+    """A rank's batch per item. Our errors are returned as values: DataLoader would bury them in a traceback's text."""
 
     def __init__(self, dataset: PatchDataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, share: Share) -> Tensor | VesselganError:
+    def __getitem__(self, batch_slice: BatchSlice) -> Tensor | VesselganError:
         try:
-            return self.dataset.read(*share)
+            return self.dataset.read(*batch_slice)
         except VesselganError as error:
             return error
 
 
 def _stream_from_workers(
-    dataset: PatchDataset, shares: Shares, num_workers: int, start_method: str | None, timeout_s: float
+    dataset: PatchDataset, slices: BatchSlices, num_workers: int, start_method: str | None, timeout_s: float
 ) -> Iterator[Tensor]:
     loader = DataLoader(
         _BatchReader(dataset),
         batch_size=None,
-        sampler=shares,
+        sampler=slices,
         num_workers=num_workers,
-        # A GPU copies from such memory while it computes.
         pin_memory=torch.cuda.is_available(),
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         timeout=min(_POLL_S, timeout_s),
         multiprocessing_context=start_method,
-        generator=torch.Generator(),  # else it would draw from the global one, and a resumed run would differ
+        generator=torch.Generator(),  # else the global one is drawn from, and a resumed run differs
     )
     batches, workers = _start(loader)
     try:
-        for indices, _ in shares:
+        for indices, _ in slices:
             batch = _wait(batches, workers, indices, dataset, timeout_s)
             if isinstance(batch, VesselganError):
                 raise batch
             yield batch
     finally:
-        # A stopped or stuck process ignores SIGTERM, and Python would wait for it for ever when it exits.
+        # A stopped or stuck process ignores SIGTERM, and Python waits for it for ever when it exits.
         for worker in workers:
             worker.kill()
 
 
 def _start(loader: DataLoader) -> tuple[Iterator, list[BaseProcess]]:
-    """Start the workers. Their death must surface in `_wait`, not, by DataLoader's signal handler, anywhere at all."""
+    """Starts the workers. Their death must surface in `_wait`; DataLoader's signal handler would raise anywhere."""
     before, is_main_thread = multiprocessing.active_children(), threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
@@ -258,18 +257,18 @@ def _start(loader: DataLoader) -> tuple[Iterator, list[BaseProcess]]:
 def _wait(
     batches: Iterator, workers: list[BaseProcess], indices: list[int], dataset: PatchDataset, timeout_s: float
 ) -> Tensor | VesselganError:
-    """The next batch; ResourceError when a worker is gone or silent, whatever DataLoader has to say about it."""
-    begin = time.monotonic()
+    """The next batch. Raises ResourceError if a worker is dead or silent, whatever DataLoader raises."""
+    start = time.monotonic()
     while True:
         try:
             return next(batches)
         except RuntimeError as error:
             remedy = f"while reading {', '.join(dataset.shards_of(indices))}; start again, or with train.num_workers=0"
-            if dead := [worker for worker in workers if worker.exitcode]:
-                raise ResourceError(
-                    f"data worker {dead[0].pid} {_cause_of_death(dead[0].exitcode)} {remedy}"
-                ) from error
-            if time.monotonic() - begin >= timeout_s:
+            for worker in workers:
+                if worker.exitcode:
+                    cause = _cause_of_death(worker.exitcode)
+                    raise ResourceError(f"data worker {worker.pid} {cause} {remedy}") from error
+            if time.monotonic() - start >= timeout_s:
                 pids = ", ".join(str(worker.pid) for worker in workers)
                 raise ResourceError(
                     f"no batch for {timeout_s:g} s from the data workers {pids} {remedy}; is the file system stuck?"
@@ -281,10 +280,11 @@ def _wait(
 def _cause_of_death(exitcode: int) -> str:
     if exitcode > 0:
         return f"exited with code {exitcode}"
-    return f"was killed by {signal.Signals(-exitcode).name}{_WHY_KILLED.get(-exitcode, '')}"
+    number = signal.Signals(-exitcode)
+    return f"was killed by {number.name}{_WHY_KILLED.get(number, '')}"
 
 
-def _as_it_is(item: Tensor | VesselganError) -> Tensor | VesselganError:
+def _identity(item: Any) -> Any:
     return item
 
 

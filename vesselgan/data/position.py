@@ -1,4 +1,4 @@
-"""Where a run stands in its data, told in epochs and samples, so that it outlives a change of the batch size."""
+"""A run's position in its data, in epochs and samples, which stays valid when the batch size changes."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +22,7 @@ class Position:
         return cls(seed, epoch, step * batch_size)
 
     def batches(self, *, batch_size: int, num_records: int) -> int:
-        """Global batches of this size before the position; rounded down: rather a record twice than one left out."""
+        """Global batches of this size before the position, rounded down: a record may repeat, none is left out."""
         per_epoch = steps_per_epoch(num_records, batch_size)
         return self.epoch * per_epoch + min(self.samples // batch_size, per_epoch)
 
@@ -30,18 +30,16 @@ class Position:
         return asdict(self)
 
 
-def batches_before(state: dict[str, Any], *, batches: int, batch_size: int, num_records: int) -> int:
-    """Global batches that a checkpoint's run has used up; `batches`: as its step says, for a run of one batch size.
+def batches_before(state: dict[str, Any], *, batch_size: int, num_records: int) -> int:
+    """Global batches that a checkpoint's run has used.
 
-    CheckpointError when the state lacks the position: nothing random could then go on where it was.
+    Raises CheckpointError if the state lacks the position: nothing random could continue from it.
     """
     if state["step"] == 0:
         return 0
     if "position" not in state:
         raise CheckpointError(
-            f"the checkpoint of step {state['step']} lacks the position in the data, so no run can go on from it; a "
-            "new run can take its weights alone: init_from=RUN"
+            f"the checkpoint of step {state['step']} lacks the position in the data, so no run can resume from it; "
+            "start a new run with its weights: init_from=RUN"
         )
-    if state["position"] is None:
-        return batches
     return Position(**state["position"]).batches(batch_size=batch_size, num_records=num_records)

@@ -1,7 +1,7 @@
-"""Which records make batch number `position`: a pure function, so that a run resumes, and spreads, to the same batches.
+"""The records of global batch `position`: a pure function, the same when resumed and on any number of ranks.
 
-Every epoch is a fresh permutation of all records by (seed, epoch); the rest that fills no batch is dropped. Ranks and
-workers take shares of these global batches and so never change them.
+Every epoch is a new permutation of all records by (seed, epoch); the rest that fills no batch is dropped. Ranks and
+workers read slices of these batches.
 """
 
 import numpy as np
@@ -10,41 +10,40 @@ from vesselgan.core.errors import UsageError
 
 
 def steps_per_epoch(num_records: int, batch_size: int) -> int:
-    """Whole batches in one pass over the records. UsageError when there is none."""
+    """Whole batches in one pass over the records. Raises UsageError if there is none."""
     if batch_size < 1:
         raise UsageError(f"train.batch_size={batch_size} must be at least 1")
     if batch_size > num_records:
         raise UsageError(
-            f"train.batch_size={batch_size} is more than the {num_records} patches there are; "
+            f"train.batch_size={batch_size} is more than the {num_records} patches; "
             f"take at most {num_records} or make more patches"
         )
     return num_records // batch_size
 
 
 def batch_indices(num_records: int, batch_size: int, seed: int, position: int) -> np.ndarray:
-    """int64[batch_size]: the records of global batch `position` (0, 1, ... across epochs). UsageError as above."""
+    """int64[batch_size]: the records of global batch `position` (0, 1, ... across epochs)."""
     assert position >= 0, position
     epoch, step = divmod(position, steps_per_epoch(num_records, batch_size))
     return permutation(num_records, seed, epoch)[step * batch_size : (step + 1) * batch_size]
 
 
 def permutation(num_records: int, *key: int) -> np.ndarray:
-    """int64[num_records]: the order that the key stands for, the same in every version of numpy.
+    """int64[num_records]: the permutation of a key, the same in every version of numpy.
 
-    Sorted random words: numpy keeps a bit generator's words fixed for ever, but not what `Generator.permutation` does
-    with them.
+    An argsort of raw random integers: numpy keeps those fixed for ever, but not `Generator.permutation`.
     """
-    words = np.random.Philox(np.random.SeedSequence(key)).random_raw(num_records)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    raw = np.random.Philox(np.random.SeedSequence(key)).random_raw(num_records)
+    return np.argsort(raw, kind="stable").astype(np.int64)
 
 
 def derangement(num_records: int, seed: int) -> np.ndarray:
     """int64[num_records]: a permutation in which no record keeps its place (one cycle through all of them).
 
-    UsageError for fewer than two records.
+    Raises UsageError for fewer than two records.
     """
     if num_records < 2:
-        raise UsageError(f"data.shuffle_labels needs at least two patches to exchange labels, there are {num_records}")
+        raise UsageError(f"data.shuffle_labels needs at least two patches to exchange labels, not {num_records}")
     order = permutation(num_records, seed)
     partner = np.empty_like(order)
     partner[order] = np.roll(order, -1)

@@ -7,7 +7,7 @@ import numpy as np
 from vesselgan.core.atomic_io import write_bytes
 from vesselgan.formats.volumes import write_like
 from vesselgan.metrics.masks import as_masks
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = 1, 2, 3
 COLOURS: tuple[pictures.Colour, ...] = ((226, 62, 52), (62, 190, 84), (248, 214, 66))
@@ -29,7 +29,7 @@ def error_map(truth_XYZ: np.ndarray, predicted_XYZ: np.ndarray) -> np.ndarray:
 def render(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) -> np.ndarray:
     """Projections along the three axes and a 3D rendering, in COLOURS; HxWx3 uint8."""
     panels = [_project(errors_XYZ, spacing_mm, axis) for axis in (2, 1, 0)]
-    return pictures.sheet([[*panels, pictures.render_vessels(errors_XYZ, spacing_mm, size=SIDE, colours=COLOURS)]])
+    return pictures.sheet([[*panels, rendering.render_vessels(errors_XYZ, spacing_mm, size=SIDE, colours=COLOURS)]])
 
 
 def write(folder: Path, name: str, errors_XYZ: np.ndarray, like: Path, spacing_mm: tuple[float, float, float]) -> None:

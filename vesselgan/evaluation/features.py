@@ -21,7 +21,7 @@ from vesselgan.config.schema import ImageScores
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.shards import ShardSet, content_hash, intensities
-from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, draw_weights, load_weights
+from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, init_weights_randomly, load_weights
 
 RANDOM_TITLE = "random features, not comparable"
 CACHE_VERSION = 4
@@ -76,7 +76,7 @@ def open_extractor(settings: ImageScores) -> Extractor:
     if settings.extractor == "random":
         if settings.weights is not None:
             raise UsageError("image.extractor=random draws its weights; leave out image.weights or image.extractor")
-        draw_weights(network, settings.seed)
+        init_weights_randomly(network, settings.seed)
         return Extractor(network, RANDOM_TITLE, _digest(network), True, False)
     if settings.weights is None:
         raise DataError(

@@ -25,9 +25,9 @@ from vesselgan.evaluation.reference import (
 )
 from vesselgan.formats.shards import ShardSet, content_hash, intensities
 from vesselgan.metrics import diversity
-from vesselgan.metrics.feature_scores import Features, Method, score_features
+from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
 from vesselgan.metrics.label_scores import compare_labels
-from vesselgan.metrics.label_statistics import LabelStatistics, consistency, label_statistics, shifted
+from vesselgan.metrics.label_statistics import LabelStatistics, consistency, label_statistics, shift_label
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
@@ -144,7 +144,7 @@ def _feature_scores(
     config: Evaluate, reference: ShardSet, rows: np.ndarray, real: Extracted, generated: Extracted
 ) -> dict[str, Any]:
     settings = config.image
-    method = Method(
+    method = FeatureScoreSettings(
         num_clusters=settings.num_clusters,
         num_runs=settings.num_runs,
         num_angles=settings.num_angles,
@@ -213,7 +213,7 @@ def measure_labels(
         image_XYZ, label_XYZ = shards.read_pair(int(index), scaling=config.data.scaling, label_threshold=threshold)
         foreign_XYZ = shards.label(int(indices[partner[i]]), threshold)
         statistics.append(label_statistics(image_XYZ, label_XYZ, shards.spacing_mm))
-        for name, label in (("shifted", shifted(label_XYZ)), ("shuffled", foreign_XYZ)):
+        for name, label in (("shifted", shift_label(label_XYZ)), ("shuffled", foreign_XYZ)):
             if (score := consistency(image_XYZ, label)) is not None:
                 controls[name].append(score)
     return statistics, {name: float(np.mean(scores)) if scores else None for name, scores in controls.items()}

@@ -14,7 +14,7 @@ import numpy as np
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import ShardSet, content_hash
-from vesselgan.metrics.centreline import count_parts
+from vesselgan.metrics.centreline import count_components
 
 FORMAT_VERSION = 1
 
@@ -71,7 +71,7 @@ def label_means(shards: ShardSet, thresholds: list[float], num_patches: int) -> 
             score_XYZ = record.score_XYZ.astype(np.float32)
         for row, threshold in enumerate(thresholds):
             label_XYZ = score_XYZ >= threshold
-            totals[row] += label_XYZ.mean(), count_parts(label_XYZ)
+            totals[row] += label_XYZ.mean(), count_components(label_XYZ)
     means = totals / len(indices)
     return [
         {"threshold": t, "vessel_fraction": float(fraction), "num_parts": float(count), "num_patches": len(indices)}

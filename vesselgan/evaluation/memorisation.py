@@ -84,7 +84,7 @@ def _measure(synthetic: ShardSet, reference: ShardSet, rows: np.ndarray, trainin
     patients = [reference.subject(i) for i in held_out]
     patches = [(synthetic, i) for i in generated] + [(reference, i) for i in held_out]
     images = (shards.image_XYZ(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
-    neighbours = [neighbour for neighbour in nearest(images, training, in_any_turn=True) if neighbour is not None]
+    neighbours = [neighbour for neighbour in nearest(images, training, any_orientation=True) if neighbour is not None]
     assert len(neighbours) == len(patches)
     distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in neighbours]), [len(generated)])
     return {

@@ -9,10 +9,10 @@ Shape and spacing are the canonical (RAS) volume's. Paths are relative to the fi
 so that a cohort moves with its data, else absolute. A subject belongs to one split alone, by its id and by its
 bytes: the same volume under another name in another split is refused.
 
-"reading" says how files become voxels: {"nan_value", "label_values", "label_binarize_threshold"} of data.prepare.
+"reading" holds how files become voxels: {"nan_value", "label_values", "label_binarize_threshold"} of data.prepare.
 
-A pseudonymous cohort has "paths": "private": its paths stand in paths.private.json beside cohort.json ({id: {"image":
-path, ...}}, readable by the owner alone). That file links names to patients: it is never passed on with the rest, and
+"paths" is "here", or "private" in a pseudonymous cohort: then they stand in paths.private.json beside cohort.json
+({id: {"image": path, ...}}, readable by the owner alone). That file links names to patients: it is never passed on, and
 without it nothing can be segmented or scored again.
 """
 
@@ -68,9 +68,12 @@ class Subject:
         return volumes.read_image(self.image, nan_value=self.reading.nan_value)
 
     def read_label(self) -> Volume:
-        """The label as data preparation reads it; there must be one."""
-        values, cut = self.reading.label_values, self.reading.label_binarize_threshold
-        return volumes.read_label(self.label, label_values=values and list(values), label_binarize_threshold=cut)
+        """The label as data preparation reads it; the subject must have one."""
+        assert self.label is not None
+        threshold = self.reading.label_binarize_threshold
+        return volumes.read_label(
+            self.label, label_values=self.reading.label_values, label_binarize_threshold=threshold
+        )
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,10 @@ class Cohort:
     upper_percentile: float
     subjects: dict[str, Subject]
     is_pseudonymous: bool = False
-    """Subjects bear pseudonyms, and the paths of their files are kept apart."""
+    """Subjects have pseudonyms, and the paths of their files stand in a private file."""
 
     def of_split(self, split: str) -> dict[str, Subject]:
-        """The subjects of one split, in order. UsageError for an unknown split, DataError for an empty one."""
+        """The subjects of one split, in order. Raises UsageError for an unknown split, DataError for an empty one."""
         if split not in SPLITS:
             raise UsageError(f"split={split!r} is not one of {', '.join(SPLITS)}")
         chosen = {name: subject for name, subject in self.subjects.items() if subject.split == split}
@@ -96,7 +99,7 @@ class Cohort:
 
 
 def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
-    """Write cohort.json whole or not at all. DataError for a volume in two splits, ResourceError when it fails."""
+    """Writes cohort.json completely or not at all. Raises DataError for a volume in two splits, ResourceError."""
     path = Path(cohort_dir) / COHORT
     _check_leakage(path, cohort.subjects)
     paths = {name: _paths(subject, path.parent) for name, subject in cohort.subjects.items()}
@@ -125,10 +128,10 @@ def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
 
 
 def read_cohort(cohort_dir: str | Path) -> Cohort:
-    """Read cohort.json. DataError when it is missing, damaged, newer, or has one volume in two splits."""
+    """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
     path = Path(cohort_dir) / COHORT
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_twins)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
@@ -145,9 +148,9 @@ def read_cohort(cohort_dir: str | Path) -> Cohort:
             f"and reads {FORMAT_VERSION}; upgrade vesselgan or prepare the cohort again"
         )
     try:
-        is_pseudonymous = content.get("paths", "here") == "private"
+        is_pseudonymous = content["paths"] == "private"
         paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
-        reading = _reading(content.get("reading", {}))
+        reading = _read_options(content["reading"])
         subjects = {
             str(name): _from_json(entry, paths[name], path.parent, reading)
             for name, entry in content["subjects"].items()
@@ -179,11 +182,12 @@ def _to_json(subject: Subject) -> dict[str, Any]:
 
 
 def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: ReadOptions) -> Subject:
-    """KeyError, TypeError or ValueError for whatever is not as the format says."""
-    paths = {role: None if names[role] is None else folder / names[role] for role in ROLES}
-    shape, spacing_mm = tuple(int(n) for n in entry["shape"]), tuple(float(s) for s in entry["spacing_mm"])
+    """Raises KeyError, TypeError or ValueError for what breaks the format."""
+    image, label, mask = (None if names[role] is None else folder / names[role] for role in ROLES)
+    shape: Any = tuple(int(n) for n in entry["shape"])
+    spacing_mm: Any = tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
-    if entry["split"] not in SPLITS or paths["image"] is None:
+    if entry["split"] not in SPLITS or image is None:
         raise ValueError(f"split {entry['split']!r}, image {names['image']!r}")
     if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
         raise ValueError(f"shape {shape}, spacing_mm {spacing_mm}")
@@ -191,7 +195,9 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         raise ValueError(f"limits {low}, {high}")
     return Subject(
         split=entry["split"],
-        **paths,
+        image=image,
+        label=label,
+        mask=mask,
         shape=shape,
         spacing_mm=spacing_mm,
         limits=(low, high),
@@ -202,12 +208,13 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
     )
 
 
-def _reading(entry: dict[str, Any]) -> ReadOptions:
-    values = entry.get("label_values")
-    nan_value, cut = (
-        None if entry.get(k) is None else float(entry[k]) for k in ("nan_value", "label_binarize_threshold")
+def _read_options(entry: dict[str, Any]) -> ReadOptions:
+    nan_value, values, threshold = entry["nan_value"], entry["label_values"], entry["label_binarize_threshold"]
+    return ReadOptions(
+        None if nan_value is None else float(nan_value),
+        None if values is None else tuple(int(value) for value in values),
+        None if threshold is None else float(threshold),
     )
-    return ReadOptions(nan_value, None if values is None else tuple(int(v) for v in values), cut)
 
 
 def _read_private(path: Path) -> dict[str, Any]:
@@ -223,12 +230,12 @@ def _read_private(path: Path) -> dict[str, Any]:
 def _relative(path: Path | None, folder: Path) -> str | None:
     if path is None:
         return None
-    whole, root = os.path.abspath(path), os.path.abspath(folder)
-    return os.path.relpath(whole, root) if os.path.commonpath([whole, root]) == root else whole
+    absolute, root = os.path.abspath(path), os.path.abspath(folder)
+    return os.path.relpath(absolute, root) if os.path.commonpath([absolute, root]) == root else absolute
 
 
 def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
-    """DataError when one volume, by its bytes, stands in two splits."""
+    """Raises DataError if one volume, by its bytes, is in two splits."""
     first: dict[str, str] = {}
     for name, subject in subjects.items():
         other = first.setdefault(subject.image_sha256, name)
@@ -239,9 +246,9 @@ def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
             )
 
 
-def _object_without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; ValueError for a key that stands in it twice, which json would take the last of in silence."""
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a duplicate key, of which json silently keeps the last."""
     names = [name for name, _ in pairs]
-    if twins := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"{', '.join(twins)} stands in it twice")
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"duplicate keys: {', '.join(duplicates)}")
     return dict(pairs)

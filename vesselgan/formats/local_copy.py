@@ -1,6 +1,5 @@
-"""A copy of shards on a node's own disk: made by the first process there, verified, read by all of that node."""
+"""A copy of shards on a node's own disk: made and verified by the node's first process, read by all of them."""
 
-import fcntl
 import hashlib
 import os
 import re
@@ -10,19 +9,20 @@ from pathlib import Path
 
 from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.locks import wait_for_lock
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20
 
 
-def stage(folder: Path, to: str) -> tuple[Path, float | None]:
-    """(the copy of `folder` below `to`, seconds that copying took; None where the copy was there).
+def copy_to_node(folder: Path, to: str) -> tuple[Path, float | None]:
+    """Returns (the copy of `folder` below `to`, seconds that copying took; None if the copy exists).
 
-    `to` may name variables of this node ($TMPDIR). The copy is called after the content, so jobs share it, and it is
-    never taken for another set. Every byte is compared with the manifest's sha256 on the way; a copy that is found is
-    compared by size and structure, and each patch by its own checksum when it is read.
-    UsageError for a variable that is not set; ResourceError for a disk that is full or cannot be written; DataError
-    where the shards themselves are damaged.
+    `to` may name variables of this node ($TMPDIR). The copy is named after its content, so jobs share it. Every byte is
+    compared with the manifest's sha256 when copied; an existing copy is compared by size and structure, and each patch
+    with its own checksum when read.
+    Raises UsageError for a variable that is not set, ResourceError for a disk that is full or cannot be written,
+    DataError for damaged shards.
     """
     if any(name.strip("{}") not in os.environ for name in re.findall(r"\$(\w+|\{[^}]*\})", to)):
         raise UsageError(
@@ -32,14 +32,14 @@ def stage(folder: Path, to: str) -> tuple[Path, float | None]:
     target = home / f"vesselgan-{content_hash(folder)[:16]}"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        # Held while copying: the others of this node wait here, and then find the copy.
+        # Held while copying: the other processes of this node wait here, then find the copy.
         with (home / f"{target.name}.lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            wait_for_lock(lock)
             if (target / MANIFEST).is_file() and not verify(target, deep=False):
                 return target, None
-            began = time.perf_counter()
+            start = time.perf_counter()
             _copy(folder, target)
-            return target, time.perf_counter() - began
+            return target, time.perf_counter() - start
     except OSError as error:
         raise ResourceError(
             f"data.local_copy_dir={to}: {home}: {describe(error)}; name another folder, or null"
@@ -54,7 +54,7 @@ def _copy(folder: Path, target: Path) -> None:
     if needed > free:
         raise ResourceError(
             f"{target}: the shards of {folder} need {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB: "
-            "make room there, name another data.local_copy_dir, or null"
+            "make room, name another data.local_copy_dir, or null"
         )
     for shard in manifest.shards:
         _copy_shard(folder, target, shard)

@@ -1,29 +1,35 @@
 """The run directory: made before step 0, compared and held while a run goes on, marked when finished.
 
-config.yaml, deepspeed_<player>.json     the settings that hold now
-provenance.json                          with what it was started, and the content of its data
-sessions.jsonl                           one line per start: step, ranks, versions, machine, what was changed
-lock                                     who trains in it
+config.yaml, deepspeed_<network>.json    the settings that hold now
+provenance.json                          what it was started with, and the content of its data
+sessions.jsonl                           one line per start: step, ranks, versions, machine, changes
+lock                                     the process that trains in it
 """
 
 import dataclasses
-import fcntl
 import json
 import os
-import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from vesselgan.config import compose
+from vesselgan.core import locks
 from vesselgan.core.atomic_io import PARTIAL, write_text
 from vesselgan.core.errors import CheckpointError, UsageError
 
-# Of the DeepSpeed JSON: where things lie and how they travel, not what is computed. Batches are the YAML's.
-FREE_MECHANICS = ("zero_optimization", "communication_data_type", "steps_per_print", "comms_logger")
-FREE_MECHANICS += ("zero_allow_untested_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu")
-FREE_MECHANICS += ("gradient_accumulation_steps",)
+# Keys of the DeepSpeed JSON that say where things lie and how they travel, not what is computed. The YAML owns batches.
+FREE_ENGINE_KEYS = (
+    "zero_optimization",
+    "communication_data_type",
+    "steps_per_print",
+    "comms_logger",
+    "zero_allow_untested_optimizer",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+)
 
 
 @dataclass(frozen=True)
@@ -40,34 +46,34 @@ class Change:
         return f"{self.key}: {self.before} -> {self.after}"
 
 
-def prepare(
+def load_or_init(
     run_dir: Path,
-    verb: str,
+    command: str,
     config: Any,
     engine_settings: dict[str, dict[str, Any]],
     *,
     inputs: dict[str, str],
     provenance: dict[str, Any],
 ) -> list[Change]:
-    """Make `run_dir`, or compare it with what is asked: what differs, which `record_session` then writes down.
+    """Makes `run_dir`, or compares it with the settings given; returns the changes, for `record_session`.
 
-    inputs: name -> hash of what the run reads. provenance: versions, hardware and time. CheckpointError where a setting
-    differs that `config.allow_config_change` does not name; UsageError for a folder that is no run.
+    inputs: name -> hash of what the run reads. provenance: versions, hardware and time. Raises CheckpointError for a
+    changed setting that `config.allow_config_change` does not name, UsageError for a folder that is no run.
     """
     stored = run_dir / "config.yaml"
     if stored.is_file() and has_begun(run_dir):
-        changes = differences(compose.from_yaml(verb, stored), config)
-        changes += _mechanics_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
-        _refuse(run_dir, changes, config.allow_config_change)
+        changes = _config_changes(compose.from_yaml(command, stored), config)
+        changes += _engine_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
+        check_changes(run_dir, changes, config.allow_config_change)
         return changes
-    ours = {f"deepspeed_{player}.json" for player in engine_settings} | {"provenance.json", "lock"}
-    ours |= {"noise_key", "releases.json"}
+    ours = {f"deepspeed_{network}.json" for network in engine_settings}
+    ours |= {"provenance.json", "lock", "noise_key", "releases.json"}
     if (run_dir / "provenance.json").is_file():
         ours.add("config.yaml")
     if run_dir.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in run_dir.iterdir()):
         raise UsageError(f"{run_dir}: is not empty and holds no run; name another --run_dir")
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write_mechanics(run_dir, engine_settings)
+    _write_engine_settings(run_dir, engine_settings)
     write_json(run_dir / "provenance.json", provenance | {"inputs": inputs})
     # Last: its presence means that the directory is complete.
     write_text(stored, compose.to_yaml(config))
@@ -82,14 +88,14 @@ def record_session(
     session: dict[str, Any],
     provenance: dict[str, Any],
 ) -> None:
-    """Write down a session and, where settings were changed, make them the run's. Once the checkpoint is loaded.
+    """Appends a session to sessions.jsonl and makes changed settings the run's. Called once the checkpoint is loaded.
 
-    session: step, ranks, inputs (as for `prepare`), and weights_from: where a new run has its weights from, null when
-    from its seed. provenance: versions, hardware and time of this session.
+    session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from, null
+    when from its seed. provenance: versions, hardware and time of this session.
     """
-    told = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
+    entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
     with (run_dir / "sessions.jsonl").open("a") as file:
-        file.write(json.dumps(told) + "\n")
+        file.write(json.dumps(entry) + "\n")
         file.flush()
         os.fsync(file.fileno())
     before = _read_json(run_dir / "provenance.json")
@@ -99,61 +105,39 @@ def record_session(
     if now != before:
         write_json(run_dir / "provenance.json", now)
     if changes:
-        _write_mechanics(run_dir, engine_settings)
+        _write_engine_settings(run_dir, engine_settings)
         write_text(run_dir / "config.yaml", compose.to_yaml(config))
     (run_dir / "finished.json").unlink(missing_ok=True)
 
 
 def has_begun(run_dir: Path) -> bool:
-    """Whether training was ever started here; until then settings can still be put right."""
+    """Whether training was ever started here; until then settings can still be corrected."""
     return any((run_dir / name).exists() for name in ("sessions.jsonl", "checkpoints", "finished.json"))
 
 
-def sessions(run_dir: Path) -> int:
+def count_sessions(run_dir: Path) -> int:
     """How often training was started here, this time included."""
     path = run_dir / "sessions.jsonl"
     return len(path.read_text().splitlines()) if path.is_file() else 0
 
 
-def differences(before: Any, now: Any) -> list[Change]:
-    """Every setting that differs between two configurations."""
-    old, new = compose.flat(before), compose.flat(now)
-    return [
-        Change(key, old.get(key), value, compose.is_free_to_change(key))
-        for key, value in new.items()
-        if old.get(key) != value and key not in ("checkpoint", "allow_config_change", "run_dir")
-    ]
-
-
-def take(run_dir: Path) -> IO[str]:
-    """Hold the run directory for this process until the returned file is closed. UsageError when another one does."""
-    # Locked as a process, not as an open file: the reading workers of a killed run must not hold it on.
-    file = open(run_dir / "lock", "a+", encoding="utf-8")
+def acquire_lock(run_dir: Path) -> IO[str]:
+    """Holds the run directory for this process until the returned file is closed. Raises UsageError if another does."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
-        raise UsageError(f"{run_dir}: {holder} trains in it; wait for its end, or name another --run_dir") from error
-    except OSError:
-        pass  # a file system without locks
-    job = os.environ.get("SLURM_JOB_ID")
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}{f', job {job}' if job else ''}\n")
-    file.flush()
-    return file
+        return locks.acquire(run_dir / "lock")
+    except locks.HeldError as holder:
+        raise UsageError(f"{run_dir}: {holder} trains in it; wait for its end, or name another --run_dir") from holder
 
 
 def is_finished(run_dir: Path, num_steps: int, changes: list[Change]) -> bool:
-    """Whether there is nothing left to do; a finished run goes on where an allowed change leaves it steps to take."""
+    """Whether nothing is left to do; an allowed change that leaves steps to take continues a finished run."""
     path = run_dir / "finished.json"
     is_changed = any(not change.is_free for change in changes)
     return path.is_file() and not (is_changed and _read_json(path).get("steps", num_steps) < num_steps)
 
 
-def finish(run_dir: Path, facts: dict[str, Any]) -> None:
-    """ReleaseCounter the run as finished; `facts` go into finished.json."""
+def mark_finished(run_dir: Path, facts: dict[str, Any]) -> None:
+    """Marks the run as finished; `facts` are the content of finished.json."""
     write_json(run_dir / "finished.json", facts)
 
 
@@ -162,8 +146,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def _refuse(run_dir: Path, changes: list[Change], allowed: Collection[str]) -> None:
-    """CheckpointError for what is neither free nor named, by itself or by its group."""
+def check_changes(run_dir: Path, changes: list[Change], allowed: Collection[str]) -> None:
+    """Raises CheckpointError for a change that is neither free nor named, by itself or by its group."""
     refused = [
         change
         for change in changes
@@ -177,31 +161,38 @@ def _refuse(run_dir: Path, changes: list[Change], allowed: Collection[str]) -> N
         )
 
 
-def _mechanics_changes(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> list[Change]:
+def _config_changes(before: Any, now: Any) -> list[Change]:
+    old, new = compose.flat(before), compose.flat(now)
+    return [
+        Change(key, old.get(key), value, compose.is_free_to_change(key))
+        for key, value in new.items()
+        if old.get(key) != value and key not in ("checkpoint", "allow_config_change", "run_dir")
+    ]
+
+
+def _engine_changes(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> list[Change]:
     changes = []
-    for player, settings in engine_settings.items():
-        path = run_dir / f"deepspeed_{player}.json"
+    for network, settings in engine_settings.items():
+        path = run_dir / f"deepspeed_{network}.json"
         before = _read_json(path) if path.is_file() else settings
         for key in sorted(before.keys() | settings.keys()):
             if before.get(key) != settings.get(key):
-                name = f"deepspeed.{player}.{key}"
-                changes.append(Change(name, before.get(key), settings.get(key), key in FREE_MECHANICS))
+                name = f"deepspeed.{network}.{key}"
+                changes.append(Change(name, before.get(key), settings.get(key), key in FREE_ENGINE_KEYS))
     return changes
 
 
 def _input_changes(run_dir: Path, inputs: dict[str, str]) -> list[Change]:
-    """Data that is not what the run has learned from; a run older than this comparison has no hashes to compare."""
-    before = _read_json(run_dir / "provenance.json").get("inputs")
-    if before is None:
-        return []
+    """Data that is not what the run has learned from."""
+    before = _read_json(run_dir / "provenance.json")["inputs"]
     keys = sorted(before.keys() | inputs.keys())
     changed = [key for key in keys if before.get(key) != inputs.get(key)]
     return [Change(f"content.{key}", before.get(key), inputs.get(key), is_free=False) for key in changed]
 
 
-def _write_mechanics(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> None:
-    for player, settings in engine_settings.items():
-        write_json(run_dir / f"deepspeed_{player}.json", settings)
+def _write_engine_settings(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> None:
+    for network, settings in engine_settings.items():
+        write_json(run_dir / f"deepspeed_{network}.json", settings)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One HDF5 file of paired patches: written, opened and checked. Its format is the docstring of formats.shards."""
+"""Writes, opens and checks one HDF5 file of paired patches. The docstring of formats.shards is its format."""
 
 import operator
 from collections.abc import Iterable
@@ -20,13 +20,18 @@ STEPS_PER_UNIT = 257  # 65535 / 255
 _FORMAT = "vesselgan-shard"
 _SCALE = 255 / 65535
 _VOXELS = {"image": "u2", "label": "u1", "score": "f2"}
-_TABLES = {"subject": ("i4", ()), "corner": ("i4", (3,)), "kind": ("u1", ()), "limits": ("f8", (2,))}
-_TABLES["num_clipped"] = ("i8", ())
+_TABLES: dict[str, tuple[str, tuple[int, ...]]] = {
+    "subject": ("i4", ()),
+    "corner": ("i4", (3,)),
+    "kind": ("u1", ()),
+    "limits": ("f8", (2,)),
+    "num_clipped": ("i8", ()),
+}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One patch: image and label as one thing. Arrays X x Y x Z."""
+    """One patch: image and label together. Arrays X x Y x Z."""
 
     image_XYZ: np.ndarray
     """float32 in [0, 255]"""
@@ -58,13 +63,13 @@ class ShardInfo:
 def write_shard(
     path: str | Path, records: Iterable[Record], *, patch_shape: tuple[int, int, int], origin: str
 ) -> ShardInfo:
-    """Write one shard whole or not at all; an existing one is replaced. The records are taken one at a time.
+    """Writes one shard completely or not at all, over an existing one. Takes the records one at a time.
 
-    DataError for a record that breaks the contract, ResourceError (space needed) when the disk is full; the partial
-    file is then gone and every other shard as it was.
+    Raises DataError for a record that breaks the contract, ResourceError (with the space needed) if the disk is full;
+    the partial file is then removed.
     """
     assert origin in ORIGINS, origin
-    path, patch_shape = Path(path), tuple(int(n) for n in patch_shape)
+    path = Path(path)
     patch_bytes = int(np.prod(patch_shape)) * (5 if origin == "synthetic" else 3)
     expected, tables = operator.length_hint(records, 0), list[tuple]()
     try:
@@ -83,7 +88,7 @@ def write_shard(
             _finish(file, tables, origin)
         partial.publish()
     except Exception as error:
-        if partial.error is None:  # not the disk: a bad record, or whoever makes them
+        if partial.error is None:  # not the disk: a bad record, or its maker
             raise
         needed = f"{'about' if expected else 'at least'} {max(expected, len(tables)) * patch_bytes / 2**20:.1f} MiB"
         raise ResourceError(
@@ -112,7 +117,7 @@ def _append(
     origin: str,
     path: Path,
 ) -> tuple:
-    """Check one record and write its voxels; its row of the tables comes back, to be written at the end."""
+    """Checks one record and writes its voxels; returns its row of the tables, which are written at the end."""
     image, label, score = record.image_XYZ, record.label_XYZ, record.score_XYZ
     assert image.shape == label.shape == patch_shape, (image.shape, label.shape, patch_shape)
     assert image.dtype == np.float32 and label.dtype == np.uint8, (image.dtype, label.dtype)
@@ -121,7 +126,7 @@ def _append(
     if not (image.min() >= 0 and image.max() <= 255):  # a NaN fails both
         raise DataError(f"{where}: image outside [0, 255] or not finite; scale the volume to 0..255 first")
     if label.max() > 1:
-        raise DataError(f"{where}: label {label.max()} is neither 0 nor 1; name the vessel's values (label_values)")
+        raise DataError(f"{where}: label {label.max()} is neither 0 nor 1; set the vessel's values (label_values)")
     arrays = {"image": np.rint(image * np.float32(STEPS_PER_UNIT)).astype(np.uint16), "label": label}
     if score is not None:
         assert score.shape == patch_shape and score.dtype == np.float16, (score.shape, score.dtype)
@@ -135,7 +140,7 @@ def _append(
 
 
 def _finish(file: h5py.File, tables: list[tuple], origin: str) -> None:
-    """Write the tables, then the attributes, then `complete`."""
+    """Writes the tables, then the attributes, then `complete`."""
     subjects, corners, kinds, limits, clipped = zip(*tables, strict=True)
     ids = list(dict.fromkeys(subjects))
     rows = {subject: row for row, subject in enumerate(ids)}
@@ -146,7 +151,7 @@ def _finish(file: h5py.File, tables: list[tuple], origin: str) -> None:
     for name, array in {"subject_id": encoded, **arrays}.items():
         dtype = h5py.enum_dtype(KINDS, basetype="u1") if name == "kind" else array.dtype
         file.create_dataset(name, data=array, dtype=dtype, chunks=array.shape, fletcher32=True, track_times=False)
-    # Fixed width: HDF5 keeps other strings in a heap without a checksum, where one flipped bit makes it read for ever.
+    # Fixed width: HDF5 keeps other strings in a heap without a checksum; one flipped bit makes it read for ever.
     for name, text in (("format", _FORMAT), ("made_by", f"vesselgan {__version__}"), ("origin", origin)):
         file.attrs[name] = np.bytes_(text.encode("utf-8"))
     file.attrs["format_version"] = FORMAT_VERSION
@@ -156,7 +161,7 @@ def _finish(file: h5py.File, tables: list[tuple], origin: str) -> None:
 
 
 class ShardFile:
-    """One whole shard, open for reading. DataError, naming the file, for whatever is not as the format says."""
+    """One complete shard, open for reading. Raises DataError, naming the file, for what breaks the format."""
 
     def __init__(self, path: Path, *, count: int, patch_shape: tuple[int, int, int], origin: str) -> None:
         self.path, self.origin = path, origin
@@ -185,7 +190,7 @@ class ShardFile:
             raise self._damaged(f"cannot be read ({_first_line(error)})") from error
 
     def read(self, name: str, row: int) -> np.ndarray:
-        """One patch of `image` (as stored), `label` or `score`, held against its checksum."""
+        """One patch of `image` (as stored), `label` or `score`, compared with its checksum."""
         try:
             return read_chunk(self.voxels[name], row)
         except (OSError, RuntimeError, ValueError) as error:
@@ -197,7 +202,7 @@ class ShardFile:
         return self.subject_ids[self.tables["subject"][row]]
 
     def value_problems(self) -> list[str]:
-        """Values outside their range, in words; reads every patch. DataError for one that cannot be read."""
+        """Messages on values outside their range; reads every patch. Raises DataError for one that cannot be read."""
         problems = []
         for row in range(len(self.tables["kind"])):
             if self.read("label", row).max() > 1:
@@ -215,7 +220,7 @@ class ShardFile:
         return DataError(f"{self.path}: {what}; {remedy(self.origin)}")
 
     def _attribute(self, name: str, holder: h5py.File | h5py.Dataset) -> str | float | None:
-        """A number or a fixed-width text; None when it is missing. Looks at the type before HDF5 reads the value."""
+        """A number or a fixed-width text; None if it is missing. Checks the type before HDF5 reads the value."""
         if name not in holder.attrs:
             return None
         attribute = holder.attrs.get_id(name)
@@ -226,16 +231,16 @@ class ShardFile:
 
     def _check_attributes(self, count: int) -> None:
         names = ("format", "format_version", "made_by", "origin", "count", "complete")
-        found = {name: self._attribute(name, self.file) for name in names}
-        if found["format"] != _FORMAT:
+        attributes = {name: self._attribute(name, self.file) for name in names}
+        if attributes["format"] != _FORMAT:
             raise self._damaged("not a shard of this project (attribute format is missing or foreign)")
-        check_version(self.path, found["format_version"], found["made_by"])
-        if found["complete"] != 1:
+        check_version(self.path, attributes["format_version"], attributes["made_by"])
+        if attributes["complete"] != 1:
             raise self._damaged("was never finished (attribute complete is missing)")
-        if found["origin"] != self.origin:
-            raise self._damaged(f"holds {found['origin']} patches, the manifest says {self.origin}")
-        if found["count"] != count:
-            raise self._damaged(f"holds {found['count']} patches, the manifest says {count}")
+        if attributes["origin"] != self.origin:
+            raise self._damaged(f"holds {attributes['origin']} patches, the manifest says {self.origin}")
+        if attributes["count"] != count:
+            raise self._damaged(f"holds {attributes['count']} patches, the manifest says {count}")
 
     def _dataset(self, name: str, dtype: str | None, shape: tuple[int, ...] | None) -> h5py.Dataset:
         link = self.file.get(name, getlink=True)
@@ -253,13 +258,13 @@ class ShardFile:
         else:
             is_right = dataset.dtype == np.dtype(dtype) and dataset.shape == shape
         if not is_right:
-            wanted = "bytes [S]" if dtype is None else f"{np.dtype(dtype)} {list(shape)}"
+            wanted = "bytes [S]" if dtype is None else f"{np.dtype(dtype)} {list(shape or ())}"
             raise self._damaged(f"data set {name} is {dataset.dtype} {list(dataset.shape or ())}, expected {wanted}")
         self._check_storage(name, dataset)
         return dataset
 
     def _check_storage(self, name: str, dataset: h5py.Dataset) -> None:
-        """Only fletcher32, and every chunk there: a chunk that was never written reads as zeros without an error."""
+        """Fletcher32 alone, and every chunk written: a missing chunk reads as zeros without an error."""
         plist = dataset.id.get_create_plist()
         filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
         if filters != [h5py.h5z.FILTER_FLETCHER32]:
@@ -279,7 +284,7 @@ class ShardFile:
 
 
 def check_version(path: Path, version: object, made_by: object) -> None:
-    """DataError unless this program reads the version of a shard or a manifest."""
+    """Raises DataError unless this program reads the version of a shard or a manifest."""
     if version == FORMAT_VERSION:
         return
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -293,7 +298,7 @@ def check_version(path: Path, version: object, made_by: object) -> None:
 
 
 def remedy(origin: str) -> str:
-    """What a user does about a damaged shard."""
+    """What to do about a damaged shard."""
     if origin == "synthetic":
         return "remove its folder and generate the patches again"
     return "rebuild it: python -m data_prep.build_shards with data.prepare.repair=true"

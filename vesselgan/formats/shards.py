@@ -1,7 +1,7 @@
 """The contract between stages: HDF5 shards of paired image and vessel label. This docstring is the format's document.
 
 A set of shards is one folder: `manifest.json` and the HDF5 files that it lists. Real and synthetic patches obey the
-same contract, so a reader need not care which it got. Needs numpy and h5py alone.
+same contract. Needs numpy and h5py alone.
 
 A RECORD is one patch, read and written whole so that image and label cannot come apart: image float32 in [0, 255],
 vessel label uint8 {0, 1}, subject, corner (first voxel in the canonical RAS volume), kind, the intensity limits that
@@ -28,11 +28,11 @@ Labels, scores and tables come back bit for bit. Links, external storage and vir
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
 upper_percentile, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
-sha256}], extra (free). `patient` says whose visit a subject is, null where nobody can tell; image_sha256 is of its
-volume's voxels; both stand in real sets alone.
+sha256}], extra (free). `patient` says whose visit a subject is, null if unknown; image_sha256 is of its
+volume's voxels; real sets alone have both.
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
 
-Written so that a killed job leaves nothing that looks whole: the shard as NAME.partial, `complete` last, fsync,
+A killed job leaves nothing that looks complete: the shard as NAME.partial, `complete` last, fsync,
 rename, fsync of the folder; the manifest after all its shards. A shard's bytes are a function of its records and the
 program's version: no time stamps, no names of machines or files. A newer format_version is refused by name.
 """
@@ -75,7 +75,7 @@ _MAX_OPEN = 128  # shards open at once in one process: well under the usual limi
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says; the fields are its keys."""
+    """The content of manifest.json; the fields are its keys."""
 
     origin: str
     patch_shape: tuple[int, int, int]
@@ -99,10 +99,10 @@ def write_manifest(
     upper_percentile: float | None,
     extra: dict[str, Any],
 ) -> Path:
-    """Make the finished shards in `folder` a set; the last thing that is written.
+    """Makes the finished shards in `folder` a set; written last.
 
     subjects: {id: {spacing_mm, affine, ...}}; spacing_mm is the set's own, which generated patches inherit.
-    ResourceError when it cannot be written.
+    Raises ResourceError if it cannot be written.
     """
     assert origin in ORIGINS and shards and len({shard.file for shard in shards}) == len(shards), (origin, shards)
     content = {
@@ -127,7 +127,7 @@ def write_manifest(
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a set of shards; DataError when it is missing, damaged, newer or not consistent."""
+    """The manifest of a set of shards. Raises DataError if it is missing, damaged, newer or inconsistent."""
     path = Path(folder) / MANIFEST
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -148,16 +148,14 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
-    """Any of four exceptions, caught above, for whatever is not as the format says."""
+    """Raises KeyError, TypeError, ValueError or AttributeError for what breaks the format."""
     shards = tuple(ShardInfo(**entry) for entry in content["shards"])
-    patch_shape = tuple(operator.index(n) for n in content["patch_shape"])
-    spacing_mm = tuple(float(s) for s in content["spacing_mm"])
-    if (
-        [len(patch_shape), len(spacing_mm)] != [3, 3]
-        or min(patch_shape) < 1
-        or not all(0 < s < 1e6 for s in spacing_mm)
-    ):
-        raise ValueError(f"patch_shape {patch_shape}, spacing_mm {spacing_mm}")
+    patch_shape: Any = tuple(operator.index(n) for n in content["patch_shape"])
+    spacing_mm: Any = tuple(float(s) for s in content["spacing_mm"])
+    if len(patch_shape) != 3 or min(patch_shape) < 1:
+        raise ValueError(f"patch_shape {patch_shape}")
+    if len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
+        raise ValueError(f"spacing_mm {spacing_mm}")
     if content["origin"] not in ORIGINS:
         raise ValueError(f"origin {content['origin']!r} is not one of {ORIGINS}")
     for shard in shards:
@@ -182,7 +180,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
 
 
 def content_hash(folder: str | Path) -> str:
-    """sha256 over the shards' sha256 in the manifest's order: the same patches in the same order, the same hash."""
+    """sha256 over the shards' sha256 in the manifest's order, which identifies the patches and their order."""
     digests = "".join(shard.sha256 for shard in read_manifest(folder).shards)
     return hashlib.sha256(digests.encode("ascii")).hexdigest()
 
@@ -191,23 +189,23 @@ def intensities(stored_XYZ: np.ndarray, scaling: str) -> np.ndarray:
     """float32 in [0, 255] from an image as stored (uint16).
 
     `volume`: the limits of the whole volume, as the record was made. `patch`: the authors' minimum and maximum of each
-    patch; a constant patch becomes 0. UsageError for any other word.
+    patch; a constant patch becomes 0. Raises UsageError for any other value.
     """
     if scaling == "volume":
         return np.divide(stored_XYZ, np.float32(STEPS_PER_UNIT), dtype=np.float32)
     if scaling != "patch":
         raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
     low, high = int(stored_XYZ.min()), int(stored_XYZ.max())
-    # 65535 * 255 is exact in float32, so the largest voxel becomes 255 and not a hair more.
+    # 65535 * 255 is exact in float32, so the largest voxel becomes 255 exactly.
     return (stored_XYZ - np.uint16(low)).astype(np.float32) * np.float32(255) / np.float32(max(high - low, 1))
 
 
 class ShardSet:
     """The records of one folder, numbered 0 .. len - 1 in the manifest's order.
 
-    Made cheaply: reads the manifest and looks that every shard is there with its size; a shard is opened on first
-    read and checked then. Handles belong to one process: a forked or spawned one opens its own.
-    DataError, naming the shard and the remedy, for anything that is not whole.
+    Reads the manifest and checks that every shard exists with its size; a shard is opened and checked on first read.
+    Handles belong to one process: a forked or spawned one opens its own.
+    Raises DataError, naming the shard and the remedy, for anything damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -233,7 +231,7 @@ class ShardSet:
         return self.manifest.shards[self._locate(i)[0]].file
 
     def subject(self, i: int) -> str:
-        """Whose patch record i is."""
+        """The subject of record i."""
         shard, row = self._shard(i)
         return shard.subject(row)
 
@@ -254,7 +252,7 @@ class ShardSet:
         return (shard.read("score", row).astype(np.float32) >= threshold).astype(np.uint8)
 
     def stored_pair(self, i: int, *, label_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """(image uint16 as stored, label uint8): the smallest form of a pair; `intensities` makes the image of it."""
+        """(image uint16 as stored, label uint8): the smallest form of a pair; see `intensities`."""
         shard, row = self._shard(i)
         return shard.read("image", row), self.label(i, label_threshold)
 
@@ -264,7 +262,7 @@ class ShardSet:
         return intensities(stored, scaling), label
 
     def record(self, i: int) -> Record:
-        """Everything that was written of record i."""
+        """Record i as it was written."""
         shard, row = self._shard(i)
         tables = shard.tables
         return Record(
@@ -279,7 +277,7 @@ class ShardSet:
         )
 
     def close(self) -> None:
-        """Close what is open; the next read opens again."""
+        """Closes the open shards; the next read opens its own again."""
         for shard in self._open.values():
             shard.close()
         self._open = {}
@@ -306,9 +304,9 @@ class ShardSet:
 
 
 def verify(folder: str | Path, *, deep: bool = True) -> list[str]:
-    """What is wrong with a set of shards, one sentence each, naming the file; empty when it is whole.
+    """The problems of a set of shards, one message each, naming the file; empty if it is valid.
 
-    Looks at the manifest, sizes and every shard's structure; `deep` also at every byte (sha256) and value.
+    Checks the manifest, sizes and every shard's structure; `deep` also every byte (sha256) and value.
     """
     try:
         manifest = read_manifest(folder)
@@ -329,8 +327,8 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
         return [str(error)]
     except OSError as error:
         return [f"{path}: cannot be read ({error.strerror}){after}"]
-    problems = [f"{path}: subject {name} is not in the manifest{after}" for name in shard.subject_ids]
-    problems = [p for p, name in zip(problems, shard.subject_ids, strict=True) if name not in manifest.subjects]
+    unknown = [name for name in shard.subject_ids if name not in manifest.subjects]
+    problems = [f"{path}: subject {name} is not in the manifest{after}" for name in unknown]
     try:
         problems += [f"{path}: {problem}{after}" for problem in (shard.value_problems() if deep else [])]
     except DataError as error:

@@ -1,13 +1,13 @@
 """NIfTI in and out, and the intensity scaling that data preparation and segmentation share.
 
 Inside the project a volume lies on the closest canonical grid (RAS: x to the right, y to the front, z up), whatever the
-file's own axes; `write_like` turns an array back. A file is read once, into memory claimed only after its header has
-proved possible, and to its very end, so that a wrong checksum at the end of a gzip stream is seen.
+file's own axes; `write_like` takes an array back to a file's grid.
 """
 
 # X Y Z voxels of the canonical grid
 
 import gzip
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from nibabel import orientations
 
 from vesselgan.core.atomic_io import PartialFile
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.nifti import Header, by, read_header, read_voxels
+from vesselgan.formats.nifti import Header, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "intensity_limits", "read_header", "read_image", "read_label"]
 __all__ += ["read_mask", "scale_to_255", "write_like", "write_volume"]
@@ -38,35 +38,37 @@ class Volume:
     path: Path
     header: Header
     notes: tuple[str, ...]
-    """The header's notes and what reading the voxels added."""
+    """The header's notes and those of reading the voxels."""
     values: tuple[float, ...] = ()
     """The values that a label file held, at most MAX_LABEL_VALUES + 1 of them."""
 
 
 def read_image(path: str | Path, *, nan_value: float | None = None) -> Volume:
-    """An image as float32. `nan_value` stands in for NaN and infinite voxels, which are a DataError without it."""
+    """An image as float32. `nan_value` replaces NaN and infinite voxels, which are a DataError without it."""
     header, raw = read_voxels(Path(path))
     notes = header.notes
-    flawed = ~np.isfinite(raw)
-    if flawed.any():
-        count, first = int(flawed.sum()), tuple(int(i) for i in np.argwhere(flawed)[0])
-        what = f"{count} of {raw.size} voxels are NaN or infinite, the first at {first} (file's axes)"
+    is_bad = ~np.isfinite(raw)
+    if is_bad.any():
+        count, first = int(is_bad.sum()), tuple(int(i) for i in np.argwhere(is_bad)[0])
+        problem = f"{count} of {raw.size} voxels are NaN or infinite, the first at {first} (file's axes)"
         if nan_value is None:
-            raise DataError(f"{path}: {what}; mend the file or give data.prepare.nan_value=NUMBER to stand in for them")
-        raw[flawed] = nan_value
-        notes = (*notes, f"{what}: read as {nan_value:g}")
+            raise DataError(
+                f"{path}: {problem}; correct the file, or set data.prepare.nan_value=NUMBER to replace them"
+            )
+        raw[is_bad] = nan_value
+        notes = (*notes, f"{problem}: read as {nan_value:g}")
     if raw.min() == raw.max():
-        raise DataError(f"{path}: every voxel is {raw.flat[0]:g}: there is no image in it; take it out of the cohort")
+        raise DataError(f"{path}: every voxel is {raw.flat[0]:g}: there is no image in it; remove it from the cohort")
     return _volume(raw, header, notes)
 
 
 def read_label(
-    path: str | Path, *, label_values: list[int] | None = None, label_binarize_threshold: float | None = None
+    path: str | Path, *, label_values: Sequence[int] | None = None, label_binarize_threshold: float | None = None
 ) -> Volume:
     """A label as uint8 {0, 1}: {0, 255} and 0/1.0 are mapped, classes need `label_values`, soft labels
     `label_binarize_threshold`.
 
-    DataError where the values leave open what is vessel. An empty label is returned as it is.
+    Raises DataError if the values leave open what is vessel. An empty label is returned as it is.
     """
     if label_values is not None and label_binarize_threshold is not None:
         raise UsageError(
@@ -75,61 +77,65 @@ def read_label(
     header, raw = read_voxels(Path(path))
     notes = header.notes
     if not np.isfinite(raw).all():
-        raise DataError(f"{path}: {int((~np.isfinite(raw)).sum())} label voxels are NaN or infinite; mend the file")
+        raise DataError(f"{path}: {int((~np.isfinite(raw)).sum())} label voxels are NaN or infinite; correct the file")
     values = _distinct(raw)
     if label_values is not None:
         is_vessel = np.isin(raw, np.asarray(label_values, dtype=raw.dtype))
-        notes = (*notes, f"label values {_named(values)}: {_named(label_values)} taken as vessel")
+        notes = (*notes, f"label values {_format_values(values)}: {_format_values(label_values)} taken as vessel")
     elif label_binarize_threshold is not None:
         is_vessel = raw >= label_binarize_threshold
-        notes = (*notes, f"label values {_named(values)}: vessel from {label_binarize_threshold:g} on")
+        notes = (*notes, f"label values {_format_values(values)}: vessel from {label_binarize_threshold:g} on")
     else:
-        top, note = _binary_top(Path(path), values)
-        is_vessel = raw >= top / 2
+        vessel_value, note = _vessel_value(Path(path), values)
+        is_vessel = raw >= vessel_value / 2
         notes = (*notes, note) if note else notes
     return _volume(is_vessel.astype(np.uint8), header, notes, tuple(values))
 
 
 def read_mask(path: str | Path) -> Volume:
-    """A brain mask as uint8 {0, 1}: zero outside, one other value inside. DataError where there are more."""
+    """A brain mask as uint8 {0, 1}: zero outside, one other value inside. Raises DataError for more values."""
     header, raw = read_voxels(Path(path))
     values = _distinct(raw)
     if not np.isfinite(raw).all() or min(values) < 0 or len(set(values) - {0.0}) > 1:
         raise DataError(
-            f"{path}: a brain mask is 0 outside and one value inside, not {_named(values)}; make it binary "
+            f"{path}: a brain mask is 0 outside and one value inside, not {_format_values(values)}; make it binary "
             "(FSL: fslmaths MASK -bin MASK)"
         )
     inside = max(values)
-    notes = (*header.notes, f"mask values {_named(values)}: {inside:g} taken as inside") if inside not in (0, 1) else ()
+    notes = (
+        (*header.notes, f"mask values {_format_values(values)}: {inside:g} taken as inside")
+        if inside not in (0, 1)
+        else ()
+    )
     return _volume((raw > 0).astype(np.uint8), header, notes or header.notes, tuple(values))
 
 
 def grid_difference(first: Header, second: Header) -> str | None:
-    """Why two files do not share one voxel grid, in words; None when they do (to AFFINE_TOLERANCE_MM at every corner).
+    """How the voxel grids of two files differ; None if they agree to AFFINE_TOLERANCE_MM at every corner.
 
-    Files of different orientation count as different even where their canonical grids agree: a mirrored label over
-    an image is the commoner cause, and nothing in the header tells the two apart.
+    Files of different orientation count as different even if their canonical grids agree: a mirrored label over an
+    image is the commoner cause, and nothing in the header distinguishes the two.
     """
     if first.shape != second.shape or first.file_shape[:3] != second.file_shape[:3]:
-        return f"shapes {by(first.file_shape)} and {by(second.file_shape)} differ"
+        return f"shapes {format_sizes(first.file_shape)} and {format_sizes(second.file_shape)} differ"
     if first.orientation != second.orientation:
         return f"orientations differ: {first.orientation} vs {second.orientation}"
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
     corners[:, :3] *= np.array(first.file_shape[:3]) - 1
-    apart_mm = float(np.linalg.norm(corners @ (first.file_affine - second.file_affine).T, axis=1).max())
-    if apart_mm > AFFINE_TOLERANCE_MM:
-        return f"affines put the same voxel up to {apart_mm:.3g} mm apart (allowed: {AFFINE_TOLERANCE_MM} mm)"
+    difference_mm = float(np.linalg.norm(corners @ (first.file_affine - second.file_affine).T, axis=1).max())
+    if difference_mm > AFFINE_TOLERANCE_MM:
+        return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {AFFINE_TOLERANCE_MM} mm)"
     return None
 
 
 def intensity_limits(image_XYZ: np.ndarray, upper_percentile: float) -> tuple[float, float]:
     """The intensities that become 0 and 255: minimum and `upper_percentile` of the voxels that are not zero.
 
-    DataError where the two are not apart.
+    Raises DataError if the two are equal.
     """
     voxels = image_XYZ[image_XYZ != 0]
     if voxels.size == 0:
-        raise DataError("every voxel of the image is zero; take it out of the cohort")
+        raise DataError("every voxel of the image is zero; remove it from the cohort")
     low, high = float(voxels.min()), float(np.percentile(voxels, upper_percentile))
     if not low < high:
         raise DataError(
@@ -152,19 +158,22 @@ def scale_to_255(image_XYZ: np.ndarray, limits: tuple[float, float]) -> np.ndarr
 
 
 def write_like(path: str | Path, array_XYZ: np.ndarray, like: str | Path) -> None:
-    """Write a canonical array on the grid of the file `like`: its affine, orientation and shape, none of its text."""
+    """Writes a canonical array on the grid of the file `like`: its affine, orientation and shape, none of its text."""
     header = read_header(like)
     if array_XYZ.shape != header.shape:
-        raise DataError(f"{path}: an array of {by(array_XYZ.shape)} is not on the grid of {like} ({by(header.shape)})")
-    there = orientations.ornt_transform(
+        raise DataError(
+            f"{path}: an array of {format_sizes(array_XYZ.shape)} is not on the grid of {like} "
+            f"({format_sizes(header.shape)})"
+        )
+    to_file_axes = orientations.ornt_transform(
         orientations.axcodes2ornt("RAS"), orientations.io_orientation(header.file_affine)
     )
-    array = orientations.apply_orientation(array_XYZ, there).reshape(header.file_shape)
+    array = orientations.apply_orientation(array_XYZ, to_file_axes).reshape(header.file_shape)
     write_volume(path, array, header.file_affine)
 
 
 def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray) -> None:
-    """Write an array as NIfTI with `affine`, in mm; whole or not at all, the same bytes every time, no text fields."""
+    """Writes an array as NIfTI with `affine` in mm; completely or not at all, the same bytes always, no text fields."""
     path = Path(path)
     dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
     image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
@@ -190,30 +199,34 @@ def _volume(raw: np.ndarray, header: Header, notes: tuple[str, ...], values: tup
 
 
 def _distinct(raw: np.ndarray) -> list[float]:
-    """The values in rising order; the search ends at MAX_LABEL_VALUES + 1 (a label has few; sorting is slow)."""
-    rest, values = raw.ravel(order="K"), []
-    while rest.size and len(values) <= MAX_LABEL_VALUES:
-        values.append(float(rest[0]))
-        rest = rest[rest != rest[0]]
+    """The values in rising order, at most MAX_LABEL_VALUES + 1 of them (a label has few; sorting is slow)."""
+    values: list[float] = []
+    remaining = raw.ravel(order="K")
+    while remaining.size and len(values) <= MAX_LABEL_VALUES:
+        values.append(float(remaining[0]))
+        remaining = remaining[remaining != remaining[0]]
     return sorted(values)
 
 
-def _binary_top(path: Path, values: list[float]) -> tuple[float, str | None]:
-    """The value that means vessel in a binary label, and a note where it is not plainly 1."""
+def _vessel_value(path: Path, values: list[float]) -> tuple[float, str | None]:
+    """The value that means vessel in a binary label, and a note if it is not 1."""
     top = values[-1]
     if len(values) <= 2 and values[0] in (0.0, top) and (abs(top - 1) < 1e-5 or top in (0.0, 255.0)):
-        return top or 1.0, None if top in (0.0, 1.0) else f"label values {_named(values)}: {top:g} taken as vessel"
+        return top or 1.0, None if top in (
+            0.0,
+            1.0,
+        ) else f"label values {_format_values(values)}: {top:g} taken as vessel"
     if any(value != round(value) for value in values):
         raise DataError(
-            f"{path}: soft label (values {_named(values)}); say from where on it is vessel: "
+            f"{path}: soft label (values {_format_values(values)}); set where vessel begins: "
             "data.prepare.label_binarize_threshold=0.5"
         )
     raise DataError(
-        f"{path}: label values {_named(values)} are not 0 and 1; "
-        f"say which mean vessel: data.prepare.label_values=[{','.join(f'{value:g}' for value in values if value)}]"
+        f"{path}: label values {_format_values(values)} are not 0 and 1; "
+        f"set which mean vessel: data.prepare.label_values=[{','.join(f'{value:g}' for value in values if value)}]"
     )
 
 
-def _named(values: list[float]) -> str:
+def _format_values(values: Sequence[float]) -> str:
     shown = ", ".join(f"{value:g}" for value in values[:8])
     return f"{{{shown}, ...}}" if len(values) > 8 else f"{{{shown}}}"

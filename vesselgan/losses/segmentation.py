@@ -11,15 +11,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 SMOOTH = 1.0
-CERTAIN = 1e-6
+MIN_PROBABILITY = 1e-6
 
 
 def dice_loss(probability: Tensor, label: Tensor) -> Tensor:
-    """-(2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over all voxels of the global batch at once, as the published network.
+    """-(2 sum(p y) + 1) / (sum(p) + sum(y) + 1) over all voxels of the global batch (the published loss).
 
-    Scalar, float32. With torch.distributed running on more than one rank the sums go over all ranks, so two ranks
-    with half a batch each get the loss, and after averaging over ranks the gradient, of the whole batch. Without
-    vessel in the batch it is -1 / (sum(p) + 1): the smooth term alone pulls the probabilities down.
+    Scalar, float32. With torch.distributed on more than one rank the sums run over all ranks: loss and rank-averaged
+    gradient are those of the whole batch. Without vessel in the batch it is -1 / (sum(p) + 1).
     """
     probability, label = probability.float(), label.float()
     overlap = (probability * label).sum()
@@ -27,12 +26,12 @@ def dice_loss(probability: Tensor, label: Tensor) -> Tensor:
 
 
 def dice_ce_loss(probability: Tensor, label: Tensor) -> Tensor:
-    """dice_loss + the binary cross-entropy's mean over all voxels of the global batch (nnU-Net's loss).
+    """dice_loss + mean binary cross-entropy over all voxels of the global batch (nnU-Net's loss).
 
-    Scalar, float32; over ranks as dice_loss. Probabilities are kept CERTAIN away from 0 and 1.
+    Scalar, float32; over ranks like dice_loss. Probabilities are clamped to MIN_PROBABILITY from 0 and 1.
     """
-    # Not torch's own, which stops the process at a NaN; here one makes the loss NaN, and the step is skipped.
-    p, y = probability.float().clamp(CERTAIN, 1 - CERTAIN), label.float()
+    # torch's own aborts the process at a NaN; here the loss becomes NaN and the step is skipped.
+    p, y = probability.float().clamp(MIN_PROBABILITY, 1 - MIN_PROBABILITY), label.float()
     entropy = -(y * p.log() + (1 - y) * (1 - p).log()).sum()
     total, count = sum_over_ranks(torch.stack([entropy, entropy.new_tensor(y.numel())])).unbind()
     return dice_loss(probability, label) + total / count
@@ -48,7 +47,7 @@ def soft_dice(sums: Tensor) -> Tensor:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """`values` added up over the ranks; differentiable. The tensor itself on one rank."""
+    """`values` summed over the ranks; differentiable. The tensor itself on one rank."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return values
     return _SumOverRanks.apply(values)
@@ -63,5 +62,5 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every rank holds the same loss, so the gradient of their sum is the same number from each of them.
+        # Every rank holds the same loss, so each contributes the same gradient.
         return gradient * dist.get_world_size()

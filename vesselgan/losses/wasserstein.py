@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def critic_loss(real_N: Tensor, fake_N: Tensor) -> Tensor:
-    """mean critic(fake) - mean critic(real): what the critic minimises, penalty apart."""
+    """mean critic(fake) - mean critic(real): what the critic minimises, without penalty."""
     return fake_N.mean() - real_N.mean()
 
 

@@ -1,1 +1,1 @@
-"""Arrays in, numbers out: every score of segmentations and of synthetic patches; no files."""
+"""Scores of segmentations and of synthetic patches: arrays in, numbers out; no files."""

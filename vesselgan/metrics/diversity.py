@@ -1,4 +1,4 @@
-"""How unlike each other the patches of one set are, by their voxels and by their features.
+"""Diversity of a set of patches, by voxels (MS-SSIM) and by features.
 
 N batch, X Y Z voxels, F features
 """
@@ -20,24 +20,24 @@ STABILISERS = (0.01, 0.03)  # Wang 2004, of the data's range
 def num_scales(patch_shape: Sequence[int]) -> int:
     """How many of the five scales fit: the window must fit into the shortest side after each halving.
 
-    3 for 128 x 128 x 64 (64, 32, 16; the window is 11), 1 for 16 x 16 x 16, 0 below 11 voxels.
+    3 for 128x128x64 (64, 32, 16; the window is 11), 1 for 16x16x16, 0 below 11 voxels.
     """
     shortest = min(patch_shape)
     return sum(shortest // 2**scale >= WINDOW for scale in range(len(SCALE_WEIGHTS)))
 
 
 def scale_weights(scales: int) -> tuple[float, ...]:
-    """Wang's weights of the first scales, divided by their sum."""
-    kept = SCALE_WEIGHTS[:scales]
-    return tuple(weight / sum(kept) for weight in kept)
+    """Wang's weights of the first `scales` scales, normalised to sum 1."""
+    weights = SCALE_WEIGHTS[:scales]
+    return tuple(weight / sum(weights) for weight in weights)
 
 
 def ms_ssim(first_NXYZ: Tensor, second_NXYZ: Tensor, *, data_range: float) -> Tensor:
-    """Multi-scale structural similarity (Wang 2003) of pairs of 3D patches, [N]: 1 for equal ones.
+    """Multi-scale structural similarity (Wang 2003) of pairs of 3D patches, [N]: 1 for equal patches.
 
-    Gaussian window of 11 voxels, sigma 1.5, applied where it lies inside the patch; contrast and structure at every
-    scale, luminance at the last; scales by `num_scales`, halved by averaging. Negative means count as 0.
-    DataError for patches too small for one scale.
+    Gaussian window of 11 voxels, sigma 1.5, without padding; contrast and structure at every scale, luminance at the
+    last; `num_scales` scales, halved by averaging. Negative means count as 0. DataError for patches too small for one
+    scale.
     """
     scales = num_scales(first_NXYZ.shape[1:])
     if scales == 0:
@@ -53,7 +53,7 @@ def ms_ssim(first_NXYZ: Tensor, second_NXYZ: Tensor, *, data_range: float) -> Te
 
 
 def _similarity(first: Tensor, second: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
-    """Means over the voxels of SSIM and of its contrast and structure alone, [N] each."""
+    """Means over voxels of SSIM and of its contrast-structure term, [N] each."""
     luminance_stabiliser, contrast_stabiliser = ((factor * data_range) ** 2 for factor in STABILISERS)
     mean_a, mean_b = _blur(first), _blur(second)
     variances = _blur(first * first) - mean_a**2 + _blur(second * second) - mean_b**2
@@ -65,7 +65,7 @@ def _similarity(first: Tensor, second: Tensor, data_range: float) -> tuple[Tenso
 
 
 def _blur(volume: Tensor) -> Tensor:
-    """The Gaussian window along each axis in turn, without padding."""
+    """The separable Gaussian window along all three axes, without padding."""
     offset = torch.arange(WINDOW, device=volume.device, dtype=volume.dtype) - WINDOW // 2
     window = torch.exp(-(offset**2) / (2 * SIGMA**2))
     window = window / window.sum()
@@ -79,27 +79,27 @@ def _blur(volume: Tensor) -> Tensor:
 def mean_similarity(
     read: Callable[[int], np.ndarray], count: int, *, num_pairs: int, seed: int, data_range: float, device: torch.device
 ) -> float:
-    """Mean MS-SSIM of `num_pairs` pairs of different patches drawn from 0 .. count - 1 (lower: more diverse).
+    """Mean MS-SSIM of `num_pairs` random pairs of different patches from 0 .. count - 1 (lower: more diverse).
 
-    `read` gives patch i as float32 [X, Y, Z].
+    `read` returns patch i as float32 [X, Y, Z].
     """
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     values = []
     for _ in range(num_pairs):
-        pair = [torch.from_numpy(read(int(i)))[None].to(device) for i in draw.choice(count, 2, replace=False)]
+        pair = [torch.from_numpy(read(int(i)))[None].to(device) for i in rng.choice(count, 2, replace=False)]
         values.append(float(ms_ssim(*pair, data_range=data_range)))
     return float(np.mean(values))
 
 
 def mean_pairwise_distance(features_NF: np.ndarray) -> float:
-    """Mean Euclidean distance of two different samples of a set (higher: more diverse)."""
+    """Mean Euclidean distance over all pairs of different samples (higher: more diverse)."""
     from scipy.spatial.distance import pdist
 
     return float(pdist(np.asarray(features_NF, dtype=np.float64)).mean())
 
 
 def mean_nearest_distance(features_NF: np.ndarray, reference_MF: np.ndarray) -> float:
-    """Mean over the samples of the Euclidean distance to the nearest sample of the reference (lower: more alike)."""
+    """Mean Euclidean distance of the samples to their nearest reference sample (lower: more alike)."""
     from scipy.spatial.distance import cdist
 
     features = np.asarray(features_NF, dtype=np.float64)

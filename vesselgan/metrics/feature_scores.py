@@ -1,4 +1,4 @@
-"""Everything that two sets of features can tell: FID, PRD, intervals over patients, and the floor real against real.
+"""Scores of two sets of features: FID, PRD, their intervals over patients, and the floor (real against real).
 
 N samples, F features, S seeds
 """
@@ -21,7 +21,7 @@ Clusters = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Features:
-    """One set: features [N, F], and whose patch each row is (real sets)."""
+    """One set: features [N, F] and the patient of each row (real sets only)."""
 
     values_NF: np.ndarray
     patient_N: tuple[str, ...]
@@ -31,85 +31,86 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Method:
-    """How the scores are made; scores of unlike methods are not comparable."""
+class FeatureScoreSettings:
+    """Settings of the scores; scores of different settings are not comparable."""
 
     num_clusters: int
     num_runs: int
     num_angles: int
     seeds: tuple[int, ...]
-    """Of the draws of n patches, the clusterings and the division into halves; every score is a mean over them."""
+    """Of the samples of n patches, the clusterings and the split into halves; scores are means over the seeds."""
     max_patches: int | None
 
 
-def score_features(real: Features, generated: Features, method: Method) -> dict[str, Any]:
-    """The scores at n = the smaller set (or max_patches), drawn without replacement from either set by each seed.
+def score_features(real: Features, generated: Features, settings: FeatureScoreSettings) -> dict[str, Any]:
+    """The scores at n = size of the smaller set (or max_patches), sampled without replacement by each seed.
 
     {"n", "scores": {fid, prd_auc: {mean, sd, by_seed, interval}}, "curve", "pairwise_distance" and "nearest_distance"
-    (MedicalNet distance: see vesselgan.metrics.diversity), "floor", "notes"}. Curve and distances are the first
-    seed's; the interval is the jackknife over the patients of its draw, around its own value, with its clusters kept.
+    (see vesselgan.metrics.diversity), "floor", "notes"}. Curve, distances and intervals are those of the first seed;
+    the interval is the jackknife over patients around that seed's value, with its clusters.
     """
-    count = min(len(real.values_NF), len(generated.values_NF), method.max_patches or len(real.values_NF))
+    count = min(len(real.values_NF), len(generated.values_NF), settings.max_patches or len(real.values_NF))
     if count < 2:
         raise DataError(
             f"{len(real.values_NF)} real and {len(generated.values_NF)} synthetic patches: scores of distributions "
-            "need two or more on either side; generate more, or name another image.reference"
+            "need two or more on either side; generate more, or choose another image.reference"
         )
     scores: dict[str, list[float]] = {"fid": [], "prd_auc": []}
-    for seed in method.seeds:
-        one, other = draw(real, count, seed), draw(generated, count, seed)
-        fid, auc, clusters = _score(one.values_NF, other.values_NF, method, seed)
+    for seed in settings.seeds:
+        one, other = sample_rows(real, count, seed), sample_rows(generated, count, seed)
+        fid, auc, clusters = _score(one.values_NF, other.values_NF, settings, seed)
         scores["fid"].append(fid)
         scores["prd_auc"].append(auc)
-        if seed == method.seeds[0]:
-            intervals, first = _intervals(one, other, clusters, method, (fid, auc)), (one, other, clusters)
+        if seed == settings.seeds[0]:
+            intervals, first = _intervals(one, other, clusters, settings, (fid, auc)), (one, other, clusters)
     one, other, clusters = first
-    curve = curve_of_clusters(*clusters, num_clusters=method.num_clusters, num_angles=method.num_angles)
+    curve = curve_of_clusters(*clusters, num_clusters=settings.num_clusters, num_angles=settings.num_angles)
     return {
         "n": count,
         "num_features": int(real.values_NF.shape[1]),
         "num_patients": len(set(one.patient_N)),
-        "scores": {name: {**spread(values), "interval": intervals[name]} for name, values in scores.items()},
+        "scores": {name: {**mean_and_sd(values), "interval": intervals[name]} for name, values in scores.items()},
         "curve": {"precision": curve[0].tolist(), "recall": curve[1].tolist()},
         "pairwise_distance": {
             "real": mean_pairwise_distance(one.values_NF),
             "synthetic": mean_pairwise_distance(other.values_NF),
         },
         "nearest_distance": mean_nearest_distance(other.values_NF, one.values_NF),
-        "floor": floor(real, generated, method, count),
+        "floor": floor(real, generated, settings, count),
         "notes": [note] if (note := rank_note(*one.values_NF.shape)) else [],
     }
 
 
-def floor(real: Features, generated: Features, method: Method, most: int) -> dict[str, Any] | None:
-    """What a perfect generator would score: one half of the patients against the other, beside the synthetic set.
+def floor(real: Features, generated: Features, settings: FeatureScoreSettings, max_count: int) -> dict[str, Any] | None:
+    """The scores of a perfect generator (one half of the patients against the other) and of the synthetic set.
 
-    Both against the same half and at the same n, which is smaller than the main score's: FID falls with n, so only
-    these two stand side by side. None with one patient.
+    Both against the same half and at the same n, smaller than that of the main scores: FID falls with n, so only these
+    two are comparable. None with one patient.
     """
     values: dict[str, dict[str, list[float]]] = {"real": {"fid": [], "prd_auc": [], "nearest": []}}
     values["synthetic"] = {name: [] for name in values["real"]}
     counts = []
-    for seed in method.seeds:
-        halves = halves_of(real.patient_N, seed)
+    for seed in settings.seeds:
+        halves = split_patients(real.patient_N, seed)
         if halves is None:
             return None
-        count = min(*(len(half) for half in halves), most, len(generated.values_NF))
+        count = min(*(len(half) for half in halves), max_count, len(generated.values_NF))
         if count < 2:
             return None
-        held, other = (draw(real.rows(half), count, seed).values_NF for half in halves)
-        rivals = {"real": other, "synthetic": draw(generated, count, seed).values_NF}
+        reference, other = (sample_rows(real.rows(half), count, seed).values_NF for half in halves)
+        candidates = {"real": other, "synthetic": sample_rows(generated, count, seed).values_NF}
         counts.append(count)
-        for name, rival in rivals.items():
-            fid, auc, _ = _score(held, rival, method, seed)
+        for name, candidate in candidates.items():
+            fid, auc, _ = _score(reference, candidate, settings, seed)
             values[name]["fid"].append(fid)
             values[name]["prd_auc"].append(auc)
-            values[name]["nearest"].append(mean_nearest_distance(rival, held))
-    return {"n": counts, **{name: {m: spread(v) for m, v in found.items()} for name, found in values.items()}}
+            values[name]["nearest"].append(mean_nearest_distance(candidate, reference))
+    summaries = {name: {m: mean_and_sd(v) for m, v in scores.items()} for name, scores in values.items()}
+    return {"n": counts, **summaries}
 
 
-def halves_of(patient_N: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rows of one half of the patients and of the other, shared out by seed; None with one patient."""
+def split_patients(patient_N: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rows of one random half of the patients and of the other half; None with one patient."""
     patients = np.random.default_rng(seed).permutation(np.unique(patient_N))
     if len(patients) < 2:
         return None
@@ -117,50 +118,56 @@ def halves_of(patient_N: Sequence[str], seed: int) -> tuple[np.ndarray, np.ndarr
     return np.flatnonzero(is_first_N), np.flatnonzero(~is_first_N)
 
 
-def draw(features: Features, count: int, seed: int) -> Features:
-    """`count` rows without replacement, in their order."""
+def sample_rows(features: Features, count: int, seed: int) -> Features:
+    """`count` random rows without replacement, in their order."""
     chosen = np.random.default_rng(seed).choice(len(features.values_NF), count, replace=False)
     return features.rows(np.sort(chosen))
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over the seeds, SD (n - 1; null for one seed), and the values themselves."""
+def mean_and_sd(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over the seeds, SD (n - 1; null for one seed), and the values."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "sd": deviation, "by_seed": [float(value) for value in values]}
 
 
-def _score(real_NF: np.ndarray, generated_NF: np.ndarray, method: Method, seed: int) -> tuple[float, float, Clusters]:
-    """(FID, PRD-AUC, the clusters that the curve is made of)."""
+def _score(
+    real_NF: np.ndarray, generated_NF: np.ndarray, settings: FeatureScoreSettings, seed: int
+) -> tuple[float, float, Clusters]:
+    """(FID, PRD-AUC, the clusters of the curve)."""
     clusters = joint_clusters(
-        real_NF, generated_NF, num_clusters=method.num_clusters, num_runs=method.num_runs, seed=seed
+        real_NF, generated_NF, num_clusters=settings.num_clusters, num_runs=settings.num_runs, seed=seed
     )
-    return _quiet_distance(real_NF, generated_NF), _area(clusters, method), clusters
+    return _quiet_distance(real_NF, generated_NF), _area(clusters, settings), clusters
 
 
-def _area(clusters: Clusters, method: Method) -> float:
-    return prd_auc(*curve_of_clusters(*clusters, num_clusters=method.num_clusters, num_angles=method.num_angles))
+def _area(clusters: Clusters, settings: FeatureScoreSettings) -> float:
+    return prd_auc(*curve_of_clusters(*clusters, num_clusters=settings.num_clusters, num_angles=settings.num_angles))
 
 
 def _intervals(
-    real: Features, generated: Features, clusters: Clusters, method: Method, estimates: tuple[float, float]
+    real: Features,
+    generated: Features,
+    clusters: Clusters,
+    settings: FeatureScoreSettings,
+    estimates: tuple[float, float],
 ) -> dict[str, list[float] | None]:
-    """95 % intervals of the jackknife; for PRD the clusters stay those of the whole sets."""
-    groups, count = paired_groups(real.patient_N, method.seeds[0]), len(real.values_NF)
+    """95 % jackknife intervals; PRD keeps the clusters of the whole sets."""
+    groups, count = paired_groups(real.patient_N, settings.seeds[0]), len(real.values_NF)
 
     def distance_of(real_rows: np.ndarray, generated_rows: np.ndarray) -> float:
         return _quiet_distance(real.values_NF[real_rows], generated.values_NF[generated_rows])
 
     def area_of(real_rows: np.ndarray, generated_rows: np.ndarray) -> float:
-        return _area((clusters[0][:, real_rows], clusters[1][:, generated_rows]), method)
+        return _area((clusters[0][:, real_rows], clusters[1][:, generated_rows]), settings)
 
     return {
         "fid": jackknife_interval(estimates[0], leave_one_out(groups, count, distance_of)),
-        "prd_auc": jackknife_interval(estimates[1], leave_one_out(groups, count, area_of), most=1.0),
+        "prd_auc": jackknife_interval(estimates[1], leave_one_out(groups, count, area_of), upper_limit=1.0),
     }
 
 
 def _quiet_distance(real_NF: np.ndarray, generated_NF: np.ndarray) -> float:
-    """The Frechet distance; its warning stands among the notes, once."""
+    """The Frechet distance without its warning, which `score_features` returns as a note."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         return frechet_distance(real_NF, generated_NF)

@@ -1,4 +1,4 @@
-"""How sure a score is: the jackknife over patients."""
+"""Confidence intervals of scores: the jackknife over patients."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -6,44 +6,42 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import MIN_PATIENTS
 
 
 def jackknife_interval(
     estimate: float,
     leave_one_out: Sequence[float],
     *,
-    most: float = math.inf,
+    upper_limit: float = math.inf,
     confidence: float = 0.95,
 ) -> list[float] | None:
-    """[low, high]: estimate -+ t * SE from the estimates that each leave one of G groups out; None below
-    LEAST_PATIENTS groups, as for segmentation: from two the interval would be as good as anything.
+    """[low, high] = estimate -+ t * SE from the estimates without each of G groups; None below MIN_PATIENTS groups.
 
-    SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. Leaving out, unlike
-    drawing with replacement, puts no sample twice into a set, which would bias distances of distributions. Cut at 0
-    and at `most`, beyond which no score lies.
+    SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. The bootstrap would
+    put samples twice into a set, which biases distances of distributions. Clipped to 0 .. upper_limit.
     """
     values = np.asarray(leave_one_out, dtype=np.float64)
     count = len(values)
-    if count < LEAST_PATIENTS:
+    if count < MIN_PATIENTS:
         return None
     error = np.sqrt((count - 1) / count * np.square(values - values.mean()).sum())
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)
-    return [max(0.0, estimate - half), min(most, estimate + half)]
+    half_width = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)
+    return [max(0.0, estimate - half_width), min(upper_limit, estimate + half_width)]
 
 
 def paired_groups(patient_N: Sequence[str], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per patient (the rows of the real set that are this patient's, as many rows of the generated set).
+    """Per patient (this patient's rows of the real set, as many rows of the generated set).
 
-    Generated samples have no patient, so they are dealt out at random, each to one group: both sides keep equal n
-    when a group is left out, and both sides' spread shows.
+    Generated samples have no patient, so each is assigned to one group at random: both sides keep equal n when a group
+    is left out, and the variance of both enters.
     """
     patients = np.asarray(patient_N)
-    dealt = np.random.default_rng(seed).permutation(len(patients))
+    shuffled = np.random.default_rng(seed).permutation(len(patients))
     groups, start = [], 0
     for patient in np.unique(patients):
         rows = np.flatnonzero(patients == patient)
-        groups.append((rows, dealt[start : start + len(rows)]))
+        groups.append((rows, shuffled[start : start + len(rows)]))
         start += len(rows)
     return groups
 
@@ -51,8 +49,8 @@ def paired_groups(patient_N: Sequence[str], seed: int) -> list[tuple[np.ndarray,
 def leave_one_out(
     groups: Sequence[tuple[np.ndarray, np.ndarray]], count: int, score: Callable[[np.ndarray, np.ndarray], float]
 ) -> list[float]:
-    """score(real rows, generated rows) without each group in turn; empty where fewer than two samples would be left."""
-    everyone = np.arange(count)
+    """score(real rows, generated rows) without each of the groups; empty if fewer than two samples would be left."""
+    rows = np.arange(count)
     if any(count - len(real) < 2 for real, _ in groups):
         return []
-    return [score(np.delete(everyone, real), np.delete(everyone, made)) for real, made in groups]
+    return [score(np.delete(rows, real), np.delete(rows, generated)) for real, generated in groups]

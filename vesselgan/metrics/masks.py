@@ -1,4 +1,4 @@
-"""What the scores take: two masks of one shape."""
+"""Checks of the masks that the scores take."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ from vesselgan.core.errors import DataError
 
 
 def as_masks(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays as bool, without a copy where they are bool or byte already.
+    """Both arrays as bool.
 
-    DataError: shapes differ, or a value is neither 0 nor 1 (a probability map or a label of several classes).
+    DataError for different shapes and for values that are neither 0 nor 1 (probabilities, several classes).
     """
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.shape != predicted.shape:

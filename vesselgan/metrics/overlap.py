@@ -1,4 +1,4 @@
-"""Scores that count voxels."""
+"""Scores of voxel overlap: Dice, precision, recall."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from vesselgan.metrics.masks import as_masks
 def dice(truth: np.ndarray, predicted: np.ndarray) -> float:
     """2 |G and P| / (|G| + |P|) (Subramaniam 2022, equation 3): 1 for equal masks, 0 for disjoint ones.
 
-    Masks of any, but the same, shape. Both empty: 1. One empty: 0. DataError: see `as_masks`.
+    Masks of any common shape. Both empty: 1. One empty: 0. DataError: see `as_masks`.
     """
     truth, predicted = as_masks(truth, predicted)
     size = int(np.count_nonzero(truth)) + int(np.count_nonzero(predicted))
@@ -16,12 +16,12 @@ def dice(truth: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def precision(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """|G and P| / |P|: how much of what was predicted is there. Nothing predicted: 1 if nothing is there, else 0."""
+    """|G and P| / |P|: the fraction of the prediction that is true. Empty prediction: 1 for an empty truth, else 0."""
     return recall(predicted, truth)
 
 
 def recall(truth: np.ndarray, predicted: np.ndarray) -> float:
-    """|G and P| / |G|: how much of what is there was predicted. Nothing there: 1 if nothing is predicted, else 0."""
+    """|G and P| / |G|: the fraction of the truth that is predicted. Empty truth: 1 for an empty prediction, else 0."""
     truth, predicted = as_masks(truth, predicted)
     if size := int(np.count_nonzero(truth)):
         return int(np.count_nonzero(truth & predicted)) / size

@@ -1,4 +1,4 @@
-"""Precision and recall of distributions (Sajjadi 2018): how much of either set the other one can account for."""
+"""Precision and recall of distributions (Sajjadi 2018)."""
 
 # R runs, N samples, F features, K clusters, A angles
 
@@ -7,7 +7,7 @@ import numpy as np
 from vesselgan.core.errors import DataError
 from vesselgan.metrics.frechet import as_features
 
-EPSILON = 1e-6  # the slopes stay away from 0 and infinity, as in the original
+EPSILON = 1e-6  # keeps the slopes away from 0 and infinity, as in the original
 NUM_STARTS = 10
 
 
@@ -20,12 +20,11 @@ def prd_curve(
     num_runs: int = 10,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(precision [A], recall [A]) of features [N, F], in the order of rising angles; means over `num_runs` clusterings.
+    """(precision [A], recall [A]) of features [N, F], by increasing angle; means over `num_runs` clusterings.
 
-    Precision: how much of `generated` looks like `real`. Recall: how much of `real` is found in `generated`. Exchanged
-    arguments exchange the two. num_clusters: 20 in the original, 10 in the code of Subramaniam 2022.
-    Repeated calls give the same bytes on one machine. DataError for sets of unlike size, on which the curve depends,
-    and for fewer samples than clusters.
+    Precision: the fraction of `generated` that resembles `real`; recall: the fraction of `real` covered by `generated`.
+    num_clusters: 20 in the original, 10 in the code of Subramaniam 2022. Repeated calls give the same bytes on one
+    machine. DataError for sets of different sizes, on which the curve depends, and for fewer samples than clusters.
     """
     real_RN, generated_RN = joint_clusters(real, generated, num_clusters=num_clusters, num_runs=num_runs, seed=seed)
     return curve_of_clusters(real_RN, generated_RN, num_clusters=num_clusters, num_angles=num_angles)
@@ -34,14 +33,14 @@ def prd_curve(
 def prd_auc(precision: np.ndarray, recall: np.ndarray) -> float:
     """The area under a curve of `prd_curve`, by trapezoids in the order of its angles; 1 for identical sets.
 
-    Along the angles recall only falls. Sorted by recall instead, points of equal recall would come in any order and
-    identical sets miss 1. DataError for a curve in another order.
+    Recall decreases monotonically with the angle. Sorting by recall would order points of equal recall arbitrarily, and
+    identical sets would miss 1. DataError for a curve in another order.
     """
     precision, recall = np.asarray(precision, dtype=np.float64), np.asarray(recall, dtype=np.float64)
     if precision.shape != recall.shape or precision.ndim != 1 or len(precision) < 2:
         raise DataError(f"precision {precision.shape} and recall {recall.shape}: expected two curves of one length")
     steps = np.diff(recall)
-    # 1e-12: means over runs round in the last digits.
+    # 1e-12: rounding of the means over runs.
     if not (np.all(steps <= 1e-12) or np.all(steps >= -1e-12)):
         raise DataError("the curve is not in the order of its angles: recall goes both up and down")
     return abs(float(np.trapezoid(precision, recall)))
@@ -50,7 +49,7 @@ def prd_auc(precision: np.ndarray, recall: np.ndarray) -> float:
 def joint_clusters(
     real: np.ndarray, generated: np.ndarray, *, num_clusters: int, num_runs: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster numbers int32 [R, N] of both sets, clustered together anew in every run; errors as in `prd_curve`."""
+    """Cluster indices int32 [R, N] of both sets, clustered jointly in every run; errors as in `prd_curve`."""
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
@@ -59,18 +58,18 @@ def joint_clusters(
     if real.shape != generated.shape:
         raise DataError(
             f"real features {real.shape}, generated {generated.shape}: precision and recall depend on the numbers of "
-            "samples, so draw as many of one set as of the other"
+            "samples; take equally many of both sets"
         )
     if 2 * len(real) < num_clusters:
         raise DataError(f"{2 * len(real)} samples in all for num_clusters={num_clusters}; take more patches")
-    both = np.concatenate([real, generated])
-    labels = np.empty((num_runs, len(both)), np.int32)
-    # One thread: sums over several come in any order, and the best of the starts could change with their last digit.
+    joint = np.concatenate([real, generated])
+    labels = np.empty((num_runs, len(joint)), np.int32)
+    # One thread: sums over several threads come in any order, and their last digit could change the best start.
     with threadpool_limits(limits=1):
         for run in range(num_runs):
             state = int(np.random.SeedSequence([seed, run]).generate_state(1)[0])
             kmeans = MiniBatchKMeans(n_clusters=num_clusters, n_init=NUM_STARTS, random_state=state)
-            labels[run] = kmeans.fit_predict(both)
+            labels[run] = kmeans.fit_predict(joint)
     return labels[:, : len(real)], labels[:, len(real) :]
 
 
@@ -86,5 +85,5 @@ def curve_of_clusters(
         precision_A = np.minimum(slope_A[:, None] * real_K, generated_K).sum(axis=1)
         precisions.append(precision_A)
         recalls.append(precision_A / slope_A)
-    # Rounding may pass 1 in the last digit.
+    # Rounding may exceed 1 in the last digit.
     return np.clip(np.mean(precisions, axis=0), 0, 1), np.clip(np.mean(recalls, axis=0), 0, 1)

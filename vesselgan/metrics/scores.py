@@ -1,11 +1,12 @@
-"""All scores of one patient's segmentation, and their summary over patients."""
+"""All scores of one subject's segmentation, and their summary over subjects."""
 
 import statistics
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from vesselgan.metrics.centreline import centreline_dice, count_parts
+from vesselgan.metrics.centreline import centreline_dice, count_components
 from vesselgan.metrics.overlap import dice, precision, recall
 from vesselgan.metrics.surface import distances
 
@@ -30,7 +31,7 @@ UNITS = {
 }
 REGIONS = ("all", "intracranial")
 MASKED = ("false_positive_inside_mm3", "false_positive_outside_mm3")
-"""Scores that need the brain mask and tell of the whole head; they stand in region `all`."""
+"""Scores of the whole head that need the brain mask; only in region `all`."""
 
 Entry = dict[str, Any]
 
@@ -44,18 +45,17 @@ def score(
     *,
     regions: tuple[str, ...] = REGIONS,
 ) -> list[Entry]:
-    """One entry per region that can be scored; in `intracranial` the brain mask is applied to both sides.
+    """One entry per region; `intracranial` applies the brain mask to both sides and needs one.
 
-    An empty side has defined scores: Dice, clDice, precision and recall 0, distances the volume's diagonal; two empty
-    sides have 1 and 0.
+    With one empty side Dice, clDice, precision and recall are 0 and distances the volume's diagonal; with two, 1 and 0.
     """
     entries = []
     for region in regions:
         if region == "all":
             entry = _score_region(truth_XYZ, predicted_XYZ, spacing_mm)
             if mask_XYZ is not None:
-                made_up = predicted_XYZ & ~truth_XYZ
-                volumes_mm3 = [_volume_mm3(made_up & side, spacing_mm) for side in (mask_XYZ, ~mask_XYZ)]
+                false_positive = predicted_XYZ & ~truth_XYZ
+                volumes_mm3 = [_volume_mm3(false_positive & side, spacing_mm) for side in (mask_XYZ, ~mask_XYZ)]
                 entry |= dict(zip(MASKED, volumes_mm3, strict=True))
         elif mask_XYZ is not None:
             entry = _score_region(truth_XYZ & mask_XYZ, predicted_XYZ & mask_XYZ, spacing_mm)
@@ -68,23 +68,16 @@ def score(
 def _score_region(truth: np.ndarray, predicted: np.ndarray, spacing_mm: tuple[float, float, float]) -> Entry:
     entry: Entry = {"dice": dice(truth, predicted)}
     for unit, edges in (("voxels", None), ("mm", spacing_mm)):
-        found = distances(truth, predicted, edges)
-        entry |= {
-            f"bavd_{unit}": found.bavd,
-            f"truth_to_predicted_{unit}": found.truth_to_predicted,
-            f"predicted_to_truth_{unit}": found.predicted_to_truth,
-            f"avd_{unit}": found.avd,
-            f"hd95_{unit}": found.hd95,
-        }
-    num_parts = {"truth_components": count_parts(truth), "predicted_components": count_parts(predicted)}
+        entry |= {f"{name}_{unit}": value for name, value in asdict(distances(truth, predicted, edges)).items()}
+    num_components = {"truth_components": count_components(truth), "predicted_components": count_components(predicted)}
     return entry | {
         "centreline_dice": centreline_dice(truth, predicted),
-        "component_error": abs(num_parts["predicted_components"] - num_parts["truth_components"]),
+        "component_error": abs(num_components["predicted_components"] - num_components["truth_components"]),
         "precision": precision(truth, predicted),
         "recall": recall(truth, predicted),
         "truth_voxels": int(np.count_nonzero(truth)),
         "predicted_voxels": int(np.count_nonzero(predicted)),
-        **num_parts,
+        **num_components,
     }
 
 
@@ -93,14 +86,14 @@ def _volume_mm3(mask_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) ->
 
 
 def is_empty(entry: Entry) -> bool:
-    """Whether a side of this entry is empty, so that its scores are the defined ones."""
+    """Whether truth or prediction of this entry is empty, so that its scores are set by convention."""
     return 0 in (entry["truth_voxels"], entry["predicted_voxels"])
 
 
 def summarise(entries: list[Entry]) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Region -> metric -> mean, standard deviation (n - 1; null below two patients), median and n.
+    """Region -> metric -> mean, standard deviation (n - 1; null below two subjects), median and n.
 
-    A score that a region does not have (`MASKED`) is left out there; the others must be in every entry.
+    Scores in `MASKED` may be missing in a region; all others must be in every entry.
     """
     summary: dict[str, dict[str, dict[str, float | int | None]]] = {}
     for region in dict.fromkeys(entry["region"] for entry in entries):
@@ -120,7 +113,7 @@ def summarise(entries: list[Entry]) -> dict[str, dict[str, dict[str, float | int
 
 
 def count_empty(entries: list[Entry]) -> dict[str, dict[str, int]]:
-    """Region -> how many entries have an empty label (`truth`) and an empty prediction (`predicted`)."""
+    """Region -> number of entries with an empty truth (`truth`) and with an empty prediction (`predicted`)."""
     return {
         region: {
             side: sum(entry["region"] == region and entry[f"{side}_voxels"] == 0 for entry in entries)

@@ -1,4 +1,4 @@
-"""Scores that measure distances between masks."""
+"""Distances between masks: (balanced) average Hausdorff distance and HD95."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,37 +16,37 @@ VOXELS_PER_QUERY = 8
 
 @dataclass(frozen=True)
 class SurfaceDistances:
-    """How far truth G and prediction P lie apart, in one unit. S(A->B): see `distances`."""
+    """Distances between truth G and prediction P, in one unit. S(A->B): see `distances`."""
 
     bavd: float
-    """(S(G->P) + S(P->G)) / (2 |G|), the mean of the next two (Subramaniam 2022, equation 4)."""
+    """(S(G->P) + S(P->G)) / (2 |G|), the mean of the next two fields (Subramaniam 2022, equation 4)."""
     truth_to_predicted: float
-    """S(G->P) / |G|: grows with what was missed."""
+    """S(G->P) / |G|: grows with false negatives."""
     predicted_to_truth: float
-    """S(P->G) / |G|: grows with what was made up."""
+    """S(P->G) / |G|: grows with false positives."""
     avd: float
     """(S(G->P) / |G| + S(P->G) / |P|) / 2, the unbalanced average (Aydin 2021)."""
     hd95: float
-    """The greater of the two 95th percentiles of the distances from one surface's voxels to the other's."""
+    """The larger 95th percentile of the distances from the voxels of one surface to the other, of both directions."""
 
 
 def distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float] | None = None) -> SurfaceDistances:
     """All distances between two masks, in voxels; with spacing_mm (one edge length per axis) in millimetres.
 
-    S(A->B) is the sum, over all voxels of A (not its surface's), of the distance to the nearest voxel of B, measured
-    with that spacing and not scaled afterwards. A surface's voxels are those with a face towards the background.
-    Both masks empty: all 0. One empty: all are the diagonal of the whole array. DataError: see `as_masks`.
+    S(A->B) is the sum over all voxels of A (not only its surface) of the distance to the nearest voxel of B. Surface
+    voxels have a face towards the background. Both masks empty: all 0. One empty: all are the diagonal of the whole
+    array. DataError: see `as_masks`.
     """
     pair = _Pair.of(truth, predicted, spacing_mm)
     if pair.diagonal is not None:
         return SurfaceDistances(*[pair.diagonal] * 5)
-    missed, made_up = pair.sums()
+    to_predicted, to_truth = pair.sums()
     num_truth, num_predicted = pair.num_truth, pair.num_predicted
     return SurfaceDistances(
-        bavd=(missed + made_up) / (2 * num_truth),
-        truth_to_predicted=missed / num_truth,
-        predicted_to_truth=made_up / num_truth,
-        avd=(missed / num_truth + made_up / num_predicted) / 2,
+        bavd=(to_predicted + to_truth) / (2 * num_truth),
+        truth_to_predicted=to_predicted / num_truth,
+        predicted_to_truth=to_truth / num_truth,
+        avd=(to_predicted / num_truth + to_truth / num_predicted) / 2,
         hd95=pair.hd95(),
     )
 
@@ -54,18 +54,18 @@ def distances(truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[flo
 def balanced_average_hausdorff(
     truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float] | None = None
 ) -> float:
-    """The `bavd` of `distances` alone, in half its time."""
+    """The `bavd` of `distances` alone, in half the time."""
     pair = _Pair.of(truth, predicted, spacing_mm)
     return sum(pair.sums()) / (2 * pair.num_truth) if pair.diagonal is None else pair.diagonal
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two masks in their tight box, or what stands for a distance where one of them is empty."""
+    """Two masks cropped to their bounding box, or the diagonal that replaces all distances if one is empty."""
 
     truth: np.ndarray
     predicted: np.ndarray
-    edges: np.ndarray
+    spacing: np.ndarray
     num_truth: int
     num_predicted: int
     diagonal: float | None
@@ -73,44 +73,44 @@ class _Pair:
     @classmethod
     def of(cls, truth: np.ndarray, predicted: np.ndarray, spacing_mm: Sequence[float] | None) -> "_Pair":
         truth, predicted = as_masks(truth, predicted)
-        edges = np.ones(truth.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
-        if edges.shape != (truth.ndim,) or not np.all(np.isfinite(edges) & (edges > 0)):
+        spacing = np.ones(truth.ndim) if spacing_mm is None else np.asarray(spacing_mm, dtype=float)
+        if spacing.shape != (truth.ndim,) or not np.all(np.isfinite(spacing) & (spacing > 0)):
             raise DataError(f"spacing_mm={spacing_mm}: one positive length per axis of an array of {truth.ndim} axes")
         num_truth, num_predicted = int(np.count_nonzero(truth)), int(np.count_nonzero(predicted))
         if num_truth == 0 or num_predicted == 0:
-            diagonal = 0.0 if num_truth == num_predicted else float(np.linalg.norm(edges * truth.shape))
-            return cls(truth, predicted, edges, num_truth, num_predicted, diagonal)
-        box = tight_box(truth | predicted)
-        return cls(truth[box], predicted[box], edges, num_truth, num_predicted, None)
+            diagonal = 0.0 if num_truth == num_predicted else float(np.linalg.norm(spacing * truth.shape))
+            return cls(truth, predicted, spacing, num_truth, num_predicted, diagonal)
+        box = bounding_box(truth | predicted)
+        return cls(truth[box], predicted[box], spacing, num_truth, num_predicted, None)
 
     def sums(self) -> tuple[float, float]:
-        """S(G->P) and S(P->G). Shared voxels are at distance 0 and are not looked up."""
+        """S(G->P) and S(P->G). Common voxels have distance 0 and are skipped."""
         return self._sum(self.truth, self.predicted), self._sum(self.predicted, self.truth)
 
     def _sum(self, source: np.ndarray, target: np.ndarray) -> float:
-        # Seen from outside, a mask's nearest voxel is always one of its surface.
+        # From outside, the nearest voxel of a mask is always on its surface.
         return float(self._to_nearest(_voxels(source & ~target), _surface_voxels(target)).sum())
 
     def hd95(self) -> float:
         truth, predicted = _surface_voxels(self.truth), _surface_voxels(self.predicted)
-        both_ways = self._to_nearest(truth, predicted), self._to_nearest(predicted, truth)
-        return max(float(np.percentile(way, 95)) for way in both_ways)
+        directions = self._to_nearest(truth, predicted), self._to_nearest(predicted, truth)
+        return max(float(np.percentile(distance, 95)) for distance in directions)
 
     def _to_nearest(self, points: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The distance from each of the voxels `points` to the nearest of `targets`, both [n, axes]."""
         if len(points) * VOXELS_PER_QUERY > self.truth.size:
             background = np.ones(self.truth.shape, bool)
             background[tuple(targets.T)] = False
-            return ndimage.distance_transform_edt(background, sampling=self.edges)[tuple(points.T)]
-        return cKDTree(targets * self.edges).query(points * self.edges)[0] if len(points) else np.zeros(0)
+            return ndimage.distance_transform_edt(background, sampling=self.spacing)[tuple(points.T)]
+        return cKDTree(targets * self.spacing).query(points * self.spacing)[0] if len(points) else np.zeros(0)
 
 
-def tight_box(mask: np.ndarray) -> tuple[slice, ...]:
-    """The smallest box that holds the mask, which must not be empty."""
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """The bounding box of a mask that is not empty."""
     spans = []
     for axis in range(mask.ndim):
-        held = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        spans.append(slice(int(held[0]), int(held[-1]) + 1))
+        occupied = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
+        spans.append(slice(int(occupied[0]), int(occupied[-1]) + 1))
     return tuple(spans)
 
 
@@ -120,10 +120,10 @@ def _surface_voxels(mask: np.ndarray) -> np.ndarray:
     flat = np.flatnonzero(padded)
     steps = [stride // padded.itemsize for stride in padded.strides]
     values = padded.ravel()
-    inner = np.ones(flat.size, dtype=bool)
+    is_inner = np.ones(flat.size, dtype=bool)
     for step in steps:
-        inner &= values[flat - step] & values[flat + step]
-    return np.stack(np.unravel_index(flat[~inner], padded.shape), axis=1) - 1
+        is_inner &= values[flat - step] & values[flat + step]
+    return np.stack(np.unravel_index(flat[~is_inner], padded.shape), axis=1) - 1
 
 
 def _voxels(mask: np.ndarray) -> np.ndarray:

@@ -1,10 +1,11 @@
-"""The critic: image and vessel label in, one score out.
+"""The critic: image and vessel label -> one score.
 
 Shapes: N batch, C channel (0 image, 1 vessel label), X Y Z voxels.
 """
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,38 +26,37 @@ from vesselgan.models.generator import check_width
 from vesselgan.models.normalisation import at_least_float32
 
 NORMS = ("instance", "spectral")
-LEAK = 0.2
+NEGATIVE_SLOPE = 0.2
 
 
 class Critic(nn.Module):
     """Four convolutions of stride 2 with leaky ReLU, then a linear score (layers of the authors' released code).
 
-    Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift behind
-    every convolution (GP); `norm="spectral"`: spectral normalisation of every convolution's weight (SN and its kin).
+    Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift after
+    every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
     """
 
     def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str) -> None:
         super().__init__()
         if norm not in NORMS:
-            raise UsageError(f"variant.critic_norm={norm}: one of {', '.join(NORMS)} is needed")
+            raise UsageError(f"variant.critic_norm={norm}: choose one of {', '.join(NORMS)}")
         check_patch_shape(patch_shape, norm)
         check_width(width)
         channels = [2, width // 8, width // 4, width // 2, width]
-        self.convolutions = nn.ModuleList(
-            Conv3d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(channels)
-        )
-        for convolution in self.convolutions:
+        convolutions = [Conv3d(i, o, kernel_size=3, stride=2, padding=1) for i, o in pairwise(channels)]
+        for convolution in convolutions:
             if norm == "instance":
                 freeze_bias(convolution)
             else:
                 parametrize.register_parametrization(convolution, "weight", SpectralNorm(convolution.weight))
+        self.convolutions = nn.ModuleList(convolutions)
         self.norm = InstanceNorm3d() if norm == "instance" else nn.Identity()
-        self.activation = nn.LeakyReLU(LEAK)
+        self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
         self.score = Linear(width * math.prod(int(side) // 16 for side in patch_shape), 1)
 
     def forward(self, patch_NCXYZ: Tensor) -> Tensor:
-        """[N, 2, X, Y, Z] of any floating type -> scores [N], float32 whatever the type of the weights."""
-        # The bias tells the type: asking a spectral-norm weight for it would cost a power iteration.
+        """[N, 2, X, Y, Z] of any floating type -> scores [N], float32 in every precision."""
+        # The type of the bias: reading a spectral-norm weight would cost a power iteration.
         x_NCXYZ = patch_NCXYZ.to(self.score.bias.dtype)
         for convolution in self.convolutions:
             x_NCXYZ = self.activation(self.norm(convolution(x_NCXYZ)))
@@ -68,23 +68,24 @@ class Critic(nn.Module):
     def input_gradient(self, patch_NCXYZ: Tensor, scale: float) -> Tensor:
         """Gradient of scale * sum(scores) by the patches, differentiable by the weights; in the type of the weights.
 
-        Without normalisation of activations it is a chain of transposed convolutions with the slopes of the leaky ReLUs
-        in between. These are constant almost everywhere, so a derivative by the weights runs through that chain alone,
-        where autograd would go through the forward as well: half of the work, measured on a CPU, and the same numbers.
+        Without normalisation of activations the gradient is a chain of transposed convolutions and the slopes of the
+        leaky ReLUs. The slopes are constant almost everywhere, so the second derivative runs through that chain alone,
+        not through the forward as with autograd: the same numbers for half of the work (measured on a CPU).
         """
         if not isinstance(self.norm, nn.Identity):
             patch_NCXYZ = patch_NCXYZ.detach().requires_grad_(True)
             return torch.autograd.grad(self(patch_NCXYZ).sum() * scale, patch_NCXYZ, create_graph=True)[0]
-        weights = [convolution.weight for convolution in self.convolutions]
-        before: list[Tensor] = []
+        convolutions = [cast(Conv3d, convolution) for convolution in self.convolutions]
+        weights = [convolution.weight for convolution in convolutions]
+        activations: list[Tensor] = []
         with torch.no_grad():
             x_NCXYZ = patch_NCXYZ.to(self.score.bias.dtype)
-            for convolution, weight in zip(self.convolutions, weights, strict=True):
-                before.append(convolution._conv_forward(x_NCXYZ, weight, convolution.bias))
-                x_NCXYZ = self.activation(before[-1])
-        score_1CXYZ = (self.score.weight.to(at_least_float32(x_NCXYZ.dtype)) * scale).view(1, *x_NCXYZ.shape[1:])
-        slope_NCXYZ = score_1CXYZ.to(x_NCXYZ.dtype).expand_as(x_NCXYZ)
-        for x_NCXYZ, weight in zip(reversed(before), reversed(weights), strict=True):
-            slope_NCXYZ = torch.ops.aten.leaky_relu_backward(slope_NCXYZ, x_NCXYZ, LEAK, False)
-            slope_NCXYZ = transposed_convolution(slope_NCXYZ, weight, output_padding=1)
-        return slope_NCXYZ
+            for convolution, weight in zip(convolutions, weights, strict=True):
+                activations.append(convolution._conv_forward(x_NCXYZ, weight, convolution.bias))
+                x_NCXYZ = self.activation(activations[-1])
+        weight_1CXYZ = (self.score.weight.to(at_least_float32(x_NCXYZ.dtype)) * scale).view(1, *x_NCXYZ.shape[1:])
+        gradient_NCXYZ = weight_1CXYZ.to(x_NCXYZ.dtype).expand_as(x_NCXYZ)
+        for x_NCXYZ, weight in zip(reversed(activations), reversed(weights), strict=True):
+            gradient_NCXYZ = torch.ops.aten.leaky_relu_backward(gradient_NCXYZ, x_NCXYZ, NEGATIVE_SLOPE, False)
+            gradient_NCXYZ = transposed_convolution(gradient_NCXYZ, weight, output_padding=1)
+        return gradient_NCXYZ

@@ -1,1 +1,1 @@
-"""All that differential privacy is: accountant, engine, Poisson sampling, step, releases; and attacks."""
+"""Differential privacy: accountant, engine, Poisson sampling, step, release counter; and attacks."""

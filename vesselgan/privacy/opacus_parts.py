@@ -1,6 +1,6 @@
-"""What the private critic takes from Opacus: accountants, noise for a target, an optimizer that clips and noises.
+"""Opacus: accountants, noise for a target epsilon, and an optimizer that clips and adds noise.
 
-Mechanism throughout: every unit enters a step with probability `sample_rate`, its gradient is clipped to one norm, the
+The mechanism: every unit enters a step with probability `sample_rate`, its gradient is clipped to one norm, the
 sum gets Gaussian noise of `noise_multiplier` times that norm (Abadi 2016; Mironov 2019). Epsilon is for adding or
 removing one unit. The one module that imports Opacus.
 """
@@ -8,6 +8,7 @@ removing one unit. The one module that imports Opacus.
 import functools
 import math
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,8 +31,8 @@ def renyi(*, noise_multiplier: float, sample_rate: float) -> np.ndarray:
     """Renyi divergence of one step at ORDERS; steps add up."""
     from opacus.accountants.analysis.rdp import compute_rdp
 
-    found = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS)
-    return np.asarray(found, np.float64)
+    divergence = compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=ORDERS)
+    return np.asarray(divergence, np.float64)
 
 
 @functools.lru_cache
@@ -80,13 +81,13 @@ def epsilon_prv(
         return None
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
-    found = float(accountant.get_epsilon(delta, eps_error=error or max(0.01, PRV_SHARE * by_rdp)))
-    if not 0 <= found <= by_rdp + 2 * max(0.01, PRV_SHARE * by_rdp):
+    epsilon = float(accountant.get_epsilon(delta, eps_error=error or max(0.01, PRV_SHARE * by_rdp)))
+    if not 0 <= epsilon <= by_rdp + 2 * max(0.01, PRV_SHARE * by_rdp):
         raise PrivacyError(
-            f"the accountants disagree: RDP bounds epsilon by {by_rdp:.3f}, PRV by {found:.3f}, at noise multiplier "
+            f"the accountants disagree: RDP bounds epsilon by {by_rdp:.3f}, PRV by {epsilon:.3f}, at noise multiplier "
             f"{noise_multiplier}, rate {sample_rate}, {steps} steps, delta {delta}; rely on neither, and report it"
         )
-    return found
+    return epsilon
 
 
 def noise_for(*, target_epsilon: float, sample_rate: float, steps: int, delta: float) -> float:
@@ -120,7 +121,7 @@ def private_optimizer(
     clip_norm: float,
     expected_batch: float,
     num_ranks: int,
-) -> torch.optim.Optimizer:
+) -> Any:
     """`inner` behind Opacus' clipping and noise; on several ranks the clipped sums are added and rank 0 adds noise.
 
     expected_batch: units per step over all ranks; the noisy sum is divided by it. What the noise of a step is drawn

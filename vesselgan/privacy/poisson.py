@@ -1,7 +1,7 @@
-"""Which records enter a private step: every unit by its own coin, a pure function of a key and the step's number.
+"""Poisson sampling: every unit enters a step independently, as a pure function of a key and the step's position.
 
-The size of such a batch is drawn by chance and may be zero. Ranks take its records in turn, so that a result does not
-depend on their number; a resumed run draws the same batches.
+The size of a batch is random and may be zero. Ranks take every n-th record, so results do not depend on their number; a
+resumed run draws the same batches.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,15 +10,15 @@ import numpy as np
 
 from vesselgan.core.errors import PrivacyError
 from vesselgan.data.augment import sample_orientations
-from vesselgan.data.patches import Share
+from vesselgan.data.patches import BatchSlice
 from vesselgan.formats.shards import ShardSet
 
 _STREAM = 0xD9
 _TWO_64 = 2**64
 
 
-class PoissonShares:
-    """One rank's share of the batches at `positions`, for `read_shares`."""
+class PoissonSampler:
+    """One rank's slice of the batches at `positions`, for `read_batches`."""
 
     def __init__(
         self,
@@ -31,46 +31,46 @@ class PoissonShares:
         world_size: int,
         augment: bool,
     ) -> None:
-        """units: the records of each; sample_rate: chance of a unit to be in a batch."""
+        """units: the records of each unit; sample_rate: probability that a unit is in a batch."""
         assert 0 < sample_rate < 1, sample_rate
         self.units, self.key, self.positions = units, key, positions
         self.threshold = np.uint64(int(sample_rate * _TWO_64))
-        self.most = max(len(records) for records in units)
+        self.max_records = max(len(records) for records in units)
         self.rank, self.world_size, self.augment = rank, world_size, augment
         self.num_records = 1 + max(max(records) for records in units)
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __iter__(self) -> Iterator[Share]:
+    def __iter__(self) -> Iterator[BatchSlice]:
         for position in self.positions:
             records = self.batch(position)[self.rank :: self.world_size]
-            # A word for every record there is, so that a record's turn does not depend on which others are drawn.
-            words = (
-                sample_orientations(self.num_records, self.key, position)[records].tolist() if self.augment else None
-            )
-            yield records, words
+            orientations = None
+            if self.augment:
+                # Drawn for all records: a record's orientation does not depend on which others are drawn.
+                orientations = sample_orientations(self.num_records, self.key, position)[records].tolist()
+            yield records, orientations
 
     def batch(self, position: int) -> list[int]:
-        """The records of the whole batch: one of each unit that its coin took.
+        """The records of the global batch: one of each sampled unit.
 
-        A unit shows record number r of 0 .. most - 1, all equally likely, and nothing where it has no such record: so
-        a record is shown with one and the same chance whoever it belongs to, and taking one away changes no other's.
+        A sampled unit contributes its record r, uniform in 0 .. max_records - 1, or nothing if it has fewer: so every
+        record has the same probability, and removing one changes that of no other.
         """
-        source = np.random.Philox(np.random.SeedSequence((self.key, position, _STREAM)))
-        coins, shown = source.random_raw(2 * len(self.units)).reshape(2, -1)
-        taken = np.flatnonzero(coins < self.threshold)
-        places = [(self.units[unit], int(shown[unit] % np.uint64(self.most))) for unit in taken]
-        return [records[place] for records, place in places if place < len(records)]
+        philox = np.random.Philox(np.random.SeedSequence((self.key, position, _STREAM)))
+        coins, choices = philox.random_raw(2 * len(self.units)).reshape(2, -1)
+        sampled = np.flatnonzero(coins < self.threshold).tolist()
+        pairs = [(self.units[unit], int(choices[unit] % np.uint64(self.max_records))) for unit in sampled]
+        return [records[index] for records, index in pairs if index < len(records)]
 
 
 def units_of(shards: ShardSet, unit: str) -> list[list[int]]:
-    """The records of every patch, or of every patient. PrivacyError where a subject's patient is not known."""
+    """The records of every patch, or of every patient; PrivacyError if the patient of a subject is not known."""
     if unit == "patch":
         return [[number] for number in range(len(shards))]
-    if unnamed := without_patient(shards):
+    if unknown := without_patient(shards):
         raise PrivacyError(
-            f"{shards.folder}: the manifest does not say whose {', '.join(unnamed[:3])}{' ...' * (len(unnamed) > 3)} "
+            f"{shards.folder}: the manifest does not say whose {', '.join(unknown[:3])}{' ...' * (len(unknown) > 3)} "
             "are, and one patient under two names would be protected as two people are: start data_prep.build_shards "
             "again, with a column `patient` in data.prepare.split.csv where ids do not tell; or take "
             "variant.dp.unit=patch"
@@ -79,14 +79,14 @@ def units_of(shards: ShardSet, unit: str) -> list[list[int]]:
 
 
 def without_patient(shards: ShardSet) -> list[str]:
-    """Subjects of whom the manifest does not say which patient they are."""
+    """Subjects without a patient in the manifest."""
     return [name for name, entry in shards.subjects.items() if not entry.get("patient")]
 
 
 def records_of_patients(shards: ShardSet) -> dict[str, list[int]]:
-    """Patient, or subject where no patient is named -> its records, in their order."""
-    found: dict[str, list[int]] = {}
-    for number in range(len(shards)):
-        name = shards.subject(number)
-        found.setdefault(shards.subjects[name].get("patient") or name, []).append(number)
-    return found
+    """Patient (or subject, if its patient is not known) -> its records, in order."""
+    records: dict[str, list[int]] = {}
+    for index in range(len(shards)):
+        subject = shards.subject(index)
+        records.setdefault(shards.subjects[subject].get("patient") or subject, []).append(index)
+    return records

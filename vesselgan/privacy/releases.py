@@ -1,12 +1,12 @@
-"""The releases of a private run, counted beside its checkpoints: going back to an older one must not hide any.
+"""The release counter of a private run, beside its checkpoints: resuming from an older one must not hide a release.
 
-    releases.json    {"made": the most noisy sums that any session told, "since": how many when what they are made
-                      with was last changed, "on": the ranks that make them}
+    releases.json    {"made": largest number of releases of any session, "since": their number at the last change of
+                      settings, "on": number and device of the ranks}
 
-A release made again from the same weights with the same settings has the same bytes and spends nothing: so a killed
-run is taken up. Made with others it would be a second one, of the same batch and under the same noise, which whoever
-sees both can take away. So below the mark nothing may change, not even the number of ranks, whose sums are rounded
-otherwise; on the mark everything that the accountant allows.
+A release repeated from the same weights with the same settings has the same bytes and spends nothing, so a killed run
+can resume. With other settings it would be a second release of the same batch under the same noise, and the difference
+of both has no noise. So no setting may change before `made` is reached again, not even the number of ranks, which
+changes the rounding of sums; after it, everything that the accountant allows.
 """
 
 import json
@@ -21,20 +21,20 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.provenance import device_name
 
 FILE = "releases.json"
-# Settings that say when a run ends, not what its releases are.
+# Settings of the length of a run, which do not change its releases.
 LENGTH = {"train.epochs", "train.max_steps", "train.max_skipped_steps", "variant.dp.target_epsilon"}
 
 
 @dataclass
 class ReleaseCounter:
-    """How far a run has come, whatever its newest checkpoint says."""
+    """Releases of a run, independent of its newest checkpoint."""
 
     made: int = 0
     since: int = 0
     on: str = ""
 
     def advance(self, path: Path, releases: int) -> None:
-        """Durable on return, so that nothing is told of a release that is not counted; never goes back."""
+        """Count up to `releases`, durable on return; never counts down."""
         if releases > self.made:
             self.made = releases
             self.write(path)
@@ -44,55 +44,55 @@ class ReleaseCounter:
             write_text(path, json.dumps(asdict(self)) + "\n")
         except OSError as error:
             raise ResourceError(
-                f"{path}: {describe(error)}, so the next releases could not be counted; make room, then go on with the "
-                "same command"
+                f"{path}: {describe(error)}, so the next releases could not be counted; make room, then "
+                "resume with the same command"
             ) from error
 
 
-def place_of(world: World) -> str:
-    """What rounds the sums."""
+def hardware_of(world: World) -> str:
+    """Number and device of the ranks, which determine the rounding of sums."""
     return f"{world.size} x {device_name(world.device)}"
 
 
 def resume(path: Path, releases: int, changes: list[Change], on: str) -> ReleaseCounter:
-    """The mark of a run that goes on after so many `releases` with these `changes`.
+    """The counter of a run that resumes after `releases` releases with `changes` of its settings.
 
-    PrivacyError where releases would be made again otherwise than they were; CheckpointError where the mark is lost.
+    PrivacyError if counted releases would be repeated with other settings; CheckpointError if the counter is lost.
     """
-    mark = _read(path)
-    if releases > mark.made:
+    counter = _read(path)
+    if releases > counter.made:
         raise CheckpointError(
-            f"{path}: counts {mark.made} releases, the critic has made {releases}; put the file back, or start a new "
-            "run directory: an epsilon for these weights might not be true"
+            f"{path}: counts {counter.made} releases, the critic has made {releases}; put the file back, or start a "
+            "new run directory: an epsilon for these weights might not be true"
         )
-    altered = [str(change) for change in changes if alters(change)]
-    if mark.on not in ("", on):
-        altered.append(f"ranks: {mark.on} -> {on}")
-    if releases < mark.made and (altered or releases < mark.since):
-        what = "; ".join(altered) or f"settings or ranks changed after release {mark.since}"
+    altered = [str(change) for change in changes if changes_releases(change)]
+    if counter.on not in ("", on):
+        altered.append(f"ranks: {counter.on} -> {on}")
+    if releases < counter.made and (altered or releases < counter.since):
+        reason = "; ".join(altered) or f"settings or ranks changed after release {counter.since}"
         raise PrivacyError(
-            f"{path}: {mark.made} releases were made, the checkpoint follows number {releases}, and those after it "
-            f"would be made again otherwise ({what}), under the same noise and uncounted. Go on unchanged "
-            f"until release {mark.made} and change there, or start a new run directory"
+            f"{path}: {counter.made} releases were made, the checkpoint follows number {releases}, and those after it "
+            f"would be made again otherwise ({reason}), under the same noise and uncounted. Resume unchanged "
+            f"until release {counter.made} and change there, or start a new run directory"
         )
-    mark = ReleaseCounter(mark.made, releases if altered else mark.since, on)
-    mark.write(path)
-    return mark
+    counter = ReleaseCounter(counter.made, releases if altered else counter.since, on)
+    counter.write(path)
+    return counter
 
 
-def alters(change: Change) -> bool:
-    """Whether other bytes may be released; the mechanics that are free elsewhere round the generator otherwise."""
+def changes_releases(change: Change) -> bool:
+    """Whether the released bytes may change; DeepSpeed settings, free elsewhere, change the generator's rounding."""
     return change.key not in LENGTH and (not change.is_free or change.key.startswith("deepspeed."))
 
 
 def _read(path: Path) -> ReleaseCounter:
     try:
-        told: dict[str, Any] = json.loads(path.read_text())
-        return ReleaseCounter(int(told["made"]), int(told["since"]), str(told["on"]))
+        content: dict[str, Any] = json.loads(path.read_text())
+        return ReleaseCounter(int(content["made"]), int(content["since"]), str(content["on"]))
     except FileNotFoundError:
         return ReleaseCounter()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}); put it back, or start a new run directory: how often "
-            "this run's data were used is told nowhere else"
+            f"{path}: cannot be read ({type(error).__name__}); put it back, or start a new run directory: no "
+            "other file counts how often this run's data were used"
         ) from error

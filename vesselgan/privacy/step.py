@@ -1,8 +1,7 @@
-"""The private critic in a run: its step, its batches, its engine, its secret key (appendix B, put right).
+"""The private critic of a run: step, batches, engine, secret key (appendix B, corrected).
 
-One joint step: the loss of a unit is what the critic says of its real patch and of one generated patch together, its
-gradient is clipped as one, and one noise is added per fresh batch. The generator sees no real patch; what it learns
-from the critic is free.
+The loss of a unit is that of its real patch and of one generated patch; their gradient is clipped as one, and noise is
+added once per fresh batch. The generator sees no real patch, so its steps are post-processing and spend nothing.
 """
 
 import re
@@ -19,15 +18,15 @@ from torch.profiler import record_function
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
-from vesselgan.data.patches import PatchDataset, read_shares
+from vesselgan.data.patches import PatchDataset, read_batches
 from vesselgan.formats.run_dir import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
-from vesselgan.privacy.accountant import Mechanism, check_same_history, planned, words
+from vesselgan.privacy.accountant import Mechanism, check_same_history, plan_mechanism, summary_lines
 from vesselgan.privacy.engine import PrivateEngine, build_private
-from vesselgan.privacy.poisson import PoissonShares, records_of_patients, units_of, without_patient
-from vesselgan.runtime.distributed import World, together
+from vesselgan.privacy.poisson import PoissonSampler, records_of_patients, units_of, without_patient
+from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
 from vesselgan.runtime.timing import Phase, Scalars
@@ -38,33 +37,33 @@ KEY_BITS = 128
 
 
 class PoissonBatch(NamedTuple):
-    """This rank's part of a Poisson batch, perhaps nothing."""
+    """This rank's slice of a Poisson batch, possibly empty."""
 
     records: Sequence[int]
-    """Whose patches they are, by number: one of each unit."""
+    """Record numbers of the patches, one per unit."""
     real_NCXYZ: Tensor
 
 
 def critic_step(
     critic: PrivateEngine,
     generator: Engine,
-    dealt: PoissonBatch,
-    draws: NoiseSampler,
+    batch: PoissonBatch,
+    noise: NoiseSampler,
     position: int,
     variant: Variant,
     phase: Phase = record_function,
 ) -> Scalars:
     """One private update of the critic from a Poisson batch.
 
-    What a unit adds to the sum is a function of the weights, the key, the position and its own record alone: without
-    it the sum is another by no more than the clipping norm.
+    The term of a unit is a function of the weights, the key, the position and its own record: removing the unit changes
+    the sum by at most the clipping norm.
     """
     critic.check_single_use(position)
     assert critic.key is not None
-    latents_NL = latents_by_record_NL(critic.key, position, dealt.records, draws.latent_size)
+    latents_NL = latents_by_record_NL(critic.key, position, batch.records, noise.latent_size)
     latents_NL = latents_NL.to(generator.device, generator.dtype)
-    for unit in range(len(dealt.records)):
-        real, latent = dealt.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+    for unit in range(len(batch.records)):
+        real, latent = batch.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
         with phase("critic/fake"), torch.no_grad():
             fake = generator.module(latent).to(critic.dtype)
         with phase("critic/scores"):
@@ -73,44 +72,44 @@ def critic_step(
             critic.backward(loss)
     with phase("critic/update"):
         critic.step()
-    return _told(critic)
+    return _metrics(critic)
 
 
-def _told(critic: PrivateEngine) -> Scalars:
-    """Of all ranks' units; an empty batch has no loss."""
+def _metrics(critic: PrivateEngine) -> Scalars:
+    """Over all ranks; an empty batch has no loss."""
     batch = critic.batch
-    told = {"units": batch.units, "empty": batch.units == 0, "skipped": batch.dropped}
-    found = {f"{critic.name}_{name}": torch.tensor(float(value)) for name, value in told.items()}
-    found[f"{critic.name}_gradient_norm"] = critic.gradient_norm
+    counts = {"units": batch.units, "empty_batches": batch.units == 0, "dropped_units": batch.dropped}
+    metrics = {f"dp/{name}": torch.tensor(float(value)) for name, value in counts.items()}
+    metrics[f"grad_norm/{critic.name}"] = critic.gradient_norm
     if batch.units > batch.dropped:
-        found |= {"loss/critic": torch.tensor(batch.mean_loss), "loss/wasserstein": torch.tensor(-batch.mean_loss)}
-    return found
+        metrics |= {"loss/critic": torch.tensor(batch.mean_loss), "loss/wasserstein": torch.tensor(-batch.mean_loss)}
+    return metrics
 
 
 @dataclass
-class Private:
-    """What a run of a private variant has beside the others."""
+class PrivateRun:
+    """The accountant, key and sampling of a private run."""
 
     dp: Dp
     mechanism: Mechanism
     steps: int
-    """Of the critic, in the whole run."""
-    asked: int
-    """The same without dp.target_epsilon, which may end it sooner."""
+    """Critic steps of the whole run."""
+    requested_steps: int
+    """The same without dp.target_epsilon, which may end the run sooner."""
     units: list[list[int]]
-    """The records of each."""
+    """The records of each unit."""
     key: int | None
-    """What sampling and noise are drawn from; null until `begin` where it is secret."""
+    """Seed of sampling and noise; a secret one is null until `load_or_init`."""
     num_patches: int
     n_critic: int
     are_patients_known: bool
-    """Else every subject counts as one."""
-    mark: releases.ReleaseCounter = field(default_factory=releases.ReleaseCounter)
+    """Otherwise every subject counts as a patient."""
+    counter: releases.ReleaseCounter = field(default_factory=releases.ReleaseCounter)
     _epochs: int = 0
 
     @property
     def generator_steps(self) -> int:
-        """Those that the run may take."""
+        """Generator steps of the whole run."""
         return self.steps // self.n_critic
 
     def engine(self, module: nn.Module, variant: Variant, world: World) -> PrivateEngine:
@@ -129,9 +128,9 @@ class Private:
     def batches(
         self, dataset: PatchDataset, positions: range, config: TrainGan, world: World
     ) -> Iterator[PoissonBatch]:
-        """This rank's part of the Poisson batches at `positions`."""
+        """This rank's slices of the Poisson batches at `positions`."""
         assert self.key is not None
-        shares = PoissonShares(
+        sampler = PoissonSampler(
             self.units,
             sample_rate=self.mechanism.sample_rate,
             key=self.key,
@@ -140,18 +139,18 @@ class Private:
             world_size=world.size,
             augment=config.data.augment,
         )
-        patches = read_shares(dataset, shares, config.train.num_workers)
-        return (PoissonBatch(records, real) for (records, _), real in zip(shares, patches, strict=True))
+        patches = read_batches(dataset, sampler, config.train.num_workers)
+        return (PoissonBatch(records, real) for (records, _), real in zip(sampler, patches, strict=True))
 
     def lines(self) -> list[str]:
-        """What the whole run will spend, in words, and how the noise is kept."""
-        lines = words(self.mechanism, self.steps)
+        """Lines on what the whole run will spend and how its key is stored."""
+        lines = summary_lines(self.mechanism, self.steps)
         if not self.are_patients_known:
             lines.append("privacy: the shards name no patients, so `per patient` means per subject's id")
-        if self.steps < self.asked:
+        if self.steps < self.requested_steps:
             lines.append(
                 f"privacy: variant.dp.target_epsilon={self.dp.target_epsilon:g} ends the run after {self.steps:,} of "
-                f"{self.asked:,} steps of the critic"
+                f"{self.requested_steps:,} steps of the critic"
             )
         if self.dp.noise_seed is None:
             return [
@@ -165,67 +164,67 @@ class Private:
             "take the noise off again, so no epsilon holds against him",
         ]
 
-    def begin(
+    def load_or_init(
         self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
     ) -> None:
-        """Open the key and compare the accountants. A collective call.
+        """Load or draw the key and check the accountant. A collective call.
 
-        CheckpointError unless the restored state's accountant is this run's and has counted all that the critic took;
-        PrivacyError where `changes` would make releases again otherwise.
+        CheckpointError unless the restored accountant is this run's and has counted every step of the critic;
+        PrivacyError if `changes` would repeat releases with other settings.
         """
         if state["step"]:
-            check_same_history(state, self.told(critic))
-        path, on = run_dir / releases.FILE, releases.place_of(world)
-        self.mark = together(world, lambda: releases.resume(path, critic.releases, changes, on))
+            check_same_history(state, self.to_json(critic))
+        path, on = run_dir / releases.FILE, releases.hardware_of(world)
+        self.counter = run_on_rank0(world, lambda: releases.resume(path, critic.releases, changes, on))
         if self.key is None:
-            self.key = together(world, lambda: _secret_key(run_dir))
+            self.key = run_on_rank0(world, lambda: _secret_key(run_dir))
         critic.key = self.key
         self._epochs = self._epoch(critic)
 
-    def count(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
-        """Put the releases so far on record, before anything is told of them. A collective call."""
-        together(world, lambda: self.mark.advance(run_dir / releases.FILE, critic.releases))
+    def record_releases(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
+        """Count the releases so far, before anything is logged of them. A collective call."""
+        run_on_rank0(world, lambda: self.counter.advance(run_dir / releases.FILE, critic.releases))
 
-    def watch(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
-        """Epsilon for the curves; a line by both accountants at the first telling after each epoch."""
+    def log_epsilon(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
+        """Epsilon as a metric; logs a line of both accountants at the first call after each epoch."""
         epoch = self._epoch(critic)
         if log.is_main and epoch > self._epochs:
-            log.line(self.spent(critic.releases))
+            log.line(self.spent_line(critic.releases))
         self._epochs = epoch
-        return {"epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
+        return {"dp/epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
 
     def _epoch(self, critic: PrivateEngine) -> int:
         return critic.releases * self.mechanism.batch_size // self.num_patches
 
-    def spent(self, steps: int) -> str:
-        """One line: what so many steps of the critic have spent, by both accountants."""
+    def spent_line(self, steps: int) -> str:
+        """One line on what `steps` critic steps have spent, by both accountants."""
         unit = self.mechanism.unit
         prv = self.mechanism.epsilon_prv(steps)
-        second = "" if prv is None else f", PRV {prv:.4g}"
+        prv_text = "" if prv is None else f", PRV {prv:.4g}"
         epsilon = self.mechanism.epsilon(unit, steps)
         return (
-            f"privacy: epsilon {epsilon:.4g} per {unit} at delta {self.mechanism.delta:.3g} (RDP{second}) after "
+            f"privacy: epsilon {epsilon:.4g} per {unit} at delta {self.mechanism.delta:.3g} (RDP{prv_text}) after "
             f"{steps:,} steps of the critic"
         )
 
-    def told(self, critic: PrivateEngine) -> dict[str, Any]:
-        """The accountant as it stands, for the checkpoint and finished.json."""
-        return self.mechanism.told(critic.releases) | {"is_key_secret": self.dp.noise_seed is None}
+    def to_json(self, critic: PrivateEngine) -> dict[str, Any]:
+        """The accountant, for checkpoints and finished.json."""
+        return self.mechanism.to_json(critic.releases) | {"is_key_secret": self.dp.noise_seed is None}
 
 
-def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Private | None:
-    """What a private variant's run needs, before anything is built; None for the other variants."""
+def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -> PrivateRun | None:
+    """The private run of a private variant, before any network is built; None for other variants."""
     dp = config.variant.dp
     if dp is None:
         return None
     if config.init_from is not None:
         raise CheckpointError(
             f"init_from={config.init_from} with variant.dp: what those weights have learned is not "
-            "in this run's account; start the private run from its seed"
+            "in this run's accountant; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
     patients = records_of_patients(shards)
-    mechanism, steps = planned(
+    mechanism, steps = plan_mechanism(
         config.variant,
         batch_size=config.train.batch_size,
         num_patches=len(shards),
@@ -234,11 +233,11 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
         generator_steps=generator_steps,
     )
     n_critic = config.variant.n_critic
-    return Private(
+    return PrivateRun(
         dp,
         mechanism,
         steps,
-        asked=generator_steps * n_critic,
+        requested_steps=generator_steps * n_critic,
         units=units,
         key=dp.noise_seed,
         num_patches=len(shards),
@@ -248,17 +247,16 @@ def private_of(config: TrainGan, shards: ShardSet, generator_steps: int) -> Priv
 
 
 def _secret_key(run_dir: Path) -> int:
-    """The run's key, drawn where it is new; CheckpointError where it is damaged or a run that has begun has lost it."""
+    """The run's key, drawn for a new run; CheckpointError if it is damaged, or lost after the first checkpoint."""
     path = run_dir / KEY_FILE
     has_begun = any((run_dir / "checkpoints").glob("step_*"))
     if not path.is_file() and not has_begun:
         write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
-    found = path.read_text(errors="replace").strip() if path.is_file() else None
-    if found is None or not re.fullmatch(f"[0-9a-f]{{{KEY_BITS // 4}}}", found):
-        what = "lost" if found is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
+    text = path.read_text(errors="replace").strip() if path.is_file() else None
+    if text is None or not re.fullmatch(f"[0-9a-f]{{{KEY_BITS // 4}}}", text):
+        problem = "lost" if text is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
         remedy = "put it back, or start a new run directory" if has_begun else "remove it, and a new one is drawn"
         raise CheckpointError(
-            f"{path}: {what}, so the run cannot go on with the noise and the sampling that its account is about; "
-            f"{remedy}"
+            f"{path}: {problem}, so the run cannot go on with the noise and sampling of its accountant; {remedy}"
         )
-    return int(found, 16)
+    return int(text, 16)

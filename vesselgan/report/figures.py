@@ -9,7 +9,7 @@ import numpy as np
 
 from vesselgan.formats.shards import ShardSet
 from vesselgan.report.markup import counted
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # of the choice of patches; fixed before any patch was looked at
 SIDE = 256  # pixels of a slice's longer side
@@ -42,7 +42,7 @@ class Sample:
     @property
     def vessels(self) -> str:
         share = 100.0 * float(np.mean(self.label_XYZ > 0))
-        return f"{share:.1f} % vessel in {counted(pictures.count_components(self.label_XYZ), 'component')}"
+        return f"{share:.1f} % vessel in {counted(rendering.count_components(self.label_XYZ), 'component')}"
 
 
 def choose(total: int, count: int, *, stream: int) -> list[int]:
@@ -115,7 +115,7 @@ def projection(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.
 def vessels(sample: Sample, spacing_mm: Sequence[float]) -> np.ndarray:
     """The label's surface in 3D."""
     x_mm, y_mm, z_mm = spacing_mm
-    return pictures.render_vessels(sample.label_XYZ, (x_mm, y_mm, z_mm), size=SIDE_3D)
+    return rendering.render_vessels(sample.label_XYZ, (x_mm, y_mm, z_mm), size=SIDE_3D)
 
 
 def inline(picture: np.ndarray, alt: str) -> str:

@@ -181,7 +181,7 @@ def _neighbours(
     queries += [("real to another subject", training, i) for i in drawn_real]
     excluded = [training.record(i).subject if shards is training else None for _, shards, i in queries]
     images = (shards.image_XYZ(i) for _, shards, i in queries)
-    neighbours = nearest_neighbours.nearest(images, training, not_of=excluded)
+    neighbours = nearest_neighbours.nearest(images, training, excluded_subjects=excluded)
     rows: list[list[Any]] = [
         [kind, i, neighbour.index, neighbour.subject, neighbour.distance]
         for (kind, _, i), neighbour in zip(queries, neighbours, strict=True)

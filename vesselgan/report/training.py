@@ -50,10 +50,10 @@ def _losses(run: Run) -> str:
         chart = charts.line_chart(series, x_label="generator step", y_label="value", title=title) if series else ""
         plots.append((title, chart or '<p class="notrun">not logged</p>'))
     details = ["finished" if run.finished is not None else "not finished"]
-    if "step_ms" in run.scalars:
-        details.append(f"{np.nanmedian(run.scalars['step_ms']):.0f} ms each")
+    if "time/step_ms" in run.scalars:
+        details.append(f"{np.nanmedian(run.scalars['time/step_ms']):.0f} ms each")
     for network in ("critic", "generator"):
-        total = float(np.nanmax(run.scalars.get(f"{network}_skipped_total", np.zeros(1))))
+        total = float(np.nanmax(run.scalars.get(f"amp/{network}_skipped_total", np.zeros(1))))
         details += [f"{counted(int(total), f'{network} step')} skipped"] if total > 0 else []
     return figure(
         f"Losses over {int(run.steps[-1]):,} generator steps ({', '.join(details)})",

@@ -1,1 +1,1 @@
-"""What a run needs and no science: ranks, engines, checkpoints, noise, timing, device memory."""
+"""Infrastructure of a run: ranks, engines, checkpoints, noise, timing, device memory."""

@@ -1,4 +1,4 @@
-"""Adam with beta1 = 0, the paper's, without the first moment: bit for bit torch's fused Adam, one copy less."""
+"""Adam with beta1 = 0 (the paper's) without the first moment; bit for bit torch's fused Adam."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,15 +22,15 @@ def adam_for(
 
 
 def moment_names(betas: Sequence[float]) -> tuple[str, ...]:
-    """What Adam remembers of every parameter, float32 and of its shape."""
+    """Names of the moments that Adam keeps per parameter."""
     return BOTH_MOMENTS if betas[0] else SECOND_MOMENT
 
 
 class AdamWithoutMomentum(torch.optim.Optimizer):
     """p -= lr * g / (sqrt(v / (1 - beta2^t)) + eps), v = beta2 * v + (1 - beta2) * g^2 (Kingma 2015 with beta1 = 0).
 
-    A first moment that forgets at once is the gradient itself, so torch's fused kernel is given the gradient in its
-    place and writes it onto itself. For 145 million weights that saves 0.54 GiB and the reading and writing of them.
+    With beta1 = 0 the first moment equals the gradient, so torch's fused kernel gets the gradient in its place. This
+    saves 0.54 GiB, and their reading and writing, for 145 million weights.
     State by parameter: `step` (float32 scalar) and `exp_avg_sq` (float32, the parameter's shape).
     """
 
@@ -38,7 +38,7 @@ class AdamWithoutMomentum(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr, "betas": (0.0, beta2), "eps": eps, "fused": True})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:

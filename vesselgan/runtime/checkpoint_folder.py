@@ -1,9 +1,9 @@
-"""The checkpoints of one run as directories on disk: published whole, chosen, verified, read in every version, pruned.
+"""The checkpoint directories of a run: published atomically, verified, found, pruned.
 
-step_00000100/           counts when its manifest.json does: sha256 and bytes of every other file, written last
+step_00000100/           complete if it matches manifest.json: sha256 and bytes of every other file, written last
 step_00000100.partial    being written, or left by a killed run
-*.old                    being deleted, or held open by somebody on NFS
-*.set_aside              newer than the checkpoint that a run was told to go on from; ours to name, yours to delete
+*.old                    being deleted, or held open by a reader on NFS
+*.set_aside              newer than the checkpoint that a run resumed from by name; never deleted by us
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +37,24 @@ def names_in(folder: Path) -> list[str]:
 
 
 def publish(partial: Path, final: Path) -> None:
-    """Rename a directory whose files are whole and synced; what stood under its name gives way."""
+    """Rename a directory of complete, synced files to its final name; an earlier one of that name is deleted."""
     sync_folder(partial)
     if final.exists():
-        put_away(final)
+        delete(final)
     os.replace(partial, final)
     sync_folder(final.parent)
     write_text(final.parent / "latest", final.name)
 
 
-def put_away(path: Path) -> None:
-    """Delete a checkpoint at once for every reader; files that NFS keeps for somebody are left for the next sweep."""
+def delete(path: Path) -> None:
+    """Delete a checkpoint atomically for readers; files that NFS keeps open stay until `delete_leftovers`."""
     old = path.with_name(f"{path.name}.{time.time_ns()}.old")
     os.rename(path, old)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep(folder: Path) -> None:
-    """Delete what killed saves and failed deletes left. Never raises: it is not worth a run."""
+def delete_leftovers(folder: Path) -> None:
+    """Delete what killed saves and failed deletes left behind. Never raises."""
     for pattern in ("*.partial", "*.old"):
         for path in folder.glob(pattern):
             if path.is_dir():
@@ -62,49 +62,49 @@ def sweep(folder: Path) -> None:
 
 
 def prune(folder: Path, newest: str, *, keep_last: int, keep: Collection[str]) -> None:
-    """Delete what is older than the last `keep_last` whole checkpoints up to `newest`, which was just published.
+    """Delete all but the last `keep_last` complete checkpoints up to `newest`, which was just published.
 
-    Those named in `keep` stay, and those that were saved to be kept. A delete that fails is told and tried again.
+    Those named in `keep` and those saved with `is_kept` stay. A failed delete is a warning; the next save tries again.
     """
-    num_whole = 0
+    num_complete = 0
     for name in (name for name in names_in(folder) if name <= newest):
-        is_whole = not damage(folder / name, files=())
-        num_whole += is_whole
-        if (is_whole and num_whole <= keep_last) or name in keep or (is_whole and _is_kept(folder / name)):
+        is_complete = not damage(folder / name, files=())
+        num_complete += is_complete
+        if (is_complete and num_complete <= keep_last) or name in keep or (is_complete and _is_kept(folder / name)):
             continue
         try:
-            put_away(folder / name)
+            delete(folder / name)
         except OSError as error:
-            warn(f"{folder / name}: cannot be deleted ({error.strerror}); it stays, training goes on")
+            warn(f"{folder / name}: cannot be deleted ({error.strerror}); training continues")
 
 
-def set_aside_after(folder: Path, name: str) -> None:
-    """Rename whole checkpoints newer than `name`, from which a run was told to go on: they are not of its future."""
+def set_aside_newer(folder: Path, name: str) -> None:
+    """Rename the checkpoints newer than `name`, from which a run resumes."""
     for newer in (other for other in names_in(folder) if other > name):
         aside = f"{newer}.{time.time_ns()}.set_aside"
         os.rename(folder / newer, folder / aside)
-        warn(f"{folder / newer}: newer than {name}, from where this run goes on; renamed to {aside}")
+        warn(f"{folder / newer}: newer than {name}, from which this run resumes; renamed to {aside}")
 
 
-def choose(run_dir: Path, name: str | None, *, files: Collection[str] | None = None) -> Path | None:
-    """The checkpoint called `name`, or the newest whole one with a warning for each that is not; None without any.
+def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] | None = None) -> Path | None:
+    """Returns checkpoint `name`, or the newest complete one with a warning for each damaged one; None without any.
 
-    files: those that will be read, whose checksums are then compared (None: all); sizes always are. CheckpointError
-    when the named one, or every one, is damaged.
+    files: the files that will be read, whose checksums are compared (None: all); sizes always are. CheckpointError if
+    the named one, or every one, is damaged.
     """
     folder = Path(run_dir) / "checkpoints"
     names = names_in(folder)
     if name is not None:
         if name not in names:
             raise CheckpointError(f"{folder}: no checkpoint `{name}`; there are: {', '.join(names) or 'none'}")
-        if found := damage(folder / name, files=files):
-            raise CheckpointError(f"{folder / name}: {found}; name another one, or leave checkpoint= away")
+        if problem := damage(folder / name, files=files):
+            raise CheckpointError(f"{folder / name}: {problem}; name another one, or leave checkpoint= out")
         return folder / name
     for candidate in names:
-        found = damage(folder / candidate, files=files)
-        if not found:
+        problem = damage(folder / candidate, files=files)
+        if not problem:
             return folder / candidate
-        warn(f"{folder / candidate}: {found}; using the one before it")
+        warn(f"{folder / candidate}: {problem}; using the one before it")
     if names:
         raise CheckpointError(
             f"{folder}: none of {', '.join(names)} is whole; restore one from a backup, or start a new run_dir"
@@ -113,9 +113,9 @@ def choose(run_dir: Path, name: str | None, *, files: Collection[str] | None = N
 
 
 def damage(path: Path, *, files: Collection[str] | None = None) -> str:
-    """What is wrong with a checkpoint, in words; empty when it is whole. files: as in `choose`."""
+    """What is wrong with a checkpoint; empty if it is complete. files: as in `find_checkpoint`."""
     try:
-        expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in entries(path).items()}
+        expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in read_manifest(path).items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -136,43 +136,26 @@ def damage(path: Path, *, files: Collection[str] | None = None) -> str:
     return ""
 
 
-def entries(path: Path) -> dict[str, dict[str, Any]]:
-    """The manifest of a whole checkpoint: file -> sha256 and bytes."""
+def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """File -> sha256 and bytes."""
     return json.loads((path / MANIFEST).read_text())
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, as the newest version would have written it. CheckpointError for a newer one."""
+    """state.json of a checkpoint; CheckpointError for another version of the format."""
     try:
-        told = json.loads((path / STATE).read_text())
-        version = int(told["format_version"])
+        content = json.loads((path / STATE).read_text())
+        version = int(content["format_version"])
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(f"{path / STATE}: not the state of a checkpoint ({type(error).__name__})") from error
-    if version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: made by version {version} of the format, this vesselgan reads up to {FORMAT_VERSION}: upgrade it"
+            f"{path}: made by version {version} of the format, this vesselgan reads version {FORMAT_VERSION}; use the "
+            "vesselgan that made it"
         )
-    for older in range(version, FORMAT_VERSION):
-        told = MIGRATIONS[older](told)
-    if missing := [key for key in STATE_KEYS if key not in told]:
+    if missing := [key for key in STATE_KEYS if key not in content]:
         raise CheckpointError(f"{path / STATE}: lacks {', '.join(missing)}")
-    return told
-
-
-def _from_1(told: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 kept no checkpoint for ever, and a run's batch size never changed: its data position is its step's.
-
-    Its meter counted steps, the next one how often each number was told.
-    """
-    state = {"position": None, **told["state"]}
-    if "count" in state.get("meter", {}):
-        sums = state["meter"]["sums"]
-        state["meter"] = {"counts": dict.fromkeys(sums, state["meter"]["count"]), "sums": sums}
-    return told | {"format_version": 2, "is_kept": False, "state": state}
-
-
-# Version -> what makes the next version of it.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1}
+    return content
 
 
 def sync_folder(folder: Path) -> None:
@@ -192,4 +175,4 @@ def _is_kept(path: Path) -> bool:
     try:
         return bool(read_state(path)["is_kept"])
     except CheckpointError:
-        return True  # of a newer version: not ours to delete
+        return True  # of another version: not ours to delete

@@ -1,10 +1,10 @@
-"""One network in its DeepSpeed engine, behind the few verbs that a training loop needs.
+"""One network in its DeepSpeed engine, with the few methods that a training loop needs.
 
     loss = f(engine.module(x)); engine.backward(loss); engine.step()
 
-A loss or a gradient that is not finite changes nothing, on no rank, in no precision: the step is skipped and counted.
-Always `engine.module(x)`, never the DeepSpeed engine's own forward: with two networks and a gradient penalty that path
-loses gradients (measured). The player that does not learn is frozen with `set_trainable` by the loop.
+A step with a loss or gradient that is not finite is skipped on every rank and in every precision, and counted.
+Call `engine.module(x)`, never the DeepSpeed engine's own forward: with two networks and a gradient penalty that path
+loses gradients (measured). The loop freezes the other network with `set_trainable`.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,8 @@ class Engine:
         self.name = name
         self.deepspeed = deepspeed_engine
         self.parameters = parameter_names
-        """Stepped parameters by name; frozen biases are not among them."""
+        """Trained parameters by name."""
         self.skips = NonFiniteCounter()
-        """How many steps in a row were skipped without a way out."""
         self._is_loss_finite = torch.ones((), dtype=torch.bool)
         self._norm: float | Tensor = 0.0
 
@@ -49,13 +48,13 @@ class Engine:
         """Scaled backward of one micro-batch's mean loss (accumulation is divided out)."""
         is_finite = loss.detach().isfinite()
         self._is_loss_finite = self._is_loss_finite.to(loss.device) & is_finite
-        # A loss can be NaN where its gradient is not. Times NaN, the one check of gradients sees it, on every rank.
+        # A NaN loss may have a finite gradient. Multiplied by NaN, the check of the gradients sees it on every rank.
         self.deepspeed.backward(loss * torch.where(is_finite, 1.0, torch.nan))
 
     def step(self) -> bool:
-        """Reduce over ranks and update, at an accumulation boundary; False when nothing was changed.
+        """Reduce over ranks and update at an accumulation boundary; whether an update was applied.
 
-        That is so before the boundary, and where a loss or a gradient was not finite, on whichever rank.
+        False before the boundary, and if a loss or gradient of any rank was not finite.
         """
         if not self.deepspeed.is_gradient_accumulation_boundary():
             self.deepspeed.step()
@@ -66,17 +65,17 @@ class Engine:
             is_applied = self.deepspeed.was_step_applied()
             self._norm = self.deepspeed.get_global_grad_norm()
         else:
-            is_applied = self._step_unless_not_finite()
+            is_applied = self._step_if_finite()
         if is_applied:
-            self.skips.none()
+            self.skips.reset()
         else:
             is_loss_finite = bool(minimum_over_ranks(self._is_loss_finite.float()))
-            self.skips.one(is_loss_finite=is_loss_finite, is_at_floor=is_at_floor)
+            self.skips.count(is_loss_finite=is_loss_finite, is_at_floor=is_at_floor)
         self._is_loss_finite = torch.ones((), dtype=torch.bool)
         return is_applied
 
-    def _step_unless_not_finite(self) -> bool:
-        """DeepSpeed's step without ZeRO, which lacks the check; the gradients are those of all ranks by now."""
+    def _step_if_finite(self) -> bool:
+        """DeepSpeed's step without ZeRO, which lacks the check; the gradients are reduced over ranks already."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         self._norm = torch.nn.utils.get_total_norm(gradients)
         is_finite = bool(self._norm.isfinite())
@@ -89,7 +88,7 @@ class Engine:
 
     @property
     def gradient_norm(self) -> Tensor:
-        """L2 norm of the gradient of the last update, over all parameters and of all ranks' batch."""
+        """L2 norm of the gradient of the last update, over all parameters and the global batch."""
         return torch.as_tensor(self._norm, dtype=torch.float32, device=self.device)
 
     @property
@@ -114,7 +113,7 @@ class Engine:
 
     @property
     def counters(self) -> Any:
-        """What counts updates, skipped and not: global_steps, skipped_steps, micro_steps."""
+        """The holder of global_steps, skipped_steps and micro_steps."""
         return self.deepspeed
 
     @property
@@ -124,12 +123,12 @@ class Engine:
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
-        """The Adam inside, whatever wraps it."""
+        """The wrapped Adam."""
         return self.deepspeed.optimizer.optimizer if self.is_partitioned else self.deepspeed.optimizer
 
     @property
     def moment_names(self) -> tuple[str, ...]:
-        """What the Adam inside remembers of every parameter."""
+        """Names of the moments that the wrapped Adam keeps per parameter."""
         return SECOND_MOMENT if isinstance(self.inner_optimizer, AdamWithoutMomentum) else BOTH_MOMENTS
 
 
@@ -144,14 +143,13 @@ def build(
     program: str,
     key: str,
 ) -> Engine:
-    """`module` wrapped by DeepSpeed with an Adam of its own; `settings` is a resolved dict (config.deepspeed.resolve).
+    """`module` with an Adam in a DeepSpeed engine; `settings` is resolved (config.deepspeed.resolve).
 
-    ResourceError when the accelerator lacks the precision; `program` and `key`, the setting that holds the precision,
-    make the commands that would run.
+    ResourceError if the accelerator does not support the precision; program, key: see `check_precision`.
     """
     check_precision(precision_of(settings), world, program=program, key=key)
-    learned = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = adam_for(learned, learning_rate=learning_rate, betas=betas)
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = adam_for(trained, learning_rate=learning_rate, betas=betas)
     return wrap(name, module, optimizer, settings=settings, world=world)
 
 
@@ -161,15 +159,15 @@ def wrap(
     """`module` and `optimizer` in a DeepSpeed engine; every rank gets rank 0's parameters and buffers."""
     import deepspeed
 
-    learned = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
-    # ZeRO knows the names of the optimizers that it was tried with; ours is one of them without a moment.
+    trained = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
+    # ZeRO accepts a list of optimizers by name; ours is one of them without a moment.
     settings = settings | {"zero_allow_untested_optimizer": True}
     wrapped, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
     for buffer in wrapped.module.buffers():
         _broadcast(buffer, world)
-    engine = Engine(name, wrapped, learned)
+    engine = Engine(name, wrapped, trained)
     if engine.scaler is not None:
-        # At its smallest scale DeepSpeed would raise a bare Exception in mid-step; here `skips` counts instead.
+        # At the smallest scale DeepSpeed raises a bare Exception within the step; `skips` counts instead.
         engine.scaler.raise_error_at_min_scale = False
     return engine
 

@@ -1,10 +1,10 @@
-"""What launchers tell a process: its rank among how many, and where rank 0 is met. Known of them here alone.
+"""Rank, world size and master address from the environment variables of launchers.
 
     deepspeed, torchrun   RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT
     srun                  SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID; the first host of SLURM_STEP_NODELIST
     none                  one process
 
-A batch script, too, has SLURM_PROCID=0 and the job's SLURM_NTASKS, but is no task of a step (SLURM_STEP_NUM_TASKS).
+A batch script also has SLURM_PROCID=0 and the job's SLURM_NTASKS, but is no task of a step (SLURM_STEP_NUM_TASKS).
 """
 
 import re
@@ -12,38 +12,41 @@ from collections.abc import Mapping
 
 from vesselgan.core.errors import UsageError
 
-RANK_WORDS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-# How many of its own kind torchrun's agent and deepspeed's launcher know of: one per node.
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# Variables in which torchrun and deepspeed state the number of their launchers, one per node.
 AGENTS = {"GROUP_WORLD_SIZE": "torchrun", "CROSS_SIZE": "deepspeed"}
 HINTS = {
     "torchrun": "--nnodes=$SLURM_NNODES --node_rank=$SLURM_NODEID --master_addr --master_port, one per node",
     "deepspeed": "--hostfile --no_ssh --node_rank=$SLURM_NODEID --master_addr, one per node",
 }
 FIRST_PORT, NUM_PORTS = 15000, 10000
-"""Of a job's port: below those that systems hand out."""
+"""Range of a job's port: below the ephemeral ports."""
 
 
 def ranks_from_environment(environment: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, size, local rank) of this process.
 
-    UsageError when launchers contradict each other: ranks that disagree would each train alone, or wait for ever.
+    UsageError if launchers contradict each other: the ranks would each train alone, or wait for ever.
     """
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS") or 1
     if "RANK" in environment or (_number(environment, "WORLD_SIZE") or 1) > 1:
-        return _of_a_launcher(environment, tasks)
+        return _from_launcher(environment, tasks)
     if tasks > 1:
-        return _number(environment, "SLURM_PROCID"), tasks, _number(environment, "SLURM_LOCALID")
+        procid, localid = _number(environment, "SLURM_PROCID"), _number(environment, "SLURM_LOCALID")
+        if procid is None or localid is None:
+            raise UsageError(f"{tasks} tasks but no SLURM_PROCID or SLURM_LOCALID: start the process with srun")
+        return procid, tasks, localid
     in_batch_script = "SLURM_PROCID" in environment and "SLURM_STEP_ID" not in environment
-    asked = _number(environment, "SLURM_NTASKS") or 1
-    if in_batch_script and asked > 1:
+    num_tasks = _number(environment, "SLURM_NTASKS") or 1
+    if in_batch_script and num_tasks > 1:
         raise UsageError(
-            f"the job has {asked} tasks, but this process was started without srun and is alone: start it with srun, "
-            "or ask for --ntasks=1"
+            f"the job has {num_tasks} tasks, but this process was started without srun and is alone: start it with "
+            "srun, or ask for --ntasks=1"
         )
     return 0, 1, 0
 
 
-def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
+def master_address(environment: Mapping[str, str]) -> tuple[str, int]:
     """(host, port) of rank 0: MASTER_ADDR and MASTER_PORT, else the step's first host and a port of the job's own.
 
     UsageError without either.
@@ -62,19 +65,19 @@ def meeting_point(environment: Mapping[str, str]) -> tuple[str, int]:
 
 def first_host(nodes: str) -> str:
     """`gpu007` of Slurm's list `gpu[007-009,011],login1`; empty for an empty list."""
-    found = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\]([^,]*))?", nodes)
-    return "".join(part or "" for part in found.groups())
+    match = re.match(r"([^\[,]*)(?:\[([^\],-]*)[^\]]*\]([^,]*))?", nodes)
+    return "".join(group or "" for group in match.groups()) if match else ""
 
 
-def _of_a_launcher(environment: Mapping[str, str], tasks: int) -> tuple[int, int, int]:
-    missing = [word for word in RANK_WORDS if word not in environment]
+def _from_launcher(environment: Mapping[str, str], tasks: int) -> tuple[int, int, int]:
+    missing = [name for name in RANK_VARIABLES if name not in environment]
     if missing:
-        there = [word for word in RANK_WORDS if word in environment]
+        present = [name for name in RANK_VARIABLES if name in environment]
         raise UsageError(
-            f"{' and '.join(there)} set but {' and '.join(missing)} not: unset {'it' if len(there) == 1 else 'them'}, "
-            "or start through deepspeed, torchrun or srun"
+            f"{' and '.join(present)} set but {' and '.join(missing)} not: unset "
+            f"{'it' if len(present) == 1 else 'them'}, or start through deepspeed, torchrun or srun"
         )
-    rank, size, local_rank = (_number(environment, word) for word in RANK_WORDS)
+    rank, size, local_rank = (_number(environment, name) or 0 for name in RANK_VARIABLES)
     if not (0 <= rank < size and 0 <= local_rank <= rank):
         raise UsageError(
             f"RANK={rank}, LOCAL_RANK={local_rank} and WORLD_SIZE={size} do not belong together: unset them, or start "

@@ -1,4 +1,4 @@
-"""With what a run was made: versions, hardware, time. Stays in the run directory; exports do not carry it."""
+"""Versions, hardware and time of a run; kept in the run directory, not in exports."""
 
 import importlib.metadata
 import os
@@ -15,7 +15,7 @@ PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "nibabel", "hydra-core", "mon
 
 
 def collect() -> dict[str, Any]:
-    """Versions of what computes, the processor or GPU, and the time (UTC)."""
+    """Versions of the packages, the processor or GPU, the command and the time (UTC)."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "vesselgan": __version__,
@@ -28,7 +28,7 @@ def collect() -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's or the processor's name."""
+    """The name of the GPU or processor."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 

@@ -1,7 +1,7 @@
-"""When a rank dies or hangs, the others leave too, and say which one it was.
+"""When a rank dies or hangs, the others exit too and name it.
 
-A collective call that fails tells that some peer is gone, seldom which. So the ranks that are left call the roll in the
-store through which they had met, on rank 0: who does not answer is the one.
+A failed collective call seldom says which rank is lost. So the remaining ranks register in the process group's store on
+rank 0; the ranks that do not are lost.
 """
 
 import time
@@ -13,55 +13,55 @@ import torch.distributed as dist
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.distributed import World
 
-ROLL_CALL_S = 10.0
-"""How long a rank may take to notice that another one is gone, once the first has noticed."""
-SIGNS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "timed out", "Broken pipe")
+REGISTER_TIMEOUT_S = 10.0
+"""Time for all ranks to notice a lost one after the first has."""
+CONNECTION_ERRORS = ("gloo", "NCCL", "Connection closed", "Connection reset", "Timed out", "timed out", "Broken pipe")
 
 
 @contextmanager
 def naming_lost_ranks(world: World) -> Iterator[None]:
-    """ResourceError, told once, in place of what a collective call raises when a peer is gone or silent."""
+    """ResourceError, printed once, in place of what a collective call raises for a lost or silent rank."""
     try:
         yield
     except RuntimeError as error:
-        is_of_peers = isinstance(error, dist.DistError) or any(sign in str(error) for sign in SIGNS)
-        if world.size == 1 or not is_of_peers:
+        is_lost = isinstance(error, dist.DistError) or any(text in str(error) for text in CONNECTION_ERRORS)
+        if world.size == 1 or not is_lost:
             raise
-        here = _roll_call(world)
-        lost = [rank for rank in range(world.size) if rank not in here]
-        failed = ResourceError(
-            f"{_in_words(lost)} of {world.size}: killed, out of memory, stuck, or ended by its own error; the others "
-            f"leave. The last checkpoint is whole: the same command goes on from it ({_first_line(error)})"
+        alive = _register(world)
+        lost = [rank for rank in range(world.size) if rank not in alive]
+        failure = ResourceError(
+            f"{_describe_lost(lost)} of {world.size}: killed, out of memory, stuck, or ended by its own error; the "
+            f"others exit. Resume from the last checkpoint with the same command ({_first_line(error)})"
         )
-        failed.is_told = any(rank < world.rank for rank in here)
-        raise failed from error
+        failure.is_reported = any(rank < world.rank for rank in alive)
+        raise failure from error
 
 
-def _roll_call(world: World) -> list[int]:
-    """The ranks that are still here, this one among them."""
+def _register(world: World) -> list[int]:
+    """Register this rank and return the ranks that are alive."""
     try:
         store = dist.distributed_c10d._get_default_store()
-        store.set(f"vesselgan/here/{world.rank}", "1")
-        here = _wait_for(store, "here", list(range(world.size)))
+        store.set(f"vesselgan/alive/{world.rank}", "1")
+        alive = _wait_for(store, "alive", list(range(world.size)))
         store.set(f"vesselgan/done/{world.rank}", "1")
         if world.is_main:
-            _wait_for(store, "done", here)  # the store goes with this process
-        return here
+            _wait_for(store, "done", alive)  # the store ends with this process
+        return alive
     except RuntimeError:
-        # No answer from the store itself.
+        # The store does not answer: rank 0 is lost.
         return [rank for rank in range(world.size) if rank > 0]
 
 
-def _wait_for(store: dist.Store, word: str, ranks: list[int]) -> list[int]:
-    until = time.monotonic() + ROLL_CALL_S
+def _wait_for(store: dist.Store, key: str, ranks: list[int]) -> list[int]:
+    deadline = time.monotonic() + REGISTER_TIMEOUT_S
     while True:
-        answered = [rank for rank in ranks if store.check([f"vesselgan/{word}/{rank}"])]
-        if len(answered) == len(ranks) or time.monotonic() > until:
+        answered = [rank for rank in ranks if store.check([f"vesselgan/{key}/{rank}"])]
+        if len(answered) == len(ranks) or time.monotonic() > deadline:
             return answered
         time.sleep(0.1)
 
 
-def _in_words(lost: list[int]) -> str:
+def _describe_lost(lost: list[int]) -> str:
     if not lost:
         return "a connection between ranks was lost, though every rank answers,"
     return f"lost rank{'s' if len(lost) > 1 else ''} {', '.join(map(str, lost))}"

@@ -1,7 +1,7 @@
-"""safetensors files, written tensor by tensor and hashed on the way, read tensor by tensor.
+"""safetensors files, written tensor by tensor with their checksum, read tensor by tensor.
 
-A network's weights and moments are gathered from all ranks one at a time, so rank 0 holds the largest of them and not
-their sum (3.7 GB for the paper's largest pair). The bytes are those that the safetensors package would write.
+Tensors are gathered from all ranks one at a time: rank 0 holds the largest of them, not their sum (3.7 GB for the
+paper's largest pair of networks). The bytes are those that the safetensors package writes.
 """
 
 import hashlib
@@ -18,99 +18,97 @@ from torch import Tensor
 
 from vesselgan.core.errors import CheckpointError, NumericError
 
-# In the order in which the format's own writer sorts them: the widest first, so that every tensor is aligned.
-NAMES = {torch.int64: "I64", torch.float32: "F32"}
+# In the order of the format's own writer: the widest first, so that every tensor is aligned.
+DTYPES = {torch.int64: "I64", torch.float32: "F32"}
 ALIGNMENT = 8
 Entry = dict[str, Any]
 """A file's line in a manifest: sha256 and bytes."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """A tensor to be written: float32 whatever its type, integers as they are."""
+class LazyTensor:
+    """A tensor that is fetched when it is written: floating types as float32, integers as they are."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     fetch: Callable[[], Tensor]
-    """Gives the whole tensor; a collective call where ranks hold pieces of it."""
+    """Returns the whole tensor; a collective call for partitioned ones."""
 
     @property
     def num_bytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-def part_of(tensor: Tensor, fetch: Callable[[], Tensor] | None = None) -> Part:
-    """`tensor` itself, or what `fetch` gives for it in its shape."""
+def lazy_tensor(tensor: Tensor, fetch: Callable[[], Tensor] | None = None) -> LazyTensor:
+    """`tensor` itself, or in its place what `fetch` returns, of the same shape."""
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return Part(tuple(tensor.shape), dtype, fetch or (lambda: tensor))
+    return LazyTensor(tuple(tensor.shape), dtype, fetch or (lambda: tensor))
 
 
-def write_parts(path: Path | None, parts: Mapping[str, Part]) -> Entry:
-    """Write the parts as safetensors. A collective call: ranks that write nothing give no path.
+def write_tensors(path: Path | None, tensors: Mapping[str, LazyTensor]) -> Entry:
+    """Write a safetensors file. A collective call: ranks other than the writer pass no path.
 
-    OSError when the disk is full, NumericError for a number that is not finite; this rank has then still taken its part
-    in every collective.
+    OSError for a full disk, NumericError for a number that is not finite, after this rank has taken part in all
+    collective calls.
     """
-    pieces = _pieces(parts, is_writer=path is not None)
+    chunks = _chunks(tensors, is_writer=path is not None)
     try:
-        return write_pieces(path, pieces) if path is not None else {}
+        return write_chunks(path, chunks) if path is not None else {}
     finally:
-        for _ in pieces:
+        for _ in chunks:
             pass
 
 
-def write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> Entry:
-    """Write and fsync the pieces one after the other; a thread takes the checksum meanwhile."""
+def write_chunks(path: Path, chunks: Iterable[bytes | memoryview]) -> Entry:
+    """Write the chunks and fsync; a thread computes the checksum meanwhile."""
     digest, num_bytes = hashlib.sha256(), 0
     with ThreadPoolExecutor(1) as hasher, path.open("wb") as file:
-        for piece in pieces:
-            hashed = hasher.submit(digest.update, piece)
-            file.write(piece)
-            num_bytes += len(piece)
+        for chunk in chunks:
+            hashed = hasher.submit(digest.update, chunk)
+            file.write(chunk)
+            num_bytes += len(chunk)
             hashed.result()
         file.flush()
         os.fsync(file.fileno())
     return {"sha256": digest.hexdigest(), "bytes": num_bytes}
 
 
-def _pieces(parts: Mapping[str, Part], *, is_writer: bool) -> Iterator[bytes | memoryview]:
-    names = sorted(parts, key=lambda name: (list(NAMES).index(parts[name].dtype), name))
+def _chunks(tensors: Mapping[str, LazyTensor], *, is_writer: bool) -> Iterator[bytes | memoryview]:
+    names = sorted(tensors, key=lambda name: (list(DTYPES).index(tensors[name].dtype), name))
     header, end = {}, 0
     for name in names:
-        begin, end = end, end + parts[name].num_bytes
-        header[name] = {
-            "dtype": NAMES[parts[name].dtype],
-            "shape": list(parts[name].shape),
-            "data_offsets": [begin, end],
-        }
+        begin, end = end, end + tensors[name].num_bytes
+        dtype, shape = DTYPES[tensors[name].dtype], list(tensors[name].shape)
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     yield len(text).to_bytes(8, "little") + text
-    bad = []
+    non_finite = []
     for name in names:
-        tensor = parts[name].fetch()
+        tensor = tensors[name].fetch()
         if is_writer:
-            tensor = tensor.detach().to("cpu", parts[name].dtype).contiguous()
-            assert tuple(tensor.shape) == parts[name].shape, name
-            bad += [] if is_finite(tensor) else [name]
-            yield memoryview(tensor.reshape(-1).numpy()).cast("B")
-    # At the end, when every rank has taken its part.
-    if bad:
+            tensor = tensor.detach().to("cpu", tensors[name].dtype).contiguous()
+            assert tuple(tensor.shape) == tensors[name].shape, name
+            if not is_finite(tensor):
+                non_finite.append(name)
+            yield tensor.reshape(-1).numpy().data.cast("B")
+    # After the last collective call, so that no rank waits.
+    if non_finite:
         raise NumericError(
-            f"{', '.join(bad[:8])}: numbers that are not finite are never saved; earlier checkpoints are whole. In a "
-            "new run directory: lower learning rates, or precision fp32"
+            f"{', '.join(non_finite[:8])}: numbers that are not finite are never saved; earlier checkpoints are "
+            "complete. In a new run directory, lower the learning rates or use precision fp32"
         )
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether every number is; in one pass, without a copy."""
+    """Whether all numbers are finite; one pass, no copy."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    return all(bool(end.isfinite()) for end in tensor.aminmax())
+    return all(bool(extreme.isfinite()) for extreme in tensor.aminmax())
 
 
 class TensorFile:
-    """A safetensors file whose tensors are read one by one. Other formats, pickles among them, are never tried."""
+    """A safetensors file whose tensors are read one by one. No other format is read, pickle least of all."""
 
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open

@@ -1,4 +1,4 @@
-"""Segment whole volumes with a trained U-Net: NIfTI in, NIfTI out on the same grid; over as many ranks as there are."""
+"""Segments whole volumes with a trained U-Net, on any number of ranks: NIfTI in, NIfTI out on the same grid."""
 
 import json
 import os
@@ -26,19 +26,19 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.segmentation.sliding_window import probability_map
 
-PLAYER = "unet"
+NETWORK = "unet"
 RECORD = "segmentation.json"
-PART = "segmentation.rank-{}.json"
+RANK_RECORD = "segmentation.rank-{}.json"
 PROBABILITY = "probability"
 FORMAT_VERSION = 1
 SUFFIXES = (".nii.gz", ".nii")
-PATIENCE_MINUTES = 24 * 60.0
-"""How long a rank that has done its volumes waits for the others; a launcher ends all when one dies."""
+BARRIER_MINUTES = 24 * 60.0
+"""Timeout of a rank that has done its volumes and waits for the others; a launcher ends all when one dies."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a folder of predictions was made with; two folders with equal settings hold equal predictions."""
+    """The settings of a folder of predictions; folders with equal settings hold equal predictions."""
 
     run: str
     """Name of the run directory."""
@@ -57,20 +57,19 @@ class Settings:
     probability: bool
     unet_seed: int
     label_threshold: float
-    """Of the synthetic labels that it was trained on."""
+    """Of the synthetic training labels."""
     privacy: dict[str, Any] | None
-    """What was spent on the patches that it was trained on; null where they are of no private GAN."""
+    """The budget spent on the training patches; null unless a private GAN made them."""
     learned_from: dict[str, Any] | None
-    """The volumes that it may not be scored on (segmentation.training_provenance); null for a run that did not say."""
+    """The volumes that it may not be scored on (segmentation.training_provenance); null if unknown."""
 
 
 def segment(config: Segment) -> None:
-    """Write OUT/<subject>.nii.gz, {0, 1} in the image's own number type, for the file, folder or split that is named.
+    """Write OUT/<subject>.nii.gz, {0, 1} in the image's own number type, for a file, a folder or a cohort's split.
 
-    The image is scaled by itself as in training (percentile from the checkpoint) and predicted in float32 whatever the
-    run's precision. OUT/segmentation.json says with what, and of each volume what went in and came out; a volume that
-    it lists unchanged is kept, so a stopped job goes on. Ranks share the volumes. UsageError for a folder that holds
-    something else.
+    Each image is scaled as in training (percentile from the checkpoint) and predicted in float32 whatever the run's
+    precision. OUT/segmentation.json holds the settings and each volume's checksums; a volume that it lists unchanged
+    is kept, so a stopped job resumes. Ranks divide the volumes. Raises UsageError if OUT holds something else.
     """
     run_dir, out = Path(config.run), Path(config.out)
     trained: TrainUnet = from_yaml("train_unet", run_dir / "config.yaml")
@@ -81,44 +80,47 @@ def segment(config: Segment) -> None:
     world = join_ranks(config)
     try:
         unet = load_unet(weights, trained, run_dir).to(world.device)
-        volumes = distributed.together(world, lambda: open_record(out, settings))
+        volumes = distributed.run_on_rank0(world, lambda: open_record(out, settings))
         if world.is_main:
             print(f"segmenting {len(inputs)} volumes with {settings.run}, {settings.checkpoint}, into {out}"
                   + (f", on {world.size} ranks" if world.size > 1 else ""), flush=True)  # fmt: skip
         for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
-            head = f"[{number}/{len(inputs)}] {subject}"
-            entry = _segment_one(unet, subject, inputs[subject], out, settings, volumes.get(subject), nan_value, head)
-            if volumes.get(subject) != entry:
-                volumes[subject] = entry
-                _write_record(out / (RECORD if world.is_main else PART.format(world.rank)), settings, volumes)
+            target, head = out / f"{subject}.nii.gz", f"[{number}/{len(inputs)}] {subject}"
+            if _is_up_to_date(volumes.get(subject), inputs[subject], target, settings):
+                print(f"{head}: done already", flush=True)
+                continue
+            started = time.perf_counter()
+            volumes[subject] = segment_volume(unet, inputs[subject], target, settings, nan_value=nan_value)
+            print(f"{head}: {_in_words(volumes[subject])}, {time.perf_counter() - started:.1f} s", flush=True)
+            _write_record(out / (RECORD if world.is_main else RANK_RECORD.format(world.rank)), settings, volumes)
         distributed.barrier()
         if world.is_main:
             _write_record(out / RECORD, settings, open_record(out, settings) | volumes)
-            for part in out.glob(PART.format("*")):
-                part.unlink()
+            for path in out.glob(RANK_RECORD.format("*")):
+                path.unlink()
     finally:
         distributed.stop()
 
 
 def join_ranks(config: Segment) -> World:
-    """This rank among its peers; alone it joins no process group."""
+    """Start the process group; a single rank needs none."""
     rank, size, local_rank = ranks_from_environment(os.environ)
     if size == 1:
         return World(rank, size, local_rank, distributed.choose_device(config.runtime.device, local_rank))
-    return distributed.start(config.runtime.device, timeout_minutes=PATIENCE_MINUTES)
+    return distributed.start(config.runtime.device, timeout_minutes=BARRIER_MINUTES)
 
 
 def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, Tensor]]:
-    """What the U-Net of config.run segments with, and its weights."""
+    """The settings and the weights of the U-Net of config.run."""
     run_dir = Path(config.run)
     name = config.checkpoint or best_checkpoint(run_dir)
-    weights, state = read_weights(run_dir, PLAYER, name)
+    weights, state = read_weights(run_dir, NETWORK, name)
     settings = Settings(
         run=run_dir.resolve().name,
         checkpoint=name,
         source=trained.data.source,
         shuffle_labels=trained.data.shuffle_labels,
-        weights_sha256=sha256_of(run_dir / "checkpoints" / name / f"{PLAYER}.safetensors"),
+        weights_sha256=sha256_of(run_dir / "checkpoints" / name / f"{NETWORK}.safetensors"),
         patch_shape=state["patch_shape"],
         scaling=state["scaling"],
         upper_percentile=state["upper_percentile"],
@@ -135,35 +137,10 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
     return settings, weights
 
 
-def _segment_one(
-    unet: Unet,
-    subject: str,
-    image: Path,
-    out: Path,
-    settings: Settings,
-    before: dict[str, Any] | None,
-    nan_value: float | None,
-    head: str,
-) -> dict[str, Any]:
-    """The record's entry of one volume, segmented now unless it is there already; a line about it."""
-    target = out / f"{subject}.nii.gz"
-    has_all = not settings.probability or (out / PROBABILITY / target.name).is_file()
-    if has_all and _is_kept(before, image, target):
-        print(f"{head}: done already", flush=True)
-        return before
-    started = time.perf_counter()
-    entry = segment_volume(unet, image, target, settings, nan_value=nan_value)
-    shape = " x ".join(map(str, entry["shape"]))
-    removed = f", {entry['num_removed_parts']} small parts removed" if entry["num_removed_parts"] else ""
-    print(f"{head}: {shape}, {entry['num_vessel_voxels']} vessel voxels{removed}, "
-          f"{time.perf_counter() - started:.1f} s", flush=True)  # fmt: skip
-    return entry
-
-
 def segment_volume(
     unet: Unet, image: Path, target: Path, settings: Settings, *, nan_value: float | None
 ) -> dict[str, Any]:
-    """Segment one image into the file `target`; what the record says of it."""
+    """Segment one image into the file `target`; returns its entry in the record."""
     volume = read_image(image, nan_value=nan_value)
     try:
         limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
@@ -178,7 +155,9 @@ def segment_volume(
         scaling=settings.scaling,
         show_progress=sys.stderr.isatty(),
     )
-    label_XYZ, num_removed = without_small_parts(probability_XYZ >= settings.threshold, settings.min_component_voxels)
+    label_XYZ, num_removed = remove_small_components(
+        probability_XYZ >= settings.threshold, settings.min_component_voxels
+    )
     if settings.probability:
         write_like(target.parent / PROBABILITY / target.name, probability_XYZ, image)
     write_like(target, label_XYZ.astype(volume.header.dtype), image)
@@ -186,37 +165,44 @@ def segment_volume(
         "shape": list(label_XYZ.shape),
         "limits": list(limits),
         "num_vessel_voxels": int(np.count_nonzero(label_XYZ)),
-        "num_removed_parts": num_removed,
+        "num_removed_components": num_removed,
         "image_sha256": sha256_of(image),
         "output_sha256": sha256_of(target),
     }
 
 
-def without_small_parts(label_XYZ: np.ndarray, min_voxels: int | None) -> tuple[np.ndarray, int]:
-    """The label without its parts (corners connect) of fewer voxels, and how many they were; null: all stay."""
+def _in_words(entry: dict[str, Any]) -> str:
+    removed = entry["num_removed_components"]
+    shape = " x ".join(map(str, entry["shape"]))
+    components = f", {removed} small components removed" if removed else ""
+    return f"{shape}, {entry['num_vessel_voxels']} vessel voxels{components}"
+
+
+def remove_small_components(label_XYZ: np.ndarray, min_voxels: int | None) -> tuple[np.ndarray, int]:
+    """(the label without components of fewer voxels, their number); 26-connected, null keeps all."""
     if min_voxels is None:
         return label_XYZ, 0
-    parts, num_parts = ndimage.label(label_XYZ, np.ones((3, 3, 3)))
-    is_kept = np.bincount(parts.ravel(), minlength=num_parts + 1) >= min_voxels
+    components, num_components = ndimage.label(label_XYZ, np.ones((3, 3, 3)))
+    is_kept = np.bincount(components.ravel(), minlength=num_components + 1) >= min_voxels
     is_kept[0] = False
-    return is_kept[parts], num_parts - int(np.count_nonzero(is_kept))
+    return is_kept[components], num_components - int(np.count_nonzero(is_kept))
 
 
 def best_checkpoint(run_dir: Path) -> str:
-    """The checkpoint that did best on validation; UsageError for a run that is not finished."""
+    """The checkpoint that is best on validation; raises UsageError if the run is not finished."""
     try:
         return json.loads((run_dir / "finished.json").read_text())["best_checkpoint"]
     except FileNotFoundError:
         raise UsageError(
             f"{run_dir}: not finished, so its best checkpoint is not known; finish it with the command that "
-            "started it, or name one with checkpoint=NAME"
+            "started it, or set checkpoint=NAME"
         ) from None
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{run_dir}/finished.json: not readable ({error}); name one: checkpoint=NAME") from error
+        raise CheckpointError(f"{run_dir}/finished.json: not readable ({error}); set checkpoint=NAME") from error
 
 
 def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: Path) -> Unet:
-    """The U-Net in evaluation mode, float32; CheckpointError when the weights are not this architecture's."""
+    """The U-Net in evaluation mode, float32; raises CheckpointError if the weights do not fit config.yaml."""
     with torch.device("meta"):
         unet = Unet(trained.unet.filters, trained.unet.dropout, network=trained.unet.network)
     try:
@@ -227,9 +213,9 @@ def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: Path) -> 
 
 
 def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
-    """(subject -> image, what stands in for NaN in a cohort's images). UsageError or DataError where there is none.
+    """(subject -> image, the value that replaces NaN); raises UsageError or DataError if there is no image.
 
-    A file's subject is its name without ending.
+    Without a cohort a subject is a file's name without its suffix.
     """
     if config.input is None:
         subjects = read_cohort(config.data.cohort_dir).of_split(config.split)
@@ -239,26 +225,26 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
     if not source.exists():
         raise UsageError(f"input={source}: no such file or folder")
     files = sorted(source.iterdir()) if source.is_dir() else [source]
-    found: dict[str, Path] = {}
+    images: dict[str, Path] = {}
     for path in files:
-        ending = next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), None)
-        if ending is None:
+        suffix = next((name for name in SUFFIXES if path.name.endswith(name)), None)
+        if suffix is None:
             if not source.is_dir():
                 raise UsageError(f"input={source}: not a .nii or .nii.gz file")
             continue
-        subject = path.name.removesuffix(ending)
-        if subject in found:
-            raise DataError(f"{found[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
-        found[subject] = path
-    if not found:
+        subject = path.name.removesuffix(suffix)
+        if subject in images:
+            raise DataError(f"{images[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
+        images[subject] = path
+    if not images:
         raise DataError(f"input={source}: holds no .nii or .nii.gz file (folders below it are not searched)")
-    return found, None
+    return images, None
 
 
 def open_record(out: Path, settings: Settings) -> dict[str, Any]:
-    """What `out` holds already, by subject; UsageError unless it is new, empty or made with the same settings.
+    """The entries of `out` by subject; raises UsageError unless it is new, empty or has the same settings.
 
-    Ranks that were stopped left parts of the record beside it.
+    Ranks that were stopped have left records of their own beside the common one.
     """
     path = out / RECORD
     if not path.is_file():
@@ -266,17 +252,19 @@ def open_record(out: Path, settings: Settings) -> dict[str, Any]:
             raise UsageError(f"out={out}: is not empty and was not made by segment; name another folder")
         _write_record(path, settings, {})
     volumes: dict[str, Any] = {}
-    for part in [path, *sorted(out.glob(PART.format("*")))]:
+    current = asdict(settings)
+    for record in [path, *sorted(out.glob(RANK_RECORD.format("*")))]:
         try:
-            content = json.loads(part.read_text())
-            stored, held = content["settings"], content["volumes"]
+            content = json.loads(record.read_text())
+            stored, entries = content["settings"], content["volumes"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{part}: not readable ({error}); remove the folder or name another one") from error
-        now = asdict(settings)
-        differing = [f"{key}: {stored.get(key)} -> {now[key]}" for key in now if stored.get(key) != now[key]]
+            raise UsageError(f"{record}: not readable ({error}); remove the folder or name another one") from error
+        differing = [
+            f"{key}: {stored.get(key)} -> {current[key]}" for key in current if stored.get(key) != current[key]
+        ]
         if differing:
             raise UsageError(f"out={out}: was made with other settings ({'; '.join(differing)}); name another folder")
-        volumes |= held
+        volumes |= entries
     return volumes
 
 
@@ -285,8 +273,10 @@ def _write_record(path: Path, settings: Settings, volumes: dict[str, Any]) -> No
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _is_kept(entry: dict[str, Any] | None, image: Path, target: Path) -> bool:
-    """Whether the record's output is there, unchanged, and of this very image."""
+def _is_up_to_date(entry: dict[str, Any] | None, image: Path, target: Path, settings: Settings) -> bool:
+    """Whether the record's outputs exist, unchanged, and are of this very image."""
     if entry is None or not target.is_file():
+        return False
+    if settings.probability and not (target.parent / PROBABILITY / target.name).is_file():
         return False
     return entry["output_sha256"] == sha256_of(target) and entry["image_sha256"] == sha256_of(image)

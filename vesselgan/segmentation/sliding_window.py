@@ -1,4 +1,4 @@
-"""A U-Net over a whole volume: windows of the training patch's size, overlapping, weighted towards their middle.
+"""A U-Net over a whole volume: overlapping windows of the training patch's size with Gaussian weights.
 
 Shapes: N batch, C channel, X Y Z voxels.
 """
@@ -25,10 +25,9 @@ def probability_map(
 ) -> np.ndarray:
     """Vessel probability of every voxel, float32 [X, Y, Z], of an image in 0..255; the U-Net in evaluation mode.
 
-    MONAI's sliding window with Gaussian weights; neighbours share `overlap` of a window. An axis thinner than the
-    patch gets one window of its own size, the image reflected at its far edge up to the next multiple that the U-Net
-    can halve: where the volume fits into one window and divides, this is direct inference. `scaling` as in training:
-    `patch` stretches every window to 0..255 by itself.
+    MONAI's sliding window; neighbours share `overlap` of a window. An axis shorter than the patch gets one window,
+    reflect-padded at its far end to the next size that the U-Net can halve: a volume that fits into one window and
+    divides is inferred directly. `scaling` as in training: `patch` rescales every window to 0..255 by itself.
     """
     from monai.inferers.utils import sliding_window_inference
 
@@ -36,8 +35,8 @@ def probability_map(
     step = 2 ** (len(unet.downs) - 1)
     sizes = zip(patch_shape, image_XYZ.shape, strict=True)
     window = tuple(patch if side >= patch else math.ceil(side / step) * step for patch, side in sizes)
-    missing = [(0, max(0, w - side)) for w, side in zip(window, image_XYZ.shape, strict=True)]
-    padded_XYZ = np.pad(image_XYZ, missing, mode="reflect") if np.any(missing) else image_XYZ
+    padding = [(0, max(0, w - side)) for w, side in zip(window, image_XYZ.shape, strict=True)]
+    padded_XYZ = np.pad(image_XYZ, padding, mode="reflect") if np.any(padding) else image_XYZ
     device = next(unet.parameters()).device
     with torch.inference_mode():
         probability = sliding_window_inference(
@@ -50,6 +49,7 @@ def probability_map(
             progress=show_progress,
         )
     x, y, z = image_XYZ.shape
+    assert isinstance(probability, Tensor)
     return probability[0, 0, :x, :y, :z].cpu().numpy()
 
 

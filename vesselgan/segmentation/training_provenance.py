@@ -1,4 +1,4 @@
-"""Which volumes a U-Net learned from and was chosen on, by the sha256 of their voxels: no test of it may hold them."""
+"""The volumes that a U-Net was trained and selected on, by the sha256 of their voxels: no test set may hold them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,9 @@ from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_mani
 
 
 def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet) -> dict[str, Any]:
-    """{"train": [sha256], "validation": [sha256], "unknown": [what could not be found out], "gan": {run, weights}}.
+    """{"train": [sha256], "validation": [sha256], "unknown": [reason], "gan": {run, weights_sha256} or null}.
 
-    Synthetic patches count as what their GAN learned from, where the shards of its training lie in the cohort; they may
-    as well come from somewhere else, which knows no names. gan: whose patches they are, null without any.
+    Synthetic patches count as the volumes that their GAN learned from, if the shards of its training lie in the cohort.
     """
     unknown: list[str] = []
     train: list[str] = []
@@ -19,10 +18,10 @@ def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet
     for shards in sets:
         folder = shards.folder
         if shards.origin == "synthetic":
-            told = shards.manifest.extra
-            gan = {key: told.get(key) for key in ("run", "weights_sha256")}
+            generation = shards.manifest.extra
+            gan = {key: generation.get(key) for key in ("run", "weights_sha256")}
             folder = Path(cohort_dir) / "shards" / "gan" / "train"
-            if not (folder / MANIFEST).is_file() or content_hash(folder) != told.get("trained_on"):
+            if not (folder / MANIFEST).is_file() or content_hash(folder) != generation.get("trained_on"):
                 unknown.append("what the GAN of the synthetic patches learned from is not in the cohort")
                 continue
         train += _hashes(folder, unknown)
@@ -35,9 +34,9 @@ def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet
 
 
 def _hashes(folder: Path, unknown: list[str]) -> list[str]:
-    """Of the volumes whose patches these are; older shards do not say."""
+    """Of the volumes that the shards were cut from."""
     subjects = read_manifest(folder).subjects.values()
-    found = [str(subject["image_sha256"]) for subject in subjects if subject.get("image_sha256")]
-    if len(found) < len(subjects):
+    hashes = [str(subject["image_sha256"]) for subject in subjects if subject.get("image_sha256")]
+    if len(hashes) < len(subjects):
         unknown.append(f"the shards of {'/'.join(folder.parts[-2:])} do not say which volumes they were cut from")
-    return found
+    return hashes

@@ -1,4 +1,4 @@
-"""From a GAN's run directory to synthetic shards, and NIfTI pairs where asked.
+"""Samples a trained GAN: from its run directory to synthetic shards, and NIfTI pairs on request.
 
 Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from vesselgan.config.compose import from_yaml
@@ -33,17 +33,16 @@ SETTINGS = "generation.json"
 def generate(config: Generate) -> None:
     """Write `config.num_patches` synthetic pairs of the run `config.run` as shards, in one process.
 
-    Reads config.yaml and the newest whole checkpoint (or `config.checkpoint`), evaluates in float32 whatever the run's
-    precision, and draws one latent per sample from a seed of its own. What a sample is depends on the weights, the seed
-    and its index; on its batch only through the kernels that a batch size selects (last bits). A finished folder
-    with these settings says so and is left alone, an unfinished one is continued, any other is a UsageError.
+    Evaluates the newest complete checkpoint (or `config.checkpoint`) in float32 whatever the run's precision. A sample
+    is a function of the weights, the seed and its index; the batch size changes last bits, because it selects kernels.
+    A finished folder with these settings is left alone, an unfinished one is continued; raises UsageError for others.
     """
-    _check(config)
+    _check_settings(config)
     run_dir = Path(config.run)
-    trained = from_yaml("train_gan", run_dir / "config.yaml")
-    weights, state = _weights(run_dir, config)
+    train_config = from_yaml("train_gan", run_dir / "config.yaml")
+    weights, state = _read_weights(run_dir, config)
     geometry = state["manifest"]
-    patch_shape = tuple(int(side) for side in geometry["patch_shape"])
+    x, y, z = geometry["patch_shape"]
     settings = {
         "run": run_dir.resolve().name,
         "checkpoint": config.checkpoint or f"step_{state['step']:08d}",
@@ -60,17 +59,16 @@ def generate(config: Generate) -> None:
         print(f"{out}: already holds these {config.num_patches} patches", flush=True)
     else:
         device = choose_device(config.runtime.device, 0)
-        generator = _load(weights, patch_shape, trained.variant).to(device)
-        size = "x".join(map(str, patch_shape))
-        print(f"generating {config.num_patches} patches of {size} from {settings['run']}, {settings['checkpoint']}, "
-              f"seed {config.seed}, on {device}", flush=True)  # fmt: skip
-        _write_set(out, generator, config, settings, geometry)
+        generator = _load_generator(weights, (x, y, z), train_config.variant).to(device)
+        origin = f"{settings['run']}, {settings['checkpoint']}, seed {config.seed}"
+        print(f"generating {config.num_patches} patches of {x}x{y}x{z} from {origin}, on {device}", flush=True)
+        _write_shards(out, generator, config, settings, geometry)
     if config.nifti:
         _write_nifti(out, config.label_threshold)
 
 
-def _weights(run_dir: Path, config: Generate) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights and BatchNorm statistics as `config.weights` names them, the run's state)."""
+def _read_weights(run_dir: Path, config: Generate) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(the weights and BatchNorm statistics that `config.weights` selects, the run's state)."""
     if config.weights == "ema":
         return read_weights(run_dir, "generator_ema", config.checkpoint)
     weights, state = read_weights(run_dir, "generator", config.checkpoint)
@@ -80,29 +78,29 @@ def _weights(run_dir: Path, config: Generate) -> tuple[dict[str, Tensor], dict[s
 
 
 def sample_patches(
-    generator: nn.Module, seed: int, indices: Sequence[int], batch_size: int
+    generator: Generator, seed: int, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, patch float32 [2, X, Y, Z] in [-1, 1]) for every index; the generator must be in evaluation mode.
+    """Yields (index, patch float32 [2, X, Y, Z] in [-1, 1]); the generator must be in evaluation mode.
 
-    Every batch has the full size, the last one padded by repetition: kernels are chosen by batch size, so with one
-    `batch_size` a sample's bits do not depend on how many are asked for.
+    The last batch is padded by repetition: kernels are selected by batch size, so a sample's bits do not depend on the
+    number of samples.
     """
-    assert not generator.training, "in training mode a sample would depend on its batch"
+    assert not generator.training, "in training mode a sample depends on its batch"
     device = next(generator.parameters()).device
     for first in range(0, len(indices), batch_size):
-        wanted = list(indices[first : first + batch_size])
-        padded = wanted + [wanted[-1]] * (batch_size - len(wanted))
+        batch = list(indices[first : first + batch_size])
+        padded = batch + [batch[-1]] * (batch_size - len(batch))
         z_NL = latents(seed, padded, generator.latent_size)
         with torch.inference_mode():
             patches_NCXYZ = generator(z_NL.to(device)).float().cpu().numpy()
-        yield from zip(wanted, patches_NCXYZ, strict=False)
+        yield from zip(batch, patches_NCXYZ, strict=False)
 
 
 def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Record:
     """A generated patch as a record: image from [-1, 1] to [0, 255], score clipped to [0, 1], label score >= threshold.
 
-    `seed` is the sample's own (`sample_seed`); the score is rounded to half first, so that the stored label is the one
-    that a reader of the stored score gets. NumericError for a patch that is not finite.
+    seed: the sample's own (`sample_seed`). The score is rounded to half first, so that a reader who thresholds the
+    stored score gets the stored label. Raises NumericError if the patch is not finite.
     """
     if not np.isfinite(patch_CXYZ).all():
         raise NumericError(f"sample {seed}: not finite; the run diverged, choose an earlier one with checkpoint=NAME")
@@ -120,7 +118,7 @@ def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Recor
     )
 
 
-def _check(config: Generate) -> None:
+def _check_settings(config: Generate) -> None:
     for key in ("num_patches", "batch_size"):
         if getattr(config, key) < 1:
             raise UsageError(f"{key}={getattr(config, key)}: must be 1 or more")
@@ -131,28 +129,28 @@ def _check(config: Generate) -> None:
 
 
 def _digest(weights: dict[str, Tensor]) -> str:
-    """sha256 over names and values: tells a retrained run from the one that an unfinished folder was made with."""
+    """sha256 over names and values, so that an unfinished folder is not continued with other weights."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
-        digest.update(weights[name].contiguous().numpy())
+        digest.update(weights[name].contiguous().numpy())  # type: ignore[arg-type]
     return digest.hexdigest()
 
 
-def _load(weights: dict[str, Tensor], patch_shape: tuple[int, ...], variant: Variant) -> Generator:
-    """The generator in evaluation mode; CheckpointError when the weights are not this architecture's."""
+def _load_generator(weights: dict[str, Tensor], patch_shape: tuple[int, int, int], variant: Variant) -> Generator:
+    """The generator in evaluation mode; raises CheckpointError if the weights do not fit config.yaml."""
     with torch.device("meta"):
         generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
     try:
         generator.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"the checkpoint's generator is not config.yaml's: {reason}") from error
+        raise CheckpointError(f"the checkpoint's generator does not fit config.yaml: {reason}") from error
     return generator.eval()
 
 
 def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds these samples, all of them; UsageError when it holds something else."""
+    """Whether `out` holds all of these samples; raises UsageError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -171,42 +169,43 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _write_set(
+def _write_shards(
     out: Path, generator: Generator, config: Generate, settings: dict[str, Any], geometry: dict[str, Any]
 ) -> None:
-    began = time.perf_counter()
+    started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
-    patch_shape = tuple(int(side) for side in geometry["patch_shape"])
+    x, y, z = geometry["patch_shape"]
+    patch_shape = (x, y, z)
     shards = []
     with tqdm(total=config.num_patches, unit="patch", disable=None) as bar:
         for first in range(0, config.num_patches, PAIRS_PER_SHARD):
             indices = range(first, min(first + PAIRS_PER_SHARD, config.num_patches))
             path = out / f"synthetic_{first // PAIRS_PER_SHARD:05d}.h5"
-            info = _finished_shard(path, len(indices), patch_shape)
+            info = _existing_shard(path, len(indices), patch_shape)
             if info is None:
                 records = _records(generator, config, indices, bar)
                 info = write_shard(path, records, patch_shape=patch_shape, origin="synthetic")
             else:
                 bar.update(len(indices))
             shards.append(info)
-    place = {"spacing_mm": geometry["spacing_mm"], "affine": geometry["affine"]}
+    grid = {"spacing_mm": geometry["spacing_mm"], "affine": geometry["affine"]}
     write_manifest(
         out,
         shards=shards,
         patch_shape=patch_shape,
         origin="synthetic",
-        subjects={f"synthetic-{sample_seed(config.seed, i)}": place for i in range(config.num_patches)},
+        subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
         spacing_mm=tuple(geometry["spacing_mm"]),
         upper_percentile=geometry["upper_percentile"],
         extra=settings | {"trained_on": _trained_on(Path(config.run))},
     )
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     print(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s", flush=True)
 
 
 def _trained_on(run_dir: Path) -> str | None:
-    """Content hash of the shards that the run learned from, as it wrote it down; null where it did not."""
+    """Content hash of the shards that the run learned from; null if its provenance is missing."""
     try:
         return json.loads((run_dir / "provenance.json").read_text())["inputs"]["gan/train"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -219,8 +218,8 @@ def _records(generator: Generator, config: Generate, indices: range, bar: tqdm) 
         bar.update()
 
 
-def _finished_shard(path: Path, count: int, patch_shape: tuple[int, ...]) -> ShardInfo | None:
-    """A whole shard that an interrupted run left, or None."""
+def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -> ShardInfo | None:
+    """A complete shard of an interrupted run, or None."""
     if not path.is_file():
         return None
     try:
@@ -231,13 +230,13 @@ def _finished_shard(path: Path, count: int, patch_shape: tuple[int, ...]) -> Sha
 
 
 def _write_nifti(out: Path, threshold: float) -> None:
-    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the training cohort's grid; what is there is kept."""
+    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the cohort's grid; existing files are kept."""
     shards = ShardSet(out)
-    for number in tqdm(range(len(shards)), unit="NIfTI pair", disable=None):
-        record = shards.record(number)
+    for index in tqdm(range(len(shards)), unit="NIfTI pair", disable=None):
+        record = shards.record(index)
         folder = out / "nifti" / record.subject
         affine = np.array(shards.subjects[record.subject]["affine"])
-        for name, array in (("image", record.image_XYZ), ("vessel", shards.label(number, threshold))):
+        for name, array in (("image", record.image_XYZ), ("vessel", shards.label(index, threshold))):
             path = folder / f"{name}.nii.gz"
             if not path.is_file():
                 write_volume(path, array, affine)

@@ -1,6 +1,5 @@
-"""Whether a machine is fit for the work, in seconds and before a job waits for it: each finding with its remedy."""
+"""Whether a machine is fit for the work, within seconds and before a job waits for it: one line per health check."""
 
-import fcntl
 import json
 import os
 import shutil
@@ -19,13 +18,14 @@ from vesselgan.config.compose import Command
 from vesselgan.config.schema import Doctor
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError
+from vesselgan.core.locks import wait_for_lock
 
-GOOD, NOTE, BAD = "ok", "note", "BAD"
+OK, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30
-ANSWER_S = 6.0
-"""How long other programs, side by side, may take to answer."""
-LEAST_S = 0.1
-"""What an answer that is there needs to be read when the time is over."""
+TIMEOUT_S = 6.0
+"""For nvidia-smi and MPI, which run side by side."""
+MIN_READ_S = 0.1
+"""Reading the output of a program that has ended, after the deadline."""
 STALE_S = 900.0
 """Age of a lock of the extension cache from which no compiler can still be at work (the slowest operator took 80 s)."""
 TRIAL_BYTES = 32 * 2**20
@@ -34,211 +34,208 @@ NO_ANSWER = "no answer"
 
 
 @dataclass(frozen=True)
-class Finding:
+class HealthCheck:
     name: str
-    state: str
-    """`ok`, `note` (good to know) or `BAD` (to be mended first)."""
-    words: str
+    status: str
+    """`ok`, `note` (good to know) or `BAD` (fix it first)."""
+    message: str
     remedy: str = ""
 
 
-def examine(command: Command) -> None:
-    """Print every finding, a table or one JSON object; ResourceError (exit 6) with what to mend."""
-    began, config = time.perf_counter(), command.config
-    findings = findings_of(config)
-    host, seconds = socket.gethostname(), time.perf_counter() - began
+def check_machine(command: Command) -> None:
+    """Print every check, as a table or one JSON object. Raises ResourceError if one is BAD, with its remedy."""
+    start = time.perf_counter()
+    checks = run_checks(command.config)
+    host, seconds = socket.gethostname(), time.perf_counter() - start
     if command.wants_json:
-        told = {"host": host, "seconds": round(seconds, 1), "findings": [asdict(finding) for finding in findings]}
-        print(json.dumps(told), flush=True)
+        result = {"host": host, "seconds": round(seconds, 1), "checks": [asdict(check) for check in checks]}
+        print(json.dumps(result), flush=True)
     else:
-        for finding in findings:
-            remedy = f"; {finding.remedy}" if finding.remedy else ""
-            print(f"{finding.name:15} {finding.state:5} {finding.words}{remedy}", flush=True)
-    if bad := [finding for finding in findings if finding.state == BAD]:
-        raise ResourceError(f"{host}: to mend: " + "; ".join(f"{f.name}: {f.words}: {f.remedy}" for f in bad))
+        for check in checks:
+            remedy = f"; {check.remedy}" if check.remedy else ""
+            print(f"{check.name:15} {check.status:5} {check.message}{remedy}", flush=True)
+    if failed := [check for check in checks if check.status == BAD]:
+        raise ResourceError(f"{host}: fix " + "; ".join(f"{c.name}: {c.message}: {c.remedy}" for c in failed))
 
 
-def findings_of(config: Doctor) -> list[Finding]:
-    """Everything that was found, in the order of the printed table."""
+def run_checks(config: Doctor) -> list[HealthCheck]:
+    """Returns all checks in the order of the printed table."""
     # Started first and read last, with one deadline: they take the longest, and several may hang.
-    until = time.monotonic() + ANSWER_S
+    deadline = time.monotonic() + TIMEOUT_S
     driver = _start("nvidia-smi", "--query-gpu=driver_version,name,memory.total", "--format=csv,noheader")
     mpi = _start(sys.executable, "-c", MPI)
-    work = Path(config.work_dir)
-    examinations: list[Callable[[], list[Finding]]] = [
-        packages,
-        lambda: gpus(_answer(driver, until), is_wanted=config.runtime.device == "cuda"),
-        precisions,
-        networks,
-        lambda: [message_passing(_answer(mpi, until))],
-        lambda: disk(work, config.min_free_gib),
-        extension_locks,
+    functions: list[Callable[[], list[HealthCheck]]] = [
+        check_packages,
+        lambda: check_gpus(_output(driver, deadline), is_wanted=config.runtime.device == "cuda"),
+        check_precisions,
+        check_network,
+        lambda: [check_mpi(_output(mpi, deadline))],
+        lambda: check_disk(Path(config.work_dir), config.min_free_gib),
+        check_extension_locks,
     ]
-    return [finding for examination in examinations for finding in examination()]
+    return [check for function in functions for check in function()]
 
 
-def packages() -> list[Finding]:
-    there = {name: metadata.version(name) for name in ("torch", "deepspeed", "h5py", "numpy")}
-    return [Finding("packages", GOOD, ", ".join(f"{name} {version}" for name, version in there.items()))]
+def check_packages() -> list[HealthCheck]:
+    versions = [f"{name} {metadata.version(name)}" for name in ("torch", "deepspeed", "h5py", "numpy")]
+    return [HealthCheck("packages", OK, ", ".join(versions))]
 
 
-def gpus(driver: str | None, *, is_wanted: bool) -> list[Finding]:
-    """The driver as nvidia-smi tells it (None: no such program, or no answer), and what PyTorch sees of it."""
+def check_gpus(driver: str | None, *, is_wanted: bool) -> list[HealthCheck]:
+    """driver: nvidia-smi's output, NO_ANSWER, or None without such a program. Compared with what PyTorch sees."""
     build = torch.version.cuda
-    granted = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        version = driver.split(",")[0] if driver not in (None, NO_ANSWER) else "unknown"
-        words = f"{len(names)} x {names[0]}, driver {version}, CUDA {build}"
-        return [Finding("GPU", GOOD, words)]
+        version = "unknown" if driver is None or driver == NO_ANSWER else driver.split(",")[0]
+        return [HealthCheck("GPU", OK, f"{len(names)} x {names[0]}, driver {version}, CUDA {build}")]
     if driver == NO_ANSWER:
-        words = f"nvidia-smi did not answer within {ANSWER_S:g} s"
-        return [Finding("GPU", BAD, words, "the driver hangs: take another node and tell who runs this one")]
+        message = f"nvidia-smi did not answer within {TIMEOUT_S:g} s"
+        return [HealthCheck("GPU", BAD, message, "the driver hangs: take another node and report this one")]
     if driver is not None:
-        words = f"the driver sees {driver.splitlines()[0]}, PyTorch {torch.__version__} (CUDA {build}) does not"
-        remedy = "install a CUDA build of PyTorch that is not newer than the driver, or look at CUDA_VISIBLE_DEVICES"
-        return [Finding("GPU", BAD, words, remedy)]
+        message = f"the driver sees {driver.splitlines()[0]}, PyTorch {torch.__version__} (CUDA {build}) does not"
+        remedy = "install a CUDA build of PyTorch that is not newer than the driver, or check CUDA_VISIBLE_DEVICES"
+        return [HealthCheck("GPU", BAD, message, remedy)]
+    granted = os.environ.get("SLURM_JOB_GPUS") or os.environ.get("SLURM_STEP_GPUS")
     if is_wanted or granted:
-        why = "runtime.device=cuda was asked" if is_wanted else f"the job was granted GPU {granted}"
-        return [
-            Finding("GPU", BAD, f"{why}, and there is no driver here", "choose a node with a GPU (sbatch --gres=gpu:1)")
-        ]
-    return [Finding("GPU", NOTE, "none: trains on the CPU")]
+        reason = "runtime.device=cuda is set" if is_wanted else f"the job was granted GPU {granted}"
+        remedy = "choose a node with a GPU (sbatch --gres=gpu:1)"
+        return [HealthCheck("GPU", BAD, f"{reason}, but this node has no driver", remedy)]
+    return [HealthCheck("GPU", NOTE, "none: trains on the CPU")]
 
 
-def precisions() -> list[Finding]:
-    """In which number types DeepSpeed trains here; it asks the same."""
+def check_precisions() -> list[HealthCheck]:
+    """Number types in which DeepSpeed trains on this machine, by the conditions that it checks itself."""
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        has = {"fp16": (major, minor) >= (7, 0), "bf16": torch.cuda.is_bf16_supported()}
+        supported = {"fp16": (major, minor) >= (7, 0), "bf16": torch.cuda.is_bf16_supported()}
     else:
-        has = {"fp16": bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()), "bf16": True}
-    found = []
-    for name, is_there in has.items():
-        other = "bf16" if name == "fp16" else "fp16"
-        remedy = "" if is_there else f"instead: --deepspeed_config ds_{other}.json variant.precision={other}, or fp32"
-        found.append(
-            Finding(name, GOOD if is_there else NOTE, "trains" if is_there else "refused by DeepSpeed", remedy)
-        )
-    return found
+        supported = {"fp16": bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()), "bf16": True}
+    checks = []
+    for name, other in (("fp16", "bf16"), ("bf16", "fp16")):
+        if supported[name]:
+            checks.append(HealthCheck(name, OK, "trains"))
+        else:
+            remedy = f"instead: --deepspeed_config ds_{other}.json variant.precision={other}, or fp32"
+            checks.append(HealthCheck(name, NOTE, "refused by DeepSpeed", remedy))
+    return checks
 
 
-def networks() -> list[Finding]:
-    """What ranks talk through, and whether this host's name, where they would meet, leads to it."""
+def check_network() -> list[HealthCheck]:
+    """The ranks' backend, and whether this host's name, where they would meet, resolves to an outside address."""
     import torch.distributed as dist
 
     if torch.cuda.is_available() and not dist.is_nccl_available():
-        backend = Finding("NCCL", BAD, "this PyTorch has none", "install PyTorch's own CUDA build")
+        backend = HealthCheck("NCCL", BAD, "this PyTorch has none", "install PyTorch's own CUDA build")
     elif torch.cuda.is_available():
-        backend = Finding("NCCL", GOOD, ".".join(map(str, torch.cuda.nccl.version())))
+        backend = HealthCheck("NCCL", OK, ".".join(map(str, torch.cuda.nccl.version())))
     else:
-        backend = Finding("NCCL", NOTE, "not needed: ranks on CPUs talk through gloo")
+        backend = HealthCheck("NCCL", NOTE, "not needed: ranks on CPUs use gloo")
     host = os.environ.get("MASTER_ADDR") or socket.gethostname()
     try:
-        address = socket.getaddrinfo(host, None)[0][4][0]
+        address = str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError as error:
         remedy = "set MASTER_ADDR to an address of rank 0's node that the others reach (slurm/site.sh)"
-        return [backend, Finding("host name", BAD, f"{host} leads nowhere ({error.strerror})", remedy)]
+        return [backend, HealthCheck("host name", BAD, f"{host} does not resolve ({error.strerror})", remedy)]
     if address.startswith("127."):
         remedy = "for ranks on several nodes set MASTER_ADDR (slurm/site.sh)"
-        return [backend, Finding("host name", NOTE, f"{host} is {address}, which no other node reaches", remedy)]
-    return [backend, Finding("host name", GOOD, f"{host} is {address}")]
+        return [backend, HealthCheck("host name", NOTE, f"{host} is {address}, which no other node reaches", remedy)]
+    return [backend, HealthCheck("host name", OK, f"{host} is {address}")]
 
 
-def message_passing(answer: str | None) -> Finding:
-    """answer: MPI's name as mpi4py tells it in a process of its own; None where it has no library."""
-    if answer == NO_ANSWER:
-        return Finding("MPI", BAD, f"its library did not load within {ANSWER_S:g} s", "look at the node's file systems")
-    if answer is None:
-        return Finding("MPI", BAD, "mpi4py finds no library", "load the site's MPI module, or pip install mpich")
-    name = " ".join(answer.splitlines()[0].split(",")[0].split()).rstrip(chr(0))
-    return Finding("MPI", GOOD, f"{name}, mpi4py {metadata.version('mpi4py')}")
+def check_mpi(version: str | None) -> HealthCheck:
+    """version: of the library that mpi4py loads, NO_ANSWER, or None without a library."""
+    if version == NO_ANSWER:
+        message = f"its library did not load within {TIMEOUT_S:g} s"
+        return HealthCheck("MPI", BAD, message, "check the node's file systems")
+    if version is None:
+        return HealthCheck("MPI", BAD, "mpi4py finds no library", "load the site's MPI module, or pip install mpich")
+    name = " ".join(version.splitlines()[0].split(",")[0].split()).rstrip(chr(0))
+    return HealthCheck("MPI", OK, f"{name}, mpi4py {metadata.version('mpi4py')}")
 
 
-def disk(work: Path, min_free_gib: float) -> list[Finding]:
-    """Room, a trial of writing, locks and HDF5 where the work will lie."""
-    there = next(folder for folder in (work, *work.absolute().parents) if folder.exists())
-    free_gib = shutil.disk_usage(there).free / GIB
-    words = f"{free_gib:.1f} GiB free in {there.absolute()}"
-    remedy = f"make room for {min_free_gib:g} GiB, or name another work_dir"
-    room = Finding("disk", GOOD, words) if free_gib >= min_free_gib else Finding("disk", BAD, words, remedy)
-    trial = there / f".vesselgan-doctor-{socket.gethostname()}-{os.getpid()}"
+def check_disk(work_dir: Path, min_free_gib: float) -> list[HealthCheck]:
+    """Free space, and a trial of writing, locks and HDF5, in work_dir or its nearest parent that exists."""
+    folder = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists()).absolute()
+    free_gib = shutil.disk_usage(folder).free / GIB
+    space = HealthCheck("disk", OK, f"{free_gib:.1f} GiB free in {folder}")
+    if free_gib < min_free_gib:
+        remedy = f"make room for {min_free_gib:g} GiB, or name another work_dir"
+        space = HealthCheck("disk", BAD, space.message, remedy)
+    trial = folder / f".vesselgan-doctor-{socket.gethostname()}-{os.getpid()}"
     try:
         trial.mkdir()
         try:
-            return [room, _write(trial / "bytes"), _locks(trial / "lock"), _hdf5(trial / "file.h5")]
+            return [space, _try_write(trial / "bytes"), _try_locks(trial / "lock"), _try_hdf5(trial / "file.h5")]
         finally:
             shutil.rmtree(trial, ignore_errors=True)
     except OSError as error:
-        remedy = "see to its rights and quota, or name another work_dir"
-        return [room, Finding("write", BAD, f"{there.absolute()}: {describe(error)}", remedy)]
+        remedy = "check permissions and quota, or name another work_dir"
+        return [space, HealthCheck("write", BAD, f"{folder}: {describe(error)}", remedy)]
 
 
-def _write(path: Path) -> Finding:
-    block, began = os.urandom(2**20), time.perf_counter()
+def _try_write(path: Path) -> HealthCheck:
+    block, start = os.urandom(2**20), time.perf_counter()
     with path.open("wb") as file:
         for _ in range(TRIAL_BYTES // len(block)):
             file.write(block)
         file.flush()
         os.fsync(file.fileno())
-    rate = TRIAL_BYTES / 1e6 / (time.perf_counter() - began)
+    mb_per_s = TRIAL_BYTES / 1e6 / (time.perf_counter() - start)
     if path.stat().st_size != TRIAL_BYTES or path.read_bytes()[-len(block) :] != block:
-        return Finding("write", BAD, "what was written is not what is read", "tell who runs the file system")
-    return Finding("write", GOOD, f"{rate:.0f} MB/s, durable")
+        return HealthCheck("write", BAD, "a file reads back differently", "report it to who runs the file system")
+    return HealthCheck("write", OK, f"{mb_per_s:.0f} MB/s, with fsync")
 
 
-def _locks(path: Path) -> Finding:
-    remedy = "no two jobs may write into one run or one cohort; mount it with locks (flock) where you can"
+def _try_locks(path: Path) -> HealthCheck:
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.flock(file, fcntl.LOCK_UN)
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            wait_for_lock(file)
         except OSError as error:
-            return Finding("locks", NOTE, f"none on this file system ({error.strerror})", remedy)
-    return Finding("locks", GOOD, "held")
+            remedy = "let no two jobs write into one run or one cohort; mount it with locks where you can"
+            return HealthCheck("locks", NOTE, f"none on this file system ({error.strerror})", remedy)
+    return HealthCheck("locks", OK, "held")
 
 
-def _hdf5(path: Path) -> Finding:
-    """HDF5 locks what it opens by default; vesselgan's shards are opened without, other programs may not be able to."""
+def _try_hdf5(path: Path) -> HealthCheck:
+    """HDF5 locks the files it opens by default. vesselgan opens shards without; other programs may not."""
     import h5py
 
     try:
         with h5py.File(path, "w", locking=True) as file:
             file["a"] = 1
     except OSError:
-        remedy = "for other programs: HDF5_USE_FILE_LOCKING=FALSE; vesselgan's own reading needs none"
-        return Finding("HDF5 locking", NOTE, "refused by this file system", remedy)
-    return Finding("HDF5 locking", GOOD, f"HDF5 {h5py.version.hdf5_version}")
+        remedy = "for other programs set HDF5_USE_FILE_LOCKING=FALSE; vesselgan needs none"
+        return HealthCheck("HDF5 locking", NOTE, "refused by this file system", remedy)
+    return HealthCheck("HDF5 locking", OK, f"HDF5 {h5py.version.hdf5_version}")
 
 
-def extension_locks() -> list[Finding]:
+def check_extension_locks() -> list[HealthCheck]:
     """Locks in PyTorch's cache of compiled operators whose compiler is gone: the next start would wait for ever."""
-    default = Path.home() / ".cache/torch_extensions"
-    home = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or default)
-    locks = [lock for pattern in ("*/lock", "*/*/lock") for lock in home.glob(pattern)]
+    cache = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache/torch_extensions")
+    locks = [lock for pattern in ("*/lock", "*/*/lock") for lock in cache.glob(pattern)]
     stale = [str(lock) for lock in sorted(locks) if time.time() - lock.stat().st_mtime > STALE_S]
     if stale:
-        words = f"{len(stale)} stale: the next start waits for a compiler that is gone"
-        return [Finding("extensions", BAD, words, f"rm {' '.join(stale)}")]
-    return [Finding("extensions", GOOD, f"{home}: {'in use' if locks else 'no locks'}")]
+        message = f"{len(stale)} stale locks: the next start would wait for a compiler that is gone"
+        return [HealthCheck("extensions", BAD, message, f"rm {' '.join(stale)}")]
+    return [HealthCheck("extensions", OK, f"{cache}: {'in use' if locks else 'no locks'}")]
 
 
-def _start(*words: str) -> subprocess.Popen[str] | None:
-    if shutil.which(words[0]) is None:
+def _start(*command: str) -> subprocess.Popen[str] | None:
+    if shutil.which(command[0]) is None:
         return None
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    return subprocess.Popen(words, text=True, **quiet)
+    return subprocess.Popen(
+        command, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
 
 
-def _answer(process: subprocess.Popen[str] | None, until: float) -> str | None:
-    """What it printed; None when there is no such program or it failed, NO_ANSWER when it was not done at `until`."""
+def _output(process: subprocess.Popen[str] | None, deadline: float) -> str | None:
+    """Its output; None without such a program or if it failed, NO_ANSWER if it still runs at the deadline."""
     if process is None:
         return None
     try:
-        said, _ = process.communicate(timeout=max(LEAST_S, until - time.monotonic()))
+        output, _ = process.communicate(timeout=max(MIN_READ_S, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
         return NO_ANSWER
-    return said.strip() if process.returncode == 0 and said.strip() else None
+    return output.strip() if process.returncode == 0 and output.strip() else None

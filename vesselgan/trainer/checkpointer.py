@@ -1,4 +1,4 @@
-"""When a GAN's checkpoints are written, what they say, and where the run stands in its data."""
+"""When a GAN's checkpoints are written, what they hold beside the weights, and where the run stands in its data."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 from torch import Tensor
 
 from vesselgan.config.compose import config_hash
-from vesselgan.config.schema import TrainGan
+from vesselgan.config.schema import Plan, TrainGan
 from vesselgan.data.position import Position, batches_before
 from vesselgan.data.sampler import steps_per_epoch
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import checkpoint
-from vesselgan.runtime.distributed import World, together
+from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
 
 
 @dataclass
 class Checkpointer:
-    """Saves one run; knows its place in the data, also after the batch size was changed."""
+    """Saves one run; knows its position in the data, also after the batch size was changed."""
 
     config: TrainGan
     run_dir: Path
@@ -31,17 +31,33 @@ class Checkpointer:
     first_batch: int
     """Global batches used up before this session."""
     save_s: float
-    """What the last save took with all that is computed for it, seconds; a guess before the first."""
-    save_ms: float = 0.0
-    """What writing the last checkpoint took."""
-    limit: int | None = None
-    """Generator steps after which the run ends sooner than configured; null: none."""
+    """Seconds that the last checkpoint took with all that is computed for it; an estimate before the first."""
+    write_ms: float = 0.0
+    """Milliseconds that writing the last checkpoint took."""
+    max_steps: int | None = None
+    """Generator steps after which the run ends sooner than configured; null: as configured."""
+
+    @classmethod
+    def from_state(
+        cls,
+        config: TrainGan,
+        run_dir: Path,
+        world: World,
+        engines: dict[str, Engine],
+        shards: ShardSet,
+        state: dict[str, Any],
+    ) -> "Checkpointer":
+        """For a run that continues from `state`; raises CheckpointError when that lacks the position in the data."""
+        step, train = state["step"], config.train
+        first_batch = batches_before(state, batch_size=train.batch_size, num_records=len(shards))
+        estimate_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
+        return cls(config, run_dir, world, engines, shards, step, first_batch, state.get("save_s") or estimate_s)
 
     @property
     def stop(self) -> int:
         """Generator steps of the whole run."""
-        steps = steps_of(self.config, len(self.shards), start=self.start, first_batch=self.first_batch)
-        return steps if self.limit is None else min(steps, self.limit)
+        steps = num_generator_steps(self.config, len(self.shards), start=self.start, first_batch=self.first_batch)
+        return steps if self.max_steps is None else min(steps, self.max_steps)
 
     def batches_after(self, step: int) -> int:
         """Global batches used up by `step` generator steps."""
@@ -54,7 +70,7 @@ class Checkpointer:
         )
 
     def is_kept(self, step: int) -> bool:
-        """Whether an epoch ends here whose checkpoint stays for ever."""
+        """Whether an epoch ends here whose checkpoint is never pruned."""
         every = self.config.train.save_every_epochs
         if every is None or step == self.start:
             return False
@@ -64,35 +80,35 @@ class Checkpointer:
         return step % self.config.train.checkpoint_every == 0 or step == self.stop or self.is_kept(step)
 
     def save(self, step: int, state: dict[str, Any], extra: dict[str, dict[str, Tensor]]) -> None:
-        """A checkpoint with `state` and what every one says: geometry for `generate`, position, cost of a save."""
-        told = {"step": step, "position": self.position_after(step).to_json(), "save_s": self.save_s}
+        """Write a checkpoint with `state`, the geometry for `generate`, the position and the cost of a save."""
+        position = {"step": step, "position": self.position_after(step).to_json(), "save_s": self.save_s}
         saved = checkpoint.save(
             self.run_dir,
             step,
             self.engines,
-            self.of_the_data() | told | state,
+            self.data_state() | position | state,
             keep_last=self.config.train.keep_last,
             is_kept=self.is_kept(step),
             world=self.world,
             extra=extra,
         )
-        self.save_ms = 1000 * saved.seconds
+        self.write_ms = 1000 * saved.seconds
 
     def check_disk(self) -> str:
-        """One line on the disk that the checkpoints need; ResourceError when there is less. A collective call."""
+        """One line on the disk that the checkpoints need; raises ResourceError if it is short. A collective call."""
         train = self.config.train
         num_bytes = expected_bytes(self.engines, has_average=train.ema_decay is not None)
-        last = self.position_after(self.stop).epoch
-        num_kept = 0 if train.save_every_epochs is None else last // train.save_every_epochs
-        return together(
+        num_epochs = self.position_after(self.stop).epoch
+        num_kept = 0 if train.save_every_epochs is None else num_epochs // train.save_every_epochs
+        return run_on_rank0(
             self.world,
             lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
         )
 
-    def of_the_data(self) -> dict[str, Any]:
-        """What every checkpoint says of the training set, for `generate`.
+    def data_state(self) -> dict[str, Any]:
+        """What every checkpoint holds of the training set, for `generate`.
 
-        The affine is the first subject's; of a private run the spacing's alone, for how a patient lay is his own.
+        The affine is the first subject's. A private run stores its spacing alone: a patient's pose is personal data.
         """
         affine = next(iter(self.shards.subjects.values()))["affine"]
         if self.config.variant.dp is not None:
@@ -106,8 +122,8 @@ class Checkpointer:
         return {"manifest": geometry, "config_hash": config_hash(self.config)}
 
 
-def steps_of(config: TrainGan, num_pairs: int, *, start: int = 0, first_batch: int = 0) -> int:
-    """Generator steps of a whole run: max_steps, else epochs over the pairs. UsageError when no batch fits.
+def num_generator_steps(config: TrainGan | Plan, num_pairs: int, *, start: int = 0, first_batch: int = 0) -> int:
+    """Generator steps of a whole run: max_steps, else epochs over the pairs. Raises UsageError when no batch fits.
 
     start, first_batch: steps done and global batches used up so far, for a run whose batch size was changed.
     """
@@ -115,25 +131,8 @@ def steps_of(config: TrainGan, num_pairs: int, *, start: int = 0, first_batch: i
     return config.train.max_steps or max(1, start + batches // config.variant.n_critic)
 
 
-def keeper_of(
-    config: TrainGan,
-    run_dir: Path,
-    world: World,
-    engines: dict[str, Engine],
-    shards: ShardSet,
-    state: dict[str, Any],
-) -> Checkpointer:
-    """The checkpointer of a run that goes on from `state`. CheckpointError when that lacks the position in the data."""
-    step, train = state["step"], config.train
-    first = batches_before(
-        state, batches=step * config.variant.n_critic, batch_size=train.batch_size, num_records=len(shards)
-    )
-    guess_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
-    return Checkpointer(config, run_dir, world, engines, shards, step, first, state.get("save_s") or guess_s)
-
-
 def expected_bytes(engines: dict[str, Engine], *, has_average: bool) -> int:
-    """What one checkpoint will take: both engines, the generator's standing statistics and its average."""
+    """Bytes of one checkpoint: both engines, the generator's standing statistics and its moving average."""
     generator = engines["generator"].module
     extra = list(generator.buffers())
     if has_average:

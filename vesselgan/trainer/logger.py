@@ -1,4 +1,4 @@
-"""What a run tells: lines on the screen and in log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
+"""The run's log: lines on the screen and in log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
 
 import json
 import os
@@ -16,11 +16,10 @@ LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"
 
 
 class RunLog:
-    """Scalars and pictures of one run; `resume_step` cuts what an interrupted run had written beyond its checkpoint."""
+    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint."""
 
     def __init__(self, run_dir: Path, *, is_main: bool, resume_step: int = 0) -> None:
         self.is_main = is_main
-        self._metrics = self._log = self._writer = None
         self._is_new = resume_step == 0
         if not is_main:
             return
@@ -30,47 +29,48 @@ class RunLog:
         self._metrics = (run_dir / METRICS).open("a")
         self._log = (run_dir / LOG).open("a")
         if self._is_new:
-            # A session that was killed before its first checkpoint left nothing that counts.
+            # Events of a session that was killed before its first checkpoint.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
                 events.unlink()
-        # purge_step hides from TensorBoard what came after the checkpoint in the interrupted run's events.
+        # purge_step hides from TensorBoard what came after the checkpoint in the interrupted session's events.
         self._writer = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
 
     def line(self, text: str) -> None:
-        """One line on the screen, above a progress bar if there is one, and with its time (UTC) in log.txt."""
+        """One line on the screen, above the progress bar, and with its time (UTC) in log.txt."""
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
             self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
             self._log.flush()
 
-    def scalars(self, step: int, values: dict[str, float]) -> None:
-        """`values` at `step`, into metrics.jsonl and TensorBoard."""
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        """`metrics` at `step`, into metrics.jsonl and TensorBoard."""
         if not self.is_main:
             return
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
         self._metrics.flush()
-        for name, value in values.items():
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
-    def image(self, step: int, name: str, picture_HWC: np.ndarray) -> None:
-        """A uint8 RGB picture at `step`."""
+    def image(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """A uint8 RGB image at `step`."""
         if self.is_main:
-            self._writer.add_image(name, picture_HWC, step, dataformats="HWC")
+            self._writer.add_image(name, image_HWC, step, dataformats="HWC")
 
-    def settings(self, values: dict[str, Setting | None], *, watched: list[str]) -> None:
-        """The run's settings for TensorBoard's HParams page, beside the scalars `watched`; once in a run's life."""
+    def hparams(self, settings: dict[str, Setting | None], *, metrics: list[str]) -> None:
+        """Settings and the names of `metrics` for TensorBoard's HParams page; once in a run's life."""
         if not self.is_main or not self._is_new:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        told = {key: value if isinstance(value, Setting) else str(value) for key, value in values.items()}
+        assert self._writer.file_writer is not None
+        values = {key: value if isinstance(value, Setting) else str(value) for key, value in settings.items()}
         # SummaryWriter.add_hparams would open a run of its own below this one.
-        for summary in hparams(told, dict.fromkeys(watched, 0.0)):
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
             self._writer.file_writer.add_summary(summary)
 
     def flush(self) -> None:
-        """Make durable what was told so far: a checkpoint must not be newer than the log before it."""
+        """Make the log durable: a checkpoint must not be newer than the log before it."""
         if self.is_main:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())

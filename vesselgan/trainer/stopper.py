@@ -1,7 +1,7 @@
-"""Requests to stop, from a signal, a stop file or the job's end, agreed on by all ranks and granted at a step boundary.
+"""Stops a run at a step boundary, on all ranks at once: on a signal, a stop file, or near the job's end.
 
 A signal only sets a flag. Schedulers lose exit codes and launchers die of signals, so a batch script asks by creating
-`<run>/stop`, and reads from `<run>/requeue`, written after the save, whether the job should be queued again. A run that
+`<run>/stop`, and reads from `<run>/requeue`, written after the checkpoint, whether to queue the job again. A run that
 failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_restarts` times writes none.
 """
 
@@ -13,48 +13,48 @@ import time
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import IO
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.formats import run_dir as rundir
-from vesselgan.runtime.distributed import World, together
+from vesselgan.formats.run_dir import acquire_lock, count_sessions
+from vesselgan.runtime.distributed import World, run_on_rank0
 
 STOP_FILE = "stop"
 REQUEUE_FILE = "requeue"
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 MARGIN = 1.5
-"""Times the measured save and steps that are kept free before the job's end: both vary."""
+"""Times the measured save and steps that must fit before the job's end: both vary."""
 SLURM_S = 10.0
-"""How long Slurm's controller may take to answer."""
+"""Timeout of a question to Slurm's controller."""
 
 
-class StopRequests:
-    """Listens from the moment that the ranks have met; as a context it gives the signals back.
+class Stopper:
+    """Listens for requests to stop; as a context manager it restores the signal handlers.
 
-    The ranks' flags are merged by a reduction over gloo that is started at one step and read at the next, so that no
-    device is waited for.
+    The ranks' flags are merged by a reduction over gloo that starts at one step and is read at the next, so that no
+    step waits for it.
     """
 
     def __init__(self, world: World, *, rank_timeout_minutes: float) -> None:
         self._world, self._run_dir = world, Path()
         self._reason, self._interrupts, self._called_at = "", 0, time.perf_counter()
-        self._ends_at, self._max_sittings = float("inf"), 0
-        waits = timedelta(minutes=rank_timeout_minutes)
-        self._group = dist.new_group(backend="gloo", timeout=waits) if world.size > 1 else None
+        self._ends_at, self._max_restarts = float("inf"), 0
+        timeout = timedelta(minutes=rank_timeout_minutes)
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
         self._pending: tuple[dist.Work, torch.Tensor] | None = None
-        self._before: dict[int, object] = {}
+        self._previous_handlers: dict[int, Any] = {}
         self._lock: IO[str] | None = None
 
-    def __enter__(self) -> "StopRequests":
+    def __enter__(self) -> "Stopper":
         for number in SIGNALS:
-            self._before[number] = signal.signal(number, self._handle_signal)
+            self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
         if self._pending is not None and kind is None:
             self._pending[0].wait()
@@ -62,25 +62,25 @@ class StopRequests:
             self._lock.close()
 
     def start_watching(self, run_dir: Path, *, max_minutes: float | None, max_restarts: int) -> list[str]:
-        """Take `run_dir` for this run, forget earlier requests, find out when the job ends; lines to tell of that.
+        """Lock `run_dir`, drop earlier requests, find out when the job ends; returns lines for the log.
 
-        A collective call. UsageError when another process trains there.
+        A collective call. Raises UsageError when another process trains there.
         """
-        self._run_dir, self._max_sittings = run_dir, max_restarts
+        self._run_dir, self._max_restarts = run_dir, max_restarts
         self._called_at = time.perf_counter()
 
-        def take() -> list[str]:
-            self._lock = rundir.take(run_dir)
+        def lock_and_reset() -> list[str]:
+            self._lock = acquire_lock(run_dir)
             (run_dir / STOP_FILE).unlink(missing_ok=True)
-            forget_requeue(run_dir)
+            remove_requeue(run_dir)
             self._ends_at, line = end_of_job(max_minutes)
             return [line] if line else []
 
-        return together(self._world, take)
+        return run_on_rank0(self._world, lock_and_reset)
 
     @property
     def reason(self) -> str:
-        """What was asked of this rank; empty on ranks that only heard of it from others."""
+        """Why this rank stops."""
         return self._reason or "another rank was asked to stop"
 
     def should_stop(self, *, step_s: float, save_s: float) -> bool:
@@ -106,21 +106,21 @@ class StopRequests:
         self._pending = (dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True), flags)
         return is_asked
 
-    def leave(self, step: int) -> str:
-        """Write `<run>/requeue`, after the save, so that its presence means that nothing is lost; a line to tell."""
-        said = f"stopped at step {step}, saved: {self.reason}; "
+    def write_requeue(self, step: int) -> str:
+        """Write `<run>/requeue`, after the checkpoint, so that nothing is lost; returns a line for the log."""
+        stopped = f"stopped at step {step}, saved: {self.reason}; "
         if not self._world.is_main:
-            return said
-        count = rundir.sessions(self._run_dir)
-        if count >= self._max_sittings:
-            return said + (
-                f"started {count} times (runtime.max_restarts={self._max_sittings}), so no requeue is asked for; the "
-                "same command goes on from here with a higher limit"
+            return stopped
+        count = count_sessions(self._run_dir)
+        if count >= self._max_restarts:
+            return stopped + (
+                f"started {count} times (runtime.max_restarts={self._max_restarts}), so no requeue is written; the "
+                "same command resumes from here with a higher limit"
             )
-        told = {"step": step, "reason": self.reason, "sessions": count}
-        write_text(self._run_dir / REQUEUE_FILE, json.dumps(told) + "\n")
+        request = {"step": step, "reason": self.reason, "sessions": count}
+        write_text(self._run_dir / REQUEUE_FILE, json.dumps(request) + "\n")
         by_whom = "the job script requeues it, or " if "SLURM_JOB_ID" in os.environ else ""
-        return said + f"{self._run_dir / REQUEUE_FILE} written: {by_whom}the same command goes on from here"
+        return stopped + f"{self._run_dir / REQUEUE_FILE} written: {by_whom}the same command resumes from here"
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
@@ -130,13 +130,13 @@ class StopRequests:
         self._reason = self._reason or f"signal {signal.Signals(number).name}"
 
 
-def forget_requeue(run_dir: Path) -> None:
-    """Remove the marker: from here on a failure must not be taken for a stop."""
+def remove_requeue(run_dir: Path) -> None:
+    """From here on a failure must not be taken for a stop."""
     (run_dir / REQUEUE_FILE).unlink(missing_ok=True)
 
 
 def end_of_job(max_minutes: float | None) -> tuple[float, str]:
-    """(seconds since the epoch, a line to tell): the nearer of Slurm's limit and `max_minutes` from now."""
+    """(seconds since the epoch, a line for the log): the nearer of Slurm's limit and `max_minutes` from now."""
     ends_at, line = _end_in_slurm()
     if max_minutes is not None and time.time() + 60 * max_minutes < ends_at:
         ends_at, line = time.time() + 60 * max_minutes, f"stops by itself within {max_minutes:g} min (max_minutes)"
@@ -144,7 +144,7 @@ def end_of_job(max_minutes: float | None) -> tuple[float, str]:
 
 
 def _end_in_slurm() -> tuple[float, str]:
-    """When this Slurm job ends: as its environment says, else its controller; never an error."""
+    """When this Slurm job ends: from its environment, else from its controller; never an error."""
     if "SLURM_JOB_END_TIME" in os.environ:
         return float(os.environ["SLURM_JOB_END_TIME"]), "stops by itself before SLURM_JOB_END_TIME"
     job = os.environ.get("SLURM_JOB_ID")
@@ -152,8 +152,8 @@ def _end_in_slurm() -> tuple[float, str]:
         return float("inf"), ""
     unknown = "the job's end is unknown ({}): it stops on a signal, on the file RUN/stop, or with train.max_minutes"
     try:
-        words = ["scontrol", "show", "job", "--oneliner", job]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SLURM_S, check=False)
+        command = ["scontrol", "show", "job", "--oneliner", job]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         return float("inf"), unknown.format(f"scontrol: {error}")
     ends = [word.removeprefix("EndTime=") for word in done.stdout.split() if word.startswith("EndTime=")]

@@ -1,4 +1,4 @@
-"""The networks of a run, layer by layer as they are called, for whoever draws them (the paper's figure 2)."""
+"""The networks of a run, layer by layer in the order of their calls, for the paper's figure 2."""
 
 from typing import Any
 
@@ -13,51 +13,52 @@ FILE = "architecture.json"
 
 
 def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """{player: {"input": shape, "layers": [{"kind", "shape", "parameters", ...}], "parameters": sum}} for JSON.
+    """{network: {"input": shape, "layers": [{"kind", "shape", "parameters", ...}], "parameters": sum}} for JSON.
 
-    Both players are built without storage and called once; a shape has no batch axis. "kind" is the class; convolutions
-    tell kernel, stride and whether their weight is spectrally normalised.
+    Both networks are built on the meta device and called once; a shape has no batch axis. "kind" is the class;
+    convolutions also have their kernel, stride and whether their weight is spectrally normalised.
     """
     with torch.device("meta"):
-        players: dict[str, tuple[nn.Module, Tensor]] = {
-            "generator": (
-                Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm),
-                torch.empty(1, variant.latent_size),
-            ),
-            "critic": (Critic(patch_shape, variant.width, variant.critic_norm), torch.empty(1, 2, *patch_shape)),
+        generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
+        critic = Critic(patch_shape, variant.width, variant.critic_norm)
+        return {
+            "generator": _describe_network(generator, torch.empty(1, variant.latent_size)),
+            "critic": _describe_network(critic, torch.empty(1, 2, *patch_shape)),
         }
-    return {name: _called(module, given) for name, (module, given) in players.items()}
 
 
 @torch.no_grad()
-def _called(module: nn.Module, given: Tensor) -> dict[str, Any]:
+def _describe_network(network: nn.Module, batch: Tensor) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
-    parts = [part for part in module.modules() if _is_layer(part)]
-    for part in parts:
-        part.register_forward_hook(lambda part, _, output: layers.append(_facts(part, tuple(output.shape[1:]))))
-    result = module.eval()(given)
-    if isinstance(module, Critic):  # its last layer is applied in float32, not called
-        layers.append(_facts(module.score, (1,)))
-    total = sum(parameter.numel() for parameter in module.parameters())
-    assert total == sum(layer["parameters"] for layer in layers), "a layer was not called, or has parameters of no part"
+    for module in [module for module in network.modules() if _is_layer(module)]:
+        module.register_forward_hook(
+            lambda layer, _, output: layers.append(_describe_layer(layer, tuple(output.shape[1:])))
+        )
+    output = network.eval()(batch)
+    if isinstance(network, Critic):  # its last layer is applied in float32, not called
+        layers.append(_describe_layer(network.score, (1,)))
+    num_parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert num_parameters == sum(layer["parameters"] for layer in layers), "a layer was not called"
     return {
-        "input": list(given.shape[1:]),
+        "input": list(batch.shape[1:]),
         "layers": layers,
-        "output": list(result.shape[1:]) or [1],
-        "parameters": total,
+        "output": list(output.shape[1:]) or [1],
+        "parameters": num_parameters,
     }
 
 
-def _is_layer(part: nn.Module) -> bool:
-    """A layer is what has parameters of its own, or normalises; not the parametrisation of a weight."""
-    return isinstance(part, nn.Conv3d | nn.Linear | nn.LeakyReLU) or "Norm3d" in type(part).__name__
+def _is_layer(module: nn.Module) -> bool:
+    """A layer has parameters of its own, or normalises, or activates; the parametrisation of a weight is none."""
+    return isinstance(module, nn.Conv3d | nn.Linear | nn.LeakyReLU) or "Norm3d" in type(module).__name__
 
 
-def _facts(part: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
-    kind = type(part).__name__.removeprefix("Parametrized")
-    facts: dict[str, Any] = {"kind": kind, "shape": list(shape)}
-    facts["parameters"] = sum(parameter.numel() for parameter in part.parameters())
-    if isinstance(part, nn.Conv3d):
-        is_spectral = hasattr(part, "parametrizations")
-        facts |= {"kernel": list(part.kernel_size), "stride": list(part.stride), "is_spectral": is_spectral}
-    return facts
+def _describe_layer(layer: nn.Module, shape: tuple[int, ...]) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "kind": type(layer).__name__.removeprefix("Parametrized"),
+        "shape": list(shape),
+        "parameters": sum(parameter.numel() for parameter in layer.parameters()),
+    }
+    if isinstance(layer, nn.Conv3d):
+        is_spectral = hasattr(layer, "parametrizations")
+        description |= {"kernel": list(layer.kernel_size), "stride": list(layer.stride), "is_spectral": is_spectral}
+    return description

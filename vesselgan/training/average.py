@@ -1,7 +1,7 @@
-"""What is sampled beside the last weights: their moving average, and BatchNorm statistics re-estimated at rest.
+"""What is sampled beside the last weights: their moving average, and recalibrated BatchNorm statistics.
 
-Running averages collected while the weights move describe no single network; standing ones are plain means over many
-latent batches of the weights as they are. Both are saved with every checkpoint, so `generate` computes nothing anew.
+Running averages collected while the weights move describe no single network. Standing statistics (the term is BigGAN's)
+are plain means over many latent batches of fixed weights. Every checkpoint holds both, so `generate` computes neither.
 """
 
 from collections.abc import Iterator
@@ -26,10 +26,10 @@ class MovingAverage:
 
     @torch.no_grad()
     def update(self, generator: nn.Module, step: int) -> None:
-        """Take in the weights after `step` steps; the first steps weigh more, so that the start is soon forgotten."""
-        keep = min(self.decay, step / (step + 10))
+        """Add the weights after `step` steps; the decay warms up, so that the initial weights are soon forgotten."""
+        decay = min(self.decay, step / (step + 10))
         for name, parameter in generator.named_parameters():
-            self.weights[name].lerp_(parameter.detach().float(), 1 - keep)
+            self.weights[name].lerp_(parameter.detach().float(), 1 - decay)
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         """Continue from a checkpoint's `generator_ema`."""
@@ -38,27 +38,27 @@ class MovingAverage:
 
 
 @torch.no_grad()
-def standing_statistics(generator: nn.Module, draws: NoiseSampler, device: torch.device) -> dict[str, Tensor]:
-    """BatchNorm buffers as plain means over STANDING_BATCHES latent batches; the generator is left as it was.
+def standing_statistics(generator: nn.Module, noise: NoiseSampler, device: torch.device) -> dict[str, Tensor]:
+    """BatchNorm buffers as plain means over STANDING_BATCHES latent batches; the generator's state is restored.
 
-    A collective call: with several ranks every one takes its part of each batch.
+    A collective call: every rank takes its slice of each batch.
     """
-    norms = {name: part for name, part in generator.named_modules() if isinstance(part, BatchNorm3d)}
+    norms = {name: module for name, module in generator.named_modules() if isinstance(module, BatchNorm3d)}
     if not norms:
         return {name: buffer.clone() for name, buffer in generator.named_buffers()}
     was_training = generator.training
-    kept = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+    running = {name: buffer.clone() for name, buffer in generator.named_buffers()}
     momenta = {name: norm.momentum for name, norm in norms.items()}
     generator.train()
     for norm in norms.values():
-        norm.num_batches.zero_()
+        norm.get_buffer("num_batches").zero_()
         norm.momentum = 0.0
     dtype = next(generator.parameters()).dtype
     for position in range(STANDING_BATCHES):
-        generator(draws.latents_NL(STANDING_STREAM, position).to(device, dtype))
+        generator(noise.latents_NL(STANDING_STREAM, position).to(device, dtype))
     standing = {name: buffer.clone() for name, buffer in generator.named_buffers()}
     for name, buffer in generator.named_buffers():
-        buffer.copy_(kept[name])
+        buffer.copy_(running[name])
     for name, norm in norms.items():
         norm.momentum = momenta[name]
     generator.train(was_training)
@@ -66,25 +66,29 @@ def standing_statistics(generator: nn.Module, draws: NoiseSampler, device: torch
 
 
 @contextmanager
-def holding(generator: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
-    """The generator with other weights for a while; its own come back to the bit."""
+def swapped_weights(generator: nn.Module, weights: dict[str, Tensor]) -> Iterator[None]:
+    """The generator with other weights inside the block; its own come back to the bit."""
     own = {name: parameter.detach().clone() for name, parameter in generator.named_parameters()}
-    with torch.no_grad():
-        for name, parameter in generator.named_parameters():
-            parameter.copy_(weights[name])
+    _copy_weights(generator, weights)
     try:
         yield
     finally:
-        with torch.no_grad():
-            for name, parameter in generator.named_parameters():
-                parameter.copy_(own[name])
+        _copy_weights(generator, own)
 
 
-def to_sample(generator: nn.Module, average: MovingAverage | None, draws: NoiseSampler, device: torch.device) -> dict:
+@torch.no_grad()
+def _copy_weights(generator: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in generator.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def sampling_weights(
+    generator: nn.Module, average: MovingAverage | None, noise: NoiseSampler, device: torch.device
+) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds beside the engines: {file stem: tensors}."""
-    extra = {"generator_standing": standing_statistics(generator, draws, device)}
+    extra = {"generator_standing": standing_statistics(generator, noise, device)}
     if average is not None:
-        with holding(generator, average.weights):
-            buffers = standing_statistics(generator, draws, device)
+        with swapped_weights(generator, average.weights):
+            buffers = standing_statistics(generator, noise, device)
         extra["generator_ema"] = average.weights | buffers
     return extra

@@ -1,4 +1,4 @@
-"""Which precision trains fastest here: asked of the machine by a short probe, never assumed.
+"""Which precision trains fastest on this machine, by a short probe.
 
 python -m vesselgan.training.precision --out FILE [--device auto|cpu|cuda]
 """
@@ -24,16 +24,16 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def probe_precision(device: str) -> dict[str, object]:
-    """The precision for a training run on `device` (`auto`, `cpu`, `cuda`), with the times in ms that decided.
+    """The precision for a training run on `device` (`auto`, `cpu`, `cuda`), with the step times in ms behind it.
 
     A GPU gets fp16, as in the paper. A CPU gets fp32 or bf16, whichever is faster: native fp16 convolutions are
-    slower there by orders of magnitude. ResourceError when `cuda` is asked for and missing.
+    slower there by orders of magnitude. Raises ResourceError when `cuda` is asked for and missing.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise ResourceError("cuda was asked for and PyTorch sees no GPU: check the driver, or ask for cpu")
+        raise ResourceError("device=cuda: PyTorch sees no GPU; check the driver, or take device=cpu")
     if device != "cpu" and torch.cuda.is_available():
         return {"device": "cuda", "num_devices": torch.cuda.device_count(), "precision": "fp16", "step_ms": {}}
-    step_ms = {name: measure_step_ms(kind) for name, kind in TYPES.items()}
+    step_ms = {name: measure_step_ms(dtype) for name, dtype in TYPES.items()}
     return {
         "device": "cpu",
         "num_devices": 0,
@@ -42,21 +42,22 @@ def probe_precision(device: str) -> dict[str, object]:
     }
 
 
-def measure_step_ms(kind: torch.dtype) -> float:
-    """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `kind`."""
+def measure_step_ms(dtype: torch.dtype) -> float:
+    """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `dtype`."""
     config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
-    shape = tuple(compose("build_shards", []).data.prepare.patch_shape)
+    x, y, z = compose("build_shards", []).data.prepare.patch_shape
+    shape = (x, y, z)
     variant, batch = config.variant, max(1, config.train.batch_size // 2)
     critic = Critic(shape, variant.width, variant.critic_norm)
     generator = Generator(shape, variant.width, variant.latent_size)
     for network in (critic, generator):
         init_weights(network, 0)
-        network.to(kind)
-    real_NCXYZ = torch.rand(batch, 2, *shape, dtype=kind)
+        network.to(dtype)
+    real_NCXYZ = torch.rand(batch, 2, *shape, dtype=dtype)
     times = []
     for _ in range(STEPS + 1):
         started = time.perf_counter()
-        latent_NL, epsilon_N = torch.randn(batch, variant.latent_size, dtype=kind), torch.rand(batch)
+        latent_NL, epsilon_N = torch.randn(batch, variant.latent_size, dtype=dtype), torch.rand(batch)
         fake_NCXYZ = generator(latent_NL)
         loss = critic_loss(critic(real_NCXYZ), critic(fake_NCXYZ.detach()))
         penalty = gradient_penalty(
@@ -65,19 +66,19 @@ def measure_step_ms(kind: torch.dtype) -> float:
         (loss + penalty.value).backward()
         generator_loss(critic(fake_NCXYZ)).backward()
         times.append(1000 * (time.perf_counter() - started))
-    # The first step pays for what later ones reuse.
+    # The first step allocates what later ones reuse.
     return min(times[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the answer there, as JSON")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result there, as JSON")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     options = parser.parse_args()
-    found = probe_precision(options.device)
+    result = probe_precision(options.device)
     if options.out is not None:
-        write_json(options.out, found)
-    print(json.dumps(found))
+        write_json(options.out, result)
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,41 +1,43 @@
-"""One training run: settings checked, engines built, loop driven, progress told, checkpoints kept, end marked."""
+"""One training run of the GAN: check the settings, build the engines, train, log, checkpoint, mark the end."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command, config_hash
-from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainGan
-from vesselgan.core.errors import UsageError
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.formats import run_dir as rundir
+from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session, write_json
 from vesselgan.formats.shards import ShardSet, content_hash
-from vesselgan.models.blocks import init_weights
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
-from vesselgan.privacy.step import Private, private_of
+from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.privacy.step import critic_step as private_critic_step
-from vesselgan.runtime import checkpoint, distributed
-from vesselgan.runtime.device_memory import largest_over_ranks, peak_bytes
-from vesselgan.runtime.distributed import World
-from vesselgan.runtime.engine import Engine, build
+from vesselgan.runtime import checkpoint
+from vesselgan.runtime.device_memory import peak_bytes
+from vesselgan.runtime.distributed import World, barrier, maximum_over_ranks, run_on_rank0
 from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.runtime.nonfinite import check_skipped_steps
 from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.timing import Phases
-from vesselgan.trainer.checkpointer import Checkpointer, keeper_of, steps_of
+from vesselgan.trainer.checkpointer import Checkpointer, num_generator_steps
 from vesselgan.trainer.logger import RunLog
 from vesselgan.trainer.progress import Meter, Progress
-from vesselgan.trainer.setup import staged, train_in_session
-from vesselgan.trainer.stopper import StopRequests
+from vesselgan.trainer.setup import copy_to_node, train_in_session
+from vesselgan.trainer.stopper import Stopper
 from vesselgan.training import architecture
-from vesselgan.training.average import MovingAverage, to_sample
-from vesselgan.training.collapse import CollapseWatch, alarms, of_critic, real_patches, spread
-from vesselgan.training.gan import critic_step, train
-from vesselgan.training.run_summary import StepEstimate, explaining_out_of_memory, facts, log_run_summary
-from vesselgan.training.sample_images import FixedLatents, real_pictures
+from vesselgan.training.average import MovingAverage, sampling_weights
+from vesselgan.training.collapse import (
+    CollapseDetector,
+    critic_metrics,
+    mean_pairwise_distance,
+    real_patches,
+    warning_lines,
+)
+from vesselgan.training.engines import Engines, build_engines, engine_settings
+from vesselgan.training.gan import train
+from vesselgan.training.run_summary import StepEstimate, explaining_out_of_memory, log_run_summary, run_facts
+from vesselgan.training.sample_images import FixedLatents, real_images
 
 PROGRAM = "deepspeed launch/train_gan.py"
 
@@ -54,203 +56,172 @@ def run_dir_of(config: TrainGan) -> Path:
     return Path(config.work_dir) / "runs" / f"{config.variant.name}-{config_hash(config)}"
 
 
-def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, requests: StopRequests) -> None:
+def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stopper: Stopper) -> None:
     run_dir = run_dir_of(config)
-    shards = distributed.together(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
-    num_steps = steps_of(config, len(shards))
-    private = distributed.together(world, lambda: private_of(config, shards, num_steps))
-    settings = settings_of(config, raw, world.size)
-    rehearsal = StepEstimate(config, shards.patch_shape, settings, world)
-    with explaining_out_of_memory(rehearsal):
-        engines = _engines(config, shards.patch_shape, settings, world, program, private)
+    shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
+    num_steps = num_generator_steps(config, len(shards))
+    private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
+    settings = engine_settings(config, raw, world.size)
+    estimate = StepEstimate(config, shards.patch_shape, settings, world)
+    with explaining_out_of_memory(estimate):
+        engines = build_engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    changes = distributed.together(
-        world,
-        lambda: rundir.prepare(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect()),
+    changes = run_on_rank0(
+        world, lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect())
     )
-    if rundir.is_finished(run_dir, num_steps, changes):
+    if is_finished(run_dir, num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
-    lines = requests.start_watching(
+    watching = stopper.start_watching(
         run_dir, max_minutes=config.train.max_minutes, max_restarts=config.runtime.max_restarts
     )
-    (shards,), told = staged([shards], config.data.local_copy_dir, world)
-    state, weights_from = _begin(config, run_dir, engines, world, private, changes)
-    checkpointer = keeper_of(config, run_dir, world, engines, shards, state)
-    if private is not None:
-        checkpointer.limit = private.generator_steps
-        told = [*told, *private.lines()]
-    lines = [checkpointer.check_disk(), *lines, *told, *(f"changed: {change}" for change in changes)]
+    (shards,), copied = copy_to_node([shards], config.data.local_copy_dir, world)
+    state, weights_from = _load_or_init(config, run_dir, engines, world, private, changes)
+    checkpointer = Checkpointer.from_state(config, run_dir, world, engines, shards, state)
+    checkpointer.max_steps = None if private is None else private.generator_steps
+    privacy = [] if private is None else private.lines()
+    lines = [checkpointer.check_disk(), *watching, *copied, *privacy, *(f"changed: {change}" for change in changes)]
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    distributed.together(world, lambda: rundir.record_session(run_dir, config, settings, changes, session, collect()))
+    run_on_rank0(world, lambda: record_session(run_dir, config, settings, changes, session, collect()))
     if world.is_main:
-        rundir.write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
+        write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
-    run = _Run(config, run_dir, world, engines, log, shards, requests, checkpointer, private)
-    begun = f"resumed at step {state['step']}" if state["step"] else "new run"
-    lines.append(f"{begun}; {run.stop} steps in all")
-    log_run_summary(log, run_dir, rehearsal, engines, lines)
-    with explaining_out_of_memory(rehearsal):
-        done, seconds = run.drive(state)
-    if done == run.stop:
-        told = facts(rehearsal, engines, steps=done, seconds=seconds) | run.privacy()
+    origin = f"resumed at step {state['step']}" if state["step"] else "new run"
+    lines.append(f"{origin}; {checkpointer.stop} steps in all")
+    log_run_summary(log, run_dir, estimate, engines, lines)
+    with explaining_out_of_memory(estimate):
+        trainer = _Trainer(config, run_dir, world, engines, log, shards, stopper, checkpointer, private, state)
+        steps, seconds = trainer.train_loop()
+    if steps == checkpointer.stop:
+        facts = run_facts(estimate, engines, steps=steps, seconds=seconds) | trainer.privacy()
         if world.is_main:
-            rundir.finish(run_dir, told)
-        log.line(f"finished: {done} steps in {seconds / 60:.1f} min; {run_dir}")
+            mark_finished(run_dir, facts)
+        log.line(f"finished: {steps} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
-    distributed.barrier()
+    barrier()
 
 
-def _begin(
+def _load_or_init(
     config: TrainGan,
     run_dir: Path,
-    engines: dict[str, Engine],
+    engines: Engines,
     world: World,
-    private: Private | None,
-    changes: list[rundir.Change],
+    private: PrivateRun | None,
+    changes: list[Change],
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(the state to go on from, where a new run has its weights from): the newest checkpoint, else a fresh start."""
+    """(the newest checkpoint's state, or that of step 0; the checkpoint that a new run has its weights from)."""
 
     def accept(state: dict[str, Any]) -> None:
         if private is not None:
-            private.begin(run_dir, state, changes, engines["critic"], world)
+            private.load_or_init(run_dir, state, changes, engines["critic"], world)
 
     state = checkpoint.load(run_dir, config.checkpoint, engines, world=world, accept=accept)
     if state is not None:
         return state, None
     source, state = config.init_from, {"step": 0, "seconds": 0.0}
-    weights_from = None if source is None else checkpoint.start_from(Path(source), engines, world=world)
+    weights_from = None if source is None else checkpoint.init_from(Path(source), engines, world=world)
     accept(state)
     return state, weights_from
 
 
-def settings_of(config: TrainGan, raw: dict[str, Any], ranks: int) -> dict[str, dict[str, Any]]:
-    """The JSON resolved for each player. UsageError where the batch cannot be cut so.
-
-    Only the critic takes its share in micro-batches: the generator's BatchNorm needs the whole batch.
-    """
-    train = config.train
-    critic = resolve(raw, batch_size=train.batch_size, batch_per_gpu=train.batch_per_gpu, world_size=ranks)
-    if config.variant.penalty_reduction == "batch" and critic["train_micro_batch_size_per_gpu"] != train.batch_size:
-        raise UsageError(
-            f"variant.penalty_reduction=batch takes one norm over the whole batch, so it cannot be cut: not over "
-            f"{ranks} ranks, not by train.batch_per_gpu={train.batch_per_gpu}; take one rank and null, or "
-            "penalty_reduction=sample"
-        )
-    return {
-        "critic": critic,
-        "generator": resolve(raw, batch_size=train.batch_size, batch_per_gpu=None, world_size=ranks),
-    }
-
-
-def _engines(
-    config: TrainGan,
-    patch_shape: tuple[int, int, int],
-    settings: dict[str, dict[str, Any]],
-    world: World,
-    program: str,
-    private: Private | None,
-) -> dict[str, Engine]:
-    variant, seed = config.variant, config.train.seed
-    critic = Critic(patch_shape, variant.width, variant.critic_norm)
-    generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
-    init_weights(critic, seed)
-    init_weights(generator, seed + 1)
-    rates = {"critic": variant.learning_rate_critic, "generator": variant.learning_rate_generator}
-    apart = {} if private is None else {"critic": private.engine(critic, variant, world)}
-    return apart | {
-        name: build(
-            name,
-            module,
-            learning_rate=rates[name],
-            betas=variant.betas,
-            settings=settings[name],
-            world=world,
-            program=program,
-            key="variant.precision",
-        )
-        for name, module in (("critic", critic), ("generator", generator))
-        if name not in apart
-    }
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the loop needs at hand."""
+@dataclass
+class _Trainer:
+    """The loop and its components."""
 
     config: TrainGan
     run_dir: Path
     world: World
-    engines: dict[str, Engine]
+    engines: Engines
     log: RunLog
     shards: ShardSet
-    requests: StopRequests
+    stopper: Stopper
     checkpointer: Checkpointer
-    private: Private | None
+    private: PrivateRun | None
+    state: dict[str, Any]
+    """Of the checkpoint that the run continues from, or of step 0."""
+
+    def __post_init__(self) -> None:
+        train_config, variant, world = self.config.train, self.config.variant, self.world
+        self.start: int = self.state["step"]
+        self.stop = self.checkpointer.stop
+        self.noise = NoiseSampler(
+            train_config.seed, train_config.batch_size, variant.latent_size, world.rank, world.size
+        )
+        self.average = self._moving_average()
+        label_threshold = self.config.data.label_threshold
+        self.fixed = FixedLatents(train_config.seed, variant.latent_size, self.shards.spacing_mm, label_threshold)
+        self._log_real_images()
+        self.meter = Meter(self.state.get("meter"))
+        patches_per_step = train_config.batch_size * variant.n_critic
+        self.progress = Progress(self.log, start=self.start, stop=self.stop, patches_per_step=patches_per_step)
+        self.started_at = time.perf_counter()
+        self.phases = Phases(world.device)
 
     @property
-    def stop(self) -> int:
-        """Generator steps of the whole run."""
-        return self.checkpointer.stop
+    def seconds(self) -> float:
+        """Of training in all sessions."""
+        return self.state["seconds"] + time.perf_counter() - self.started_at
 
-    def drive(self, state: dict[str, Any]) -> tuple[int, float]:
-        """Step from `state` to the end or to a granted stop request; (steps done, seconds of all sessions)."""
-        settings, start = self.config.train, state["step"]
-        critic, generator = self.engines["critic"], self.engines["generator"]
-        draws = NoiseSampler(
-            settings.seed, settings.batch_size, self.config.variant.latent_size, self.world.rank, self.world.size
-        )
-        average = self._average(start)
-        fixed = self._fixed_latents()
-        num_patches = settings.batch_size * self.config.variant.n_critic
-        meter = Meter(state.get("meter"))
-        progress = Progress(self.log, start=start, stop=self.stop, patches_per_step=num_patches)
-        done, began, checkpointer, phases = start, time.perf_counter(), self.checkpointer, Phases(self.world.device)
-        batches, variant, span = self._batches(checkpointer), self.config.variant, {"start": start, "stop": self.stop}
-        update = critic_step if self.private is None else private_critic_step
-        for done, updates in train(
-            critic, generator, batches, draws, variant, **span, phase=phases, update_critic=update
+    def train_loop(self) -> tuple[int, float]:
+        """Train to the end or to a request to stop; returns (steps done, seconds of all sessions)."""
+        train_config, checkpointer, progress = self.config.train, self.checkpointer, self.progress
+        critic, generator, step = self.engines["critic"], self.engines["generator"], self.start
+        for step, updates in train(
+            critic,
+            generator,
+            self._batches(),
+            self.noise,
+            self.config.variant,
+            start=self.start,
+            stop=self.stop,
+            phase=self.phases,
+            private_critic_step=None if self.private is None else private_critic_step,
         ):
-            for scalars in updates:
-                meter.take(scalars)
+            for metrics in updates:
+                self.meter.update(metrics)
             self._count_releases()
-            told = {"field": "train.max_skipped_steps", "step": done, "run_dir": self.run_dir, "world": self.world}
-            check_skipped_steps(self.engines, settings.max_skipped_steps, **told)
-            if average is not None:
-                average.update(generator.module, done)
-            progress.advance(done)
-            if done % settings.log_every == 0 or done == self.stop:
-                values = meter.read(self.world) | {"save_ms": checkpointer.save_ms}
-                self._tell(done, values | phases.read(progress.steps_since(done)), progress)
-            is_asked = self.requests.should_stop(step_s=progress.step_s, save_s=checkpointer.save_s)
+            check_skipped_steps(
+                self.engines,
+                train_config.max_skipped_steps,
+                field="train.max_skipped_steps",
+                step=step,
+                run_dir=self.run_dir,
+                world=self.world,
+            )
+            if self.average is not None:
+                self.average.update(generator.module, step)
+            progress.advance(step)
+            if step % train_config.log_every == 0 or step == self.stop:
+                self._log(step)
+            should_stop = self.stopper.should_stop(step_s=progress.step_s, save_s=checkpointer.save_s)
             paused_at = time.perf_counter()
-            if done % settings.image_every == 0 or done == self.stop:
-                with phases("pictures"):
-                    self._draw(done, fixed)
-            if checkpointer.is_due(done) or is_asked:
-                told = {"seconds": state["seconds"] + time.perf_counter() - began, "meter": meter.to_json(self.world)}
-                told |= self.privacy()
-                self.log.flush()
-                with phases("save"):
-                    checkpointer.save(done, told, to_sample(generator.module, average, draws, self.world.device))
+            if self._are_images_due(step):
+                self._log_sample_images(step)
+            if checkpointer.is_due(step) or should_stop:
+                self._save(step)
                 checkpointer.save_s = time.perf_counter() - paused_at
-            progress.paused(time.perf_counter() - paused_at)
-            if is_asked and done < self.stop:
-                self.log.line(self.requests.leave(done))
+            progress.exclude(time.perf_counter() - paused_at)
+            if should_stop and step < self.stop:
+                self.log.line(self.stopper.write_requeue(step))
                 break
-        return done, state["seconds"] + time.perf_counter() - began
+        return step, self.seconds
 
-    def _average(self, start: int) -> MovingAverage | None:
+    def privacy(self) -> dict[str, Any]:
+        """{"privacy": the budget spent so far}, for the checkpoint and finished.json; empty without privacy."""
+        return {} if self.private is None else {"privacy": self.private.to_json(self.engines["critic"])}
+
+    def _moving_average(self) -> MovingAverage | None:
         if self.config.train.ema_decay is None:
             return None
         average = MovingAverage(self.engines["generator"].module, self.config.train.ema_decay)
-        if start:
-            average.restore(checkpoint.read_weights(self.run_dir, "generator_ema", checkpoint.name_of(start))[0])
+        if self.start:
+            name = checkpoint.name_of(self.start)
+            average.restore(checkpoint.read_weights(self.run_dir, "generator_ema", name)[0])
         return average
 
-    def _batches(self, checkpointer: Checkpointer) -> Any:
-        settings, data = self.config.train, self.config.data
+    def _batches(self) -> Iterator[Any]:
+        train_config, data = self.config.train, self.config.data
         dataset = PatchDataset(
             self.shards,
             scaling=data.scaling,
@@ -258,63 +229,75 @@ class _Run:
             intensity="signed",
             cache_bytes=int(data.cache_gib * 2**30),
         )
-        positions = range(checkpointer.first_batch, checkpointer.batches_after(self.stop))
+        positions = range(self.checkpointer.first_batch, self.checkpointer.batches_after(self.stop))
         if self.private is not None:
             return self.private.batches(dataset, positions, self.config, self.world)
         return stream(
             dataset,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
+            batch_size=train_config.batch_size,
+            seed=train_config.seed,
             start=positions.start,
             stop=positions.stop,
             rank=self.world.rank,
             world_size=self.world.size,
-            num_workers=settings.num_workers,
-            augment=self.config.data.augment,
+            num_workers=train_config.num_workers,
+            augment=data.augment,
         )
 
     def _count_releases(self) -> None:
         if self.private is not None:
-            self.private.count(self.run_dir, self.engines["critic"], self.world)
+            self.private.record_releases(self.run_dir, self.engines["critic"], self.world)
 
-    def privacy(self) -> dict[str, Any]:
-        """{"privacy": what is spent by now}, for the checkpoint and finished.json; nothing without privacy."""
-        return {} if self.private is None else {"privacy": self.private.told(self.engines["critic"])}
+    def _save(self, step: int) -> None:
+        """Write a checkpoint; the log before it is made durable first."""
+        state = {"seconds": self.seconds, "meter": self.meter.to_json(self.world)} | self.privacy()
+        self.log.flush()
+        with self.phases("checkpoint"):
+            weights = sampling_weights(self.engines["generator"].module, self.average, self.noise, self.world.device)
+            self.checkpointer.save(step, state, weights)
 
-    def _tell(self, done: int, values: dict[str, float], progress: Progress) -> None:
+    def _log(self, step: int) -> None:
+        metrics = self.meter.reduce(self.world) | {"checkpoint/write_ms": self.checkpointer.write_ms}
+        metrics |= self.phases.read(self.progress.steps_since_log(step))
         for name, engine in self.engines.items():
-            values |= {f"{name}_loss_scale": engine.loss_scale, f"{name}_skipped_total": float(engine.skipped_steps)}
-        names = [name for name in ("loss/critic", "loss/generator", "loss/wasserstein") if name in values]
-        losses = "  ".join(f"{name} {values[name]:+.3f}" for name in names) or "every step skipped"
-        values["peak_memory_gib"] = largest_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
-        values |= self._watch_collapse(done, values)
+            metrics[f"amp/{name}_loss_scale"] = engine.loss_scale
+            metrics[f"amp/{name}_skipped_total"] = float(engine.skipped_steps)
+        metrics["memory/peak_gib"] = maximum_over_ranks(peak_bytes(self.world.device) / 2**30, self.world)
+        metrics |= self._collapse_metrics(step, metrics)
         if self.private is not None:
-            values |= self.private.watch(self.engines["critic"], self.log)
-        progress.tell(done, values, losses)
-        for line in alarms(values):
+            metrics |= self.private.log_epsilon(self.engines["critic"], self.log)
+        names = [name for name in ("loss/critic", "loss/generator", "loss/wasserstein") if name in metrics]
+        summary = "  ".join(f"{name} {metrics[name]:+.3f}" for name in names) or "every step skipped"
+        self.progress.log(step, metrics, summary)
+        for line in warning_lines(metrics):
             self.log.line(line)
 
-    def _watch_collapse(self, done: int, values: dict[str, float]) -> dict[str, float]:
-        """The critic at every telling, the samples where pictures are drawn too; rank 0 alone tells."""
-        found = of_critic(values)
-        if self.log.is_main and (done % self.config.train.image_every == 0 or done == self.stop):
-            data, train = self.config.data, self.config.train
+    def _collapse_metrics(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Of the critic, and where sample images are due, of the samples; those on rank 0 alone."""
+        collapse = critic_metrics(metrics)
+        if self.log.is_main and self._are_images_due(step):
+            data, train_config = self.config.data, self.config.train
             real = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
-            watch = CollapseWatch(train.seed, self.config.variant.latent_size, spread(real))
-            found |= watch.of_samples(self.engines["generator"].module, self.world.device)
-        return found
+            detector = CollapseDetector(
+                train_config.seed, self.config.variant.latent_size, mean_pairwise_distance(real)
+            )
+            collapse |= detector.sample_metrics(self.engines["generator"].module, self.world.device)
+        return collapse
 
-    def _fixed_latents(self) -> FixedLatents:
-        """The latents whose samples are drawn; a new run first draws real patches beside them."""
-        data, log = self.config.data, self.log
-        if self.checkpointer.start == 0 and log.is_main:
-            real = real_pictures(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
-            for name, picture in real.items():
-                log.image(0, name, picture)
-        latent_size = self.config.variant.latent_size
-        return FixedLatents(self.config.train.seed, latent_size, self.shards.spacing_mm, data.label_threshold)
+    def _are_images_due(self, step: int) -> bool:
+        return step % self.config.train.image_every == 0 or step == self.stop
 
-    def _draw(self, done: int, fixed: FixedLatents) -> None:
-        if self.world.is_main:
-            for name, picture in fixed.pictures(self.engines["generator"].module, self.world.device).items():
-                self.log.image(done, name, picture)
+    def _log_sample_images(self, step: int) -> None:
+        with self.phases("sample_images"):
+            if self.log.is_main:
+                images = self.fixed.sample_images(self.engines["generator"].module, self.world.device)
+                for name, image in images.items():
+                    self.log.image(step, name, image)
+
+    def _log_real_images(self) -> None:
+        """Real patches to compare the samples with; once in a run's life."""
+        data = self.config.data
+        if self.start == 0 and self.log.is_main:
+            images = real_images(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
+            for name, image in images.items():
+                self.log.image(0, name, image)

@@ -1,4 +1,4 @@
-"""Pictures of the same few latents through a run, so that one sees what training changes."""
+"""Sample images: the samples of a few fixed latents through a run, as slices, projections and renderings."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import nn
 
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, rendering
 
 NUM_SAMPLES = 4
 SIDE = 160
@@ -23,15 +23,15 @@ View = Callable[[np.ndarray, int], np.ndarray]
 
 @dataclass(frozen=True)
 class FixedLatents:
-    """The first samples that `generate` with the same seed would make."""
+    """The first latents that `generate` with the same seed would draw."""
 
     seed: int
     latent_size: int
     spacing_mm: tuple[float, float, float]
     label_threshold: float
 
-    def pictures(self, generator: nn.Module, device: torch.device) -> dict[str, np.ndarray]:
-        """The samples in evaluation mode as `sheets`, uint8 [H, W, 3] by name; the generator is left as it was."""
+    def sample_images(self, generator: nn.Module, device: torch.device) -> dict[str, np.ndarray]:
+        """The samples in evaluation mode as `sheets`, uint8 [H, W, 3] by name; the generator's mode is restored."""
         was_training = generator.training
         generator.eval()
         dtype = next(generator.parameters()).dtype
@@ -44,8 +44,8 @@ class FixedLatents:
         return sheets(pairs, self.spacing_mm, "samples")
 
 
-def real_pictures(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
-    """Real patches as `sheets`, spread over the set: what the samples should come to look like."""
+def real_images(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
+    """Real patches from all over the set as `sheets`."""
     numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
     pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
     return sheets(pairs, shards.spacing_mm, "real")
@@ -54,19 +54,19 @@ def real_pictures(shards: ShardSet, *, scaling: str, label_threshold: float) -> 
 def sheets(
     pairs: list[tuple[np.ndarray, np.ndarray]], spacing_mm: tuple[float, float, float], name: str
 ) -> dict[str, np.ndarray]:
-    """Three pictures of patches (image 0..255, label):
+    """Three images of (image 0..255, label) pairs:
 
     <name>/slices: the middle slices, a patch per row: axial, coronal, sagittal, each without and with its label;
-    <name>/projections: the maximum intensities, likewise;
-    <name>/vessels: the labels in 3D, a patch per column, from two sides; parts that are not connected in other colours.
+    <name>/projections: maximum intensity projections, likewise;
+    <name>/vessels: the labels in 3D, a patch per column, from two angles; one colour per connected component.
     """
     kinds: dict[str, list[list[np.ndarray]]] = {"slices": [], "projections": []}
     for image_XYZ, label_XYZ in pairs:
         for kind, view in (("slices", pictures.mid_slice), ("projections", pictures.mip)):
             panels = [_plain_and_labelled(view, image_XYZ, label_XYZ, axis, spacing_mm) for axis in AXES]
-            kinds[kind].append([panel for both in panels for panel in both])
+            kinds[kind].append([panel for pair in panels for panel in pair])
     kinds["vessels"] = [
-        [pictures.render_vessels(label_XYZ, spacing_mm, angle, size=2 * SIDE) for _, label_XYZ in pairs]
+        [rendering.render_vessels(label_XYZ, spacing_mm, angle, size=2 * SIDE) for _, label_XYZ in pairs]
         for angle in ANGLES_DEG
     ]
     return {f"{name}/{kind}": pictures.sheet(rows) for kind, rows in kinds.items()}

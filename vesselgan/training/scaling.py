@@ -1,13 +1,13 @@
-"""How long a step takes on more ranks than one has at hand: what it computes, updates, sends, loads and reads.
+"""The predicted time of a step on any number of ranks: compute, update, traffic, loading and storage.
 
-Every term is something counted (training.cost, the parameters, the collective calls of a step) over a rate that was
-measured (`launch/benchmark.py target=machine`). Collective calls are taken as a ring's: a rank sends and receives
-2 (R-1)/R of an all-reduce and (R-1)/R of an all-gather, and each call waits log2(R) times. Nothing of that is hidden
-behind computing, as with overlap_comm off; loading and reading are, by workers, as long as these keep up.
+Every term is a count (training.cost, parameters, collective calls) over a measured rate (`launch/benchmark.py
+target=machine`). Collectives are ring algorithms: a rank sends and receives 2 (R-1)/R of an all-reduce and (R-1)/R of
+an all-gather, and each call waits log2(R) times. None of it overlaps computing, as with overlap_comm off; loading and
+reading do, as long as the workers keep up.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,27 +16,23 @@ from torch import nn
 from vesselgan.config.deepspeed import precision_of
 from vesselgan.config.training_schema import Machine, Variant
 from vesselgan.models.normalisation import BatchNorm3d
-from vesselgan.training.cost import BUCKET, TYPES, players_of
+from vesselgan.training.cost import BUCKET, TYPES, meta_networks
 
 MIB, GIB = 2**20, 2**30
 DEEPSPEED_BUCKET = 500_000_000
-"""Numbers in one all-reduce without ZeRO, where DeepSpeed does not ask its JSON."""
+"""Elements in one all-reduce without ZeRO, whatever the JSON says."""
 PAIR_BYTES_PER_VOXEL = 1.6
-"""Of a pair in a shard, uint16 image and uint8 label packed (phantom with realistic noise)."""
+"""Of a pair in a shard, uint16 image and uint8 label compressed (phantom with realistic noise)."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """What one rank exchanges with the others in a step."""
+    """Bytes that one rank exchanges with the others in a step."""
 
     gradient_bytes: int
-    """All-reduced: every player's gradients, as often as it steps."""
+    """All-reduced: the gradients of every network's updates."""
     weight_bytes: int
-    """All-gathered by ZeRO 1 and 2: the weights that other ranks step."""
-    linear_bytes: int
-    """Part of gradient_bytes: the generator's first layer, the largest of all."""
-    linear_factor_bytes: int
-    """What would do instead: the two factors of that layer's gradient, of all ranks."""
+    """All-gathered by ZeRO 1 and 2: the weights that other ranks update."""
     calls: int
     """Collective calls, BatchNorm's included."""
 
@@ -52,23 +48,18 @@ class StepTime:
     storage_ms: float
     step_ms: float
     slowest: str
-    """The largest term: what to mend first."""
+    """The largest term."""
 
 
 def traffic(
-    variant: Variant,
-    patch_shape: tuple[int, int, int],
-    settings: Mapping[str, dict[str, Any]],
-    *,
-    batch_per_rank: int,
-    ranks: int,
+    variant: Variant, patch_shape: Sequence[int], settings: Mapping[str, dict[str, Any]], *, ranks: int
 ) -> Traffic:
     """Counted from the networks, the precision, the ZeRO stage and the buckets; nothing for one rank."""
     if ranks == 1:
-        return Traffic(0, 0, 0, 0, 0)
-    players = players_of(variant, patch_shape)
+        return Traffic(0, 0, 0)
+    networks = meta_networks(variant, patch_shape)
     gradients = weights = calls = 0
-    for name, network in players.items():
+    for name, network in networks.items():
         updates = variant.n_critic if name == "critic" else 1
         numbers = num_trainable(network)
         zero = settings[name].get("zero_optimization", {})
@@ -79,27 +70,19 @@ def traffic(
         weights += updates * numbers * size * is_partitioned
         # With ZeRO one more call gathers the weights and one sums the norm.
         calls += updates * (-(-numbers // bucket) + 2 * is_partitioned)
-    # Over ranks BatchNorm gathers in every forward (each critic step makes fakes, too) and reduces in the backward.
-    norms = sum(isinstance(part, BatchNorm3d) for part in players["generator"].modules())
-    linear = next(part.weight for part in players["generator"].modules() if isinstance(part, nn.Linear))
-    size = TYPES[precision_of(settings["generator"])].itemsize
-    return Traffic(
-        gradient_bytes=gradients,
-        weight_bytes=weights,
-        linear_bytes=linear.numel() * size,
-        linear_factor_bytes=ranks * batch_per_rank * sum(linear.shape) * size,
-        calls=calls + norms * (variant.n_critic + 2),
-    )
+    # Across ranks BatchNorm gathers in every forward (also for a critic step's fakes) and reduces in the backward.
+    norms = sum(isinstance(module, BatchNorm3d) for module in networks["generator"].modules())
+    return Traffic(gradients, weights, calls + norms * (variant.n_critic + 2))
 
 
 def num_trainable(network: nn.Module) -> int:
-    """Parameters that its optimizer steps."""
+    """Parameters that the optimizer updates."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
 def step_time(
     machine: Machine,
-    sent: Traffic,
+    traffic: Traffic,
     *,
     ranks: int,
     flop: float,
@@ -108,28 +91,29 @@ def step_time(
     voxels: int,
     num_workers: int,
 ) -> StepTime:
-    """The terms of a step on one of `ranks` like `machine`.
+    """The terms of a step on one of `ranks`, by the rates of `machine`.
 
-    flop: of this rank; num_updated: parameters that its optimizers step, per update; num_pairs: that it reads in a
-    step; voxels: of one of them; num_workers: that read for it, 0: itself.
+    Per rank and step: flop; num_updated parameters; num_pairs that are read, of `voxels` each; num_workers that read
+    them, 0: the rank itself.
     """
     is_alone = ranks == 1 or machine.ranks_per_node == 1
-    is_within = ranks <= machine.ranks_per_node or machine.network_gib_per_s is None
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared
     overhead_ms = machine.overhead_ms if is_alone else machine.overhead_ms_shared
     mparameters_per_s = machine.update_mparameters_per_s if is_alone else machine.update_mparameters_per_s_shared
-    link_gib_per_s = machine.link_gib_per_s if is_within else machine.network_gib_per_s
+    link_gib_per_s = machine.link_gib_per_s
+    if ranks > machine.ranks_per_node and machine.network_gib_per_s is not None:
+        link_gib_per_s = machine.network_gib_per_s
     ring = (ranks - 1) / ranks
-    wire_s = ring * (2 * sent.gradient_bytes + sent.weight_bytes) / (GIB * link_gib_per_s)
+    wire_s = ring * (2 * traffic.gradient_bytes + traffic.weight_bytes) / (GIB * link_gib_per_s)
     seconds = {
         "compute": overhead_ms / 1e3 + flop / (1e12 * tflop_per_s),
         "update": num_updated / (1e6 * mparameters_per_s),
-        "traffic": wire_s + sent.calls * machine.call_ms / 1e3 * math.log2(ranks),
+        "traffic": wire_s + traffic.calls * machine.call_ms / 1e3 * math.log2(ranks),
         "load": num_pairs * voxels / (1e6 * machine.load_mvoxels_per_s * max(1, num_workers)),
         "storage": ranks * num_pairs * voxels * PAIR_BYTES_PER_VOXEL / (MIB * machine.storage_mib_per_s),
     }
     busy_s = seconds["compute"] + seconds["update"] + seconds["traffic"]
     hidden = (seconds["load"], seconds["storage"])
     step_s = max(busy_s, *hidden) if num_workers else busy_s + max(hidden)
-    slowest = max(seconds, key=seconds.get)
+    slowest = max(seconds, key=seconds.__getitem__)
     return StepTime(**{f"{name}_ms": 1e3 * s for name, s in seconds.items()}, step_ms=1e3 * step_s, slowest=slowest)

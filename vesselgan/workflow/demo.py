@@ -1,6 +1,6 @@
-"""The whole road on the phantom cohort: every stage is a command, started as a process of its own, as a user would.
+"""The whole pipeline on the phantom cohort: every stage starts its commands as processes, as a user would.
 
-Stages that are done are skipped, so a demo that was stopped anywhere goes on from there (see vesselgan.workflow.stage).
+Stages that are done are skipped, so a demo that was stopped anywhere resumes there (see vesselgan.workflow.stage).
 """
 
 import json
@@ -11,43 +11,46 @@ from pathlib import Path
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
 from vesselgan.report import tables
-from vesselgan.workflow.stage import Stage, begin, python, quoted, script, script_path, setting, walk
+from vesselgan.workflow.stage import Stage, check_checkout, python, quoted, run_stage, script, script_path, setting
 
 UNETS = {
     "real": ("U-Net on real patches", ("data.source=real",)),
     "synthetic": ("U-Net on synthetic patches", ("data.source=synthetic",)),
     "shuffled": ("U-Net on synthetic, labels shuffled", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
-IMAGE_SCORES = ("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3")
-IMAGE_SCORES += ("image.num_pairs=50", "image.max_label_patches=200")
+IMAGE_SCORES = (
+    *("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3"),
+    *("image.num_pairs=50", "image.max_label_patches=200"),
+)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the probe found: where, in which precision and on how many ranks the GAN trains."""
+    """Where, in which precision and on how many ranks the GAN trains."""
 
     device: str
     precision: str
     num_ranks: int
-    words: str
+    summary: str
 
 
 def run(config: Demo, overrides: tuple[str, ...]) -> None:
-    """Walk every stage that is not done, then print the table; `overrides` go to every command about the cohort.
+    """Run every stage that is not done, then print the scores; `overrides` go to every command about the cohort.
 
-    Exits with the code of the first command that fails. UsageError outside a checkout, ResourceError without MPI.
+    Exits with the code of the first command that fails. Raises UsageError outside a checkout, ResourceError without
+    MPI.
     """
-    begin("the demo")
+    check_checkout("the demo")
     started = time.monotonic()
     work = Path(config.work_dir)
     probe = probe_stage(work / "demo/precision.json")
     total = 1 + len(stages_of(config, overrides, Choice("cpu", "fp32", 2, "")))
-    walk(work / "demo", probe, f"[ 1/{total}]", after_news=False)
+    run_stage(work / "demo", probe, f"[ 1/{total}]", is_stale=False)
     choice = read_choice(probe.outputs[0])
-    print(f"        {choice.words}", flush=True)
-    has_news = False
+    print(f"        {choice.summary}", flush=True)
+    is_stale = False
     for number, stage in enumerate(stages_of(config, overrides, choice), 2):
-        has_news = walk(work / "demo", stage, f"[{number:2}/{total}]", after_news=has_news)
+        is_stale = run_stage(work / "demo", stage, f"[{number:2}/{total}]", is_stale=is_stale)
     results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
     print(f"\n{tables.format_text(tables.segmentation_table(results))}\n")
     print(f"report  {(work / 'report/index.html').resolve()}")
@@ -55,34 +58,33 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 
 
 def probe_stage(out: Path) -> Stage:
-    """Asks the machine for the GAN's precision; the answer is kept, so that a resumed GAN meets its own again."""
-    return Stage(
-        "probe", "precision probe", (python("-m", "vesselgan.training.precision", "--out", str(out)),), (out,), 2
-    )
+    """Chooses the GAN's precision; the choice is kept, so that a resumed GAN trains in its own."""
+    command = python("-m", "vesselgan.training.precision", "--out", str(out))
+    return Stage("probe", "precision probe", (command,), (out,), 2)
 
 
 def read_choice(path: Path) -> Choice:
-    """The probe's answer; the GAN gets two ranks on a CPU, and up to two GPUs."""
-    found = json.loads(path.read_text())
-    num_ranks = 2 if found["device"] == "cpu" else min(2, found["num_devices"])
-    words = f"the GAN trains in {found['precision']} on {num_ranks} ranks ({found['device']})"
-    if found["step_ms"]:
-        words += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in found["step_ms"].items())
-    return Choice(found["device"], found["precision"], num_ranks, words)
+    """The probe's choice; the GAN gets two ranks on a CPU, and up to two GPUs."""
+    probe = json.loads(path.read_text())
+    num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
+    summary = f"the GAN trains in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+    if probe["step_ms"]:
+        summary += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
+    return Choice(probe["device"], probe["precision"], num_ranks, summary)
 
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
-    """The road after the probe, in order."""
-    # The one setting that is the demo's own.
-    overrides = tuple(word for word in overrides if not word.startswith(("num_patches=", "weights=")))
+    """The pipeline after the probe, in order."""
+    # The demo's own settings.
+    overrides = tuple(override for override in overrides if not override.startswith(("num_patches=", "weights=")))
     work = Path(config.work_dir)
     gan = work / "runs/demo-gan"
-    drawn = (
+    settings = (
         f"num_patches={config.num_patches}",
         f"weights={config.weights}",
         f"label_threshold={config.data.label_threshold}",
     )
-    generate = script("generate", setting("run", gan), *drawn)
+    generate = script("generate", setting("run", gan), *settings)
     report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
     return [
         *_data_stages(config, overrides),
@@ -98,12 +100,12 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
 
 def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
-    made = [cohort / f"shards/{kind}/manifest.json" for kind in ("gan/train", "unet/train", "unet/validation")]
+    manifests = [cohort / f"shards/{name}/manifest.json" for name in ("gan/train", "unet/train", "unet/validation")]
     make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
     return [
         Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
         Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
-        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *made), 2),
+        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *manifests), 2),
     ]
 
 
@@ -141,32 +143,32 @@ def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
 
 def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
     work = Path(config.work_dir)
-    jobs = {"threshold": ("evaluate=threshold",)}
+    jobs: dict[str, tuple[str, ...]] = {"threshold": ("evaluate=threshold",)}
     for name in UNETS:
         maps = setting("error_maps", work / "errors" / name / config.data.name)
         jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
     outputs = {name: work / f"results/{name}.json" for name in jobs}
     commands = [
-        script("evaluate", *words, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
-        for name, words in jobs.items()
+        script("evaluate", *settings, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
+        for name, settings in jobs.items()
     ]
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
 
 
 def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
-    """Image scores with the network that needs no download, and is marked so; few repeats, for the time."""
+    """Image scores with the network that needs no download; few repeats, to save time."""
     out = work / "results/image.json"
-    words = (
+    settings = (
         "preset=demo",
         "evaluate=image",
         "name=sn_mp",
         setting("image.synthetic", gan / "synthetic"),
         setting("out", out),
     )
-    command = script("evaluate", *words, *IMAGE_SCORES, *overrides)
+    command = script("evaluate", *settings, *IMAGE_SCORES, *overrides)
     return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
 
 
-def on_mpi(module: str, *words: str) -> tuple[str, ...]:
-    """On two MPI ranks; mpi4py's runner ends all ranks when one raises."""
-    return (processes.beside_python("mpiexec"), "-n", "2", *python("-m", "mpi4py", "-m", module, *words))
+def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:
+    """A command on two MPI ranks; mpi4py's runner ends all ranks when one raises."""
+    return (processes.beside_python("mpiexec"), "-n", "2", *python("-m", "mpi4py", "-m", module, *overrides))

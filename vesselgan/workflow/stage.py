@@ -1,7 +1,6 @@
-"""Steps of a long road, each of commands that are started as processes of their own, as a user would.
+"""One resumable stage of a pipeline: commands that run as processes, as a user would start them.
 
-A stage is done when its marker names the same commands and inputs and what they made is there. A stage after one that
-ran runs too, and its commands say what they find finished: so a road that was stopped anywhere goes on from there.
+A stage is done when its marker names the same commands and inputs and its outputs exist.
 """
 
 import json
@@ -25,42 +24,42 @@ TAIL_LINES = 25
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road."""
+    """One step of the pipeline."""
 
     name: str
     title: str
     commands: tuple[tuple[str, ...], ...]
     """Argument lists, run one after the other; processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
-    """What is there when the stage is done."""
+    """Exist when the stage is done."""
     num_ranks: int = 1
     """Processes that share the cores."""
     inputs: tuple[Path, ...] = ()
-    """Files that no stage makes, or that come and go: with another content the stage has other work to do."""
+    """Files that no stage makes, or that come and go: the stage runs again when their content changes."""
 
     def digests(self) -> list[str]:
         return [sha256_of(path) for path in self.inputs]
 
 
-def begin(what: str) -> None:
-    """Before the first stage: be in a checkout (UsageError), and stop cleanly when asked to."""
+def check_checkout(what: str) -> None:
+    """Raise UsageError outside a checkout, and let signals stop the pipeline cleanly."""
     if not (ROOT / "launch").is_dir():
         raise UsageError(f"{ROOT} has no launch folder: {what} runs from a checkout (see the README)")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _stop)
 
 
-def python(*words: str) -> tuple[str, ...]:
-    return (sys.executable, *words)
+def python(*arguments: str) -> tuple[str, ...]:
+    return (sys.executable, *arguments)
 
 
-def script_path(verb: str) -> str:
-    """launch/<verb>.py, short where the demo runs from the checkout's root."""
-    return os.path.relpath(ROOT / "launch" / f"{verb}.py") if Path.cwd() == ROOT else str(ROOT / f"launch/{verb}.py")
+def script_path(name: str) -> str:
+    """launch/<name>.py, short where the demo runs from the checkout's root."""
+    return os.path.relpath(ROOT / "launch" / f"{name}.py") if Path.cwd() == ROOT else str(ROOT / f"launch/{name}.py")
 
 
-def script(verb: str, *words: str) -> tuple[str, ...]:
-    return python(script_path(verb), *words)
+def script(name: str, *arguments: str) -> tuple[str, ...]:
+    return python(script_path(name), *arguments)
 
 
 def quoted(value: object) -> str:
@@ -72,14 +71,14 @@ def setting(key: str, value: object) -> str:
     return f"{key}={quoted(value)}"
 
 
-def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
-    """Run `stage` unless it is done, one line about it; True when it ran. Its output lies in home/logs/<stage>.log.
+def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
+    """Run `stage` unless it is done, and print one line; True if it ran. is_stale: an earlier stage has run.
 
-    SystemExit with the command's own code when one fails, after its error or the end of its output was shown.
+    Commands write to home/logs/<stage>.log. If one fails, its error is shown and its exit code is raised as SystemExit.
     """
     marker, log = home / f"done/{stage.name}.json", home / f"logs/{stage.name}.log"
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
-    if not after_news and _is_done(stage, marker):
+    if not is_stale and _is_done(stage, marker):
         print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
         return False
     marker.unlink(missing_ok=True)
@@ -92,14 +91,14 @@ def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
         code = processes.run_command(command, log, num_ranks=stage.num_ranks, head=f"{head} ")
         if code != 0:
             print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
-            print(failure_words(stage.title, code, log), file=sys.stderr, flush=True)
+            print(failure_message(stage.title, code, log), file=sys.stderr, flush=True)
             sys.exit(code if code > 0 else 128 - code)
     seconds = time.monotonic() - started
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
-    told = {"commands": stage.commands, "inputs": stage.digests(), "seconds": round(seconds, 1)}
-    partial.write_text(json.dumps(told, indent=1))
+    record = {"commands": stage.commands, "inputs": stage.digests(), "seconds": round(seconds, 1)}
+    partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, marker)
     print(processes.clock(seconds), flush=True)
     return True
@@ -107,26 +106,24 @@ def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
 
 def _is_done(stage: Stage, marker: Path) -> bool:
     try:
-        told = json.loads(marker.read_text())
-        asked, inputs = told["commands"], told.get("inputs", [])
+        record = json.loads(marker.read_text())
+        commands, inputs = record["commands"], record["inputs"]
     except (OSError, ValueError, KeyError, AttributeError):
         return False
-    is_same = asked == [list(command) for command in stage.commands] and inputs == stage.digests()
+    is_same = commands == [list(command) for command in stage.commands] and inputs == stage.digests()
     return is_same and all(path.exists() for path in stage.outputs)
 
 
-def failure_words(title: str, code: int, log: Path) -> str:
-    """What a user needs of a failed command: its own error lines, else the end of its output; and where the rest is."""
+def failure_message(title: str, code: int, log: Path) -> str:
+    """The command's own error lines, else the end of its output; and where the rest is."""
     text = log.read_text(errors="replace")
-    said = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
-    shown = said or text.splitlines()[-TAIL_LINES:]
+    error_lines = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
+    shown = error_lines or text.splitlines()[-TAIL_LINES:]
     return "\n".join([*shown, f"error: `{title}` ended with code {code}; all of its output is in {log}"])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
     for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(again, signal.SIG_IGN)
-    print(
-        f"\nstopped by {signal.Signals(number).name}; the same command goes on from here", file=sys.stderr, flush=True
-    )
+    print(f"\nstopped by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr, flush=True)
     raise SystemExit(128 + number)

@@ -18,16 +18,20 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.noise import NoiseSampler
 
-PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 32), 16, 4, 4, 5
+PATCH, WIDTH, LATENT, BATCH, STEPS = (32, 32, 16), 16, 4, 4, 5
 # Adam's first step has the gradient's sign and the learning rate's size, so a weight whose gradient lies within
 # rounding of zero jumps either way: after 5 steps torch in float32 is off torch in float64 by 1e-4 to 1e-3 at most
-# starts. At these two it is off by 4e-6 at most.
-SEED = {"instance": 31, "spectral": 5}
+# starts. At these two it is off by 3e-7 at most.
+SEED = {"instance": 11, "spectral": 5}
 # A critic with InstanceNorm starts with slopes near 30, a penalty in the thousands, and rounding amplified as much. Its
 # slopes are linear in its head, so that, divided, puts them near 1 and the penalty near what it is in training.
 HEAD = {"instance": 30.0, "spectral": 1.0}
-STAGES = {"fp32": (0, 1, 2), "bf16": (1, 2), "fp16": (1, 2)}
-KINDS = (("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("fp16", 2))
+CASES = {
+    "instance": [("fp32", 0), ("fp32", 2), ("bf16", 2), ("fp16", 1)],
+    "spectral": [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 1), ("fp16", 1), ("fp16", 2)],
+}
+KINDS = (("fp32", 0), ("bf16", 1), ("fp16", 2))
+STAGES = (0, 1, 2)
 VARIANT = {"instance": "gp", "spectral": "sn"}
 RATES = {"critic": 4e-4, "generator": 2e-4}
 TYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -124,8 +128,8 @@ def patches() -> Tensor:
     for position in range(STEPS):
         for sample in range(BATCH):
             row = int(torch.randint(4, 28, (), generator=source))
-            real[position, sample, 0, row - 1 : row + 2, :, 14:17] += 1.2
-            real[position, sample, 1, row - 1 : row + 2, :, 14:17] = 1.0
+            real[position, sample, 0, row - 1 : row + 2, :, 7:10] += 1.2
+            real[position, sample, 1, row - 1 : row + 2, :, 7:10] = 1.0
     return real
 
 
@@ -138,10 +142,9 @@ def case(norm: str, precision: str, stage: int, *, words: tuple[str, ...] = (), 
 
 def plan() -> dict[str, dict[str, Any]]:
     cases = {}
-    for norm in ("instance", "spectral"):
+    for norm, kinds in CASES.items():
         scaler = {"fp16": {"initial_scale_power": LOSS_SCALE_POWER[norm], "loss_scale_window": 1000}}
-        for precision, stages in STAGES.items():
-            cases |= {f"{norm}-{precision}-{stage}": case(norm, precision, stage, **scaler) for stage in stages}
+        cases |= {f"{norm}-{kind}-{stage}": case(norm, kind, stage, **scaler) for kind, stage in kinds}
         cases[f"{norm}-turns"] = case(norm, "fp32", 1, words=("train.batch_per_gpu=1",))
     return {"gan_on_ranks": cases | accidents()}
 
@@ -159,7 +162,7 @@ def accidents() -> dict[str, Any]:
     found["overflow"] = case("spectral", "fp16", 1, bad_gradient=overflow, **scaler)
     found["floor"] = case("spectral", "fp16", 2, bad_gradient=overflow | {"backwards": list(range(1, 5))}, **floor)
     found["five-critic-steps"] = case("instance", "fp32", 1, words=("variant.n_critic=5",)) | {"steps": 1}
-    for stage in STAGES["fp32"]:
+    for stage in STAGES:
         found[f"traffic-{stage}"] = case("spectral", "fp32", stage, count_calls=True) | {"steps": 2}
     found["one-patch"] = case("instance", "fp32", 1, words=("train.batch_size=1",)) | {"steps": 2}
     return found

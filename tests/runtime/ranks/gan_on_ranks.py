@@ -19,8 +19,8 @@ from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.training.engines import engine_settings
 from vesselgan.training.gan import train
-from vesselgan.training.run import settings_of
 
 BETA2 = 0.9
 
@@ -93,16 +93,9 @@ def engine(player: str, case: dict[str, Any], config: TrainGan, start: dict[str,
         raw[variant.precision] = {"enabled": True}
     if variant.precision == "fp16":
         raw["fp16"] |= {"hysteresis": 1} | case["fp16"]
-    return build(
-        player,
-        module,
-        learning_rate=rate,
-        betas=variant.betas,
-        settings=settings_of(config, raw, world.size)[player],
-        world=world,
-        program="train",
-        key="variant.precision",
-    )
+    settings = engine_settings(config, raw, world.size)[player]
+    words = {"program": "train", "key": "variant.precision"}
+    return build(player, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world, **words)
 
 
 def accidents(mine_PNCXYZ: Tensor, case: dict[str, Any], world: World) -> Iterator[Tensor]:

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-FP32 = [(norm, stage) for norm in ("instance", "spectral") for stage in (0, 1, 2)]
-HALF = [(norm, kind, stage) for norm in ("instance", "spectral") for kind in ("bf16", "fp16") for stage in (1, 2)]
+from .conftest import CASES
+
+FP32 = [(norm, stage) for norm, kinds in CASES.items() for kind, stage in kinds if kind == "fp32"]
+HALF = [(norm, *kind) for norm, kinds in CASES.items() for kind in kinds if kind[0] != "fp32"]
 
 
 def player_of(tensors: dict[str, Tensor], player: str) -> Tensor:
@@ -30,7 +32,7 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], player: str) -
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(("norm", "stage"), FP32)
-def test_float32_equals_plain_torch_with_the_joined_batch(results, norm, stage, size):
+def test_float32_equals_plain_torch(results, norm, stage, size):
     name, plain = f"{norm}-fp32-{stage}", results.plain(norm, "fp32")
     weights, gradients = results.tensors(size, name, "weights"), results.tensors(size, name, "gradients")
     for player in ("critic", "generator"):
@@ -49,7 +51,7 @@ def test_float32_equals_plain_torch_with_the_joined_batch(results, norm, stage, 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_critic_that_takes_its_share_in_turns_makes_the_same_update(results, norm, size):
+def test_turns_make_the_same_update(results, norm, size):
     # Four turns of one patch on one rank, two on two ranks; the bounds are those of no turns.
     name, plain = f"{norm}-turns", results.plain(norm, "fp32")
     weights = results.tensors(size, name, "weights")
@@ -62,7 +64,7 @@ def test_a_critic_that_takes_its_share_in_turns_makes_the_same_update(results, n
 
 
 @pytest.mark.parametrize(("norm", "precision", "stage"), HALF)
-def test_half_equals_masters_and_half_copies_kept_by_hand(results, norm, precision, stage):
+def test_half_equals_masters_kept_by_hand(results, norm, precision, stage):
     name, plain = f"{norm}-{precision}-{stage}", results.plain(norm, precision)
     weights, gradients = results.tensors(1, name, "weights"), results.tensors(1, name, "gradients")
     for player in ("critic", "generator"):
@@ -70,21 +72,22 @@ def test_half_equals_masters_and_half_copies_kept_by_hand(results, norm, precisi
         assert relative(gradients, plain.first_sizes, player) < 1e-5
         # Measured 2e-7; weights without float32 masters would be off by half's spacing, 1e-4 (bf16: 1e-3).
         assert off(weights, flat(plain.masters), player)[1] <= 1e-6
-        # Masters kept: no weight is a half number, all of them would be.
+        # Masters kept: no weight that moved is a half number, all of them would be. On a grid of 2 x 2 x 1 a third of
+        # the last convolution's taps see padding alone and never move.
         as_half = player_of(weights, player).to(plain.dtype).double()
-        assert (player_of(weights, player) != as_half).double().mean() > 0.9
+        assert (player_of(weights, player) != as_half).double().mean() > 0.7
 
 
 @pytest.mark.parametrize(("norm", "precision", "stage"), HALF)
-def test_half_on_two_ranks_is_the_joined_batch_to_halfs_rounding(results, norm, precision, stage):
+def test_half_on_two_ranks_equals_the_joined_batch(results, norm, precision, stage):
     name, plain = f"{norm}-{precision}-{stage}", results.plain(norm, precision)
     gradients = results.tensors(2, name, "gradients")
     # Half gradients are added over ranks instead of within one backward: 11 or 8 bits each, cancelling tenfold.
     assert relative(gradients, plain.first_sizes, "critic") < {"fp16": 0.01, "bf16": 0.05}[precision]
 
 
-@pytest.mark.parametrize("name", ["instance-fp32-1", "spectral-fp32-2", "spectral-fp16-1", "instance-bf16-2"])
-def test_ranks_agree_on_every_weight_and_buffer_from_the_start(results, name):
+@pytest.mark.parametrize("name", ["instance-fp32-2", "spectral-fp32-1", "spectral-fp16-1", "instance-bf16-2"])
+def test_ranks_agree_on_every_weight_and_buffer(results, name):
     first, second = (results.told(2, name, rank) for rank in (0, 1))
     # They started apart: rank 1 held every number plus one before the engines were built.
     assert first["before"] == second["before"] and first["after"] == second["after"]

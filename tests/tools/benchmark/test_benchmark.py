@@ -10,7 +10,7 @@ import pytest
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.tools.benchmark import interleave as rounds
+from vesselgan.tools.benchmark import interleave as interleave_module
 from vesselgan.tools.benchmark import loader
 from vesselgan.tools.benchmark import run as run_module
 
@@ -28,11 +28,11 @@ def test_the_first_round_does_not_count() -> None:
         seen.append(("slow", number))
         time.sleep(0.05 if number >= 0 else 0.3)
 
-    costs = rounds.interleave({"slow": slow, "quick": lambda number: seen.append(("quick", number))}, 3)
+    timings = interleave_module.interleave({"slow": slow, "quick": lambda number: seen.append(("quick", number))}, 3)
     assert seen == [(name, number) for number in (-1, 0, 1, 2) for name in ("slow", "quick")]
     # 50 ms asleep: wall time and hardly any CPU; far below the 300 ms of the round that warms up
-    assert 0.05 <= costs["slow"].wall_s < 0.2 and costs["slow"].cpu_s < 0.04
-    assert costs["quick"].rounds == 3
+    assert 0.05 <= timings["slow"].wall_s < 0.2 and timings["slow"].cpu_s < 0.04
+    assert timings["quick"].rounds == 3
 
 
 def test_both_ways_read_the_same_pair(tmp_path: Path) -> None:

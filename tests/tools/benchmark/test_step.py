@@ -39,7 +39,7 @@ def losses_of_both(config: Benchmark, monkeypatch: pytest.MonkeyPatch) -> tuple[
     critic, generator = step_module.bare_engines(config, CPU, torch.float64)
     freeze_sigma(monkeypatch, theirs.critic)
     real = torch.rand(3, 2, *config.patch_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    draws = step_module.draws_of(config)
+    draws = step_module.noise_of(config)
     told: list[list[float]] = [[], []]
     for number in range(STEPS):
         latents = tuple(draws.latents_NL(stream, number).double() for stream in (0, 1))

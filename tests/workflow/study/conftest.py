@@ -50,18 +50,18 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
 
 @pytest.fixture
 def study(tmp_path: Path) -> Callable[..., Study]:
-    """The settings of a study of two GANs, an own cohort and another one; words change them."""
+    """The settings of a study of two GANs, an own cohort and another one; overrides change them."""
     own = write_made_up_cohort(
         tmp_path / "own", "own", {"a": "train", "b": "validation", "c": "test", "d": "test"}, seed=10
     )
     other = write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=50)
     learned_from = content_hash(own / "shards/gan/train")
     runs = [write_gan(tmp_path / "runs" / variant, variant, learned_from) for variant in ("gp", "sn_mp")]
-    fixed = [steps.word("runs", [str(run) for run in runs]), steps.word("test_cohorts", [str(other)])]
-    fixed += [steps.word("work_dir", tmp_path / "work"), steps.word("data.cohort_dir", own)]
+    fixed = [steps.override("runs", [str(run) for run in runs]), steps.override("test_cohorts", [str(other)])]
+    fixed += [steps.override("work_dir", tmp_path / "work"), steps.override("data.cohort_dir", own)]
 
-    def make(*words: str) -> Study:
-        return compose("study", [*SETTINGS, *fixed, *words])
+    def make(*overrides: str) -> Study:
+        return compose("study", [*SETTINGS, *fixed, *overrides])
 
     return make
 
@@ -71,14 +71,14 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
     """The stages that would have been started, in order; their outputs are made up."""
     found: list[Stage] = []
 
-    def pretend(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+    def pretend(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
         found.append(stage)
         for output in stage.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(made_up(stage)))
         return True
 
-    monkeypatch.setattr(steps, "walk", pretend)
+    monkeypatch.setattr(steps, "run_stage", pretend)
     return found
 
 
@@ -88,9 +88,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stages_met: list[Stage] = []
     names: list[str] = []
 
-    def walk(home: Path, stage: Stage, label: str, *, after_news: bool) -> bool:
+    def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
         stages_met.append(stage)
-        return stages.walk(home, stage, label, after_news=after_news)
+        return stages.run_stage(home, stage, label, is_stale=is_stale)
 
     def pretend(*command: object, **options: object) -> int:
         stage = stages_met[-1]
@@ -100,7 +100,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             output.write_text(json.dumps(made_up(stage)))
         return 0
 
-    monkeypatch.setattr(steps, "walk", walk)
+    monkeypatch.setattr(steps, "run_stage", run_stage)
     monkeypatch.setattr(stages.processes, "run_command", pretend)
     return names
 

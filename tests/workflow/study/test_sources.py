@@ -20,17 +20,17 @@ def home_of(config: object) -> Path:
 
 
 def parsed(stage: Stage) -> list[tuple[str, object]]:
-    """(verb, configuration) of a stage's commands; a setting that the verb does not know is an error."""
+    """(command, configuration) of a stage's commands; a setting that the command does not know is an error."""
     found = []
     for command in stage.commands:
         start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
-        verb = Path(command[start]).stem
-        found.append((verb, compose.parse(verb, None, list(command[start + 1 :])).config))
+        command_name = Path(command[start]).stem
+        found.append((command_name, compose.parse(command_name, None, list(command[start + 1 :])).config))
     return found
 
 
-def said(stage: Stage) -> list[tuple[str, dict[str, object]]]:
-    """(verb, key -> value) of a stage's commands, as they are written."""
+def error_lines(stage: Stage) -> list[tuple[str, dict[str, object]]]:
+    """(command_name, key -> value) of a stage's commands, as they are written."""
     found = []
     for command in stage.commands:
         start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
@@ -42,19 +42,22 @@ def said(stage: Stage) -> list[tuple[str, dict[str, object]]]:
 def test_every_command_is_accepted_by_its_script(study, walked):
     config = study("seeds=[1,2]")
     run_sources(config, home_of(config))
-    commands = [pair for stage in walked for pair in said(stage)]
+    commands = [pair for stage in walked for pair in error_lines(stage)]
     checked = set()
     for stage in walked:  # one of each kind: what differs within a kind are names and numbers
-        for verb, settings in said(stage):
-            if (kind := (verb, settings.get("evaluate"), settings.get("data.source"))) not in checked:
+        for command_name, settings in error_lines(stage):
+            if (kind := (command_name, settings.get("evaluate"), settings.get("data.source"))) not in checked:
                 parsed(stage)
                 checked.add(kind)
     assert len(checked) == 10
-    count = {verb: sum(v == verb for v, _ in commands) for verb in ("generate", "train_unet", "segment", "report")}
+    count = {
+        command_name: sum(v == command_name for v, _ in commands)
+        for command_name in ("generate", "train_unet", "segment", "report")
+    }
     # Per GAN two thresholds are tried with the first seed. Then six sources (real, 2, 2 with real, shuffled) with two
     # seeds each, of which the two winners were trained already: 4 + 12 - 2. Each of the 12 segments two cohorts.
     assert count == {"generate": 2, "train_unet": 14, "segment": 24, "report": 1}
-    jobs = [c["evaluate"] for verb, c in commands if verb == "evaluate"]
+    jobs = [c["evaluate"] for command_name, c in commands if command_name == "evaluate"]
     assert {job: jobs.count(job) for job in jobs} == {
         "label_threshold": 2, "segmentation": 24, "threshold": 2, "comparison": 1
     }  # fmt: skip
@@ -66,16 +69,16 @@ def test_a_smaller_study_keeps_no_other_results(study, ran, tmp_path):
     home = home_of(study())
     run_sources(study("seeds=[1,2]", drawn), home)
     assert {"image-gp", "image-sn_mp", "comparison", "report"} < set(ran)
-    for words, again in (
+    for overrides, again in (
         (["seeds=[1,2]", drawn], []),  # nothing is done twice
         (["seeds=[1]", drawn], ["comparison"]),
-        (["seeds=[1]", drawn, steps.word("runs", [str(tmp_path / "runs/gp")])], ["comparison", "report"]),
-        (["seeds=[1]", steps.word("runs", [str(tmp_path / "runs/gp")])], ["report"]),
+        (["seeds=[1]", drawn, steps.override("runs", [str(tmp_path / "runs/gp")])], ["comparison", "report"]),
+        (["seeds=[1]", steps.override("runs", [str(tmp_path / "runs/gp")])], ["report"]),
     ):
         ran.clear()
-        run_sources(study(*words), home)
-        assert [name for name in ran if name != "report"] == [name for name in again if name != "report"], words
-        assert ("report" in ran) == bool(again), words
+        run_sources(study(*overrides), home)
+        assert [name for name in ran if name != "report"] == [name for name in again if name != "report"], overrides
+        assert ("report" in ran) == bool(again), overrides
     assert list(json.loads((home / "sources.json").read_text())["rows"][0]["runs"]) == ["1"]
     assert [path.name for path in (home / "results").iterdir()] == ["comparison.json"]
 
@@ -84,14 +87,14 @@ def test_the_report_gets_the_studys_patches(study, walked):
     config = study()
     home = home_of(config)
     run_sources(config, home)
-    ((_, page),) = [c for stage in walked for c in said(stage) if c[0] == "report"]
+    ((_, page),) = [c for stage in walked for c in error_lines(stage) if c[0] == "report"]
     assert page["synthetic"] == [str(home / f"gans/{gan}/synthetic") for gan in ("gp", "sn_mp")]
     rows = {row["name"]: row["gan"] for row in json.loads((home / "sources.json").read_text())["rows"]}
     assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
 
 
 def test_image_scores_need_a_named_network(study, walked, tmp_path):
-    config = study(steps.word("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
+    config = study(steps.override("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
     with pytest.raises(DataError, match="resnet.pth: no such file"):
         run_sources(config, home_of(config))
     assert walked == []  # not after hours
@@ -114,7 +117,9 @@ def test_image_scores_need_a_named_network(study, walked, tmp_path):
 def test_every_source_gets_the_same_steps(study, walked):
     config = study("unet.max_steps=20", "unet.validate_every=10")
     run_sources(config, home_of(config))
-    unets = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    unets = {
+        stage.name: c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_unet"
+    }
     for name, unet in unets.items():
         assert unet["unet.max_steps"] == 20, name
         assert unet["unet.patience"] > 20 / 10, name  # more validations than there are
@@ -132,7 +137,9 @@ def test_the_label_threshold_is_what_validation_says(study, walked):
         record = json.loads((home_of(config) / f"gans/{gan}/label_threshold.json").read_text())
         assert (record["label_threshold"], record["validation_dice"]) == (threshold, 0.9)
         assert [entry["label_threshold"] for entry in record["candidates"]] == [0.3, 0.5]
-    trained = {stage.name: c for stage in walked for verb, c in said(stage) if verb == "train_unet"}
+    trained = {
+        stage.name: c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_unet"
+    }
     assert trained["unet-real+gp-at-0.5-seed-990"]["data.label_threshold"] == 0.5
     rows = {row["name"]: row for row in json.loads((home_of(config) / "sources.json").read_text())["rows"]}
     assert list(rows) == ["real", "gp", "sn_mp", "real+gp", "real+sn_mp", "shuffled", "threshold"]
@@ -149,8 +156,8 @@ def test_nothing_chosen_depends_on_test_subjects(study, walked):
     chosen = [name for name in names[:first] if name.startswith("unet-") and "-at-" in name]
     assert len(chosen) == 4  # both GANs' choices were made before the first volume was segmented
     for stage in walked:
-        for verb, settings in said(stage):
-            if verb in ("generate", "train_unet") or settings.get("evaluate") == "label_threshold":
+        for command_name, settings in error_lines(stage):
+            if command_name in ("generate", "train_unet") or settings.get("evaluate") == "label_threshold":
                 assert "split" not in settings and config.test_cohorts[0] not in json.dumps(settings)
             if settings.get("evaluate") == "threshold":
                 assert settings["fit_cohort"] == config.data.cohort_dir
@@ -159,33 +166,33 @@ def test_nothing_chosen_depends_on_test_subjects(study, walked):
 def test_a_test_image_from_training_is_refused(study, walked, write_cohort_like):
     copied = write_cohort_like("copied", {"p": "test"}, seed=10)  # the hash of the own cohort's training subject
     with pytest.raises(DataError, match="test subject p"):
-        config = study(steps.word("test_cohorts", [str(copied)]))
+        config = study(steps.override("test_cohorts", [str(copied)]))
         run_sources(config, home_of(config))
     same = write_cohort_like("own", {"p": "test"}, seed=70)
     with pytest.raises(UsageError, match="own"):
-        config = study(steps.word("test_cohorts", [str(same)]))
+        config = study(steps.override("test_cohorts", [str(same)]))
         run_sources(config, home_of(config))
     assert walked == []
 
 
-@pytest.mark.parametrize("road", ["sources", "sweep"])
-def test_a_gan_of_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, road):
+@pytest.mark.parametrize("study_kind", ["data_sources", "sweep"])
+def test_a_gan_of_other_patients_is_refused(study, walked, write_cohort_like, tmp_path, study_kind):
     """Its config.yaml may name any folder: what counts is the content that it learned from."""
     foreign = write_cohort_like("other", {"x": "train", "y": "test"}, seed=50)
     provenance = tmp_path / "runs/gp/provenance.json"
     for inputs in ({"gan/train": content_hash(foreign / "shards/gan/train")}, {}):
         provenance.write_text(json.dumps({"inputs": inputs}))
-        config = study(f"study={road}")
+        config = study(f"study={study_kind}")
         with pytest.raises(DataError, match="gp .*data="):
-            {"sources": run_sources, "sweep": run_sweep}[road](config, home_of(config))
+            {"data_sources": run_sources, "sweep": run_sweep}[study_kind](config, home_of(config))
     assert walked == []
 
 
 def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     with pytest.raises(UsageError, match="runs|two GANs"):
-        config = study(steps.word("runs", [str(tmp_path / "runs/gp")] * 2))
+        config = study(steps.override("runs", [str(tmp_path / "runs/gp")] * 2))
         run_sources(config, home_of(config))
-    for words, message in (
+    for overrides, message in (
         (["runs=[]"], "runs"),
         (["seeds=[]"], "seeds"),
         (["seeds=[3,3]"], "seeds"),
@@ -195,7 +202,7 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
         (["study=sweep", "sweep.checkpoints=[step_00000011]"], "step_00000011"),
     ):
         with pytest.raises(UsageError, match=message):
-            study_run.run(study(*words))
+            study_run.run(study(*overrides))
     (tmp_path / "runs/gp/finished.json").unlink()
     with pytest.raises(UsageError, match="not finished"):
         run_sources(study(), home_of(study()))
@@ -210,7 +217,7 @@ def test_a_unet_of_other_steps_is_refused(study, walked):
 
 def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
     config = study(
-        "study=sweep", steps.word("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
+        "study=sweep", steps.override("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
         "variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
     )  # fmt: skip
     out = run_sweep(config, home_of(config))
@@ -220,14 +227,16 @@ def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
     assert [r["validation_dice"] for r in ranking] == sorted((r["validation_dice"] for r in ranking), reverse=True)
     for stage in walked[:4]:  # the first GAN is trained, patches are made, thresholds narrowed: their verbs know it all
         parsed(stage)
-    verbs = [verb for stage in walked for verb, _ in said(stage)]
+    verbs = [command_name for stage in walked for command_name, _ in error_lines(stage)]
     assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
-    gans = [c for stage in walked for verb, c in said(stage) if verb == "train_gan"]
+    gans = [c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_gan"]
     ratio = config.variant.learning_rate_generator / config.variant.learning_rate_critic
     for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
         assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
         assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
-    generated = [c["checkpoint"] for stage in walked for verb, c in said(stage) if verb == "generate"]
+    generated = [
+        c["checkpoint"] for stage in walked for command_name, c in error_lines(stage) if command_name == "generate"
+    ]
     assert generated == ["step_00000010", None, None]
 
 

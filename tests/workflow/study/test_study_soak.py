@@ -27,14 +27,14 @@ UNET = ["unet.filters=[4,8]", "unet.max_steps=8", "unet.validate_every=4", "unet
 STUDY = ["num_patches=24", "seeds=[1]", "labels.num_narrowed=1", "labels.max_patches=10"]
 
 
-def start(repository: Path, *words: str) -> subprocess.Popen:
+def start(repository: Path, *overrides: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, *words], cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
+        [sys.executable, *overrides], cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
     )
 
 
-def run(repository: Path, *words: str) -> None:
-    assert start(repository, *words).wait(timeout=1200) == 0, words
+def run(repository: Path, *overrides: str) -> None:
+    assert start(repository, *overrides).wait(timeout=1200) == 0, overrides
 
 
 def outcome(home: Path) -> dict:
@@ -56,11 +56,11 @@ def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -
     dpgan = tmp_path / "runs/dpgan"
     run(repository, *RANKS, "launch/train_gan.py", f"--run_dir={dpgan}", work, *PRIVATE, *GAN)
     # An untrained GAN's scores lie around 0: only the lowest cuts find vessels.
-    words = ["launch/study.py", work, f"runs=[{gan},{dpgan}]", "labels.thresholds=[0.01,0.05]", *STUDY, *UNET]
-    words += ["image.extractor=random"]
+    overrides = ["launch/study.py", work, f"runs=[{gan},{dpgan}]", "labels.thresholds=[0.01,0.05]", *STUDY, *UNET]
+    overrides += ["image.extractor=random"]
     broken, whole = tmp_path / "studies/broken", tmp_path / "studies/whole"
 
-    process = start(repository, *words, "name=broken")
+    process = start(repository, *overrides, "name=broken")
     checkpoints = broken / "unets/real-seed-1/checkpoints"
     deadline = time.monotonic() + 600
     while not list(checkpoints.glob("step_*/manifest.json")) and time.monotonic() < deadline:
@@ -69,8 +69,8 @@ def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=120) == 128 + signal.SIGTERM
     assert not (broken / "results").exists()
-    run(repository, *words, "name=broken")
-    run(repository, *words, "name=whole")
+    run(repository, *overrides, "name=broken")
+    run(repository, *overrides, "name=whole")
 
     assert outcome(broken) == outcome(whole)
     rows = {row["name"]: row for row in outcome(whole)["rows"]}
@@ -87,5 +87,5 @@ def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -
     private = [line for line in tables.splitlines() if line.startswith("| U-Net on dpgan; ")]
     assert private and all(f"epsilon {spent['epsilon']:.3g} per patch at delta 1e-05" in line for line in private)
     marks = {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}
-    run(repository, *words, "name=whole")  # once more: nothing is done again
+    run(repository, *overrides, "name=whole")  # once more: nothing is done again
     assert marks == {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}

@@ -21,9 +21,9 @@ UNET += ["unet.num_workers=0", "seeds=[1,2]"]
 LABELS = ["num_patches=24", "labels.thresholds=[0.01,0.05]", "labels.num_narrowed=1", "labels.max_patches=10"]
 
 
-def run(repository: Path, *words: str) -> str:
+def run(repository: Path, *overrides: str) -> str:
     done = subprocess.run(
-        [sys.executable, *words],
+        [sys.executable, *overrides],
         cwd=repository,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -45,9 +45,9 @@ def test_a_sweep_reads_no_test_volume(repository: Path, tmp_path: Path) -> None:
     for name in (name for name, subject in cohort.items() if subject["split"] == "test"):
         for path in (tmp_path / "phantom/nifti" / name).iterdir():
             path.unlink()  # whoever reads one stops the sweep
-    words = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *GAN, *UNET, *LABELS]
-    words += ["sweep.checkpoints=[step_00000002,step_00000004]", "sweep.learning_rates=[1e-4,4e-4]"]
-    said = run(repository, *words)
+    overrides = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *GAN, *UNET, *LABELS]
+    overrides += ["sweep.checkpoints=[step_00000002,step_00000004]", "sweep.learning_rates=[1e-4,4e-4]"]
+    error_lines = run(repository, *overrides)
 
     home = tmp_path / "studies/both"
     result = json.loads((home / "ranking.json").read_text())
@@ -72,10 +72,10 @@ def test_a_sweep_reads_no_test_volume(repository: Path, tmp_path: Path) -> None:
         name: json.loads((home / f"gans/{name}/synthetic/manifest.json").read_text())["shards"] for name in ranking
     }
     assert len({json.dumps(shards) for shards in weights.values()}) == 4  # four GANs, four sets of patches
-    places = [line.split() for line in said.splitlines() if "label threshold 0.01," in line]
-    assert [words[0] for words in places] == ["1", "2", "3", "4"]
+    places = [line.split() for line in error_lines.splitlines() if "label threshold 0.01," in line]
+    assert [overrides[0] for overrides in places] == ["1", "2", "3", "4"]
 
     before = (home / "ranking.json").read_bytes()
-    again = run(repository, *words)
+    again = run(repository, *overrides)
     assert again.count("done already") == 2 + 4 * (2 + 2)
     assert (home / "ranking.json").read_bytes() == before

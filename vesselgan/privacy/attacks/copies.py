@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom, binomtest
 
-from vesselgan.metrics.statistics import LEAST_PATIENTS
+from vesselgan.metrics.statistics import MIN_PATIENTS
 
 OPEN, CLOSED, UNDECIDED = "open", "closed", "inconclusive"
 SIGNIFICANCE = 0.05
@@ -85,9 +85,9 @@ def judge(distance_N: np.ndarray, held_out_M: np.ndarray, patients: Sequence[str
         reason = f"a held-out patch is a training patch too (distance {threshold:.4f}); is one person in both splits?"
     elif chance <= SIGNIFICANCE:
         verdict, reason = CLOSED, f"{nearer}; chance does that with probability {chance:.2g}"
-    elif num_patients < LEAST_PATIENTS:
+    elif num_patients < MIN_PATIENTS:
         verdict = UNDECIDED
-        reason = f"{num_patients} held-out people, at least {LEAST_PATIENTS} are needed to stand for others"
+        reason = f"{num_patients} held-out people, at least {MIN_PATIENTS} are needed to stand for others"
     elif power < LEAST_POWER:
         verdict, reason = UNDECIDED, _too_few(n, m, num_patients, power, needed)
     else:

@@ -1,4 +1,4 @@
-"""Take turns, so that a machine's moods strike every competitor alike: A B A B ... in one process, then medians."""
+"""Time candidates round by round, A B A B ... in one process, so that a busy machine slows all of them alike."""
 
 import os
 import resource
@@ -11,38 +11,35 @@ from tqdm import tqdm
 
 
 @dataclass(frozen=True)
-class Cost:
+class Timing:
     """Medians over rounds, seconds per round."""
 
     cpu_s: float
-    """Of this process and of those it waited for."""
+    """Of this process and of the children it waited for."""
     wall_s: float
     rounds: int
 
 
-def interleave(competitors: Mapping[str, Callable[[int], None]], rounds: int) -> dict[str, Cost]:
-    """Call every competitor once per round, with the round's number; one round before does not count (warm caches)."""
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in competitors}
-    turns = [(number, name) for number in range(-1, rounds) for name in competitors]
-    with tqdm(turns, unit="turn", disable=None) as bar:
+def interleave(candidates: Mapping[str, Callable[[int], object]], rounds: int) -> dict[str, Timing]:
+    """Call every candidate once per round with the round's number; a first round, -1, warms up and does not count."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in candidates}
+    calls = [(number, name) for number in range(-1, rounds) for name in candidates]
+    with tqdm(calls, unit="call", disable=None) as bar:
         for number, name in bar:
             bar.set_postfix_str(name)
-            call = competitors[name]
             cpu_s, wall_s = _cpu_s(), time.perf_counter()
-            call(number)
+            candidates[name](number)
             if number >= 0:
                 times[name].append((_cpu_s() - cpu_s, time.perf_counter() - wall_s))
-    return {
-        name: Cost(*(statistics.median(column) for column in zip(*rows, strict=True)), rounds=rounds)
-        for name, rows in times.items()
-    }
+    medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
+    return {name: Timing(cpu_s, wall_s, rounds) for name, (cpu_s, wall_s) in medians.items()}
 
 
 def load() -> list[float]:
-    """How many processes wanted a core over the last 1, 5 and 15 minutes: without it no time means anything."""
+    """Processes that wanted a core over the last 1, 5 and 15 minutes: no time means anything without them."""
     return [round(value, 2) for value in os.getloadavg()]
 
 
 def _cpu_s() -> float:
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

@@ -1,8 +1,9 @@
-"""One pair, ready for the GAN: from our shards, checksums on, against gzipped .npy files read as the authors do."""
+"""One pair, ready for the GAN: from shards, checksums on, against gzipped .npy files read as the authors do."""
 
 # X Y Z voxels, C channel
 
 import gzip
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
-from vesselgan.tools.benchmark.interleave import Cost, interleave
+from vesselgan.tools.benchmark.interleave import Timing, interleave
 
 SPACING_MM = (0.5, 0.5, 0.7)
 UPPER_PERCENTILE = 99.995
@@ -26,62 +27,68 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 
 def run(config: Benchmark) -> dict[str, Any]:
-    """Milliseconds per pair and their ratio, for whole-numbered counts and for intensities after preprocessing.
+    """Milliseconds per pair and their ratio, for a scanner's integer counts and for preprocessed intensities.
 
-    A scanner's counts are whole numbers, which gzip packs and unpacks faster than what denoising and N4 leave; ours
-    does not depend on the content. One reader in this process, files in the page cache, patches not kept.
+    gzip unpacks integers faster than what denoising and N4 leave; shards do not depend on the content. One reader in
+    this process, files in the page cache, patches not cached.
     """
     torch.set_num_threads(1)
-    image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, tuple(config.shape), SPACING_MM)
+    image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
     contents = {"counts": image_XYZ.astype(np.float32), "preprocessed": _smoothly_scaled(image_XYZ)}
-    facts: dict[str, Any] = {"pairs_per_round": config.num_patches, "patch_shape": list(config.patch_shape)}
+    result: dict[str, Any] = {"pairs_per_round": config.num_patches, "patch_shape": list(config.patch_shape)}
     for name, content_XYZ in contents.items():
-        facts[name] = _compare(content_XYZ, label_XYZ, config)
-    return facts
+        result[name] = _compare(content_XYZ, label_XYZ, config)
+    return result
 
 
 def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> dict[str, Any]:
     pairs, corners_N3 = _cut(image_XYZ, label_XYZ, config)
     with TemporaryDirectory() as folder:
-        theirs, ours = Path(folder) / "npy", Path(folder) / "shards"
-        _write_as_the_authors(theirs, pairs)
-        dataset = _sharded(ours, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
-        costs = interleave(
+        npy, shards = Path(folder) / "npy", Path(folder) / "shards"
+        _write_as_the_authors(npy, pairs)
+        dataset = _sharded(shards, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
+        timings = interleave(
             {
-                "authors": lambda number: _read_all(lambda i: read_as_the_authors(theirs, i), len(pairs)),
+                "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
                 "shards": lambda number: _read_all(lambda i: dataset.read([i])[0], len(pairs)),
             },
             config.repeats,
         )
         num_bytes = {
-            way: sum(p.stat().st_size for p in at.iterdir()) for way, at in (("authors", theirs), ("shards", ours))
+            name: sum(path.stat().st_size for path in files.iterdir())
+            for name, files in (("authors", npy), ("shards", shards))
         }
-    facts = {way: {**_per_pair(cost, len(pairs)), "bytes": num_bytes[way]} for way, cost in costs.items()}
-    ratios = {
-        "ratio_cpu": round(costs["authors"].cpu_s / costs["shards"].cpu_s, 2),
-        "ratio_wall": round(costs["authors"].wall_s / costs["shards"].wall_s, 2),
+    return {
+        **{name: {**_per_pair(timing, len(pairs)), "bytes": num_bytes[name]} for name, timing in timings.items()},
+        "ratio_cpu": round(timings["authors"].cpu_s / timings["shards"].cpu_s, 2),
+        "ratio_wall": round(timings["authors"].wall_s / timings["shards"].wall_s, 2),
     }
-    return {**facts, **ratios}
+
+
+def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = voxels
+    return x, y, z
 
 
 def phantom_dataset(folder: Path, config: Benchmark) -> PatchDataset:
-    """config.num_patches pairs of a phantom, written into shards in `folder`, as training reads them."""
-    image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, tuple(config.shape), SPACING_MM)
+    """config.num_patches pairs of a phantom in shards in `folder`, as training reads them."""
+    image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
     limits = volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE)
     return _sharded(folder, *_cut(image_XYZ, label_XYZ, config), limits)
 
 
 def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> tuple[list[Pair], np.ndarray]:
     """Pairs around vessels, and their corners."""
-    corners_N3, _ = patches.vessel_corners(
+    corners_N3 = patches.vessel_corners(
         label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub-01", purpose="benchmark"
     )
-    cut = (tuple(patches.cut(v, corner, config.patch_shape) for v in (image_XYZ, label_XYZ)) for corner in corners_N3)
-    return list(cut), corners_N3
+    shape = config.patch_shape
+    pairs = [(patches.cut(image_XYZ, at, shape), patches.cut(label_XYZ, at, shape)) for at in corners_N3]
+    return pairs, corners_N3
 
 
 def read_as_the_authors(folder: Path, number: int) -> Tensor:
-    """float32 [2, X, Y, Z]: unpack both files, stretch the image by its own extremes to [-1, 1], stack."""
+    """float32 [2, X, Y, Z]: unpack both files, scale the image by its own extremes to [-1, 1], stack."""
     with gzip.open(folder / f"{number}-image.npy.gz", "rb") as file:
         image_XYZ = np.load(file, allow_pickle=False)
     with gzip.open(folder / f"{number}-label.npy.gz", "rb") as file:
@@ -100,7 +107,7 @@ def _write_as_the_authors(folder: Path, pairs: list[Pair]) -> None:
 
 
 def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> PatchDataset:
-    shape = tuple(pairs[0][0].shape)
+    shape = shape_of(pairs[0][0].shape)
     records = [
         Record(volumes.scale_to_255(image, limits), label, "sub-01", tuple(corner), "vessel", limits, 0)
         for (image, label), corner in zip(pairs, corners_N3.tolist(), strict=True)
@@ -126,10 +133,10 @@ def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:
     return image_XYZ.astype(np.float32) * x * y
 
 
-def _read_all(read: Any, count: int) -> None:
+def _read_all(read: Callable[[int], object], count: int) -> None:
     for i in range(count):
         read(i)
 
 
-def _per_pair(cost: Cost, count: int) -> dict[str, float]:
-    return {"cpu_ms": round(1e3 * cost.cpu_s / count, 3), "wall_ms": round(1e3 * cost.wall_s / count, 3)}
+def _per_pair(timing: Timing, count: int) -> dict[str, float]:
+    return {"cpu_ms": round(1e3 * timing.cpu_s / count, 3), "wall_ms": round(1e3 * timing.wall_s / count, 3)}

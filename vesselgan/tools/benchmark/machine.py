@@ -1,5 +1,5 @@
-"""What this machine does per second, for `plan`: probes of the training step, of Adam, of the link between ranks, of
-loading and of the file system. One rank alone, then as many as share a node, all at work at once.
+"""The rates of this machine, for `plan`: probes of the training step, of Adam, of the link between ranks, of loading
+and of the file system. One rank alone, then as many as share a node, all at once.
 """
 
 # N batch, C channel, X Y Z voxels
@@ -48,8 +48,8 @@ def run(config: Benchmark) -> dict[str, Any]:
 def measure(config: Benchmark) -> Machine:
     """Rates of this machine with 1 and with config.ranks_per_node ranks (null: a rank per GPU, or per core)."""
     device = distributed.choose_device(config.runtime.device, 0)
-    here = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count()
-    ranks = config.ranks_per_node or here
+    num_devices = torch.cuda.device_count() if device.type == "cuda" else os.cpu_count() or 1
+    ranks = config.ranks_per_node or num_devices
     if config.batch_size < 2:
         raise UsageError("batch_size=1: steps of one patch and of batch_size are compared; take 2 or more")
     alone, shared = _probe_ranks(config, 1), _probe_ranks(config, ranks) if ranks > 1 else None
@@ -68,8 +68,8 @@ def measure(config: Benchmark) -> Machine:
         link_gib_per_s=shared["link_gib_per_s"] if shared else float("inf"),
         network_gib_per_s=None,
         call_ms=shared["call_ms"] if shared else 0.0,
-        load_mvoxels_per_s=_loading(config),
-        storage_mib_per_s=_storage(Path(config.folder) if config.folder else None),
+        load_mvoxels_per_s=_measure_loading(config),
+        storage_mib_per_s=_measure_storage(Path(config.folder) if config.folder else None),
     )
 
 
@@ -79,20 +79,20 @@ def _probe_ranks(config: Benchmark, size: int) -> dict[str, float]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = get_context("spawn")
-    told = context.Queue()
-    ranks = [context.Process(target=_probe, args=(config, rank, size, port, told)) for rank in range(size)]
+    queue = context.Queue()
+    ranks = [context.Process(target=_probe, args=(config, rank, size, port, queue)) for rank in range(size)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join()
     if any(process.exitcode for process in ranks):
         raise ResourceError(f"target=machine: a probe of {size} ranks failed, see above")
-    found = [told.get() for _ in ranks]
-    return {name: (max if name.endswith("_ms") else min)(f[name] for f in found) for name in found[0]}
+    rates = [queue.get() for _ in ranks]
+    return {name: (max if name.endswith("_ms") else min)(rate[name] for rate in rates) for name in rates[0]}
 
 
-def _probe(config: Benchmark, rank: int, size: int, port: int, told: Any) -> None:
-    """One rank's rates into the queue `told`."""
+def _probe(config: Benchmark, rank: int, size: int, port: int, queue: Any) -> None:
+    """Put one rank's rates into `queue`."""
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = distributed.start(config.runtime.device)
@@ -107,10 +107,10 @@ def _probe(config: Benchmark, rank: int, size: int, port: int, told: Any) -> Non
         large, small = weights.grad, torch.zeros(1, device=device)
         sent_bytes = 2 * (size - 1) / size * large.nbytes
         rates["link_gib_per_s"] = sent_bytes / 2**30 / _seconds(lambda: dist.all_reduce(large), config.repeats, device)
-        many = _seconds(lambda: [dist.all_reduce(small) for _ in range(SMALL_CALLS)], config.repeats, device)
-        rates["call_ms"] = 1e3 * many / SMALL_CALLS
+        calls_s = _seconds(lambda: [dist.all_reduce(small) for _ in range(SMALL_CALLS)], config.repeats, device)
+        rates["call_ms"] = 1e3 * calls_s / SMALL_CALLS
     rates |= rate_and_overhead(*(_step_without(config, batch, device, rates) for batch in (1, config.batch_size)))
-    told.put(rates)
+    queue.put(rates)
     distributed.stop()
 
 
@@ -136,7 +136,7 @@ def _step_without(
     once = step.ours(config, device, *engines)
     step_s = _seconds(lambda: once(0), config.repeats, device)
     updated = sum(p.numel() for engine in engines for p in engine.module.parameters() if p.requires_grad)
-    norms = sum(isinstance(part, BatchNorm3d) for part in engines[1].module.modules())
+    norms = sum(isinstance(module, BatchNorm3d) for module in engines[1].module.modules())
     step_s -= updated / 1e6 / rates["update_mparameters_per_s"]
     # Two forwards and a backward, of all ranks together.
     step_s -= 3 * norms * rates.get("call_ms", 0.0) / 1e3
@@ -148,15 +148,15 @@ def _seconds(call: Callable[[], Any], repeats: int, device: torch.device) -> flo
     times = []
     for number in range(-2, repeats):
         distributed.barrier()
-        began = time.perf_counter()
+        start = time.perf_counter()
         call()
         step.wait(device)
         if number >= 0:
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     return statistics.median(times)
 
 
-def _loading(config: Benchmark) -> float:
+def _measure_loading(config: Benchmark) -> float:
     """10^6 voxels a second of pairs made ready for the GAN by one reader, files in the page cache."""
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
@@ -166,10 +166,10 @@ def _loading(config: Benchmark) -> float:
     return len(pairs) * math.prod(config.patch_shape) / 1e6 / seconds
 
 
-def _storage(folder: Path | None) -> float:
+def _measure_storage(folder: Path | None) -> float:
     """MiB a second of a file that is not in the page cache."""
-    with TemporaryDirectory(dir=folder) as place:
-        path = Path(place) / "probe"
+    with TemporaryDirectory(dir=folder) as temporary:
+        path = Path(temporary) / "probe"
         block = os.urandom(2**20)
         with path.open("wb") as file:
             for _ in range(STORAGE_MIB):
@@ -177,10 +177,10 @@ def _storage(folder: Path | None) -> float:
             os.fsync(file.fileno())
         with path.open("rb", buffering=0) as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            began = time.perf_counter()
+            start = time.perf_counter()
             while file.read(2**20):
                 pass
-            return STORAGE_MIB / (time.perf_counter() - began)
+            return STORAGE_MIB / (time.perf_counter() - start)
 
 
 def _write(path: Path, machine: Machine) -> None:

@@ -20,25 +20,25 @@ from vesselgan.tools.benchmark.interleave import interleave
 
 
 def run(config: Benchmark) -> dict[str, Any]:
-    """Per side: CPU and wall time of a critic step, and what a process of its own grows by; private over plain."""
+    """Per candidate: CPU and wall time of a critic step, and the growth of a process of its own; private over plain."""
     if config.variant.dp is None:
         raise UsageError(f"target=private with variant={config.variant.name}, which is not private: variant=dpgan")
     device = distributed.choose_device(config.runtime.device, 0)
-    peaks = step.peaks_of(SIDES, config)
+    peaks = step.peaks_of(CANDIDATES, config)
     torch.set_num_threads(config.threads)
-    costs = interleave({name: side(config, device) for name, side in SIDES.items()}, config.repeats)
+    timings = interleave({name: candidate(config, device) for name, candidate in CANDIDATES.items()}, config.repeats)
     return {
         "width": config.variant.width,
         "patch_shape": list(config.patch_shape),
         "batch_size": config.batch_size,
         "threads": config.threads,
         **{
-            name: {"cpu_ms": 1e3 * cost.cpu_s, "wall_ms": 1e3 * cost.wall_s, "peak_mib": peaks[name] / 2**20}
-            for name, cost in costs.items()
+            name: {"cpu_ms": 1e3 * timing.cpu_s, "wall_ms": 1e3 * timing.wall_s, "peak_mib": peaks[name] / 2**20}
+            for name, timing in timings.items()
         },
         "private_over_plain": {
-            "cpu": costs["private"].cpu_s / costs["plain"].cpu_s,
-            "wall": costs["private"].wall_s / costs["plain"].wall_s,
+            "cpu": timings["private"].cpu_s / timings["plain"].cpu_s,
+            "wall": timings["private"].wall_s / timings["plain"].wall_s,
             "peak": peaks["private"] / peaks["plain"] if peaks["plain"] else None,
         },
     }
@@ -46,11 +46,11 @@ def run(config: Benchmark) -> dict[str, Any]:
 
 def _plain(config: Benchmark, device: torch.device) -> step.Step:
     critic, generator = step.bare_engines(config, device)
-    draws, real_NCXYZ = step.draws_of(config), step.patches(config, device)
+    noise, real_NCXYZ = step.noise_of(config), step.patches(config, device)
 
     def once(number: int) -> None:
         with torch.no_grad():
-            fake_NCXYZ = generator.module(draws.latents_NL(0, abs(number)).to(device))
+            fake_NCXYZ = generator.module(noise.latents_NL(0, abs(number)).to(device))
         critic.backward(critic_loss(critic.module(real_NCXYZ), critic.module(fake_NCXYZ)))
         critic.step()
         step.wait(device)
@@ -60,26 +60,30 @@ def _plain(config: Benchmark, device: torch.device) -> step.Step:
 
 def _private(config: Benchmark, device: torch.device) -> step.Step:
     variant, dp = config.variant, config.variant.dp
-    bare, generator = step.bare_engines(config, device)
+    assert dp is not None
+    noise_multiplier = dp.noise_multiplier
+    assert noise_multiplier is not None
+    bare, plain_generator = step.bare_engines(config, device)
+    generator: Any = plain_generator
     critic = build_private(
         "critic",
         bare.module,
         learning_rate=variant.learning_rate_critic,
         betas=variant.betas,
-        noise_multiplier=dp.noise_multiplier,
+        noise_multiplier=noise_multiplier,
         clip_norm=dp.clip_norm,
         expected_batch=config.batch_size,
         weight_clip=dp.weight_clip,
         world=World(rank=0, size=1, local_rank=0, device=device),
     )
     critic.key = config.seed
-    draws, dealt = step.draws_of(config), PoissonBatch(range(config.batch_size), step.patches(config, device))
+    noise, batch = step.noise_of(config), PoissonBatch(range(config.batch_size), step.patches(config, device))
 
     def once(number: int) -> None:
-        critic_step(critic, generator, dealt, draws, critic.releases, variant)
+        critic_step(critic, generator, batch, noise, critic.releases, variant)
         step.wait(device)
 
     return once
 
 
-SIDES = {"plain": _plain, "private": _private}
+CANDIDATES = {"plain": _plain, "private": _private}

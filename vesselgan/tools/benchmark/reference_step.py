@@ -74,7 +74,7 @@ def copy_weights(ours: Generator | Critic, theirs: AuthorsGenerator | AuthorsCri
 
 @dataclass
 class AuthorsStep:
-    """Both players, their optimizers, and how precision is kept."""
+    """Both networks, their optimizers, and how precision is kept."""
 
     critic: nn.Module
     generator: nn.Module
@@ -100,12 +100,12 @@ class AuthorsStep:
             loss_fake = self.critic(fake_NCXYZ.detach()).mean()
         self._scaled(loss_fake, 0).backward(retain_graph=True)
         with self.autocast():
-            line_NCXYZ = epsilon * real_NCXYZ + (1 - epsilon) * fake_NCXYZ
-            scores_N = self.critic(line_NCXYZ)
-        (slope_NCXYZ,) = torch.autograd.grad(
-            self._scaled(scores_N.sum(), 0), line_NCXYZ, create_graph=True, retain_graph=True
+            interpolated_NCXYZ = epsilon * real_NCXYZ + (1 - epsilon) * fake_NCXYZ
+            scores_N = self.critic(interpolated_NCXYZ)
+        (gradient_NCXYZ,) = torch.autograd.grad(
+            self._scaled(scores_N.sum(), 0), interpolated_NCXYZ, create_graph=True, retain_graph=True
         )
-        norm = (slope_NCXYZ.float() if self.scalers else slope_NCXYZ).norm(2) / self._scale(0)
+        norm = (gradient_NCXYZ.float() if self.scalers else gradient_NCXYZ).norm(2) / self._scale(0)
         penalty = penalty_weight * (norm - 1).square()
         self._scaled(penalty, 0).backward()
         self._update(self.critic_optimizer, 0)
@@ -117,15 +117,15 @@ class AuthorsStep:
         self._update(self.generator_optimizer, 1)
         return (loss_real + loss_fake + penalty).detach(), generator_loss.detach()
 
-    def _scale(self, player: int) -> float:
-        return self.scalers[player].get_scale() if self.scalers else 1.0
+    def _scale(self, network: int) -> float:
+        return self.scalers[network].get_scale() if self.scalers else 1.0
 
-    def _scaled(self, loss: Tensor, player: int) -> Tensor:
-        return self.scalers[player].scale(loss) if self.scalers else loss
+    def _scaled(self, loss: Tensor, network: int) -> Tensor:
+        return self.scalers[network].scale(loss) if self.scalers else loss
 
-    def _update(self, optimizer: torch.optim.Optimizer, player: int) -> None:
+    def _update(self, optimizer: torch.optim.Optimizer, network: int) -> None:
         if self.scalers is None:
             optimizer.step()
             return
-        self.scalers[player].step(optimizer)
-        self.scalers[player].update()
+        self.scalers[network].step(optimizer)
+        self.scalers[network].update()

@@ -1,4 +1,4 @@
-"""Run one measurement and tell it as one line of JSON, with what it was measured on."""
+"""Run one measurement and print it as one line of JSON, with the machine it was measured on."""
 
 import json
 import sys
@@ -13,26 +13,25 @@ from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.tools.benchmark.interleave import load
 
-TARGETS = {"loader": loader.run, "prepare": prepare.run, "step": step.run}
-TARGETS |= {"segment": segment.run, "metrics": metrics.run, "machine": machine.run, "scaling": scaling.run}
-TARGETS |= {"private": private.run}
+MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
+TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 
 
 def benchmark(config: Benchmark) -> None:
-    """Print the JSON line of config.target, to a person a table before it; append it to config.out, where named."""
+    """Print the JSON line of config.target, to a terminal also as a table; append it to config.out if that is set."""
     before = load()
     result = TARGETS[config.target](config)
-    made_with = collect()
-    facts = {
+    provenance = collect()
+    measurement = {
         "target": config.target,
         **result,
         "repeats": config.repeats,
         "load": {"before": before, "after": load()},
-        **{key: made_with[key] for key in ("time", "vesselgan", "python", "packages", "hardware")},
+        **{key: provenance[key] for key in ("time", "vesselgan", "python", "packages", "hardware")},
     }
     if sys.stderr.isatty():
-        print("\n".join(f"{name:<44} {value}" for name, value in rows(facts)), file=sys.stderr, flush=True)
-    line = json.dumps(facts)
+        print("\n".join(f"{name:<44} {value}" for name, value in rows(measurement)), file=sys.stderr, flush=True)
+    line = json.dumps(measurement)
     print(line, flush=True)
     if config.out is not None:
         try:
@@ -43,9 +42,9 @@ def benchmark(config: Benchmark) -> None:
             raise ResourceError(f"out={config.out}: {describe(error)}; name another file") from error
 
 
-def rows(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value) of everything measured, numbers to four digits."""
-    for name, value in facts.items():
+def rows(measurement: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted name, value), numbers to four digits."""
+    for name, value in measurement.items():
         if isinstance(value, dict):
             yield from rows(value, f"{prefix}{name}.")
         else:

@@ -30,44 +30,51 @@ def run(config: Benchmark) -> dict[str, Any]:
     """
     measured = machine.measure(config)
     ranks = sorted({1, measured.ranks_per_node})
-    words = _words(config)
+    overrides = _overrides(config)
     shape, device = f"patch_shape={list(config.patch_shape)}".replace(" ", ""), f"device={measured.device}"
-    planned = compose("plan", [*words, shape, device, f"ranks={ranks}".replace(" ", "")])
-    planned.machine = measured
-    shares = {share["ranks"]: share for share in costs(planned)["ranks"]}
-    found: dict[str, Any] = {}
+    plan = compose("plan", [*overrides, shape, device, f"ranks={ranks}".replace(" ", "")])
+    plan.machine = measured
+    rank_plans = {rank_plan["ranks"]: rank_plan for rank_plan in costs(plan)["ranks"]}
+    results: dict[str, Any] = {}
     with TemporaryDirectory() as folder:
         loader.phantom_dataset(Path(folder) / "cohort" / "shards" / "gan" / "train", config)
         for number in tqdm(ranks, unit="run", disable=None):
-            told = _train(number, words, config, Path(folder))
-            predicted = shares[number]["step"]
-            found[str(number)] = {
+            step_ms = _train(number, overrides, config, Path(folder))
+            predicted = rank_plans[number]["step"]
+            results[str(number)] = {
                 "predicted": predicted,
-                "measured_ms": told,
-                "predicted_over_measured": predicted["step_ms"] / told["step_ms"],
+                "measured_ms": step_ms,
+                "predicted_over_measured": predicted["step_ms"] / step_ms["time/step_ms"],
             }
-    return {"machine": asdict(measured), "batch_size": config.batch_size, "width": config.variant.width, "ranks": found}
+    return {
+        "machine": asdict(measured),
+        "batch_size": config.batch_size,
+        "width": config.variant.width,
+        "ranks": results,
+    }
 
 
-def _words(config: Benchmark) -> list[str]:
+def _overrides(config: Benchmark) -> list[str]:
     variant = config.variant
-    words = [f"variant={variant.name}", f"variant.width={variant.width}", f"variant.precision={variant.precision}"]
-    return [*words, f"train.batch_size={config.batch_size}", "train.num_workers=0"]
+    overrides = [f"variant={variant.name}", f"variant.width={variant.width}", f"variant.precision={variant.precision}"]
+    return [*overrides, f"train.batch_size={config.batch_size}", "train.num_workers=0"]
 
 
-def _train(ranks: int, words: list[str], config: Benchmark, folder: Path) -> dict[str, float]:
+def _train(ranks: int, overrides: list[str], config: Benchmark, folder: Path) -> dict[str, float]:
     """Median milliseconds of a step and of its phases, from the run's own metrics."""
     run_dir, steps = folder / f"run-{ranks}", LOG_EVERY * (READINGS + 1)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher]
-    command += [str(ROOT / "launch" / "train_gan.py"), f"--run_dir={run_dir}", *words]
+    command += [str(ROOT / "launch" / "train_gan.py"), f"--run_dir={run_dir}", *overrides]
     command += [f"data.cohort_dir={folder / 'cohort'}", f"work_dir={folder}", f"train.max_steps={steps}"]
     command += [f"train.log_every={LOG_EVERY}", "train.image_every=1000000", "train.checkpoint_every=1000000"]
     command += [f"runtime.device={config.runtime.device}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-    if done.returncode != 0:
-        raise ResourceError(f"training on {ranks} ranks failed (exit {done.returncode}): {done.stderr.strip()[-400:]}")
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    if process.returncode != 0:
+        raise ResourceError(
+            f"training on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"
+        )
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
-    names = ["step_ms", *(name for name in rows[0] if name.startswith("time/"))]
+    names = [name for name in rows[0] if name.startswith("time/")]
     return {name: statistics.median(row[name] for row in rows) for name in names}

@@ -6,14 +6,14 @@ from pathlib import Path
 from vesselgan.config.schema import Study
 from vesselgan.core.errors import UsageError
 from vesselgan.core.processes import clock
-from vesselgan.workflow.stage import begin
+from vesselgan.workflow.stage import check_checkout
 from vesselgan.workflow.study.sources import run_sources
 from vesselgan.workflow.study.sweep import run_sweep
 
 
 def run(config: Study) -> None:
-    """Walk the study's stages, skipping what is done; exits with the code of the first command that fails."""
-    begin("the study")
+    """Run the study's stages, skipping what is done; exits with the code of the first command that fails."""
+    check_checkout("the study")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UsageError(f"seeds={config.seeds}: name at least one, none twice")
     if not config.name or Path(config.name).name != config.name:

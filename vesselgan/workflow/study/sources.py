@@ -14,42 +14,42 @@ from vesselgan.formats.cohort import read_cohort
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
-    Source,
     StageRunner,
+    TrainingSource,
     choose_threshold,
     gans_of,
     image_stage,
+    override,
     read_json,
     settings_for,
     synthetic_dir,
     synthetic_source,
     unet_dir,
     unet_stage,
-    word,
 )
 
 THRESHOLD = "threshold"
 FORMAT_VERSION = 1
-TOLD = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
-"""What sources.json says of every U-Net."""
+UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
+"""Of every U-Net in sources.json."""
 
 
 def run_sources(config: Study, home: Path) -> Path:
-    """Walk the whole comparison; the folder of its report. UsageError or DataError before anything is started."""
+    """Run the comparison; returns the report's page. Raises UsageError or DataError before any command starts."""
     gans = gans_of(config, [])
     cohorts = cohorts_of(config)
     if config.image.weights is not None and not Path(config.image.weights).is_file():
         raise DataError(f"image.weights={config.image.weights}: no such file; name MedicalNet's, or leave it out")
-    walker = StageRunner(home)
-    thresholds = {gan.name: choose_threshold(config, home, gan, walker)["label_threshold"] for gan in gans}
+    runner = StageRunner(home)
+    thresholds = {gan.name: choose_threshold(config, home, gan, runner)["label_threshold"] for gan in gans}
     rows = []
     for source in sources_of(gans, thresholds):
         row = row_of(source, home)
         for seed in config.seeds:
-            walk_unet(config, home, source, seed, cohorts, walker, row)
+            run_unet(config, home, source, seed, cohorts, runner, row)
         rows.append(row)
-    rows.append(walk_threshold(config, home, cohorts, walker))
-    images = walk_images(config, home, gans, thresholds, walker)
+    rows.append(run_threshold(config, home, cohorts, runner))
+    images = run_images(config, home, gans, thresholds, runner)
     study = {
         "format_version": FORMAT_VERSION,
         "cohorts": list(cohorts),
@@ -60,115 +60,139 @@ def run_sources(config: Study, home: Path) -> Path:
         "rows": rows,
     }
     write_text(home / "sources.json", json.dumps(study, indent=1) + "\n")
-    compared = home / "results/comparison.json"
-    words = [word("evaluate", "comparison"), word("name", config.name), word("sources", home / "sources.json")]
-    command = script("evaluate", *words, word("out", compared))
-    # Its content too: a study that was asked for less than before has nothing new, and another result.
+    comparison = home / "results/comparison.json"
+    overrides = [
+        override("evaluate", "comparison"),
+        override("name", config.name),
+        override("sources", home / "sources.json"),
+    ]
+    command = script("evaluate", *overrides, override("out", comparison))
+    # By content too: a study with fewer sources than before runs no new stage, but has another result.
     inputs = (home / "sources.json",)
-    stage = Stage("comparison", "everything compared with real", (command,), (compared,), inputs=inputs)
-    walker.walk(stage, list(walker.walked))
-    return walk_report(config, home, gans, (compared, *images), walker)
+    stage = Stage("comparison", "everything compared with real", (command,), (comparison,), inputs=inputs)
+    runner.run(stage, list(runner.ran))
+    return run_report(config, home, gans, (comparison, *images), runner)
 
 
-def walk_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], walker: StageRunner) -> Path:
-    """The page of all results, with the patches that the study made of every GAN."""
-    words = [word("results", home / "results"), word("runs", [str(gan.run) for gan in gans])]
-    words += [word("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
-    words += [word("cohorts", config.test_cohorts), word("error_maps", home / "errors")]
-    command = script("report", *words, word("out", home / "report"), *settings_for("report", config, "data"))
+def run_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], runner: StageRunner) -> Path:
+    """The page of all results, with patches of every GAN."""
+    overrides = [override("results", home / "results"), override("runs", [str(gan.run) for gan in gans])]
+    overrides += [override("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
+    overrides += [override("cohorts", config.test_cohorts), override("error_maps", home / "errors")]
+    command = script("report", *overrides, override("out", home / "report"), *settings_for("report", config, "data"))
     page = home / "report/index.html"
-    walker.walk(Stage("report", "report", (command,), (page,), inputs=results), ["comparison"])
+    runner.run(Stage("report", "report", (command,), (page,), inputs=results), ["comparison"])
     return page
 
 
-def walk_images(
-    config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], walker: StageRunner
+def run_images(
+    config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], runner: StageRunner
 ) -> list[Path]:
-    """The image scores of every GAN's patches, where the study names a network for them; those of others go."""
-    is_asked = config.image.extractor is not None or config.image.weights is not None
-    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if is_asked}
-    made = [stage.outputs[0] for stage in stages.values()]
+    """Score every GAN's patches on features, if the study names a network; remove scores of other GANs."""
+    has_network = config.image.extractor is not None or config.image.weights is not None
+    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network}
+    results = [stage.outputs[0] for stage in stages.values()]
     for path in (home / "results").glob("image-*.json"):
-        if path not in made:  # of a GAN that is no longer in the study: the report reads the whole folder
+        if path not in results:  # The report reads the whole folder.
             path.unlink()
     for name, stage in stages.items():
-        walker.walk(stage, [f"generate-{name}"])
-    return made
+        runner.run(stage, [f"generate-{name}"])
+    return results
 
 
-def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[Source]:
+def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[TrainingSource]:
     """The rows of the tables: real, each GAN, real with each GAN, and the first GAN with its labels shuffled."""
     synthetic = [synthetic_source(gan, thresholds[gan.name]) for gan in gans]
-    both = [
-        Source(f"real+{s.name}", "both", f"U-Net on real and {s.name}", s.gan, s.label_threshold) for s in synthetic
+    mixed = [
+        TrainingSource(f"real+{s.name}", "both", f"U-Net on real and {s.name}", s.gan, s.label_threshold)
+        for s in synthetic
     ]
     first = synthetic[0]
     title = f"U-Net on {first.name}, labels shuffled"
-    shuffled = Source("shuffled", "shuffled", title, first.gan, first.label_threshold)
-    return [Source("real", "real", "U-Net on real", None, None), *synthetic, *both, shuffled]
+    shuffled = TrainingSource("shuffled", "shuffled", title, first.gan, first.label_threshold)
+    return [TrainingSource("real", "real", "U-Net on real", None, None), *synthetic, *mixed, shuffled]
 
 
-def row_of(source: Source, home: Path) -> dict[str, Any]:
-    """gan: whose patches, by run and weights, for what else is known of these very ones."""
-    made = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
+def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
+    """`gan` identifies the patches by run and weights, so that other results about them can be found."""
+    generation = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
         "title": source.title,
         "variant": source.gan.variant if source.gan else None,
-        "gan": made and {key: made.get(key) for key in ("run", "weights_sha256")},
+        "gan": generation and {key: generation.get(key) for key in ("run", "weights_sha256")},
         "label_threshold": source.label_threshold,
         "runs": {},
         "results": {},
     }
 
 
-def walk_unet(
+def run_unet(
     config: Study,
     home: Path,
-    source: Source,
+    source: TrainingSource,
     seed: int,
     cohorts: dict[str, str],
-    walker: StageRunner,
+    runner: StageRunner,
     row: dict[str, Any],
 ) -> None:
-    """Train it, segment and score every cohort's test subjects; what came of it goes into `row`."""
-    trained = unet_stage(config, home, source, seed)
-    walker.walk(trained, [f"generate-{source.gan.name}"] if source.gan else [])
-    facts = read_json(trained.outputs[0])
+    """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
+    training = unet_stage(config, home, source, seed)
+    runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
+    facts = read_json(training.outputs[0])
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
-            f"{trained.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
+            f"{training.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
             "remove that run directory and start the study again"
         )
-    row["runs"][str(seed)] = {key: facts.get(key) for key in TOLD}
+    row["runs"][str(seed)] = {key: facts.get(key) for key in UNET_KEYS}
     run_dir = unet_dir(home, source, seed)
     for cohort, folder in cohorts.items():
         predictions = run_dir / "predictions" / cohort
-        words = [word("run", run_dir), word("data.cohort_dir", folder), word("split", "test"), word("out", predictions)]
-        command = script("segment", *words, *settings_for("segment", config, "runtime"))
+        overrides = [
+            override("run", run_dir),
+            override("data.cohort_dir", folder),
+            override("split", "test"),
+            override("out", predictions),
+        ]
+        command = script("segment", *overrides, *settings_for("segment", config, "runtime"))
         done = predictions / "segmentation.json"
         segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
-        walker.walk(segmented, [trained.name])
+        runner.run(segmented, [training.name])
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
-        words = [word("evaluate", "segmentation"), word("name", source.name), word("predictions", predictions)]
-        words += [word("data.cohort_dir", folder), word("split", "test"), word("out", home / scores)]
+        overrides = [
+            override("evaluate", "segmentation"),
+            override("name", source.name),
+            override("predictions", predictions),
+        ]
+        overrides += [override("data.cohort_dir", folder), override("split", "test"), override("out", home / scores)]
         if seed == config.seeds[0]:
-            words.append(word("error_maps", home / "errors" / source.name / cohort))
-        scored = Stage(f"score-{scores.stem}", f"  {cohort} scored", (script("evaluate", *words),), (home / scores,))
-        walker.walk(scored, [segmented.name])
+            overrides.append(override("error_maps", home / "errors" / source.name / cohort))
+        scored = Stage(
+            f"score-{scores.stem}", f"  {cohort} scored", (script("evaluate", *overrides),), (home / scores,)
+        )
+        runner.run(scored, [segmented.name])
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
 
 
-def walk_threshold(config: Study, home: Path, cohorts: dict[str, str], walker: StageRunner) -> dict[str, Any]:
+def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: StageRunner) -> dict[str, Any]:
     """The row of the best global threshold, fitted on the training cohort's validation subjects for every cohort."""
-    row = row_of(Source(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
+    row = row_of(TrainingSource(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
     for cohort, folder in cohorts.items():
         scores = Path("scores") / f"{THRESHOLD}-{cohort}.json"
-        words = [word("evaluate", "threshold"), word("name", THRESHOLD), word("data.cohort_dir", folder)]
-        words += [word("fit_cohort", config.data.cohort_dir), word("split", "test"), word("out", home / scores)]
-        command = script("evaluate", *words)
-        walker.walk(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (command,), (home / scores,)))
+        overrides = [
+            override("evaluate", "threshold"),
+            override("name", THRESHOLD),
+            override("data.cohort_dir", folder),
+        ]
+        overrides += [
+            override("fit_cohort", config.data.cohort_dir),
+            override("split", "test"),
+            override("out", home / scores),
+        ]
+        command = script("evaluate", *overrides)
+        runner.run(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (command,), (home / scores,)))
         row["results"][cohort] = {"none": str(scores)}
     return row
 
@@ -176,10 +200,10 @@ def walk_threshold(config: Study, home: Path, cohorts: dict[str, str], walker: S
 def cohorts_of(config: Study) -> dict[str, str]:
     """Cohort name -> cohort_dir, the training cohort first, all with test subjects.
 
-    DataError for a test volume that is, by its bytes, one of the volumes that were learned from or chosen on.
+    Raises DataError for a test volume whose voxels are those of a training or validation volume.
     """
     own = read_cohort(config.data.cohort_dir)
-    seen = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
+    learned = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
     cohorts: dict[str, str] = {}
     for folder in [config.data.cohort_dir, *config.test_cohorts]:
         cohort = read_cohort(folder)
@@ -187,9 +211,9 @@ def cohorts_of(config: Study) -> dict[str, str]:
             raise UsageError(f"test_cohorts: {folder} and {cohorts[cohort.name]} are both called {cohort.name}; "
                              "prepare one of them with another data.name")  # fmt: skip
         for name, subject in cohort.of_split("test").items():
-            if subject.image_sha256 in seen:
+            if subject.image_sha256 in learned:
                 raise DataError(
-                    f"{folder}: test subject {name} is the same image as {seen[subject.image_sha256]}, which the "
+                    f"{folder}: test subject {name} is the same image as {learned[subject.image_sha256]}, which the "
                     f"models of {own.name} learn from; take it out of the test split"
                 )
         cohorts[cohort.name] = str(folder)

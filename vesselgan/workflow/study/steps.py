@@ -1,7 +1,6 @@
-"""What every study is made of: a GAN's patches, the choice of a label threshold for them, U-Nets and their volumes.
+"""The stages of every study: a GAN's patches, the choice of their label threshold, U-Nets and their volumes.
 
-Every step is a stage (workflow.stage): commands with all their settings spelled out, so that they can be repeated by
-hand, and the files that are there when it is done.
+Commands have all their settings spelled out, so that they can be repeated by hand.
 """
 
 import json
@@ -10,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import VERBS, flat, from_yaml, keys_of
+from vesselgan.config.compose import COMMANDS, flat, from_yaml, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import content_hash
-from vesselgan.workflow.stage import Stage, script, walk
+from vesselgan.workflow.stage import Stage, run_stage, script
 
 GENERATION_SEED = 990
 
@@ -32,8 +31,8 @@ class Gan:
 
 
 @dataclass(frozen=True)
-class Source:
-    """What a U-Net is trained on."""
+class TrainingSource:
+    """The patches a U-Net is trained on."""
 
     name: str
     """The row of the table: `real`, a GAN's name, `real+` a GAN's name, or `shuffled`."""
@@ -46,49 +45,61 @@ class Source:
 
 
 class StageRunner:
-    """Walks the stages one by one, each once; it runs when it is not done or when one that it needs ran."""
+    """Runs stages one by one, each once: those that are not done, or that need one that ran."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.walked: dict[str, bool] = {}
+        self.ran: dict[str, bool] = {}
         """Stage -> whether it ran."""
 
-    def walk(self, stage: Stage, needs: Iterable[str] = ()) -> None:
-        if stage.name not in self.walked:
-            has_news = any(self.walked[name] for name in needs)
-            label = f"[{len(self.walked) + 1:3}]"
-            self.walked[stage.name] = walk(self.home, stage, label, after_news=has_news)
+    def run(self, stage: Stage, needs: Iterable[str] = ()) -> None:
+        if stage.name not in self.ran:
+            is_stale = any(self.ran[name] for name in needs)
+            label = f"[{len(self.ran) + 1:3}]"
+            self.ran[stage.name] = run_stage(self.home, stage, label, is_stale=is_stale)
 
 
-def word(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
     """An override as Hydra reads it back, whatever the value is."""
     return f"{key}={json.dumps(value if not isinstance(value, Path) else str(value), separators=(',', ':'))}"
 
 
 def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> Stage:
-    """What FID, PRD and the labels' looks say of one GAN's patches, with the network that the study names."""
+    """FID, PRD and the label statistics of one GAN's patches, on the features of the study's network."""
     out = home / "results" / f"image-{gan.name}.json"
-    words = [word("evaluate", "image"), word("name", gan.name), word("work_dir", config.work_dir), word("out", out)]
-    words += [word("image.synthetic", synthetic_dir(home, gan)), word("data.label_threshold", label_threshold)]
-    words += [w for w in settings_for("evaluate", config, "data", "runtime") if not w.startswith("data.label_thre")]
-    words += [word(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
-    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *words),), (out,))
+    overrides = [
+        override("evaluate", "image"),
+        override("name", gan.name),
+        override("work_dir", config.work_dir),
+        override("out", out),
+    ]
+    overrides += [
+        override("image.synthetic", synthetic_dir(home, gan)),
+        override("data.label_threshold", label_threshold),
+    ]
+    overrides += [
+        setting
+        for setting in settings_for("evaluate", config, "data", "runtime")
+        if not setting.startswith("data.label_threshold=")
+    ]
+    overrides += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *overrides),), (out,))
 
 
-def settings_for(verb: str, config: Study, *groups: str) -> list[str]:
-    """Every setting of these groups of the study that `verb` has too, as overrides."""
-    known = keys_of(VERBS[verb])
+def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
+    """Every setting of these groups of a configuration that `command_name` has too, as overrides."""
+    known = keys_of(COMMANDS[command_name])
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
-    return [word(key, value) for key, value in values.items() if key in known]
+    return [override(key, value) for key, value in values.items() if key in known]
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
-    """The trained GANs that are named, at each checkpoint; called after the variant where that tells them apart.
+    """The trained GANs of `runs`, at each checkpoint, named after the variant where that is unique.
 
-    DataError for one that did not learn from the study's own training shards: who else was in its data, and would be
-    scored as unseen, could not be known.
+    Raises DataError for one that did not learn from the study's own training shards: patients of its data might be
+    scored as unseen.
     """
-    found = []
+    trained: list[tuple[Path, str, str | None]] = []
     for run in map(Path, config.runs):
         variant = from_yaml("train_gan", run / "config.yaml").variant.name
         if not (run / "finished.json").is_file():
@@ -97,15 +108,15 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
             )
         for name in checkpoints:
             if not (run / "checkpoints" / name).is_dir():
-                there = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
-                raise UsageError(f"sweep.checkpoints: {run} has no {name}; there are: {there}")
+                present = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
+                raise UsageError(f"sweep.checkpoints: {run} has no {name}, but {present}; name one of these")
         check_trained_on(run, Path(config.data.cohort_dir) / "shards/gan/train")
-        found += [(run, variant, checkpoint) for checkpoint in checkpoints or [None]]
-    variants = [variant for _, variant, _ in found]
+        trained += [(run, variant, checkpoint) for checkpoint in checkpoints or [None]]
+    variants = [variant for _, variant, _ in trained]
     gans = []
-    for run, variant, checkpoint in found:
-        parts = [variant] if variants.count(variant) == 1 else [variant, run.resolve().name]
-        gans.append(Gan("-".join([*parts, *([checkpoint] if checkpoint else [])]), run, variant, checkpoint))
+    for run, variant, checkpoint in trained:
+        name = variant if variants.count(variant) == 1 else f"{variant}-{run.resolve().name}"
+        gans.append(Gan(f"{name}-{checkpoint}" if checkpoint else name, run, variant, checkpoint))
     names = [gan.name for gan in gans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"runs: {', '.join(twice)} would name two GANs; name each run once")
@@ -113,14 +124,14 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
 
 
 def check_trained_on(run: Path, training: Path) -> None:
-    """DataError unless the GAN of `run` wrote down that it learned from the shards in `training`."""
-    told = read_json(run / "provenance.json") if (run / "provenance.json").is_file() else {}
-    learned_from = (told.get("inputs") or {}).get("gan/train")
+    """Raises DataError unless provenance.json of `run` records the shards in `training`."""
+    provenance = read_json(run / "provenance.json") if (run / "provenance.json").is_file() else {}
+    learned_from = provenance.get("inputs", {}).get("gan/train")
     if learned_from != content_hash(training):
-        known = "does not say what it learned from" if learned_from is None else "learned from other shards"
+        fault = "does not record what it learned from" if learned_from is None else "learned from other shards"
         raise DataError(
-            f"runs: {run} {known} (provenance.json), and this study's are {training}: its training patients could be "
-            "among those that are scored; name the cohort of its training with data=, or train it on this one"
+            f"runs: {run} {fault} (provenance.json), not from {training}: its training patients could be among those "
+            "that are scored; name the cohort of its training with data=, or train it on this one"
         )
 
 
@@ -139,29 +150,29 @@ def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
         "out": out,
     }
     command = script(
-        "generate", *(word(*item) for item in settings.items()), *settings_for("generate", config, "runtime")
+        "generate", *(override(*item) for item in settings.items()), *settings_for("generate", config, "runtime")
     )
     return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (command,), (out / "manifest.json",))
 
 
 def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
-    """Which label thresholds the labels' looks leave."""
+    """The label thresholds that the label statistics do not rule out."""
     out = home / "gans" / gan.name / "thresholds.json"
-    settings = [word("evaluate", "label_threshold"), word("name", gan.name), word("out", out)]
-    settings += [w for w in settings_for("evaluate", config, "data", "labels") if not w.startswith("labels.synthetic=")]
-    command = script("evaluate", *settings, word("labels.synthetic", synthetic_dir(home, gan)))
+    settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
+    settings += settings_for("evaluate", config, "data", "labels")
+    command = script("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 
 
-def unet_dir(home: Path, source: Source, seed: int) -> Path:
+def unet_dir(home: Path, source: TrainingSource, seed: int) -> Path:
     at = f"-at-{source.label_threshold:g}" if source.label_threshold is not None else ""
     return home / "unets" / f"{source.name}{at}-seed-{seed}"
 
 
-def unet_stage(config: Study, home: Path, source: Source, seed: int) -> Stage:
-    """One U-Net; every source gets exactly unet.max_steps optimizer steps, so no early stopping (patience).
+def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> Stage:
+    """One U-Net. Every source gets exactly unet.max_steps optimizer steps: patience is set so that none stops early.
 
-    Which of its checkpoints is kept, the real validation patches decide as ever.
+    The real validation patches choose its checkpoint.
     """
     run_dir = unet_dir(home, source, seed)
     unet = config.unet
@@ -173,25 +184,26 @@ def unet_stage(config: Study, home: Path, source: Source, seed: int) -> Stage:
     }
     if source.gan is not None:
         own |= {"data.label_threshold": source.label_threshold, "synthetic": synthetic_dir(home, source.gan)}
-    shared = [w for w in settings_for("train_unet", config, "data", "unet", "runtime") if w.split("=")[0] not in own]
-    command = script("train_unet", "--run_dir", str(run_dir), *shared, *(word(*item) for item in own.items()))
+    groups = settings_for("train_unet", config, "data", "unet", "runtime")
+    shared = [setting for setting in groups if setting.split("=")[0] not in own]
+    command = script("train_unet", "--run_dir", str(run_dir), *shared, *(override(*item) for item in own.items()))
     return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (run_dir / "finished.json",))
 
 
-def choose_threshold(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[str, Any]:
-    """Decide between the thresholds that are left, by a U-Net each on the real validation patches; the record of it.
+def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
+    """Choose between the remaining thresholds by a U-Net each, scored on the real validation patches.
 
-    Written to gans/<gan>/label_threshold.json. Nothing here knows of a test subject.
+    Returns the record in gans/<gan>/label_threshold.json. No test subject is read.
     """
     folder = home / "gans" / gan.name
-    walker.walk(generate_stage(config, home, gan))
-    walker.walk(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
+    runner.run(generate_stage(config, home, gan))
+    runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
     narrowed = read_json(folder / "thresholds.json")["narrowed"]
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
         stage = unet_stage(config, home, source, config.seeds[0])
-        walker.walk(stage, [f"generate-{gan.name}"])
+        runner.run(stage, [f"generate-{gan.name}"])
         facts = read_json(stage.outputs[0])
         kept = {key: facts[key] for key in ("validation_dice", "validation_loss", "best_checkpoint", "steps")}
         candidates.append({"label_threshold": threshold, **kept})
@@ -209,12 +221,12 @@ def choose_threshold(config: Study, home: Path, gan: Gan, walker: StageRunner) -
     return record
 
 
-def synthetic_source(gan: Gan, label_threshold: float) -> Source:
-    return Source(gan.name, "synthetic", f"U-Net on {gan.name}", gan, label_threshold)
+def synthetic_source(gan: Gan, label_threshold: float) -> TrainingSource:
+    return TrainingSource(gan.name, "synthetic", f"U-Net on {gan.name}", gan, label_threshold)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); remove it and start the study again, it goes on") from error
+        raise DataError(f"{path}: not readable ({error}); remove it and start the study again") from error

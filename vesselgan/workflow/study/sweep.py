@@ -9,7 +9,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.schema import Study
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import Study, TrainGan
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import UsageError
 from vesselgan.workflow.stage import Stage, script
@@ -18,27 +19,27 @@ from vesselgan.workflow.study.steps import (
     StageRunner,
     choose_threshold,
     gans_of,
+    override,
     read_json,
     settings_for,
     synthetic_source,
     unet_stage,
-    word,
 )
 
 FORMAT_VERSION = 1
 
 
 def run_sweep(config: Study, home: Path) -> Path:
-    """Train what the grid asks for, rank it and the runs that are named; the file with the ranking, best first."""
+    """Train the grid's GANs, rank them and those of `runs`; returns the file with the ranking, best first."""
     grid = grid_of(config, home)
     if not config.runs and not grid:
         raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
     gans = gans_of(config, config.sweep.checkpoints)
-    walker = StageRunner(home)
+    runner = StageRunner(home)
     for gan, stage in grid:
-        walker.walk(stage)
+        runner.run(stage)
         gans.append(gan)
-    records = [record_of(config, home, gan, walker) for gan in gans]
+    records = [record_of(config, home, gan, runner) for gan in gans]
     ranked = sorted(records, key=lambda record: -record["validation_dice"])
     out = home / "ranking.json"
     result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
@@ -46,20 +47,20 @@ def run_sweep(config: Study, home: Path) -> Path:
     write_text(out, json.dumps(result, indent=1) + "\n")
     print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
     for place, record in enumerate(ranked, 1):
-        each = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
-        print(f"{place:3}  {record['validation_dice']:.4f} ({each})  {record['gan']}, "
+        dice_by_seed = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
+        print(f"{place:3}  {record['validation_dice']:.4f} ({dice_by_seed})  {record['gan']}, "
               f"label threshold {record['label_threshold']:g}, {record['run']}")  # fmt: skip
     return out
 
 
-def record_of(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[str, Any]:
-    """What the ranking says of one GAN: its label threshold, decided with the first seed, then a U-Net for each."""
-    choice = choose_threshold(config, home, gan, walker)
+def record_of(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
+    """A GAN's entry in the ranking: its label threshold, chosen with the first seed, then a U-Net of every seed."""
+    choice = choose_threshold(config, home, gan, runner)
     source = synthetic_source(gan, choice["label_threshold"])
     dice = {}
     for seed in config.seeds:
         stage = unet_stage(config, home, source, seed)
-        walker.walk(stage, [f"generate-{gan.name}"])
+        runner.run(stage, [f"generate-{gan.name}"])
         dice[str(seed)] = read_json(stage.outputs[0])["validation_dice"]
     score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
     return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
@@ -67,18 +68,20 @@ def record_of(config: Study, home: Path, gan: Gan, walker: StageRunner) -> dict[
 
 def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
     """A GAN for every critic's learning rate (the generator's keeps its ratio) with every batch size."""
-    sweep, variant = config.sweep, config.variant
+    sweep = config.sweep
     if not sweep.learning_rates and not sweep.batch_sizes:
         return []
     for key in ("learning_rates", "batch_sizes"):
         values = getattr(sweep, key)
         if len(set(values)) < len(values):
             raise UsageError(f"sweep.{key}={values}: name none twice")
+    gan = swept_gan(config)
+    variant = gan.variant
     ratio = variant.learning_rate_generator / variant.learning_rate_critic
-    found = []
+    grid = []
     rates, batches = (
         sweep.learning_rates or [variant.learning_rate_critic],
-        sweep.batch_sizes or [config.train.batch_size],
+        sweep.batch_sizes or [gan.train.batch_size],
     )
     for rate, batch_size in itertools.product(rates, batches):
         name = f"{variant.name}-rate-{rate:g}-batch-{batch_size}"
@@ -88,9 +91,18 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
             "variant.learning_rate_generator": rate * ratio,
             "train.batch_size": batch_size,
         }
-        shared = settings_for("train_gan", config, "data", "variant", "train", "runtime")
-        words = [w for w in shared if w.split("=")[0] not in own]
-        command = script("train_gan", "--run_dir", str(run_dir), *words, *(word(*item) for item in own.items()))
+        shared = settings_for("train_gan", config, "data", "runtime")
+        shared += settings_for("train_gan", gan, "variant", "train")
+        overrides = [setting for setting in shared if setting.split("=")[0] not in own]
+        command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
         stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
-        found.append((Gan(name, run_dir, variant.name, None), stage))
-    return found
+        grid.append((Gan(name, run_dir, variant.name, None), stage))
+    return grid
+
+
+def swept_gan(config: Study) -> TrainGan:
+    """The settings of GANs to train. Raises UsageError for an override of something other than variant and train."""
+    for setting in config.sweep.overrides:
+        if not setting.startswith(("variant.", "train=", "train.", "preset=")):
+            raise UsageError(f"sweep.overrides: `{setting}` is not below variant or train; give it to the study itself")
+    return compose("train_gan", [f"variant={config.sweep.variant}", *config.sweep.overrides])
