@@ -1,6 +1,6 @@
 """Candidate thresholds for synthetic labels, chosen by how much their labels resemble the training labels.
 
-The GAN's second channel is a score that a threshold turns into a label. A good threshold gives as much vessel, in as
+The GAN's second channel is a score; a threshold makes a label of it. A good threshold gives as much vessel, in as
 many connected components, as the training labels have. Only synthetic scores and training labels are read here; the
 validation patches decide between the closest few (launch/study.py), and the test subjects are never used.
 """

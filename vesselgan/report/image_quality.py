@@ -125,10 +125,10 @@ def score_rows(group: Group, runs: Sequence[Run] = ()) -> list[list[str]]:
         return [_score_row(result, group.name_of(result), None) for result in group.results]
     variants = [(variant_of(result, runs), result) for result in group.results]
     rows = []
-    for variant, title in paper.VARIANTS.items():
-        members = [result for name, result in variants if name == variant]
+    for key, title in paper.VARIANTS.items():
+        members = [result for name, result in variants if name == key]
         for result in members:
-            name = title if result["name"] in (title, variant) else f"{title} ({result['name']})"
+            name = title if result["name"] in (title, key) else f"{title} ({result['name']})"
             rows.append(_score_row(result, name, title))
         if not members:
             rows.append(_score_row(None, title, title))

@@ -51,7 +51,7 @@ def report(config: Report) -> Path:
     results = tables.read_results(config.results)
     if config.synthetic and len(config.synthetic) != len(config.runs):
         raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
-    synthetic: list[str | None] = [*config.synthetic] or [None] * len(config.runs)
+    synthetic: Sequence[str | None] = config.synthetic or [None] * len(config.runs)
     runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
     sections = build_sections(config, results, runs)
     files: dict[str, str | bytes] = {name: content for section in sections for name, content in section.files.items()}
