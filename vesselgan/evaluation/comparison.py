@@ -14,7 +14,7 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.scores import UNITS
-from vesselgan.metrics.statistics import compare, describe, holm
+from vesselgan.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_PATIENTS, compare, describe, holm
 from vesselgan.runtime.provenance import collect
 
 FORMAT_VERSION = 1
@@ -47,8 +47,8 @@ def compare_sources(config: Evaluate) -> Result:
         "name": config.name,
         "units": UNITS,
         "statistics": {
-            "least_patients": MIN_PATIENTS,
-            "bootstrap_draws": BOOTSTRAP_SAMPLES,
+            "min_patients": MIN_PATIENTS,
+            "bootstrap_samples": BOOTSTRAP_SAMPLES,
             "bootstrap_seed": BOOTSTRAP_SEED,
             "test": "Wilcoxon signed-rank against real, two-sided, Holm over the sources without the controls",
         },
