@@ -5,7 +5,7 @@ from torch import nn
 
 from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import Conv3d
-from vesselgan.models.unet import LEVELS, ResidualLevel, Unet, check_unet_shape, init_unet_weights
+from vesselgan.models.unet import LEVELS, ResidualLevel, Unet, UpsampleConcatConv3d, check_unet_shape, init_unet_weights
 
 
 def small_unet(dropout: float = 0.0, filters: tuple[int, ...] = (4, 6, 8), network: str = "hilbert") -> Unet:

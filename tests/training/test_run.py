@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from vesselgan.errors import DataError, ResourceError
+
+from vesselgan.core.errors import DataError, ResourceError
 
 FP32 = ("variant.precision=fp32", "train.log_every=1")
 

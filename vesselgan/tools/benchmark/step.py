@@ -52,9 +52,8 @@ def run(config: Benchmark) -> dict[str, Any]:
     """
     device = distributed.choose_device(config.runtime.device, 0)
     _prepare(config, device)
-    candidates = {**CANDIDATES}
-    if config.variant.precision == "fp16":
-        del candidates["bare"]
+    skipped = {"bare"} if config.variant.precision == "fp16" else set()
+    candidates = {name: candidate for name, candidate in CANDIDATES.items() if name not in skipped}
     peaks = peaks_of(candidates, config)
     torch.set_num_threads(config.threads)
     result: dict[str, Any] = {

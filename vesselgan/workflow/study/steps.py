@@ -111,7 +111,8 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
                 present = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
                 raise UsageError(f"sweep.checkpoints: {run} has no {name}, but {present}; name one of these")
         check_trained_on(run, Path(config.data.cohort_dir) / "shards/gan/train")
-        trained += [(run, variant, checkpoint) for checkpoint in checkpoints or [None]]
+        chosen: list[str | None] = [*checkpoints] or [None]
+        trained += [(run, variant, checkpoint) for checkpoint in chosen]
     variants = [variant for _, variant, _ in trained]
     gans = []
     for run, variant, checkpoint in trained:
