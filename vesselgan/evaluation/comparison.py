@@ -47,8 +47,8 @@ def compare_sources(config: Evaluate) -> Result:
         "name": config.name,
         "units": UNITS,
         "statistics": {
-            "least_patients": MIN_PATIENTS,
-            "bootstrap_draws": BOOTSTRAP_SAMPLES,
+            "min_patients": MIN_PATIENTS,
+            "bootstrap_samples": BOOTSTRAP_SAMPLES,
             "bootstrap_seed": BOOTSTRAP_SEED,
             "test": "Wilcoxon signed-rank against real, two-sided, Holm over the sources without the controls",
         },

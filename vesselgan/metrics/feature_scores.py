@@ -69,7 +69,7 @@ def score_features(real: Features, generated: Features, settings: FeatureScoreSe
         "n": count,
         "num_features": int(real.values_NF.shape[1]),
         "num_patients": len(set(one.patient_N)),
-        "scores": {name: {**mean_and_sd(values), "interval": intervals[name]} for name, values in scores.items()},
+        "scores": {name: {**summarise_seeds(values), "interval": intervals[name]} for name, values in scores.items()},
         "curve": {"precision": curve[0].tolist(), "recall": curve[1].tolist()},
         "pairwise_distance": {
             "real": mean_pairwise_distance(one.values_NF),
@@ -105,7 +105,7 @@ def floor(real: Features, generated: Features, settings: FeatureScoreSettings, m
             values[name]["fid"].append(fid)
             values[name]["prd_auc"].append(auc)
             values[name]["nearest"].append(mean_nearest_distance(candidate, reference))
-    summaries = {name: {m: mean_and_sd(v) for m, v in scores.items()} for name, scores in values.items()}
+    summaries = {name: {m: summarise_seeds(v) for m, v in scores.items()} for name, scores in values.items()}
     return {"n": counts, **summaries}
 
 
@@ -124,7 +124,7 @@ def sample_rows(features: Features, count: int, seed: int) -> Features:
     return features.rows(np.sort(chosen))
 
 
-def mean_and_sd(values: Sequence[float]) -> dict[str, Any]:
+def summarise_seeds(values: Sequence[float]) -> dict[str, Any]:
     """Mean over the seeds, SD (n - 1; null for one seed), and the values."""
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "sd": deviation, "by_seed": [float(value) for value in values]}
