@@ -60,7 +60,13 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     folder.mkdir(parents=True)
     save_file(generator.state_dict(), folder / "generator.safetensors")
     manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE, "upper_percentile": 99.99}
-    told = {"format_version": 2, "step": step, "engines": {}, "is_kept": False, "state": {"step": step, "manifest": manifest}}
+    told = {
+        "format_version": 2,
+        "step": step,
+        "engines": {},
+        "is_kept": False,
+        "state": {"step": step, "manifest": manifest},
+    }
     (folder / "state.json").write_text(json.dumps(told))
     entries = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
@@ -80,7 +86,7 @@ def add_to_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor]
 
 def settings(run_dir: Path, **changes: object) -> Generate:
     values = {"run": str(run_dir), "checkpoint": None, "num_patches": 5, "seed": 7, "weights": "running"}
-    values |= {"threshold": 0.3, "batch_size": 2, "nifti": False, "out": None, "runtime": Runtime(device="cpu")}
+    values |= {"label_threshold": 0.3, "batch_size": 2, "nifti": False, "out": None, "runtime": Runtime(device="cpu")}
     return Generate(**(values | changes))
 
 
@@ -138,7 +144,11 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     out = tmp_path / "run" / "synthetic"
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     generate(settings(tmp_path / "run", batch_size=3))
-    for changes, named in (({"seed": 8}, "seed: 7 -> 8"), ({"num_patches": 6}, "5 -> 6"), ({"threshold": 0.4}, "0.4")):
+    for changes, named in (
+        ({"seed": 8}, "seed: 7 -> 8"),
+        ({"num_patches": 6}, "5 -> 6"),
+        ({"label_threshold": 0.4}, "0.4"),
+    ):
         with pytest.raises(UsageError, match=named):
             generate(settings(tmp_path / "run", **changes))
     write_run(tmp_path / "new" / "run", seed=2)
