@@ -88,7 +88,7 @@ def test_a_run_without_progress_is_not_requeued(requests, tmp_path):
     sit(tmp_path, 8)
     requests.write_requeue(3)
     assert json.loads((tmp_path / "requeue").read_text())["sessions"] == 8
-    stopping.forget_requeue(tmp_path)
+    stopping.remove_requeue(tmp_path)
     sit(tmp_path, 9)
     assert "runtime.max_restarts=9" in requests.write_requeue(3)
     assert not (tmp_path / "requeue").exists()
@@ -169,7 +169,7 @@ def test_the_signals_are_given_back(world, tmp_path):
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match=str(tmp_path)):
-        load_or_init(tmp_path, "train_gan", None, {}, inputs={})
+        load_or_init(tmp_path, "train_gan", None, {}, inputs={}, provenance={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

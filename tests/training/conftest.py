@@ -95,8 +95,8 @@ def train_here(
     # A hundred batches for BatchNorm's statistics, large pictures and the prediction of a step's memory, which is the
     # same for the same settings, would be most of what these few steps take.
     monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 3)
-    monkeypatch.setattr("vesselgan.training.samples.SIDE", 16)
-    monkeypatch.setattr("vesselgan.training.telling.step_cost", step_cost_once)
+    monkeypatch.setattr("vesselgan.training.sample_images.SIDE", 16)
+    monkeypatch.setattr("vesselgan.training.run_summary.step_cost", step_cost_once)
 
     def run(run_dir: Path, *words: str) -> dict | None:
         afresh()

@@ -6,6 +6,7 @@
 import argparse
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import typing
@@ -189,6 +190,7 @@ def is_free_to_change(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE)
 
 
+@functools.cache
 def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
     """Dotted key -> name of its type, for every setting below the dataclass `kind`."""
     keys: dict[str, str] = {}
@@ -248,7 +250,7 @@ def _check_keys(command: str, overrides: list[str]) -> None:
 def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> dict[str, Any]:
     """Drops what only other commands use (presets and cohorts serve several); raises UsageError for what none knows."""
     hints = typing.get_type_hints(kind)
-    everywhere = {name for any_kind in COMMANDS.values() for key in keys_of(any_kind) for name in _prefixes(key)}
+    everywhere = _all_names()
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if name in hints:
@@ -259,6 +261,12 @@ def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> di
         elif prefix + name not in everywhere:
             raise UsageError(f"configs: no command has a setting `{prefix}{name}`")
     return kept
+
+
+@functools.cache
+def _all_names() -> set[str]:
+    """Every setting of every command, and the groups that they lie in."""
+    return {name for kind in COMMANDS.values() for key in keys_of(kind) for name in _prefixes(key)}
 
 
 def _prefixes(key: str) -> list[str]:
