@@ -14,8 +14,6 @@ from vesselgan.core.errors import UsageError
         ("variant.penalty_weight=10", "penalty_weight=0"),
         ("variant.precision=fp16", "precision=fp32"),
         ("variant.precision=bf16", "precision=fp32"),
-        ("variant.dp.sampling=shuffle", "dp.sampling=poisson"),
-        ("variant.dp.sampling=sequential", "dp.sampling=poisson"),
         ("variant.dp.noise_multiplier=null", "dp.target_epsilon"),
         ("variant.dp.noise_multiplier=0", "dp.noise_multiplier"),
         ("variant.dp.unit=volume", "patch, patient"),

@@ -14,8 +14,8 @@ def test_a_means_interval_is_students():
 
 
 def test_it_stays_in_the_scores_range():
-    assert jackknife_interval(0.5, [0.0, 1.0, 0.0, 1.0, 0.5], most=1.0) == [0.0, 1.0]
-    assert jackknife_interval(0.5, [0.5] * 5, most=1.0) == [0.5, 0.5]
+    assert jackknife_interval(0.5, [0.0, 1.0, 0.0, 1.0, 0.5], upper_limit=1.0) == [0.0, 1.0]
+    assert jackknife_interval(0.5, [0.5] * 5, upper_limit=1.0) == [0.5, 0.5]
 
 
 def test_below_five_patients_there_is_no_interval():

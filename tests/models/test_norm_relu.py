@@ -68,13 +68,15 @@ def test_without_a_graph_it_is_three_steps() -> None:
 
 def test_the_convolutions_input_is_rebuilt_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     made, packed = [], []
-    make, pack = norm_relu._Rebuilt.make, norm_relu._Rebuilt.pack
-    monkeypatch.setattr(norm_relu._Rebuilt, "make", lambda self: made.append(self) or make(self))
-    monkeypatch.setattr(norm_relu._Rebuilt, "pack", lambda self, saved: packed.append(pack(self, saved)) or packed[-1])
+    make, pack = norm_relu._Recomputed.compute, norm_relu._Recomputed.pack
+    monkeypatch.setattr(norm_relu._Recomputed, "compute", lambda self: made.append(self) or make(self))
+    monkeypatch.setattr(
+        norm_relu._Recomputed, "pack", lambda self, saved: packed.append(pack(self, saved)) or packed[-1]
+    )
     norm, convolution, x = parts()
     loss = norm_relu_convolution(norm, x.requires_grad_(True), convolution).square().sum()
     sizes = [saved.numel() for saved in packed if isinstance(saved, Tensor)]
-    assert any(isinstance(saved, norm_relu._Rebuilt) for saved in packed) and x.numel() not in sizes and not made
+    assert any(isinstance(saved, norm_relu._Recomputed) for saved in packed) and x.numel() not in sizes and not made
     loss.backward()
     assert len(made) == 1
     # A loss that is kept, for the log, holds no activation.

@@ -56,7 +56,7 @@ def without_times(rows: list[dict]) -> list[dict]:
         {
             key: value
             for key, value in row.items()
-            if key not in ("time/time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s")
+            if key not in ("time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s")
         }
         for row in rows
     ]

@@ -75,4 +75,4 @@ def test_a_critic_without_slope_or_gap_is_told():
         assert found == {"warning/critic_collapse": 1.0}
         assert len(warning_lines(values | found)) == 1
     # Every step of the interval was skipped: nothing is known.
-    assert critic_metrics({"amp/amp/critic_skipped": 1.0}) == {}
+    assert critic_metrics({"amp/critic_skipped": 1.0}) == {}

@@ -25,7 +25,7 @@ def bytes_at(run_dir: Path, step: int) -> dict[str, bytes]:
 
 def is_of_the_machine(name: str) -> bool:
     """Whether a scalar tells of clocks and memory, not of the run."""
-    return "_ms" in name or name.startswith(("ms_per_step", "peak_memory", "patches_per"))
+    return name.startswith(("time/", "memory/", "throughput/", "checkpoint/"))
 
 
 def metrics(run_dir: Path) -> list[dict]:

@@ -13,7 +13,7 @@ from vesselgan.runtime import checkpoint_folder
 from vesselgan.runtime.timing import Phases
 
 WORDS = ("variant=gp", "variant.precision=fp32", "train.max_steps=12", "train.checkpoint_every=2", "train.keep_last=2")
-DOING = ["data_wait", "critic/penalty", "generator/update", "pictures", "save"]
+DOING = ["data_wait", "critic/penalty", "generator/update", "sample_images", "checkpoint"]
 SIGNALS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
 
 
