@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats import local_copy as staging
+from vesselgan.formats import local_copy
 from vesselgan.formats.shards import Record, ShardInfo, ShardSet, content_hash, verify, write_manifest, write_shard
 
 PATCH_SHAPE = (8, 8, 8)
@@ -40,22 +40,22 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 
 def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
-    copy, seconds = staging.stage(shards, str(tmp_path / "node"))
+    copy, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert seconds is not None and bytes_of(copy) == bytes_of(shards)
     assert verify(copy) == [] and content_hash(copy) == content_hash(shards)
     before = {path.name: path.stat().st_mtime_ns for path in copy.iterdir()}
-    assert staging.stage(shards, str(tmp_path / "node")) == (copy, None)
+    assert local_copy.copy_to_node(shards, str(tmp_path / "node")) == (copy, None)
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
 def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
-    assert staging.stage(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
+    assert local_copy.copy_to_node(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
-    assert staging.stage(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
+    assert local_copy.copy_to_node(shards, "${NODE_DISK}/job")[0].parent == tmp_path / "a $BC/job"
     monkeypatch.delenv("NODE_DISK")
     with pytest.raises(UsageError, match=r"data.local_copy_dir=\$NODE_DISK"):
-        staging.stage(shards, "$NODE_DISK")
+        local_copy.copy_to_node(shards, "$NODE_DISK")
 
 
 def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> None:
@@ -64,36 +64,36 @@ def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> Non
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     with pytest.raises(DataError, match="shard_0001.h5"):
-        staging.stage(shards, str(tmp_path / "node"))
+        local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert not list((tmp_path / "node").rglob("manifest.json"))
 
 
 def test_a_truncated_copy_is_made_anew(shards: Path, tmp_path: Path) -> None:
-    copy, _ = staging.stage(shards, str(tmp_path / "node"))
+    copy, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     os.truncate(copy / "shard_0000.h5", 100)
-    again, seconds = staging.stage(shards, str(tmp_path / "node"))
+    again, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert again == copy and seconds is not None and bytes_of(copy) == bytes_of(shards)
 
 
 def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
-    first, _ = staging.stage(shards, str(tmp_path / "node"))
+    first, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     list_in_manifest(shards, list(ShardSet(shards).manifest.shards[:1]))
-    second, _ = staging.stage(shards, str(tmp_path / "node"))
+    second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
 
 
 def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below"):
-        staging.stage(shards, str(tmp_path / "file/below"))
-    usage = staging.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: usage._replace(free=10))
+        local_copy.copy_to_node(shards, str(tmp_path / "file/below"))
+    usage = local_copy.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(local_copy.shutil, "disk_usage", lambda path: usage._replace(free=10))
     with pytest.raises(ResourceError, match="data.local_copy_dir|GiB"):
-        staging.stage(shards, str(tmp_path / "node"))
+        local_copy.copy_to_node(shards, str(tmp_path / "node"))
 
 
 def _stage_and_tell(folder: Path, to: str, told: "multiprocessing.Queue[bool]") -> None:
-    told.put(staging.stage(folder, to)[1] is not None)
+    told.put(local_copy.copy_to_node(folder, to)[1] is not None)
 
 
 def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def test_the_convolutions_input_is_rebuilt_not_kept(monkeypatch: pytest.MonkeyPa
     loss.backward()
     assert len(made) == 1
     # A loss that is kept, for the log, holds no activation.
-    assert made[0].parts == () and made[0].y_NCXYZ is None
+    assert made[0].inputs == () and made[0].y_NCXYZ is None
     with pytest.raises(RuntimeError, match="second time"):
         loss.backward()
 
