@@ -218,7 +218,7 @@ def test_a_unet_of_other_steps_is_refused(study, walked):
 def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
     config = study(
         "study=sweep", steps.override("runs", [str(tmp_path / "runs/gp")]), "sweep.checkpoints=[step_00000010]",
-        "variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
+        "sweep.variant=sn_mp", "sweep.learning_rates=[1e-4,2e-4]", "sweep.batch_sizes=[4]",
     )  # fmt: skip
     out = run_sweep(config, home_of(config))
     ranking = json.loads(out.read_text())["ranking"]
@@ -230,7 +230,8 @@ def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
     verbs = [command_name for stage in walked for command_name, _ in error_lines(stage)]
     assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
     gans = [c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_gan"]
-    ratio = config.variant.learning_rate_generator / config.variant.learning_rate_critic
+    variant = sweep.swept_gan(config).variant
+    ratio = variant.learning_rate_generator / variant.learning_rate_critic
     for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
         assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
         assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
