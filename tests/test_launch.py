@@ -64,6 +64,6 @@ def test_a_users_mistake_is_exit_2(repository, tmp_path, monkeypatch, capsys, wo
             runpy.run_module(words[1], run_name="__main__")
         else:
             runpy.run_path(str(repository / f"launch/{words[0]}.py"), run_name="__main__")
-    told = capsys.readouterr().err
-    assert end.value.code == 2 and named in told and len(told.strip().splitlines()) == 1
+    record = capsys.readouterr().err
+    assert end.value.code == 2 and named in record and len(record.strip().splitlines()) == 1
     assert not any(tmp_path.iterdir())

@@ -17,7 +17,7 @@ def test_the_smallest_limit_of_all_groups_counts(
 ) -> None:
     monkeypatch.setattr(memory, "PROC", tmp_path)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    assert memory.available_bytes() == float("inf")  # nothing is told
+    assert memory.available_bytes() == float("inf")  # nothing is known
     for name, text in (("meminfo", "MemTotal: 9 kB\nMemAvailable: 8 kB\n"), ("self/cgroup", f"1:cpu:/\n{group}\n")):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)

@@ -12,7 +12,7 @@ SHAPE = (4, 4, 2)
 
 
 def _record(number: int, origin: str, shape: tuple[int, int, int]) -> Record:
-    """Every image voxel is `number` (but one, 255, one, 0); the label holds its bits, so pairs can be told apart."""
+    """Every image voxel is `number` (but one, 255, one, 0); the label holds its bits, so pairs can be distinguished."""
     image = np.full(shape, number, np.float32)
     image[0, 0, 0], image[-1, -1, -1] = 255, 0
     label = np.zeros(int(np.prod(shape)), np.uint8)

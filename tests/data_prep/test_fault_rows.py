@@ -51,9 +51,9 @@ def test_ids_like_names_or_dates_are_warned_of(cohort: MakeCohort, command: Comm
     (root / "sub-03").rename(root / "pat_19570312")
     ended = command()
     assert ended.code == 0
-    told = [line for line in ended.out.splitlines() if "looks like" in line]
-    assert [line.split(":")[0] for line in told] == ["warning DOE^JANE", "warning pat_19570312"]
-    assert all("data.prepare.pseudonymise=true" in line for line in told)
+    record = [line for line in ended.out.splitlines() if "looks like" in line]
+    assert [line.split(":")[0] for line in record] == ["warning DOE^JANE", "warning pat_19570312"]
+    assert all("data.prepare.pseudonymise=true" in line for line in record)
     (tmp_path / "key").write_text("a secret of the tests")
     pseudonymous = ["data.prepare.pseudonymise=true", f"data.prepare.key_file={tmp_path / 'key'}"]
     assert "looks like" not in command(*pseudonymous).out

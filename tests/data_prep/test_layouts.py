@@ -54,8 +54,8 @@ def test_volumes_left_out_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", ".trash/b.nii.gz")
     assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
     touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ")
-    (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
-    assert all(name in told for name in ("images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ"))
+    (record,) = layouts.find_subjects(tmp_path, PAIRS).warnings
+    assert all(name in record for name in ("images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ"))
     (hidden,) = layouts.find_subjects(tmp_path, PAIRS, rename=str.upper).warnings  # names may be patients'
     assert "(3)" in hidden and "nii" not in hidden
 
@@ -73,8 +73,8 @@ def test_broken_links_are_subjects(tmp_path: Path) -> None:
 def test_a_name_beyond_utf8_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
-    (told,) = layouts.find_subjects(tmp_path, PAIRS).warnings
-    assert told.endswith(r"(1): M\udcfcller.nii.gz") and told.encode()
+    (record,) = layouts.find_subjects(tmp_path, PAIRS).warnings
+    assert record.endswith(r"(1): M\udcfcller.nii.gz") and record.encode()
     (tmp_path / "images" / os.fsdecode(b"M\xfcller.nii.gz")).touch()
     with pytest.raises(DataError, match=r"the name 'images/M\\udcfcller\.nii\.gz' is not UTF-8.*rename"):
         layouts.find_subjects(tmp_path, PAIRS)
@@ -87,8 +87,8 @@ def test_pseudonyms_hide_names_of_visits_and_files(tmp_path: Path) -> None:
     (warning,) = found.warnings
     assert warning.startswith("anon-1: ") and "2019" not in warning
     (files,) = found.subjects
-    told = layouts.without_paths(files.missing[0], files)
-    assert "label is missing" in told and "doe" not in told and "2019" not in told
+    record = layouts.without_paths(files.missing[0], files)
+    assert "label is missing" in record and "doe" not in record and "2019" not in record
 
 
 def test_an_unknown_session_is_a_usage_error(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Whose a subject is: told by its id, by the CSV, by neither; never in clear behind a pseudonym."""
+"""Whose a subject is: known by its id, by the CSV, by neither; never in clear behind a pseudonym."""
 
 from collections.abc import Callable
 from pathlib import Path

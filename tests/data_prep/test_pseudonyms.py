@@ -142,8 +142,8 @@ def test_pseudonyms_depend_on_key_and_id(named: Callable[..., PreparedData]) -> 
     ],
 )
 def test_ids_like_names_or_dates_are_found(subject: str, what: str | None) -> None:
-    told = pseudonyms.identity_warnings(subject)
-    assert [f"looks like {what}" in text for text in told] == ([] if what is None else [True])
+    record = pseudonyms.identity_warnings(subject)
+    assert [f"looks like {what}" in text for text in record] == ([] if what is None else [True])
 
 
 def test_an_unsafe_or_missing_key_is_refused(named: Callable[..., PreparedData], tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_one_percent_of_disguised_copies_is_found(road: Path, make_synthetic: Ca
     result = run(road)
     assert result["power"] >= 0.95 and (result["verdict"], result["verbatim"]) == ("closed", 0)
     assert result["below"] >= 10 and {pair["synthetic"] for pair in result["nearest"][:10]} == set(range(10))
-    # One of 200 lies below the smallest of 850 with chance 200 / 1050: not told from a copy, so never open.
+    # One of 200 lies below the smallest of 850 with chance 200 / 1050: not distinguished from a copy, so never open.
     make_synthetic([0, *range(20_000, 20_199)], mixed)
     result = run(road)
     assert (result["verdict"], result["below"]) == ("inconclusive", 1)

@@ -92,17 +92,19 @@ def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monk
         local_copy.copy_to_node(shards, str(tmp_path / "node"))
 
 
-def _stage_and_tell(folder: Path, to: str, told: "multiprocessing.Queue[bool]") -> None:
-    told.put(local_copy.copy_to_node(folder, to)[1] is not None)
+def _copy_and_report(folder: Path, to: str, record: "multiprocessing.Queue[bool]") -> None:
+    record.put(local_copy.copy_to_node(folder, to)[1] is not None)
 
 
 def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
-    told = context.Queue()
-    processes = [context.Process(target=_stage_and_tell, args=(shards, str(tmp_path / "node"), told)) for _ in range(4)]
+    record = context.Queue()
+    processes = [
+        context.Process(target=_copy_and_report, args=(shards, str(tmp_path / "node"), record)) for _ in range(4)
+    ]
     for process in processes:
         process.start()
-    copied = [told.get(timeout=60) for _ in processes]
+    copied = [record.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(60)
     assert sorted(copied) == [False, False, False, True]

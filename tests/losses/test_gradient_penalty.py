@@ -132,13 +132,13 @@ def test_a_half_critics_penalty_does_not_underflow() -> None:
         scale: gradient_penalty(by_autograd(critic), x, x, epsilon=torch.rand(1), weight=1.0, inner_scale=scale)
         for scale in (1.0, 1024.0)
     }
-    told = {scale: penalty.value.item() for scale, penalty in found.items()}
+    penalty_by_scale = {scale: penalty.value.item() for scale, penalty in found.items()}
     norm = per_voxel * math.sqrt(numel)
     # Lost without the scale (the norm is then the root's 1e-6). With it 2e-5, which half holds in steps of 6e-8: to
     # 0.15 % of the norm; and float32's rounding of the square.
-    assert told[1.0] == pytest.approx(1.0, abs=1e-5)
-    assert told[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
-    assert abs(told[1.0] - told[1024.0]) > 1e-5
+    assert penalty_by_scale[1.0] == pytest.approx(1.0, abs=1e-5)
+    assert penalty_by_scale[1024.0] == pytest.approx((1 - norm) ** 2, abs=2 * norm * 0.0015 + 2e-7)
+    assert abs(penalty_by_scale[1.0] - penalty_by_scale[1024.0]) > 1e-5
     # All voxels are lost, or none, and the slope says so too.
     assert (found[1.0].zero_fraction.item(), found[1024.0].zero_fraction.item()) == (1.0, 0.0)
     assert found[1024.0].grad_norm.item() == pytest.approx(math.hypot(norm, 1e-6), rel=0.0015)
@@ -163,7 +163,7 @@ def test_underflow_is_a_share_of_voxels() -> None:
 def test_half_critics_give_the_float32_penalty(norm: str, dtype: torch.dtype, tolerance: float) -> None:
     shape = (2, 2, 32, 32, 16)
     real, fake, epsilon = torch.randn(shape), torch.randn(shape), torch.rand(2)
-    told, gradients = [], []
+    penalty_by_scale, gradients = [], []
     for kind in (torch.float32, dtype):
         critic = Critic(shape[2:], 16, norm)
         init_weights(critic, 1)
@@ -174,10 +174,10 @@ def test_half_critics_give_the_float32_penalty(norm: str, dtype: torch.dtype, to
         assert found.value.dtype == torch.float32
         # A loss scale for the outer backward; the instance norm's slopes are steep enough without.
         found.value.mul(256 if norm == "spectral" else 1).backward()
-        told.append(found.value.item())
+        penalty_by_scale.append(found.value.item())
         gradients.append(torch.cat([p.grad.float().flatten() for p in critic.parameters() if p.grad is not None]))
     # Half keeps 11 bits and bfloat16 8, through four layers and back twice.
-    assert told[1] == pytest.approx(told[0], rel=tolerance)
+    assert penalty_by_scale[1] == pytest.approx(penalty_by_scale[0], rel=tolerance)
     assert (gradients[1] - gradients[0]).norm() < 2 * tolerance * gradients[0].norm()
 
 

@@ -80,7 +80,7 @@ def test_a_shift_alone_counts_its_square():
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "told"),
+    ("a", "b", "record"),
     [
         (np.zeros((1, 3)), np.zeros((5, 3)), "features_a"),
         (np.zeros((5, 3)), np.zeros(3), "features_b"),
@@ -88,6 +88,6 @@ def test_a_shift_alone_counts_its_square():
         (np.full((5, 3), np.nan), np.zeros((5, 3)), "finite"),
     ],
 )
-def test_what_has_no_distance_is_refused(a, b, told):
-    with pytest.raises(DataError, match=told):
+def test_what_has_no_distance_is_refused(a, b, record):
+    with pytest.raises(DataError, match=record):
         frechet_distance(a, b)

@@ -25,14 +25,14 @@ def mechanism(*words_: str) -> tuple[Mechanism, int]:
 
 def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> None:
     plan(parse("plan", None, ["variant=dpgan", "--json"]))
-    told = json.loads(capsys.readouterr().out)
-    assert told["parameters"] == 70_026_243  # both players at half width, as the authors' code has them
+    record = json.loads(capsys.readouterr().out)
+    assert record["parameters"] == 70_026_243  # both players at half width, as the authors' code has them
     # 100 epochs of 587 whole batches; 15.466 for 58,750 steps (constants of the accountant's tests).
-    assert (told["critic_steps"], told["steps"], told["unit"]) == (58_700, 11_740, "patch")
-    assert told["delta"] == 1 / 2350 and told["noise_multiplier"] == 0.5
-    assert told["epsilon_patch"] == pytest.approx(15.466, rel=1e-3)
-    assert told["epsilon_patient"] > 50 * told["epsilon_patch"]
-    spent = {row["noise_multiplier"]: row for row in told["paper_settings"]}
+    assert (record["critic_steps"], record["steps"], record["unit"]) == (58_700, 11_740, "patch")
+    assert record["delta"] == 1 / 2350 and record["noise_multiplier"] == 0.5
+    assert record["epsilon_patch"] == pytest.approx(15.466, rel=1e-3)
+    assert record["epsilon_patient"] > 50 * record["epsilon_patch"]
+    spent = {row["noise_multiplier"]: row for row in record["paper_settings"]}
     assert spent[0.5]["claimed"] == 100 and spent[0.5]["counted"] == pytest.approx(69.17, rel=1e-3)
     assert spent[0.5]["spent"] == pytest.approx(647.5, rel=1e-3)
     assert spent[0.1]["ours"] == pytest.approx(1.1607e5, rel=1e-3)

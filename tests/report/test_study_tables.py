@@ -39,8 +39,8 @@ def row(name: str, kind: str, variant: str | None, mean: float) -> dict:
     region = {metric: facts(mean, difference=difference) for metric in [*SHOWN, *FURTHER]}
     scores = {cohort: {"all": region, "intracranial": region} for cohort in ("first", "second")}
     empty = {"first": [{"all": {"truth": 0, "predicted": 1}, "intracranial": {"truth": 0, "predicted": 1}}]}
-    told = {"name": name, "kind": kind, "title": f"U-Net <{name}>", "variant": variant, "runs": {}, "scores": scores}
-    return told | {"label_threshold": 0.4 if variant else None, "empty": empty if kind == "shuffled" else {}}
+    record = {"name": name, "kind": kind, "title": f"U-Net <{name}>", "variant": variant, "runs": {}, "scores": scores}
+    return record | {"label_threshold": 0.4 if variant else None, "empty": empty if kind == "shuffled" else {}}
 
 
 def comparison() -> dict:
@@ -105,9 +105,9 @@ def test_empty_volumes_are_counted_once_and_named():
     both = {"all": {"truth": 0, "predicted": 1}, "intracranial": inside}
     # Two seeds; the patient whose label is empty inside the brain is one, whatever the source and the seed.
     made["rows"][1]["empty"] = {"first": [both, {"all": nothing, "intracranial": inside}]}
-    told = study_notes.about(made)
+    record = study_notes.about(made)
     for text in ("2 predictions of U-Net <sn_mp>", "1 prediction of U-Net <shuffled>", "1 label"):
-        assert text in told
+        assert text in record
 
 
 def test_equal_steps_are_claimed_where_applied():

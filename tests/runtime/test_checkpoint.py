@@ -18,7 +18,7 @@ from vesselgan.runtime.engine import Engine
 
 
 def write(run_dir: Path, step: int, engine: Engine, tiny, **options: object) -> Path:
-    options = {"keep_last": 9, "state": {"told": step}} | options
+    options = {"keep_last": 9, "state": {"value": step}} | options
     return checkpoint.save(run_dir, step, {"critic": engine}, world=tiny.world, **options).path
 
 
@@ -34,9 +34,9 @@ def edit(folder: Path, file: str, change: Callable[[bytes], bytes], *, is_signed
 
 def edit_state(folder: Path, change: Callable[[dict], object]) -> None:
     def changed(data: bytes) -> bytes:
-        told = json.loads(data)
-        change(told)
-        return json.dumps(told).encode()
+        record = json.loads(data)
+        change(record)
+        return json.dumps(record).encode()
 
     edit(folder, "state.json", changed)
 
@@ -55,7 +55,7 @@ def test_a_run_resumes_at_another_stage(tiny, tmp_path, precision, before, after
     write(tmp_path, 4, whole, tiny)
     tiny.train(whole, 4, 9)
     resumed = tiny.engine(stage=after, precision=precision)
-    assert checkpoint.load(tmp_path, None, {"critic": resumed}, world=tiny.world) == {"told": 4}
+    assert checkpoint.load(tmp_path, None, {"critic": resumed}, world=tiny.world) == {"value": 4}
     tiny.train(resumed, 4, 9)
     # On one rank no sum is taken in another order. But without ZeRO Adam runs over each tensor, with it over one flat
     # piece, and a processor's last lanes round otherwise than its full vectors: 1e-8 measured, a step moves 1e-2.
@@ -212,14 +212,14 @@ def test_a_missing_state_allows_a_new_run_only(tiny, tmp_path, lost):
         del manifest["critic.optimizer.safetensors"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
     else:
-        edit_state(folder, lambda told: told["engines"]["critic"].pop(lost))
+        edit_state(folder, lambda record: record["engines"]["critic"].pop(lost))
     fresh = tiny.engine(precision="fp16")
     before = values(fresh)
     with pytest.raises(CheckpointError, match=f"init_from={folder}"):
         checkpoint.load(tmp_path, None, {"critic": fresh}, world=tiny.world)
     assert all(torch.equal(value, values(fresh)[key]) for key, value in before.items())
-    told = checkpoint.init_from(folder, {"critic": fresh}, world=tiny.world)
-    assert told["sha256"] == {
+    record = checkpoint.init_from(folder, {"critic": fresh}, world=tiny.world)
+    assert record["sha256"] == {
         "critic.safetensors": hashlib.sha256((folder / "critic.safetensors").read_bytes()).hexdigest()
     }
     assert all(torch.equal(value, values(fresh)[key]) for key, value in values(engine).items())
@@ -242,7 +242,7 @@ def test_weights_alone_start_a_run(tiny, tmp_path):
 
 def test_another_version_of_the_format_is_refused(tiny, tmp_path):
     folder = write(tmp_path, 1, tiny.engine(), tiny)
-    edit_state(folder, lambda told: told.update(format_version=99))
+    edit_state(folder, lambda record: record.update(format_version=99))
     for name in (None, folder.name):
         with pytest.raises(CheckpointError, match="version 99"):
             checkpoint.load(tmp_path, name, {"critic": tiny.engine()}, world=tiny.world)

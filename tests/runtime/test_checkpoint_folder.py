@@ -27,7 +27,7 @@ def saved(tiny, tmp_path):
             for parameter in engine.parameters.values():
                 parameter.fill_(float(step))
         given = {"keep_last": keep_last, "world": tiny.world, **options}
-        return checkpoint.save(tmp_path, step, {"critic": engine}, {"told": step}, **given).path
+        return checkpoint.save(tmp_path, step, {"critic": engine}, {"value": step}, **given).path
 
     save.engine, save.world = engine, tiny.world
     return save
@@ -39,8 +39,8 @@ def names(run_dir: Path) -> list[str]:
 
 def newest(run_dir: Path) -> int:
     weights, state = checkpoint.read_weights(run_dir, "critic")
-    assert (weights["0.weight"] == state["told"]).all()
-    return state["told"]
+    assert (weights["0.weight"] == state["value"]).all()
+    return state["value"]
 
 
 def cut(path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_damaged_newest_is_skipped(saved, tmp_path, capsys, kind, file):
     with pytest.raises(CheckpointError, match=f"step_00000003: {file}") as raised:
         checkpoint.load(tmp_path, "step_00000003", {"critic": saved.engine}, world=saved.world)
     assert raised.value.exit_code == 4
-    assert checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world) == {"told": 2}
+    assert checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world) == {"value": 2}
     assert f"step_00000003: {file}" in capsys.readouterr().err
     assert (next(iter(saved.engine.parameters.values())) == 2).all()
 

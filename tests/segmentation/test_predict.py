@@ -112,8 +112,8 @@ def write_checkpoint(folder: Path, unet: Unet) -> None:
     folder.mkdir(parents=True)
     save_file(unet.state_dict(), folder / "unet.safetensors")
     state = {"step": 1, "scaling": "volume", "upper_percentile": 99.9, "patch_shape": list(PATCH)}
-    told = {"format_version": 2, "step": 1, "state": state, "engines": {}, "is_kept": False}
-    (folder / "state.json").write_text(json.dumps(told))
+    content = {"format_version": 2, "step": 1, "state": state, "engines": {}, "is_kept": False}
+    (folder / "state.json").write_text(json.dumps(content))
     names = ("unet.safetensors", "state.json")
     entries = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
     (folder / "manifest.json").write_text(json.dumps(entries))

@@ -280,7 +280,7 @@ def test_labels_are_shuffled_for_training_alone(tiny_cohort, synthetic_set, tmp_
 
 
 def launch_two(repository: Path, cohort: Path, run_dir: Path, *settings: str) -> None:
-    """Train on two ranks, started as a launcher does: one process each, told by the environment."""
+    """Train on two ranks, started as a launcher does: one process each, named by the environment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

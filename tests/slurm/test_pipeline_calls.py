@@ -202,8 +202,8 @@ def test_the_next_call_names_tasks_that_ended(chain: Chain) -> None:
     failures.mkdir()
     (failures / "41_0").write_text("error: stage train_gan failed (job 41_0, exit 5): see above\n")
     said = chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")
-    told = [line for line in said.splitlines() if line.startswith("last time: ")]
-    assert told == [
+    record = [line for line in said.splitlines() if line.startswith("last time: ")]
+    assert record == [
         "last time: error: stage train_gan failed (job 41_0, exit 5): see above",
         f"last time: error: stage train_gan (job 41_1) ended as TIMEOUT, see {logs[1]}",
     ]

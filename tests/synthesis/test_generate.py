@@ -60,14 +60,14 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     folder.mkdir(parents=True)
     save_file(generator.state_dict(), folder / "generator.safetensors")
     manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE, "upper_percentile": 99.99}
-    told = {
+    report = {
         "format_version": 2,
         "step": step,
         "engines": {},
         "is_kept": False,
         "state": {"step": step, "manifest": manifest},
     }
-    (folder / "state.json").write_text(json.dumps(told))
+    (folder / "state.json").write_text(json.dumps(report))
     entries = {
         path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
         for path in folder.iterdir()

@@ -1,4 +1,4 @@
-"""Requests to stop: who may ask, what is told, when the job's end is near, and who asks for no requeue."""
+"""Requests to stop: who may ask, what is logged, when the job's end is near, and who asks for no requeue."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""launch/train_gan.py where DeepSpeed is told that this processor has half instructions."""
+"""launch/train_gan.py where DeepSpeed believes that this processor has half instructions."""
 
 import runpy
 from pathlib import Path

@@ -48,7 +48,7 @@ def cost(of: Variant, shape=SHAPE, *, batch=BATCH, ranks=1, device="cuda", has_a
 
 
 def generator_flop(of: Variant, device: str) -> int:
-    """A step with two critic updates is one of them dearer, so the generator's update can be told apart."""
+    """A step with two critic updates is one of them dearer, so the generator's update can be distinguished."""
     once, twice = (cost(variant(of.name, n_critic=n), device=device).flop for n in (1, 2))
     return once - (twice - once)
 

@@ -26,7 +26,7 @@ def free_port() -> int:
 
 @pytest.fixture
 def ranks(repository, work_dir):
-    """Start ranks as a launcher does, one process each, told by the environment; none outlives the test."""
+    """Start ranks as a launcher does, one process each, named by the environment; none outlives the test."""
     started: list[subprocess.Popen] = []
 
     def start(run_dir: Path, *words: str, size: int, port: int | None = None) -> list[subprocess.Popen]:
@@ -89,11 +89,11 @@ def test_under_the_launcher_nobody_stays_behind(repository, work_dir, tmp_path):
     command = [str(python.parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
     command += [str(repository / "launch" / "train_gan.py"), f"work_dir={work_dir}", *WORDS, "--run_dir", str(run_dir)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{python.parent}:{os.environ['PATH']}"}
-    with (tmp_path / "told").open("w") as told:
-        launcher = subprocess.Popen(command, env=environment, stdout=told, stderr=told, start_new_session=True)
+    with (tmp_path / "record").open("w") as record:
+        launcher = subprocess.Popen(command, env=environment, stdout=record, stderr=record, start_new_session=True)
     try:
         while not saved(run_dir):
-            assert launcher.poll() is None, (tmp_path / "told").read_text()
+            assert launcher.poll() is None, (tmp_path / "record").read_text()
             time.sleep(0.1)
         (rank,) = (
             pid for pid, words in processes_of(run_dir) if "--local_rank=1" in words and "launch.py" not in words
@@ -105,7 +105,7 @@ def test_under_the_launcher_nobody_stays_behind(repository, work_dir, tmp_path):
             os.killpg(launcher.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-    assert "error: lost rank 1 of 2" in (tmp_path / "told").read_text()
+    assert "error: lost rank 1 of 2" in (tmp_path / "record").read_text()
     assert processes_of(run_dir) == []
 
 

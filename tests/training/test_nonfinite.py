@@ -1,4 +1,4 @@
-"""What is not finite in a real run: skipped and told; too often: exit 5 with the last good checkpoint named."""
+"""What is not finite in a real run: skipped and logged; too often: exit 5 with the last good checkpoint named."""
 
 import itertools
 import json
@@ -115,7 +115,7 @@ def test_the_rest_is_dropped_and_one_trains(train_here, tmp_path):
 def test_bad_data_on_one_rank_exits_5(train, tmp_path):
     words = ("variant.width=8", "train.checkpoint_every=2", "train.log_every=1", "train.max_skipped_steps=3")
     result = train(tmp_path / "run", *FP32, *words, ranks=2, script="tests/training/nan_on_rank_one.py")
-    told = result.stdout + result.stderr
-    assert result.returncode == 5, told
-    assert told.count("up to step 5") == 1 and "Traceback" not in told
+    record = result.stdout + result.stderr
+    assert result.returncode == 5, record
+    assert record.count("up to step 5") == 1 and "Traceback" not in record
     assert [line["amp/critic_skipped"] for line in logged(tmp_path / "run")][:4] == [0, 0, 1, 1]

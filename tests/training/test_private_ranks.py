@@ -36,9 +36,9 @@ def test_two_ranks_end_where_one_would(train: Callable, train_here: Callable[...
     # may part by more than the others' rounding: by two steps where its sign turns.
     assert (apart["generator"] < 1e-6).float().mean() > 0.95 and apart["generator"].max() < 2.1e-4
     generate(compose("generate", [f"run={tmp_path / 'two'}", "num_patches=2", "runtime.device=cpu"]))
-    told = json.loads((tmp_path / "two" / "synthetic" / "generation.json").read_text())
-    assert told["privacy"]["epsilon"] == pytest.approx(two["privacy"]["epsilon"])
-    assert told["privacy"]["unit"] == "patch"
+    record = json.loads((tmp_path / "two" / "synthetic" / "generation.json").read_text())
+    assert record["privacy"]["epsilon"] == pytest.approx(two["privacy"]["epsilon"])
+    assert record["privacy"]["unit"] == "patch"
 
 
 @pytest.mark.soak

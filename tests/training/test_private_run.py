@@ -30,9 +30,9 @@ def read_state(run_dir: Path) -> tuple[Path, dict]:
     return path, json.loads(path.read_text())
 
 
-def write_state(path: Path, told: dict) -> None:
+def write_state(path: Path, report: dict) -> None:
     """Put a changed state back, its manifest telling the truth about it."""
-    path.write_text(json.dumps(told))
+    path.write_text(json.dumps(report))
     manifest = path.with_name("manifest.json")
     entries = json.loads(manifest.read_text())
     entry = entries["state.json"]
@@ -45,18 +45,18 @@ def test_a_run_resumes_only_with_its_account(train_here: TrainHere, tmp_path: Pa
     whole = train_here(tmp_path / "whole", *SEEDED, "train.max_steps=4")
     assert train_here(tmp_path / "run", *SEEDED, "train.max_steps=2") is not None
     (tmp_path / "run" / "finished.json").unlink()
-    path, told = read_state(tmp_path / "run")
+    path, report = read_state(tmp_path / "run")
     on = [*SEEDED, "train.max_steps=4", "allow_config_change=[train.max_steps,variant]"]
-    account = told["state"].pop("privacy")
-    write_state(path, told)
+    account = report["state"].pop("privacy")
+    write_state(path, report)
     with pytest.raises(CheckpointError, match="accountant"):
         train_here(tmp_path / "run", *on)
-    told["state"]["privacy"] = account | {"steps": account["steps"] - 5}
-    write_state(path, told)
+    report["state"]["privacy"] = account | {"steps": account["steps"] - 5}
+    write_state(path, report)
     with pytest.raises(CheckpointError, match="5 steps.* 10"):
         train_here(tmp_path / "run", *on)
-    told["state"]["privacy"] = account
-    write_state(path, told)
+    report["state"]["privacy"] = account
+    write_state(path, report)
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.4"):
         train_here(tmp_path / "run", *on, "variant.dp.noise_multiplier=0.4")
     with pytest.raises(CheckpointError, match="account"):
@@ -73,8 +73,8 @@ def test_a_run_resumes_only_with_its_account(train_here: TrainHere, tmp_path: Pa
 
 
 def test_a_secret_key_is_the_runs_own(train_here: TrainHere, tmp_path: Path) -> None:
-    told = train_here(tmp_path / "run", *DPGAN, "train.max_steps=1")
-    assert told["privacy"]["is_key_secret"]
+    report = train_here(tmp_path / "run", *DPGAN, "train.max_steps=1")
+    assert report["privacy"]["is_key_secret"]
     key = tmp_path / "run" / KEY_FILE
     assert stat.S_IMODE(key.stat().st_mode) == 0o600
     drawn = _secret_key(tmp_path / "other")
@@ -141,13 +141,13 @@ def test_releases_are_counted_without_a_checkpoint(
 
 def test_a_target_per_patient_ends_the_run(train_here: TrainHere, tmp_path: Path) -> None:
     words = ["variant.dp.unit=patient", "variant.dp.target_epsilon=8", "variant.dp.noise_multiplier=2"]
-    told = train_here(tmp_path / "run", *SEEDED, *words, "train.max_steps=40")
-    privacy = told["privacy"]
+    report = train_here(tmp_path / "run", *SEEDED, *words, "train.max_steps=40")
+    privacy = report["privacy"]
     # Two of three patients in a step on average, whose patches are eight each.
     assert (privacy["unit"], privacy["num_units"], privacy["sample_rate"]) == ("patient", 3, 2 / 3)
-    assert privacy["epsilon"] <= 8 and 0 < told["steps"] < 40 and privacy["steps"] == 5 * told["steps"]
+    assert privacy["epsilon"] <= 8 and 0 < report["steps"] < 40 and privacy["steps"] == 5 * report["steps"]
     state = read_state(tmp_path / "run")[1]["state"]
-    assert state["step"] == told["steps"] and state["privacy"] == privacy
+    assert state["step"] == report["steps"] and state["privacy"] == privacy
 
 
 def test_a_large_delta_is_refused(train_here: TrainHere, tmp_path: Path) -> None:

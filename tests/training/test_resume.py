@@ -93,7 +93,7 @@ def test_a_checkpoint_says_all_that_the_run_needs(straight):
     stored = checkpoint.read_weights(straight, "generator", "step_00000004")[0]
     assert any("running_var" in key or "var" in key for key in stored)  # BatchNorm's statistics
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
-    # The cost of the save after step 2 is told from step 3 on.
+    # The cost of the save after step 2 is logged from step 3 on.
     assert rows[1]["checkpoint/write_ms"] == 0.0 and rows[2]["checkpoint/write_ms"] > 0.0
 
 
@@ -138,11 +138,11 @@ def test_the_position_is_kept_in_samples(train_here, straight, tmp_path, monkeyp
     broken = broken_at(straight, tmp_path / "broken", 4)
     asked, stream = [], run.stream
 
-    def told(*arguments: object, start: int, stop: int, **options: object) -> object:
+    def record(*arguments: object, start: int, stop: int, **options: object) -> object:
         asked.append((start, stop))
         return stream(*arguments, start=start, stop=stop, **options)
 
-    monkeypatch.setattr(run, "stream", told)
+    monkeypatch.setattr(run, "stream", record)
     train_here(broken, *SN[:2], *SN[3:], "train.epochs=1", "train.batch_size=4", "train.max_steps=null",
                "allow_config_change=[train]")  # fmt: skip
     # Eight samples were seen in batches of 2: two batches of 4. An epoch is 6 batches of 4, so four are left.
@@ -156,9 +156,9 @@ def test_the_zero_stage_may_change(train_here, straight, tmp_path):
     broken = broken_at(straight, tmp_path / "broken", 2)
     raw = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.0}
     (tmp_path / "scaled.json").write_text(json.dumps(raw | {"fp16": {"enabled": False, "loss_scale_window": 7}}))
-    with pytest.raises(CheckpointError, match="deepspeed.critic.fp16") as told:
+    with pytest.raises(CheckpointError, match="deepspeed.critic.fp16") as record:
         train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "scaled.json"))
-    assert "zero_optimization" not in str(told.value)
+    assert "zero_optimization" not in str(record.value)
     (tmp_path / "two.json").write_text(json.dumps(raw))
     train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "two.json"))
     for player in ("critic", "generator"):
@@ -186,9 +186,9 @@ def test_another_network_is_refused_though_allowed(train_here, straight, tmp_pat
 
 def test_other_data_is_refused_unless_allowed(train_here, straight, tmp_path):
     broken = broken_at(straight, tmp_path / "broken", 2)
-    told = json.loads((broken / "provenance.json").read_text())
-    told["inputs"]["gan/train"] = "0" * 64
-    (broken / "provenance.json").write_text(json.dumps(told))
+    record = json.loads((broken / "provenance.json").read_text())
+    record["inputs"]["gan/train"] = "0" * 64
+    (broken / "provenance.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="content.gan/train: 0000"):
         train_here(broken, *SN)
     train_here(broken, *SN, "allow_config_change=[content]")
@@ -197,9 +197,9 @@ def test_other_data_is_refused_unless_allowed(train_here, straight, tmp_path):
 def test_a_lost_position_is_refused(train_here, straight, tmp_path):
     broken = broken_at(straight, tmp_path / "broken", 2)
     folder = broken / "checkpoints" / "step_00000002"
-    told = json.loads((folder / "state.json").read_text())
-    del told["state"]["position"]
-    (folder / "state.json").write_text(json.dumps(told))
+    record = json.loads((folder / "state.json").read_text())
+    del record["state"]["position"]
+    (folder / "state.json").write_text(json.dumps(record))
     manifest = json.loads((folder / "manifest.json").read_text())
     size = (folder / "state.json").stat().st_size
     manifest["state.json"] = {"sha256": checkpoint_folder.sha256_of(folder / "state.json"), "bytes": size}
@@ -220,9 +220,9 @@ def test_weights_alone_start_a_new_run(train_here, straight, tmp_path):
         assert learned
         for key in learned:
             assert np.array_equal(taken[key], given[key]), key
-    told = json.loads((tmp_path / "new" / "provenance.json").read_text())["weights_from"]
-    assert told["checkpoint"] == str(source) and told["step"] == 4
-    assert told["sha256"]["critic.safetensors"] == checkpoint_folder.sha256_of(source / "critic.safetensors")
+    record = json.loads((tmp_path / "new" / "provenance.json").read_text())["weights_from"]
+    assert record["checkpoint"] == str(source) and record["step"] == 4
+    assert record["sha256"]["critic.safetensors"] == checkpoint_folder.sha256_of(source / "critic.safetensors")
     state = checkpoint.read_weights(tmp_path / "new", "critic")[1]
     assert (state["step"], state["position"]["samples"]) == (1, 2)
     with pytest.raises(CheckpointError, match="nowhere"):

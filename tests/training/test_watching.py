@@ -47,7 +47,7 @@ def test_a_resumed_run_doubles_nothing(train_here, tmp_path, capsys):
     # As a kill between two checkpoints leaves it: lines and events of a step that will be taken again.
     (run_dir / "finished.json").unlink()
     shutil.rmtree(run_dir / "checkpoints" / "step_00000003")
-    told = train_here(run_dir, *WORDS, "train.max_steps=3", "train.log_every=2")
+    record = train_here(run_dir, *WORDS, "train.max_steps=3", "train.log_every=2")
     assert [line["step"] for line in lines(run_dir)] == [2, 3]
     seen = events(run_dir)
     for name in lines(run_dir)[0]:
@@ -64,8 +64,8 @@ def test_a_resumed_run_doubles_nothing(train_here, tmp_path, capsys):
 
     # Table 2's columns, against what plan says without training.
     planned = costs(compose("plan", ["variant=sn", "variant.width=8", f"patch_shape={PATCH}", "train.batch_size=2"]))
-    assert told["parameters"] == {player: planned[f"parameters_{player}"] for player in ("generator", "critic")}
-    assert told["ranks"] == 1 and told["device_name"] and told["hours"] > 0 and told["peak_gib_per_rank"] > 0.1
+    assert record["parameters"] == {player: planned[f"parameters_{player}"] for player in ("generator", "critic")}
+    assert record["ranks"] == 1 and record["device_name"] and record["hours"] > 0 and record["peak_gib_per_rank"] > 0.1
     checkpoint = run_dir / "checkpoints" / "step_00000003"
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     # Headers, and the statistics that are saved beside these few weights, come on top.

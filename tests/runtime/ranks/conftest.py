@@ -179,10 +179,10 @@ class Results:
     def _read(self, size: int, rank: int) -> dict[str, Any]:
         return json.loads((self.folder / f"ranks_{size}" / f"rank_{rank}.json").read_text())
 
-    def told(self, size: int, name: str, rank: int = 0) -> dict[str, Any]:
-        told = self._told[size][rank][name]
-        assert "error" not in told, told["error"]
-        return told
+    def record(self, size: int, name: str, rank: int = 0) -> dict[str, Any]:
+        record = self._told[size][rank][name]
+        assert "error" not in record, record["error"]
+        return record
 
     def tensors(self, size: int, name: str, kind: str) -> dict[str, Tensor]:
         return load_file(self.folder / f"ranks_{size}" / f"{name}.{kind}.safetensors")
@@ -190,7 +190,7 @@ class Results:
     def plain(self, norm: str, precision: str) -> PlainGan:
         if (norm, precision) not in self._plain:
             gan = PlainGan(norm, precision)
-            gan.told = [gan.step(position, real) for position, real in enumerate(patches())]
+            gan.record = [gan.step(position, real) for position, real in enumerate(patches())]
             self._plain[norm, precision] = gan
         return self._plain[norm, precision]
 

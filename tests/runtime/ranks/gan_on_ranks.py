@@ -26,7 +26,7 @@ BETA2 = 0.9
 
 
 def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path) -> dict[str, Any]:
-    """Per step what was told and what the engines count; rank 0 writes float32 weights, gradients and buffers."""
+    """Per step what was logged and what the engines count; rank 0 writes float32 weights, gradients and buffers."""
     config = compose("train_gan", case["words"])
     batch, variant = config.train.batch_size, config.variant
     if batch < world.size:
@@ -40,11 +40,11 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     batches = accidents(mine, case, world)
     updates = train(*engines.values(), batches, draws, variant, start=0, stop=case["steps"])
     disturb_gradient(engines, case, world)
-    for done, told in counting(updates, case, sent := []):
-        flat = {name: value.item() for scalars in told for name, value in scalars.items()}
+    for done, record in counting(updates, case, sent := []):
+        flat = {name: value.item() for scalars in record for name, value in scalars.items()}
         counts = {f"{player}_{key}": value for player, e in engines.items() for key, value in counted(e).items()}
         steps.append(flat | counts)
-        critic_losses += [scalars["loss/critic"].item() for scalars in told if "loss/critic" in scalars]
+        critic_losses += [scalars["loss/critic"].item() for scalars in record if "loss/critic" in scalars]
         if done == 1:
             first = gradients(engines)
     weights = {f"{player}/{key}": value for player, e in engines.items() for key, value in full_weights(e).items()}

@@ -44,9 +44,9 @@ def test_float32_equals_plain_torch(results, norm, stage, size):
     largest, mean = off(weights, flat(plain.masters), "generator")
     assert largest <= 2e-5 and mean <= 1e-6
     if size == 1:
-        for told, expected in zip(results.told(1, name)["steps"], plain.told, strict=True):
+        for record, expected in zip(results.record(1, name)["steps"], plain.record, strict=True):
             for key, value in expected.items():
-                assert told[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
+                assert record[key] == pytest.approx(value, rel=1e-4, abs=1e-5), key
 
 
 @pytest.mark.parametrize("norm", ["instance", "spectral"])
@@ -58,7 +58,7 @@ def test_turns_make_the_same_update(results, norm, size):
     assert off(weights, flat(plain.masters), "critic")[0] <= 1e-6
     largest, mean = off(weights, flat(plain.masters), "generator")
     assert largest <= 2e-5 and mean <= 1e-6
-    steps = results.told(size, name)["steps"]
+    steps = results.record(size, name)["steps"]
     # One update each, in spite of the turns.
     assert [step["critic_optimizer_steps"] for step in steps] == [1, 2, 3, 4, 5]
 
@@ -88,7 +88,7 @@ def test_half_on_two_ranks_equals_the_joined_batch(results, norm, precision, sta
 
 @pytest.mark.parametrize("name", ["instance-fp32-2", "spectral-fp32-1", "spectral-fp16-1", "instance-bf16-2"])
 def test_ranks_agree_on_every_weight_and_buffer(results, name):
-    first, second = (results.told(2, name, rank) for rank in (0, 1))
+    first, second = (results.record(2, name, rank) for rank in (0, 1))
     # They started apart: rank 1 held every number plus one before the engines were built.
     assert first["before"] == second["before"] and first["after"] == second["after"]
     buffers = [key for key in first["after"]["generator"] if "running" in key]
@@ -97,5 +97,5 @@ def test_ranks_agree_on_every_weight_and_buffer(results, name):
     for key in buffers:
         player = "generator" if "running" in key else "critic"
         assert first["after"][player][key] != first["before"][player][key], key
-    # Each rank told of its own patches and noise.
+    # Each rank reported its own patches and noise.
     assert all(a["loss/critic"] != b["loss/critic"] for a, b in zip(first["steps"], second["steps"], strict=True))

@@ -11,7 +11,7 @@ from .conftest import PATCH, STAGES, case
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_steps_traffic_is_as_predicted(results, stage):
-    sent = results.told(2, f"traffic-{stage}")["sent"]
+    sent = results.record(2, f"traffic-{stage}")["sent"]
     config = compose("train_gan", case("spectral", "fp32", stage)["words"])
     raw = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 500_000_000}}
     predicted = traffic(config.variant, PATCH, engine_settings(config, raw, 2), ranks=2)

@@ -1,8 +1,8 @@
 """One rank of the tests in this folder: python worker.py FOLDER, ranks by RANK and WORLD_SIZE.
 
 FOLDER/plan.json says what to do, FOLDER/start_<norm>.safetensors where both networks start and on which patches;
-results go to FOLDER/ranks_<size>/. DeepSpeed is told that this processor has half instructions; ours compute in float32
-there.
+results go to FOLDER/ranks_<size>/. DeepSpeed believes that this processor has half instructions; ours compute in
+float32 there.
 """
 
 import json
@@ -26,18 +26,18 @@ def main(folder: Path) -> None:
     out = folder / f"ranks_{world.size}"
     out.mkdir(exist_ok=True)
     here = Path(__file__).parent
-    told = {}
+    record = {}
     for module, cases in plan.items():
         run = runpy.run_path(str(here / f"{module}.py"))["run"]
         for name, case in cases.items():
             try:
-                told[name] = run(case, starts[case["norm"]], world, out / name)
+                record[name] = run(case, starts[case["norm"]], world, out / name)
             except Exception:
                 # The tests show it. Alone, the other cases go on; with peers, who wait for us, nothing can.
-                told[name] = {"error": traceback.format_exc()}
+                record[name] = {"error": traceback.format_exc()}
                 if world.size > 1:
                     raise
-    (out / f"rank_{world.rank}.json").write_text(json.dumps(told))
+    (out / f"rank_{world.rank}.json").write_text(json.dumps(record))
     distributed.stop()
 
 

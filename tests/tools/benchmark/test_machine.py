@@ -30,8 +30,8 @@ def test_contradicting_times_are_refused() -> None:
 def test_plan_reads_the_measured_machine(tmp_path: Path) -> None:
     words = ["target=machine", "variant.width=16", "patch_shape=[32,32,16]", "shape=[48,48,32]", "num_patches=2"]
     words += ["repeats=5", "batch_size=8", "ranks_per_node=2", f"machine_file={tmp_path / 'ours.yaml'}"]
-    told = machine.run(compose("benchmark", [*words, "runtime.device=cpu"]))["machine"]
-    assert yaml.safe_load((tmp_path / "ours.yaml").read_text()) == told
-    assert told["ranks_per_node"] == 2 and told["network_gib_per_s"] is None
-    assert all(value > 0 for key, value in told.items() if key.endswith(("_per_s", "call_ms")) and value is not None)
-    assert told.keys() == vars(compose("plan", []).machine).keys()
+    record = machine.run(compose("benchmark", [*words, "runtime.device=cpu"]))["machine"]
+    assert yaml.safe_load((tmp_path / "ours.yaml").read_text()) == record
+    assert record["ranks_per_node"] == 2 and record["network_gib_per_s"] is None
+    assert all(value > 0 for key, value in record.items() if key.endswith(("_per_s", "call_ms")) and value is not None)
+    assert record.keys() == vars(compose("plan", []).machine).keys()

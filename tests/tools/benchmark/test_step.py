@@ -40,15 +40,15 @@ def losses_of_both(config: Benchmark, monkeypatch: pytest.MonkeyPatch) -> tuple[
     freeze_sigma(monkeypatch, theirs.critic)
     real = torch.rand(3, 2, *config.patch_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     draws = step_module.noise_of(config)
-    told: list[list[float]] = [[], []]
+    record: list[list[float]] = [[], []]
     for number in range(STEPS):
         latents = tuple(draws.latents_NL(stream, number).double() for stream in (0, 1))
         epsilon = draws.epsilons_N(number)[0].double()
-        told[0] += [loss.item() for loss in theirs(real, latents, epsilon, penalty_weight=10.0)]
+        record[0] += [loss.item() for loss in theirs(real, latents, epsilon, penalty_weight=10.0)]
         ours = critic_step(critic, generator, real, draws, number, config.variant)
         ours |= generator_step(critic, generator, draws, number)
-        told[1] += [ours["loss/critic"].item(), ours["loss/generator"].item()]
-    return told, [theirs.generator.last.weight.detach(), generator.module.last.weight.detach()]
+        record[1] += [ours["loss/critic"].item(), ours["loss/generator"].item()]
+    return record, [theirs.generator.last.weight.detach(), generator.module.last.weight.detach()]
 
 
 @pytest.mark.parametrize("norm", ["spectral", "instance"])
