@@ -131,8 +131,8 @@ class TrainingRuntime(Runtime):
     rank_timeout_minutes: float
     """How long a rank waits for the others in a collective call before it ends (exit 6); longer than a save."""
     deterministic: bool
-    """On a GPU: the same bytes in every session, by cuDNN's deterministic kernels, at a loss of speed. Without it a
-    resumed run agrees to rounding. A CPU repeats its bytes anyway."""
+    """On a GPU: cuDNN's deterministic kernels, the same in every session, at a loss of speed. Without it a resumed run
+    agrees to rounding. A CPU repeats its bytes anyway."""
     max_restarts: int
     """Starts of a run after which it asks for no further requeue: a job without progress must not loop for ever."""
 
