@@ -213,7 +213,7 @@ def test_nothing_lies_loose_in_the_package() -> None:
     assert loose <= {"__init__.py", "__main__.py", "py.typed", "README.md"}
 
 
-def test_a_heavy_package_is_the_business_of_one_module() -> None:
+def test_heavy_packages_are_imported_where_used() -> None:
     users = defaultdict(set)
     for module, path in sources().items():
         for name in imports(module, ast.parse(path.read_text()), known_modules()):
@@ -230,7 +230,7 @@ def test_the_torch_free_folders_do_not_load_torch() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_the_top_of_the_repository_holds_only_what_the_plan_names() -> None:
+def test_the_top_level_holds_planned_names_only() -> None:
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
     planned = {"pyproject.toml", "README.md", "launch", "vesselgan", "data_prep", "configs", "slurm", "tests"}
     planned |= {"Makefile", "constraints.txt", "LICENSE", "CITATION.cff"}
@@ -283,7 +283,7 @@ def test_a_seeded_violation_is_seen(module: str, source: str, expected: str) -> 
     assert any(expected in problem for problem in problems(module, DOC + source, KNOWN))
 
 
-def test_a_module_that_keeps_the_rules_has_no_problems() -> None:
+def test_a_good_module_has_no_problems() -> None:
     source = DOC + (
         "import re\nfrom dataclasses import dataclass, field\nfrom torch import nn\n"
         "from vesselgan.models import blocks\nfrom vesselgan.core.errors import UsageError\n"

@@ -36,7 +36,7 @@ def test_a_killed_process_holds_nothing(hold_lock: Hold, tmp_path: Path) -> None
     assert locks.holder_of(path) is None and not path.exists()
 
 
-def test_a_forked_child_does_not_hold_its_parents_lock(hold_lock: Hold, tmp_path: Path) -> None:
+def test_a_forked_child_holds_no_lock(hold_lock: Hold, tmp_path: Path) -> None:
     file = locks.acquire(tmp_path / "lock")
     child = os.fork()
     if child == 0:
@@ -46,7 +46,7 @@ def test_a_forked_child_does_not_hold_its_parents_lock(hold_lock: Hold, tmp_path
     hold_lock(tmp_path / "lock")
 
 
-def test_a_lock_whose_file_was_removed_is_not_taken(tmp_path: Path) -> None:
+def test_a_lock_on_a_removed_file_fails(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     file = locks.acquire(path)
     path.unlink()

@@ -80,7 +80,7 @@ def test_bad_data_for_ever_ends_the_run(train_here, tmp_path, spoil, words):
     assert not (folder / "finished.json").exists()
 
 
-def test_a_loss_scale_at_its_floor_ends_the_run(train_here, tmp_path, monkeypatch):
+def test_a_loss_scale_at_the_floor_ends(train_here, tmp_path, monkeypatch):
     honest = gan.critic_loss
     # Scores far apart: a gradient beyond half's 65,504 with no scale at all.
     monkeypatch.setattr(gan, "critic_loss", lambda real, fake: 1e9 * honest(real, fake))

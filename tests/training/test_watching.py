@@ -72,7 +72,7 @@ def test_a_resumed_run_doubles_nothing(train_here, tmp_path, capsys):
     assert 1 <= written / (planned["checkpoint_gib"] * 2**30) < 1.2
 
 
-def test_the_phases_of_a_step_add_up_to_its_time(train_here, tmp_path):
+def test_phases_of_a_step_add_up(train_here, tmp_path):
     words = ("train.max_steps=4", "train.image_every=2", "train.checkpoint_every=2", "train.log_every=4")
     assert train_here(tmp_path / "run", "variant=gp", "variant.precision=fp32", *words) is not None
     (line,) = lines(tmp_path / "run")

@@ -34,7 +34,7 @@ class World:
 def start(device: str, *, timeout_minutes: float = 10.0, deterministic: bool = False) -> World:
     """Join the process group (gloo on CPU, nccl on CUDA); `device`: auto, cpu or cuda (ResourceError if absent).
 
-    timeout_minutes: of every collective call. deterministic: GPU convolutions give the same bytes in every session.
+    timeout_minutes: of every collective call. deterministic: cuDNN's deterministic kernels, the same in every session.
     """
     rank, size, local_rank = ranks_from_environment(os.environ)
     torch_device = choose_device(device, local_rank)
