@@ -66,12 +66,12 @@ def without_times(rows: list[dict]) -> list[dict]:
 def test_learns_and_names_the_best_checkpoint(train, tmp_path, preset):
     settings = [f"unet={preset}", "unet.max_steps=60", "unet.validate_every=20", "unet.patience=9"]
     facts = train(tmp_path / "run", *settings)
-    validations = {row["step"]: row for row in metrics(tmp_path / "run") if "validation_loss" in row}
+    validations = {row["step"]: row for row in metrics(tmp_path / "run") if "validation/loss" in row}
     assert list(validations) == [20, 40, 60]
     best = min(validations.values(), key=lambda row: row["validation/loss"])
     assert facts["best_checkpoint"] == f"step_{best['step']:08d}"
-    assert facts["validation_loss"] == best["validation_loss"] < -0.6  # -0.85 to -0.9 in three tries; untrained -0.1
-    assert facts["validation_dice"] == best["validation_dice"] > 0.7  # residual 0.86; untrained 0
+    assert facts["validation_loss"] == best["validation/loss"] < -0.6  # -0.85 to -0.9 in three tries; untrained -0.1
+    assert facts["validation_dice"] == best["validation/dice"] > 0.7  # residual 0.86; untrained 0
     assert (facts["steps"], facts["stopped_early"], facts["num_patches"]) == (60, False, 36)
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
     assert kept == sorted({"step_00000060", facts["best_checkpoint"]})
@@ -98,7 +98,7 @@ GOING_ON = ["unet.max_steps=8", "unet.validate_every=4", "unet.dropout=0.3", "un
 
 
 @pytest.mark.parametrize(
-    ("doing", "asked_by", "at"), [("unet_step", "signal", 5), ("validate", "signal", 1), ("picture", "file", 1)]
+    ("doing", "asked_by", "at"), [("unet_step", "signal", 5), ("validate", "signal", 1), ("validation_image", "file", 1)]
 )
 def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monkeypatch, doing, asked_by, at):
     broken = tmp_path / "broken"
@@ -110,7 +110,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monk
     marker = json.loads((broken / "requeue").read_text())
     assert marker["step"] == 5 and ("SIGUSR1" if asked_by == "signal" else "stop") in marker["reason"]
     # What it was asked in the midst of was finished, and taken into the choice.
-    assert [row["step"] for row in metrics(broken) if "validation_loss" in row] == [4]
+    assert [row["step"] for row in metrics(broken) if "validation/loss" in row] == [4]
     assert train(broken, *GOING_ON) | {"hours": 0} == facts | {"hours": 0}
     for step in (4, 8):
         assert files_at(broken, step) == files_at(straight, step)
