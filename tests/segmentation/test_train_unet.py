@@ -98,7 +98,8 @@ GOING_ON = ["unet.max_steps=8", "unet.validate_every=4", "unet.dropout=0.3", "un
 
 
 @pytest.mark.parametrize(
-    ("doing", "asked_by", "at"), [("unet_step", "signal", 5), ("validate", "signal", 1), ("validation_image", "file", 1)]
+    ("doing", "asked_by", "at"),
+    [("unet_step", "signal", 5), ("validate", "signal", 1), ("validation_image", "file", 1)],
 )
 def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monkeypatch, doing, asked_by, at):
     broken = tmp_path / "broken"
