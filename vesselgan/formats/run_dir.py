@@ -91,7 +91,7 @@ def record_session(
     """Appends a session to sessions.jsonl and makes changed settings the run's. Called once the checkpoint is loaded.
 
     session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from, null
-    when from its seed. provenance: versions, hardware and time of this session.
+    when from its seed. provenance: versions, hardware and time of the session.
     """
     entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
     with (run_dir / "sessions.jsonl").open("a") as file:

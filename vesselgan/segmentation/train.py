@@ -257,7 +257,7 @@ class _Trainer:
         return self._facts(step, selection, state["seconds"] + time.perf_counter() - started_at)
 
     def _first_batch(self, state: dict[str, Any]) -> int:
-        """Global batches used up before this session."""
+        """Global batches used up when the session starts."""
         size, records = self.config.unet.batch_size, len(self.training)
         return batches_before(state, batch_size=size, num_records=records)
 

@@ -27,9 +27,9 @@ class Checkpointer:
     engines: dict[str, Engine]
     shards: ShardSet
     start: int
-    """Generator steps done before this session."""
+    """Generator steps done when the session starts."""
     first_batch: int
-    """Global batches used up before this session."""
+    """Global batches used up when the session starts."""
     save_s: float
     """Seconds that the last checkpoint took with all that is computed for it; an estimate before the first."""
     write_ms: float = 0.0
