@@ -255,13 +255,13 @@ def test_spectral_norm_of_a_diagonal_weight() -> None:
     ],
 )
 def test_frozen_biases_stay_frozen_and_zero(build, expected) -> None:
-    player = copy.deepcopy(build())
-    init_weights(player, 3)
-    set_trainable(player, False)
-    assert not any(parameter.requires_grad for parameter in player.parameters())
-    set_trainable(player, True)
-    frozen = [name for name, parameter in player.named_parameters() if not parameter.requires_grad]
-    assert frozen == expected and not any(player.get_parameter(name).any() for name in frozen)
+    network = copy.deepcopy(build())
+    init_weights(network, 3)
+    set_trainable(network, False)
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    set_trainable(network, True)
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert frozen == expected and not any(network.get_parameter(name).any() for name in frozen)
 
 
 def test_a_bias_before_a_normalisation_does_nothing() -> None:

@@ -26,7 +26,7 @@ def mechanism(*words_: str) -> tuple[Mechanism, int]:
 def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> None:
     plan(parse("plan", None, ["variant=dpgan", "--json"]))
     record = json.loads(capsys.readouterr().out)
-    assert record["parameters"] == 70_026_243  # both players at half width, as the authors' code has them
+    assert record["parameters"] == 70_026_243  # both networks at half width, as the authors' code has them
     # 100 epochs of 587 whole batches; 15.466 for 58,750 steps (constants of the accountant's tests).
     assert (record["critic_steps"], record["steps"], record["unit"]) == (58_700, 11_740, "patch")
     assert record["delta"] == 1 / 2350 and record["noise_multiplier"] == 0.5

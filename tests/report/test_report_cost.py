@@ -32,7 +32,7 @@ def made(folder, facts):
 def test_a_run_stands_beside_table_2(tmp_path):
     table = list(csv.reader(io.StringIO(csv_text(cost.COLUMNS, cost.rows([made(tmp_path / "gp-run", FACTS)])))))
     assert tuple(table[0]) == cost.COLUMNS
-    # 4.5 GiB are 4,608 of 2^20 bytes; the two players have the paper's 144.697 million parameters.
+    # 4.5 GiB are 4,608 of 2^20 bytes; the two networks have the paper's 144.697 million parameters.
     ours = ["gp-run", "Some <GPU>", "2", "128 x 128 x 64", "4", "1,700", "144.697", "4,608", "0.12"]
     assert table[1] == ours
     assert table[2:6] == [[model, *["not run"] * 8] for model in ("GP", "SN", "SN-MP", "c-SN-MP")]

@@ -25,11 +25,11 @@ world = distributed.start("cpu")
 def take_steps(width: int, shape: tuple[int, int, int], batch: int) -> None:
     settings = resolve(read(None, "fp32")[1], batch_size=batch, batch_per_gpu=None, world_size=1)
 
-    def engine(player: str, module: torch.nn.Module) -> Engine:
+    def engine(network: str, module: torch.nn.Module) -> Engine:
         init_weights(module, 0)
         rate, betas = variant.learning_rate_critic, variant.betas
         words = {"program": "train_gan", "key": "variant.precision"}
-        return build(player, module, learning_rate=rate, betas=betas, settings=settings, world=world, **words)
+        return build(network, module, learning_rate=rate, betas=betas, settings=settings, world=world, **words)
 
     critic = engine("critic", Critic(shape, width, variant.critic_norm))
     generator = engine("generator", Generator(shape, width, variant.latent_size))

@@ -27,9 +27,9 @@ def test_two_ranks_end_where_one_would(train: Callable, train_here: Callable[...
     two = json.loads((tmp_path / "two" / "finished.json").read_text())
     assert two["privacy"] == one["privacy"] and two["ranks"] == 2
     apart = {}
-    for player in ("critic", "generator"):
-        ours, theirs = (read_weights(tmp_path / name, player)[0] for name in ("one", "two"))
-        apart[player] = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
+    for network in ("critic", "generator"):
+        ours, theirs = (read_weights(tmp_path / name, network)[0] for name in ("one", "two"))
+        apart[network] = torch.cat([(ours[name] - theirs[name]).abs().flatten() for name in ours])
     # Sums over ranks are added in another order; under the critic's noise that is float32's rounding.
     assert apart["critic"].max() < 1e-8
     # Adam's steps of 1e-4 have no size of their own, so the few weights of the generator whose gradient is near zero

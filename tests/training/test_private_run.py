@@ -63,9 +63,9 @@ def test_a_run_resumes_only_with_its_account(train_here: TrainHere, tmp_path: Pa
         train_here(tmp_path / "other", *SEEDED, f"init_from={tmp_path / 'run'}")
     resumed = train_here(tmp_path / "run", *on)
     assert resumed["privacy"] == whole["privacy"] and whole["privacy"]["steps"] == 20
-    for player in ("critic", "generator"):
-        ours, theirs = (read_weights(tmp_path / name, player)[0] for name in ("whole", "run"))
-        assert all(ours[name].equal(theirs[name]) for name in ours), player
+    for network in ("critic", "generator"):
+        ours, theirs = (read_weights(tmp_path / name, network)[0] for name in ("whole", "run"))
+        assert all(ours[name].equal(theirs[name]) for name in ours), network
     critic, _ = read_weights(tmp_path / "whole", "critic")
     assert max(float(value.abs().max()) for value in critic.values()) <= 0.01  # the weights' clip
     log = (tmp_path / "whole" / "log.txt").read_text()

@@ -88,8 +88,8 @@ def test_a_checkpoint_says_all_that_the_run_needs(straight):
     assert state["state"]["position"] == {"seed": 990, "epoch": 0, "samples": 8}
     assert state["step"] == state["state"]["step"] == 4
     assert {"seconds", "meter", "manifest", "config_hash", "save_s"} <= state["state"].keys()
-    for player in ("critic", "generator"):
-        assert state["engines"][player]["optimizer_step"] == 4.0
+    for network in ("critic", "generator"):
+        assert state["engines"][network]["optimizer_step"] == 4.0
     stored = checkpoint.read_weights(straight, "generator", "step_00000004")[0]
     assert any("running_var" in key or "var" in key for key in stored)  # BatchNorm's statistics
     rows = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
@@ -161,8 +161,8 @@ def test_the_zero_stage_may_change(train_here, straight, tmp_path):
     assert "zero_optimization" not in str(record.value)
     (tmp_path / "two.json").write_text(json.dumps(raw))
     train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "two.json"))
-    for player in ("critic", "generator"):
-        there, here = (checkpoint.read_weights(path, player, "step_00000006")[0] for path in (straight, broken))
+    for network in ("critic", "generator"):
+        there, here = (checkpoint.read_weights(path, network, "step_00000006")[0] for path in (straight, broken))
         # Stage 0 and 2 add gradients in another order; four steps of 2e-4 and 4e-4 moved the weights by up to 1e-3.
         for key in (key for key, value in there.items() if value.is_floating_point()):
             assert (there[key] - here[key]).square().mean().sqrt() <= 1e-6, key
@@ -213,9 +213,9 @@ def test_weights_alone_start_a_new_run(train_here, straight, tmp_path):
     words = (*SN[:2], "train.max_steps=1", "train.seed=3", "variant.learning_rate_critic=1e-30",
              "variant.learning_rate_generator=1e-30")  # fmt: skip
     train_here(tmp_path / "new", *words, f"init_from={source}")
-    for player in ("critic", "generator"):
-        taken, given = (checkpoint.read_weights(*where)[0] for where in [(tmp_path / "new", player),
-                                                                         (straight, player, source.name)])  # fmt: skip
+    for network in ("critic", "generator"):
+        taken, given = (checkpoint.read_weights(*where)[0] for where in [(tmp_path / "new", network),
+                                                                         (straight, network, source.name)])  # fmt: skip
         learned = [key for key in given if key.endswith(("weight", "original")) and given[key].ndim > 1]
         assert learned
         for key in learned:

@@ -13,8 +13,8 @@ from vesselgan.core.errors import DataError, ResourceError
 FP32 = ("variant.precision=fp32", "train.log_every=1")
 
 
-def weights(run_dir: Path, step: int, player: str) -> dict[str, torch.Tensor]:
-    return load_file(run_dir / "checkpoints" / f"step_{step:08d}" / f"{player}.safetensors")
+def weights(run_dir: Path, step: int, network: str) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / "checkpoints" / f"step_{step:08d}" / f"{network}.safetensors")
 
 
 def logged(run_dir: Path) -> list[dict[str, float]]:
@@ -29,8 +29,8 @@ def test_two_ranks_equal_the_joined_batch(train, tmp_path, variant):
     # After one step Adam's second moment is a tenth of the squared gradient. Sums over ranks are added in another
     # order: measured, 2e-6 of a tensor's largest gradient for SN, 6e-5 for GP, whose InstanceNorm sees a nearly flat
     # fake at the start.
-    for player in ("critic.optimizer", "generator.optimizer"):
-        first, second = (weights(tmp_path / run, 1, player) for run in ("one", "two"))
+    for network in ("critic.optimizer", "generator.optimizer"):
+        first, second = (weights(tmp_path / run, 1, network) for run in ("one", "two"))
         for key in (key for key in first if key.endswith("/exp_avg_sq")):
             sizes = first[key].sqrt(), second[key].sqrt()
             assert (sizes[0] - sizes[1]).abs().max() <= 2e-4 * sizes[0].max(), key
@@ -38,8 +38,8 @@ def test_two_ranks_equal_the_joined_batch(train, tmp_path, variant):
     # full size (4e-4) either way: what rounding left grows from step to step, most where InstanceNorm sees the four
     # voxels that this small patch leaves. The mean movement of 5 steps is 1e-3; a rank that trained alone, or BatchNorm
     # over half the batch, is off by as much.
-    for player in ("critic", "generator"):
-        first, second = (weights(tmp_path / run, 5, player) for run in ("one", "two"))
+    for network in ("critic", "generator"):
+        first, second = (weights(tmp_path / run, 5, network) for run in ("one", "two"))
         for key in (key for key in first if first[key].is_floating_point() and "running" not in key):
             assert (first[key] - second[key]).square().mean().sqrt() < 1e-4, key
     # GP's penalty is in the thousands at first and multiplies what rounding left: 0.12 % at step 5.

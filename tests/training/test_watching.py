@@ -64,7 +64,7 @@ def test_a_resumed_run_doubles_nothing(train_here, tmp_path, capsys):
 
     # Table 2's columns, against what plan says without training.
     planned = costs(compose("plan", ["variant=sn", "variant.width=8", f"patch_shape={PATCH}", "train.batch_size=2"]))
-    assert record["parameters"] == {player: planned[f"parameters_{player}"] for player in ("generator", "critic")}
+    assert record["parameters"] == {network: planned[f"parameters_{network}"] for network in ("generator", "critic")}
     assert record["ranks"] == 1 and record["device_name"] and record["hours"] > 0 and record["peak_gib_per_rank"] > 0.1
     checkpoint = run_dir / "checkpoints" / "step_00000003"
     written = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))

@@ -50,25 +50,25 @@ class PlainGan:
         self.critic, self.generator = Critic(PATCH, WIDTH, norm), Generator(PATCH, WIDTH, LATENT)
         init_weights(self.critic, SEED[norm])
         init_weights(self.generator, SEED[norm] + 1)
-        self.players = {"critic": self.critic, "generator": self.generator}
+        self.networks = {"critic": self.critic, "generator": self.generator}
         with torch.no_grad():
             self.critic.score.weight.div_(HEAD[norm])
         self.scale = 2.0 ** LOSS_SCALE_POWER[norm] if precision == "fp16" else 1.0
         self.dtype, self.wide = TYPES[precision], torch.promote_types(TYPES[precision], torch.float32)
         # DeepSpeed makes its masters from the half weights, so that is where both start.
         self.masters = {
-            player: {
+            name: {
                 key: p.detach().to(self.dtype).to(self.wide, copy=True)
                 for key, p in network.named_parameters()
                 if p.requires_grad
             }
-            for player, network in self.players.items()
+            for name, network in self.networks.items()
         }
         self.adams = {
-            player: torch.optim.Adam(list(masters.values()), lr=RATES[player], betas=(0.0, 0.9))
-            for player, masters in self.masters.items()
+            name: torch.optim.Adam(list(masters.values()), lr=RATES[name], betas=(0.0, 0.9))
+            for name, masters in self.masters.items()
         }
-        for network in self.players.values():
+        for network in self.networks.values():
             network.to(self.dtype)
         self.draws = NoiseSampler(SEED[norm], BATCH, LATENT, 0, 1)
         self.first_sizes: dict[str, Tensor] = {}
@@ -100,22 +100,22 @@ class PlainGan:
             "loss/gradient_penalty": penalty.item(),
         }
 
-    def _update(self, player: str, loss: Tensor) -> None:
-        parameters = dict(self.players[player].named_parameters())
-        masters = self.masters[player]
+    def _update(self, name: str, loss: Tensor) -> None:
+        parameters = dict(self.networks[name].named_parameters())
+        masters = self.masters[name]
         gradients = torch.autograd.grad(self.scale * loss, [parameters[key] for key in masters])
         for (key, master), gradient in zip(masters.items(), gradients, strict=True):
             master.grad = gradient.to(self.wide) / self.scale
-            self.first_sizes.setdefault(f"{player}/{key}", master.grad.abs())
-        self.adams[player].step()
+            self.first_sizes.setdefault(f"{name}/{key}", master.grad.abs())
+        self.adams[name].step()
         with torch.no_grad():
             for key, master in masters.items():
                 parameters[key].copy_(master)
 
     def state(self) -> dict[str, Tensor]:
         return {
-            f"{player}/{key}": value.clone()
-            for player, network in self.players.items()
+            f"{name}/{key}": value.clone()
+            for name, network in self.networks.items()
             for key, value in network.state_dict().items()
         }
 
@@ -156,9 +156,9 @@ def accidents() -> dict[str, Any]:
     nan = {"nan_in_input": [1]}
     found = {f"nan-input-{kind}-{stage}": case("spectral", kind, stage, **nan, **scaler) for kind, stage in KINDS}
     for kind, stage in KINDS:
-        bad = {"player": "generator", "backwards": [1], "value": "nan"}
+        bad = {"network": "generator", "backwards": [1], "value": "nan"}
         found[f"nan-gradient-{kind}-{stage}"] = case("spectral", kind, stage, bad_gradient=bad, **scaler)
-    overflow = {"player": "critic", "backwards": [1], "value": "inf"}
+    overflow = {"network": "critic", "backwards": [1], "value": "inf"}
     found["overflow"] = case("spectral", "fp16", 1, bad_gradient=overflow, **scaler)
     found["floor"] = case("spectral", "fp16", 2, bad_gradient=overflow | {"backwards": list(range(1, 5))}, **floor)
     found["five-critic-steps"] = case("instance", "fp32", 1, words=("variant.n_critic=5",)) | {"steps": 1}

@@ -33,25 +33,25 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
         return {"steps": []}
     share = batch // world.size
     mine = start["real"][:, world.rank * share : (world.rank + 1) * share]
-    engines = {player: engine(player, case, config, start, world) for player in ("critic", "generator")}
+    engines = {network: engine(network, case, config, start, world) for network in ("critic", "generator")}
     draws = NoiseSampler(config.train.seed, batch, variant.latent_size, world.rank, world.size)
-    before = {player: buffers_and_weights(module) for player, module in engines.items()}
+    before = {network: buffers_and_weights(module) for network, module in engines.items()}
     steps, critic_losses = [], []
     batches = accidents(mine, case, world)
     updates = train(*engines.values(), batches, draws, variant, start=0, stop=case["steps"])
     disturb_gradient(engines, case, world)
     for done, record in counting(updates, case, sent := []):
         flat = {name: value.item() for scalars in record for name, value in scalars.items()}
-        counts = {f"{player}_{key}": value for player, e in engines.items() for key, value in counted(e).items()}
+        counts = {f"{network}_{key}": value for network, e in engines.items() for key, value in counted(e).items()}
         steps.append(flat | counts)
         critic_losses += [scalars["loss/critic"].item() for scalars in record if "loss/critic" in scalars]
         if done == 1:
             first = gradients(engines)
-    weights = {f"{player}/{key}": value for player, e in engines.items() for key, value in full_weights(e).items()}
+    weights = {f"{network}/{key}": value for network, e in engines.items() for key, value in full_weights(e).items()}
     if world.is_main:
         save_file(weights, f"{out}.weights.safetensors")
         save_file(first, f"{out}.gradients.safetensors")
-    after = {player: buffers_and_weights(module) for player, module in engines.items()}
+    after = {network: buffers_and_weights(module) for network, module in engines.items()}
     return {"steps": steps, "critic_losses": critic_losses, "before": before, "after": after, "sent": sent}
 
 
@@ -77,13 +77,13 @@ def counting(updates: Iterator[Any], case: dict[str, Any], sent: list[list[Any]]
         yield step
 
 
-def engine(player: str, case: dict[str, Any], config: TrainGan, start: dict[str, Tensor], world: World) -> Engine:
+def engine(network: str, case: dict[str, Any], config: TrainGan, start: dict[str, Tensor], world: World) -> Engine:
     variant, shape = config.variant, tuple(start["real"].shape[3:])
-    if player == "critic":
+    if network == "critic":
         module, rate = Critic(shape, variant.width, variant.critic_norm), variant.learning_rate_critic
     else:
         module, rate = Generator(shape, variant.width, variant.latent_size), variant.learning_rate_generator
-    own = {key.removeprefix(f"{player}/"): value.clone() for key, value in start.items() if key.startswith(player)}
+    own = {key.removeprefix(f"{network}/"): value.clone() for key, value in start.items() if key.startswith(network)}
     if world.rank > 0:
         # Nothing may hang on ranks that start alike.
         own = {key: value + 1 for key, value in own.items()}
@@ -93,9 +93,9 @@ def engine(player: str, case: dict[str, Any], config: TrainGan, start: dict[str,
         raw[variant.precision] = {"enabled": True}
     if variant.precision == "fp16":
         raw["fp16"] |= {"hysteresis": 1} | case["fp16"]
-    settings = engine_settings(config, raw, world.size)[player]
+    settings = engine_settings(config, raw, world.size)[network]
     words = {"program": "train", "key": "variant.precision"}
-    return build(player, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world, **words)
+    return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world, **words)
 
 
 def accidents(mine_PNCXYZ: Tensor, case: dict[str, Any], world: World) -> Iterator[Tensor]:
@@ -108,7 +108,7 @@ def accidents(mine_PNCXYZ: Tensor, case: dict[str, Any], world: World) -> Iterat
 
 
 def disturb_gradient(engines: dict[str, Engine], case: dict[str, Any], world: World) -> None:
-    """Make one element of one gradient bad in the named backwards (0, 1, ...) of a player, on the last rank."""
+    """Make one element of one gradient bad in the named backwards (0, 1, ...) of a network, on the last rank."""
     bad = case.get("bad_gradient")
     if bad is None or not is_last(world):
         return
@@ -122,7 +122,7 @@ def disturb_gradient(engines: dict[str, Engine], case: dict[str, Any], world: Wo
         gradient.view(-1)[0] = float(bad["value"])
         return gradient
 
-    next(iter(engines[bad["player"]].parameters.values())).register_hook(disturb)
+    next(iter(engines[bad["network"]].parameters.values())).register_hook(disturb)
 
 
 def is_last(world: World) -> bool:
@@ -150,14 +150,14 @@ def full_weights(engine: Engine) -> dict[str, Tensor]:
 def gradients(engines: dict[str, Engine]) -> dict[str, Tensor]:
     """Sizes of the first gradients, unscaled, averaged over ranks: Adam's second moment is (1 - 0.9) g^2."""
     found = {}
-    for player, engine in engines.items():
+    for network, engine in engines.items():
         has_stepped = any(engine.inner_optimizer.state.values())
         for key, parameter in engine.parameters.items() if has_stepped else ():
             if engine.is_partitioned:
                 moment = safe_get_full_optimizer_state(parameter, "exp_avg_sq")
             else:
                 moment = engine.inner_optimizer.state[parameter]["exp_avg_sq"]
-            found[f"{player}/{key}"] = (moment / 0.1).sqrt()
+            found[f"{network}/{key}"] = (moment / 0.1).sqrt()
     return found
 
 

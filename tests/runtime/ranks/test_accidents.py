@@ -13,30 +13,30 @@ def column(record: dict, key: str) -> list:
     return [step.get(key) for step in record["steps"]]
 
 
-def assert_only_one_step_was_skipped(record: dict, player: str, other: str) -> None:
+def assert_only_one_step_was_skipped(record: dict, network: str, other: str) -> None:
     """The second of five."""
-    assert column(record, f"amp/{player}_skipped") == [0, 1, 0, 0, 0]
-    assert column(record, f"{player}_skipped_total") == [0, 1, 1, 1, 1]
-    assert column(record, f"{player}_optimizer_steps") == [1, 1, 2, 3, 4]
-    sums = column(record, f"{player}_weight_sum")
+    assert column(record, f"amp/{network}_skipped") == [0, 1, 0, 0, 0]
+    assert column(record, f"{network}_skipped_total") == [0, 1, 1, 1, 1]
+    assert column(record, f"{network}_optimizer_steps") == [1, 1, 2, 3, 4]
+    sums = column(record, f"{network}_weight_sum")
     assert sums[0] == sums[1] and len(set(sums)) == 4
     assert column(record, f"amp/{other}_skipped") == [0] * 5 and len(set(column(record, f"{other}_weight_sum"))) == 5
     # A skipped step has no loss to tell, so no mean is spoiled; the others are numbers.
-    losses = column(record, f"{player}_loss")
+    losses = column(record, f"{network}_loss")
     assert losses[1] is None and all(math.isfinite(loss) for loss in losses if loss is not None)
     assert all(math.isfinite(number) for network in record["after"].values() for n in network.values() for number in n)
 
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("where", "player", "other"), WHERE)
-def test_a_nan_skips_one_step_on_all_ranks(results, where, player, other, kind, size):
+@pytest.mark.parametrize(("where", "network", "other"), WHERE)
+def test_a_nan_skips_one_step_on_all_ranks(results, where, network, other, kind, size):
     record = [results.record(size, f"nan-{where}-{kind}", rank) for rank in range(size)]
     # A NaN loss is mended by no smaller scale: a bad step. For a gradient in fp16 the scale could still be halved.
     bad = [0] * 5 if (where, kind) == ("gradient", "fp16-2") else [0, 1, 0, 0, 0]
     for rank in record:
-        assert_only_one_step_was_skipped(rank, player, other)
-        assert column(rank, f"{player}_bad_in_a_row") == bad
+        assert_only_one_step_was_skipped(rank, network, other)
+        assert column(rank, f"{network}_bad_in_a_row") == bad
     assert record[0]["after"] == record[-1]["after"]
 
 
@@ -79,5 +79,5 @@ def test_ranks_count_alike(results):
     for name in ("overflow", "floor", "nan-input-fp16-2"):
         first, second = (results.record(2, name, rank)["steps"] for rank in (0, 1))
         for a, b in zip(first, second, strict=True):
-            for player in ("critic", "generator"):
-                assert [a[f"{player}_{key}"] for key in COUNTS] == [b[f"{player}_{key}"] for key in COUNTS]
+            for network in ("critic", "generator"):
+                assert [a[f"{network}_{key}"] for key in COUNTS] == [b[f"{network}_{key}"] for key in COUNTS]

@@ -10,24 +10,24 @@ FP32 = [(norm, stage) for norm, kinds in CASES.items() for kind, stage in kinds 
 HALF = [(norm, *kind) for norm, kinds in CASES.items() for kind in kinds if kind[0] != "fp32"]
 
 
-def player_of(tensors: dict[str, Tensor], player: str) -> Tensor:
-    """All of a player's tensors as one vector."""
-    return torch.cat([value.flatten().double() for key, value in sorted(tensors.items()) if key.startswith(player)])
+def network_of(tensors: dict[str, Tensor], network: str) -> Tensor:
+    """All of a network's tensors as one vector."""
+    return torch.cat([value.flatten().double() for key, value in sorted(tensors.items()) if key.startswith(network)])
 
 
 def flat(masters: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {f"{player}/{key}": value for player, own in masters.items() for key, value in own.items()}
+    return {f"{network}/{key}": value for network, own in masters.items() for key, value in own.items()}
 
 
-def off(found: dict[str, Tensor], wanted: dict[str, Tensor], player: str) -> tuple[float, float]:
+def off(found: dict[str, Tensor], wanted: dict[str, Tensor], network: str) -> tuple[float, float]:
     """(largest, root mean square) difference."""
-    difference = player_of(found, player) - player_of(wanted, player)
+    difference = network_of(found, network) - network_of(wanted, network)
     return difference.abs().max().item(), difference.square().mean().sqrt().item()
 
 
-def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], player: str) -> float:
-    wanted_F = player_of(wanted, player)
-    return ((player_of(found, player) - wanted_F).norm() / wanted_F.norm()).item()
+def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], network: str) -> float:
+    wanted_F = network_of(wanted, network)
+    return ((network_of(found, network) - wanted_F).norm() / wanted_F.norm()).item()
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -35,9 +35,9 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], player: str) -
 def test_float32_equals_plain_torch(results, norm, stage, size):
     name, plain = f"{norm}-fp32-{stage}", results.plain(norm, "fp32")
     weights, gradients = results.tensors(size, name, "weights"), results.tensors(size, name, "gradients")
-    for player in ("critic", "generator"):
+    for network in ("critic", "generator"):
         # Float32 sums in another order, through BatchNorm, whose backward cancels a hundredfold: measured 1e-5.
-        assert relative(gradients, plain.first_sizes, player) < 5e-5
+        assert relative(gradients, plain.first_sizes, network) < 5e-5
     # 5 steps move a weight by 1e-3 to 2e-3. Measured: 2.5e-7; a rank that trains alone is off by the whole movement.
     assert off(weights, flat(plain.masters), "critic")[0] <= 1e-6
     # The generator's weights beside: 4e-6 in the one whose gradient nearly cancels, 2e-7 as root mean square.
@@ -67,15 +67,15 @@ def test_turns_make_the_same_update(results, norm, size):
 def test_half_equals_masters_kept_by_hand(results, norm, precision, stage):
     name, plain = f"{norm}-{precision}-{stage}", results.plain(norm, precision)
     weights, gradients = results.tensors(1, name, "weights"), results.tensors(1, name, "gradients")
-    for player in ("critic", "generator"):
+    for network in ("critic", "generator"):
         # The same operations in the same order, so the same bits; a few half sums may be rounded the other way.
-        assert relative(gradients, plain.first_sizes, player) < 1e-5
+        assert relative(gradients, plain.first_sizes, network) < 1e-5
         # Measured 2e-7; weights without float32 masters would be off by half's spacing, 1e-4 (bf16: 1e-3).
-        assert off(weights, flat(plain.masters), player)[1] <= 1e-6
+        assert off(weights, flat(plain.masters), network)[1] <= 1e-6
         # Masters kept: no weight that moved is a half number, all of them would be. On a grid of 2 x 2 x 1 a third of
         # the last convolution's taps see padding alone and never move.
-        as_half = player_of(weights, player).to(plain.dtype).double()
-        assert (player_of(weights, player) != as_half).double().mean() > 0.7
+        as_half = network_of(weights, network).to(plain.dtype).double()
+        assert (network_of(weights, network) != as_half).double().mean() > 0.7
 
 
 @pytest.mark.parametrize(("norm", "precision", "stage"), HALF)
@@ -95,7 +95,7 @@ def test_ranks_agree_on_every_weight_and_buffer(results, name):
     buffers += [key for key in first["after"]["critic"] if key.endswith((".u", ".v"))]
     assert len(buffers) >= 8
     for key in buffers:
-        player = "generator" if "running" in key else "critic"
-        assert first["after"][player][key] != first["before"][player][key], key
+        network = "generator" if "running" in key else "critic"
+        assert first["after"][network][key] != first["before"][network][key], key
     # Each rank reported its own patches and noise.
     assert all(a["loss/critic"] != b["loss/critic"] for a, b in zip(first["steps"], second["steps"], strict=True))
