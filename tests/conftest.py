@@ -24,6 +24,18 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread and one seed, for every test of a network."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The checkout's root."""

@@ -1,7 +1,7 @@
 """The penalty's closed forms, its precision, and that it is equation 1 differentiated."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,13 +15,7 @@ from vesselgan.models.critic import Critic
 PATCH = (4, 2, 4, 4, 2)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def linear_critic(slope: float, numel: int = math.prod(PATCH[1:])) -> Callable[[Tensor], Tensor]:

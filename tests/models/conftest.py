@@ -1,15 +1,8 @@
-"""One thread and one seed for every test of a network."""
-
-from collections.abc import Iterator
+"""Every test of a network runs on one thread, from one seed."""
 
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread: None) -> None:
+    """The fixture of all folders, for every test here."""

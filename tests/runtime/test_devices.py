@@ -102,3 +102,19 @@ def test_gradients_wait_no_longer_than_others(tiny):
     assert tiny.engine().deepspeed.seq_data_parallel_group is torch.distributed.group.WORLD
     distributed.stop()
     assert groups._WORLD_GROUP is None
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_kernels_are_tried_unless_they_must_repeat(deterministic):
+    with torch.backends.cudnn.flags():
+        distributed.select_kernels(deterministic=deterministic)
+        assert torch.backends.cudnn.deterministic is deterministic
+        assert torch.backends.cudnn.benchmark is not deterministic
+
+
+def test_joining_the_ranks_leaves_the_kernels(afresh):
+    # Segmentation joins too, and its volumes must not depend on which kernel was fastest today.
+    afresh()
+    with torch.backends.cudnn.flags(benchmark=False, deterministic=False):
+        distributed.start("cpu")
+        assert not torch.backends.cudnn.benchmark

@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.privacy.opacus_parts import private_optimizer
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
-from vesselgan.runtime.distributed import World
+from vesselgan.runtime.distributed import World, select_kernels
 from vesselgan.runtime.nonfinite import NonFiniteCounter
 
 _STREAM = 0xD0
@@ -175,7 +175,7 @@ def build_private(
     """
     check_layers(module)
     # A release repeated after a kill must have the same bytes: other cuDNN kernels add in any order.
-    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    select_kernels(deterministic=True)
     module.to(world.device, torch.float32)
     for parameter in module.parameters():
         if world.size > 1:

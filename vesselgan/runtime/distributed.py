@@ -31,10 +31,10 @@ class World:
         return self.rank == 0
 
 
-def start(device: str, *, timeout_minutes: float = 10.0, deterministic: bool = False) -> World:
+def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     """Join the process group (gloo on CPU, nccl on CUDA); `device`: auto, cpu or cuda (ResourceError if absent).
 
-    timeout_minutes: of every collective call. deterministic: cuDNN's deterministic kernels, the same in every session.
+    timeout_minutes: of every collective call.
     """
     rank, size, local_rank = ranks_from_environment(os.environ)
     torch_device = choose_device(device, local_rank)
@@ -67,11 +67,17 @@ def start(device: str, *, timeout_minutes: float = 10.0, deterministic: bool = F
     deepspeed.utils.groups._WORLD_GROUP = dist.group.WORLD  # type: ignore[attr-defined]
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
-        # cuDNN's heuristics pick float32 kernels for the weight gradients of wide transposed convolutions: 74 of 100 ms
-        # of a generator step (H100, width 512, 128x128x64). The benchmark finds the fast ones.
-        torch.backends.cudnn.benchmark = not deterministic
-        torch.backends.cudnn.deterministic = deterministic
     return World(rank=rank, size=size, local_rank=local_rank, device=torch_device)
+
+
+def select_kernels(*, deterministic: bool) -> None:
+    """For training: cuDNN's fastest convolution kernels by trial, or deterministic ones. A CPU has none of both.
+
+    cuDNN's heuristics take float32 kernels for the weight gradients of wide transposed convolutions: the generator's
+    backward was 74 of the 100 ms that a step kept an H100 busy (fp16, width 512, 128x128x64, batch 4). Inference keeps
+    the heuristics: a trial may choose otherwise the next time, and with it the last bits.
+    """
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
 
 
 def stop() -> None:

@@ -27,9 +27,8 @@ def train_in_session(command: Command, run: Run, *, run_dir: Path, program: str,
     name, raw = read(command.deepspeed_config, precision)
     command_line = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
     check_precision_agrees(name, raw, precision, command=command_line, key=key)
-    world = distributed.start(
-        runtime.device, timeout_minutes=runtime.rank_timeout_minutes, deterministic=runtime.deterministic
-    )
+    world = distributed.start(runtime.device, timeout_minutes=runtime.rank_timeout_minutes)
+    distributed.select_kernels(deterministic=runtime.deterministic)
     try:
         with Stopper(world, rank_timeout_minutes=runtime.rank_timeout_minutes) as stopper:
             # Inside: a launcher must not end the other ranks before they have named the lost one.

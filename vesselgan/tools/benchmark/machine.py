@@ -96,6 +96,7 @@ def _probe(config: Benchmark, rank: int, size: int, port: int, queue: Any) -> No
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     world = distributed.start(config.runtime.device)
+    distributed.select_kernels(deterministic=False)
     torch.set_num_threads(config.threads)
     device = world.device
     weights = torch.nn.Parameter(torch.zeros(PROBED_NUMBERS, device=device))

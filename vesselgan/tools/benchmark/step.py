@@ -97,8 +97,8 @@ def run(config: Benchmark) -> dict[str, Any]:
 
 
 def _prepare(config: Benchmark, device: torch.device) -> None:
-    # As in training: each convolution's kernels are tried once, the authors' too.
-    torch.backends.cudnn.benchmark = device.type == "cuda"
+    # As in training, and for the authors' step too.
+    distributed.select_kernels(deterministic=False)
     if config.variant.precision == "fp16" and device.type == "cpu":
         raise UsageError(
             "variant.precision=fp16 on a CPU: autocast, which the authors' step needs, has no half there; compare in "
