@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -26,12 +25,7 @@ WIDTH, LATENT = 8, 6
 AFFINE = [[0.5, 0.0, 0.0, -10.0], [0.0, 0.5, 0.0, -20.0], [0.0, 0.0, 0.7, 5.0], [0.0, 0.0, 0.0, 1.0]]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @functools.cache
