@@ -117,3 +117,8 @@ def test_settings_stand_on_both_sides_of_options():
     command = compose.parse("train_gan", None, ["variant=sn", "--deepspeed_config", "ds_fp32.json", "train.seed=3"])
     assert command.config.variant.name == "sn" and command.config.train.seed == 3
     assert command.deepspeed_config == "ds_fp32.json" and command.overrides == ("variant=sn", "train.seed=3")
+
+
+def test_a_group_of_other_commands_is_no_setting() -> None:
+    with pytest.raises(UsageError, match="study has no setting `variant`"):
+        compose.compose("study", ["variant=sn"])

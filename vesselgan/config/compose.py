@@ -220,12 +220,18 @@ def groups() -> dict[str, list[str]]:
     }
 
 
+def _groups_of(command: str) -> dict[str, list[str]]:
+    """Those of `groups` that the command's defaults list offers."""
+    defaults = (config_dir() / f"{command}.yaml").read_text().split("defaults:")[1].split("]")[0]
+    return {name: choices for name, choices in groups().items() if f"{name}:" in defaults}
+
+
 def _check_keys(command: str, overrides: list[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     known = keys_of(COMMANDS[command])
-    choices = groups()
+    choices = _groups_of(command)
     for override in overrides:
         try:
             parsed = OverridesParser.create().parse_override(override)
@@ -285,7 +291,6 @@ def _plain_message(error: Exception) -> str:
 def _settings_help(command: str) -> str:
     lines = ["settings (key: type):"]
     lines += [f"  {key}: {kind}" for key, kind in keys_of(COMMANDS[command]).items()]
-    offered = (config_dir() / f"{command}.yaml").read_text()
     lines += ["groups:"]
-    lines += [f"  {name}={'|'.join(files)}" for name, files in groups().items() if f"{name}:" in offered.split("]")[0]]
+    lines += [f"  {name}={'|'.join(files)}" for name, files in _groups_of(command).items()]
     return "\n".join(lines)

@@ -45,9 +45,10 @@ def test_a_sweep_reads_no_test_volume(repository: Path, tmp_path: Path) -> None:
     for name in (name for name, subject in cohort.items() if subject["split"] == "test"):
         for path in (tmp_path / "phantom/nifti" / name).iterdir():
             path.unlink()  # whoever reads one stops the sweep
-    overrides = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *GAN, *UNET, *LABELS]
+    overrides = ["launch/study.py", "study=sweep", "name=both", work, f"runs=[{gan}]", *UNET, *LABELS]
     overrides += ["sweep.checkpoints=[step_00000002,step_00000004]", "sweep.learning_rates=[1e-4,4e-4]"]
-    error_lines = run(repository, *overrides)
+    overrides += ["sweep.variant=sn", f"sweep.overrides={json.dumps(GAN[1:])}"]
+    output = run(repository, *overrides)
 
     home = tmp_path / "studies/both"
     result = json.loads((home / "ranking.json").read_text())
@@ -72,8 +73,8 @@ def test_a_sweep_reads_no_test_volume(repository: Path, tmp_path: Path) -> None:
         name: json.loads((home / f"gans/{name}/synthetic/manifest.json").read_text())["shards"] for name in ranking
     }
     assert len({json.dumps(shards) for shards in weights.values()}) == 4  # four GANs, four sets of patches
-    places = [line.split() for line in error_lines.splitlines() if "label threshold 0.01," in line]
-    assert [overrides[0] for overrides in places] == ["1", "2", "3", "4"]
+    places = [line.split() for line in output.splitlines() if "label threshold 0.01," in line]
+    assert [words[0] for words in places] == ["1", "2", "3", "4"]
 
     before = (home / "ranking.json").read_bytes()
     again = run(repository, *overrides)
