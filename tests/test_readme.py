@@ -1,4 +1,4 @@
-"""The README's commands, taken from the README, on the smallest cohort that makes them mean something."""
+"""The commands of the READMEs: the pipeline runs as written, the others have settings that exist."""
 
 import os
 import re
@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from vesselgan.config.compose import compose
+
+TOPS = ("data_prep", "slurm", "vesselgan")
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", *sorted(path for top in TOPS for path in (ROOT / top).rglob("README.md"))]
 # What keeps each command small; everything else is as the README has it.
 SMALL = {
     "make_phantom": [],
@@ -52,6 +57,25 @@ def adapt(command: str, work: Path, gan: Path, unet: Path) -> str:
     return " ".join([command, *words])
 
 
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """(name of the command, its overrides) of every indented line that starts one of ours."""
+    found = []
+    for line in (line for block in blocks(text) for line in block):
+        for command in re.split(r"&&", line):
+            if match := re.search(r"(?:launch/(\w+)\.py|data_prep\.(\w+))(.*)", command):
+                words = shlex.split(match[3].replace("'", "")) if "..." not in command else []
+                overrides = [word for word in words if re.match(r"[\w.]+=", word)]
+                positional = [f"run={word}" for word in words if match[1] == "status" and not word.startswith("-")]
+                found.append((match[1] or match[2], overrides + positional))
+    return found
+
+
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.name))
+def test_settings_of_every_command_exist(path):
+    for name, overrides in commands(path.read_text()):
+        compose(name, overrides)
+
+
 @pytest.mark.soak
 def test_the_road_of_the_readme_runs_as_written(repository, tmp_path):
     environment = os.environ | {
@@ -70,8 +94,16 @@ def test_the_road_of_the_readme_runs_as_written(repository, tmp_path):
     assert (work / "report" / "index.html").stat().st_size > 10_000
 
 
-def test_files_that_the_readme_names_are_there(repository):
-    text = (repository / "README.md").read_text()
+@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.name))
+def test_files_that_a_readme_names_exist(path, repository):
+    text = path.read_text()
+    linked = re.findall(r"\]\((?!http)([^)#]+)\)", text)
+    assert not [link for link in linked if not (path.parent / link).exists()]
     named = set(re.findall(r"(?:launch|configs|slurm|vesselgan|data_prep)/[\w/]+\.\w+", text))
     named -= {"slurm/site.sh", "configs/machine/ours.yaml"}  # the reader's own
-    assert named and not [name for name in named if not (repository / name).is_file()]
+    assert not [name for name in named if not (repository / name).is_file()]
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130 and max(map(len, lines)) <= 120

@@ -21,7 +21,7 @@ LAUNCHERS = {
 def test_srun_torchrun_and_deepspeed_start_the_same_run(slurm, slurm_work_dir, repository, tmp_path):
     jobs = {}
     # The README's way to name the nodes.
-    readme = (repository / "README.md").read_text()
+    readme = (repository / "slurm" / "README.md").read_text()
     list_hosts = next(line.strip() for line in readme.splitlines() if line.endswith(">HOSTS"))
     list_hosts = list_hosts.replace("slots=4", "slots=1").replace(">HOSTS", '>"$HOSTS"')
     for place, (name, launcher) in enumerate(LAUNCHERS.items()):
