@@ -40,20 +40,21 @@ def test_every_cohort_composes_once_its_folder_is_named(data):
 def test_variant_and_json_agree_or_say_how(variant, name):
     composed = compose.compose("train_gan", [f"variant={variant}"]).variant
     _, settings = deepspeed.read(name, composed.precision)
-    stated = deepspeed.precision_of(settings)
+    stated = deepspeed.stated_precision(settings)
     assert name == f"ds_{stated}.json"
     words = {"command": "train", "key": "variant.precision"}
     if stated == composed.precision:
-        return deepspeed.check_precision_agrees(name, settings, stated, **words)
+        deepspeed.complete(name, settings, stated, **words)
+        return
     if composed.dp is not None:
         with pytest.raises(UsageError, match="precision=fp32"):
             compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
-        return None
+        return
     with pytest.raises(UsageError, match=f"train --deepspeed_config {name} variant.precision={stated}"):
-        deepspeed.check_precision_agrees(name, settings, composed.precision, **words)
+        deepspeed.complete(name, settings, composed.precision, **words)
     # The command it prints does agree.
     config = compose.compose("train_gan", [f"variant={variant}", f"variant.precision={stated}"])
-    return deepspeed.check_precision_agrees(name, settings, config.variant.precision, **words)
+    deepspeed.complete(name, settings, config.variant.precision, **words)
 
 
 def test_the_default_is_the_papers_best_model():

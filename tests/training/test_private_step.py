@@ -59,7 +59,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
             monkeypatch.setattr(
                 engine.inner_optimizer, "step", lambda p=parameters, s=seen: s.extend(g.grad.flatten() for g in p)
             )
-            draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size, rank, ranks)
+            draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size)
             batches = private.batches(dataset, range(POSITION, POSITION + 1), config, world(rank, ranks))
             still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
             critic_step(engine, still, next(batches), draws, POSITION, config.variant)

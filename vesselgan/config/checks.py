@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.private import check_accountable
+from vesselgan.config.training_schema import PRECISIONS
 from vesselgan.core.errors import UsageError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -67,7 +68,7 @@ RULES: dict[str, Rule] = {
     "preprocess.mask": one_of("auto", "given", "bet", "deepbet", "none"),
     "phantom.bias": NOT_NEGATIVE,
     "phantom.noise": (lambda v: len(v) == 2 and 0 <= v[0] <= v[1], "must be two values from 0 on, the smaller first"),
-    "*.precision": one_of("fp32", "fp16", "bf16"),
+    "*.precision": one_of(*PRECISIONS),
     "variant.width": (lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)"),
     "variant.critic_norm": one_of("instance", "spectral"),
     "variant.generator_norm": one_of("batch", "group"),

@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
+torch's type of its weights, activations and gradients; masters and moments are float32."""
+
 
 @dataclass
 class Dp:
@@ -38,7 +42,8 @@ class Variant:
     generator_norm: str
     """`batch` or `group`."""
     precision: str
-    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32."""
+    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
+    receives its section."""
     penalty_weight: float
     """lambda of equation 1."""
     penalty_reduction: str

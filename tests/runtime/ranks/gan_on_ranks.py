@@ -19,7 +19,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.training.engines import engine_settings
+from vesselgan.training.engines import batch_plan, engine_settings
 from vesselgan.training.gan import train
 
 BETA2 = 0.9
@@ -34,7 +34,9 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     share = batch // world.size
     mine = start["real"][:, world.rank * share : (world.rank + 1) * share]
     engines = {network: engine(network, case, config, start, world) for network in ("critic", "generator")}
-    draws = NoiseSampler(config.train.seed, batch, variant.latent_size, world.rank, world.size)
+    draws = NoiseSampler(
+        config.train.seed, batch, variant.latent_size, batch_plan(config, world.size).slice_of(world.rank)
+    )
     before = {network: buffers_and_weights(module) for network, module in engines.items()}
     steps, critic_losses = [], []
     batches = accidents(mine, case, world)
@@ -93,9 +95,8 @@ def engine(network: str, case: dict[str, Any], config: TrainGan, start: dict[str
         raw[variant.precision] = {"enabled": True}
     if variant.precision == "fp16":
         raw["fp16"] |= {"hysteresis": 1} | case["fp16"]
-    settings = engine_settings(config, raw, world.size)[network]
-    words = {"program": "train", "key": "variant.precision"}
-    return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world, **words)
+    settings = engine_settings(batch_plan(config, world.size), raw)[network]
+    return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world)
 
 
 def accidents(mine_PNCXYZ: Tensor, case: dict[str, Any], world: World) -> Iterator[Tensor]:

@@ -27,15 +27,16 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import build
-from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime.noise import NoiseSampler, Stream
+from vesselgan.runtime.precision import check_precision, torch_type
 from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.loader import shape_of
 from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
+from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
 
 # N batch, C channel, X Y Z voxels, L latent
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARMUP_STEPS = 12
 """Steps in which loss scales find their level; one that overflows costs less than others."""
 Step = Callable[[int], None]
@@ -73,7 +74,7 @@ def run(config: Benchmark) -> dict[str, Any]:
             step(number)
     timings = interleave(steps, config.repeats)
     result |= {name: {"cpu_ms": 1e3 * timing.cpu_s, "wall_ms": 1e3 * timing.wall_s} for name, timing in timings.items()}
-    peak_flop = matmul_flop_per_s(TYPES[config.variant.precision], device)
+    peak_flop = matmul_flop_per_s(torch_type(config.variant.precision), device)
     result["matmul_tflop_per_s"] = peak_flop / 1e12
     # CPU time, where other processes share the cores.
     seconds = {name: timing.wall_s if device.type == "cuda" else timing.cpu_s for name, timing in timings.items()}
@@ -123,7 +124,7 @@ def authors_step(config: Benchmark, device: torch.device, dtype: torch.dtype = t
         torch.optim.Adam(generator.parameters(), lr=variant.learning_rate_generator, betas=(beta1, beta2)),
     )
     if variant.precision != "fp32":
-        step.autocast = partial(torch.autocast, device.type, TYPES[variant.precision])
+        step.autocast = partial(torch.autocast, device.type, torch_type(variant.precision))
     if variant.precision == "fp16":
         step.scalers = (torch.amp.GradScaler(device.type), torch.amp.GradScaler(device.type))
     return step
@@ -157,7 +158,7 @@ def bare_engines(
     """The critic's and the generator's."""
     variant = config.variant
     assert variant.betas[0] == 0, "the bare step has Adam without momentum only"
-    critic, generator = (network.to(device, dtype or TYPES[variant.precision]) for network in _networks(config))
+    critic, generator = (network.to(device, dtype or torch_type(variant.precision)) for network in _networks(config))
     return (
         BareEngine("critic", critic, variant.learning_rate_critic, variant.betas[1]),
         BareEngine("generator", generator, variant.learning_rate_generator, variant.betas[1]),
@@ -169,7 +170,8 @@ def _authors(config: Benchmark, device: torch.device) -> Step:
 
     def once(number: int) -> None:
         critic_latents_NL, generator_latents_NL = (
-            noise.latents_NL(stream, abs(number)).to(device) for stream in (0, 1)
+            noise.latents_NL(stream, abs(number)).to(device)
+            for stream in (Stream.CRITIC_LATENTS, Stream.GENERATOR_LATENTS)
         )
         epsilon = noise.epsilons_N(abs(number))[0].to(device)
         step(
@@ -188,20 +190,12 @@ def _engine(config: Benchmark, device: torch.device) -> Step:
     variant = config.variant
     world = distributed.start(device.type)
     torch.set_num_threads(config.threads)
-    _, raw = deepspeed_config.read(None, variant.precision)
-    settings = deepspeed_config.resolve(raw, batch_size=config.batch_size, batch_per_gpu=None, world_size=1)
+    deepspeed_json = deepspeed_config.complete(*deepspeed_config.read(None, variant.precision), variant.precision)
+    settings = BatchPlan.of(config.batch_size, None, ranks=1).resolve(deepspeed_json)
+    check_precision(variant.precision, world, program="python launch/benchmark.py target=step", key="variant.precision")
     rates = (variant.learning_rate_critic, variant.learning_rate_generator)
     engines = (
-        build(
-            name,
-            network,
-            learning_rate=rate,
-            betas=variant.betas,
-            settings=settings,
-            world=world,
-            program="python launch/benchmark.py target=step",
-            key="variant.precision",
-        )
+        build(name, network, learning_rate=rate, betas=variant.betas, settings=settings, world=world)
         for name, network, rate in zip(("critic", "generator"), _networks(config), rates, strict=True)
     )
     return ours(config, device, *engines)
@@ -232,7 +226,7 @@ def _networks(config: Benchmark) -> tuple[Critic, Generator]:
 
 
 def noise_of(config: Benchmark) -> NoiseSampler:
-    return NoiseSampler(config.seed, config.batch_size, config.variant.latent_size, 0, 1)
+    return NoiseSampler(config.seed, config.batch_size, config.variant.latent_size)
 
 
 def patches(config: Benchmark, device: torch.device) -> Tensor:

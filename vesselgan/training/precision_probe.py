@@ -1,6 +1,6 @@
 """Which precision trains fastest on this machine, by a short probe.
 
-python -m vesselgan.training.precision --out FILE [--device auto|cpu|cuda]
+python -m vesselgan.training.precision_probe --out FILE [--device auto|cpu|cuda]
 """
 
 import argparse
@@ -18,9 +18,11 @@ from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.runtime.precision import torch_type
 
 STEPS = 4
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHOICES = ("fp32", "bf16")
+"""On a CPU."""
 
 
 def probe_precision(device: str) -> dict[str, object]:
@@ -33,7 +35,7 @@ def probe_precision(device: str) -> dict[str, object]:
         raise ResourceError("device=cuda: PyTorch sees no GPU; check the driver, or take device=cpu")
     if device != "cpu" and torch.cuda.is_available():
         return {"device": "cuda", "num_devices": torch.cuda.device_count(), "precision": "fp16", "step_ms": {}}
-    step_ms = {name: measure_step_ms(dtype) for name, dtype in TYPES.items()}
+    step_ms = {name: measure_step_ms(torch_type(name)) for name in CHOICES}
     return {
         "device": "cpu",
         "num_devices": 0,
