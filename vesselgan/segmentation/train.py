@@ -16,7 +16,7 @@ from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
 from vesselgan.runtime.distributed import run_on_rank0
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.segmentation.unet_trainer import TrainingData, batches_of, build_trainer
+from vesselgan.segmentation.unet_trainer import batches_of, build_trainer, training_data
 from vesselgan.segmentation.validation import Validation
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.trainer.run_log import EVENTS
@@ -92,7 +92,7 @@ def _run(session: Session) -> None:
     schedule = schedule.resumed_from(session.state)
     validation = Validation(session, schedule, engine.module, _dataset(config, validation_set))
     batches = batches_of(session, schedule, batch, training)
-    data = TrainingData(config, sets, validation_set)
+    data = training_data(config, sets, validation_set)
     trainer = build_trainer(session, schedule, engine, batches, validation, data)
     session.begin([*_summary_lines(session, schedule, engine, training), trainer.checkpointer.check_disk()])
     steps = trainer.train()

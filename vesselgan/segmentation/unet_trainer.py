@@ -4,8 +4,6 @@ N batch (this rank's slice), C channel (0 image, 1 vessel label), X Y Z voxels
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,30 +20,24 @@ from vesselgan.runtime.timing import Scalars
 from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.segmentation.validation import Validation
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.trainer.checkpointer import Checkpointer, CheckpointPart
+from vesselgan.trainer.checkpointer import Checkpointer, FixedState
 from vesselgan.trainer.logger import Logger, loss_scales
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
 from vesselgan.trainer.trainer import Steps, Trainer
 
 
-@dataclass(frozen=True)
-class TrainingData(CheckpointPart):
+def training_data(config: TrainUnet, sets: list[ShardSet], validation_set: ShardSet) -> FixedState:
     """What `segment` must know of the data."""
-
-    config: TrainUnet
-    sets: list[ShardSet]
-    validation_set: ShardSet
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "scaling": self.config.data.scaling,
-            "upper_percentile": self.validation_set.manifest.upper_percentile,
-            "patch_shape": list(self.validation_set.patch_shape),
-            # The budget spent on the training patches, if one private GAN made all of them.
-            "privacy": self.sets[0].manifest.extra.get("privacy") if len(self.sets) == 1 else None,
-            "learned_from": learned_from(self.config.data.cohort_dir, self.sets, self.validation_set),
-        }
+    content = {
+        "scaling": config.data.scaling,
+        "upper_percentile": validation_set.manifest.upper_percentile,
+        "patch_shape": list(validation_set.patch_shape),
+        # The budget spent on the training patches, if one private GAN made all of them.
+        "privacy": sets[0].manifest.extra.get("privacy") if len(sets) == 1 else None,
+        "learned_from": learned_from(config.data.cohort_dir, sets, validation_set),
+    }
+    return FixedState(content)
 
 
 def batches_of(session: Session, schedule: Schedule, batch: BatchPlan, training: PatchDataset) -> Iterator[Tensor]:
@@ -68,11 +60,11 @@ def build_trainer(
     engine: Engine,
     batches: Iterator[Tensor],
     validation: Validation,
-    training_data: TrainingData,
+    data: FixedState,
 ) -> Trainer:
     unet, engines = session.config.unet, {engine.name: engine}
     logger = Logger(session, schedule, every=unet.log_every, summary=["loss/train"], sources=[loss_scales(engines)])
-    parts = [training_data, logger, validation]
+    parts = [data, logger, validation]
     checkpointer = Checkpointer(session, schedule, engines, parts, every=unet.validate_every, keep_last=unet.keep_last)
     return Trainer(
         session,
@@ -90,7 +82,7 @@ def train(
 ) -> Steps:
     """The algorithm: yields (steps done, their metrics) after every step, until the validation loss stops falling."""
     unet = session.config.unet
-    for step in range(schedule.start, schedule.stop):
+    for step in schedule.steps:
         if validation.is_over:
             return
         seed_dropout(unet.seed, step, session.world.rank)

@@ -39,6 +39,16 @@ class CheckpointPart:
         return []
 
 
+@dataclass(frozen=True)
+class FixedState(CheckpointPart):
+    """What is the same in every checkpoint: facts of the training set, for whoever uses the weights."""
+
+    content: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        return self.content
+
+
 @dataclass
 class Checkpointer:
     """Owns when checkpoints are written and which of them stay."""

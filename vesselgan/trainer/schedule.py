@@ -59,6 +59,11 @@ class Schedule:
         return steps if self.limit is None else min(steps, self.limit)
 
     @property
+    def steps(self) -> range:
+        """Of the session, counted from 0."""
+        return range(self.start, self.stop)
+
+    @property
     def batches(self) -> range:
         """Positions of the session's global batches, counted from the start of epoch 0."""
         return range(self.first_batch, self.batches_after(self.stop))

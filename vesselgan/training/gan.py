@@ -40,15 +40,12 @@ def train(
     batches: Iterator[Any],
     noise: NoiseSampler,
     variant: Variant,
-    *,
-    start: int,
-    stop: int,
-    phase: Phase = record_function,
-    private_critic_step: CriticStep | None = None,
+    steps: range,
+    phase: Phase,
+    update_critic: CriticStep,
 ) -> Iterator[tuple[int, list[Scalars]]]:
     """The algorithm box: yields (generator steps done, metrics of each update, on the device) after every step."""
-    update_critic = private_critic_step or critic_step
-    for step in range(start, stop):
+    for step in steps:
         metrics: list[Scalars] = []
         for position in range(step * variant.n_critic, (step + 1) * variant.n_critic):
             with phase("data_wait"):

@@ -1,7 +1,6 @@
 """The GAN's trainer: its parts, and what each of them needs."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.runtime.nonfinite import SkipLimit
 from vesselgan.runtime.timing import Phases
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.trainer.checkpointer import Checkpointer, CheckpointPart
+from vesselgan.trainer.checkpointer import Checkpointer, FixedState
 from vesselgan.trainer.logger import Logger, Source, loss_scales
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
@@ -25,7 +24,7 @@ from vesselgan.trainer.trainer import Trainer
 from vesselgan.training.average import SamplingWeights, resumed_average
 from vesselgan.training.collapse import CollapseMonitor
 from vesselgan.training.engines import Engines
-from vesselgan.training.gan import train
+from vesselgan.training.gan import CriticStep, critic_step, train
 from vesselgan.training.sample_images import SampleImages
 
 SUMMARY = ("loss/critic", "loss/generator", "loss/wasserstein")
@@ -41,11 +40,10 @@ def build_trainer(
 ) -> Trainer:
     """private: of a private variant; None for others. Restores the moving average of a resumed run."""
     world, variant, settings = session.world, session.config.variant, session.config.train
-    generator = engines["generator"].module
+    generator, phases = engines["generator"].module, Phases(world.device)
     noise = NoiseSampler(settings.seed, settings.batch_size, variant.latent_size, batch.slice_of(world.rank))
     average = resumed_average(generator, settings.ema_decay, session.run_dir, schedule.start)
     private_parts = [] if private is None else [private]
-    phases = Phases(world.device)
     sources = [*_metric_sources(session, schedule, engines, shards, phases), *(part.metrics for part in private_parts)]
     logger = Logger(session, schedule, every=settings.log_every, summary=SUMMARY, sources=sources)
     sampling_weights = SamplingWeights(generator, average, noise, world.device)
@@ -53,22 +51,16 @@ def build_trainer(
         session,
         schedule,
         engines,
-        parts=[PatchGeometry(session.config, shards), logger, sampling_weights, *private_parts],
+        parts=[patch_geometry(session.config, shards), logger, sampling_weights, *private_parts],
         every=settings.checkpoint_every,
         keep_last=settings.keep_last,
         save_every_epochs=settings.save_every_epochs,
         phase=phases,
     )
+    batches = _batches(session, schedule, batch, shards, private)
+    update_critic: CriticStep = critic_step if private is None else private_critic_step
     steps = train(
-        engines["critic"],
-        engines["generator"],
-        _batches(session, schedule, batch, shards, private),
-        noise,
-        variant,
-        start=schedule.start,
-        stop=schedule.stop,
-        phase=phases,
-        private_critic_step=None if private is None else private_critic_step,
+        engines["critic"], engines["generator"], batches, noise, variant, schedule.steps, phases, update_critic
     )
     return Trainer(
         session,
@@ -119,25 +111,18 @@ def _batches(
     )
 
 
-@dataclass(frozen=True)
-class PatchGeometry(CheckpointPart):
+def patch_geometry(config: TrainGan, shards: ShardSet) -> FixedState:
     """What `generate` must know of the training set.
 
     The affine is the first subject's. A private run stores its spacing alone: a patient's pose is personal data.
     """
-
-    config: TrainGan
-    shards: ShardSet
-
-    def state(self) -> dict[str, Any]:
-        shards = self.shards
-        affine = next(iter(shards.subjects.values()))["affine"]
-        if self.config.variant.dp is not None:
-            affine = np.diag([*shards.spacing_mm, 1.0]).tolist()
-        geometry = {
-            "patch_shape": list(shards.patch_shape),
-            "spacing_mm": list(shards.spacing_mm),
-            "affine": affine,
-            "upper_percentile": shards.manifest.upper_percentile,
-        }
-        return {"manifest": geometry}
+    affine = next(iter(shards.subjects.values()))["affine"]
+    if config.variant.dp is not None:
+        affine = np.diag([*shards.spacing_mm, 1.0]).tolist()
+    geometry = {
+        "patch_shape": list(shards.patch_shape),
+        "spacing_mm": list(shards.spacing_mm),
+        "affine": affine,
+        "upper_percentile": shards.manifest.upper_percentile,
+    }
+    return FixedState({"manifest": geometry})

@@ -9,6 +9,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,7 +21,7 @@ from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.training.engines import batch_plan, engine_settings
-from vesselgan.training.gan import train
+from vesselgan.training.gan import critic_step, train
 
 BETA2 = 0.9
 
@@ -40,7 +41,7 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     before = {network: buffers_and_weights(module) for network, module in engines.items()}
     steps, critic_losses = [], []
     batches = accidents(mine, case, world)
-    updates = train(*engines.values(), batches, draws, variant, start=0, stop=case["steps"])
+    updates = train(*engines.values(), batches, draws, variant, range(case["steps"]), record_function, critic_step)
     disturb_gradient(engines, case, world)
     for done, record in counting(updates, case, sent := []):
         flat = {name: value.item() for scalars in record for name, value in scalars.items()}
