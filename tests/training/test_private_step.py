@@ -17,7 +17,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.privacy.poisson import PoissonSampler
 from vesselgan.privacy.step import critic_step, plan_private_run
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_patch_NL
 
 CLIP = 1e-3
 """Below every unit's gradient, so that all are cut to it."""
@@ -90,8 +90,8 @@ def test_ranks_share_one_sum(sum_of: SumOf) -> None:
 
 
 def test_a_records_latent_is_its_own() -> None:
-    three, one = latents_by_record_NL(5, 7, [2, 9, 4], 8), latents_by_record_NL(5, 7, [9], 8)
+    three, one = latents_by_patch_NL(5, 7, [2, 9, 4], 8), latents_by_patch_NL(5, 7, [9], 8)
     assert three[1].equal(one[0])
-    rows = [latents_by_record_NL(*at, 8) for at in ((5, 7, [9]), (6, 7, [9]), (5, 8, [9]), (5, 7, [8]))]
+    rows = [latents_by_patch_NL(*at, 8) for at in ((5, 7, [9]), (6, 7, [9]), (5, 8, [9]), (5, 7, [8]))]
     assert len({tuple(row.flatten().tolist()) for row in rows}) == 4
-    assert latents_by_record_NL(5, 7, [], 8).shape == (0, 8)
+    assert latents_by_patch_NL(5, 7, [], 8).shape == (0, 8)

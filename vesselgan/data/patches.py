@@ -178,14 +178,14 @@ class _ShuffledSlices:
 
     def __init__(
         self,
-        num_records: int,
+        num_patches: int,
         batch_size: int,
         seed: int,
         positions: range,
         of_rank: slice,
         augment: bool,
     ) -> None:
-        self.num_records, self.batch_size, self.seed, self.positions = num_records, batch_size, seed, positions
+        self.num_patches, self.batch_size, self.seed, self.positions = num_patches, batch_size, seed, positions
         self.of_rank, self.augment = of_rank, augment
 
     def __len__(self) -> int:
@@ -193,7 +193,7 @@ class _ShuffledSlices:
 
     def __iter__(self) -> Iterator[BatchSlice]:
         for position in self.positions:
-            indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.of_rank].tolist()
+            indices = batch_indices(self.num_patches, self.batch_size, self.seed, position)[self.of_rank].tolist()
             orientations = None
             if self.augment:
                 orientations = sample_orientations(self.batch_size, self.seed, position)[self.of_rank].tolist()

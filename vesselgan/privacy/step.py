@@ -24,10 +24,10 @@ from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
 from vesselgan.privacy.accountant import Mechanism, check_same_history, plan_mechanism, summary_lines
 from vesselgan.privacy.engine import PrivateEngine, build_private
-from vesselgan.privacy.poisson import PoissonSampler, records_of_patients, units_of, without_patient
+from vesselgan.privacy.poisson import PoissonSampler, patches_of_patients, units_of, without_patient
 from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_patch_NL
 from vesselgan.runtime.timing import Phase, Scalars
 from vesselgan.trainer.checkpointer import CheckpointPart
 from vesselgan.trainer.logger import Interval
@@ -40,7 +40,7 @@ KEY_BITS = 128
 class PoissonBatch(NamedTuple):
     """This rank's slice of a Poisson batch, possibly empty."""
 
-    records: Sequence[int]
+    indices: Sequence[int]
     """Indices of the patches in their set, one per unit."""
     real_NCXYZ: Tensor
 
@@ -56,14 +56,14 @@ def critic_step(
 ) -> Scalars:
     """One private update of the critic from a Poisson batch.
 
-    The term of a unit is a function of the weights, the key, the position and its own record: removing the unit changes
+    The term of a unit is a function of the weights, the key, the position and its own patch: removing the unit changes
     the sum by at most the clipping norm.
     """
     critic.check_single_use(position)
     assert critic.key is not None
-    latents_NL = latents_by_record_NL(critic.key, position, batch.records, noise.latent_size)
+    latents_NL = latents_by_patch_NL(critic.key, position, batch.indices, noise.latent_size)
     latents_NL = latents_NL.to(generator.device, generator.dtype)
-    for i in range(len(batch.records)):
+    for i in range(len(batch.indices)):
         real, latent = batch.real_NCXYZ[i : i + 1], latents_NL[i : i + 1]
         with phase("critic/fake"), torch.no_grad():
             fake = generator.module(latent).to(critic.dtype)
@@ -145,7 +145,7 @@ class PrivateRun(CheckpointPart):
             augment=config.data.augment,
         )
         patches = read_batches(dataset, sampler, config.train.num_workers)
-        return (PoissonBatch(records, real) for (records, _), real in zip(sampler, patches, strict=True))
+        return (PoissonBatch(indices, real) for (indices, _), real in zip(sampler, patches, strict=True))
 
     def lines(self) -> list[str]:
         """Lines on what the whole run will spend and how its key is stored."""
@@ -232,7 +232,7 @@ def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -
             "in this run's accountant; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
-    patients = records_of_patients(shards)
+    patients = patches_of_patients(shards)
     mechanism, steps = plan_mechanism(
         config.variant,
         batch_size=config.train.batch_size,

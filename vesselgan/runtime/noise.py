@@ -1,6 +1,6 @@
 """Latents and epsilons of a training step, as a function of seed and position alone.
 
-A private critic's latents are a function of its secret key, the position and their record. Assigned by index in the
+A private critic's latents are a function of its secret key, the position and their patch. Assigned by index in the
 batch, removing one unit would change the latents, and so the gradients, of all units after it.
 
 N batch (this rank's slice), L latent
@@ -51,10 +51,10 @@ class NoiseSampler:
         return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, int(stream), position]))
 
 
-def latents_by_record_NL(key: int, position: int, records: Sequence[int], latent_size: int) -> Tensor:
-    """Standard normal, one row per record; no row depends on the other records."""
-    rows = np.empty((len(records), latent_size), np.float32)
-    for row, record in zip(rows, records, strict=True):
-        philox = np.random.Philox(np.random.SeedSequence((key, position, record, _PRIVATE_STREAM)))
+def latents_by_patch_NL(key: int, position: int, patches: Sequence[int], latent_size: int) -> Tensor:
+    """Standard normal, one row per patch; no row depends on the other patches."""
+    rows = np.empty((len(patches), latent_size), np.float32)
+    for row, patch in zip(rows, patches, strict=True):
+        philox = np.random.Philox(np.random.SeedSequence((key, position, patch, _PRIVATE_STREAM)))
         np.random.Generator(philox).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(rows)
