@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from vesselgan.config.compose import compose
 from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
 from vesselgan.runtime.timing import Phases
 from vesselgan.trainer.progress import Pace, Progress
@@ -19,7 +20,7 @@ def test_only_rank_0_writes(tmp_path, capsys):
     Progress(log, start=0, stop=1).show(1, "loss", 0.1)
     log.scalars(1, {"loss": 1.0})
     log.line("text")
-    log.hparams({"a": 1}, metrics=[])
+    log.hparams(compose("train_gan", []), metrics=[])
     log.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
@@ -29,7 +30,7 @@ def test_a_killed_session_leaves_no_curve(tmp_path):
 
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, is_main=True, resume_step=0)
-        log.hparams({"width": 8, "name": "sn", "steps": None}, metrics=["loss"])
+        log.hparams(compose("train_gan", []), metrics=["loss"])
         log.scalars(1, {"loss": value})
         log.close()
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

@@ -22,7 +22,7 @@ from vesselgan.data.patches import PatchDataset, read_batches
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
-from vesselgan.privacy.accountant import Mechanism, check_same_history, plan_mechanism, summary_lines
+from vesselgan.privacy.accountant import Mechanism, PatientCounts, check_same_history, plan_mechanism, summary_lines
 from vesselgan.privacy.engine import PrivateEngine, build_private
 from vesselgan.privacy.poisson import PoissonSampler, patches_of_patients, units_of, without_patient
 from vesselgan.runtime.distributed import World, run_on_rank0
@@ -232,15 +232,9 @@ def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -
             "in this run's accountant; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
-    patients = patches_of_patients(shards)
-    mechanism, steps = plan_mechanism(
-        config.variant,
-        batch_size=config.train.batch_size,
-        num_patches=len(shards),
-        num_patients=len(patients),
-        patches_per_patient=max(map(len, patients.values())),
-        generator_steps=generator_steps,
-    )
+    sizes = [len(patches) for patches in patches_of_patients(shards).values()]
+    patients, batch_size = PatientCounts(len(shards), len(sizes), max(sizes)), config.train.batch_size
+    mechanism, steps = plan_mechanism(config.variant, patients, batch_size=batch_size, generator_steps=generator_steps)
     n_critic = config.variant.n_critic
     return PrivateRun(
         dp,

@@ -9,7 +9,7 @@ from typing import Any
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
-from vesselgan.privacy.accountant import Mechanism, paper_settings, plan_mechanism, summary_lines
+from vesselgan.privacy.accountant import Mechanism, PatientCounts, paper_settings, plan_mechanism, summary_lines
 from vesselgan.runtime.adam import moment_names
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.cost import FLOAT32, StepSetup, largest_fitting_batch, meta_networks, step_cost
@@ -121,14 +121,9 @@ def costs(config: Plan) -> dict[str, Any]:
 
 def _mechanism(config: Plan) -> tuple[Mechanism, int]:
     """(the mechanism, critic steps of the run) for patients with the same number of patches each."""
-    return plan_mechanism(
-        config.variant,
-        batch_size=config.train.batch_size,
-        num_patches=config.num_pairs,
-        num_patients=config.num_patients,
-        patches_per_patient=-(-config.num_pairs // config.num_patients),
-        generator_steps=schedule_of(config, config.num_pairs).stop,
-    )
+    patients = PatientCounts(config.num_pairs, config.num_patients, -(-config.num_pairs // config.num_patients))
+    steps = schedule_of(config, config.num_pairs).stop
+    return plan_mechanism(config.variant, patients, batch_size=config.train.batch_size, generator_steps=steps)
 
 
 def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:

@@ -5,13 +5,16 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from vesselgan.config.compose import flat
 from vesselgan.core.atomic_io import write_text
 
-Setting = bool | int | float | str
+HPARAMS = ("variant.", "data.", "train.")
+"""Groups of settings that define a run."""
 LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"
 
 
@@ -57,14 +60,18 @@ class RunLog:
         if self.is_main:
             self._writer.add_image(name, image_HWC, step, dataformats="HWC")
 
-    def hparams(self, settings: dict[str, Setting | None], *, metrics: list[str]) -> None:
-        """Settings and the names of `metrics` for TensorBoard's HParams page; once in a run's life."""
+    def hparams(self, config: Any, *, metrics: list[str]) -> None:
+        """The settings that define the run and the names of `metrics`, for TensorBoard's HParams page; once in a run's
+        life."""
         if not self.is_main or not self._is_new:
             return
         from torch.utils.tensorboard.summary import hparams
 
         assert self._writer.file_writer is not None
-        values = {key: value if isinstance(value, Setting) else str(value) for key, value in settings.items()}
+        settings = {key: value for key, value in flat(config).items() if key.startswith(HPARAMS)}
+        values = {
+            key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()
+        }
         # SummaryWriter.add_hparams would open a run of its own below this one.
         for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
             self._writer.file_writer.add_summary(summary)

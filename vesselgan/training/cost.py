@@ -21,8 +21,6 @@ from torch.utils.flop_counter import flop_registry
 
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
@@ -31,6 +29,7 @@ from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.precision import torch_type
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
+from vesselgan.training.networks import build_networks
 
 FLOAT32 = 4
 BUCKET = 500_000_000
@@ -136,13 +135,8 @@ def largest_fitting_batch(setup: StepSetup, limit_bytes: float) -> BatchFit | No
 
 def meta_networks(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
     """`critic` and `generator` on the meta device: shapes without contents."""
-    x, y, z = patch_shape
-    shape = (x, y, z)
     with torch.device("meta"):
-        return {
-            "critic": Critic(shape, variant.width, variant.critic_norm),
-            "generator": Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
-        }
+        return dict(zip(("critic", "generator"), build_networks(variant, patch_shape), strict=True))
 
 
 class _EngineStub:

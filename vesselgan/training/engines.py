@@ -7,12 +7,11 @@ from torch import nn
 from vesselgan.config.schema import Plan, TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import init_weights
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
 from vesselgan.privacy.step import PrivateRun
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.trainer.batch_plan import BatchPlan
+from vesselgan.training.networks import build_networks
 
 Engines = dict[str, Any]
 """`critic` and `generator`: an Engine each; the critic of a private run is a PrivateEngine."""
@@ -48,8 +47,7 @@ def build_engines(
 ) -> Engines:
     """Both networks, initialised from the seed, on this rank's device."""
     variant, seed = config.variant, config.train.seed
-    critic = Critic(patch_shape, variant.width, variant.critic_norm)
-    generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
+    critic, generator = build_networks(variant, patch_shape)
     init_weights(critic, seed)
     init_weights(generator, seed + 1)
 

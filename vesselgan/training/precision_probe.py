@@ -16,9 +16,8 @@ from vesselgan.formats.run_dir import write_json
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import init_weights
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
 from vesselgan.runtime.precision import torch_type
+from vesselgan.training.networks import build_networks
 
 STEPS = 4
 CHOICES = ("fp32", "bf16")
@@ -47,11 +46,9 @@ def probe_precision(device: str) -> dict[str, object]:
 def measure_step_ms(dtype: torch.dtype) -> float:
     """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `dtype`."""
     config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
-    x, y, z = compose("build_shards", []).data.prepare.patch_shape
-    shape = (x, y, z)
+    shape = compose("build_shards", []).data.prepare.patch_shape
     variant, batch = config.variant, max(1, config.train.batch_size // 2)
-    critic = Critic(shape, variant.width, variant.critic_norm)
-    generator = Generator(shape, variant.width, variant.latent_size)
+    critic, generator = build_networks(variant, shape)
     for network in (critic, generator):
         init_weights(network, 0)
         network.to(dtype)

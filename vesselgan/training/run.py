@@ -19,7 +19,6 @@ from vesselgan.training.run_summary import (
     HPARAMS_METRICS,
     StepEstimate,
     explaining_out_of_memory,
-    flatten_settings,
     run_facts,
     summary_lines,
 )
@@ -67,7 +66,7 @@ def _run(session: Session) -> None:
     trainer = build_trainer(session, schedule, batch, engines, shards, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
     session.begin(lines + (private.lines() if private is not None else []), weights_from=weights_from)
-    session.log.hparams(flatten_settings(config), metrics=HPARAMS_METRICS)
+    session.log.hparams(config, metrics=HPARAMS_METRICS)
     if not schedule.start:
         log_real_images(session.log, shards, scaling=config.data.scaling, label_threshold=config.data.label_threshold)
     if world.is_main:

@@ -1,6 +1,5 @@
 """The summary of a GAN's run: its first log lines, its facts at the end, and advice when memory runs out."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from vesselgan.runtime.distributed import maximum_over_ranks
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.provenance import device_name
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.trainer.run_log import EVENTS, LOG, Setting
+from vesselgan.trainer.run_log import EVENTS, LOG
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
 from vesselgan.training.cost import StepCost, StepSetup, largest_fitting_batch, step_cost
@@ -84,16 +83,6 @@ def summary_lines(estimate: StepEstimate, engines: dict[str, Engine], schedule: 
         *(estimate.lines() if estimate.world.is_main else []),
         f"{origin}; {schedule.stop} steps in all",
     ]
-
-
-def flatten_settings(config: TrainGan) -> dict[str, Setting | None]:
-    """The settings that define the run, by dotted name; lists as text."""
-    settings: dict[str, Setting | None] = {}
-    for group in ("variant", "data", "train"):
-        for key, value in dataclasses.asdict(getattr(config, group)).items():
-            is_plain = value is None or isinstance(value, Setting)
-            settings[f"{group}.{key}"] = value if is_plain else str(value)
-    return settings
 
 
 def count_parameters(network: torch.nn.Module) -> int:

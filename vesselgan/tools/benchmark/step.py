@@ -35,6 +35,7 @@ from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
+from vesselgan.training.networks import build_networks
 
 # N batch, C channel, X Y Z voxels, L latent
 WARMUP_STEPS = 12
@@ -217,9 +218,7 @@ def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -
 
 
 def _networks(config: Benchmark) -> tuple[Critic, Generator]:
-    variant, shape = config.variant, shape_of(config.patch_shape)
-    critic = Critic(shape, variant.width, variant.critic_norm)
-    generator = Generator(shape, variant.width, variant.latent_size, variant.generator_norm)
+    critic, generator = build_networks(config.variant, config.patch_shape)
     init_weights(critic, config.seed)
     init_weights(generator, config.seed + 1)
     return critic, generator
@@ -283,16 +282,12 @@ def _authors_flop(config: Benchmark) -> int:
 def our_flop(config: Benchmark) -> int:
     """Operations of our step, a multiply-add as two."""
     with torch.device("meta"):
-        shape, variant = shape_of(config.patch_shape), config.variant
-        networks = (
-            Critic(shape, variant.width, variant.critic_norm),
-            Generator(shape, variant.width, variant.latent_size),
-        )
-        real_NCXYZ = torch.empty(config.batch_size, 2, *shape)
+        networks = build_networks(config.variant, config.patch_shape)
+        real_NCXYZ = torch.empty(config.batch_size, 2, *config.patch_shape)
     critic: Any = BareEngine("critic", networks[0], 0.0, 0.9)
     generator: Any = BareEngine("generator", networks[1], 0.0, 0.9)
     noise = noise_of(config)
     with FlopCounterMode(display=False) as counter:
-        critic_step(critic, generator, real_NCXYZ, noise, 0, variant)
+        critic_step(critic, generator, real_NCXYZ, noise, 0, config.variant)
         generator_step(critic, generator, noise, 0)
     return counter.get_total_flops()
