@@ -255,14 +255,15 @@ class BuildShards:
     """Of `gan` and `unet`."""
 
 
+TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private")
+
+
 @dataclass
 class Benchmark:
-    target: str = field(
-        metadata=one_of("loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private")
-    )
-    """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
-    volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
-    one rank and several; `private`: a private critic step."""
+    target: str = field(metadata=one_of(*TARGETS))
+    """`acceptance`: whether the package works here, and how fast; `loader`: a pair ready for the GAN; `prepare`: shards
+    on two ranks; `step`: a training step; `segment`: a whole volume; `metrics`: the scores; `machine`: rates for plan's
+    step times; `scaling`: these times against training on one rank and several; `private`: a private critic step."""
     repeats: int = field(metadata=POSITIVE)
     """Rounds; in each every candidate runs once."""
     shape: list[int] = field(metadata=THREE_SIZES)
@@ -287,8 +288,14 @@ class Benchmark:
     machine_file: str | None
     """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
     seed: int = field(metadata=NOT_NEGATIVE)
+    parts: list[str]
+    """`correctness`, `speed`, `science` (acceptance)."""
+    minutes: float
+    """Time limit; what does not fit is reported as not run (acceptance)."""
+    cohort_dir: str | None
+    """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
     out: str | None
-    """Append the JSON line to this file too."""
+    """Append the JSON line to this file too; acceptance: its directory, null: work/acceptance."""
 
 
 @dataclass
