@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command, config_hash
-from vesselgan.config.schema import TrainUnet
+from vesselgan.config.schema import TrainUnet, UnetRun
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.patches import PatchDataset
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -88,8 +88,7 @@ def _run(session: Session) -> None:
     session.restore({NETWORK: engine})
     validation_set, *sets = session.copy_to_node([validation_set, *sets])
     training = _dataset(config, sets)
-    schedule = Schedule(unet.seed, unet.batch_size, len(training), 1, None, unet.max_steps)
-    schedule = schedule.resumed_from(session.state)
+    schedule = schedule_of(unet, len(training)).resumed_from(session.state)
     validation = Validation(session, schedule, engine.module, _dataset(config, validation_set))
     batches = batches_of(session, schedule, batch, training)
     data = training_data(config, sets, validation_set)
@@ -101,6 +100,18 @@ def _run(session: Session) -> None:
         line = f"best of {steps} steps is {facts['best_checkpoint']}, validation Dice {facts['validation_dice']:.3f}"
         session.finish(facts, f"{line}, {facts['hours'] * 60:.1f} min")
     session.close()
+
+
+def schedule_of(unet: UnetRun, num_patches: int) -> Schedule:
+    """The U-Net's steps over a training set of `num_patches`; every source gets as many."""
+    return Schedule(
+        seed=unet.seed,
+        batch_size=unet.batch_size,
+        num_patches=num_patches,
+        batches_per_step=1,
+        epochs=None,
+        max_steps=unet.max_steps,
+    )
 
 
 def _build_engine(session: Session, settings: dict[str, Any]) -> Engine:

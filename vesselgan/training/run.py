@@ -42,8 +42,15 @@ def run_dir_of(config: TrainGan) -> Path:
 
 def schedule_of(config: TrainGan | Plan, num_patches: int) -> Schedule:
     """The generator's steps over a training set of `num_patches`."""
-    train, n_critic = config.train, config.variant.n_critic
-    return Schedule(train.seed, train.batch_size, num_patches, n_critic, train.epochs, train.max_steps)
+    train = config.train
+    return Schedule(
+        seed=train.seed,
+        batch_size=train.batch_size,
+        num_patches=num_patches,
+        batches_per_step=config.variant.n_critic,
+        epochs=train.epochs,
+        max_steps=train.max_steps,
+    )
 
 
 def _run(session: Session) -> None:
