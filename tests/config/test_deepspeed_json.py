@@ -39,8 +39,6 @@ def zero(**more: Any) -> dict[str, Any]:
         ({"wall_clock_breakdown": True}, "wall_clock_breakdown"),
         ({"data_types": {"buffer_dtype": "fp16"}}, "data_types"),
         (fp16() | bf16(), "fp16 and bf16"),
-        (bf16() | {"zero_optimization": {"stage": 0}}, "bf16 with ZeRO stage 0"),
-        (fp16() | {"zero_optimization": {}}, "fp16 with ZeRO stage 0"),
         ({"gradient_clipping": 1.0}, "gradient_clipping"),
         ({"gradient_clipping": True}, "gradient_clipping"),
         ({"amp": {"enabled": True}}, "amp"),
@@ -103,14 +101,23 @@ def test_the_mechanics_are_free(tmp_path, settings):
     assert read(tmp_path, settings) == settings
 
 
-def test_batches_are_resolved_and_nothing_is_clipped():
-    resolved = deepspeed.resolve({}, batch_size=16, batch_per_gpu=2, world_size=4)
-    assert resolved["train_batch_size"] == 16
-    assert resolved["train_micro_batch_size_per_gpu"] == resolved["gradient_accumulation_steps"] == 2
-    assert resolved["gradient_clipping"] == 0.0  # left out, DeepSpeed clips at 1
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_the_json_receives_its_precision(precision):
+    silent = {precision: {"loss_scale_window": 9}, "zero_optimization": {"stage": 1}}
+    completed = deepspeed.complete("ds.json", silent, precision)
+    assert completed[precision] == {"loss_scale_window": 9, "enabled": True}
+    assert completed["gradient_clipping"] == 0.0  # left out, DeepSpeed clips at 1
+    assert "enabled" not in silent[precision]
 
 
-@pytest.mark.parametrize(("batch", "per_gpu", "nearest"), [(5, None, 4), (12, 5, 10)])
-def test_a_batch_that_does_not_divide_is_refused(batch, per_gpu, nearest):
-    with pytest.raises(UsageError, match=rf"batch_size={batch}.*\b{nearest}\b"):
-        deepspeed.resolve({}, batch_size=batch, batch_per_gpu=per_gpu, world_size=2)
+@pytest.mark.parametrize("stated", [fp16(), bf16(), {"fp16": {"enabled": False}}])
+def test_another_precision_is_refused(stated):
+    other = "fp32" if deepspeed.stated_precision(stated) != "fp32" else "fp16"
+    with pytest.raises(UsageError, match="unet.precision"):
+        deepspeed.complete("ds.json", stated, other, key="unet.precision")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_half_without_zero_is_refused(precision):
+    with pytest.raises(UsageError, match=f"ds.json: {precision} with ZeRO stage 0"):
+        deepspeed.complete("ds.json", {"zero_optimization": {}}, precision)

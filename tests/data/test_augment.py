@@ -68,7 +68,7 @@ def test_words_depend_on_seed_and_position_alone() -> None:
 def test_ranks_and_workers_do_not_change_turns(make_set: MakeSet, num_workers: int) -> None:
     data = dataset(make_set())
     whole = batches(data)
-    parts = [batches(data, rank=rank, world_size=2, num_workers=num_workers) for rank in range(2)]
+    parts = [batches(data, of_rank=half, num_workers=num_workers) for half in (slice(0, 2), slice(2, 4))]
     assert torch.equal(torch.cat(parts, dim=1), whole)
     assert torch.equal(batches(data, start=5), whole[3:])  # resumed
 

@@ -15,13 +15,13 @@ seeds = st.integers(0, 2**32)
 @settings(max_examples=60, deadline=None)
 @given(sizes=sizes, seed=seeds, epoch=st.integers(0, 5))
 def test_an_epoch_meets_records_at_most_once(sizes: tuple[int, int], seed: int, epoch: int) -> None:
-    num_records, batch_size = sizes
-    steps = steps_per_epoch(num_records, batch_size)
-    batches = [batch_indices(num_records, batch_size, seed, epoch * steps + step) for step in range(steps)]
+    num_patches, batch_size = sizes
+    steps = steps_per_epoch(num_patches, batch_size)
+    batches = [batch_indices(num_patches, batch_size, seed, epoch * steps + step) for step in range(steps)]
     assert all(batch.dtype == np.int64 and batch.shape == (batch_size,) for batch in batches)
     seen = np.concatenate(batches)
-    assert len(set(seen.tolist())) == len(seen) > num_records - batch_size
-    assert set(seen.tolist()) <= set(range(num_records))
+    assert len(set(seen.tolist())) == len(seen) > num_patches - batch_size
+    assert set(seen.tolist()) <= set(range(num_patches))
 
 
 @settings(max_examples=40, deadline=None)
@@ -50,20 +50,20 @@ def test_every_order_of_three_is_about_as_frequent() -> None:
     assert len(counts) == 6 and counts.min() > 135 and counts.max() < 265
 
 
-@pytest.mark.parametrize(("num_records", "batch_size"), [(3, 4), (0, 1), (5, 0), (5, -2)])
-def test_a_batch_too_large_is_refused(num_records: int, batch_size: int) -> None:
+@pytest.mark.parametrize(("num_patches", "batch_size"), [(3, 4), (0, 1), (5, 0), (5, -2)])
+def test_a_batch_too_large_is_refused(num_patches: int, batch_size: int) -> None:
     with pytest.raises(UsageError, match=f"train.batch_size={batch_size}") as caught:
-        batch_indices(num_records, batch_size, 1, 0)
+        batch_indices(num_patches, batch_size, 1, 0)
     assert caught.value.exit_code == 2
 
 
 @settings(max_examples=60, deadline=None)
-@given(num_records=st.integers(2, 200), seed=seeds)
-def test_a_derangement_moves_every_record_and_loses_none(num_records: int, seed: int) -> None:
-    partner = derangement(num_records, seed)
-    assert sorted(partner.tolist()) == list(range(num_records))
-    assert (partner != np.arange(num_records)).all()
-    assert derangement(num_records, seed).tolist() == partner.tolist()
+@given(num_patches=st.integers(2, 200), seed=seeds)
+def test_a_derangement_moves_every_record_and_loses_none(num_patches: int, seed: int) -> None:
+    partner = derangement(num_patches, seed)
+    assert sorted(partner.tolist()) == list(range(num_patches))
+    assert (partner != np.arange(num_patches)).all()
+    assert derangement(num_patches, seed).tolist() == partner.tolist()
 
 
 def test_one_patch_has_no_other_label_to_take() -> None:

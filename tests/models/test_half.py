@@ -58,7 +58,7 @@ def test_statistics_power_iteration_and_penalty_are_float32(dtype):
         for name, network, x in networks(dtype):
             network.train()(x).float().sum().backward()
             if name in ("instance", "spectral"):
-                iterate_spectral_norms(network)
+                iterate_spectral_norms(network.eval())
                 found = gradient_penalty(network.input_gradient, x, x.flip(0), epsilon=torch.rand(2), weight=10.0)
                 found.value.backward()
                 assert {value.dtype for value in found} == {torch.float32}

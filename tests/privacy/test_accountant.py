@@ -1,6 +1,7 @@
 """What a run's privacy is said to be, by unit, and which checkpoints no run may go on from."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
 from vesselgan.privacy.accountant import (
     NOT_COVERED,
     Mechanism,
+    PatientCounts,
     check_same_history,
     plan_mechanism,
     summary_lines,
@@ -16,11 +18,12 @@ from vesselgan.privacy.accountant import (
 )
 from vesselgan.tools.plan import plan
 
-PAPER = {"batch_size": 4, "num_patches": 2350, "num_patients": 47, "patches_per_patient": 50, "generator_steps": 11_740}
+PATIENTS = PatientCounts(num_patches=2350, num_patients=47, patches_per_patient=50)
+PAPER = {"batch_size": 4, "generator_steps": 11_740}
 
 
 def mechanism(*words_: str) -> tuple[Mechanism, int]:
-    return plan_mechanism(compose("train_gan", ["variant=dpgan", *words_]).variant, **PAPER)
+    return plan_mechanism(compose("train_gan", ["variant=dpgan", *words_]).variant, PATIENTS, **PAPER)
 
 
 def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> None:
@@ -58,7 +61,7 @@ def test_a_delta_that_means_nothing_is_refused() -> None:
 def test_a_batch_of_everybody_is_refused() -> None:
     by_patient = compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant
     with pytest.raises(UsageError, match="batch_size") as raised:
-        plan_mechanism(by_patient, **(PAPER | {"batch_size": 47}))
+        plan_mechanism(by_patient, PATIENTS, batch_size=47, generator_steps=1)
     assert raised.value.exit_code == 2
 
 
@@ -90,7 +93,9 @@ def test_another_accountants_checkpoint_is_refused() -> None:
     mine = found.to_json(100)
     whole = {"step": 20, "privacy": mine}
     check_same_history(json.loads(json.dumps(whole)), mine)
-    fewer = plan_mechanism(compose("train_gan", ["variant=dpgan"]).variant, **(PAPER | {"num_patches": 2300}))[0]
+    fewer = plan_mechanism(
+        compose("train_gan", ["variant=dpgan"]).variant, replace(PATIENTS, num_patches=2300), **PAPER
+    )[0]
     quieter, _ = mechanism("variant.dp.noise_multiplier=0.1")
     known, secret = (mine | {"is_key_secret": is_secret} for is_secret in (False, True))
     for state, now, named in (

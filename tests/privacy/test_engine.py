@@ -51,7 +51,7 @@ def test_the_noise_is_added_once() -> None:
 def test_an_empty_batch_is_a_release_too() -> None:
     built = engine(noise=1.0)
     take(built)
-    assert (built.releases, built.batch.units, built.skipped_steps) == (1, 0, 0)
+    assert (built.num_releases, built.batch.num_units, built.skipped_steps) == (1, 0, 0)
     assert built.module.weight.abs().max() > 0
 
 
@@ -78,7 +78,7 @@ def test_an_infinite_unit_counts_as_zero(bad: float) -> None:
     built = engine()
     norm = take(built, [bad, 1.0], [0.6, 0.8])
     assert norm.item() == pytest.approx(1 / 4, rel=2e-6)
-    assert (built.batch.units, built.batch.dropped, built.skipped_steps) == (2, 1, 1)
+    assert (built.batch.num_units, built.batch.num_dropped, built.skipped_steps) == (2, 1, 1)
     assert built.skips.bad_in_a_row == 0
     take(built, [bad, 1.0])
     assert built.skips.bad_in_a_row == 1

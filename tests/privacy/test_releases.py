@@ -34,7 +34,7 @@ def test_releases_are_repeated_the_same_or_not(path: Path) -> None:
 
 def test_settings_may_change_on_the_mark(path: Path) -> None:
     resume(path, 20, [RATE], "1 x cpu").advance(path, 30)
-    assert resume(path, 20, [], "1 x cpu").since == resume(path, 25, [], "1 x cpu").since == 20
+    assert resume(path, 20, [], "1 x cpu").num_at_change == resume(path, 25, [], "1 x cpu").num_at_change == 20
     with pytest.raises(PrivacyError, match="release 20"):
         resume(path, 10, [], "1 x cpu")
 
@@ -42,12 +42,12 @@ def test_settings_may_change_on_the_mark(path: Path) -> None:
 def test_the_mark_never_goes_back(path: Path) -> None:
     mark = resume(path, 10, [], "1 x cpu")
     mark.advance(path, 15)
-    assert json.loads(path.read_text())["made"] == 20
+    assert json.loads(path.read_text())["num_releases"] == 20
     mark.advance(path, 25)
-    assert json.loads(path.read_text())["made"] == 25
+    assert json.loads(path.read_text())["num_releases"] == 25
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", '{"made": 3, "since": 0, "on": "1 x cpu"}'])
+@pytest.mark.parametrize("content", [None, "", "{}", '{"num_releases": 3, "num_at_change": 0, "hardware": "1 x cpu"}'])
 def test_a_lost_or_damaged_mark_stops_the_run(path: Path, content: str | None) -> None:
     path.unlink()
     if content is not None:

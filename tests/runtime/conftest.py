@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from vesselgan.config.deepspeed import resolve
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap
+from vesselgan.trainer.batch_plan import BatchPlan
 
 
 class Tiny:
@@ -18,12 +18,12 @@ class Tiny:
     def engine(
         self, *, stage: int = 1, precision: str = "fp32", width: int = 4, batch_per_gpu: int | None = None
     ) -> Engine:
-        raw = {"zero_optimization": {"stage": stage}}
+        raw = {"zero_optimization": {"stage": stage}, "gradient_clipping": 0.0}
         if precision == "fp16":
             raw["fp16"] = {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 3, "hysteresis": 1}
         if precision == "bf16":
             raw["bf16"] = {"enabled": True}
-        settings = resolve(raw, batch_size=2, batch_per_gpu=batch_per_gpu, world_size=1)
+        settings = BatchPlan.of(2, batch_per_gpu, ranks=1).resolve(raw)
         torch.manual_seed(0)
         module = nn.Sequential(nn.Linear(3, width, bias=False), nn.LayerNorm(width), nn.Linear(width, 2))
         module.register_buffer("num_batches", torch.tensor(2**40 + 1))  # beyond what float32 could hold

@@ -8,6 +8,7 @@ import torch
 
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime import distributed
+from vesselgan.runtime import precision as precision_module
 
 
 @pytest.fixture(autouse=True)
@@ -78,13 +79,13 @@ def test_deepspeed_gets_the_tasks_device(afresh, monkeypatch):
 
 @pytest.mark.parametrize(("precision", "there"), [("bf16", ["fp16", "fp32"]), ("fp16", ["fp32"])])
 def test_a_missing_precision_lists_what_would_run(world, monkeypatch, precision, there):
-    monkeypatch.setattr(distributed, "half_is_missing", lambda kind: kind not in there)
+    monkeypatch.setattr(precision_module, "half_is_missing", lambda kind: kind not in there)
     with pytest.raises(ResourceError, match=f"no {precision}") as error:
-        distributed.check_precision(precision, world, program="train x=1", key="variant.precision")
+        precision_module.check_precision(precision, world, program="train x=1", key="variant.precision")
     for kind in ("fp32", "bf16", "fp16"):
         command = f"train x=1 --deepspeed_config ds_{kind}.json variant.precision={kind}"
         assert (command in str(error.value)) == (kind in there)
-    distributed.check_precision("fp32", world, program="train", key="variant.precision")
+    precision_module.check_precision("fp32", world, program="train", key="variant.precision")
 
 
 def test_without_deepspeed_it_is_exit_6(afresh, monkeypatch):

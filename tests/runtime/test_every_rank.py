@@ -22,7 +22,7 @@ def rank_main(rank: int, folder: Path) -> None:
     try:
         run_on_all_ranks(world, fail_on_one)
     except ResourceError as error:
-        found += [str(error), error.is_reported]
+        found += [str(error), error.is_printed_elsewhere]
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vesselgan.config.deepspeed import resolve
 from vesselgan.core.errors import NumericError
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap
+from vesselgan.trainer.batch_plan import BatchPlan
 
 POWER = 10
 RATE = 0.25
@@ -35,12 +35,12 @@ def slope(world: World, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine
     monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
 
     def make(precision: str, stage: int, *, turns: int = 1, **fp16: int) -> Engine:
-        raw = {"zero_optimization": {"stage": stage}}
+        raw = {"zero_optimization": {"stage": stage}, "gradient_clipping": 0.0}
         if precision == "fp16":
             raw["fp16"] = {"enabled": True, "initial_scale_power": POWER, "hysteresis": 1} | fp16
         elif precision == "bf16":
             raw["bf16"] = {"enabled": True}
-        settings = resolve(raw, batch_size=2, batch_per_gpu=2 // turns, world_size=1)
+        settings = BatchPlan.of(2, 2 // turns, ranks=1).resolve(raw)
         module = Slope()
         optimizer = torch.optim.SGD(module.parameters(), lr=RATE)
         return wrap("critic", module, optimizer, settings=settings, world=world)

@@ -6,17 +6,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vesselgan.config.deepspeed import resolve
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap
+from vesselgan.trainer.batch_plan import BatchPlan
 
 BATCH = 4
 
 
 def engine_of(world: World, stage: int) -> Engine:
-    settings = resolve({"zero_optimization": {"stage": stage}}, batch_size=BATCH, batch_per_gpu=None,
-                       world_size=world.size)  # fmt: skip
+    raw = {"zero_optimization": {"stage": stage}, "gradient_clipping": 0.0}
+    settings = BatchPlan.of(BATCH, None, ranks=world.size).resolve(raw)
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(3, 8, bias=False), nn.LayerNorm(8), nn.Linear(8, 2))
     optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.0, 0.9), fused=True)

@@ -18,8 +18,11 @@ from vesselgan.config.compose import from_yaml, parse
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.models.unet import LEVELS
 from vesselgan.segmentation import train as module
+from vesselgan.segmentation import unet_trainer
+from vesselgan.segmentation import validation as validation_module
 from vesselgan.segmentation.predict import load_unet
-from vesselgan.segmentation.train import open_shards, seed_dropout, train_unet
+from vesselgan.segmentation.train import open_shards, train_unet
+from vesselgan.segmentation.unet_trainer import seed_dropout
 from vesselgan.segmentation.validation import Scores
 
 SMALL = ["unet.filters=[4,8]", "unet.learning_rate=1e-2", "unet.num_workers=0", "unet.batch_size=4", "unet.log_every=2"]
@@ -81,7 +84,7 @@ def test_learns_and_names_the_best_checkpoint(train, tmp_path, preset):
 
 def test_early_stopping_keeps_the_best(train, tmp_path, monkeypatch):
     losses = iter([-0.5, -0.7, -0.6, -0.65, -0.9])
-    monkeypatch.setattr(module, "validate", lambda *a, **k: Scores(loss=next(losses), dice=0.5))
+    monkeypatch.setattr(validation_module, "validate", lambda *a, **k: Scores(loss=next(losses), dice=0.5))
     facts = train(tmp_path / "run", "unet.max_steps=10", "unet.validate_every=2", "unet.patience=2")
     assert (facts["steps"], facts["stopped_early"], facts["best_checkpoint"]) == (8, True, "step_00000004")
     kept = sorted(path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*"))
@@ -102,11 +105,12 @@ GOING_ON = ["unet.max_steps=8", "unet.validate_every=4", "unet.dropout=0.3", "un
     [("unet_step", "signal", 5), ("validate", "signal", 1), ("validation_image", "file", 1)],
 )
 def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monkeypatch, doing, asked_by, at):
+    place = unet_trainer if doing == "unet_step" else validation_module
     broken = tmp_path / "broken"
     facts = train(straight, *GOING_ON)
     ask = {"signal": lambda: os.kill(os.getpid(), signal.SIGUSR1), "file": (broken / "stop").touch}[asked_by]
     with monkeypatch.context() as patch:
-        patch.setattr(module, doing, asking(getattr(module, doing), ask, at))
+        patch.setattr(place, doing, asking(getattr(place, doing), ask, at))
         assert train(broken, *GOING_ON) is None
     marker = json.loads((broken / "requeue").read_text())
     assert marker["step"] == 5 and ("SIGUSR1" if asked_by == "signal" else "stop") in marker["reason"]
@@ -138,7 +142,9 @@ def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
 
 
 def test_a_request_at_the_end_stops_nothing(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+    monkeypatch.setattr(
+        validation_module, "validate", asking(validation_module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    )
     assert train(tmp_path / "run", "unet.max_steps=2", "unet.validate_every=2")["steps"] == 2
     assert not (tmp_path / "run" / "requeue").exists()
 
@@ -148,7 +154,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the batches at these positions hold one NaN voxel: no shard can, so it is put behind the reader."""
 
     def at(positions: Any) -> None:
-        honest = module.stream
+        honest = unet_trainer.stream
 
         def spoilt(*arguments: Any, **options: Any) -> Iterator[torch.Tensor]:
             for position, batch in zip(itertools.count(options["start"]), honest(*arguments, **options), strict=False):
@@ -157,7 +163,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     batch[0, 0, 5, 4, 3] = torch.nan
                 yield batch
 
-        monkeypatch.setattr(module, "stream", spoilt)
+        monkeypatch.setattr(unet_trainer, "stream", spoilt)
 
     return at
 
@@ -195,7 +201,11 @@ def test_the_count_of_bad_steps_goes_on(train, tmp_path, spoil, monkeypatch):
     spoil(range(1, 100))
     settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_skipped_steps=5", "unet.patience=99"]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "validate", asking(module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)))
+        patch.setattr(
+            validation_module,
+            "validate",
+            asking(validation_module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
+        )
         assert train(tmp_path / "run", *settings) is None  # leaves after step 4: 2, 3 and 4 were bad
     with pytest.raises(NumericError, match="step 6"):
         train(tmp_path / "run", *settings)

@@ -6,19 +6,21 @@ import time
 import pytest
 import torch
 
+from vesselgan.config.compose import compose
 from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
 from vesselgan.runtime.timing import Phases
-from vesselgan.trainer.logger import RunLog
-from vesselgan.trainer.progress import Progress
+from vesselgan.trainer.progress import Pace, Progress
+from vesselgan.trainer.run_log import RunLog
 
 CPU = torch.device("cpu")
 
 
 def test_only_rank_0_writes(tmp_path, capsys):
     log = RunLog(tmp_path, is_main=False)
-    Progress(log, start=0, stop=1, patches_per_step=4).log(1, {"loss": 1.0}, "loss")
+    Progress(log, start=0, stop=1).show(1, "loss", 0.1)
+    log.scalars(1, {"loss": 1.0})
     log.line("text")
-    log.hparams({"a": 1}, metrics=[])
+    log.hparams(compose("train_gan", []), metrics=[])
     log.close()
     assert list(tmp_path.iterdir()) == [] and capsys.readouterr() == ("", "")
 
@@ -28,13 +30,24 @@ def test_a_killed_session_leaves_no_curve(tmp_path):
 
     for value in (1.0, 2.0):
         log = RunLog(tmp_path, is_main=True, resume_step=0)
-        log.hparams({"width": 8, "name": "sn", "steps": None}, metrics=["loss"])
+        log.hparams(compose("train_gan", []), metrics=["loss"])
         log.scalars(1, {"loss": value})
         log.close()
     seen = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in seen.Scalars("loss")] == [(1, 2.0)]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": 2.0}
     assert len(list((tmp_path / "tensorboard").glob("events*"))) == 1
+
+
+def test_a_pause_is_no_steps_time(monkeypatch):
+    now = iter([100.0, 103.0, 106.0, 107.0, 109.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    pace = Pace()  # at 100
+    with pace.pause():  # from 103 to 107
+        pace.measure_save(1.5)  # at 106
+    assert (pace.save_s, pace.write_s) == (3.0, 1.5)
+    pace.measure_step(2)  # at 109
+    assert pace.step_s == (9.0 - 4.0) / 2
 
 
 def test_phases_are_added_and_divided_by_steps():

@@ -36,10 +36,10 @@ def sit(run_dir: Path, count: int) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
 def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
-    assert not requests.should_stop(step_s=1.0, save_s=1.0)
+    assert not requests.should_stop()
     os.kill(os.getpid(), number)
     assert not (tmp_path / "requeue").exists()
-    assert requests.should_stop(step_s=1.0, save_s=1.0)
+    assert requests.should_stop()
     requests.write_requeue(7)
     marker = json.loads((tmp_path / "requeue").read_text())
     assert marker == {"step": 7, "reason": f"signal {signal.Signals(number).name}", "sessions": 0}
@@ -48,18 +48,18 @@ def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
 def test_an_interrupt_after_a_signal_is_patient(requests):
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGINT)
-    assert requests.reason == "signal SIGUSR1" and requests.should_stop(step_s=1.0, save_s=1.0)
+    assert requests.reason == "signal SIGUSR1" and requests.should_stop()
 
 
 def test_the_stop_file_asks_once(requests, world, tmp_path):
     (tmp_path / "stop").touch()
-    assert requests.should_stop(step_s=1.0, save_s=1.0)
+    assert requests.should_stop()
     assert str(tmp_path / "stop") in requests.reason
     requests.write_requeue(1)
     requests.__exit__(None, None, None)
     with Stopper(world, rank_timeout_minutes=1) as later:
         later.start_watching(tmp_path, max_minutes=None, max_restarts=9)
-        assert not later.should_stop(step_s=1.0, save_s=1.0)
+        assert not later.should_stop()
         assert not (tmp_path / "requeue").exists()
 
 
@@ -70,10 +70,11 @@ def test_it_stops_while_a_save_still_fits(world, tmp_path, monkeypatch):
         monkeypatch.setattr(time, "time", lambda: now)
         requests.start_watching(tmp_path, max_minutes=30.0, max_restarts=9)
         needed = MARGIN * (2.0 + 60.0)
+        requests.pace.step_s, requests.pace.save_s = 2.0, 60.0
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed - 0.01)
-        assert not requests.should_stop(step_s=2.0, save_s=60.0)
+        assert not requests.should_stop()
         monkeypatch.setattr(time, "time", lambda: now + 1800 - needed + 0.01)
-        assert requests.should_stop(step_s=2.0, save_s=60.0) and requests.reason
+        assert requests.should_stop() and requests.reason
 
 
 def test_the_first_steps_time_counts_too(world, tmp_path, monkeypatch):
@@ -81,7 +82,7 @@ def test_the_first_steps_time_counts_too(world, tmp_path, monkeypatch):
         requests.start_watching(tmp_path, max_minutes=1.0, max_restarts=9)
         counter = time.perf_counter()
         monkeypatch.setattr(time, "perf_counter", lambda: counter + 100.0)
-        assert requests.should_stop(step_s=0.0, save_s=0.0)  # the first step took longer than the job has
+        assert requests.should_stop()  # the first step took longer than the job has
 
 
 def test_a_run_without_progress_is_not_requeued(requests, tmp_path):
@@ -147,7 +148,7 @@ import torch
 with Stopper(World(0, 1, 0, torch.device("cpu")), rank_timeout_minutes=1) as requests:
     requests.start_watching(Path(sys.argv[1]), max_minutes=None, max_restarts=9)
     os.kill(os.getpid(), signal.SIGINT)
-    print("asked", requests.should_stop(step_s=1, save_s=1), flush=True)
+    print("asked", requests.should_stop(), flush=True)
     os.kill(os.getpid(), signal.SIGINT)
     print("never said", flush=True)
 """

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from vesselgan.config.compose import compose
-from vesselgan.config.deepspeed import read, resolve
+from vesselgan.config.deepspeed import complete, read
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
@@ -15,6 +15,7 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
 
 name, width, shape, batch = sys.argv[1], int(sys.argv[2]), tuple(json.loads(sys.argv[3])), int(sys.argv[4])
@@ -23,17 +24,16 @@ world = distributed.start("cpu")
 
 
 def take_steps(width: int, shape: tuple[int, int, int], batch: int) -> None:
-    settings = resolve(read(None, "fp32")[1], batch_size=batch, batch_per_gpu=None, world_size=1)
+    settings = BatchPlan.of(batch, None, ranks=1).resolve(complete(*read(None, "fp32"), "fp32"))
 
     def engine(network: str, module: torch.nn.Module) -> Engine:
         init_weights(module, 0)
         rate, betas = variant.learning_rate_critic, variant.betas
-        words = {"program": "train_gan", "key": "variant.precision"}
-        return build(network, module, learning_rate=rate, betas=betas, settings=settings, world=world, **words)
+        return build(network, module, learning_rate=rate, betas=betas, settings=settings, world=world)
 
     critic = engine("critic", Critic(shape, width, variant.critic_norm))
     generator = engine("generator", Generator(shape, width, variant.latent_size))
-    draws = NoiseSampler(0, batch, variant.latent_size, rank=0, world_size=1)
+    draws = NoiseSampler(0, batch, variant.latent_size)
     for step in range(2):
         critic_step(critic, generator, torch.rand(batch, 2, *shape), draws, step, variant)
         generator_step(critic, generator, draws, step)

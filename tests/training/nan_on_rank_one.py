@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vesselgan.training import run
+from vesselgan.training import gan_trainer
 
-honest = run.stream
+honest = gan_trainer.stream
 
 
 def spoilt(*words: Any, **options: Any) -> Iterator[Tensor]:
@@ -21,5 +21,5 @@ def spoilt(*words: Any, **options: Any) -> Iterator[Tensor]:
         yield batch
 
 
-run.stream = spoilt
+gan_trainer.stream = spoilt
 runpy.run_path(str(Path(__file__).parents[2] / "launch" / "train_gan.py"), run_name="__main__")

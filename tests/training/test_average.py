@@ -6,17 +6,16 @@ import torch
 
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator
-from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime.noise import NoiseSampler, Stream
 from vesselgan.training.average import (
     STANDING_BATCHES,
-    STANDING_STREAM,
     MovingAverage,
     standing_statistics,
     swapped_weights,
 )
 
 PATCH, WIDTH, LATENT = (16, 16, 16), 8, 4
-DRAWS = NoiseSampler(seed=3, batch_size=4, latent_size=LATENT, rank=0, world_size=1)
+DRAWS = NoiseSampler(seed=3, batch_size=4, latent_size=LATENT)
 
 
 def generator() -> Generator:
@@ -43,7 +42,7 @@ def test_the_average_follows_a_jump(decay, steps, moved):
     with torch.no_grad():
         module.last.bias += 8.0
     for step in steps:
-        average.update(module, step)
+        average.after_step(step)
     torch.testing.assert_close(average.weights["last.bias"][0].item(), before + 8.0 * moved)
 
 
@@ -57,7 +56,7 @@ def test_standing_statistics_average_latent_batches():
     means = []
     for position in range(STANDING_BATCHES):
         with torch.no_grad():
-            x = module.start(DRAWS.latents_NL(STANDING_STREAM, position)).view(4, WIDTH, -1)
+            x = module.start(DRAWS.latents_NL(Stream.STANDING_LATENTS, position)).view(4, WIDTH, -1)
         means.append(x.double().mean((0, 2)).numpy())
     # float32 running means of 100 batches against float64.
     np.testing.assert_allclose(standing["start_norm.running_mean"], np.mean(means, 0), atol=1e-5)
@@ -74,6 +73,6 @@ def test_the_generator_gets_its_weights_back():
 
 def test_ranks_share_a_positions_latents():
     whole = DRAWS.latents_NL(0, 5)
-    parts = [NoiseSampler(3, 4, LATENT, rank, 2).latents_NL(0, 5) for rank in (0, 1)]
+    parts = [NoiseSampler(3, 4, LATENT, of_rank).latents_NL(0, 5) for of_rank in (slice(0, 2), slice(2, 4))]
     assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(whole, DRAWS.latents_NL(1, 5)) and not torch.equal(whole, DRAWS.latents_NL(0, 6))

@@ -14,12 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vesselgan.config.compose import compose
-from vesselgan.config.deepspeed import read, resolve
+from vesselgan.config.deepspeed import read
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.training.cost import StepCost, largest_fitting_batch, step_cost
+from vesselgan.trainer.batch_plan import BatchPlan
+from vesselgan.training.cost import StepCost, StepSetup, largest_fitting_batch, step_cost
 from vesselgan.training.gan import generator_step
 
 SHAPE, WIDTH, BATCH, LATENT = (32, 32, 16), 16, 4, 128
@@ -32,19 +33,14 @@ def variant(name: str = "sn", **changed: Any) -> Variant:
     return found
 
 
-def settings(precision: str = "fp32", *, stage: int = 1, batch: int = BATCH, ranks: int = 1) -> dict[str, Any]:
-    raw = copy.deepcopy(read(None, precision)[1])
+def setup(of: Variant, shape=SHAPE, *, batch=BATCH, ranks=1, stage=1, device="cuda", has_average=False) -> StepSetup:
+    raw = copy.deepcopy(read(None, of.precision)[1])
     raw["zero_optimization"]["stage"] = stage
-    one = resolve(raw, batch_size=batch, batch_per_gpu=None, world_size=ranks)
-    return {"critic": one, "generator": one}
+    return StepSetup(of, shape, BatchPlan.of(batch, None, ranks=ranks), raw, device, has_average)
 
 
-def cost(of: Variant, shape=SHAPE, *, batch=BATCH, ranks=1, device="cuda", has_average=False, **kind: Any) -> StepCost:
-    json_settings = settings(of.precision, batch=batch, ranks=ranks, **kind)
-    share = batch // ranks
-    return step_cost(
-        of, shape, json_settings, batch_per_rank=share, ranks=ranks, device=device, has_average=has_average
-    )
+def cost(of: Variant, shape=SHAPE, **how: Any) -> StepCost:
+    return step_cost(setup(of, shape, **how))
 
 
 def generator_flop(of: Variant, device: str) -> int:
@@ -89,7 +85,7 @@ def test_the_generators_step_as_torch_counts():
     critic = Player("critic", Critic(SHAPE, WIDTH, of.critic_norm))
     generator = Player("generator", Generator(SHAPE, WIDTH, LATENT))
     with FlopCounterMode(display=False) as counter:
-        generator_step(critic, generator, NoiseSampler(0, BATCH, LATENT, rank=0, world_size=1), 0)
+        generator_step(critic, generator, NoiseSampler(0, BATCH, LATENT), 0)
     assert counter.get_total_flops() == generator_flop(of, "cpu")
 
 
@@ -144,14 +140,14 @@ def test_the_predicted_peak_is_within_15_percent(name, shape, batch):
 
 
 def test_turns_are_tried_before_smaller_batches():
-    of, rank = variant("sn"), {"batch_per_rank": 4, "ranks": 1, "device": "cuda", "has_average": False}
-    whole = cost(of).peak_bytes
-    found = largest_fitting_batch(of, SHAPE, settings(), **rank, limit_bytes=whole)
-    assert (found.batch_per_rank, found.batch_per_gpu) == (4, 4) and found.cost.peak_bytes == whole
-    micro = largest_fitting_batch(of, SHAPE, settings(), **rank, limit_bytes=whole - 1)
-    assert (micro.batch_per_rank, micro.batch_per_gpu) == (4, 2) and micro.cost.peak_bytes < whole
-    # Below that the generator, which takes its share in one, is what needs the memory.
-    half = largest_fitting_batch(of, SHAPE, settings(), **rank, limit_bytes=micro.cost.peak_bytes - 1)
-    assert (half.batch_per_rank, half.batch_per_gpu) == (2, 2)
-    assert half.cost.peak_bytes == cost(of, batch=2).peak_bytes < micro.cost.peak_bytes
-    assert largest_fitting_batch(of, SHAPE, settings(), **rank, limit_bytes=1) is None
+    of = setup(variant("sn"))
+    whole = step_cost(of).peak_bytes
+    found = largest_fitting_batch(of, whole)
+    assert found.batch == BatchPlan(4, 4, 4, 1) and found.cost.peak_bytes == whole
+    micro = largest_fitting_batch(of, whole - 1)
+    assert micro.batch == BatchPlan(4, 4, 2, 2) and micro.cost.peak_bytes < whole
+    # Below that the generator, which takes its slice in one, is what needs the memory.
+    half = largest_fitting_batch(of, micro.cost.peak_bytes - 1)
+    assert half.batch == BatchPlan(2, 2, 2, 1)
+    assert half.cost.peak_bytes == cost(of.variant, batch=2).peak_bytes < micro.cost.peak_bytes
+    assert largest_fitting_batch(of, 1) is None

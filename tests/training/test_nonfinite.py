@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vesselgan.core.errors import NumericError, UsageError
-from vesselgan.training import gan, run
+from vesselgan.training import gan, gan_trainer
 
 FP32 = ("variant=sn", "variant.precision=fp32")
 
@@ -23,7 +23,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let the batches at these positions hold one NaN voxel: no shard can, so it is put behind the reader."""
 
     def at(positions: Any) -> None:
-        honest = run.stream
+        honest = gan_trainer.stream
 
         def spoilt(*words: Any, **options: Any) -> Iterator[Tensor]:
             for position, batch in zip(itertools.count(options["start"]), honest(*words, **options), strict=False):
@@ -32,7 +32,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                     batch[0, 0, 5, 4, 3] = torch.nan
                 yield batch
 
-        monkeypatch.setattr(run, "stream", spoilt)
+        monkeypatch.setattr(gan_trainer, "stream", spoilt)
 
     return at
 

@@ -9,15 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
 from vesselgan.privacy.step import KEY_FILE, _secret_key, plan_private_run
 from vesselgan.runtime.checkpoint import read_weights
-from vesselgan.runtime.distributed import World
-from vesselgan.trainer.checkpointer import Checkpointer
+from vesselgan.training.gan_trainer import patch_geometry
 
 TrainHere = Callable[..., dict | None]
 DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
@@ -133,7 +131,7 @@ def test_releases_are_counted_without_a_checkpoint(
     with monkeypatch.context() as patched, pytest.raises(ResourceError):
         patched.setattr("vesselgan.runtime.checkpoint.save", full)
         train_here(tmp_path / "run", *words)
-    assert json.loads((tmp_path / "run" / "releases.json").read_text())["made"] == 5
+    assert json.loads((tmp_path / "run" / "releases.json").read_text())["num_releases"] == 5
     with pytest.raises(PrivacyError, match="learning_rate_critic") as raised:
         train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_config_change=[variant]")
     assert raised.value.exit_code == 7
@@ -186,13 +184,12 @@ def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Pat
     assert len(private.units) == private.mechanism.num_units == 2 and private.mechanism.patches_per_patient == 16
 
 
-def test_no_patients_place_leaves_a_private_run(work_dir: Path, tmp_path: Path) -> None:
+def test_no_patients_place_leaves_a_private_run(work_dir: Path) -> None:
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
-    world = World(rank=0, size=1, local_rank=0, device=torch.device("cpu"))
 
     def affine(variant: str) -> list[list[float]]:
         config = compose("train_gan", [f"variant={variant}"])
-        return Checkpointer(config, tmp_path, world, {}, shards, 0, 0, 0.0).data_state()["manifest"]["affine"]
+        return patch_geometry(config, shards).state()["manifest"]["affine"]
 
     assert affine("dpgan") == [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]]
     assert affine("sn") == shards.subjects["sub-0"]["affine"] != affine("dpgan")

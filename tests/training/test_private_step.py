@@ -17,7 +17,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.privacy.poisson import PoissonSampler
 from vesselgan.privacy.step import critic_step, plan_private_run
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_patch_NL
 
 CLIP = 1e-3
 """Below every unit's gradient, so that all are cut to it."""
@@ -59,7 +59,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
             monkeypatch.setattr(
                 engine.inner_optimizer, "step", lambda p=parameters, s=seen: s.extend(g.grad.flatten() for g in p)
             )
-            draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size, rank, ranks)
+            draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size)
             batches = private.batches(dataset, range(POSITION, POSITION + 1), config, world(rank, ranks))
             still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
             critic_step(engine, still, next(batches), draws, POSITION, config.variant)
@@ -90,8 +90,8 @@ def test_ranks_share_one_sum(sum_of: SumOf) -> None:
 
 
 def test_a_records_latent_is_its_own() -> None:
-    three, one = latents_by_record_NL(5, 7, [2, 9, 4], 8), latents_by_record_NL(5, 7, [9], 8)
+    three, one = latents_by_patch_NL(5, 7, [2, 9, 4], 8), latents_by_patch_NL(5, 7, [9], 8)
     assert three[1].equal(one[0])
-    rows = [latents_by_record_NL(*at, 8) for at in ((5, 7, [9]), (6, 7, [9]), (5, 8, [9]), (5, 7, [8]))]
+    rows = [latents_by_patch_NL(*at, 8) for at in ((5, 7, [9]), (6, 7, [9]), (5, 8, [9]), (5, 7, [8]))]
     assert len({tuple(row.flatten().tolist()) for row in rows}) == 4
-    assert latents_by_record_NL(5, 7, [], 8).shape == (0, 8)
+    assert latents_by_patch_NL(5, 7, [], 8).shape == (0, 8)

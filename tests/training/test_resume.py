@@ -11,8 +11,7 @@ import pytest
 from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
 from vesselgan.formats.run_dir import acquire_lock
 from vesselgan.runtime import checkpoint, checkpoint_folder
-from vesselgan.trainer import checkpointer as keeping
-from vesselgan.training import run
+from vesselgan.training import gan_trainer
 
 SN = ("variant=sn", "variant.precision=fp32", "train.max_steps=6", "train.checkpoint_every=2", "train.keep_last=9")
 
@@ -85,7 +84,7 @@ def test_a_broken_run_resumes_to_the_same_bytes(train_here, tmp_path, variant, p
 def test_a_checkpoint_says_all_that_the_run_needs(straight):
     state = json.loads((straight / "checkpoints" / "step_00000004" / "state.json").read_text())
     # 24 patches in batches of 2 make an epoch of 12 batches: after 4 batches, 8 samples of epoch 0.
-    assert state["state"]["position"] == {"seed": 990, "epoch": 0, "samples": 8}
+    assert state["state"]["position"] == {"seed": 990, "epoch": 0, "patches": 8}
     assert state["step"] == state["state"]["step"] == 4
     assert {"seconds", "meter", "manifest", "config_hash", "save_s"} <= state["state"].keys()
     for network in ("critic", "generator"):
@@ -134,27 +133,27 @@ def test_a_finished_run_takes_more_steps(train_here, straight, tmp_path):
     assert [row["step"] for row in metrics(run_dir)] == list(range(1, 8))
 
 
-def test_the_position_is_kept_in_samples(train_here, straight, tmp_path, monkeypatch):
+def test_the_position_is_kept_in_patches(train_here, straight, tmp_path, monkeypatch):
     broken = broken_at(straight, tmp_path / "broken", 4)
-    asked, stream = [], run.stream
+    asked, stream = [], gan_trainer.stream
 
     def record(*arguments: object, start: int, stop: int, **options: object) -> object:
         asked.append((start, stop))
         return stream(*arguments, start=start, stop=stop, **options)
 
-    monkeypatch.setattr(run, "stream", record)
+    monkeypatch.setattr(gan_trainer, "stream", record)
     train_here(broken, *SN[:2], *SN[3:], "train.epochs=1", "train.batch_size=4", "train.max_steps=null",
                "allow_config_change=[train]")  # fmt: skip
-    # Eight samples were seen in batches of 2: two batches of 4. An epoch is 6 batches of 4, so four are left.
+    # Eight patches were seen in batches of 2: two batches of 4. An epoch is 6 batches of 4, so four are left.
     assert asked == [(2, 6)]
     state = checkpoint.read_weights(broken, "critic")[1]
     assert state["step"] == 4 + 4
-    assert state["position"] == {"seed": 990, "epoch": 1, "samples": 0}
+    assert state["position"] == {"seed": 990, "epoch": 1, "patches": 0}
 
 
 def test_the_zero_stage_may_change(train_here, straight, tmp_path):
     broken = broken_at(straight, tmp_path / "broken", 2)
-    raw = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.0}
+    raw = {"zero_optimization": {"stage": 2}, "gradient_clipping": 0.0, "fp16": {"enabled": False}}
     (tmp_path / "scaled.json").write_text(json.dumps(raw | {"fp16": {"enabled": False, "loss_scale_window": 7}}))
     with pytest.raises(CheckpointError, match="deepspeed.critic.fp16") as record:
         train_here(broken, *SN, "--deepspeed_config", str(tmp_path / "scaled.json"))
@@ -224,7 +223,7 @@ def test_weights_alone_start_a_new_run(train_here, straight, tmp_path):
     assert record["checkpoint"] == str(source) and record["step"] == 4
     assert record["sha256"]["critic.safetensors"] == checkpoint_folder.sha256_of(source / "critic.safetensors")
     state = checkpoint.read_weights(tmp_path / "new", "critic")[1]
-    assert (state["step"], state["position"]["samples"]) == (1, 2)
+    assert (state["step"], state["position"]["patches"]) == (1, 2)
     with pytest.raises(CheckpointError, match="nowhere"):
         train_here(tmp_path / "wrong", *words, f"init_from={tmp_path / 'nowhere'}")
 
@@ -247,8 +246,10 @@ def test_a_small_disk_is_refused_at_once(train_here, tmp_path, monkeypatch):
 
 def test_a_checkpoint_takes_what_was_predicted(train_here, tmp_path, monkeypatch):
     predicted = []
-    expected = keeping.expected_bytes
-    monkeypatch.setattr(keeping, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1])
+    expected = checkpoint.expected_bytes
+    monkeypatch.setattr(
+        checkpoint, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1]
+    )
     train_here(tmp_path / "run", *SN[:2], "train.max_steps=1", "train.ema_decay=0.9")
     sizes = [path.stat().st_size for path in (tmp_path / "run/checkpoints/step_00000001").glob("*.safetensors")]
     # Each file begins with a table of its tensors, some 100 bytes for each.

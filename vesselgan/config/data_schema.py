@@ -1,6 +1,8 @@
 """Settings of a cohort: where it lies, how it is split, prepared, preprocessed and read; the phantom."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from vesselgan.config.checks import FLOAT32, MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
 
 
 @dataclass
@@ -18,11 +20,11 @@ class Layout:
 class Split:
     """How subjects are divided. Numbers of subjects; train or test may be null: all that the others leave."""
 
-    train: int | None
+    train: int | None = field(metadata=NOT_NEGATIVE)
     """0 for an external cohort, on which models of another one are only tested."""
-    validation: int
-    test: int | None
-    seed: int
+    validation: int = field(metadata=NOT_NEGATIVE)
+    test: int | None = field(metadata=NOT_NEGATIVE)
+    seed: int = field(metadata=NOT_NEGATIVE)
     csv: str | None
     """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
     where its id does not (dp.unit=patient)."""
@@ -32,15 +34,20 @@ class Split:
 class Data:
     """A cohort: where it lies and how its patches are read."""
 
-    name: str
+    name: str = field(
+        metadata=rule(
+            lambda v: v not in ("", ".", "..") and "/" not in v and v.isprintable() and v == v.strip(" -"),
+            "must be a plain name of one folder",
+        )
+    )
     root: str
     """Folder of the NIfTI files."""
     cohort_dir: str
     """Folder of the results: cohort.json, shards/gan/<split>, shards/unet/<split>."""
     layout: Layout
-    scaling: str
+    scaling: str = field(metadata=one_of("volume", "patch"))
     """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
-    label_threshold: float
+    label_threshold: float = field(metadata=SHARE)
     """Stored scores from this on are vessel in synthetic labels (paper: 0.3)."""
 
 
@@ -48,28 +55,34 @@ class Data:
 class Prepare:
     """How volumes are checked, scaled and cut; belongs to the cohort, so it stands in its data/*.yaml."""
 
-    patch_shape: list[int]
+    patch_shape: list[int] = field(metadata=THREE_SIZES)
     """Voxels per axis; the paper 128 x 128 x 64."""
-    grid_patches: list[str]
+    grid_patches: list[str] = field(
+        metadata=rule(lambda v: set(v) <= {"gan", "unet"}, "must name gan, unet, both or none")
+    )
     """Purposes that also get the grid that covers the volume: `gan` (the paper's), `unet`."""
-    num_vessel_patches_gan: int
+    num_vessel_patches_gan: int = field(
+        metadata=rule(lambda v: 0 <= v <= MAX_PATCHES, f"must lie between 0 and {MAX_PATCHES}")
+    )
     """Patches per subject centred on a vessel, beside the grid (paper: 32 beside 18)."""
-    num_vessel_patches_unet: int
+    num_vessel_patches_unet: int = field(
+        metadata=rule(lambda v: 1 <= v <= MAX_PATCHES, f"must lie between 1 and {MAX_PATCHES}")
+    )
     """Patches per subject centred on a vessel for the U-Net (paper: 250)."""
-    upper_percentile: float
+    upper_percentile: float = field(metadata=rule(lambda v: 50 < v <= 100, "must lie above 50, at most 100"))
     """Percentile of the non-zero voxels that becomes 255; high enough not to flatten vessels."""
-    max_clipped_vessel_share: float
+    max_clipped_vessel_share: float = field(metadata=SHARE)
     """`check` fails when a larger share of the vessel voxels lies above the upper limit."""
     split: Split
     label_values: list[int] | None
     """Label values that mean vessel, for labels of several classes; null: a binary label."""
-    label_binarize_threshold: float | None
+    label_binarize_threshold: float | None = field(metadata=FLOAT32)
     """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
-    nan_value: float | None
+    nan_value: float | None = field(metadata=FLOAT32)
     """Replaces NaN and infinite voxels; null: such a volume is an error."""
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
-    pairs_per_shard: int
+    pairs_per_shard: int = field(metadata=POSITIVE)
     quarantine: bool
     """Leave unusable subjects out and continue; false: stop (exit 3)."""
     repair: bool
@@ -78,7 +91,7 @@ class Prepare:
     """Replace subjects' ids by a keyed hash in everything that is written; file paths go to a private file."""
     key_file: str | None
     """Path of the secret that the hash needs; read, never stored."""
-    seed: int
+    seed: int = field(metadata=NOT_NEGATIVE)
 
 
 @dataclass
@@ -90,7 +103,7 @@ class PreparedData(Data):
 class TrainingData(Data):
     augment: bool
     """Flip and rotate training patches at random (by seed and position); the paper does not."""
-    cache_gib: float
+    cache_gib: float = field(metadata=NOT_NEGATIVE)
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
     each rank has its own. Used with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
     local_copy_dir: str | None
@@ -100,7 +113,7 @@ class TrainingData(Data):
 
 @dataclass
 class LearningData(TrainingData):
-    source: str
+    source: str = field(metadata=one_of("real", "synthetic", "both"))
     """`real`, `synthetic` or `both`."""
     shuffle_labels: bool
     """The control: every image gets another patch's label."""
@@ -112,24 +125,26 @@ class Preprocessing:
 
     denoise: bool
     """Non-local means."""
-    denoise_strength: float
+    denoise_strength: float = field(metadata=POSITIVE)
     """Cut-off of patch distances, in noise standard deviations."""
-    denoise_patch: int
+    denoise_patch: int = field(metadata=rule(lambda v: v >= 3 and v % 2 == 1, "must be an odd number from 3 on"))
     """Edge of the patches that are compared, voxels."""
-    denoise_distance: int
+    denoise_distance: int = field(metadata=POSITIVE)
     """How far away patches are looked for, voxels."""
     bias: bool
     """N4 non-uniformity correction."""
-    bias_shrink: int
+    bias_shrink: int = field(metadata=POSITIVE)
     """The bias field is fitted on the volume shrunk by this factor."""
-    bias_iterations: list[int]
+    bias_iterations: list[int] = field(
+        metadata=rule(lambda v: len(v) > 0 and all(n > 0 for n in v), "must be counts above 0")
+    )
     """At most so many per resolution level, coarse to fine."""
-    spacing_mm: list[float] | None
+    spacing_mm: list[float] | None = field(metadata=THREE_SIZES)
     """Resample to this spacing; null: every volume keeps its own."""
-    mask: str
+    mask: str = field(metadata=one_of("auto", "given", "bet", "deepbet", "none"))
     """Source of the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
     the three that is available."""
-    bet_fraction: float
+    bet_fraction: float = field(metadata=SHARE)
     """FSL bet's -f (paper: 0.05)."""
 
 
@@ -137,15 +152,17 @@ class Preprocessing:
 class Phantom:
     """A synthetic full-head TOF cohort."""
 
-    num_subjects: int
-    shape: list[int]
-    spacing_mm: list[float]
-    seed: int
-    slab_mm: float
+    num_subjects: int = field(metadata=POSITIVE)
+    shape: list[int] = field(metadata=THREE_SIZES)
+    spacing_mm: list[float] = field(metadata=THREE_SIZES)
+    seed: int = field(metadata=NOT_NEGATIVE)
+    slab_mm: float = field(metadata=POSITIVE)
     """Height of one slab of the scan, in mm of a head of adult size."""
-    bias: float
+    bias: float = field(metadata=NOT_NEGATIVE)
     """Standard deviation of the logarithm of the bias field."""
-    noise: list[float]
+    noise: list[float] = field(
+        metadata=rule(lambda v: len(v) == 2 and 0 <= v[0] <= v[1], "must be two values from 0 on, the smaller first")
+    )
     """Range of a subject's noise (standard deviation, share of the brain's intensity)."""
-    point_spread_voxels: float
+    point_spread_voxels: float = field(metadata=NOT_NEGATIVE)
     """Standard deviation of the point spread."""

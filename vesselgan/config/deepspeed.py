@@ -1,8 +1,7 @@
-"""Reads the DeepSpeed JSON, checks it against what this DeepSpeed does, and resolves it into one dict per engine.
+"""Reads the DeepSpeed JSON, checks it against what this DeepSpeed does, and adds the configuration's precision.
 
 The JSON owns the mechanics (loss-scale schedule, ZeRO stage, buckets, communication); Hydra owns everything that is
-science, so an optimizer or a scheduler in the JSON is an error. DeepSpeed itself does not understand "auto" for batch
-sizes: it gets the resolved dict alone.
+science, so an optimizer or a scheduler in the JSON is an error. Its batch sizes are those of trainer.batch_plan.
 """
 
 import copy
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import config_dir
+from vesselgan.config.training_schema import PRECISIONS
 from vesselgan.core.errors import UsageError
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
@@ -92,10 +92,37 @@ def read(choice: str | None, precision: str) -> tuple[str, dict[str, Any]]:
     return name, settings
 
 
-def precision_of(settings: dict[str, Any]) -> str:
-    """`fp16`, `bf16` or `fp32`, as the JSON states it."""
-    enabled = [kind for kind in ("fp16", "bf16") if settings.get(kind, {}).get("enabled", False)]
-    return enabled[0] if enabled else "fp32"
+def complete(
+    name: str, settings: dict[str, Any], precision: str, *, key: str = "variant.precision", command: str = ""
+) -> dict[str, Any]:
+    """`settings` with the section of `precision`, which the configuration's `key` owns, and without clipping.
+
+    Raises UsageError if the JSON states another precision; the message has the `command` that agrees.
+    """
+    stated = stated_precision(settings)
+    if stated not in (None, precision):
+        raise UsageError(
+            f"{name} states {stated}, but {key}={precision}; a command that agrees: "
+            f"{command} --deepspeed_config {name} {key}={stated}"
+        )
+    if precision != "fp32" and settings.get("zero_optimization", {}).get("stage", 0) == 0:
+        raise UsageError(
+            f"{name}: {precision} with ZeRO stage 0: this DeepSpeed divides by a loss scale that it never "
+            "applied (fp16) or keeps no partitioned float32 master to save (bf16); set zero_optimization.stage to 1"
+        )
+    completed = copy.deepcopy(settings)
+    if precision != "fp32":
+        completed.setdefault(precision, {})["enabled"] = True
+    # DeepSpeed alone would clip at 1.0.
+    completed.setdefault("gradient_clipping", 0.0)
+    completed.setdefault("steps_per_print", 10**9)
+    return completed
+
+
+def stated_precision(settings: dict[str, Any]) -> str | None:
+    """The precision that the JSON states; None if it leaves it to the configuration."""
+    enabled = {kind: settings[kind]["enabled"] for kind in PRECISIONS if "enabled" in settings.get(kind, {})}
+    return next((kind for kind, is_enabled in enabled.items() if is_enabled), "fp32" if enabled else None)
 
 
 def check(name: str, settings: dict[str, Any]) -> None:
@@ -110,7 +137,7 @@ def check(name: str, settings: dict[str, Any]) -> None:
             f"{name}: gradient_clipping={settings['gradient_clipping']}: the paper clips nothing, and the penalty's "
             "gradient is large where it matters; set it to 0.0 (left out, DeepSpeed alone would clip at 1.0)"
         )
-    _check_precision(name, settings)
+    _check_values(name, settings)
 
 
 def _section(name: str, settings: dict[str, Any], section: str) -> dict[str, Any]:
@@ -133,7 +160,7 @@ def _check_keys(name: str, section: str, content: dict[str, Any], known: tuple[s
             raise UsageError(f"{name}: `{dotted}` is not a setting we know{hint}")
 
 
-def _check_precision(name: str, settings: dict[str, Any]) -> None:
+def _check_values(name: str, settings: dict[str, Any]) -> None:
     fp16, bf16, zero = (settings.get(section, {}) for section in ("fp16", "bf16", "zero_optimization"))
     for section, key in (("fp16", "enabled"), ("bf16", "enabled"), ("bf16", "check_grad_overflow")):
         value = settings.get(section, {}).get(key, False)
@@ -155,47 +182,5 @@ def _check_precision(name: str, settings: dict[str, Any]) -> None:
     stage = zero.get("stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
         raise UsageError(f"{name}: zero_optimization.stage={stage!r}: must be 0, 1 or 2")
-    if precision_of(settings) != "fp32" and stage == 0:
-        raise UsageError(
-            f"{name}: {precision_of(settings)} with ZeRO stage 0: this DeepSpeed divides by a loss scale that it never "
-            "applied (fp16) or keeps no partitioned float32 master to save (bf16); set zero_optimization.stage to 1"
-        )
     if stage == 3:
         raise UsageError(f"{name}: ZeRO stage 3 does not restore exactly from our checkpoints; use stage 1 or 2")
-
-
-def resolve(
-    settings: dict[str, Any], *, batch_size: int, batch_per_gpu: int | None, world_size: int, field: str = "train"
-) -> dict[str, Any]:
-    """`settings` with batch sizes, as one engine takes them. Raises UsageError if they do not divide."""
-    if batch_size % world_size:
-        below = batch_size - batch_size % world_size or world_size
-        raise UsageError(
-            f"{field}.batch_size={batch_size} does not divide over {world_size} ranks; nearest that does: {below}"
-        )
-    per_rank = batch_size // world_size
-    micro = batch_per_gpu or per_rank
-    if per_rank % micro:
-        step = world_size * micro
-        raise UsageError(
-            f"{field}.batch_size={batch_size} does not divide over {world_size} ranks x batch_per_gpu={micro}; "
-            f"nearest that does: {max(step, batch_size - batch_size % step)}"
-        )
-    resolved = copy.deepcopy(settings)
-    resolved["train_batch_size"] = batch_size
-    resolved["train_micro_batch_size_per_gpu"] = micro
-    resolved["gradient_accumulation_steps"] = per_rank // micro
-    # DeepSpeed silently clips at 1.0 by default.
-    resolved.setdefault("gradient_clipping", 0.0)
-    resolved.setdefault("steps_per_print", 10**9)
-    return resolved
-
-
-def check_precision_agrees(name: str, settings: dict[str, Any], precision: str, *, command: str, key: str) -> None:
-    """Raises UsageError if the JSON's precision is not the configuration's; names a command that agrees."""
-    stated = precision_of(settings)
-    if stated != precision:
-        raise UsageError(
-            f"{name} states {stated}, but {key}={precision}; a command that agrees: "
-            f"{command} --deepspeed_config {name} {key}={stated}"
-        )

@@ -1,6 +1,8 @@
 """Settings of evaluations of synthetic patches: scores, label threshold, memorisation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from vesselgan.config.checks import AT_LEAST_2, EXTRACTOR, NOT_NEGATIVE, POSITIVE, SHA256, SPLITS, one_of, rule
 
 
 @dataclass
@@ -9,53 +11,55 @@ class ImageScores:
 
     synthetic: str | None
     """Folder of synthetic shards."""
-    reference: str
+    reference: str = field(metadata=SPLITS)
     """Split of the real patches: `validation` or `test`, held out; `train` scores against the training patches."""
-    extractor: str
+    extractor: str = field(metadata=EXTRACTOR)
     """`medicalnet`, or `random`: the same network with weights drawn from the seed, comparable with nothing."""
     weights: str | None
     """MedicalNet's file resnet_10_23dataset.pth, or its tensors as .safetensors."""
-    weights_sha256: str | None
+    weights_sha256: str | None = field(metadata=SHA256)
     """The file's sha256; null: not checked, which the result states."""
-    background: str
+    background: str = field(metadata=one_of("noise", "zero"))
     """Replaces voxels of 0 before features are computed: `noise` (the authors' code) or `zero`."""
-    num_clusters: int
+    num_clusters: int = field(metadata=AT_LEAST_2)
     """Of PRD: 10 in the authors' code, 20 in the original."""
-    num_runs: int
+    num_runs: int = field(metadata=POSITIVE)
     """Clusterings that a PRD curve is the mean of."""
-    num_angles: int
+    num_angles: int = field(metadata=AT_LEAST_2)
     """Points of a PRD curve."""
-    max_patches: int | None
+    max_patches: int | None = field(metadata=AT_LEAST_2)
     """Patches per side; null: as many as the smaller set has."""
-    num_seeds: int
+    num_seeds: int = field(metadata=POSITIVE)
     """Draws of noise, clusterings and halves that each score is the mean of."""
-    seed: int
-    num_pairs: int
+    seed: int = field(metadata=NOT_NEGATIVE)
+    num_pairs: int = field(metadata=POSITIVE)
     """Pairs of patches whose MS-SSIM is averaged."""
-    max_label_patches: int | None
+    max_label_patches: int | None = field(metadata=AT_LEAST_2)
     """Patches per side whose labels are measured, about 0.3 s each at the paper's size; null: all."""
-    batch_size: int
+    batch_size: int = field(metadata=POSITIVE)
 
 
 @dataclass
 class StudyImages:
     """The network with which a study scores each GAN's patches (evaluate=image); all null: no image scores."""
 
-    extractor: str | None
+    extractor: str | None = field(metadata=EXTRACTOR)
     """As in image scores; null: `medicalnet`, once its weights are given."""
     weights: str | None
-    weights_sha256: str | None
+    weights_sha256: str | None = field(metadata=SHA256)
 
 
 @dataclass
 class LabelThresholds:
     """The choice of a label threshold by statistics of the labels."""
 
-    thresholds: list[float]
+    thresholds: list[float] = field(
+        metadata=rule(lambda v: len(v) > 0 and all(0 < t <= 1 for t in v), "must be cuts above 0, at most 1")
+    )
     """Candidates (paper: 0.1 to 0.7)."""
-    num_narrowed: int
+    num_narrowed: int = field(metadata=POSITIVE)
     """How many of them are left, for U-Nets to decide between."""
-    max_patches: int
+    max_patches: int = field(metadata=POSITIVE)
     """Patches per side, taken evenly."""
 
 
@@ -73,9 +77,9 @@ class Memorisation:
 
     synthetic: str | None
     """Folder of synthetic shards, all of which are compared."""
-    reference: str
+    reference: str = field(metadata=one_of("validation", "test"))
     """Split of other people's real patches: `validation` or `test`."""
     require_open: bool
     """Exit 7, once the result is written, unless the gate is open: stops a chain of jobs before anything is shared."""
-    override_privacy_gate: str | None
+    override_privacy_gate: str | None = field(metadata=rule(lambda v: bool(v.strip()), "must be a reason in words"))
     """Why these patches may be shared although the gate is not open; stands in the result."""

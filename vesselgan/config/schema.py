@@ -1,7 +1,20 @@
 """The commands: one dataclass each, of every setting that it has. Values stand in configs/*.yaml alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from vesselgan.config.checks import (
+    ALL_POSITIVE,
+    DEVICE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    SHARE_BELOW_1,
+    SPLITS,
+    THREE_SIZES,
+    WEIGHTS,
+    one_of,
+    rule,
+)
 from vesselgan.config.data_schema import (
     Data,
     Layout,
@@ -43,14 +56,14 @@ class Generate:
     run: str
     """Run directory of a GAN."""
     checkpoint: str | None
-    num_patches: int
-    seed: int
-    weights: str
+    num_patches: int = field(metadata=POSITIVE)
+    seed: int = field(metadata=NOT_NEGATIVE)
+    weights: str = field(metadata=WEIGHTS)
     """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
     of training; `ema`: the weights' moving average with standing statistics (train.ema_decay)."""
-    label_threshold: float
+    label_threshold: float = field(metadata=SHARE)
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
-    batch_size: int
+    batch_size: int = field(metadata=POSITIVE)
     nifti: bool
     out: str | None
     """Null: run/synthetic."""
@@ -78,12 +91,12 @@ class Segment:
     input: str | None
     """A NIfTI file or a folder of them; null: the cohort's `split`."""
     data: Data
-    split: str
+    split: str = field(metadata=SPLITS)
     out: str
-    threshold: float
-    overlap: float
-    batch_size: int
-    min_component_voxels: int | None
+    threshold: float = field(metadata=SHARE)
+    overlap: float = field(metadata=SHARE_BELOW_1)
+    batch_size: int = field(metadata=POSITIVE)
+    min_component_voxels: int | None = field(metadata=POSITIVE)
     """Remove connected parts of fewer voxels; null: none, as in the paper."""
     probability: bool
     """Write the probability maps too, into OUT/probability."""
@@ -93,7 +106,9 @@ class Segment:
 
 @dataclass
 class Evaluate:
-    evaluate: str
+    evaluate: str = field(
+        metadata=one_of("segmentation", "threshold", "image", "label_threshold", "comparison", "memorisation")
+    )
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
     `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
     threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
@@ -109,7 +124,7 @@ class Evaluate:
     """A study's sources.json (comparison)."""
     labels: LabelSweep
     data: Data
-    split: str
+    split: str = field(metadata=SPLITS)
     image: ImageScores
     memorisation: Memorisation
     work_dir: str
@@ -138,20 +153,22 @@ class Plan:
     variant: Variant
     variants: list[str]
     """Names of several, each planned with the other settings; empty: `variant` alone."""
-    patch_shape: list[int]
-    ranks: list[int]
+    patch_shape: list[int] = field(metadata=THREE_SIZES)
+    ranks: list[int] = field(
+        metadata=rule(lambda v: len(v) > 0 and all(n > 0 for n in v), "must be a list of counts above 0, such as [1,8]")
+    )
     train: Train
-    num_pairs: int
+    num_pairs: int = field(metadata=POSITIVE)
     """Training patches (paper: 2,350); with train.epochs they give the steps."""
-    num_patients: int
+    num_patients: int = field(metadata=POSITIVE)
     """Training patients (paper: 47), for what a private variant spends."""
-    device: str
+    device: str = field(metadata=DEVICE)
     """`cuda` or `cpu`: where it would run; neither is needed to plan."""
-    zero_stage: int | None
+    zero_stage: int | None = field(metadata=rule(lambda v: v in (0, 1, 2), "must be 0, 1 or 2"))
     """ZeRO's stage; null: as in configs/deepspeed/ds_<precision>.json."""
-    step_seconds: float | None
+    step_seconds: float | None = field(metadata=POSITIVE)
     """A measured step, for the hours of the whole run; null: no hours."""
-    memory_gib: float | None
+    memory_gib: float | None = field(metadata=POSITIVE)
     """Memory of one rank's device, to suggest a train.batch_per_gpu that fits; null: no suggestion."""
     machine: Machine
     """Whose rates give the step's time on each number of ranks; a row of configs/machine."""
@@ -161,9 +178,9 @@ class Plan:
 class Demo:
     work_dir: str
     data: Data
-    num_patches: int
+    num_patches: int = field(metadata=POSITIVE)
     """Synthetic patches that the U-Nets learn from."""
-    weights: str
+    weights: str = field(metadata=WEIGHTS)
     """Which of the generator's weights make them, as in `generate`."""
 
 
@@ -178,15 +195,15 @@ class Sweep:
     overrides: list[str]
     """Further settings of GANs to train, as for train_gan, below `variant` and `train` or a preset:
     ["train.epochs=50", "preset=demo"]."""
-    learning_rates: list[float]
+    learning_rates: list[float] = field(metadata=ALL_POSITIVE)
     """The critic's, for GANs to train; the generator's keeps its ratio to it."""
-    batch_sizes: list[int]
+    batch_sizes: list[int] = field(metadata=ALL_POSITIVE)
     """For GANs to train."""
 
 
 @dataclass
 class Study:
-    study: str
+    study: str = field(metadata=one_of("data_sources", "sweep"))
     """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the
     U-Nets that they train, on the real validation patches."""
     name: str
@@ -196,11 +213,11 @@ class Study:
     """Run directories of trained GANs."""
     test_cohorts: list[str]
     """cohort_dir of further cohorts to test on, beside the training cohort's own test subjects."""
-    seeds: list[int]
+    seeds: list[int] = field(metadata=rule(lambda v: all(n >= 0 for n in v), "must be seeds of 0 or more"))
     """A U-Net of every source, in a sweep of every GAN, for each."""
-    num_patches: int
+    num_patches: int = field(metadata=POSITIVE)
     """Synthetic patches of every GAN."""
-    weights: str
+    weights: str = field(metadata=WEIGHTS)
     """Which of the generator's weights make them, as in `generate`."""
     labels: LabelThresholds
     image: StudyImages
@@ -232,32 +249,37 @@ class Preprocess:
 class BuildShards:
     work_dir: str
     data: PreparedData
-    purposes: list[str]
+    purposes: list[str] = field(
+        metadata=rule(lambda v: bool(v) and set(v) <= {"gan", "unet"}, "must name gan, unet or both")
+    )
     """Of `gan` and `unet`."""
+
+
+TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private")
 
 
 @dataclass
 class Benchmark:
-    target: str
+    target: str = field(metadata=one_of(*TARGETS))
     """`acceptance`: whether the package works here, and how fast; `loader`: a pair ready for the GAN; `prepare`: shards
     on two ranks; `step`: a training step; `segment`: a whole volume; `metrics`: the scores; `machine`: rates for plan's
     step times; `scaling`: these times against training on one rank and several; `private`: a private critic step."""
-    repeats: int
+    repeats: int = field(metadata=POSITIVE)
     """Rounds; in each every candidate runs once."""
-    shape: list[int]
+    shape: list[int] = field(metadata=THREE_SIZES)
     """Voxels of the phantom volumes that are measured on (loader, prepare)."""
-    patch_shape: list[int]
+    patch_shape: list[int] = field(metadata=THREE_SIZES)
     variant: Variant
     """Whose step, width and precision (step)."""
-    batch_size: int
+    batch_size: int = field(metadata=POSITIVE)
     """Samples of a step (step)."""
-    threads: int
+    threads: int = field(metadata=POSITIVE)
     """CPU threads (step)."""
     runtime: Runtime
     """Where the step runs (step)."""
-    num_patches: int
+    num_patches: int = field(metadata=POSITIVE)
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
-    num_subjects: int
+    num_subjects: int = field(metadata=POSITIVE)
     """Volumes of the cohort that is built (prepare)."""
     ranks_per_node: int | None
     """Ranks that are probed at once (machine, scaling); null: one per GPU, else one per core."""
@@ -265,7 +287,7 @@ class Benchmark:
     """Where the shards would lie, whose file system is read (machine); null: where temporary files lie."""
     machine_file: str | None
     """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
-    seed: int
+    seed: int = field(metadata=NOT_NEGATIVE)
     parts: list[str]
     """`correctness`, `speed`, `science` (acceptance)."""
     minutes: float
@@ -287,7 +309,7 @@ class MakePhantom:
 class Status:
     run: str
     """Run directory of a GAN or a U-Net."""
-    stalled_minutes: float
+    stalled_minutes: float = field(metadata=POSITIVE)
     """Minutes without output after which a held run is stalled; at least ten of its logging intervals."""
 
 
@@ -295,7 +317,7 @@ class Status:
 class Doctor:
     work_dir: str
     """Where data and runs will lie; its file system is tested."""
-    min_free_gib: float
+    min_free_gib: float = field(metadata=NOT_NEGATIVE)
     """Free space below which it is too full (the paper's shards and one run take 8 and 6)."""
     runtime: Runtime
     """With runtime.device=cuda a missing GPU is an error."""

@@ -1,26 +1,34 @@
 """Groups of settings of the training commands: networks, training, machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_1, one_of, rule
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
+torch's type of its weights, activations and gradients; masters and moments are float32."""
+
+PRECISION = one_of(*PRECISIONS)
 
 
 @dataclass
 class Dp:
     """Differential privacy of the critic (appendix B)."""
 
-    unit: str
+    unit: str = field(metadata=one_of("patch", "patient"))
     """The unit of epsilon, which is sampled and clipped as one: `patch` (the paper's) or `patient`, as the shards'
     manifest names them."""
-    noise_multiplier: float | None
+    noise_multiplier: float | None = field(metadata=POSITIVE)
     """Standard deviation of the noise over clip_norm; null: what target_epsilon needs."""
-    clip_norm: float
+    clip_norm: float = field(metadata=POSITIVE)
     """Norm that each unit's gradient is cut to."""
-    delta: float | None
+    delta: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 1e-5"))
     """Null: 1 / number of units, as the paper; refused above 1e-3."""
-    target_epsilon: float | None
+    target_epsilon: float | None = field(metadata=POSITIVE)
     """The run stops before the step that would pass it; null: no limit."""
-    weight_clip: float
+    weight_clip: float = field(metadata=POSITIVE)
     """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
-    noise_seed: int | None
+    noise_seed: int | None = field(metadata=NOT_NEGATIVE)
     """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, but whoever
     knows it can subtract the noise."""
 
@@ -30,24 +38,29 @@ class Variant:
     """One row of the paper's comparison: networks, losses, precision, optimizer."""
 
     name: str
-    width: int
+    width: int = field(
+        metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
+    )
     """Generator channels at the start, critic channels at the end (paper: 512, complex 1024)."""
-    latent_size: int
-    critic_norm: str
+    latent_size: int = field(metadata=POSITIVE)
+    critic_norm: str = field(metadata=one_of("instance", "spectral"))
     """`instance` or `spectral`."""
-    generator_norm: str
+    generator_norm: str = field(metadata=one_of("batch", "group"))
     """`batch` or `group`."""
-    precision: str
-    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32."""
-    penalty_weight: float
+    precision: str = field(metadata=PRECISION)
+    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
+    receives its section."""
+    penalty_weight: float = field(metadata=NOT_NEGATIVE)
     """lambda of equation 1."""
-    penalty_reduction: str
+    penalty_reduction: str = field(metadata=one_of("sample", "batch"))
     """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
-    n_critic: int
+    n_critic: int = field(metadata=POSITIVE)
     """Critic steps, each on a fresh batch, per generator step."""
-    learning_rate_critic: float
-    learning_rate_generator: float
-    betas: list[float]
+    learning_rate_critic: float = field(metadata=POSITIVE)
+    learning_rate_generator: float = field(metadata=POSITIVE)
+    betas: list[float] = field(
+        metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
+    )
     """Adam's two decay rates."""
     dp: Dp | None
     """Differential privacy of the critic's steps; null: none."""
@@ -57,31 +70,31 @@ class Variant:
 class Train:
     """How long, how large, how often."""
 
-    batch_size: int
+    batch_size: int = field(metadata=POSITIVE)
     """Samples per step over all ranks: a result does not depend on the number of ranks."""
-    batch_per_gpu: int | None
+    batch_per_gpu: int | None = field(metadata=POSITIVE)
     """Patches that a rank's critic sees at a time (gradient accumulation); null: its slice, batch_size / ranks. The
     update is the same. The generator, whose BatchNorm needs the whole batch, sees its slice at once."""
-    epochs: int
-    max_steps: int | None
+    epochs: int = field(metadata=POSITIVE)
+    max_steps: int | None = field(metadata=POSITIVE)
     """Stop after so many generator steps; null: epochs decide."""
-    max_minutes: float | None
+    max_minutes: float | None = field(metadata=POSITIVE)
     """Save and stop in time for a job that ends so many minutes after its start; null: no limit, or Slurm's."""
-    seed: int
-    log_every: int
-    image_every: int
-    checkpoint_every: int
+    seed: int = field(metadata=NOT_NEGATIVE)
+    log_every: int = field(metadata=POSITIVE)
+    image_every: int = field(metadata=POSITIVE)
+    checkpoint_every: int = field(metadata=POSITIVE)
     """Generator steps between checkpoints."""
-    keep_last: int
+    keep_last: int = field(metadata=POSITIVE)
     """Checkpoints kept."""
-    save_every_epochs: int | None
+    save_every_epochs: int | None = field(metadata=POSITIVE)
     """Epochs between checkpoints that are kept for ever; null: none."""
-    max_skipped_steps: int
+    max_skipped_steps: int = field(metadata=POSITIVE)
     """Steps in a row that one network may skip for a loss or gradient that is not finite, while no smaller loss scale
     is left to try, before the run ends (exit 5)."""
-    ema_decay: float | None
+    ema_decay: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"))
     """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
-    num_workers: int
+    num_workers: int = field(metadata=NOT_NEGATIVE)
     """Processes that read shards; 0: the training process itself."""
 
 
@@ -90,7 +103,7 @@ class Machine:
     """Rates of a rank's machine, as `launch/benchmark.py target=machine` measures them."""
 
     description: str
-    device: str
+    device: str = field(metadata=DEVICE)
     """`cpu` or `cuda`."""
     ranks_per_node: int
     tflop_per_s: float
@@ -120,7 +133,7 @@ class Machine:
 class Runtime:
     """The machine."""
 
-    device: str
+    device: str = field(metadata=one_of("auto", "cpu", "cuda"))
     """`auto`, `cpu` or `cuda`; asking for a missing one is exit 6."""
 
 
@@ -128,12 +141,12 @@ class Runtime:
 class TrainingRuntime(Runtime):
     """The machine, for hours and over several ranks."""
 
-    rank_timeout_minutes: float
+    rank_timeout_minutes: float = field(metadata=POSITIVE)
     """How long a rank waits for the others in a collective call before it ends (exit 6); longer than a save."""
     deterministic: bool
     """On a GPU: cuDNN's deterministic kernels, the same in every session, at a loss of speed. Without it a resumed run
     agrees to rounding. A CPU repeats its bytes anyway."""
-    max_restarts: int
+    max_restarts: int = field(metadata=POSITIVE)
     """Starts of a run after which it asks for no further requeue: a job without progress must not loop for ever."""
 
 
@@ -141,32 +154,34 @@ class TrainingRuntime(Runtime):
 class Unet:
     """The segmentation network and its training (Hilbert 2020 as the paper used it)."""
 
-    network: str
+    network: str = field(metadata=one_of("hilbert", "residual"))
     """Its levels: `hilbert` (the paper's) or `residual`."""
-    loss: str
+    loss: str = field(metadata=one_of("dice", "dice_ce"))
     """`dice` (the paper's) or `dice_ce`: with the cross-entropy. Checkpoints are chosen by Dice in both."""
-    filters: list[int]
-    dropout: float
-    learning_rate: float
-    precision: str
-    batch_size: int
+    filters: list[int] = field(
+        metadata=rule(lambda v: len(v) >= 2 and all(n > 0 for n in v), "must be two or more channel counts above 0")
+    )
+    dropout: float = field(metadata=SHARE_BELOW_1)
+    learning_rate: float = field(metadata=POSITIVE)
+    precision: str = field(metadata=PRECISION)
+    batch_size: int = field(metadata=POSITIVE)
     """Samples per step over all ranks."""
-    batch_per_gpu: int | None
-    max_steps: int
+    batch_per_gpu: int | None = field(metadata=POSITIVE)
+    max_steps: int = field(metadata=POSITIVE)
     """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
-    validate_every: int
+    validate_every: int = field(metadata=POSITIVE)
     """Steps between validations on the real validation patches; a checkpoint is written at each."""
-    log_every: int
-    keep_last: int
-    max_skipped_steps: int
+    log_every: int = field(metadata=POSITIVE)
+    keep_last: int = field(metadata=POSITIVE)
+    max_skipped_steps: int = field(metadata=POSITIVE)
     """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
-    num_workers: int
+    num_workers: int = field(metadata=NOT_NEGATIVE)
 
 
 @dataclass
 class UnetRun(Unet):
     """A single U-Net's training, which may stop early."""
 
-    patience: int
+    patience: int = field(metadata=POSITIVE)
     """Validations without a better loss before the run stops."""
-    seed: int
+    seed: int = field(metadata=NOT_NEGATIVE)

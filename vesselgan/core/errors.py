@@ -11,8 +11,8 @@ class VesselganError(Exception):
     """An error that the user can correct. The message: what is wrong, where, what to do."""
 
     exit_code = 1
-    is_reported = False
-    """Set on ranks that need not print it, because another one does."""
+    is_printed_elsewhere = False
+    """Whether another rank prints it, so that this one need not."""
 
 
 class UsageError(VesselganError, ValueError):
@@ -60,6 +60,6 @@ def exit_on_error(call: Callable[[], None]) -> None:
     try:
         call()
     except VesselganError as error:
-        if not error.is_reported:
+        if not error.is_printed_elsewhere:
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)

@@ -23,7 +23,8 @@ from vesselgan.formats.shard_file import STEPS_PER_UNIT
 from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
 
 CACHE_BYTES = 256 * 2**20
-HALF_RANGE = 127.5  # of 0..255
+HALF_RANGE = 127.5
+"""Of intensities 0..255, which are -1..1 in the GAN."""
 HALF_STEPS = HALF_RANGE * STEPS_PER_UNIT  # of 0..65535
 WORKER_TIMEOUT_S = 300.0
 _POLL_S = 1.0
@@ -139,25 +140,22 @@ def stream(
     seed: int,
     start: int,
     stop: int,
-    rank: int = 0,
-    world_size: int = 1,
+    of_rank: slice = slice(None),
     num_workers: int = 0,
     augment: bool = False,
     start_method: str | None = None,
     timeout_s: float = WORKER_TIMEOUT_S,
 ) -> Iterator[Tensor]:
-    """This rank's slice, float32 [batch_size / world_size, 2, X, Y, Z], of the global batches start .. stop - 1.
+    """The patches `of_rank`, float32 [N, 2, X, Y, Z], of the global batches start .. stop - 1; by default all.
 
     The global batches, and the orientations of `augment`, depend on seed and position alone. start_method: `fork` or
     `spawn`; None: Python's own.
-    Raises UsageError for a batch that does not fit or divide. While reading: DataError for a damaged shard,
+    Raises UsageError for a batch of more patches than there are. While reading: DataError for a damaged shard,
     ResourceError naming the worker and the shards if a worker dies or gives nothing for timeout_s.
     """
     steps_per_epoch(len(dataset), batch_size)
-    if batch_size % world_size:
-        raise UsageError(f"train.batch_size={batch_size} does not divide over {world_size} ranks")
-    assert 0 <= start and 0 <= rank < world_size, (start, rank, world_size)
-    slices = _ShuffledSlices(len(dataset), batch_size, seed, range(start, stop), rank, world_size, augment)
+    assert start >= 0, start
+    slices = _ShuffledSlices(len(dataset), batch_size, seed, range(start, stop), of_rank, augment)
     return read_batches(dataset, slices, num_workers, start_method=start_method, timeout_s=timeout_s)
 
 
@@ -180,24 +178,22 @@ class _ShuffledSlices:
 
     def __init__(
         self,
-        num_records: int,
+        num_patches: int,
         batch_size: int,
         seed: int,
         positions: range,
-        rank: int,
-        world_size: int,
+        of_rank: slice,
         augment: bool,
     ) -> None:
-        self.num_records, self.batch_size, self.seed, self.positions = num_records, batch_size, seed, positions
-        self.augment = augment
-        self.of_rank = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self.num_patches, self.batch_size, self.seed, self.positions = num_patches, batch_size, seed, positions
+        self.of_rank, self.augment = of_rank, augment
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def __iter__(self) -> Iterator[BatchSlice]:
         for position in self.positions:
-            indices = batch_indices(self.num_records, self.batch_size, self.seed, position)[self.of_rank].tolist()
+            indices = batch_indices(self.num_patches, self.batch_size, self.seed, position)[self.of_rank].tolist()
             orientations = None
             if self.augment:
                 orientations = sample_orientations(self.batch_size, self.seed, position)[self.of_rank].tolist()

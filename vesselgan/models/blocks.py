@@ -161,11 +161,7 @@ def restore_spectral_vectors(module: nn.Module, vectors: list[tuple[Tensor, Tens
 
 
 def iterate_spectral_norms(critic: nn.Module) -> None:
-    """Take one power iteration in every layer, and none in forwards until `critic.train()`.
-
-    So the chunks of one batch see the same weights. Evaluation mode changes nothing else in a critic.
-    """
-    critic.eval()
+    """Take one power iteration in every layer, as a forward in training mode does; one in evaluation mode does not."""
     for norm, weight in _spectral_norms(critic):
         norm.iterate(weight)
 

@@ -24,6 +24,16 @@ NOT_COVERED = (
 
 
 @dataclass(frozen=True)
+class PatientCounts:
+    """Of a training set."""
+
+    num_patches: int
+    num_patients: int
+    patches_per_patient: int
+    """Maximum over patients."""
+
+
+@dataclass(frozen=True)
 class Mechanism:
     """The subsampled Gaussian mechanism of a run's critic steps."""
 
@@ -93,14 +103,9 @@ class Mechanism:
         return renyi_of_group(noise_multiplier=noise, sample_rate=rate, size=group)
 
 
-def mechanism_of(
-    dp: Dp, *, batch_size: int, num_patches: int, num_patients: int, patches_per_patient: int, steps: int
-) -> Mechanism:
-    """The mechanism of a run of `steps` critic steps; PrivacyError for a delta that is too large.
-
-    With dp.noise_multiplier null, the noise that keeps all steps within dp.target_epsilon.
-    """
-    num_units = num_patients if dp.unit == "patient" else num_patches
+def _mechanism(dp: Dp, patients: PatientCounts, batch_size: int, steps: int) -> Mechanism:
+    """Of a run of `steps` critic steps; with dp.noise_multiplier null, the noise that keeps all within the target."""
+    num_units = patients.num_patients if dp.unit == "patient" else patients.num_patches
     delta = 1 / num_units if dp.delta is None else dp.delta
     if delta > LARGEST_DELTA:
         origin = f"1 / {num_units:,} {plural(dp.unit)}" if dp.delta is None else "variant.dp.delta"
@@ -118,29 +123,19 @@ def mechanism_of(
         assert dp.target_epsilon is not None, "checked with the configuration"
         rate = batch_size / num_units
         noise = noise_for(target_epsilon=dp.target_epsilon, sample_rate=rate, steps=steps, delta=delta)
-    return Mechanism(dp.unit, num_units, batch_size, patches_per_patient, noise, dp.clip_norm, delta)
+    return Mechanism(dp.unit, num_units, batch_size, patients.patches_per_patient, noise, dp.clip_norm, delta)
 
 
 def plan_mechanism(
-    variant: Variant,
-    *,
-    batch_size: int,
-    num_patches: int,
-    num_patients: int,
-    patches_per_patient: int,
-    generator_steps: int,
+    variant: Variant, patients: PatientCounts, *, batch_size: int, generator_steps: int
 ) -> tuple[Mechanism, int]:
-    """(mechanism, critic steps) of a run of `generator_steps`, shortened where dp.target_epsilon would be exceeded."""
+    """(mechanism, critic steps) of a run of `generator_steps`, shortened where dp.target_epsilon would be exceeded.
+
+    PrivacyError for a delta that is too large or a target that not even one step keeps.
+    """
     assert variant.dp is not None
     steps = generator_steps * variant.n_critic
-    mechanism = mechanism_of(
-        variant.dp,
-        batch_size=batch_size,
-        num_patches=num_patches,
-        num_patients=num_patients,
-        patches_per_patient=patches_per_patient,
-        steps=steps,
-    )
+    mechanism = _mechanism(variant.dp, patients, batch_size, steps)
     if variant.dp.target_epsilon is not None:
         allowed = mechanism.steps_within(variant.dp.target_epsilon, steps) // variant.n_critic
         if allowed == 0:

@@ -7,26 +7,23 @@
 over ranks, adds noise once, divides by the expected number of units and updates. A unit whose gradient is not finite
 counts as zero: no unit changes a step by more than the clipping norm, and no step is skipped.
 
-The noise is numpy's (Philox, seeded with the key and the number of earlier releases), drawn on the CPU: the same bytes
-after a resume and on every device.
+A release is such a noisy sum; whatever is computed from releases alone spends no more.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vesselgan.core.errors import PrivacyError, UsageError
+from vesselgan.privacy.gaussian_noise import noise_source
 from vesselgan.privacy.opacus_parts import private_optimizer
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
 from vesselgan.runtime.distributed import World, select_kernels
 from vesselgan.runtime.nonfinite import NonFiniteCounter
-
-_STREAM = 0xD0
 
 
 @dataclass
@@ -40,11 +37,11 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class Batch:
+class BatchCounts:
     """The batch of the last step, over all ranks."""
 
-    units: int
-    dropped: int
+    num_units: int
+    num_dropped: int
     """Units whose gradient was not finite."""
     mean_loss: float
     """Of the other units; has no noise, so not for release."""
@@ -72,7 +69,7 @@ class PrivateEngine:
         self.parameters = {key: p for key, p in module.named_parameters() if p.requires_grad}
         """Trained parameters by name."""
         self.counters, self.skips = Counters(), NonFiniteCounter()
-        self.batch = Batch(0, 0, 0.0)
+        self.batch = BatchCounts(0, 0, 0.0)
         self._optimizer, self._weight_clip = optimizer, weight_clip
         self.key: int | None = None
         """Seed of the noise; set before the first step."""
@@ -81,7 +78,7 @@ class PrivateEngine:
         self._norm = torch.zeros((), device=world.device)
 
     @property
-    def releases(self) -> int:
+    def num_releases(self) -> int:
         """Noisy sums released so far, one per batch: what the accountant counts."""
         return self.counters.global_steps
 
@@ -120,8 +117,7 @@ class PrivateEngine:
     def step(self) -> bool:
         """One release: noise from the key and the number of earlier releases, then the update. Always True."""
         assert self.key is not None
-        philox = np.random.Philox(np.random.SeedSequence((self.key, self.releases, _STREAM)))
-        self._optimizer.generator = np.random.Generator(philox)
+        self._optimizer.generator = noise_source(self.key, self.num_releases)
         parameters: list[Any] = list(self.parameters.values())
         for parameter in parameters:
             # No further unit; after an empty batch this creates the zero sum that the noise is added to.
@@ -138,10 +134,11 @@ class PrivateEngine:
 
     def check_single_use(self, position: int) -> None:
         """PrivacyError unless batch `position` is the next one: the accountant assumes one release per batch."""
-        if position != self.releases:
+        if position != self.num_releases:
             raise PrivacyError(
-                f"batch {position} for release {self.releases} of the {self.name}: every release needs a batch of its "
-                "own; the run's position in the data and its accountant differ, so resume from a complete checkpoint"
+                f"batch {position} for release {self.num_releases} of the {self.name}: every release needs a batch of "
+                "its own; the run's position in the data and its accountant differ, so resume from a complete "
+                "checkpoint"
             )
 
     def _reduce_batch(self) -> None:
@@ -149,8 +146,8 @@ class PrivateEngine:
             torch.distributed.all_reduce(self._sums)
         units, dropped, loss = self._sums.tolist()
         self._sums.zero_()
-        self.batch = Batch(int(units), int(dropped), loss / max(1.0, units - dropped))
-        self.counters.skipped_steps += self.batch.dropped
+        self.batch = BatchCounts(int(units), int(dropped), loss / max(1.0, units - dropped))
+        self.counters.skipped_steps += self.batch.num_dropped
         if units and units == dropped:
             self.skips.count(is_loss_finite=True, is_at_floor=True)
         else:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from vesselgan.core.errors import PrivacyError
+from vesselgan.privacy.gaussian_noise import gaussian_noise
 
 ORDERS = [1 + tenth / 10 for tenth in range(1, 100)] + list(range(12, 64))
 """Renyi orders: Opacus' own and the paper's code's."""
@@ -131,10 +132,9 @@ def private_optimizer(
 
     class Noisy(DPOptimizer):
         def add_noise(self) -> None:
-            """Opacus' own, with noise made in numpy: seeding torch's CPU generator keeps 32 bits of a key."""
+            """Opacus' own, with our source of noise."""
             for parameter in self.params:
-                noise = torch.from_numpy(self.generator.standard_normal(parameter.shape, np.float32))
-                noise = noise.to(parameter.device) * (self.noise_multiplier * self.max_grad_norm)
+                noise = gaussian_noise(self.generator, parameter, sd=self.noise_multiplier * self.max_grad_norm)
                 parameter.grad = (parameter.summed_grad + noise).view_as(parameter)
 
     class NoisyOverRanks(DistributedDPOptimizer, Noisy):

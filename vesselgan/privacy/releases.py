@@ -1,12 +1,12 @@
 """The release counter of a private run, beside its checkpoints: resuming from an older one must not hide a release.
 
-    releases.json    {"made": largest number of releases of any session, "since": their number at the last change of
-                      settings, "on": number and device of the ranks}
+    releases.json    {"num_releases": the most of any session, "num_at_change": their number at the last change of
+                      settings, "hardware": number and device of the ranks}
 
 A release repeated from the same weights with the same settings has the same bytes and spends nothing, so a killed run
 can resume. With other settings it would be a second release of the same batch under the same noise, and the difference
-of both has no noise. So no setting may change before `made` is reached again, not even the number of ranks, which
-changes the rounding of sums; after it, everything that the accountant allows.
+of both has no noise. So no setting may change before `num_releases` is reached again, not even the number of ranks,
+which changes the rounding of sums; after it, everything that the accountant allows.
 """
 
 import json
@@ -29,14 +29,14 @@ LENGTH = {"train.epochs", "train.max_steps", "train.max_skipped_steps", "variant
 class ReleaseCounter:
     """Releases of a run, independent of its newest checkpoint."""
 
-    made: int = 0
-    since: int = 0
-    on: str = ""
+    num_releases: int = 0
+    num_at_change: int = 0
+    hardware: str = ""
 
     def advance(self, path: Path, releases: int) -> None:
         """Count up to `releases`, durable on return; never counts down."""
-        if releases > self.made:
-            self.made = releases
+        if releases > self.num_releases:
+            self.num_releases = releases
             self.write(path)
 
     def write(self, path: Path) -> None:
@@ -54,28 +54,29 @@ def hardware_of(world: World) -> str:
     return f"{world.size} x {device_name(world.device)}"
 
 
-def resume(path: Path, releases: int, changes: list[Change], on: str) -> ReleaseCounter:
+def resume(path: Path, releases: int, changes: list[Change], hardware: str) -> ReleaseCounter:
     """The counter of a run that resumes after `releases` releases with `changes` of its settings.
 
     PrivacyError if counted releases would be repeated with other settings; CheckpointError if the counter is lost.
     """
     counter = _read(path)
-    if releases > counter.made:
+    counted = counter.num_releases
+    if releases > counted:
         raise CheckpointError(
-            f"{path}: counts {counter.made} releases, the critic has made {releases}; put the file back, or start a "
+            f"{path}: counts {counted} releases, the critic has made {releases}; put the file back, or start a "
             "new run directory: an epsilon for these weights might not be true"
         )
     altered = [str(change) for change in changes if changes_releases(change)]
-    if counter.on not in ("", on):
-        altered.append(f"ranks: {counter.on} -> {on}")
-    if releases < counter.made and (altered or releases < counter.since):
-        reason = "; ".join(altered) or f"settings or ranks changed after release {counter.since}"
+    if counter.hardware not in ("", hardware):
+        altered.append(f"ranks: {counter.hardware} -> {hardware}")
+    if releases < counted and (altered or releases < counter.num_at_change):
+        reason = "; ".join(altered) or f"settings or ranks changed after release {counter.num_at_change}"
         raise PrivacyError(
-            f"{path}: {counter.made} releases were made, the checkpoint follows number {releases}, and those after it "
+            f"{path}: {counted} releases were made, the checkpoint follows number {releases}, and those after it "
             f"would be made again otherwise ({reason}), under the same noise and uncounted. Resume unchanged "
-            f"until release {counter.made} and change there, or start a new run directory"
+            f"until release {counted} and change there, or start a new run directory"
         )
-    counter = ReleaseCounter(counter.made, releases if altered else counter.since, on)
+    counter = ReleaseCounter(counted, releases if altered else counter.num_at_change, hardware)
     counter.write(path)
     return counter
 
@@ -88,7 +89,7 @@ def changes_releases(change: Change) -> bool:
 def _read(path: Path) -> ReleaseCounter:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-        return ReleaseCounter(int(content["made"]), int(content["since"]), str(content["on"]))
+        return ReleaseCounter(int(content["num_releases"]), int(content["num_at_change"]), str(content["hardware"]))
     except FileNotFoundError:
         return ReleaseCounter()
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -19,18 +19,19 @@ from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
 from vesselgan.data.patches import PatchDataset, read_batches
-from vesselgan.formats.run_dir import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
-from vesselgan.privacy.accountant import Mechanism, check_same_history, plan_mechanism, summary_lines
+from vesselgan.privacy.accountant import Mechanism, PatientCounts, check_same_history, plan_mechanism, summary_lines
 from vesselgan.privacy.engine import PrivateEngine, build_private
-from vesselgan.privacy.poisson import PoissonSampler, records_of_patients, units_of, without_patient
+from vesselgan.privacy.poisson import PoissonSampler, patches_of_patients, units_of, without_patient
 from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.noise import NoiseSampler, latents_by_record_NL
+from vesselgan.runtime.noise import NoiseSampler, latents_by_patch_NL
 from vesselgan.runtime.timing import Phase, Scalars
-from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.checkpointer import CheckpointPart
+from vesselgan.trainer.logger import Interval
+from vesselgan.trainer.session import Session
 
 KEY_FILE = "noise_key"
 KEY_BITS = 128
@@ -39,8 +40,8 @@ KEY_BITS = 128
 class PoissonBatch(NamedTuple):
     """This rank's slice of a Poisson batch, possibly empty."""
 
-    records: Sequence[int]
-    """Record numbers of the patches, one per unit."""
+    indices: Sequence[int]
+    """Indices of the patches in their set, one per unit."""
     real_NCXYZ: Tensor
 
 
@@ -55,15 +56,15 @@ def critic_step(
 ) -> Scalars:
     """One private update of the critic from a Poisson batch.
 
-    The term of a unit is a function of the weights, the key, the position and its own record: removing the unit changes
+    The term of a unit is a function of the weights, the key, the position and its own patch: removing the unit changes
     the sum by at most the clipping norm.
     """
     critic.check_single_use(position)
     assert critic.key is not None
-    latents_NL = latents_by_record_NL(critic.key, position, batch.records, noise.latent_size)
+    latents_NL = latents_by_patch_NL(critic.key, position, batch.indices, noise.latent_size)
     latents_NL = latents_NL.to(generator.device, generator.dtype)
-    for unit in range(len(batch.records)):
-        real, latent = batch.real_NCXYZ[unit : unit + 1], latents_NL[unit : unit + 1]
+    for i in range(len(batch.indices)):
+        real, latent = batch.real_NCXYZ[i : i + 1], latents_NL[i : i + 1]
         with phase("critic/fake"), torch.no_grad():
             fake = generator.module(latent).to(critic.dtype)
         with phase("critic/scores"):
@@ -78,16 +79,20 @@ def critic_step(
 def _metrics(critic: PrivateEngine) -> Scalars:
     """Over all ranks; an empty batch has no loss."""
     batch = critic.batch
-    counts = {"units": batch.units, "empty_batches": batch.units == 0, "dropped_units": batch.dropped}
+    counts = {
+        "units": batch.num_units,
+        "empty_batches": batch.num_units == 0,
+        "dropped_units": batch.num_dropped,
+    }
     metrics = {f"dp/{name}": torch.tensor(float(value)) for name, value in counts.items()}
     metrics[f"grad_norm/{critic.name}"] = critic.gradient_norm
-    if batch.units > batch.dropped:
+    if batch.num_units > batch.num_dropped:
         metrics |= {"loss/critic": torch.tensor(batch.mean_loss), "loss/wasserstein": torch.tensor(-batch.mean_loss)}
     return metrics
 
 
 @dataclass
-class PrivateRun:
+class PrivateRun(CheckpointPart):
     """The accountant, key and sampling of a private run."""
 
     dp: Dp
@@ -97,7 +102,7 @@ class PrivateRun:
     requested_steps: int
     """The same without dp.target_epsilon, which may end the run sooner."""
     units: list[list[int]]
-    """The records of each unit."""
+    """The patches of each unit, by index."""
     key: int | None
     """Seed of sampling and noise; a secret one is null until `load_or_init`."""
     num_patches: int
@@ -105,7 +110,7 @@ class PrivateRun:
     are_patients_known: bool
     """Otherwise every subject counts as a patient."""
     counter: releases.ReleaseCounter = field(default_factory=releases.ReleaseCounter)
-    _epochs: int = 0
+    _epoch: int = 0
 
     @property
     def generator_steps(self) -> int:
@@ -140,7 +145,7 @@ class PrivateRun:
             augment=config.data.augment,
         )
         patches = read_batches(dataset, sampler, config.train.num_workers)
-        return (PoissonBatch(records, real) for (records, _), real in zip(sampler, patches, strict=True))
+        return (PoissonBatch(indices, real) for (indices, _), real in zip(sampler, patches, strict=True))
 
     def lines(self) -> list[str]:
         """Lines on what the whole run will spend and how its key is stored."""
@@ -164,37 +169,45 @@ class PrivateRun:
             "take the noise off again, so no epsilon holds against him",
         ]
 
-    def load_or_init(
-        self, run_dir: Path, state: dict[str, Any], changes: list[Change], critic: PrivateEngine, world: World
-    ) -> None:
+    def load_or_init(self, session: Session, state: dict[str, Any], critic: PrivateEngine) -> None:
         """Load or draw the key and check the accountant. A collective call.
 
         CheckpointError unless the restored accountant is this run's and has counted every step of the critic;
-        PrivacyError if `changes` would repeat releases with other settings.
+        PrivacyError if the session's changes of settings would repeat releases otherwise.
         """
+        self._session, self._critic = session, critic
         if state["step"]:
-            check_same_history(state, self.to_json(critic))
-        path, on = run_dir / releases.FILE, releases.hardware_of(world)
-        self.counter = run_on_rank0(world, lambda: releases.resume(path, critic.releases, changes, on))
+            check_same_history(state, self._accountant())
+        run_dir, world = session.run_dir, session.world
+        path, hardware, changes = run_dir / releases.FILE, releases.hardware_of(world), session.changes
+        self.counter = run_on_rank0(world, lambda: releases.resume(path, critic.num_releases, changes, hardware))
         if self.key is None:
             self.key = run_on_rank0(world, lambda: _secret_key(run_dir))
         critic.key = self.key
-        self._epochs = self._epoch(critic)
+        self._epoch = self._epoch_now()
 
-    def record_releases(self, run_dir: Path, critic: PrivateEngine, world: World) -> None:
+    def after_step(self, step: int) -> None:
         """Count the releases so far, before anything is logged of them. A collective call."""
-        run_on_rank0(world, lambda: self.counter.advance(run_dir / releases.FILE, critic.releases))
+        path = self._session.run_dir / releases.FILE
+        run_on_rank0(self._session.world, lambda: self.counter.advance(path, self._critic.num_releases))
 
-    def log_epsilon(self, critic: PrivateEngine, log: RunLog) -> dict[str, float]:
-        """Epsilon as a metric; logs a line of both accountants at the first call after each epoch."""
-        epoch = self._epoch(critic)
-        if log.is_main and epoch > self._epochs:
-            log.line(self.spent_line(critic.releases))
-        self._epochs = epoch
-        return {"dp/epsilon": self.mechanism.epsilon(self.mechanism.unit, critic.releases)}
+    def metrics(self, interval: Interval) -> dict[str, float]:
+        """Epsilon; logs a line of both accountants at the first call after each epoch."""
+        epoch, steps = self._epoch_now(), self._critic.num_releases
+        if self._session.log.is_main and epoch > self._epoch:
+            self._session.log.line(self.spent_line(steps))
+        self._epoch = epoch
+        return {"dp/epsilon": self.mechanism.epsilon(self.mechanism.unit, steps)}
 
-    def _epoch(self, critic: PrivateEngine) -> int:
-        return critic.releases * self.mechanism.batch_size // self.num_patches
+    def state(self) -> dict[str, Any]:
+        """The budget spent so far, for checkpoints and finished.json."""
+        return {"privacy": self._accountant()}
+
+    def _accountant(self) -> dict[str, Any]:
+        return self.mechanism.to_json(self._critic.num_releases) | {"is_key_secret": self.dp.noise_seed is None}
+
+    def _epoch_now(self) -> int:
+        return self._critic.num_releases * self.mechanism.batch_size // self.num_patches
 
     def spent_line(self, steps: int) -> str:
         """One line on what `steps` critic steps have spent, by both accountants."""
@@ -206,10 +219,6 @@ class PrivateRun:
             f"privacy: epsilon {epsilon:.4g} per {unit} at delta {self.mechanism.delta:.3g} (RDP{prv_text}) after "
             f"{steps:,} steps of the critic"
         )
-
-    def to_json(self, critic: PrivateEngine) -> dict[str, Any]:
-        """The accountant, for checkpoints and finished.json."""
-        return self.mechanism.to_json(critic.releases) | {"is_key_secret": self.dp.noise_seed is None}
 
 
 def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -> PrivateRun | None:
@@ -223,15 +232,9 @@ def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -
             "in this run's accountant; start the private run from its seed"
         )
     units = units_of(shards, dp.unit)
-    patients = records_of_patients(shards)
-    mechanism, steps = plan_mechanism(
-        config.variant,
-        batch_size=config.train.batch_size,
-        num_patches=len(shards),
-        num_patients=len(patients),
-        patches_per_patient=max(map(len, patients.values())),
-        generator_steps=generator_steps,
-    )
+    sizes = [len(patches) for patches in patches_of_patients(shards).values()]
+    patients, batch_size = PatientCounts(len(shards), len(sizes), max(sizes)), config.train.batch_size
+    mechanism, steps = plan_mechanism(config.variant, patients, batch_size=batch_size, generator_steps=generator_steps)
     n_critic = config.variant.n_critic
     return PrivateRun(
         dp,

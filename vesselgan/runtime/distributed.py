@@ -139,7 +139,7 @@ def run_on_rank0(world: World, call: Callable[[], Result]) -> Result:
             error = caught
     result, error = broadcast_object((result, error), world)
     if error is not None:
-        error.is_reported = not world.is_main
+        error.is_printed_elsewhere = not world.is_main
         raise error
     return result
 
@@ -158,32 +158,9 @@ def run_on_all_ranks(world: World, call: Callable[[], Result]) -> Result:
         dist.all_gather_object(errors, error)
     for rank, first in enumerate(errors):
         if first is not None:
-            first.is_reported = world.rank != rank
+            first.is_printed_elsewhere = world.rank != rank
             raise first
     return result
-
-
-def check_precision(precision: str, world: World, *, program: str, key: str) -> None:
-    """ResourceError, with the commands that run here, if DeepSpeed does not support `precision`; after `start`.
-
-    program: the command line so far; key: the setting of the precision.
-    """
-    supported = [kind for kind in ("fp16", "bf16", "fp32") if not half_is_missing(kind)]
-    if precision not in supported:
-        commands = "".join(f"\n    {program} --deepspeed_config ds_{kind}.json {key}={kind}" for kind in supported)
-        raise ResourceError(
-            f"this {world.device.type} has no {precision} that DeepSpeed supports; what would run here:{commands}"
-        )
-
-
-def half_is_missing(precision: str) -> bool:
-    """Whether DeepSpeed does not support `precision` on this accelerator; after `start`."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    if precision == "fp16":
-        return not accelerator.is_fp16_supported()
-    return precision == "bf16" and not accelerator.is_bf16_supported()
 
 
 def choose_device(device: str, local_rank: int) -> torch.device:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vesselgan.config.deepspeed import precision_of
 from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
-from vesselgan.runtime.distributed import World, check_precision, minimum_over_ranks
+from vesselgan.runtime.distributed import World, minimum_over_ranks
 from vesselgan.runtime.nonfinite import NonFiniteCounter
 
 
@@ -140,14 +139,8 @@ def build(
     betas: Sequence[float],
     settings: dict[str, Any],
     world: World,
-    program: str,
-    key: str,
 ) -> Engine:
-    """`module` with an Adam in a DeepSpeed engine; `settings` is resolved (config.deepspeed.resolve).
-
-    ResourceError if the accelerator does not support the precision; program, key: see `check_precision`.
-    """
-    check_precision(precision_of(settings), world, program=program, key=key)
+    """`module` with an Adam in a DeepSpeed engine; settings: the DeepSpeed JSON, complete and with batch sizes."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = adam_for(trained, learning_rate=learning_rate, betas=betas)
     return wrap(name, module, optimizer, settings=settings, world=world)
@@ -159,6 +152,7 @@ def wrap(
     """`module` and `optimizer` in a DeepSpeed engine; every rank gets rank 0's parameters and buffers."""
     import deepspeed
 
+    assert settings["gradient_clipping"] == 0, "left out, DeepSpeed clips at 1"
     trained = {key: parameter for key, parameter in module.named_parameters() if parameter.requires_grad}
     # ZeRO accepts a list of optimizers by name; ours is one of them without a moment.
     settings = settings | {"zero_allow_untested_optimizer": True}

@@ -1,19 +1,29 @@
 """Latents and epsilons of a training step, as a function of seed and position alone.
 
-A private critic's latents are a function of its secret key, the position and their record. Assigned by index in the
+A private critic's latents are a function of its secret key, the position and their patch. Assigned by index in the
 batch, removing one unit would change the latents, and so the gradients, of all units after it.
 
 N batch (this rank's slice), L latent
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_STREAM = 0xFA
+_PRIVATE_STREAM = 0xFA
+
+
+class Stream(IntEnum):
+    """Who draws: streams of one seed are independent. The numbers are part of every result."""
+
+    CRITIC_LATENTS = 0
+    GENERATOR_LATENTS = 1
+    PENALTY_EPSILONS = 2
+    STANDING_LATENTS = 3
 
 
 @dataclass(frozen=True)
@@ -22,31 +32,29 @@ class NoiseSampler:
 
     seed: int
     batch_size: int
+    """Of all ranks."""
     latent_size: int
-    rank: int
-    world_size: int
+    of_rank: slice = field(default_factory=lambda: slice(None))
+    """This rank's part of the batch; by default all of it."""
 
-    def latents_NL(self, stream: int, position: int) -> Tensor:
-        """Standard normal; `stream` 0 for the critic's steps, 1 for the generator's."""
+    def latents_NL(self, stream: Stream, position: int) -> Tensor:
+        """Standard normal."""
         rng = self._generator(stream, position)
-        return self._slice(rng.standard_normal((self.batch_size, self.latent_size), np.float32))
+        return torch.from_numpy(rng.standard_normal((self.batch_size, self.latent_size), np.float32)[self.of_rank])
 
     def epsilons_N(self, position: int) -> Tensor:
         """Uniform on [0, 1): the penalty's positions on the lines between real and fake."""
-        return self._slice(self._generator(2, position).random(self.batch_size, np.float32))
+        rng = self._generator(Stream.PENALTY_EPSILONS, position)
+        return torch.from_numpy(rng.random(self.batch_size, np.float32)[self.of_rank])
 
-    def _generator(self, stream: int, position: int) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, stream, position]))
-
-    def _slice(self, values: np.ndarray) -> Tensor:
-        size = self.batch_size // self.world_size
-        return torch.from_numpy(values[self.rank * size : (self.rank + 1) * size])
+    def _generator(self, stream: Stream, position: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, int(stream), position]))
 
 
-def latents_by_record_NL(key: int, position: int, records: Sequence[int], latent_size: int) -> Tensor:
-    """Standard normal, one row per record; no row depends on the other records."""
-    rows = np.empty((len(records), latent_size), np.float32)
-    for row, record in zip(rows, records, strict=True):
-        philox = np.random.Philox(np.random.SeedSequence((key, position, record, _STREAM)))
+def latents_by_patch_NL(key: int, position: int, patches: Sequence[int], latent_size: int) -> Tensor:
+    """Standard normal, one row per patch; no row depends on the other patches."""
+    rows = np.empty((len(patches), latent_size), np.float32)
+    for row, patch in zip(rows, patches, strict=True):
+        philox = np.random.Philox(np.random.SeedSequence((key, position, patch, _PRIVATE_STREAM)))
         np.random.Generator(philox).standard_normal(out=row, dtype=np.float32)
     return torch.from_numpy(rows)

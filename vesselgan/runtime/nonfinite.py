@@ -33,7 +33,7 @@ class NonFiniteCounter:
 
 
 class CountingEngine(Protocol):
-    """The attributes of an engine that `check_skipped_steps` reads."""
+    """The attributes of an engine that `SkipLimit` reads."""
 
     skips: NonFiniteCounter
 
@@ -44,27 +44,38 @@ class CountingEngine(Protocol):
     def scaler(self) -> object | None: ...
 
 
-def check_skipped_steps(
-    engines: Mapping[str, CountingEngine], limit: int, *, field: str, step: int, run_dir: Path, world: World
-) -> None:
-    """NumericError on every rank, printed by rank 0, if a network has had `limit` bad steps in a row.
+@dataclass(frozen=True)
+class SkipLimit:
+    """Ends a run in which one network makes no step any more."""
 
-    Reads host numbers only. field: the setting of `limit`.
-    """
-    for name, engine in engines.items():
-        if engine.skips.bad_in_a_row < limit:
-            continue
+    engines: Mapping[str, CountingEngine]
+    limit: int
+    setting: str
+    """The name of `limit`."""
+    run_dir: Path
+    world: World
+
+    def check(self, step: int) -> None:
+        """NumericError on every rank, printed by rank 0, if a network has had `limit` bad steps in a row.
+
+        Reads host numbers only.
+        """
+        for name, engine in self.engines.items():
+            if engine.skips.bad_in_a_row >= self.limit:
+                error = NumericError(self._message(name, engine, step))
+                error.is_printed_elsewhere = not self.world.is_main
+                raise error
+
+    def _message(self, name: str, engine: CountingEngine, step: int) -> str:
         problem, advice = f"the {engine.skips.reason} was not finite", "lower learning rates, or precision fp32"
         if engine.skips.reason == "loss":
             advice = "`python -m data_prep.check` finds bad volumes; else " + advice
         elif engine.scaler is not None:
             problem = f"the gradient overflowed half at the smallest loss scale, {engine.loss_scale:g}"
             advice = "precision bf16, which has float32's range (--deepspeed_config ds_bf16.json)"
-        saved = sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
+        saved = sorted((self.run_dir / "checkpoints").glob("step_*[0-9]"))
         last = f"the last good checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
-        error = NumericError(
-            f"{run_dir}: {name}: {problem} in {limit} steps in a row, up to step {step} ({field}={limit}); none of "
-            f"them changed anything, {last}. In a new run directory: {advice}"
+        return (
+            f"{self.run_dir}: {name}: {problem} in {self.limit} steps in a row, up to step {step} "
+            f"({self.setting}={self.limit}); none of them changed anything, {last}. In a new run directory: {advice}"
         )
-        error.is_reported = not world.is_main
-        raise error

@@ -33,7 +33,7 @@ def naming_lost_ranks(world: World) -> Iterator[None]:
             f"{_describe_lost(lost)} of {world.size}: killed, out of memory, stuck, or ended by its own error; the "
             f"others exit. Resume from the last checkpoint with the same command ({_first_line(error)})"
         )
-        failure.is_reported = any(rank < world.rank for rank in alive)
+        failure.is_printed_elsewhere = any(rank < world.rank for rank in alive)
         raise failure from error
 
 

@@ -8,9 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vesselgan.core.errors import NumericError
 from vesselgan.data.patches import PatchDataset
 from vesselgan.losses.segmentation import soft_dice, sum_over_ranks
+from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World
+from vesselgan.trainer.checkpointer import CheckpointPart
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
 from vesselgan.viz.pictures import enlarge, grey, mip, overlay, sheet
 
 # N batch, C channel (0 image, 1 vessel label), X Y Z voxels
@@ -46,12 +51,56 @@ class Selection:
             return Selection(checkpoint, scores.loss, scores.dice, 0)
         return Selection(self.best_checkpoint, self.best_loss, self.best_dice, self.num_worse + 1)
 
-    def is_over(self, patience: int) -> bool:
-        """Whether early stopping ends the run."""
-        return self.num_worse >= patience
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+class Validation(CheckpointPart):
+    """Owns when the U-Net is validated, which checkpoint is the best, and when early stopping ends the run."""
+
+    num_protected = 1
+
+    def __init__(self, session: Session, schedule: Schedule, network: nn.Module, dataset: PatchDataset) -> None:
+        self._session, self._schedule, self._network, self._dataset = session, schedule, network, dataset
+        self._selection = Selection(**session.state.get("selection", {}))
+
+    def run_if_due(self, step: int) -> None:
+        """Score the U-Net, log scores and an image, and update the choice of the best. A collective call."""
+        session, unet = self._session, self._session.config.unet
+        if not self._schedule.is_due(step, unet.validate_every):
+            return
+        scores = validate(self._network, self._dataset, batch_size=unet.batch_size, world=session.world)
+        if not np.isfinite(scores.loss):
+            raise NumericError(
+                f"{session.run_dir}: validation loss not finite at step {step}; train with a lower unet.learning_rate "
+                "or with unet.precision=fp32, in a new run directory"
+            )
+        session.log.scalars(step, {f"validation/{name}": value for name, value in asdict(scores).items()})
+        if session.log.is_main:
+            image_HWC = validation_image(self._network, self._dataset, session.world.device)
+            session.log.image(step, "validation", image_HWC)
+        self._selection = self._selection.after(checkpoint.name_of(step), scores)
+        session.log.line(
+            f"step {step}/{self._schedule.stop}  validation loss {scores.loss:+.4f}  Dice {scores.dice:.4f}"
+            f"{'  best so far' if self._selection.num_worse == 0 else ''}"
+        )
+
+    @property
+    def is_over(self) -> bool:
+        """Whether early stopping ends the run."""
+        return self._selection.num_worse >= self._session.config.unet.patience
+
+    def facts(self) -> dict[str, Any]:
+        """For finished.json."""
+        best = self._selection
+        return {
+            "best_checkpoint": best.best_checkpoint,
+            "validation_loss": best.best_loss,
+            "validation_dice": best.best_dice,
+        }
+
+    def state(self) -> dict[str, Any]:
+        return {"selection": asdict(self._selection)}
+
+    def protected(self) -> list[str]:
+        return [self._selection.best_checkpoint] if self._selection.best_checkpoint else []
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Generate, Variant
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.data.patches import HALF_RANGE
 from vesselgan.formats.shard_file import ShardFile
 from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
 from vesselgan.formats.volumes import write_volume
@@ -104,7 +105,7 @@ def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Recor
     """
     if not np.isfinite(patch_CXYZ).all():
         raise NumericError(f"sample {seed}: not finite; the run diverged, choose an earlier one with checkpoint=NAME")
-    image_XYZ = np.clip((patch_CXYZ[0] + np.float32(1)) * np.float32(127.5), 0, 255).astype(np.float32)
+    image_XYZ = np.clip((patch_CXYZ[0] + np.float32(1)) * np.float32(HALF_RANGE), 0, 255).astype(np.float32)
     score_XYZ = np.clip(patch_CXYZ[1], 0, 1).astype(np.float16)
     return Record(
         image_XYZ=image_XYZ,

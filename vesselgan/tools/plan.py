@@ -2,20 +2,19 @@
 
 import copy
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
-from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.privacy.accountant import Mechanism, paper_settings, plan_mechanism, summary_lines
+from vesselgan.privacy.accountant import Mechanism, PatientCounts, paper_settings, plan_mechanism, summary_lines
 from vesselgan.runtime.adam import moment_names
-from vesselgan.trainer.checkpointer import num_generator_steps
-from vesselgan.training.cost import FLOAT32, largest_fitting_batch, meta_networks, step_cost
-from vesselgan.training.engines import engine_settings
+from vesselgan.trainer.batch_plan import BatchPlan
+from vesselgan.training.cost import FLOAT32, StepSetup, largest_fitting_batch, meta_networks, step_cost
+from vesselgan.training.engines import batch_plan
+from vesselgan.training.run import schedule_of
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
 GIB = 2**30
@@ -95,7 +94,7 @@ def costs(config: Plan) -> dict[str, Any]:
         flop = rank_flop * ranks * config.train.batch_size / rank_plan.batch_size
     counts, checkpoint_bytes = _sizes(config)
     if config.variant.dp is None:
-        steps, privacy = num_generator_steps(config, config.num_pairs), {}
+        steps, privacy = schedule_of(config, config.num_pairs).stop, {}
     else:
         mechanism, critic_steps = _mechanism(config)
         steps, privacy = critic_steps // config.variant.n_critic, _privacy(mechanism, critic_steps)
@@ -122,14 +121,9 @@ def costs(config: Plan) -> dict[str, Any]:
 
 def _mechanism(config: Plan) -> tuple[Mechanism, int]:
     """(the mechanism, critic steps of the run) for patients with the same number of patches each."""
-    return plan_mechanism(
-        config.variant,
-        batch_size=config.train.batch_size,
-        num_patches=config.num_pairs,
-        num_patients=config.num_patients,
-        patches_per_patient=-(-config.num_pairs // config.num_patients),
-        generator_steps=num_generator_steps(config, config.num_pairs),
-    )
+    patients = PatientCounts(config.num_pairs, config.num_patients, -(-config.num_pairs // config.num_patients))
+    steps = schedule_of(config, config.num_pairs).stop
+    return plan_mechanism(config.variant, patients, batch_size=config.train.batch_size, generator_steps=steps)
 
 
 def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:
@@ -166,8 +160,9 @@ def _deepspeed_json(config: Plan) -> dict[str, Any]:
     settings = copy.deepcopy(settings)
     if config.zero_stage is not None:
         settings["zero_optimization"]["stage"] = config.zero_stage
-    deepspeed.check(f"{name} with zero_stage={config.zero_stage}", settings)
-    return settings
+    name = f"{name} with zero_stage={config.zero_stage}"
+    deepspeed.check(name, settings)
+    return deepspeed.complete(name, settings, config.variant.precision)
 
 
 def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tuple[RankPlan, int]:
@@ -175,58 +170,36 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
     if ranks > config.train.batch_size:
         config = copy.deepcopy(config)
         config.train.batch_size = ranks
-    settings = engine_settings(config, deepspeed_json, ranks)
-    batch_per_rank = config.train.batch_size // ranks
-    setup: dict[str, Any] = {"batch_per_rank": batch_per_rank, "ranks": ranks, "device": config.device}
-    setup["has_average"] = config.train.ema_decay is not None
-    cost = step_cost(config.variant, config.patch_shape, settings, **setup)
-    fit = None
-    if config.memory_gib is not None:
-        fit = largest_fitting_batch(
-            config.variant, config.patch_shape, settings, **setup, limit_bytes=config.memory_gib * GIB
-        )
-    exchanged = traffic(config.variant, config.patch_shape, settings, ranks=ranks)
-    step = _step_time(config, cost.flop, batch_per_rank, exchanged, ranks)
-    alone = _step_time(config, cost.flop, batch_per_rank, Traffic(0, 0, 0), 1)
+    batch, has_average = batch_plan(config, ranks), config.train.ema_decay is not None
+    setup = StepSetup(config.variant, config.patch_shape, batch, deepspeed_json, config.device, has_average)
+    cost = step_cost(setup)
+    fit = None if config.memory_gib is None else largest_fitting_batch(setup, config.memory_gib * GIB)
+    alone = replace(setup, batch=BatchPlan.of(batch.per_rank, None, ranks=1))
+    step, step_alone = (
+        step_time(config.machine, where, flop=cost.flop, num_workers=config.train.num_workers)
+        for where in (setup, alone)
+    )
     rank_plan = RankPlan(
         ranks=ranks,
-        batch_size=config.train.batch_size,
-        batch_per_rank=batch_per_rank,
-        batch_per_gpu=settings["critic"]["train_micro_batch_size_per_gpu"],
+        batch_size=batch.total,
+        batch_per_rank=batch.per_rank,
+        batch_per_gpu=batch.micro,
         standing_gib=cost.standing_bytes / GIB,
         peak_gib=cost.peak_bytes / GIB,
-        suggested_batch_per_rank=fit.batch_per_rank if fit else None,
-        suggested_batch_per_gpu=fit.batch_per_gpu if fit else None,
+        suggested_batch_per_rank=fit.batch.per_rank if fit else None,
+        suggested_batch_per_gpu=fit.batch.micro if fit else None,
         step=step,
-        patches_per_s=1e3 * config.train.batch_size * config.variant.n_critic / step.step_ms,
-        efficiency=alone.step_ms / step.step_ms,
-        traffic=exchanged,
+        patches_per_s=1e3 * batch.total * config.variant.n_critic / step.step_ms,
+        efficiency=step_alone.step_ms / step.step_ms,
+        traffic=traffic(setup),
     )
     return rank_plan, cost.flop
-
-
-def _step_time(config: Plan, flop: int, batch_per_rank: int, exchanged: Traffic, ranks: int) -> StepTime:
-    variant = config.variant
-    counts = {name: num_trainable(network) for name, network in meta_networks(variant, config.patch_shape).items()}
-    num_updated = variant.n_critic * counts["critic"] + counts["generator"]
-    return step_time(
-        config.machine,
-        exchanged,
-        ranks=ranks,
-        flop=flop,
-        # Where ZeRO gathers weights each rank updates its partition.
-        num_updated=num_updated / (ranks if exchanged.weight_bytes else 1),
-        num_pairs=batch_per_rank * variant.n_critic,
-        voxels=math.prod(config.patch_shape),
-        num_workers=config.train.num_workers,
-    )
 
 
 def _num_saved(config: Plan, steps: int) -> int:
     """Checkpoints that are kept for ever, one every save_every_epochs."""
     every = config.train.save_every_epochs
-    epochs = steps * config.variant.n_critic // steps_per_epoch(config.num_pairs, config.train.batch_size)
-    return 0 if every is None else epochs // every
+    return 0 if every is None else schedule_of(config, config.num_pairs).epoch_after(steps) // every
 
 
 def _sizes(config: Plan) -> tuple[dict[str, int], int]:

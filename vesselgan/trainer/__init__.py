@@ -1,1 +1,1 @@
-"""The loop's parts, shared by GAN and U-Net: set-up, checkpoints, log, progress, requests to stop."""
+"""The training loop of GAN and U-Net and its parts: session, schedule, checkpoints, log, requests to stop."""

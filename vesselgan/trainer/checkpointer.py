@@ -1,140 +1,116 @@
-"""When a GAN's checkpoints are written, what they hold beside the weights, and where the run stands in its data."""
+"""When a run's checkpoints are written, and what they hold beside weights and moments."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
+from torch.profiler import record_function
 
 from vesselgan.config.compose import config_hash
-from vesselgan.config.schema import Plan, TrainGan
-from vesselgan.data.position import Position, batches_before
-from vesselgan.data.sampler import steps_per_epoch
-from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import checkpoint
-from vesselgan.runtime.distributed import World, run_on_rank0
+from vesselgan.runtime.distributed import run_on_rank0
 from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.timing import Phase
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
+
+
+class CheckpointPart:
+    """What one part of a run adds to every checkpoint; nothing, where it does not say otherwise."""
+
+    num_protected = 0
+    """Checkpoints that `protected` names at most."""
+
+    def state(self) -> dict[str, Any]:
+        """Keys of the checkpoint's JSON. A collective call."""
+        return {}
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by file stem, the same on every rank. A collective call."""
+        return {}
+
+    def expected_tensors(self) -> Iterable[Tensor]:
+        """Tensors of as many bytes as `tensors` will have."""
+        return ()
+
+    def protected(self) -> list[str]:
+        """Names of checkpoints that must not be pruned."""
+        return []
+
+
+@dataclass(frozen=True)
+class FixedState(CheckpointPart):
+    """What is the same in every checkpoint: facts of the training set, for whoever uses the weights."""
+
+    content: dict[str, Any]
+
+    def state(self) -> dict[str, Any]:
+        return self.content
 
 
 @dataclass
 class Checkpointer:
-    """Saves one run; knows its position in the data, also after the batch size was changed."""
+    """Owns when checkpoints are written and which of them stay."""
 
-    config: TrainGan
-    run_dir: Path
-    world: World
-    engines: dict[str, Engine]
-    shards: ShardSet
-    start: int
-    """Generator steps done when the session starts."""
-    first_batch: int
-    """Global batches used up when the session starts."""
-    save_s: float
-    """Seconds that the last checkpoint took with all that is computed for it; an estimate before the first."""
-    write_ms: float = 0.0
-    """Milliseconds that writing the last checkpoint took."""
-    max_steps: int | None = None
-    """Generator steps after which the run ends sooner than configured; null: as configured."""
+    session: Session
+    schedule: Schedule
+    engines: Mapping[str, Engine]
+    parts: Sequence[CheckpointPart]
+    every: int
+    """Steps between checkpoints."""
+    keep_last: int
+    """Checkpoints kept, of those that nothing else keeps."""
+    save_every_epochs: int | None = None
+    """Epochs between checkpoints that are kept for ever; None: none."""
+    phase: Phase = record_function
 
-    @classmethod
-    def from_state(
-        cls,
-        config: TrainGan,
-        run_dir: Path,
-        world: World,
-        engines: dict[str, Engine],
-        shards: ShardSet,
-        state: dict[str, Any],
-    ) -> "Checkpointer":
-        """For a run that continues from `state`; raises CheckpointError when that lacks the position in the data."""
-        step, train = state["step"], config.train
-        first_batch = batches_before(state, batch_size=train.batch_size, num_records=len(shards))
-        estimate_s = expected_bytes(engines, has_average=train.ema_decay is not None) / checkpoint.SLOW_DISK
-        return cls(config, run_dir, world, engines, shards, step, first_batch, state.get("save_s") or estimate_s)
-
-    @property
-    def stop(self) -> int:
-        """Generator steps of the whole run."""
-        steps = num_generator_steps(self.config, len(self.shards), start=self.start, first_batch=self.first_batch)
-        return steps if self.max_steps is None else min(steps, self.max_steps)
-
-    def batches_after(self, step: int) -> int:
-        """Global batches used up by `step` generator steps."""
-        return self.first_batch + (step - self.start) * self.config.variant.n_critic
-
-    def position_after(self, step: int) -> Position:
-        train = self.config.train
-        return Position.after(
-            self.batches_after(step), seed=train.seed, batch_size=train.batch_size, num_records=len(self.shards)
-        )
-
-    def is_kept(self, step: int) -> bool:
-        """Whether an epoch ends here whose checkpoint is never pruned."""
-        every = self.config.train.save_every_epochs
-        if every is None or step == self.start:
-            return False
-        return self.position_after(step).epoch // every > self.position_after(step - 1).epoch // every
-
-    def is_due(self, step: int) -> bool:
-        return step % self.config.train.checkpoint_every == 0 or step == self.stop or self.is_kept(step)
-
-    def save(self, step: int, state: dict[str, Any], extra: dict[str, dict[str, Tensor]]) -> None:
-        """Write a checkpoint with `state`, the geometry for `generate`, the position and the cost of a save."""
-        position = {"step": step, "position": self.position_after(step).to_json(), "save_s": self.save_s}
-        saved = checkpoint.save(
-            self.run_dir,
-            step,
-            self.engines,
-            self.data_state() | position | state,
-            keep_last=self.config.train.keep_last,
-            is_kept=self.is_kept(step),
-            world=self.world,
-            extra=extra,
-        )
-        self.write_ms = 1000 * saved.seconds
+    def save_if_due(self, step: int, *, is_stopping: bool) -> None:
+        """Save if a checkpoint is due after `step`, or the run stops there. A collective call."""
+        if is_stopping or self._is_epoch_kept(step) or self.schedule.is_due(step, self.every):
+            self._save(step)
 
     def check_disk(self) -> str:
         """One line on the disk that the checkpoints need; raises ResourceError if it is short. A collective call."""
-        train = self.config.train
-        num_bytes = expected_bytes(self.engines, has_average=train.ema_decay is not None)
-        num_epochs = self.position_after(self.stop).epoch
-        num_kept = 0 if train.save_every_epochs is None else num_epochs // train.save_every_epochs
+        tensors = [tensor for part in self.parts for tensor in part.expected_tensors()]
+        num_bytes = checkpoint.expected_bytes(self.engines.values(), tensors)
+        pace = self.session.pace
+        pace.save_s = pace.save_s or num_bytes / checkpoint.SLOW_DISK
+        num_kept = sum(part.num_protected for part in self.parts)
+        if self.save_every_epochs is not None:
+            num_kept += self.schedule.epoch_after(self.schedule.stop) // self.save_every_epochs
+        run_dir, keep_last = self.session.run_dir, self.keep_last
         return run_on_rank0(
-            self.world,
-            lambda: checkpoint.check_disk(self.run_dir, num_bytes, keep_last=train.keep_last, num_kept=num_kept),
+            self.session.world,
+            lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=num_kept),
         )
 
-    def data_state(self) -> dict[str, Any]:
-        """What every checkpoint holds of the training set, for `generate`.
+    def _save(self, step: int) -> None:
+        session = self.session
+        state: dict[str, Any] = {"step": step, "position": self.schedule.position_after(step)}
+        state |= {"seconds": session.pace.seconds, "save_s": session.pace.save_s}
+        state |= {"config_hash": config_hash(session.config)}
+        for part in self.parts:
+            state |= part.state()
+        # A checkpoint must not be newer than the log before it.
+        session.log.flush()
+        with self.phase("checkpoint"):
+            saved = checkpoint.save(
+                session.run_dir,
+                step,
+                dict(self.engines),
+                state,
+                keep_last=self.keep_last,
+                is_kept=self._is_epoch_kept(step),
+                keep=[name for part in self.parts for name in part.protected()],
+                world=session.world,
+                extra={stem: tensors for part in self.parts for stem, tensors in part.tensors().items()},
+            )
+        session.pace.measure_save(saved.seconds)
 
-        The affine is the first subject's. A private run stores its spacing alone: a patient's pose is personal data.
-        """
-        affine = next(iter(self.shards.subjects.values()))["affine"]
-        if self.config.variant.dp is not None:
-            affine = np.diag([*self.shards.spacing_mm, 1.0]).tolist()
-        geometry = {
-            "patch_shape": list(self.shards.patch_shape),
-            "spacing_mm": list(self.shards.spacing_mm),
-            "affine": affine,
-            "upper_percentile": self.shards.manifest.upper_percentile,
-        }
-        return {"manifest": geometry, "config_hash": config_hash(self.config)}
-
-
-def num_generator_steps(config: TrainGan | Plan, num_pairs: int, *, start: int = 0, first_batch: int = 0) -> int:
-    """Generator steps of a whole run: max_steps, else epochs over the pairs. Raises UsageError when no batch fits.
-
-    start, first_batch: steps done and global batches used up so far, for a run whose batch size was changed.
-    """
-    batches = config.train.epochs * steps_per_epoch(num_pairs, config.train.batch_size) - first_batch
-    return config.train.max_steps or max(1, start + batches // config.variant.n_critic)
-
-
-def expected_bytes(engines: dict[str, Engine], *, has_average: bool) -> int:
-    """Bytes of one checkpoint: both engines, the generator's standing statistics and its moving average."""
-    generator = engines["generator"].module
-    extra = list(generator.buffers())
-    if has_average:
-        extra += generator.state_dict().values()
-    return checkpoint.expected_bytes(engines.values(), extra)
+    def _is_epoch_kept(self, step: int) -> bool:
+        """Whether an epoch ends with `step` whose checkpoint is kept for ever."""
+        every = self.save_every_epochs
+        if every is None or step == self.schedule.start:
+            return False
+        return self.schedule.epoch_after(step) // every > self.schedule.epoch_after(step - 1) // every

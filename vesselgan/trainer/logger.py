@@ -1,96 +1,88 @@
-"""The run's log: lines on the screen and in log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
+"""Logs the means of a run's metrics and whatever else is measured, every so many steps."""
 
-import json
-import os
-import sys
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-from tqdm import tqdm
-
-from vesselgan.core.atomic_io import write_text
-
-Setting = bool | int | float | str
-LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"
+from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.timing import Scalars
+from vesselgan.trainer.checkpointer import CheckpointPart
+from vesselgan.trainer.progress import Meter, Progress
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
 
 
-class RunLog:
-    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint."""
+@dataclass(frozen=True)
+class Interval:
+    """The steps since the last log."""
 
-    def __init__(self, run_dir: Path, *, is_main: bool, resume_step: int = 0) -> None:
-        self.is_main = is_main
-        self._is_new = resume_step == 0
-        if not is_main:
+    step: int
+    """The last of them."""
+    num_steps: int
+    means: dict[str, float]
+    """Over the steps and ranks."""
+
+
+Source = Callable[[Interval], dict[str, float]]
+"""Measures further metrics; called on every rank."""
+
+
+class Logger(CheckpointPart):
+    """Owns when a run's metrics are logged; a checkpoint holds the sums since the last time."""
+
+    def __init__(
+        self,
+        session: Session,
+        schedule: Schedule,
+        *,
+        every: int,
+        summary: Sequence[str],
+        sources: Sequence[Source],
+    ) -> None:
+        """summary: the metrics in the line on the screen."""
+        self._session, self._schedule, self._every = session, schedule, every
+        self._summary, self._sources = summary, sources
+        self._meter, self._logged_step = Meter(session.state.get("meter")), schedule.start
+
+    def start(self) -> None:
+        """Call before the first step."""
+        self._progress = Progress(self._session.log, start=self._schedule.start, stop=self._schedule.stop)
+
+    def add(self, updates: list[Scalars]) -> None:
+        """Take the metrics of a step's updates into the means."""
+        for metrics in updates:
+            self._meter.update(metrics)
+
+    def log_if_due(self, step: int) -> None:
+        self._progress.advance(step)
+        if not self._schedule.is_due(step, self._every):
             return
-        from torch.utils.tensorboard import SummaryWriter
+        session, schedule = self._session, self._schedule
+        interval = Interval(step, step - self._logged_step, self._meter.reduce(session.world))
+        metrics = dict(interval.means)
+        for source in self._sources:
+            metrics |= source(interval)
+        session.pace.measure_step(interval.num_steps)
+        self._logged_step, step_s = step, session.pace.step_s
+        patches_per_s = schedule.batch_size * schedule.batches_per_step / max(step_s, 1e-9)
+        metrics |= {"time/step_ms": 1000 * step_s, "throughput/patches_per_s": patches_per_s}
+        metrics["checkpoint/write_ms"] = 1000 * session.pace.write_s
+        session.log.scalars(step, metrics)
+        shown = "  ".join(f"{name} {metrics[name]:+.4f}" for name in self._summary if name in metrics)
+        self._progress.show(step, shown or "every step skipped", step_s)
 
-        _cut_after(run_dir / METRICS, resume_step)
-        self._metrics = (run_dir / METRICS).open("a")
-        self._log = (run_dir / LOG).open("a")
-        if self._is_new:
-            # Events of a session that was killed before its first checkpoint.
-            for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
-                events.unlink()
-        # purge_step hides from TensorBoard what came after the checkpoint in the interrupted session's events.
-        self._writer = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
-
-    def line(self, text: str) -> None:
-        """One line on the screen, above the progress bar, and with its time (UTC) in log.txt."""
-        if self.is_main:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
-            self._log.flush()
-
-    def scalars(self, step: int, metrics: dict[str, float]) -> None:
-        """`metrics` at `step`, into metrics.jsonl and TensorBoard."""
-        if not self.is_main:
-            return
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def image(self, step: int, name: str, image_HWC: np.ndarray) -> None:
-        """A uint8 RGB image at `step`."""
-        if self.is_main:
-            self._writer.add_image(name, image_HWC, step, dataformats="HWC")
-
-    def hparams(self, settings: dict[str, Setting | None], *, metrics: list[str]) -> None:
-        """Settings and the names of `metrics` for TensorBoard's HParams page; once in a run's life."""
-        if not self.is_main or not self._is_new:
-            return
-        from torch.utils.tensorboard.summary import hparams
-
-        assert self._writer.file_writer is not None
-        values = {key: value if isinstance(value, Setting) else str(value) for key, value in settings.items()}
-        # SummaryWriter.add_hparams would open a run of its own below this one.
-        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
-            self._writer.file_writer.add_summary(summary)
-
-    def flush(self) -> None:
-        """Make the log durable: a checkpoint must not be newer than the log before it."""
-        if self.is_main:
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-            self._writer.flush()
-
-    def close(self) -> None:
-        if self.is_main:
-            self._metrics.close()
-            self._log.close()
-            self._writer.close()
+    def state(self) -> dict[str, Any]:
+        return {"meter": self._meter.to_json(self._session.world)}
 
 
-def _cut_after(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:  # the last line of a killed run may be half written
-            continue
-    write_text(path, "".join(line + "\n" for line in kept))
+def loss_scales(engines: Mapping[str, Engine]) -> Source:
+    """The loss scale of every engine, and how many steps it has skipped."""
+
+    def read(interval: Interval) -> dict[str, float]:
+        metrics = {}
+        for name, engine in engines.items():
+            metrics[f"amp/{name}_loss_scale"] = engine.loss_scale
+            metrics[f"amp/{name}_skipped_total"] = float(engine.skipped_steps)
+        return metrics
+
+    return read

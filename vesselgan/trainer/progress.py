@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -10,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vesselgan.runtime.distributed import World, mean_over_ranks
-from vesselgan.trainer.logger import RunLog
+from vesselgan.trainer.run_log import RunLog
 
 SECONDS_PER_LINE = 10.0
 
@@ -48,13 +50,54 @@ class Meter:
         return {"counts": self._counts, "sums": dict(zip(names, means, strict=True))}
 
 
-class Progress:
-    """A bar on a terminal, else a line every few seconds; times the steps without the pauses between them."""
+class Pace:
+    """How long things take, in seconds, for the log and for whoever must stop in time."""
 
-    def __init__(self, log: RunLog, *, start: int, stop: int, patches_per_step: int) -> None:
+    def __init__(self) -> None:
+        self.step_s = 0.0
+        """A step, since the last log; 0 before the first."""
+        self.save_s = 0.0
+        """The last checkpoint with all that is done beside it; an estimate before the first."""
+        self.write_s = 0.0
+        """Writing the last checkpoint of this session."""
+        self.earlier_s = 0.0
+        """Training in earlier sessions."""
+        self.start()
+
+    def start(self) -> None:
+        """Call before the first step."""
+        self._started_at = self._logged_at = self._paused_at = time.perf_counter()
+        self._paused_s = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Training in all sessions."""
+        return self.earlier_s + time.perf_counter() - self._started_at
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done in this block counts as no step's time."""
+        self._paused_at = time.perf_counter()
+        yield
+        self._paused_s += time.perf_counter() - self._paused_at
+
+    def measure_save(self, write_s: float) -> None:
+        """Call after a save: it took the time since the pause began, of which `write_s` for the checkpoint alone."""
+        self.save_s, self.write_s = time.perf_counter() - self._paused_at, write_s
+
+    def measure_step(self, num_steps: int) -> None:
+        """Call after `num_steps` steps since the last call."""
+        now = time.perf_counter()
+        self.step_s = max(0.0, now - self._logged_at - self._paused_s) / max(1, num_steps)
+        self._logged_at, self._paused_s = now, 0.0
+
+
+class Progress:
+    """A bar on a terminal, else a line every few seconds."""
+
+    def __init__(self, log: RunLog, *, start: int, stop: int) -> None:
         self._log, self._start, self._stop, self._step = log, start, stop, start
-        self._patches_per_step = patches_per_step
-        self._time, self._next_line, self._paused_s = time.perf_counter(), 0.0, 0.0
+        self._next_line = 0.0
         self._bar = tqdm(
             total=stop,
             initial=start,
@@ -62,37 +105,22 @@ class Progress:
             dynamic_ncols=True,
             disable=not (log.is_main and sys.stderr.isatty()),
         )
-        self.step_s = 0.0
-        """Seconds of a step since the last `log`; 0 before the first."""
 
-    def log(self, step: int, metrics: dict[str, float], summary: str) -> None:
-        """Log `metrics` at `step` with the step's time; `summary` stands beside the bar or in the line."""
-        now = time.perf_counter()
-        self.step_s = max(0.0, now - self._time - self._paused_s) / max(1, self.steps_since_log(step))
-        is_first, self._step, self._time, self._paused_s = self._step == self._start, step, now, 0.0
-        patches_per_s = self._patches_per_step / max(self.step_s, 1e-9)
-        speed = {"time/step_ms": 1000 * self.step_s, "throughput/patches_per_s": patches_per_s}
-        self._log.scalars(step, metrics | speed)
-        left_s = (self._stop - step) * self.step_s
-        self.advance(step)
+    def show(self, step: int, summary: str, step_s: float) -> None:
+        """`summary` beside the bar or in a line, with the time that is left at `step_s` seconds a step."""
+        now, left_s = time.perf_counter(), (self._stop - step) * step_s
+        is_first, self._step = self._step == self._start, step
         self._bar.set_postfix_str(summary)
         if self._bar.disable and (now >= self._next_line or step == self._stop):
             self._next_line = now + SECONDS_PER_LINE
-            pace = f"{1000 * self.step_s:.0f} ms a step, {left_s / 60:.1f} min left"
+            pace = f"{1000 * step_s:.0f} ms a step, {left_s / 60:.1f} min left"
             self._log.line(f"step {step}/{self._stop}  {summary}  {pace}")
         if is_first and step < self._stop:
             end = datetime.now().astimezone() + timedelta(seconds=left_s)
-            self._log.line(f"at {1000 * self.step_s:.0f} ms a step the end is expected at {end:%Y-%m-%d %H:%M %Z}")
+            self._log.line(f"at {1000 * step_s:.0f} ms a step the end is expected at {end:%Y-%m-%d %H:%M %Z}")
         if step == self._stop:
             self._bar.close()
-
-    def steps_since_log(self, step: int) -> int:
-        return step - self._step
 
     def advance(self, step: int) -> None:
         """Move the bar to `step`."""
         self._bar.update(step - self._bar.n)
-
-    def exclude(self, seconds: float) -> None:
-        """Leave `seconds` out of the step time."""
-        self._paused_s += seconds

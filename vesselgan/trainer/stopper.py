@@ -21,6 +21,7 @@ import torch.distributed as dist
 from vesselgan.core.atomic_io import write_text
 from vesselgan.formats.run_dir import acquire_lock, count_sessions
 from vesselgan.runtime.distributed import World, run_on_rank0
+from vesselgan.trainer.progress import Pace
 
 STOP_FILE = "stop"
 REQUEUE_FILE = "requeue"
@@ -40,6 +41,8 @@ class Stopper:
 
     def __init__(self, world: World, *, rank_timeout_minutes: float) -> None:
         self._world, self._run_dir = world, Path()
+        self.pace = Pace()
+        """What a step and a save take."""
         self._reason, self._interrupts, self._called_at = "", 0, time.perf_counter()
         self._ends_at, self._max_restarts = float("inf"), 0
         timeout = timedelta(minutes=rank_timeout_minutes)
@@ -83,17 +86,14 @@ class Stopper:
         """Why this rank stops."""
         return self._reason or "another rank was asked to stop"
 
-    def should_stop(self, *, step_s: float, save_s: float) -> bool:
-        """Whether to save and leave now, the same on every rank; called once per step by all of them.
-
-        step_s, save_s: what a step (0: unknown) and a save took last, seconds.
-        """
+    def should_stop(self) -> bool:
+        """Whether to save and leave now, the same on every rank; called once per step by all of them."""
         now = time.perf_counter()
-        step_s, self._called_at = step_s or now - self._called_at, now
+        step_s, self._called_at = self.pace.step_s or now - self._called_at, now
         if not self._reason and self._world.is_main and (self._run_dir / STOP_FILE).exists():
             self._reason = f"{self._run_dir / STOP_FILE} was found"
         steps = 2 if self._group is not None else 1  # with several ranks the next step is taken before all know
-        if not self._reason and time.time() + MARGIN * (steps * step_s + save_s) > self._ends_at:
+        if not self._reason and time.time() + MARGIN * (steps * step_s + self.pace.save_s) > self._ends_at:
             self._reason = "the job's time is nearly up"
         if self._group is None:
             return bool(self._reason)

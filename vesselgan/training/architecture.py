@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
+from vesselgan.training.networks import build_networks
 
 FILE = "architecture.json"
 
@@ -19,8 +19,7 @@ def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, A
     convolutions also have their kernel, stride and whether their weight is spectrally normalised.
     """
     with torch.device("meta"):
-        generator = Generator(patch_shape, variant.width, variant.latent_size, variant.generator_norm)
-        critic = Critic(patch_shape, variant.width, variant.critic_norm)
+        critic, generator = build_networks(variant, patch_shape)
         return {
             "generator": _describe_network(generator, torch.empty(1, variant.latent_size)),
             "critic": _describe_network(critic, torch.empty(1, 2, *patch_shape)),

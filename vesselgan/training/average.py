@@ -4,37 +4,52 @@ Running averages collected while the weights move describe no single network. St
 are plain means over many latent batches of fixed weights. Every checkpoint holds both, so `generate` computes neither.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime import checkpoint
+from vesselgan.runtime.noise import NoiseSampler, Stream
+from vesselgan.trainer.checkpointer import CheckpointPart
 
 STANDING_BATCHES = 100
-STANDING_STREAM = 3
+STANDING, EMA = "generator_standing", "generator_ema"
+"""Stems of files in a checkpoint."""
 
 
 class MovingAverage:
     """Exponential moving average of a generator's weights, float32, updated once per generator step."""
 
     def __init__(self, generator: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.generator, self.decay = generator, decay
         self.weights = {name: p.detach().float().clone() for name, p in generator.named_parameters()}
 
     @torch.no_grad()
-    def update(self, generator: nn.Module, step: int) -> None:
+    def after_step(self, step: int) -> None:
         """Add the weights after `step` steps; the decay warms up, so that the initial weights are soon forgotten."""
         decay = min(self.decay, step / (step + 10))
-        for name, parameter in generator.named_parameters():
+        for name, parameter in self.generator.named_parameters():
             self.weights[name].lerp_(parameter.detach().float(), 1 - decay)
 
     def restore(self, weights: dict[str, Tensor]) -> None:
         """Continue from a checkpoint's `generator_ema`."""
         for name in self.weights:
             self.weights[name].copy_(weights[name])
+
+
+def resumed_average(generator: nn.Module, decay: float | None, run_dir: Path, step: int) -> MovingAverage | None:
+    """The moving average as the checkpoint of `step` has it; None without a decay."""
+    if decay is None:
+        return None
+    average = MovingAverage(generator, decay)
+    if step:
+        average.restore(checkpoint.read_weights(run_dir, EMA, checkpoint.name_of(step))[0])
+    return average
 
 
 @torch.no_grad()
@@ -55,7 +70,7 @@ def standing_statistics(generator: nn.Module, noise: NoiseSampler, device: torch
         norm.momentum = 0.0
     dtype = next(generator.parameters()).dtype
     for position in range(STANDING_BATCHES):
-        generator(noise.latents_NL(STANDING_STREAM, position).to(device, dtype))
+        generator(noise.latents_NL(Stream.STANDING_LATENTS, position).to(device, dtype))
     standing = {name: buffer.clone() for name, buffer in generator.named_buffers()}
     for name, buffer in generator.named_buffers():
         buffer.copy_(running[name])
@@ -82,13 +97,24 @@ def _copy_weights(generator: nn.Module, weights: dict[str, Tensor]) -> None:
         parameter.copy_(weights[name])
 
 
-def sampling_weights(
-    generator: nn.Module, average: MovingAverage | None, noise: NoiseSampler, device: torch.device
-) -> dict[str, dict[str, Tensor]]:
-    """What a checkpoint holds beside the engines: {file stem: tensors}."""
-    extra = {"generator_standing": standing_statistics(generator, noise, device)}
-    if average is not None:
-        with swapped_weights(generator, average.weights):
-            buffers = standing_statistics(generator, noise, device)
-        extra["generator_ema"] = average.weights | buffers
-    return extra
+@dataclass(frozen=True)
+class SamplingWeights(CheckpointPart):
+    """The tensors of a checkpoint that `generate` can sample from, beside the last weights."""
+
+    generator: nn.Module
+    average: MovingAverage | None
+    noise: NoiseSampler
+    device: torch.device
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        extra = {STANDING: standing_statistics(self.generator, self.noise, self.device)}
+        if self.average is not None:
+            with swapped_weights(self.generator, self.average.weights):
+                buffers = standing_statistics(self.generator, self.noise, self.device)
+            extra[EMA] = self.average.weights | buffers
+        return extra
+
+    def expected_tensors(self) -> Iterable[Tensor]:
+        yield from self.generator.buffers()
+        if self.average is not None:
+            yield from self.generator.state_dict().values()

@@ -11,8 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vesselgan.data.patches import HALF_RANGE
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
+from vesselgan.trainer.logger import Interval
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
 
 NUM_SAMPLES = 8
 POOL_VOXELS = 4
@@ -35,37 +39,51 @@ def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float) -> T
     """Up to NUM_SAMPLES patches [N, 2, X, Y, Z] from all over the set, in the generator's range."""
     numbers = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int))
     pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
-    return torch.stack([torch.from_numpy(np.stack([image / 127.5 - 1, label])).float() for image, label in pairs])
+    return torch.stack([torch.from_numpy(np.stack([image / HALF_RANGE - 1, label])).float() for image, label in pairs])
 
 
-@dataclass(frozen=True)
-class CollapseDetector:
-    """Compares samples of the same latents through a run with real patches."""
+@torch.no_grad()
+def sample_metrics(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> dict[str, float]:
+    """`samples/diversity` (1: as real patches) and its warning; the generator's mode is restored."""
+    was_training = generator.training
+    generator.eval()
+    # One at a time: several full patches take more memory than a step of few.
+    distance = mean_pairwise_distance(generator(z_N[None])[0] for z_N in z_NL)
+    generator.train(was_training)
+    diversity = distance / max(mean_pairwise_distance(real_NCXYZ), 1e-6)
+    return {"samples/diversity": diversity, "warning/mode_collapse": float(diversity < MIN_DIVERSITY)}
 
-    seed: int
-    latent_size: int
-    real_distance: float
-    """`mean_pairwise_distance` of real patches."""
 
-    @torch.no_grad()
-    def sample_metrics(self, generator: nn.Module, device: torch.device) -> dict[str, float]:
-        """`samples/diversity` (1: as real patches) and its warning; the generator's mode is restored."""
-        was_training, dtype = generator.training, next(generator.parameters()).dtype
-        z_NL = latents(self.seed, range(NUM_SAMPLES), self.latent_size).to(device, dtype)
-        generator.eval()
-        # One at a time: several full patches take more memory than a step of few.
-        distance = mean_pairwise_distance(generator(z_NL[i : i + 1])[0] for i in range(NUM_SAMPLES))
-        generator.train(was_training)
-        diversity = distance / max(self.real_distance, 1e-6)
-        return {"samples/diversity": diversity, "warning/mode_collapse": float(diversity < MIN_DIVERSITY)}
+@dataclass
+class CollapseMonitor:
+    """Measures both failures for the log, and logs a line for each that is found."""
+
+    session: Session
+    schedule: Schedule
+    generator: nn.Module
+    shards: ShardSet
+
+    def metrics(self, interval: Interval) -> dict[str, float]:
+        """Of the critic; on rank 0, where sample images are due, also of the samples."""
+        config, log = self.session.config, self.session.log
+        metrics = critic_metrics(interval.means)
+        if log.is_main and self.schedule.is_due(interval.step, config.train.image_every):
+            data, dtype = config.data, next(self.generator.parameters()).dtype
+            real_NCXYZ = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
+            # The same latents through the whole run.
+            z_NL = latents(config.train.seed, range(NUM_SAMPLES), config.variant.latent_size)
+            metrics |= sample_metrics(self.generator, z_NL.to(self.session.world.device, dtype), real_NCXYZ)
+        for line in warning_lines(interval.means | metrics):
+            log.line(line)
+        return metrics
 
 
 def critic_metrics(metrics: dict[str, float]) -> dict[str, float]:
-    """The warning of a critic without gradient or score gap, from an interval's means; nothing if all were skipped."""
+    """The warning of a flat critic, one without gradient or score gap; nothing if every step was skipped."""
     if "gp/grad_norm" not in metrics:
         return {}
     is_flat = metrics["gp/grad_norm"] < MIN_GRAD_NORM or abs(metrics["loss/wasserstein"]) < MIN_SCORE_GAP
-    return {"warning/critic_collapse": float(is_flat)}
+    return {"warning/flat_critic": float(is_flat)}
 
 
 def warning_lines(metrics: dict[str, float]) -> list[str]:
@@ -77,9 +95,9 @@ def warning_lines(metrics: dict[str, float]) -> list[str]:
             f"{metrics['samples/diversity']:.3g} of that of real patches, below {MIN_DIVERSITY}); look at the samples, "
             "and try lower learning rates or another seed"
         )
-    if metrics.get("warning/critic_collapse"):
+    if metrics.get("warning/flat_critic"):
         lines.append(
-            f"warning: critic collapse: gradient norm {metrics['gp/grad_norm']:.3g}, score gap "
+            f"warning: flat critic: gradient norm {metrics['gp/grad_norm']:.3g}, score gap "
             f"{metrics['loss/wasserstein']:.3g}; the generator learns nothing from it: try a lower learning rate of "
             "the critic, or bf16 in place of fp16 where gp/zero_fraction is above 0"
         )

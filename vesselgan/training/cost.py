@@ -7,9 +7,9 @@ number of parameters, the precision and the ZeRO stage.
 """
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -19,19 +19,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from vesselgan.config.deepspeed import precision_of
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
-from vesselgan.privacy.engine import Batch
+from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime.adam import moment_names
 from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.precision import torch_type
+from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
+from vesselgan.training.networks import build_networks
 
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FLOAT32 = 4
 BUCKET = 500_000_000
 """Elements in ZeRO's reduction bucket where the JSON says nothing (DeepSpeed's default)."""
@@ -40,6 +39,29 @@ CPU_OVERHEAD = 1.45
 
 Measured on five fp32 steps of 14 to 524 MB: 1.26 to 1.65, so a prediction is off by up to 16 per cent.
 """
+
+
+@dataclass(frozen=True)
+class StepSetup:
+    """What the cost of a rank's step depends on."""
+
+    variant: Variant
+    patch_shape: Sequence[int]
+    batch: BatchPlan
+    deepspeed: Mapping[str, Any]
+    """The JSON: ZeRO's stage and bucket."""
+    device: str
+    """`cpu` or `cuda`; neither is needed."""
+    has_average: bool
+
+    @property
+    def zero(self) -> Mapping[str, Any]:
+        return self.deepspeed.get("zero_optimization", {})
+
+    @property
+    def is_partitioned(self) -> bool:
+        """Whether ZeRO divides masters and moments over the ranks."""
+        return self.zero.get("stage", 0) > 0
 
 
 @dataclass(frozen=True)
@@ -55,21 +77,9 @@ class StepCost:
     workspaces; its error is not measured. On a CPU the growth of the process: the live tensors times CPU_OVERHEAD."""
 
 
-def step_cost(
-    variant: Variant,
-    patch_shape: Sequence[int],
-    settings: dict[str, dict[str, Any]],
-    *,
-    batch_per_rank: int,
-    ranks: int,
-    device: str,
-    has_average: bool,
-) -> StepCost:
-    """The cost of a step of `variant` on one of `ranks`, `device` being `cpu` or `cuda`; needs neither.
-
-    settings: the resolved DeepSpeed dict of each network (precision, ZeRO stage, bucket, micro-batches).
-    """
-    is_cpu = device == "cpu"
+def step_cost(setup: StepSetup) -> StepCost:
+    """The cost of one rank's step; needs no data and no device."""
+    variant, per_rank, is_cpu = setup.variant, setup.batch.per_rank, setup.device == "cpu"
     tensor_device = torch.device("cpu" if is_cpu else "meta")
     mode: AbstractContextManager[Any] = FakeTensorMode() if is_cpu else nullcontext()
     memory = _Memory()
@@ -77,17 +87,17 @@ def step_cost(
     with mode, counter:
         # Stand-ins with what a step calls.
         critic, generator = (
-            _EngineStub(name, network, settings[name], memory, variant.betas, ranks=ranks, device=tensor_device)
-            for name, network in meta_networks(variant, patch_shape).items()
+            _EngineStub(name, network, setup, memory, tensor_device)
+            for name, network in meta_networks(variant, setup.patch_shape).items()
         )
-        if has_average:
+        if setup.has_average:
             memory.allocate("average", FLOAT32 * generator.num_parameters)
-        noise: Any = _NoiseStub(batch_per_rank, variant.latent_size)
-        batch: Any = torch.empty(batch_per_rank, 2, *patch_shape, device=tensor_device)
+        noise: Any = _NoiseStub(per_rank, variant.latent_size)
+        batch: Any = torch.empty(per_rank, 2, *setup.patch_shape, device=tensor_device)
         standing = memory.live
         update_critic: Any = critic_step
         if variant.dp is not None:
-            update_critic, batch = private_critic_step, PoissonBatch(range(batch_per_rank), batch)
+            update_critic, batch = private_critic_step, PoissonBatch(range(per_rank), batch)
             memory.allocate("critic/sum", FLOAT32 * critic.num_parameters)
         update_critic(critic, generator, batch, noise, 0, variant)
         critic_flop = counter.flop
@@ -101,55 +111,32 @@ def step_cost(
 
 @dataclass(frozen=True)
 class BatchFit:
-    """A batch per rank, cut into micro-batches of batch_per_gpu, and the cost of its step."""
+    """A batch that fits, and the cost of its step."""
 
-    batch_per_rank: int
-    batch_per_gpu: int
+    batch: BatchPlan
     cost: StepCost
 
 
-def largest_fitting_batch(
-    variant: Variant,
-    patch_shape: Sequence[int],
-    settings: dict[str, dict[str, Any]],
-    *,
-    batch_per_rank: int,
-    ranks: int,
-    device: str,
-    has_average: bool,
-    limit_bytes: float,
-) -> BatchFit | None:
+def largest_fitting_batch(setup: StepSetup, limit_bytes: float) -> BatchFit | None:
     """The largest batch per rank whose peak stays within `limit_bytes`; None when not even one patch does.
 
     Smaller micro-batches of the critic come first: they change nothing that is computed. The generator takes its whole
     batch at once, so where they do not help follows half the batch per rank, a quarter, and so on.
     """
-    for batch in (batch_per_rank >> halvings for halvings in range(batch_per_rank.bit_length())):
-        for batch_per_gpu in (size for size in range(batch, 0, -1) if batch % size == 0):
-            critic = settings["critic"] | {"gradient_accumulation_steps": batch // batch_per_gpu}
-            cost = step_cost(
-                variant,
-                patch_shape,
-                settings | {"critic": critic},
-                batch_per_rank=batch,
-                ranks=ranks,
-                device=device,
-                has_average=has_average,
-            )
+    per_rank, ranks = setup.batch.per_rank, setup.batch.ranks
+    for size in (per_rank >> halvings for halvings in range(per_rank.bit_length())):
+        for micro in (micro for micro in range(size, 0, -1) if size % micro == 0):
+            batch = BatchPlan.of(size * ranks, micro, ranks=ranks)
+            cost = step_cost(replace(setup, batch=batch))
             if cost.peak_bytes <= limit_bytes:
-                return BatchFit(batch, batch_per_gpu, cost)
+                return BatchFit(batch, cost)
     return None
 
 
 def meta_networks(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
     """`critic` and `generator` on the meta device: shapes without contents."""
-    x, y, z = patch_shape
-    shape = (x, y, z)
     with torch.device("meta"):
-        return {
-            "critic": Critic(shape, variant.width, variant.critic_norm),
-            "generator": Generator(shape, variant.width, variant.latent_size, variant.generator_norm),
-        }
+        return dict(zip(("critic", "generator"), build_networks(variant, patch_shape), strict=True))
 
 
 class _EngineStub:
@@ -157,30 +144,20 @@ class _EngineStub:
 
     key = 0
 
-    def __init__(
-        self,
-        name: str,
-        module: nn.Module,
-        settings: dict[str, Any],
-        memory: "_Memory",
-        betas: Sequence[float],
-        *,
-        ranks: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, name: str, module: nn.Module, setup: StepSetup, memory: "_Memory", device: torch.device) -> None:
         self.name, self.module, self.device = name, module, device
-        self.dtype = TYPES[precision_of(settings)]
-        self.micro_batches = settings.get("gradient_accumulation_steps", 1)
-        self.batch = Batch(0, 0, 0.0)
+        self.dtype = torch_type(setup.variant.precision)
+        self.micro_batches = setup.batch.accumulation if name == "critic" else 1
+        self.batch = BatchCounts(0, 0, 0.0)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        self._memory, self._size = memory, torch.empty(0, dtype=self.dtype).element_size()
-        zero = settings.get("zero_optimization", {})
-        self._is_partitioned = zero.get("stage", 0) > 0
-        self._partition = -(-self.num_parameters // ranks) if self._is_partitioned else self.num_parameters
-        self._bucket = zero.get("reduce_bucket_size", BUCKET) * self._size * (1 + zero.get("overlap_comm", False))
+        self._memory, self._size = memory, self.dtype.itemsize
+        self._is_partitioned = setup.is_partitioned
+        self._partition = -(-self.num_parameters // setup.batch.ranks) if setup.is_partitioned else self.num_parameters
+        has_two_buckets = setup.zero.get("overlap_comm", False)
+        self._bucket = setup.zero.get("reduce_bucket_size", BUCKET) * self._size * (1 + has_two_buckets)
         self._materialise()
         # ZeRO keeps a float32 master of its partition even where the weights are float32.
-        num_states = self._is_partitioned + len(moment_names(betas))
+        num_states = self._is_partitioned + len(moment_names(setup.variant.betas))
         memory.allocate(f"{name}/state", FLOAT32 * num_states * self._partition)
 
     def _materialise(self) -> None:

@@ -26,14 +26,12 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
-from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime.noise import NoiseSampler, Stream
 from vesselgan.runtime.timing import Phase, Scalars
 
 # N batch (this rank's slice), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
 CriticStep = Callable[[Any, Engine, Any, NoiseSampler, int, Variant, Phase], Scalars]
 """`critic_step`, or that of privacy.step with its own engine and batches."""
-CRITIC_STREAM, GENERATOR_STREAM = 0, 1
-"""The noise sampler's streams of latents."""
 
 
 def train(
@@ -42,15 +40,12 @@ def train(
     batches: Iterator[Any],
     noise: NoiseSampler,
     variant: Variant,
-    *,
-    start: int,
-    stop: int,
-    phase: Phase = record_function,
-    private_critic_step: CriticStep | None = None,
+    steps: range,
+    phase: Phase,
+    update_critic: CriticStep,
 ) -> Iterator[tuple[int, list[Scalars]]]:
     """The algorithm box: yields (generator steps done, metrics of each update, on the device) after every step."""
-    update_critic = private_critic_step or critic_step
-    for step in range(start, stop):
+    for step in steps:
         metrics: list[Scalars] = []
         for position in range(step * variant.n_critic, (step + 1) * variant.n_critic):
             with phase("data_wait"):
@@ -75,12 +70,12 @@ def critic_step(
     independently, so it may take the slice in micro-batches: the update is the same.
     """
     with phase("critic/fake"), torch.no_grad():
-        latents_NL = noise.latents_NL(CRITIC_STREAM, position).to(generator.device, generator.dtype)
+        latents_NL = noise.latents_NL(Stream.CRITIC_LATENTS, position).to(generator.device, generator.dtype)
         fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
     vectors = spectral_vectors(critic.module)
     num_micro_batches, metrics = critic.micro_batches, Scalars()
-    slices = (real_NCXYZ, fake_NCXYZ, noise.epsilons_N(position))
-    for real, fake, epsilon in zip(*(values.chunk(num_micro_batches) for values in slices), strict=True):
+    batch = (real_NCXYZ, fake_NCXYZ, noise.epsilons_N(position))
+    for real, fake, epsilon in zip(*(values.chunk(num_micro_batches) for values in batch), strict=True):
         real = real.to(critic.device, non_blocking=True).to(critic.dtype)
         # Every forward takes a power iteration, as the authors' do; every micro-batch takes the same ones.
         restore_spectral_vectors(critic.module, vectors)
@@ -111,9 +106,11 @@ def generator_step(
 ) -> Scalars:
     """One update of the generator; the critic's weights stay as they are."""
     set_trainable(critic.module, False)
+    # One power iteration for all micro-batches: in evaluation mode a forward, which changes nothing else, takes none.
+    critic.module.eval()
     iterate_spectral_norms(critic.module)
     with phase("generator/fake"):
-        latents_NL = noise.latents_NL(GENERATOR_STREAM, step).to(generator.device, generator.dtype)
+        latents_NL = noise.latents_NL(Stream.GENERATOR_LATENTS, step).to(generator.device, generator.dtype)
         fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
     with phase("generator/scores"):
         loss = generator_loss(_scores_N(critic.module, fake_NCXYZ, critic.micro_batches))

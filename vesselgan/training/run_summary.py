@@ -1,6 +1,5 @@
 """The summary of a GAN's run: its first log lines, its facts at the end, and advice when memory runs out."""
 
-import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,14 @@ from vesselgan.runtime.device_memory import (
     peak_bytes,
     reserved_bytes,
 )
-from vesselgan.runtime.distributed import World, maximum_over_ranks
+from vesselgan.runtime.distributed import maximum_over_ranks
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.provenance import device_name
-from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
-from vesselgan.training.cost import BatchFit, StepCost, largest_fitting_batch, step_cost
+from vesselgan.trainer.batch_plan import BatchPlan
+from vesselgan.trainer.run_log import EVENTS, LOG
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
+from vesselgan.training.cost import StepCost, StepSetup, largest_fitting_batch, step_cost
 
 GIB = 2**30
 HPARAMS_METRICS = ["loss/critic", "loss/generator", "loss/wasserstein", "loss/gradient_penalty"]
@@ -29,91 +31,58 @@ HPARAMS_METRICS += ["time/step_ms", "memory/peak_gib"]
 """Scalars beside the settings on TensorBoard's HParams page."""
 
 
-@dataclasses.dataclass(frozen=True)
 class StepEstimate:
     """The predicted cost of a step of this run on this device."""
 
-    config: TrainGan
-    patch_shape: tuple[int, int, int]
-    settings: dict[str, dict[str, Any]]
-    """The resolved DeepSpeed dict of each network."""
-    world: World
+    def __init__(self, config: TrainGan, patch_shape: tuple[int, int, int], batch: BatchPlan, session: Session) -> None:
+        self.config, self.world = config, session.world
+        has_average = config.train.ema_decay is not None
+        self.setup = StepSetup(
+            config.variant, patch_shape, batch, session.deepspeed_json, self.world.device.type, has_average
+        )
 
     def cost(self) -> StepCost:
-        return step_cost(
-            self.config.variant,
-            self.patch_shape,
-            self.settings,
-            batch_per_rank=self._batch_per_rank,
-            ranks=self.world.size,
-            device=self.world.device.type,
-            has_average=self.config.train.ema_decay is not None,
-        )
+        return step_cost(self.setup)
 
     def remedy(self) -> str:
         """The settings with which a step fits, as `plan` would suggest them."""
-        fit = self._largest_fitting_batch()
+        # Where a step was predicted to fit and did not, only something smaller is a remedy.
+        fit = largest_fitting_batch(self.setup, min(limit_bytes(self.world.device), self.cost().peak_bytes - 1))
         if fit is None:
             return "no smaller batch fits: take ZeRO stage 1 or 2 on more ranks, half precision or a smaller variant"
-        settings = f"set train.batch_per_gpu={fit.batch_per_gpu}"
-        if fit.batch_per_rank < self._batch_per_rank:
-            ranks = -(-self.config.train.batch_size // fit.batch_per_rank)
-            settings += f" on {ranks} ranks, or train.batch_size={fit.batch_per_rank * self.world.size} on these"
+        settings, total = f"set train.batch_per_gpu={fit.batch.micro}", self.setup.batch.total
+        if fit.batch.total < total:
+            ranks = -(-total // fit.batch.per_rank)
+            settings += f" on {ranks} ranks, or train.batch_size={fit.batch.total} on these"
         return f"{settings}: predicted to take up to {gib(fit.cost.peak_bytes)} per rank"
 
-    def _largest_fitting_batch(self) -> BatchFit | None:
-        return largest_fitting_batch(
-            self.config.variant,
-            self.patch_shape,
-            self.settings,
-            batch_per_rank=self._batch_per_rank,
-            ranks=self.world.size,
-            device=self.world.device.type,
-            has_average=self.config.train.ema_decay is not None,
-            # Where a step was predicted to fit and did not, only something smaller is a remedy.
-            limit_bytes=min(limit_bytes(self.world.device), self.cost().peak_bytes - 1),
-        )
-
-    @property
-    def _batch_per_rank(self) -> int:
-        return self.config.train.batch_size // self.world.size
-
-
-def log_run_summary(
-    log: RunLog, run_dir: Path, estimate: StepEstimate, engines: dict[str, Engine], lines: list[str]
-) -> None:
-    """Log the run directory, variant, device and predicted memory, `lines`, and the settings for TensorBoard."""
-    config, world = estimate.config, estimate.world
-    log.line(f"run directory: {run_dir}")
-    log.line(f"log: {run_dir / LOG}; curves and images: tensorboard --logdir {run_dir / EVENTS}")
-    counts = {name: count_parameters(engine.module) for name, engine in engines.items()}
-    log.line(
-        f"{config.variant.name} in {config.variant.precision}, configuration {config_hash(config)}; "
-        f"parameters: generator {counts['generator']:,}, critic {counts['critic']:,}"
-    )
-    if log.is_main:
-        cost, limit = estimate.cost(), limit_bytes(world.device)
-        basis = "tensors" if world.device.type == "cuda" else "beside the program itself"
-        log.line(
-            f"device: {world.size} x {world.device.type} ({device_name(world.device)}); a step is predicted to take up "
+    def lines(self) -> list[str]:
+        """For the log: the device, and the memory of a step there."""
+        cost, device = self.cost(), self.world.device
+        limit, basis = limit_bytes(device), "tensors" if device.type == "cuda" else "beside the program itself"
+        line = (
+            f"device: {self.world.size} x {device.type} ({device_name(device)}); a step is predicted to take up "
             f"to {gib(cost.peak_bytes)} per rank ({basis}), {gib(cost.standing_bytes)} between steps; there are "
             f"{gib(limit)}"
         )
-        if cost.peak_bytes > limit:
-            log.line(f"warning: that may be too much; {estimate.remedy()}")
-    for line in lines:
-        log.line(line)
-    log.hparams(flatten_settings(config), metrics=HPARAMS_METRICS)
+        if cost.peak_bytes <= limit:
+            return [line]
+        return [line, f"warning: that may be too much; {self.remedy()}"]
 
 
-def flatten_settings(config: TrainGan) -> dict[str, Setting | None]:
-    """The settings that define the run, by dotted name; lists as text."""
-    settings: dict[str, Setting | None] = {}
-    for group in ("variant", "data", "train"):
-        for key, value in dataclasses.asdict(getattr(config, group)).items():
-            is_plain = value is None or isinstance(value, Setting)
-            settings[f"{group}.{key}"] = value if is_plain else str(value)
-    return settings
+def summary_lines(estimate: StepEstimate, engines: dict[str, Engine], schedule: Schedule, run_dir: Path) -> list[str]:
+    """The run directory, variant, device and predicted memory, for the log; `estimate` is asked on rank 0 alone."""
+    config = estimate.config
+    counts = {name: count_parameters(engine.module) for name, engine in engines.items()}
+    origin = f"resumed at step {schedule.start}" if schedule.start else "new run"
+    return [
+        f"run directory: {run_dir}",
+        f"log: {run_dir / LOG}; curves and images: tensorboard --logdir {run_dir / EVENTS}",
+        f"{config.variant.name} in {config.variant.precision}, configuration {config_hash(config)}; "
+        f"parameters: generator {counts['generator']:,}, critic {counts['critic']:,}",
+        *(estimate.lines() if estimate.world.is_main else []),
+        f"{origin}; {schedule.stop} steps in all",
+    ]
 
 
 def count_parameters(network: torch.nn.Module) -> int:
@@ -128,7 +97,7 @@ def run_facts(estimate: StepEstimate, engines: dict[str, Engine], *, steps: int,
     """
     world = estimate.world
     return {
-        "patch_shape": list(estimate.patch_shape),
+        "patch_shape": list(estimate.setup.patch_shape),
         "batch_size": estimate.config.train.batch_size,
         "steps": steps,
         "hours": seconds / 3600,
@@ -155,7 +124,7 @@ def explaining_out_of_memory(estimate: StepEstimate) -> Iterator[None]:
         device, config = estimate.world.device, estimate.config
         raise ResourceError(
             f"out of memory on {device.type} ({device_name(device)}, {gib(limit_bytes(device))}) with "
-            f"variant={config.variant.name}, patches of {list(estimate.patch_shape)}, "
+            f"variant={config.variant.name}, patches of {list(estimate.setup.patch_shape)}, "
             f"train.batch_size={config.train.batch_size} on {estimate.world.size} ranks: peak "
             f"{gib(peak_bytes(device))} so far. To make it fit: {estimate.remedy()}. The run resumes from its last "
             "checkpoint where allow_config_change=[...] names what was changed "

@@ -7,8 +7,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from vesselgan.config.schema import TrainGan
+from vesselgan.data.patches import HALF_RANGE
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import latents
+from vesselgan.runtime.timing import Phase
+from vesselgan.trainer.run_log import RunLog
+from vesselgan.trainer.schedule import Schedule
+from vesselgan.trainer.session import Session
 from vesselgan.viz import pictures, rendering
 
 NUM_SAMPLES = 4
@@ -21,34 +27,48 @@ ANGLES_DEG = (25.0, 115.0)
 View = Callable[[np.ndarray, int], np.ndarray]
 
 
-@dataclass(frozen=True)
-class FixedLatents:
-    """The first latents that `generate` with the same seed would draw."""
+@dataclass
+class SampleImages:
+    """Draws the samples of the first latents that `generate` with the same seed would draw."""
 
-    seed: int
-    latent_size: int
-    spacing_mm: tuple[float, float, float]
-    label_threshold: float
+    session: Session
+    schedule: Schedule
+    generator: nn.Module
+    shards: ShardSet
+    phase: Phase
 
-    def sample_images(self, generator: nn.Module, device: torch.device) -> dict[str, np.ndarray]:
+    def run_if_due(self, step: int) -> None:
+        config, log = self.session.config, self.session.log
+        if not self.schedule.is_due(step, config.train.image_every):
+            return
+        with self.phase("sample_images"):
+            if log.is_main:
+                for name, image in self._sample_images(config).items():
+                    log.image(step, name, image)
+
+    def _sample_images(self, config: TrainGan) -> dict[str, np.ndarray]:
         """The samples in evaluation mode as `sheets`, uint8 [H, W, 3] by name; the generator's mode is restored."""
-        was_training = generator.training
+        generator, was_training = self.generator, self.generator.training
         generator.eval()
         dtype = next(generator.parameters()).dtype
         with torch.no_grad():
-            z_NL = latents(self.seed, range(NUM_SAMPLES), self.latent_size).to(device, dtype)
+            z_NL = latents(config.train.seed, range(NUM_SAMPLES), config.variant.latent_size)
+            z_NL = z_NL.to(self.session.world.device, dtype)
             # One at a time: several full patches take more memory than a step of few.
             patches = [generator(z_NL[i : i + 1])[0].float().cpu().numpy() for i in range(NUM_SAMPLES)]
         generator.train(was_training)
-        pairs = [((image + 1) * 127.5, score >= self.label_threshold) for image, score in patches]
-        return sheets(pairs, self.spacing_mm, "samples")
+        threshold = config.data.label_threshold
+        pairs = [((image + 1) * HALF_RANGE, score >= threshold) for image, score in patches]
+        return sheets(pairs, self.shards.spacing_mm, "samples")
 
 
-def real_images(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
-    """Real patches from all over the set as `sheets`."""
-    numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
-    pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
-    return sheets(pairs, shards.spacing_mm, "real")
+def log_real_images(log: RunLog, shards: ShardSet, *, scaling: str, label_threshold: float) -> None:
+    """Real patches from all over the set, as `sheets` at step 0, to compare the samples with."""
+    if log.is_main:
+        numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
+        pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+        for name, image in sheets(pairs, shards.spacing_mm, "real").items():
+            log.image(0, name, image)
 
 
 def sheets(

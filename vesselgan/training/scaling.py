@@ -7,16 +7,14 @@ reading do, as long as the workers keep up.
 """
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-from vesselgan.config.deepspeed import precision_of
-from vesselgan.config.training_schema import Machine, Variant
+from vesselgan.config.training_schema import Machine
 from vesselgan.models.normalisation import BatchNorm3d
-from vesselgan.training.cost import BUCKET, TYPES, meta_networks
+from vesselgan.runtime.precision import torch_type
+from vesselgan.training.cost import BUCKET, StepSetup, meta_networks
 
 MIB, GIB = 2**20, 2**30
 DEEPSPEED_BUCKET = 500_000_000
@@ -51,21 +49,18 @@ class StepTime:
     """The largest term."""
 
 
-def traffic(
-    variant: Variant, patch_shape: Sequence[int], settings: Mapping[str, dict[str, Any]], *, ranks: int
-) -> Traffic:
+def traffic(setup: StepSetup) -> Traffic:
     """Counted from the networks, the precision, the ZeRO stage and the buckets; nothing for one rank."""
-    if ranks == 1:
+    if setup.batch.ranks == 1:
         return Traffic(0, 0, 0)
-    networks = meta_networks(variant, patch_shape)
+    variant, is_partitioned = setup.variant, setup.is_partitioned
+    networks = meta_networks(variant, setup.patch_shape)
+    bucket = setup.zero.get("reduce_bucket_size", BUCKET) if is_partitioned else DEEPSPEED_BUCKET
+    size = torch_type(variant.precision).itemsize
     gradients = weights = calls = 0
     for name, network in networks.items():
         updates = variant.n_critic if name == "critic" else 1
         numbers = num_trainable(network)
-        zero = settings[name].get("zero_optimization", {})
-        is_partitioned = zero.get("stage", 0) > 0
-        bucket = zero.get("reduce_bucket_size", BUCKET) if is_partitioned else DEEPSPEED_BUCKET
-        size = TYPES[precision_of(settings[name])].itemsize
         gradients += updates * numbers * size
         weights += updates * numbers * size * is_partitioned
         # With ZeRO one more call gathers the weights and one sums the norm.
@@ -80,22 +75,16 @@ def num_trainable(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
 
-def step_time(
-    machine: Machine,
-    traffic: Traffic,
-    *,
-    ranks: int,
-    flop: float,
-    num_updated: float,
-    num_pairs: int,
-    voxels: int,
-    num_workers: int,
-) -> StepTime:
-    """The terms of a step on one of `ranks`, by the rates of `machine`.
+def step_time(machine: Machine, setup: StepSetup, *, flop: float, num_workers: int) -> StepTime:
+    """The terms of a step by the rates of `machine`.
 
-    Per rank and step: flop; num_updated parameters; num_pairs that are read, of `voxels` each; num_workers that read
-    them, 0: the rank itself.
+    flop: of one rank's step; num_workers: processes that read a rank's pairs, 0: the rank itself.
     """
+    ranks, variant, exchanged = setup.batch.ranks, setup.variant, traffic(setup)
+    counts = {name: num_trainable(network) for name, network in meta_networks(variant, setup.patch_shape).items()}
+    # Where ZeRO gathers weights each rank updates its partition.
+    num_updated = (variant.n_critic * counts["critic"] + counts["generator"]) / (ranks if exchanged.weight_bytes else 1)
+    voxels = setup.batch.per_rank * variant.n_critic * math.prod(setup.patch_shape)
     is_alone = ranks == 1 or machine.ranks_per_node == 1
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared
     overhead_ms = machine.overhead_ms if is_alone else machine.overhead_ms_shared
@@ -104,13 +93,13 @@ def step_time(
     if ranks > machine.ranks_per_node and machine.network_gib_per_s is not None:
         link_gib_per_s = machine.network_gib_per_s
     ring = (ranks - 1) / ranks
-    wire_s = ring * (2 * traffic.gradient_bytes + traffic.weight_bytes) / (GIB * link_gib_per_s)
+    wire_s = ring * (2 * exchanged.gradient_bytes + exchanged.weight_bytes) / (GIB * link_gib_per_s)
     seconds = {
         "compute": overhead_ms / 1e3 + flop / (1e12 * tflop_per_s),
         "update": num_updated / (1e6 * mparameters_per_s),
-        "traffic": wire_s + traffic.calls * machine.call_ms / 1e3 * math.log2(ranks),
-        "load": num_pairs * voxels / (1e6 * machine.load_mvoxels_per_s * max(1, num_workers)),
-        "storage": ranks * num_pairs * voxels * PAIR_BYTES_PER_VOXEL / (MIB * machine.storage_mib_per_s),
+        "traffic": wire_s + exchanged.calls * machine.call_ms / 1e3 * math.log2(ranks),
+        "load": voxels / (1e6 * machine.load_mvoxels_per_s * max(1, num_workers)),
+        "storage": ranks * voxels * PAIR_BYTES_PER_VOXEL / (MIB * machine.storage_mib_per_s),
     }
     busy_s = seconds["compute"] + seconds["update"] + seconds["traffic"]
     hidden = (seconds["load"], seconds["storage"])

@@ -59,7 +59,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 
 def probe_stage(out: Path) -> Stage:
     """Chooses the GAN's precision; the choice is kept, so that a resumed GAN trains in its own."""
-    command = python("-m", "vesselgan.training.precision", "--out", str(out))
+    command = python("-m", "vesselgan.training.precision_probe", "--out", str(out))
     return Stage("probe", "precision probe", (command,), (out,), 2)
 
 

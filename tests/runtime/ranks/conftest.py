@@ -70,7 +70,7 @@ class PlainGan:
         }
         for network in self.networks.values():
             network.to(self.dtype)
-        self.draws = NoiseSampler(SEED[norm], BATCH, LATENT, 0, 1)
+        self.draws = NoiseSampler(SEED[norm], BATCH, LATENT)
         self.first_sizes: dict[str, Tensor] = {}
         """Of the gradients."""
 

@@ -9,6 +9,7 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.profiler import record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -19,8 +20,8 @@ from vesselgan.models.generator import Generator
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.training.engines import engine_settings
-from vesselgan.training.gan import train
+from vesselgan.training.engines import batch_plan, engine_settings
+from vesselgan.training.gan import critic_step, train
 
 BETA2 = 0.9
 
@@ -34,11 +35,13 @@ def run(case: dict[str, Any], start: dict[str, Tensor], world: World, out: Path)
     share = batch // world.size
     mine = start["real"][:, world.rank * share : (world.rank + 1) * share]
     engines = {network: engine(network, case, config, start, world) for network in ("critic", "generator")}
-    draws = NoiseSampler(config.train.seed, batch, variant.latent_size, world.rank, world.size)
+    draws = NoiseSampler(
+        config.train.seed, batch, variant.latent_size, batch_plan(config, world.size).slice_of(world.rank)
+    )
     before = {network: buffers_and_weights(module) for network, module in engines.items()}
     steps, critic_losses = [], []
     batches = accidents(mine, case, world)
-    updates = train(*engines.values(), batches, draws, variant, start=0, stop=case["steps"])
+    updates = train(*engines.values(), batches, draws, variant, range(case["steps"]), record_function, critic_step)
     disturb_gradient(engines, case, world)
     for done, record in counting(updates, case, sent := []):
         flat = {name: value.item() for scalars in record for name, value in scalars.items()}
@@ -93,9 +96,8 @@ def engine(network: str, case: dict[str, Any], config: TrainGan, start: dict[str
         raw[variant.precision] = {"enabled": True}
     if variant.precision == "fp16":
         raw["fp16"] |= {"hysteresis": 1} | case["fp16"]
-    settings = engine_settings(config, raw, world.size)[network]
-    words = {"program": "train", "key": "variant.precision"}
-    return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world, **words)
+    settings = engine_settings(batch_plan(config, world.size), raw)[network]
+    return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world)
 
 
 def accidents(mine_PNCXYZ: Tensor, case: dict[str, Any], world: World) -> Iterator[Tensor]:

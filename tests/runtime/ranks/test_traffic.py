@@ -3,7 +3,8 @@
 import pytest
 
 from vesselgan.config.compose import compose
-from vesselgan.training.engines import engine_settings
+from vesselgan.training.cost import StepSetup
+from vesselgan.training.engines import batch_plan
 from vesselgan.training.scaling import traffic
 
 from .conftest import PATCH, STAGES, case
@@ -14,7 +15,7 @@ def test_a_steps_traffic_is_as_predicted(results, stage):
     sent = results.record(2, f"traffic-{stage}")["sent"]
     config = compose("train_gan", case("spectral", "fp32", stage)["words"])
     raw = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 500_000_000}}
-    predicted = traffic(config.variant, PATCH, engine_settings(config, raw, 2), ranks=2)
+    predicted = traffic(StepSetup(config.variant, PATCH, batch_plan(config, 2), raw, "cpu", has_average=False))
     assert len(sent) == predicted.calls
     reduced = sum(size for name, size in sent if name == "allreduce_" and size > 1000)  # the small ones: norms
     assert reduced == predicted.gradient_bytes

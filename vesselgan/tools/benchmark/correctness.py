@@ -22,8 +22,8 @@ from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import latents
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
+from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark import step
-from vesselgan.tools.benchmark.step import TYPES
 from vesselgan.training.gan import critic_step, generator_step
 
 PATCH_SHAPE, WIDTH = (32, 32, 16), 64
@@ -86,7 +86,7 @@ def step_against_float64(config: Benchmark) -> list[Check]:
     checks = []
     for precision in dict.fromkeys(("fp32", config.variant.precision)):
         scale = LOSS_SCALE if precision == "fp16" else 1.0
-        metrics, gradients = _one_step(config, device, TYPES[precision], scale)
+        metrics, gradients = _one_step(config, device, torch_type(precision), scale)
         limits = LIMITS[precision]
         for name in ("loss/critic", "loss/gradient_penalty", "loss/generator"):
             error = abs(metrics[name] - exact[name]) / abs(exact[name])
@@ -181,7 +181,7 @@ def unet(config: Benchmark) -> list[Check]:
     image_NCXYZ = torch.rand(2, 1, *PATCH_SHAPE, generator=generator) * 255
     label_NCXYZ = (image_NCXYZ > 200).float()
     results = []
-    for where, dtype in ((torch.device("cpu"), torch.float64), (device, TYPES[precision])):
+    for where, dtype in ((torch.device("cpu"), torch.float64), (device, torch_type(precision))):
         network = Unet([8, 16, 32], 0.0)
         init_weights(network, config.seed)
         network.to(where, dtype)

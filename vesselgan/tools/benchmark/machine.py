@@ -25,9 +25,9 @@ from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.models.normalisation import BatchNorm3d
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
+from vesselgan.runtime.precision import torch_type
 from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import loader, step
-from vesselgan.training.cost import TYPES
 
 PROBED_NUMBERS = 16 * 2**20
 """Adam's parameters, and float32 of an all-reduce (64 MiB)."""
@@ -133,7 +133,7 @@ def _step_without(
 ) -> tuple[float, float]:
     """Seconds of a step of `batch_size` patches, updates and collective calls taken off, and its 10^12 operations."""
     config = replace(config, batch_size=batch_size)
-    engines = step.bare_engines(config, device, TYPES[config.variant.precision])
+    engines = step.bare_engines(config, device, torch_type(config.variant.precision))
     once = step.ours(config, device, *engines)
     step_s = _seconds(lambda: once(0), config.repeats, device)
     updated = sum(p.numel() for engine in engines for p in engine.module.parameters() if p.requires_grad)

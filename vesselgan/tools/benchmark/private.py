@@ -15,6 +15,7 @@ from vesselgan.privacy.engine import build_private
 from vesselgan.privacy.step import PoissonBatch, critic_step
 from vesselgan.runtime import distributed
 from vesselgan.runtime.distributed import World
+from vesselgan.runtime.noise import Stream
 from vesselgan.tools.benchmark import step
 from vesselgan.tools.benchmark.interleave import interleave
 
@@ -50,7 +51,7 @@ def _plain(config: Benchmark, device: torch.device) -> step.Step:
 
     def once(number: int) -> None:
         with torch.no_grad():
-            fake_NCXYZ = generator.module(noise.latents_NL(0, abs(number)).to(device))
+            fake_NCXYZ = generator.module(noise.latents_NL(Stream.CRITIC_LATENTS, abs(number)).to(device))
         critic.backward(critic_loss(critic.module(real_NCXYZ), critic.module(fake_NCXYZ)))
         critic.step()
         step.wait(device)
@@ -80,7 +81,7 @@ def _private(config: Benchmark, device: torch.device) -> step.Step:
     noise, batch = step.noise_of(config), PoissonBatch(range(config.batch_size), step.patches(config, device))
 
     def once(number: int) -> None:
-        critic_step(critic, generator, batch, noise, critic.releases, variant)
+        critic_step(critic, generator, batch, noise, critic.num_releases, variant)
         step.wait(device)
 
     return once

@@ -18,6 +18,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.models.upsampling import UpsampleConv3d
 from vesselgan.runtime import distributed
 from vesselgan.runtime.device_memory import peak_bytes
+from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark import step
 from vesselgan.tools.benchmark.interleave import interleave
 
@@ -60,7 +61,7 @@ def batch_sizes(config: Benchmark) -> dict[str, Any]:
 def convolutions(config: Benchmark) -> dict[str, Any]:
     """Milliseconds of the widest upsampling convolution, forward and backward, by form and memory layout."""
     config, device = full_size(config, "sn_mp")
-    width, dtype = config.variant.width, step.TYPES[config.variant.precision]
+    width, dtype = config.variant.width, torch_type(config.variant.precision)
     layer = UpsampleConv3d(width // 2, width // 4).to(device, dtype)
     x_NCXYZ = torch.randn(config.batch_size, width // 2, *(s // 4 for s in config.patch_shape), device=device).to(dtype)
     last_NCXYZ = x_NCXYZ.contiguous(memory_format=torch.channels_last_3d)
@@ -85,7 +86,7 @@ def _upsample_first(layer: UpsampleConv3d, x_NCXYZ: Tensor) -> Tensor:
 def sampling(config: Benchmark) -> dict[str, Any]:
     """Milliseconds of a batch of samples: as it is, compiled (torch.compile), and on a GPU replayed as a CUDA graph."""
     config, device = full_size(config, "sn_mp")
-    generator = step.networks_of(config)[1].eval().to(device, step.TYPES[config.variant.precision])
+    generator = step.networks_of(config)[1].eval().to(device, torch_type(config.variant.precision))
     z_NL = torch.randn(config.batch_size, config.variant.latent_size, device=device)
     candidates = {
         "plain": partial(_sample, generator, z_NL),

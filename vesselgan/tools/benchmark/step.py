@@ -27,15 +27,17 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import Engine, build
-from vesselgan.runtime.noise import NoiseSampler
+from vesselgan.runtime.noise import NoiseSampler, Stream
+from vesselgan.runtime.precision import check_precision, torch_type
 from vesselgan.tools.benchmark.interleave import Timing, interleave
 from vesselgan.tools.benchmark.loader import shape_of
 from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
+from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
+from vesselgan.training.networks import build_networks
 
 # N batch, C channel, X Y Z voxels, L latent
-TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARMUP_STEPS = 12
 """Steps in which loss scales find their level; one that overflows costs less than others."""
 Step = Callable[[int], None]
@@ -66,7 +68,7 @@ def measure(config: Benchmark, names: Iterable[str]) -> dict[str, Any]:
             step(number)
     timings = interleave(steps, config.repeats)
     tflop = {name: (_authors_flop if name == "authors" else our_flop)(config) / 1e12 for name in candidates}
-    peak_tflop_per_s = matmul_flop_per_s(TYPES[config.variant.precision], device) / 1e12
+    peak_tflop_per_s = matmul_flop_per_s(torch_type(config.variant.precision), device) / 1e12
     # CPU time, where other processes share the cores.
     seconds = {name: timing.wall_s if device.type == "cuda" else timing.cpu_s for name, timing in timings.items()}
     result: dict[str, Any] = {
@@ -132,7 +134,7 @@ def authors_step(config: Benchmark, device: torch.device, dtype: torch.dtype = t
         torch.optim.Adam(generator.parameters(), lr=variant.learning_rate_generator, betas=(beta1, beta2)),
     )
     if variant.precision != "fp32":
-        step.autocast = partial(torch.autocast, device.type, TYPES[variant.precision])
+        step.autocast = partial(torch.autocast, device.type, torch_type(variant.precision))
     if variant.precision == "fp16":
         step.scalers = (torch.amp.GradScaler(device.type), torch.amp.GradScaler(device.type))
     return step
@@ -166,7 +168,7 @@ def bare_engines(
     """The critic's and the generator's."""
     variant = config.variant
     assert variant.betas[0] == 0, "the bare step has Adam without momentum only"
-    critic, generator = (network.to(device, dtype or TYPES[variant.precision]) for network in networks_of(config))
+    critic, generator = (network.to(device, dtype or torch_type(variant.precision)) for network in networks_of(config))
     return (
         BareEngine("critic", critic, variant.learning_rate_critic, variant.betas[1]),
         BareEngine("generator", generator, variant.learning_rate_generator, variant.betas[1]),
@@ -178,7 +180,8 @@ def _authors(config: Benchmark, device: torch.device) -> Step:
 
     def once(number: int) -> None:
         critic_latents_NL, generator_latents_NL = (
-            noise.latents_NL(stream, abs(number)).to(device) for stream in (0, 1)
+            noise.latents_NL(stream, abs(number)).to(device)
+            for stream in (Stream.CRITIC_LATENTS, Stream.GENERATOR_LATENTS)
         )
         epsilon = noise.epsilons_N(abs(number))[0].to(device)
         latents = critic_latents_NL, generator_latents_NL
@@ -202,22 +205,15 @@ def engines_and_step(config: Benchmark, *, zero_stage: int | None = None) -> tup
     variant = config.variant
     world = distributed.start(distributed.choose_device(config.runtime.device, 0).type)
     torch.set_num_threads(config.threads)
-    _, raw = deepspeed_config.read(None, variant.precision)
+    name, raw = deepspeed_config.read(None, variant.precision)
     if zero_stage is not None:
         raw = raw | {"zero_optimization": raw["zero_optimization"] | {"stage": zero_stage}}
-    settings = deepspeed_config.resolve(raw, batch_size=config.batch_size, batch_per_gpu=None, world_size=1)
+    deepspeed_json = deepspeed_config.complete(name, raw, variant.precision)
+    settings = BatchPlan.of(config.batch_size, None, ranks=1).resolve(deepspeed_json)
+    check_precision(variant.precision, world, program="python launch/benchmark.py", key="variant.precision")
     rates = (variant.learning_rate_critic, variant.learning_rate_generator)
     critic, generator = (
-        build(
-            name,
-            network,
-            learning_rate=rate,
-            betas=variant.betas,
-            settings=settings,
-            world=world,
-            program="python launch/benchmark.py",
-            key="variant.precision",
-        )
+        build(name, network, learning_rate=rate, betas=variant.betas, settings=settings, world=world)
         for name, network, rate in zip(("critic", "generator"), networks_of(config), rates, strict=True)
     )
     return (critic, generator), ours(config, world.device, critic, generator)
@@ -240,16 +236,14 @@ def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -
 
 def networks_of(config: Benchmark) -> tuple[Critic, Generator]:
     """Critic and generator with their first weights, on the CPU."""
-    variant, shape = config.variant, shape_of(config.patch_shape)
-    critic = Critic(shape, variant.width, variant.critic_norm)
-    generator = Generator(shape, variant.width, variant.latent_size, variant.generator_norm)
+    critic, generator = build_networks(config.variant, config.patch_shape)
     init_weights(critic, config.seed)
     init_weights(generator, config.seed + 1)
     return critic, generator
 
 
 def noise_of(config: Benchmark) -> NoiseSampler:
-    return NoiseSampler(config.seed, config.batch_size, config.variant.latent_size, 0, 1)
+    return NoiseSampler(config.seed, config.batch_size, config.variant.latent_size)
 
 
 def patches(config: Benchmark, device: torch.device) -> Tensor:
@@ -306,16 +300,12 @@ def _authors_flop(config: Benchmark) -> int:
 def our_flop(config: Benchmark) -> int:
     """Operations of our step, a multiply-add as two."""
     with torch.device("meta"):
-        shape, variant = shape_of(config.patch_shape), config.variant
-        networks = (
-            Critic(shape, variant.width, variant.critic_norm),
-            Generator(shape, variant.width, variant.latent_size),
-        )
-        real_NCXYZ = torch.empty(config.batch_size, 2, *shape)
+        networks = build_networks(config.variant, config.patch_shape)
+        real_NCXYZ = torch.empty(config.batch_size, 2, *config.patch_shape)
     critic: Any = BareEngine("critic", networks[0], 0.0, 0.9)
     generator: Any = BareEngine("generator", networks[1], 0.0, 0.9)
     noise = noise_of(config)
     with FlopCounterMode(display=False) as counter:
-        critic_step(critic, generator, real_NCXYZ, noise, 0, variant)
+        critic_step(critic, generator, real_NCXYZ, noise, 0, config.variant)
         generator_step(critic, generator, noise, 0)
     return counter.get_total_flops()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vesselgan.core.errors import ResourceError
-from vesselgan.training import precision
+from vesselgan.training import precision_probe as precision
 
 
 @pytest.mark.parametrize(("fp32", "bf16", "chosen"), [(10.0, 4.0, "bf16"), (4.0, 10.0, "fp32")])

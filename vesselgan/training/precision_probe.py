@@ -1,6 +1,6 @@
 """Which precision trains fastest on this machine, by a short probe.
 
-python -m vesselgan.training.precision --out FILE [--device auto|cpu|cuda]
+python -m vesselgan.training.precision_probe --out FILE [--device auto|cpu|cuda]
 """
 
 import argparse
@@ -16,11 +16,12 @@ from vesselgan.formats.run_dir import write_json
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import init_weights
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
+from vesselgan.runtime.precision import torch_type
+from vesselgan.training.networks import build_networks
 
 STEPS = 4
-TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CHOICES = ("fp32", "bf16")
+"""On a CPU."""
 
 
 def probe_precision(device: str) -> dict[str, object]:
@@ -33,7 +34,7 @@ def probe_precision(device: str) -> dict[str, object]:
         raise ResourceError("device=cuda: PyTorch sees no GPU; check the driver, or take device=cpu")
     if device != "cpu" and torch.cuda.is_available():
         return {"device": "cuda", "num_devices": torch.cuda.device_count(), "precision": "fp16", "step_ms": {}}
-    step_ms = {name: measure_step_ms(dtype) for name, dtype in TYPES.items()}
+    step_ms = {name: measure_step_ms(torch_type(name)) for name in CHOICES}
     return {
         "device": "cpu",
         "num_devices": 0,
@@ -45,11 +46,9 @@ def probe_precision(device: str) -> dict[str, object]:
 def measure_step_ms(dtype: torch.dtype) -> float:
     """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `dtype`."""
     config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
-    x, y, z = compose("build_shards", []).data.prepare.patch_shape
-    shape = (x, y, z)
+    shape = compose("build_shards", []).data.prepare.patch_shape
     variant, batch = config.variant, max(1, config.train.batch_size // 2)
-    critic = Critic(shape, variant.width, variant.critic_norm)
-    generator = Generator(shape, variant.width, variant.latent_size)
+    critic, generator = build_networks(variant, shape)
     for network in (critic, generator):
         init_weights(network, 0)
         network.to(dtype)

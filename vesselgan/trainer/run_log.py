@@ -1,0 +1,103 @@
+"""The run's log: lines on the screen and in log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
+
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from vesselgan.config.compose import flat
+from vesselgan.core.atomic_io import write_text
+
+HPARAMS = ("variant.", "data.", "train.")
+"""Groups of settings that define a run."""
+LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"
+
+
+class RunLog:
+    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint."""
+
+    def __init__(self, run_dir: Path, *, is_main: bool, resume_step: int = 0) -> None:
+        self.is_main = is_main
+        self._is_new = resume_step == 0
+        if not is_main:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        _cut_after(run_dir / METRICS, resume_step)
+        self._metrics = (run_dir / METRICS).open("a")
+        self._log = (run_dir / LOG).open("a")
+        if self._is_new:
+            # Events of a session that was killed before its first checkpoint.
+            for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
+                events.unlink()
+        # purge_step hides from TensorBoard what came after the checkpoint in the interrupted session's events.
+        self._writer = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
+
+    def line(self, text: str) -> None:
+        """One line on the screen, above the progress bar, and with its time (UTC) in log.txt."""
+        if self.is_main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+            self._log.flush()
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        """`metrics` at `step`, into metrics.jsonl and TensorBoard."""
+        if not self.is_main:
+            return
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def image(self, step: int, name: str, image_HWC: np.ndarray) -> None:
+        """A uint8 RGB image at `step`."""
+        if self.is_main:
+            self._writer.add_image(name, image_HWC, step, dataformats="HWC")
+
+    def hparams(self, config: Any, *, metrics: list[str]) -> None:
+        """The settings that define the run and the names of `metrics`, for TensorBoard's HParams page; once in a run's
+        life."""
+        if not self.is_main or not self._is_new:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        assert self._writer.file_writer is not None
+        settings = {key: value for key, value in flat(config).items() if key.startswith(HPARAMS)}
+        values = {
+            key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()
+        }
+        # SummaryWriter.add_hparams would open a run of its own below this one.
+        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+            self._writer.file_writer.add_summary(summary)
+
+    def flush(self) -> None:
+        """Make the log durable: a checkpoint must not be newer than the log before it."""
+        if self.is_main:
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self.is_main:
+            self._metrics.close()
+            self._log.close()
+            self._writer.close()
+
+
+def _cut_after(path: Path, step: int) -> None:
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:  # the last line of a killed run may be half written
+            continue
+    write_text(path, "".join(line + "\n" for line in kept))

@@ -1,0 +1,149 @@
+"""A session: one start of a training command, from the check of its settings to the end of its run or to a stop."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vesselgan.config import deepspeed
+from vesselgan.config.compose import Command
+from vesselgan.formats import local_copy
+from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session
+from vesselgan.formats.shards import ShardSet
+from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime.distributed import World, run_on_all_ranks, run_on_rank0
+from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.launchers import ranks_from_environment
+from vesselgan.runtime.precision import check_precision
+from vesselgan.runtime.provenance import collect
+from vesselgan.runtime.rank_failure import naming_lost_ranks
+from vesselgan.trainer.run_log import RunLog
+from vesselgan.trainer.stopper import Stopper, remove_requeue
+
+EngineSettings = dict[str, dict[str, Any]]
+"""The DeepSpeed JSON of each network, complete and with batch sizes."""
+
+
+class Session:
+    """This rank's session: the run directory, the ranks, the log, requests to stop."""
+
+    log: RunLog
+    """Open from `begin` on."""
+
+    def __init__(
+        self, config: Any, run_dir: Path, world: World, deepspeed_json: dict[str, Any], stopper: Stopper
+    ) -> None:
+        self.config, self.run_dir, self.world, self.stopper = config, run_dir, world, stopper
+        self.deepspeed_json = deepspeed_json
+        """With the section of the configuration's precision."""
+        self.pace = stopper.pace
+        self.changes: list[Change] = []
+        """Settings, and data, that are not the last session's."""
+        self.state: dict[str, Any] = {"step": 0}
+        """Of the checkpoint that the session starts from; of a new run the step alone."""
+        self._lines: list[str] = []
+
+    def claim(
+        self,
+        command: str,
+        settings: EngineSettings,
+        inputs: dict[str, str],
+        num_steps: int,
+        *,
+        max_minutes: float | None = None,
+    ) -> bool:
+        """Create the run directory or check it against the settings, and lock it; False if nothing is left to do.
+
+        inputs: name -> hash of what the run reads. A collective call; raises the errors of `load_or_init`, and
+        UsageError when another process trains there.
+        """
+        self._settings, self._inputs = settings, inputs
+        self.changes = run_on_rank0(
+            self.world,
+            lambda: load_or_init(self.run_dir, command, self.config, settings, inputs=inputs, provenance=collect()),
+        )
+        if is_finished(self.run_dir, num_steps, self.changes):
+            if self.world.is_main:
+                print(f"{self.run_dir}: finished already", flush=True)
+            return False
+        max_restarts = self.config.runtime.max_restarts
+        self._lines += self.stopper.start_watching(self.run_dir, max_minutes=max_minutes, max_restarts=max_restarts)
+        return True
+
+    def copy_to_node(self, sets: Sequence[ShardSet]) -> list[ShardSet]:
+        """The sets as read from the node's own disk, or themselves without data.local_copy_dir. A collective call."""
+        folder = self.config.data.local_copy_dir
+        if folder is None:
+            return list(sets)
+        copies = run_on_all_ranks(self.world, lambda: [local_copy.copy_to_node(s.folder, folder) for s in sets])
+        self._lines += [
+            f"reads {shards.folder} from its copy {path}, "
+            + ("found there" if seconds is None else f"copied and verified in {seconds:.1f} s")
+            for shards, (path, seconds) in zip(sets, copies, strict=True)
+        ]
+        return [ShardSet(path) for path, _ in copies]
+
+    def restore(
+        self, engines: Mapping[str, Engine], accept: Callable[[dict[str, Any]], None] = lambda state: None
+    ) -> bool:
+        """Load the newest checkpoint, or the one that is named; False if there is none. A collective call.
+
+        accept: called with its state before anything newer is set aside; may raise.
+        """
+        state = checkpoint.load(self.run_dir, self.config.checkpoint, dict(engines), world=self.world, accept=accept)
+        if state is None:
+            return False
+        self.state = state
+        self.pace.earlier_s, self.pace.save_s = state["seconds"], state["save_s"]
+        return True
+
+    def begin(self, lines: Sequence[str], *, weights_from: dict[str, Any] | None = None) -> None:
+        """Record the session and open the log with `lines`, once nothing can refuse the run. A collective call.
+
+        weights_from: the origin of a new run's weights; None: its seed.
+        """
+        step = self.state["step"]
+        entry = {"step": step, "ranks": self.world.size, "inputs": self._inputs, "weights_from": weights_from}
+        run_on_rank0(
+            self.world,
+            lambda: record_session(self.run_dir, self.config, self._settings, self.changes, entry, collect()),
+        )
+        self.log = RunLog(self.run_dir, is_main=self.world.is_main, resume_step=step)
+        for line in [*lines, *self._lines, *(f"changed: {change}" for change in self.changes)]:
+            self.log.line(line)
+
+    def finish(self, facts: dict[str, Any], line: str) -> None:
+        """Mark the run as finished; `facts` are the content of finished.json."""
+        if self.world.is_main:
+            mark_finished(self.run_dir, facts)
+        self.log.line(f"finished: {line}; {self.run_dir}")
+
+    def close(self) -> None:
+        """A collective call."""
+        self.log.close()
+        distributed.barrier()
+
+
+def run_in_session(
+    command: Command, run: Callable[[Session], None], *, run_dir: Path, program: str, precision: str, key: str
+) -> None:
+    """Call `run` on every rank; `key` is the setting that holds `precision`.
+
+    Raises UsageError if the DeepSpeed JSON states another precision, ResourceError if the device has none of it.
+    """
+    runtime = command.config.runtime
+    if ranks_from_environment(os.environ)[0] == 0:
+        remove_requeue(run_dir)
+    program = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
+    name, raw = deepspeed.read(command.deepspeed_config, precision)
+    deepspeed_json = deepspeed.complete(name, raw, precision, command=program, key=key)
+    world = distributed.start(runtime.device, timeout_minutes=runtime.rank_timeout_minutes)
+    distributed.select_kernels(deterministic=runtime.deterministic)
+    try:
+        with Stopper(world, rank_timeout_minutes=runtime.rank_timeout_minutes) as stopper:
+            # Inside: a launcher must not end the other ranks before they have named the lost one.
+            with naming_lost_ranks(world):
+                check_precision(precision, world, program=program, key=key)
+                run(Session(command.config, run_dir, world, deepspeed_json, stopper))
+    finally:
+        distributed.stop()
