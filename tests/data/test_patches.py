@@ -123,7 +123,7 @@ def test_a_stream_resumes_within_an_epoch(make_set: MakeSet) -> None:
 )
 def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int, start_method: str) -> None:
     shards = make_set()
-    shards.record(0)  # a handle that is open before the fork
+    shards[0]  # a handle that is open before the fork
     data = dataset(shards, cache_bytes=0)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -151,7 +151,7 @@ def test_the_cache_holds_all_or_nothing(make_set: MakeSet) -> None:
 def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_workers: int) -> None:
     shards = make_set()
     content = bytearray((shards.folder / "shard-1.h5").read_bytes())
-    shards.record(9)
+    shards[9]
     offset = shards._open[1].voxels["image"].id.get_chunk_info(2).byte_offset
     shards.close()
     content[offset] ^= 1

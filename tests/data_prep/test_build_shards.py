@@ -54,8 +54,8 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
     kinds = Counter((r.subject, r.kind) for r in map(gan.record, range(len(gan))))
     training = [name for name, split in splits.items() if split == "train"]
     assert kinds == {(name, kind): n for name in training for kind, n in (("grid", NUM_GRID), ("vessel", 5))}
-    assert {unet.record(i).subject for i in range(len(unet))} == set(training)
-    assert {validation.record(i).subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
+    assert {unet[i].subject for i in range(len(unet))} == set(training)
+    assert {validation[i].subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
     assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
     assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
     assert all(verify(Path(data.cohort_dir) / "shards" / name) == [] for name in ("gan/train", "unet/train"))
@@ -66,7 +66,7 @@ def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
     build(data, "gan")
     gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
     for i in range(len(gan)):
-        record, subject = gan.record(i), subjects[gan.record(i).subject]
+        record, subject = gan[i], subjects[gan[i].subject]
         assert subject.image.parent.name == record.subject
         raw = nib.load(subject.image).get_fdata()
         low, high = raw[raw != 0].min(), np.percentile(raw[raw != 0], 99.99)
@@ -338,7 +338,7 @@ def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
     build(data, "gan")
     gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
     assert len(gan) == 2 + 5  # 24 / 24, 20 / 16, 18 padded to 32
-    record = gan.record(0)
+    record = gan[0]
     raw = np.asarray(nib.load(subjects[record.subject].label).dataobj)
     np.testing.assert_array_equal(record.label_XYZ[:, :, :18], raw[:, :16])
     np.testing.assert_array_equal(record.label_XYZ[:, :, 18:], raw[:, :16, 16:2:-1])

@@ -37,7 +37,7 @@ def read_as_a_program(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int,
     def program() -> None:
         shards = ShardSet(folder)
         for i in range(len(shards)):
-            shards.read_pair(i, scaling="volume", label_threshold=0.3)
+            shards.pair(i, 0.3)
 
     capsys.readouterr()
     try:
@@ -129,7 +129,7 @@ def test_a_constant_patch_is_minus_1(cohort: MakeCohort, command: Command, tmp_p
         nib.save(nib.Nifti1Image(array, image.affine), path)
     assert command("data.prepare.max_clipped_vessel_share=1", module=build_shards).code == 0
     shards = ShardSet(tmp_path / "work/phantom/shards/gan/train")
-    constant = [i for i in range(len(shards)) if shards.record(i).corner == (0, 0, 10)]
+    constant = [i for i in range(len(shards)) if shards[i].corner == (0, 0, 10)]
     assert len(constant) == 2
     for scaling in ("volume", "patch"):
         dataset = PatchDataset(shards, scaling=scaling, label_threshold=0.3, intensity="signed")

@@ -136,8 +136,8 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
 
     first = features()
     for i in range(5):
-        digest = hashlib.blake2b(shards.stored_pair(i, label_threshold=0.5)[0], digest_size=16).digest()
-        image, _ = network_input(shards.image_XYZ(i), "noise", (11, int.from_bytes(digest)))
+        digest = hashlib.blake2b(shards.stored_image(i), digest_size=16).digest()
+        image, _ = network_input(shards.image(i), "noise", (11, int.from_bytes(digest)))
         alone = extractor.network(torch.from_numpy(image)[None, None])[0].numpy()
         assert np.allclose(first[i], alone, rtol=1e-4, atol=1e-5)  # another batch size may take another kernel
     (cached,) = (tmp_path / "features").iterdir()

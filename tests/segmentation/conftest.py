@@ -7,8 +7,9 @@ import pytest
 
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_manifest, write_shard
-from vesselgan.formats.volumes import intensity_limits, scale_to_255, write_volume
+from vesselgan.formats.volumes import write_volume
 
 SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
 SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}

@@ -94,7 +94,7 @@ def test_shards_hold_what_the_generator_makes(tmp_path: Path) -> None:
     for i in range(5):
         with torch.no_grad():
             expected = generator(latents(7, [i], LATENT))[0].numpy()
-        record = shards.record(i)
+        record = shards[i]
         assert record.subject == f"synthetic-{sample_seed(7, i)}"
         assert (record.kind, record.corner, record.limits, record.num_clipped) == ("synthetic", (0, 0, 0), (0, 255), 0)
         # Half a step of the stored uint16, and float32 rounding of another batch size's kernels.
@@ -126,7 +126,7 @@ def test_a_sample_depends_on_its_seed_alone(tmp_path: Path) -> None:
     for name, seed in (("many", 7), ("again", 7), ("other", 8)):
         generate(settings(tmp_path / "run", num_patches=6, batch_size=4, seed=seed, out=str(tmp_path / name)))
     # Batches are padded to their full size, so to the bit.
-    one, six = ShardSet(tmp_path / "few").record(0), ShardSet(tmp_path / "many").record(0)
+    one, six = ShardSet(tmp_path / "few")[0], ShardSet(tmp_path / "many")[0]
     assert np.array_equal(one.image_XYZ, six.image_XYZ) and np.array_equal(one.score_XYZ, six.score_XYZ)
     many, again, other = ((tmp_path / name / "synthetic_00000.h5").read_bytes() for name in ("many", "again", "other"))
     assert many == again != other
@@ -205,7 +205,7 @@ def test_nifti_pairs_carry_affine_and_voxels(tmp_path: Path) -> None:
     generate(settings(tmp_path / "run", num_patches=2, nifti=True))
     shards = ShardSet(tmp_path / "run" / "synthetic")
     for i in range(2):
-        record = shards.record(i)
+        record = shards[i]
         folder = tmp_path / "run" / "synthetic" / "nifti" / record.subject
         image, vessel = nib.load(folder / "image.nii.gz"), nib.load(folder / "vessel.nii.gz")
         # The header's sform is float32.
@@ -224,7 +224,7 @@ def test_a_named_checkpoint_is_used(tmp_path: Path) -> None:
         generate(settings(tmp_path / "run", checkpoint=checkpoint, out=str(tmp_path / name)))
     extras = [read_manifest(tmp_path / name).extra for name in ("old", "new")]
     assert [extra["checkpoint"] for extra in extras] == ["step_00000100", "step_00000200"]
-    images = [ShardSet(tmp_path / name).image_XYZ(0) for name in ("old", "new")]
+    images = [ShardSet(tmp_path / name).image(0) for name in ("old", "new")]
     assert not np.array_equal(*images)
     with pytest.raises(CheckpointError, match="step_00000100"):
         generate(settings(tmp_path / "run", checkpoint="step_3"))
@@ -286,4 +286,4 @@ def test_named_weights_are_sampled(tmp_path: Path) -> None:
         with torch.no_grad():
             image = (generator.eval()(latents(7, [0], LATENT))[0, 0].numpy() + 1) * 127.5
         # Half a step of the stored uint16, and float32 kernels of another batch size.
-        np.testing.assert_allclose(ShardSet(tmp_path / name).image_XYZ(0), image, atol=0.01)
+        np.testing.assert_allclose(ShardSet(tmp_path / name).image(0), image, atol=0.01)

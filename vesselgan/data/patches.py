@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.data.augment import flip_rotate, sample_orientations
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
-from vesselgan.formats.shard_file import STEPS_PER_UNIT
-from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
+from vesselgan.formats.intensities import STEPS_PER_UNIT, check_scaling, from_stored
+from vesselgan.formats.shards import ShardSet
 
 CACHE_BYTES = 256 * 2**20
 HALF_RANGE = 127.5  # of 0..255
@@ -47,7 +47,7 @@ class BatchSlices(Protocol):
 class PatchDataset(Dataset):
     """Every patch of one or more shard sets, in their order, as float32 [2, X, Y, Z]: image, then label {0, 1}.
 
-    scaling: `volume` or `patch` (see formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
+    scaling: `volume` or `patch` (see formats.intensities). intensity: `signed` gives the image in [-1, 1] for
     the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
     The main process caches patches as stored (3 bytes a voxel) if all fit into cache_bytes; workers cache none.
@@ -67,8 +67,7 @@ class PatchDataset(Dataset):
         self.shard_sets = [shard_sets] if isinstance(shard_sets, ShardSet) else list(shard_sets)
         self.patch_shape = _common_patch_shape(self.shard_sets)
         assert intensity in ("signed", "byte"), intensity
-        if scaling not in SCALINGS:
-            raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
+        check_scaling(scaling)
         self.scaling, self.label_threshold, self.intensity = scaling, label_threshold, intensity
         self._ends = np.cumsum([len(shards) for shards in self.shard_sets])
         self._label_of = None if shuffle_labels_seed is None else derangement(len(self), shuffle_labels_seed)
@@ -107,7 +106,7 @@ class PatchDataset(Dataset):
             else:
                 image_XYZ.div_(STEPS_PER_UNIT)
             return
-        image_XYZ.copy_(torch.from_numpy(intensities(stored_XYZ, self.scaling)))
+        image_XYZ.copy_(torch.from_numpy(from_stored(stored_XYZ, self.scaling)))
         if is_signed:
             image_XYZ.div_(HALF_RANGE).sub_(1)
 
@@ -120,7 +119,7 @@ class PatchDataset(Dataset):
         i = int(i)
         if (pair := self._cache.get(i)) is None:
             shards, row = self._locate(i)
-            pair = shards.stored_pair(row, label_threshold=self.label_threshold)
+            pair = shards.stored_image(row), shards.label(row, self.label_threshold)
             if self._is_cached and get_worker_info() is None:
                 self._cache[i] = pair
         return pair

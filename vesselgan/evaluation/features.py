@@ -20,7 +20,8 @@ from tqdm import tqdm
 from vesselgan.config.schema import ImageScores
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.formats.intensities import from_stored
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, init_weights_randomly, load_weights
 
 RANDOM_TITLE = "random features, not comparable"
@@ -50,7 +51,7 @@ class Preprocessing:
     seed: int
     """Of the noise, together with the patch's digest: equal patches get equal noise, others share none."""
     scaling: str
-    """`volume` or `patch`, as in `formats.shards.intensities`."""
+    """`volume` or `patch`, as in formats.intensities."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def patch_hashes(shards: ShardSet) -> dict[bytes, int]:
     """Digest of each patch's stored image -> its index, without constant patches, which identify nobody."""
     hashes = {}
     for index in tqdm(range(len(shards)), unit="patch", desc="hashes", disable=None):
-        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
+        stored_XYZ = shards.stored_image(index)
         if stored_XYZ.min() != stored_XYZ.max():
             hashes[_patch_digest(stored_XYZ)] = index
     return hashes
@@ -218,10 +219,10 @@ def _batches(
         indices = list(range(first, min(first + batch_size, len(shards))))
         inputs, num_zeros, num_constant = [], 0, 0
         for index in indices:
-            stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
+            stored_XYZ = shards.stored_image(index)
             digest = _patch_digest(stored_XYZ)
             digests.add(digest)
-            image_XYZ = intensities(stored_XYZ, preprocessing.scaling)
+            image_XYZ = from_stored(stored_XYZ, preprocessing.scaling)
             # Seeded by index, patch i of both sets would share its noise, which draws the two sets together.
             seed = (preprocessing.seed, int.from_bytes(digest))
             input_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)

@@ -23,7 +23,7 @@ from vesselgan.evaluation.reference import (
     match_kinds,
     training_shards,
 )
-from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
 from vesselgan.metrics.label_scores import compare_labels
@@ -172,8 +172,7 @@ def _ms_ssim(
 
     def mean_of(shards: ShardSet, indices: np.ndarray) -> float:
         def read(i: int) -> np.ndarray:
-            stored_XYZ, _ = shards.stored_pair(int(indices[i]), label_threshold=config.data.label_threshold)
-            return intensities(stored_XYZ, config.data.scaling)
+            return shards.image(indices[i], config.data.scaling)
 
         return diversity.mean_similarity(
             read, len(indices), num_pairs=settings.num_pairs, seed=settings.seed, data_range=DATA_RANGE, device=device
@@ -210,8 +209,8 @@ def measure_labels(
     partner = derangement(len(indices), config.image.seed)
     threshold = config.data.label_threshold
     for i, index in enumerate(tqdm(indices, unit="label", desc=f"{side} labels", disable=None)):
-        image_XYZ, label_XYZ = shards.read_pair(int(index), scaling=config.data.scaling, label_threshold=threshold)
-        foreign_XYZ = shards.label(int(indices[partner[i]]), threshold)
+        image_XYZ, label_XYZ = shards.pair(index, threshold, scaling=config.data.scaling)
+        foreign_XYZ = shards.label(indices[partner[i]], threshold)
         statistics.append(label_statistics(image_XYZ, label_XYZ, shards.spacing_mm))
         for name, label in (("shifted", shift_label(label_XYZ)), ("shuffled", foreign_XYZ)):
             if (score := consistency(image_XYZ, label)) is not None:

@@ -35,7 +35,7 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
             f"labels.synthetic={settings.synthetic} holds {synthetic.origin} patches and {training.folder} "
             f"{training.origin} ones; expected synthetic and real"
         )
-    reference = label_means(training, [0.5], settings.max_patches)[0]
+    reference = label_means(training, [1.0], settings.max_patches)[0]
     if not reference["vessel_fraction"]:
         raise DataError(f"{training.folder}: its labels hold no vessel, so there is nothing to compare with")
     rows = label_means(synthetic, sorted(set(settings.thresholds)), settings.max_patches)
@@ -64,11 +64,7 @@ def label_means(shards: ShardSet, thresholds: list[float], num_patches: int) -> 
     indices = np.linspace(0, len(shards) - 1, min(num_patches, len(shards))).round().astype(int)
     totals = np.zeros((len(thresholds), 2))
     for index in indices:
-        record = shards.record(int(index))
-        if record.score_XYZ is None:
-            score_XYZ = record.label_XYZ.astype(float)
-        else:
-            score_XYZ = record.score_XYZ.astype(np.float32)
+        score_XYZ = shards.score(index) if shards.origin == "synthetic" else shards.label(index)
         for row, threshold in enumerate(thresholds):
             label_XYZ = score_XYZ >= threshold
             totals[row] += label_XYZ.mean(), count_components(label_XYZ)

@@ -83,7 +83,7 @@ def _measure(synthetic: ShardSet, reference: ShardSet, rows: np.ndarray, trainin
     generated, held_out = not_constant(synthetic, range(len(synthetic))), not_constant(reference, rows)
     patients = [reference.subject(i) for i in held_out]
     patches = [(synthetic, i) for i in generated] + [(reference, i) for i in held_out]
-    images = (shards.image_XYZ(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
+    images = (shards.image(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
     neighbours = [neighbour for neighbour in nearest(images, training, any_orientation=True) if neighbour is not None]
     assert len(neighbours) == len(patches)
     distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in neighbours]), [len(generated)])
@@ -123,7 +123,7 @@ def not_constant(shards: ShardSet, indices: Sequence[int] | np.ndarray) -> list[
     """Returns the patches that hold more than one value: air identifies nobody. Raises DataError if there are none."""
     kept = []
     for index in map(int, indices):
-        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
+        stored_XYZ = shards.stored_image(index)
         if stored_XYZ.min() != stored_XYZ.max():
             kept.append(index)
     if not kept:

@@ -17,7 +17,8 @@ from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
 from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
+from vesselgan.formats.intensities import scale_to_255
+from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask
 from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.formats.volumes import read_mask, scale_to_255
+from vesselgan.formats.intensities import scale_to_255
+from vesselgan.formats.volumes import read_mask
 from vesselgan.report import figures
 from vesselgan.report.markup import Section, counted, figure, file_name, not_run
 from vesselgan.viz import pictures

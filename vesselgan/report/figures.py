@@ -69,9 +69,7 @@ def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: floa
     """Reads these patches; `label_threshold` binarizes synthetic labels."""
     samples = []
     for i in indices:
-        record = shards.record(i)
-        image, label = shards.read_pair(i, scaling="volume", label_threshold=label_threshold)
-        samples.append(Sample(i, record.subject, record.kind, image, label))
+        samples.append(Sample(i, shards.subject(i), shards.kind(i), *shards.pair(i, label_threshold)))
     return samples
 
 

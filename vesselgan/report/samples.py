@@ -179,8 +179,8 @@ def _neighbours(
     queries = [("shown", synthetic, sample.index) for sample in samples]
     queries += [("synthetic", synthetic, i) for i in drawn]
     queries += [("real to another subject", training, i) for i in drawn_real]
-    excluded = [training.record(i).subject if shards is training else None for _, shards, i in queries]
-    images = (shards.image_XYZ(i) for _, shards, i in queries)
+    excluded = [training.subject(i) if shards is training else None for _, shards, i in queries]
+    images = (shards.image(i) for _, shards, i in queries)
     neighbours = nearest_neighbours.nearest(images, training, excluded_subjects=excluded)
     rows: list[list[Any]] = [
         [kind, i, neighbour.index, neighbour.subject, neighbour.distance]

@@ -18,7 +18,8 @@ from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.formats.cohort import read_cohort
-from vesselgan.formats.volumes import intensity_limits, read_image, scale_to_255, write_like
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
+from vesselgan.formats.volumes import read_image, write_like
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights

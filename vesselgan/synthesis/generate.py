@@ -233,7 +233,7 @@ def _write_nifti(out: Path, threshold: float) -> None:
     """nifti/<subject>/{image,vessel}.nii.gz for every record, on the cohort's grid; existing files are kept."""
     shards = ShardSet(out)
     for index in tqdm(range(len(shards)), unit="NIfTI pair", disable=None):
-        record = shards.record(index)
+        record = shards[index]
         folder = out / "nifti" / record.subject
         affine = np.array(shards.subjects[record.subject]["affine"])
         for name, array in (("image", record.image_XYZ), ("vessel", shards.label(index, threshold))):

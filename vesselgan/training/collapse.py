@@ -34,7 +34,7 @@ def mean_pairwise_distance(patches: Iterable[Tensor]) -> float:
 def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float) -> Tensor:
     """Up to NUM_SAMPLES patches [N, 2, X, Y, Z] from all over the set, in the generator's range."""
     numbers = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int))
-    pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+    pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]
     return torch.stack([torch.from_numpy(np.stack([image / 127.5 - 1, label])).float() for image, label in pairs])
 
 

@@ -47,7 +47,7 @@ class FixedLatents:
 def real_images(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
     """Real patches from all over the set as `sheets`."""
     numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
-    pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+    pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]
     return sheets(pairs, shards.spacing_mm, "real")
 
 
