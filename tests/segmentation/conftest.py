@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_manifest, write_shard
 from vesselgan.formats.volumes import write_volume
@@ -72,7 +72,7 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
         )
         patches[split] += cut_patches(name, image, label)
-    write_cohort(folder, Cohort("tiny", PERCENTILE, subjects))
+    Cohort("tiny", PERCENTILE, subjects).write(folder)
     digests = {name: subject.image_sha256 for name, subject in subjects.items()}
     for split in ("train", "validation"):
         write_set(folder / "shards" / "unet" / split, patches[split], digests)

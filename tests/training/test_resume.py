@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
-from vesselgan.formats.run_dir import acquire_lock
-from vesselgan.runtime import checkpoint, checkpoint_folder
+from vesselgan.formats import checkpoint_folder
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.runtime import checkpoint
 from vesselgan.trainer import checkpointer as keeping
 from vesselgan.training import run
 
@@ -273,7 +274,7 @@ def test_a_run_of_another_process_is_refused(train_here, straight, tmp_path):
 
 
 def hold(run_dir: Path, say: object) -> None:
-    held = acquire_lock(run_dir)
+    held = RunDir(run_dir).acquire_lock()
     say.send("held")
     say.recv()
     held.close()

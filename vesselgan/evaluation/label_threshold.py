@@ -6,13 +6,13 @@ validation patches decide between the closest few (launch/study.py), and the tes
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics.centreline import count_components
 
@@ -29,7 +29,7 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
     if settings.synthetic is None:
         raise UsageError("evaluate=label_threshold needs labels.synthetic=DIR, which launch/generate.py wrote")
     synthetic = ShardSet(settings.synthetic)
-    training = ShardSet(Path(config.data.cohort_dir) / "shards/gan/train")
+    training = ShardSet(shards_dir(config.data.cohort_dir, "gan", "train"))
     if (synthetic.origin, training.origin) != ("synthetic", "real"):
         raise DataError(
             f"labels.synthetic={settings.synthetic} holds {synthetic.origin} patches and {training.folder} "

@@ -19,7 +19,8 @@ from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
 from vesselgan.data.patches import PatchDataset, read_batches
-from vesselgan.formats.run_dir import Change
+from vesselgan.formats.checkpoint_folder import CHECKPOINTS
+from vesselgan.formats.run_changes import Change
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
@@ -249,7 +250,7 @@ def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -
 def _secret_key(run_dir: Path) -> int:
     """The run's key, drawn for a new run; CheckpointError if it is damaged, or lost after the first checkpoint."""
     path = run_dir / KEY_FILE
-    has_begun = any((run_dir / "checkpoints").glob("step_*"))
+    has_begun = any((run_dir / CHECKPOINTS).glob("step_*"))
     if not path.is_file() and not has_begun:
         write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
     text = path.read_text(errors="replace").strip() if path.is_file() else None

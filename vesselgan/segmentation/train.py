@@ -22,7 +22,8 @@ from vesselgan.config.schema import TrainUnet
 from vesselgan.core.errors import DataError, NumericError, UsageError
 from vesselgan.data.patches import PatchDataset, stream
 from vesselgan.data.position import Position, batches_before
-from vesselgan.formats.run_dir import is_finished, load_or_init, mark_finished, record_session
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
@@ -60,10 +61,9 @@ def run_dir_of(config: TrainUnet) -> Path:
 
 def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
     """(the sets to train on, the real validation set); raises UsageError or DataError for sets that do not fit."""
-    real_dir = Path(config.data.cohort_dir) / "shards" / "unet"
     sets = []
     if config.data.source in ("real", "both"):
-        sets.append(_shards_of_origin(real_dir / "train", "real"))
+        sets.append(_shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "train"), "real"))
     if config.data.source in ("synthetic", "both"):
         if config.synthetic is None:
             raise UsageError(
@@ -71,7 +71,7 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
                 "(launch/generate.py writes them to RUN/synthetic)"
             )
         sets.append(_shards_of_origin(Path(config.synthetic), "synthetic"))
-    validation = _shards_of_origin(real_dir / "validation", "real")
+    validation = _shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "validation"), "real")
     check_unet_shape(validation.patch_shape, config.unet.filters)
     for shards in sets:
         if shared := set(shards.subjects) & set(validation.subjects):
@@ -102,9 +102,11 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, sto
     engine_settings = {NETWORK: settings}
     changes = run_on_rank0(
         world,
-        lambda: load_or_init(run_dir, "train_unet", config, engine_settings, inputs=inputs, provenance=collect()),
+        lambda: RunDir(run_dir).load_or_init(
+            "train_unet", config, engine_settings, inputs=inputs, provenance=collect()
+        ),
     )
-    if is_finished(run_dir, unet.max_steps, changes):
+    if RunDir(run_dir).is_finished(unet.max_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
@@ -115,7 +117,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, sto
     # The best one stays beside the last ones.
     disk = run_on_rank0(world, lambda: checkpoint.check_disk(run_dir, num_bytes, keep_last=keep_last, num_kept=1))
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs}
-    run_on_rank0(world, lambda: record_session(run_dir, config, engine_settings, changes, session, collect()))
+    run_on_rank0(world, lambda: RunDir(run_dir).record_session(config, engine_settings, changes, session, collect()))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     (validation_set, *sets), copied = copy_to_node([validation_set, *sets], config.data.local_copy_dir, world)
     training, validation = _dataset(config, sets), _dataset(config, validation_set)
@@ -127,7 +129,7 @@ def _run(config: TrainUnet, raw: dict[str, Any], world: World, program: str, sto
     facts = trainer.train_loop(state)
     if facts["is_finished"]:
         if world.is_main:
-            mark_finished(run_dir, facts)
+            RunDir(run_dir).mark_finished(facts)
         log.line(
             f"finished: best of {facts['steps']} steps is {facts['best_checkpoint']}, validation Dice "
             f"{facts['validation_dice']:.3f}, {facts['hours'] * 60:.1f} min; {run_dir}"

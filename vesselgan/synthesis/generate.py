@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vesselgan.config.compose import from_yaml
 from vesselgan.config.schema import Generate, Variant
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
 from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
 from vesselgan.formats.volumes import write_volume
@@ -38,8 +38,8 @@ def generate(config: Generate) -> None:
     A finished folder with these settings is left alone, an unfinished one is continued; raises UsageError for others.
     """
     _check_settings(config)
-    run_dir = Path(config.run)
-    train_config = from_yaml("train_gan", run_dir / "config.yaml")
+    run = RunDir(config.run)
+    run_dir, train_config = run.path, run.config("train_gan")
     weights, state = _read_weights(run_dir, config)
     geometry = state["manifest"]
     x, y, z = geometry["patch_shape"]
@@ -198,18 +198,10 @@ def _write_shards(
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
         spacing_mm=tuple(geometry["spacing_mm"]),
         upper_percentile=geometry["upper_percentile"],
-        extra=settings | {"trained_on": _trained_on(Path(config.run))},
+        extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started
     print(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s", flush=True)
-
-
-def _trained_on(run_dir: Path) -> str | None:
-    """Content hash of the shards that the run learned from; null if its provenance is missing."""
-    try:
-        return json.loads((run_dir / "provenance.json").read_text())["inputs"]["gan/train"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _records(generator: Generator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:

@@ -9,7 +9,9 @@ from typing import Any
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import PatchDataset, stream
-from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session, write_json
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.run_changes import Change
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.privacy.step import critic_step as private_critic_step
@@ -58,7 +60,7 @@ def run_dir_of(config: TrainGan) -> Path:
 
 def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stopper: Stopper) -> None:
     run_dir = run_dir_of(config)
-    shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
+    shards = run_on_rank0(world, lambda: ShardSet(shards_dir(config.data.cohort_dir, "gan", "train")))
     num_steps = num_generator_steps(config, len(shards))
     private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
     settings = engine_settings(config, raw, world.size)
@@ -67,9 +69,10 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
         engines = build_engines(config, shards.patch_shape, settings, world, program, private)
     inputs = {"gan/train": content_hash(shards.folder)}
     changes = run_on_rank0(
-        world, lambda: load_or_init(run_dir, "train_gan", config, settings, inputs=inputs, provenance=collect())
+        world,
+        lambda: RunDir(run_dir).load_or_init("train_gan", config, settings, inputs=inputs, provenance=collect()),
     )
-    if is_finished(run_dir, num_steps, changes):
+    if RunDir(run_dir).is_finished(num_steps, changes):
         if world.is_main:
             print(f"{run_dir}: finished already", flush=True)
         return
@@ -83,9 +86,9 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
     privacy = [] if private is None else private.lines()
     lines = [checkpointer.check_disk(), *watching, *copied, *privacy, *(f"changed: {change}" for change in changes)]
     session = {"step": state["step"], "ranks": world.size, "inputs": inputs, "weights_from": weights_from}
-    run_on_rank0(world, lambda: record_session(run_dir, config, settings, changes, session, collect()))
+    run_on_rank0(world, lambda: RunDir(run_dir).record_session(config, settings, changes, session, collect()))
     if world.is_main:
-        write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
+        RunDir(run_dir).write_architecture(architecture.describe(config.variant, shards.patch_shape))
     log = RunLog(run_dir, is_main=world.is_main, resume_step=state["step"])
     origin = f"resumed at step {state['step']}" if state["step"] else "new run"
     lines.append(f"{origin}; {checkpointer.stop} steps in all")
@@ -96,7 +99,7 @@ def _run(config: TrainGan, raw: dict[str, Any], world: World, program: str, stop
     if steps == checkpointer.stop:
         facts = run_facts(estimate, engines, steps=steps, seconds=seconds) | trainer.privacy()
         if world.is_main:
-            mark_finished(run_dir, facts)
+            RunDir(run_dir).mark_finished(facts)
         log.line(f"finished: {steps} steps in {seconds / 60:.1f} min; {run_dir}")
     log.close()
     barrier()

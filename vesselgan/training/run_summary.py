@@ -11,6 +11,7 @@ import torch
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import ResourceError
+from vesselgan.formats.run_dir import EVENTS, LOG
 from vesselgan.runtime.device_memory import (
     is_out_of_memory,
     limit_bytes,
@@ -20,7 +21,7 @@ from vesselgan.runtime.device_memory import (
 from vesselgan.runtime.distributed import World, maximum_over_ranks
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.provenance import device_name
-from vesselgan.trainer.logger import EVENTS, LOG, RunLog, Setting
+from vesselgan.trainer.logger import RunLog, Setting
 from vesselgan.training.cost import BatchFit, StepCost, largest_fitting_batch, step_cost
 
 GIB = 2**30

@@ -10,7 +10,7 @@ import pytest
 
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
-from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
 from vesselgan.workflow import stage as stages
 from vesselgan.workflow.stage import Stage
@@ -40,7 +40,7 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
                          f"{seed + number:064x}", None)
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
-    write_cohort(folder, Cohort(name, 99.9, subjects))
+    Cohort(name, 99.9, subjects).write(folder)
     write_manifest(
         folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
         origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.9, extra={},

@@ -10,7 +10,9 @@ from typing import Any
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.cohort import Cohort
+from vesselgan.formats.predictions import Predictions
+from vesselgan.formats.shards import read_manifest
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
@@ -115,7 +117,7 @@ def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[TrainingSo
 
 def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
     """`gan` identifies the patches by run and weights, so that other results about them can be found."""
-    generation = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
+    generation = read_manifest(synthetic_dir(home, source.gan)).extra if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
@@ -157,7 +159,7 @@ def run_unet(
             override("out", predictions),
         ]
         command = script("segment", *overrides, *settings_for("segment", config, "runtime"))
-        done = predictions / "segmentation.json"
+        done = Predictions(predictions).record
         segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
         runner.run(segmented, [training.name])
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
@@ -202,11 +204,11 @@ def cohorts_of(config: Study) -> dict[str, str]:
 
     Raises DataError for a test volume whose voxels are those of a training or validation volume.
     """
-    own = read_cohort(config.data.cohort_dir)
+    own = Cohort.read(config.data.cohort_dir)
     learned = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
     cohorts: dict[str, str] = {}
     for folder in [config.data.cohort_dir, *config.test_cohorts]:
-        cohort = read_cohort(folder)
+        cohort = Cohort.read(folder)
         if cohort.name in cohorts:
             raise UsageError(f"test_cohorts: {folder} and {cohorts[cohort.name]} are both called {cohort.name}; "
                              "prepare one of them with another data.name")  # fmt: skip

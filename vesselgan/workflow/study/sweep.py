@@ -13,6 +13,7 @@ from vesselgan.config.compose import compose
 from vesselgan.config.schema import Study, TrainGan
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import UsageError
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
@@ -95,7 +96,7 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
         shared += settings_for("train_gan", gan, "variant", "train")
         overrides = [setting for setting in shared if setting.split("=")[0] not in own]
         command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
-        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
+        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (RunDir(run_dir).finished_file,))
         grid.append((Gan(name, run_dir, variant.name, None), stage))
     return grid
 
