@@ -12,17 +12,39 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError, exit_on_error
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 
 MakeSet = Callable[..., ShardSet]
 
 
-def dataset(*shard_sets: ShardSet, intensity: str = "byte", **options: object) -> PatchDataset:
+@pytest.mark.parametrize("start_method", [None, "fork", "spawn", "forkserver"])
+def test_a_plain_loader_reads_a_folder(make_set: MakeSet, start_method: str | None) -> None:
+    shards = make_set("made", range(6), "synthetic")
+    patches = ShardDataset(str(shards.folder))
+    expected = torch.stack(list(patches))
+    assert torch.equal(patches[-6:], expected) and torch.equal(patches[-1], expected[5])
+    assert torch.equal(expected[3, 1], torch.from_numpy(shards.label(3)).float())
+    assert expected[:, 0].amin() == -1 and expected[:, 0].amax() == 1
+    how = {} if start_method is None else {"num_workers": 1, "multiprocessing_context": start_method}
+    assert torch.equal(torch.cat(list(DataLoader(patches, batch_size=4, **how))), expected)
+
+
+def test_choices_out_of_range_are_refused(make_set: MakeSet) -> None:
+    shards = make_set()
+    for wrong in ({"intensity": "float"}, {"scaling": "slice"}):
+        with pytest.raises(UsageError, match=next(iter(wrong.values()))):
+            ShardDataset(shards, **wrong)
+    with pytest.raises(UsageError):
+        ShardDataset([])
+
+
+def dataset(*shard_sets: ShardSet, intensity: str = "byte", **options: object) -> ShardDataset:
     settings = {"scaling": "volume", "label_threshold": 0.5, "intensity": intensity, **options}
-    return PatchDataset(list(shard_sets), **settings)
+    return ShardDataset(list(shard_sets), **settings)
 
 
 def image_number(patch_CXYZ: Tensor) -> int:
@@ -33,7 +55,7 @@ def label_number(patch_CXYZ: Tensor) -> int:
     return int(sum(patch_CXYZ[1].flatten()[bit] * 2**bit for bit in range(8)))
 
 
-def batches(data: PatchDataset, start: int = 3, stop: int = 11, **options: object) -> list[Tensor]:
+def batches(data: ShardDataset, start: int = 3, stop: int = 11, **options: object) -> list[Tensor]:
     return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
 
 
@@ -160,7 +182,7 @@ def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_worker
         batches(dataset(shards), 0, 10, num_workers=num_workers)
 
 
-class Trouble(PatchDataset):
+class Trouble(ShardDataset):
     """A data set that strikes whichever worker reads it."""
 
     strike: Callable[[], object]

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import inspect
 import json
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from vesselgan.formats.shards import ShardSet, read_manifest, verify
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.synthesis import generate as synthesis
-from vesselgan.synthesis.generate import generate, make_record
+from vesselgan.synthesis import sampler
+from vesselgan.synthesis.generate import generate
+from vesselgan.synthesis.sampler import load_generator, make_record
 
 PATCH = (32, 16, 16)
 WIDTH, LATENT = 8, 6
@@ -103,7 +106,7 @@ def test_shards_hold_what_the_generator_makes(tmp_path: Path) -> None:
         assert np.array_equal(record.label_XYZ, record.score_XYZ.astype(np.float32) >= 0.3)
         assert 0 < record.label_XYZ.mean() < 1
         assert shards.subjects[record.subject] == {"spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
-    assert len({record.subject for record in map(shards.record, range(5))}) == 5
+    assert len({record.subject for record in shards}) == 5
     # the generator learned this scaling: who mixes its patches with real ones must be able to tell
     assert shards.manifest.upper_percentile == 99.99
 
@@ -130,6 +133,44 @@ def test_a_sample_depends_on_its_seed_alone(tmp_path: Path) -> None:
     assert np.array_equal(one.image_XYZ, six.image_XYZ) and np.array_equal(one.score_XYZ, six.score_XYZ)
     many, again, other = ((tmp_path / name / "synthetic_00000.h5").read_bytes() for name in ("many", "again", "other"))
     assert many == again != other
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_samples_are_what_generate_writes(tmp_path: Path, kind: type) -> None:
+    write_run(tmp_path / "run")
+    shards = generate(settings(tmp_path / "run"))
+    trained = load_generator(kind(tmp_path / "run"), "running", device="cpu")
+    records = trained.sample(5, seed=7, batch_size=2)
+    batches = list(trained.sample_batches(5, seed=7, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    for written, *sampled in zip(shards, records, [r for batch in batches for r in batch], strict=True):
+        for record in sampled:
+            assert record.subject == written.subject
+            for name in ("image_XYZ", "label_XYZ", "score_XYZ"):
+                np.testing.assert_array_equal(getattr(record, name), getattr(written, name))
+                assert getattr(record, name).dtype == getattr(written, name).dtype
+    assert "running" in repr(trained) and "step_00000100" in repr(trained)
+    assert shards.label_threshold == 0.3
+
+
+def test_sampling_has_the_commands_defaults() -> None:
+    config = compose.compose("generate", ["run=x"])
+    assert (config.batch_size, config.label_threshold) == (sampler.BATCH_SIZE, sampler.LABEL_THRESHOLD)
+    assert config.weights == "standing" == inspect.signature(load_generator).parameters["weights"].default
+
+
+def test_senseless_samples_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="last"):
+        load_generator(tmp_path / "run", "last")
+    with pytest.raises(CheckpointError, match="generator_standing"):  # never the running statistics instead
+        load_generator(tmp_path / "run")
+    trained = load_generator(tmp_path / "run", "running", device="cpu")
+    for n, seed, changes in ((0, 1, {}), (1, -1, {}), (1, 1, {"batch_size": 0}), (1, 1, {"label_threshold": 0})):
+        with pytest.raises(UsageError):
+            trained.sample_batches(n, seed, **changes)
+    with pytest.raises(UsageError):
+        list(sampler.sample_patches(trained.network.train(), 1, [0], 1))
 
 
 def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
@@ -176,7 +217,7 @@ def test_an_interrupted_folder_is_continued(tmp_path: Path, monkeypatch: pytest.
         return make_record(patch_CXYZ, seed=seed, threshold=threshold)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(synthesis, "make_record", stop_at_the_second_shard)
+        patch.setattr(sampler, "make_record", stop_at_the_second_shard)
         generate(settings(tmp_path / "run", out=str(out)))
     assert sorted(path.name for path in out.iterdir()) == ["generation.json", "synthetic_00000.h5"]
     first = out / "synthetic_00000.h5"
@@ -234,7 +275,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(f"width: {WIDTH}", "width: 16"))
-    with pytest.raises(CheckpointError, match="config.yaml"):
+    with pytest.raises(CheckpointError, match="disagree"):
         generate(settings(tmp_path / "run"))
 
 

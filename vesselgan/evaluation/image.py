@@ -53,7 +53,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     else:
         overlap = check_overlap(reference, training, cache_dir)
     rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, settings.seed)
-    extractor = open_extractor(settings)
+    extractor = open_extractor(settings.extractor, settings.weights, settings.weights_sha256, settings.seed)
     device = choose_device(config.runtime.device, 0)
     unchecked = "" if extractor.is_checked else " (not checked: image.weights_sha256 is not set)"
     print(f"{extractor.title}, sha256 {extractor.sha256}{unchecked}, on {device}", flush=True)

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
-from vesselgan.data.patches import PatchDataset, read_batches
+from vesselgan.data.patches import ShardDataset, read_batches
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS
 from vesselgan.formats.run_changes import Change
 from vesselgan.formats.shards import ShardSet
@@ -127,7 +127,7 @@ class PrivateRun:
         )
 
     def batches(
-        self, dataset: PatchDataset, positions: range, config: TrainGan, world: World
+        self, dataset: ShardDataset, positions: range, config: TrainGan, world: World
     ) -> Iterator[PoissonBatch]:
         """This rank's slices of the Poisson batches at `positions`."""
         assert self.key is not None

@@ -20,7 +20,7 @@ from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.deepspeed import resolve
 from vesselgan.config.schema import TrainUnet
 from vesselgan.core.errors import DataError, NumericError, UsageError
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.data.position import Position, batches_before
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
@@ -151,10 +151,10 @@ def _data_state(config: TrainUnet, sets: list[ShardSet], validation_set: ShardSe
     }
 
 
-def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset:
+def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> ShardDataset:
     """Images in 0..255. The control shuffles labels of the training patches (a list) alone."""
     is_shuffled = config.data.shuffle_labels and isinstance(sets, list)
-    return PatchDataset(
+    return ShardDataset(
         sets,
         scaling=config.data.scaling,
         label_threshold=config.data.label_threshold,
@@ -213,8 +213,8 @@ class _Trainer:
     world: World
     engine: Engine
     log: RunLog
-    training: PatchDataset
-    validation: PatchDataset
+    training: ShardDataset
+    validation: ShardDataset
     data_state: dict[str, Any]
     stopper: Stopper
 
@@ -338,7 +338,7 @@ class _Trainer:
 
 
 def _log_run_summary(
-    log: RunLog, config: TrainUnet, run_dir: Path, world: World, engine: Engine, training: PatchDataset, *, start: int
+    log: RunLog, config: TrainUnet, run_dir: Path, world: World, engine: Engine, training: ShardDataset, *, start: int
 ) -> None:
     source = config.data.source + (", labels shuffled against images" if config.data.shuffle_labels else "")
     log.line(f"run directory: {run_dir} (tensorboard --logdir {run_dir}/tensorboard)")

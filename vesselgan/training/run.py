@@ -8,7 +8,7 @@ from typing import Any
 
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import TrainGan
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_changes import Change
 from vesselgan.formats.run_dir import RunDir
@@ -225,7 +225,7 @@ class _Trainer:
 
     def _batches(self) -> Iterator[Any]:
         train_config, data = self.config.train, self.config.data
-        dataset = PatchDataset(
+        dataset = ShardDataset(
             self.shards,
             scaling=data.scaling,
             label_threshold=data.label_threshold,

@@ -108,7 +108,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def made_up(stage: Stage) -> dict:
     """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
     if stage.name.startswith("generate-"):
-        return {"extra": {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}}
+        extra = {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}
+        shards = [{"file": "made_up.h5", "count": 1, "bytes": 1, "sha256": "0" * 64}]
+        manifest = {"format": "vesselgan-shards", "format_version": 1, "made_by": "vesselgan", "origin": "synthetic"}
+        manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "upper_percentile": 99.9, "count": 1}
+        return manifest | {"subjects": {}, "shards": shards, "extra": extra}
     if stage.name.startswith("narrow-"):
         return {"narrowed": [0.3, 0.5]}
     wanted = 0.5 if "-gp" in stage.name else 0.3

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_prep import patches
 from data_prep.phantom import generate_subject
 from vesselgan.config.schema import Benchmark
-from vesselgan.data.patches import PatchDataset
+from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
 from vesselgan.tools.benchmark.interleave import Timing, interleave
@@ -70,7 +70,7 @@ def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def phantom_dataset(folder: Path, config: Benchmark) -> PatchDataset:
+def phantom_dataset(folder: Path, config: Benchmark) -> ShardDataset:
     """config.num_patches pairs of a phantom in shards in `folder`, as training reads them."""
     image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
     limits = intensity_limits(image_XYZ, UPPER_PERCENTILE)
@@ -106,7 +106,7 @@ def _write_as_the_authors(folder: Path, pairs: list[Pair]) -> None:
                 np.save(file, array_XYZ)
 
 
-def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> PatchDataset:
+def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> ShardDataset:
     shape = shape_of(pairs[0][0].shape)
     records = [
         Record(scale_to_255(image, limits), label, "sub-01", tuple(corner), "vessel", limits, 0)
@@ -123,7 +123,7 @@ def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tu
         upper_percentile=UPPER_PERCENTILE,
         extra={},
     )
-    return PatchDataset(ShardSet(folder), scaling="volume", label_threshold=0.3, intensity="signed", cache_bytes=0)
+    return ShardDataset(ShardSet(folder), cache_bytes=0)
 
 
 def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:
