@@ -5,6 +5,7 @@ generator that copies would win.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ from vesselgan.metrics.label_statistics import LabelStatistics, consistency, lab
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 DATA_RANGE = 255.0
 
 
@@ -46,6 +46,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
         raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that launch/generate.py wrote")
     synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
     _check_sets(synthetic, reference)
+    config = _with_label_threshold(config, synthetic)
     training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
     trained_note = check_trained_on(synthetic, training) if training is not None else None
     if settings.reference == "train":
@@ -85,6 +86,15 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     return result
 
 
+def _with_label_threshold(config: Evaluate, synthetic: ShardSet) -> Evaluate:
+    """`config` with the threshold that the manifest recommends, unless it has its own."""
+    if config.data.label_threshold is not None:
+        return config
+    if synthetic.label_threshold is None:
+        raise DataError(f"{synthetic.folder}: its manifest recommends no label threshold; set data.label_threshold")
+    return replace(config, data=replace(config.data, label_threshold=synthetic.label_threshold))
+
+
 def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
     if synthetic.origin != "synthetic":
         raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py")
@@ -97,7 +107,6 @@ def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
 
 def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarray) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
         "job": "image",
         "name": config.name,
         "cohort": config.data.name,

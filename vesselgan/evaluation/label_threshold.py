@@ -16,8 +16,6 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics.centreline import count_components
 
-FORMAT_VERSION = 1
-
 
 def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
     """Returns every threshold of config.labels with its labels' statistics, and the closest ones.
@@ -49,7 +47,6 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
         )
     closest = sorted(reached, key=lambda row: (row["distance"], row["threshold"]))[: settings.num_narrowed]
     return {
-        "format_version": FORMAT_VERSION,
         "job": "label_threshold",
         "name": config.name,
         "training": {key: reference[key] for key in ("vessel_fraction", "num_parts", "num_patches")},

@@ -29,7 +29,6 @@ from vesselgan.metrics.nearest_neighbours import nearest
 from vesselgan.privacy.attacks import copies
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 DRAW_SEED = 990  # of the held-out patches that `match_kinds` draws
 NUM_LISTED = 20  # pairs in the result's `nearest`
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
@@ -53,7 +52,6 @@ def audit_memorisation(config: Evaluate) -> dict[str, Any]:
     rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, DRAW_SEED)
     notes += [kind_note] if kind_note else []
     result: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
         "job": "memorisation",
         "name": config.name,
         "cohort": config.data.name,

@@ -22,7 +22,6 @@ from vesselgan.formats.volumes import Volume, grid_difference, read_header, read
 from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255
 TITLES = {"real": "U-Net on real", "synthetic": "U-Net on synthetic", "both": "U-Net on real and synthetic"}
 THRESHOLD_TITLE = "Best global threshold"
@@ -231,7 +230,6 @@ def _result(
     config: Evaluate, cohort: Cohort, entries: list[Entry], inputs: dict[str, str], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
         "job": "segmentation",
         "name": config.name,
         "cohort": cohort.name,

@@ -54,8 +54,8 @@ class Settings:
     min_component_voxels: int | None
     probability: bool
     unet_seed: int
-    label_threshold: float
-    """Of the synthetic training labels."""
+    label_threshold: float | None
+    """Of the synthetic training labels; null: as their manifest recommends."""
     privacy: dict[str, Any] | None
     """The budget spent on the training patches; null unless a private GAN made them."""
     learned_from: dict[str, Any] | None

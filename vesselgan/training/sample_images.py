@@ -44,7 +44,7 @@ class FixedLatents:
         return sheets(pairs, self.spacing_mm, "samples")
 
 
-def real_images(shards: ShardSet, *, scaling: str, label_threshold: float) -> dict[str, np.ndarray]:
+def real_images(shards: ShardSet, *, scaling: str, label_threshold: float | None) -> dict[str, np.ndarray]:
     """Real patches from all over the set as `sheets`."""
     numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
     pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]

@@ -114,7 +114,7 @@ def made_up(stage: Stage) -> dict:
         manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "upper_percentile": 99.9, "count": 1}
         return manifest | {"subjects": {}, "shards": shards, "extra": extra}
     if stage.name.startswith("narrow-"):
-        return {"narrowed": [0.3, 0.5]}
+        return {"format_version": 1, "narrowed": [0.3, 0.5]}
     wanted = 0.5 if "-gp" in stage.name else 0.3
     away = abs(float(stage.name.split("-at-")[1].split("-")[0]) - wanted) if "-at-" in stage.name else 0.0
     facts = {"validation_dice": float(np.round(0.9 - away, 3)), "validation_loss": -0.9, "steps": 20}

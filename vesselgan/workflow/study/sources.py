@@ -3,15 +3,14 @@
 Beside them always two reference rows: the best global threshold, and a U-Net whose labels were shuffled.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.schema import Study
-from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.predictions import Predictions
+from vesselgan.formats.results import write_result
 from vesselgan.formats.shards import read_manifest
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
@@ -22,16 +21,15 @@ from vesselgan.workflow.study.steps import (
     gans_of,
     image_stage,
     override,
-    read_json,
     settings_for,
     synthetic_dir,
     synthetic_source,
     unet_dir,
+    unet_facts,
     unet_stage,
 )
 
 THRESHOLD = "threshold"
-FORMAT_VERSION = 1
 UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
 """Of every U-Net in sources.json."""
 
@@ -53,7 +51,6 @@ def run_sources(config: Study, home: Path) -> Path:
     rows.append(run_threshold(config, home, cohorts, runner))
     images = run_images(config, home, gans, thresholds, runner)
     study = {
-        "format_version": FORMAT_VERSION,
         "cohorts": list(cohorts),
         "seeds": config.seeds,
         "unet_steps": config.unet.max_steps,
@@ -61,7 +58,7 @@ def run_sources(config: Study, home: Path) -> Path:
         "num_patches": config.num_patches,
         "rows": rows,
     }
-    write_text(home / "sources.json", json.dumps(study, indent=1) + "\n")
+    write_result(home / "sources.json", study)
     comparison = home / "results/comparison.json"
     overrides = [
         override("evaluate", "comparison"),
@@ -142,7 +139,7 @@ def run_unet(
     """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
     training = unet_stage(config, home, source, seed)
     runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
-    facts = read_json(training.outputs[0])
+    facts = unet_facts(home, source, seed)
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
             f"{training.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "

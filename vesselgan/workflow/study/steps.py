@@ -14,6 +14,7 @@ from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, script
@@ -192,6 +193,13 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
     return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (RunDir(run_dir).finished_file,))
 
 
+def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:
+    """The facts of a U-Net that `unet_stage` has trained."""
+    facts = RunDir(unet_dir(home, source, seed)).finished()
+    assert facts is not None, "a stage that ran leaves its outputs"
+    return facts
+
+
 def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
     """Choose between the remaining thresholds by a U-Net each, scored on the real validation patches.
 
@@ -200,13 +208,13 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     folder = home / "gans" / gan.name
     runner.run(generate_stage(config, home, gan))
     runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
-    narrowed = read_json(folder / "thresholds.json")["narrowed"]
+    narrowed = read_result(folder / "thresholds.json")["narrowed"]
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
         stage = unet_stage(config, home, source, config.seeds[0])
         runner.run(stage, [f"generate-{gan.name}"])
-        facts = read_json(stage.outputs[0])
+        facts = unet_facts(home, source, config.seeds[0])
         kept = {key: facts[key] for key in ("validation_dice", "validation_loss", "best_checkpoint", "steps")}
         candidates.append({"label_threshold": threshold, **kept})
     best = max(candidates, key=lambda entry: (entry["validation_dice"], -entry["label_threshold"]))
@@ -225,10 +233,3 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
 
 def synthetic_source(gan: Gan, label_threshold: float) -> TrainingSource:
     return TrainingSource(gan.name, "synthetic", f"U-Net on {gan.name}", gan, label_threshold)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); remove it and start the study again") from error
