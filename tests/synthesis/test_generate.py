@@ -4,6 +4,7 @@ import functools
 import hashlib
 import inspect
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -328,3 +329,18 @@ def test_named_weights_are_sampled(tmp_path: Path) -> None:
             image = (generator.eval()(latents(7, [0], LATENT))[0, 0].numpy() + 1) * 127.5
         # Half a step of the stored uint16, and float32 kernels of another batch size.
         np.testing.assert_allclose(ShardSet(tmp_path / name).image(0), image, atol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of:RuntimeWarning")
+def test_the_notebook_of_the_readme_runs(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture) -> None:
+    generator = write_run(tmp_path / "run")
+    add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", dict(generator.named_buffers()))
+    shards = generate(settings(tmp_path / "run"))
+    cells = re.findall(r"```python\n(.*?)```", (repository / "vesselgan/README.md").read_text(), re.DOTALL)
+    places = {"work/runs/NAME": str(tmp_path / "run"), "work/phantom/shards/gan/train": str(shards.folder)}
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(re.sub("|".join(places), lambda place: places[place[0]], cell), names)
+    said = capsys.readouterr().out
+    assert "standing" in said and "5 synthetic patches" in said and "not comparable" in said
+    assert sum(len([line for line in cell.splitlines() if line]) for cell in cells) <= 20
