@@ -27,7 +27,7 @@ def test_own_images_have_the_features_of_shards(tmp_path: Path, write_set: Calla
     np.testing.assert_array_equal(features.values_NF, expected)
     other = (np.asfortranarray(image).astype(">f4") for image in images)
     np.testing.assert_array_equal(image_features(other, **RANDOM).values_NF, expected)
-    distance = fid(np.stack(images), images[:2], **RANDOM)
+    distance = fid(image_features(np.stack(images), **RANDOM), image_features(images[:2], **RANDOM))
     assert distance.value == frechet_distance(expected, expected[:2])
     assert (distance.num_real, distance.num_generated) == (3, 2)
 
@@ -35,10 +35,13 @@ def test_own_images_have_the_features_of_shards(tmp_path: Path, write_set: Calla
 def test_random_features_say_so() -> None:
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 8))
     with pytest.raises(DataError, match="weights"):
-        fid(images, images)
-    distance = fid(images, images, **RANDOM)
+        image_features(images)
+    features = image_features(images, **RANDOM)
+    distance = fid(features, features)
     assert not distance.is_comparable and "not comparable" in repr(distance)
-    assert len(distance.weights_sha256) == 64
+    assert "not comparable" in repr(features) and len(distance.weights_sha256) == 64
+    with pytest.raises(DataError, match="extractor"):
+        fid(features, image_features(images, **RANDOM, seed=1))
 
 
 @pytest.mark.parametrize("images", [[], np.zeros((4, 4, 4)), [np.full((4, 4, 4), 256.0)], [np.full((4, 4, 4), np.nan)],

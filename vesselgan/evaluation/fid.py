@@ -72,41 +72,19 @@ def image_features(
     return ImageFeatures(extracted.features_NF, network.title, network.sha256, network.is_comparable)
 
 
-def fid(
-    real: Images,
-    generated: Images,
-    *,
-    weights: str | Path | None = None,
-    extractor: str = "medicalnet",
-    weights_sha256: str | None = None,
-    background: str = "noise",
-    seed: int = 990,
-    batch_size: int = 8,
-    device: str = "auto",
-) -> Fid:
-    """The Frechet distance (Heusel 2017) of the features of two sets of images; arguments as in `image_features`.
+def fid(real: ImageFeatures, generated: ImageFeatures) -> Fid:
+    """The Frechet distance (Heusel 2017) of two sets of images.
 
-    It depends on the numbers of images: compare only distances of equal numbers, extractor and weights.
+    It depends on the numbers of images: compare only distances of equal numbers and weights. Raises DataError for
+    features of different networks or weights.
     """
-    sides = [
-        image_features(
-            images,
-            weights=weights,
-            extractor=extractor,
-            weights_sha256=weights_sha256,
-            background=background,
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
+    if real.weights_sha256 != generated.weights_sha256:
+        raise DataError(
+            f"features of {real.extractor} and of {generated.extractor}, of other weights: use one extractor"
         )
-        for images in (real, generated)
-    ]
-    values = [side.values_NF for side in sides]
-    network = sides[0]
-    distance = frechet_distance(*values)
-    return Fid(
-        distance, len(values[0]), len(values[1]), network.extractor, network.weights_sha256, network.is_comparable
-    )
+    distance = frechet_distance(real.values_NF, generated.values_NF)
+    numbers = len(real.values_NF), len(generated.values_NF)
+    return Fid(distance, *numbers, real.extractor, real.weights_sha256, real.is_comparable)
 
 
 def _stored(images: Images) -> Iterator[np.ndarray]:
