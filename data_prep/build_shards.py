@@ -32,7 +32,7 @@ from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.formats import volumes
-from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, read_cohort, write_cohort
+from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
 from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
 
 Result = TypeVar("Result")
@@ -91,13 +91,13 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
     def resolve() -> Cohort:
         assigned = assign_splits(report, data)
         cohort = make_cohort(data, report, assigned)
-        read_if_valid(read_cohort, Path(data.cohort_dir))  # refuses to write over a newer program's
+        read_if_valid(Cohort.read, Path(data.cohort_dir))  # refuses to write over a newer program's
         if state is not None:
             build_state.check_unchanged(data, state, cohort)
         set_aside, contents = sorted(set(inputs) - set(assigned)), build_state.contents_of(cohort)
         settings = build_state.settings_of(data)
         build_state.write_state(data, BuildState(data.name, settings, inputs, set_aside, contents))
-        write_cohort(data.cohort_dir, cohort)
+        cohort.write(data.cohort_dir)
         print(summary(report, assigned), flush=True)
         return cohort
 
@@ -106,7 +106,7 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
 
 def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
     """cohort.json as it is; None when it must be made again. DataError when a CSV now divides it in another way."""
-    cohort = read_if_valid(read_cohort, Path(data.cohort_dir))
+    cohort = read_if_valid(Cohort.read, Path(data.cohort_dir))
     if cohort is None or build_state.contents_of(cohort) != state.contents:
         return None
     files = [path for s in cohort.subjects.values() for path in (s.image, s.label, s.mask) if path is not None]
@@ -242,7 +242,7 @@ def group_by_set(shards: list[PlannedShard]) -> dict[tuple[str, str], list[Plann
 
 
 def set_folder(data: PreparedData, purpose: str, split: str) -> Path:
-    return Path(data.cohort_dir) / "shards" / purpose / split
+    return shards_dir(data.cohort_dir, purpose, split)
 
 
 def write_manifests(

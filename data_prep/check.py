@@ -27,6 +27,7 @@ from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
+from vesselgan.formats.intensities import intensity_limits
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.formats.volumes import Header, Volume
 
@@ -167,7 +168,7 @@ def _check_image(result: CheckResult, image: Volume, prepare: Prepare) -> None:
             "data.prepare.patch_shape"
         )
     percentile = prepare.upper_percentile
-    result.limits = _try(result, lambda: volumes.intensity_limits(image.data_XYZ, percentile), image.path)
+    result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentile), image.path)
     if result.limits is not None:
         result.num_clipped = int((image.data_XYZ > result.limits[1]).sum())
 

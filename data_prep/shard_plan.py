@@ -14,6 +14,7 @@ from vesselgan.config.schema import Prepare
 from vesselgan.core.errors import DataError
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.shards import Record
 
 # What each purpose trains on: the GAN never sees another split than training.
@@ -125,7 +126,7 @@ class LoadedSubject:
             subject.label, label_values=prepare.label_values, label_binarize_threshold=prepare.label_binarize_threshold
         )
         _check_unchanged(name, "label" if prepare.pseudonymise else subject.label, label.data_XYZ, subject.label_sha256)
-        scaled_XYZ = volumes.scale_to_255(image.data_XYZ, subject.limits)
+        scaled_XYZ = scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.reflect_pad(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.reflect_pad(label.data_XYZ, prepare.patch_shape)
         self._positions: dict[str, list[Position]] = {}

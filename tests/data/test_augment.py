@@ -8,7 +8,7 @@ import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.data.augment import NUM_ORIENTATIONS, flip_rotate, sample_orientations
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 
 MakeSet = Callable[..., ShardSet]
@@ -20,11 +20,11 @@ def numbered(shape: tuple[int, int, int]) -> torch.Tensor:
     return torch.stack([image, image + 0.5])
 
 
-def dataset(shards: ShardSet) -> PatchDataset:
-    return PatchDataset(shards, scaling="volume", label_threshold=0.5, intensity="byte")
+def dataset(shards: ShardSet) -> ShardDataset:
+    return ShardDataset(shards, scaling="volume", label_threshold=0.5, intensity="byte")
 
 
-def batches(data: PatchDataset, *, start: int = 2, stop: int = 8, augment: bool = True, **options: int) -> torch.Tensor:
+def batches(data: ShardDataset, *, start: int = 2, stop: int = 8, augment: bool = True, **options: int) -> torch.Tensor:
     return torch.stack(list(stream(data, batch_size=4, seed=7, start=start, stop=stop, augment=augment, **options)))
 
 

@@ -5,24 +5,55 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError, exit_on_error
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 
 MakeSet = Callable[..., ShardSet]
 
 
-def dataset(*shard_sets: ShardSet, intensity: str = "byte", **options: object) -> PatchDataset:
+@pytest.fixture
+def keep_signal_handler() -> Iterator[None]:
+    """A DataLoader of torch's own leaves a handler behind that raises wherever a later worker dies."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("keep_signal_handler")
+@pytest.mark.parametrize("start_method", [None, "fork", "spawn", "forkserver"])
+def test_a_plain_loader_reads_a_folder(make_set: MakeSet, start_method: str | None) -> None:
+    shards = make_set("made", range(6), "synthetic")
+    patches = ShardDataset(str(shards.folder))
+    expected = torch.stack(list(patches))
+    assert torch.equal(patches[-6:], expected) and torch.equal(patches[-1], expected[5])
+    assert torch.equal(expected[3, 1], torch.from_numpy(shards.label(3)).float())
+    assert expected[:, 0].amin() == -1 and expected[:, 0].amax() == 1
+    how = {} if start_method is None else {"num_workers": 1, "multiprocessing_context": start_method}
+    assert torch.equal(torch.cat(list(DataLoader(patches, batch_size=4, **how))), expected)
+
+
+def test_choices_out_of_range_are_refused(make_set: MakeSet) -> None:
+    shards = make_set()
+    for wrong in ({"intensity": "float"}, {"scaling": "slice"}):
+        with pytest.raises(UsageError, match=next(iter(wrong.values()))):
+            ShardDataset(shards, **wrong)
+    with pytest.raises(UsageError):
+        ShardDataset([])
+
+
+def dataset(*shard_sets: ShardSet, intensity: str = "byte", **options: object) -> ShardDataset:
     settings = {"scaling": "volume", "label_threshold": 0.5, "intensity": intensity, **options}
-    return PatchDataset(list(shard_sets), **settings)
+    return ShardDataset(list(shard_sets), **settings)
 
 
 def image_number(patch_CXYZ: Tensor) -> int:
@@ -33,7 +64,7 @@ def label_number(patch_CXYZ: Tensor) -> int:
     return int(sum(patch_CXYZ[1].flatten()[bit] * 2**bit for bit in range(8)))
 
 
-def batches(data: PatchDataset, start: int = 3, stop: int = 11, **options: object) -> list[Tensor]:
+def batches(data: ShardDataset, start: int = 3, stop: int = 11, **options: object) -> list[Tensor]:
     return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
 
 
@@ -74,7 +105,7 @@ def test_real_and_synthetic_mix_and_thresholds_apply(make_set: MakeSet) -> None:
     assert sorted(numbers) == [(n, n) for n in [*range(10), *range(100, 106)]]
     strict = dataset(real, synthetic, label_threshold=0.51)
     assert [label_number(strict[i]) for i in range(16)] == [n for n, _ in numbers[:10]] + [0] * 6
-    for outside in (-1, 16):
+    for outside in (-17, 16):
         with pytest.raises(IndexError):
             data[outside]
 
@@ -124,7 +155,7 @@ def test_a_stream_resumes_within_an_epoch(make_set: MakeSet) -> None:
 )
 def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int, start_method: str) -> None:
     shards = make_set()
-    shards.record(0)  # a handle that is open before the fork
+    shards[0]  # a handle that is open before the fork
     data = dataset(shards, cache_bytes=0)
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -152,7 +183,7 @@ def test_the_cache_holds_all_or_nothing(make_set: MakeSet) -> None:
 def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_workers: int) -> None:
     shards = make_set()
     content = bytearray((shards.folder / "shard-1.h5").read_bytes())
-    shards.record(9)
+    shards[9]
     offset = shards._open[1].voxels["image"].id.get_chunk_info(2).byte_offset
     shards.close()
     content[offset] ^= 1
@@ -161,7 +192,7 @@ def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_worker
         batches(dataset(shards), 0, 10, num_workers=num_workers)
 
 
-class Trouble(PatchDataset):
+class Trouble(ShardDataset):
     """A data set that strikes whichever worker reads it."""
 
     strike: Callable[[], object]

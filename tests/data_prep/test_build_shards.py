@@ -16,7 +16,7 @@ from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
-from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, verify
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def identities(data: PreparedData) -> dict[str, tuple[int, int]]:
 def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> None:
     data = cohort(5)
     build(data)
-    splits = {name: subject.split for name, subject in read_cohort(data.cohort_dir).subjects.items()}
+    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
     assert Counter(splits.values()) == {"train": 3, "validation": 1, "test": 1}
     gan, unet, validation = shards(data, "gan/train"), shards(data, "unet/train"), shards(data, "unet/validation")
     assert (len(gan), len(unet), len(validation)) == (3 * (NUM_GRID + 5), 3 * 9, 9)
@@ -54,8 +54,8 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
     kinds = Counter((r.subject, r.kind) for r in map(gan.record, range(len(gan))))
     training = [name for name, split in splits.items() if split == "train"]
     assert kinds == {(name, kind): n for name in training for kind, n in (("grid", NUM_GRID), ("vessel", 5))}
-    assert {unet.record(i).subject for i in range(len(unet))} == set(training)
-    assert {validation.record(i).subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
+    assert {unet[i].subject for i in range(len(unet))} == set(training)
+    assert {validation[i].subject for i in range(9)} == {n for n, s in splits.items() if s == "validation"}
     assert gan.spacing_mm == pytest.approx((0.5, 0.5, 0.7)) and gan.patch_shape == (16, 16, 8)
     assert all(np.allclose(entry["affine"], np.diag([0.5, 0.5, 0.7, 1])) for entry in gan.subjects.values())
     assert all(verify(Path(data.cohort_dir) / "shards" / name) == [] for name in ("gan/train", "unet/train"))
@@ -64,9 +64,9 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
 def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
     data = cohort(4)
     build(data, "gan")
-    gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
+    gan, subjects = shards(data, "gan/train"), Cohort.read(data.cohort_dir).subjects
     for i in range(len(gan)):
-        record, subject = gan.record(i), subjects[gan.record(i).subject]
+        record, subject = gan[i], subjects[gan[i].subject]
         assert subject.image.parent.name == record.subject
         raw = nib.load(subject.image).get_fdata()
         low, high = raw[raw != 0].min(), np.percentile(raw[raw != 0], 99.99)
@@ -91,7 +91,7 @@ def test_patients_named_later_reach_the_manifest(cohort: MakeCohort, tmp_path: P
     data = cohort(4)
     build(data, "gan")
     assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
-    splits = {name: subject.split for name, subject in read_cohort(data.cohort_dir).subjects.items()}
+    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
     rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
     (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
     data.prepare.split.csv = str(tmp_path / "split.csv")
@@ -236,7 +236,7 @@ def test_moved_or_repacked_inputs_are_the_same_cohort(cohort: MakeCohort) -> Non
     volumes.write_volume(path, np.asarray(nib.load(path).dataobj), nib.load(path).affine)
     build(data)
     assert identities(data) == before
-    assert read_cohort(data.cohort_dir).subjects["sub-01"].image == path
+    assert Cohort.read(data.cohort_dir).subjects["sub-01"].image == path
 
 
 def test_a_change_between_check_and_cutting_is_noticed(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +299,7 @@ def test_unusable_subjects_stop_the_build_or_are_quarantined(cohort: MakeCohort,
     for _ in range(2):
         build(data)
         assert "set aside: sub-03" in capsys.readouterr().out
-    assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-01", "sub-02", "sub-04", "sub-05"]
+    assert sorted(Cohort.read(data.cohort_dir).subjects) == ["sub-01", "sub-02", "sub-04", "sub-05"]
     data.prepare.quarantine = False
     with pytest.raises(DataError, match="sub-03"):
         build(data)
@@ -315,13 +315,13 @@ def test_broken_links_are_unusable_subjects(cohort: MakeCohort) -> None:
         build(data)
     data.prepare.quarantine = True
     build(data)
-    assert sorted(read_cohort(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
+    assert sorted(Cohort.read(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
 
 
 def test_a_cohort_that_only_tests_gets_no_shards(cohort: MakeCohort) -> None:
     data = cohort(3, split=Split(train=0, validation=0, test=3, seed=1, csv=None))
     build(data)
-    assert len(read_cohort(data.cohort_dir).of_split("test")) == 3
+    assert len(Cohort.read(data.cohort_dir).of_split("test")) == 3
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 
 
@@ -336,9 +336,9 @@ def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
     data = cohort(3)
     data.prepare.patch_shape, data.prepare.reflect_pad = [24, 16, 32], True
     build(data, "gan")
-    gan, subjects = shards(data, "gan/train"), read_cohort(data.cohort_dir).subjects
+    gan, subjects = shards(data, "gan/train"), Cohort.read(data.cohort_dir).subjects
     assert len(gan) == 2 + 5  # 24 / 24, 20 / 16, 18 padded to 32
-    record = gan.record(0)
+    record = gan[0]
     raw = np.asarray(nib.load(subjects[record.subject].label).dataobj)
     np.testing.assert_array_equal(record.label_XYZ[:, :, :18], raw[:, :16])
     np.testing.assert_array_equal(record.label_XYZ[:, :, 18:], raw[:, :16, 16:2:-1])

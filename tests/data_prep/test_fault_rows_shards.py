@@ -16,7 +16,7 @@ from data_prep import build_shards, preprocess
 from vesselgan.config.schema import PreparedData
 from vesselgan.core import atomic_io as files
 from vesselgan.core.errors import exit_on_error
-from vesselgan.data.patches import PatchDataset
+from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet, verify
 
 MakeCohort = Callable[..., PreparedData]
@@ -37,7 +37,7 @@ def read_as_a_program(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int,
     def program() -> None:
         shards = ShardSet(folder)
         for i in range(len(shards)):
-            shards.read_pair(i, scaling="volume", label_threshold=0.3)
+            shards.pair(i, 0.3)
 
     capsys.readouterr()
     try:
@@ -129,9 +129,9 @@ def test_a_constant_patch_is_minus_1(cohort: MakeCohort, command: Command, tmp_p
         nib.save(nib.Nifti1Image(array, image.affine), path)
     assert command("data.prepare.max_clipped_vessel_share=1", module=build_shards).code == 0
     shards = ShardSet(tmp_path / "work/phantom/shards/gan/train")
-    constant = [i for i in range(len(shards)) if shards.record(i).corner == (0, 0, 10)]
+    constant = [i for i in range(len(shards)) if shards[i].corner == (0, 0, 10)]
     assert len(constant) == 2
     for scaling in ("volume", "patch"):
-        dataset = PatchDataset(shards, scaling=scaling, label_threshold=0.3, intensity="signed")
+        dataset = ShardDataset(shards, scaling=scaling, label_threshold=0.3, intensity="signed")
         for i in constant:
             assert (dataset[i][0] == -1).all()

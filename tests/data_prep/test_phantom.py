@@ -18,7 +18,7 @@ from data_prep.phantom_vessels import Tubes, murray, trunk
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import MakePhantom
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.volumes import intensity_limits, scale_to_255
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 
 ALONE = MpiWorld(0, 1, None)
 NUM_SUBJECTS = 4

@@ -12,7 +12,7 @@ from data_prep import build_shards, check, pseudonyms
 from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import BuildShards, PreparedData, Split
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import PRIVATE_PATHS, read_cohort
+from vesselgan.formats.cohort import PRIVATE_PATHS, Cohort
 from vesselgan.formats.shards import ShardSet
 
 ALONE = MpiWorld(0, 1, None)
@@ -57,7 +57,7 @@ def test_ids_and_paths_stand_in_private_files_alone(named: Callable[..., Prepare
             assert b"DOE" not in content and str(data.root).encode() not in content, path
             assert KEY.encode() not in content and b"/key" not in content, path
     ids = {pseudonym(f"DOE_JANE_{number}") for number in range(1, 5)}
-    assert set(read_cohort(folder).subjects) == ids == set(json.loads(private.read_text()))
+    assert set(Cohort.read(folder).subjects) == ids == set(json.loads(private.read_text()))
     assert set(ShardSet(folder / "shards/gan/train").subjects) < ids
 
 
@@ -66,15 +66,15 @@ def test_the_private_file_leads_to_the_volumes(
 ) -> None:
     data = named(4)
     build(data)
-    subjects = read_cohort(data.cohort_dir).subjects
+    subjects = Cohort.read(data.cohort_dir).subjects
     image = Path(data.root) / "DOE_JANE_2" / "image.nii.gz"
     assert subjects[pseudonym("DOE_JANE_2")].image == image
     assert subjects[pseudonym("DOE_JANE_2")].read_label().data_XYZ.any()
     (Path(data.cohort_dir) / PRIVATE_PATHS).unlink()
     with pytest.raises(DataError, match="paths.private.json"):
-        read_cohort(data.cohort_dir)
+        Cohort.read(data.cohort_dir)
     build(data)  # makes it again
-    assert read_cohort(data.cohort_dir).subjects[pseudonym("DOE_JANE_2")].image == image
+    assert Cohort.read(data.cohort_dir).subjects[pseudonym("DOE_JANE_2")].image == image
 
 
 def test_a_split_may_name_the_ids(named: Callable[..., PreparedData], tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_split_may_name_the_ids(named: Callable[..., PreparedData], tmp_path: 
     (tmp_path / "split.csv").write_text("\n".join(lines) + "\n")
     data.prepare.split = Split(train=None, validation=0, test=0, seed=1, csv=str(tmp_path / "split.csv"))
     build(data)
-    assert set(read_cohort(data.cohort_dir).of_split("test")) == {pseudonym("DOE_JANE_4")}
+    assert set(Cohort.read(data.cohort_dir).of_split("test")) == {pseudonym("DOE_JANE_4")}
     build(data)
 
 

@@ -13,7 +13,7 @@ from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
-from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.cohort import Cohort
 
 ALONE = MpiWorld(0, 1, None)
 SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
@@ -113,7 +113,7 @@ def test_topcow_classes_become_vessel(tmp_path: Path) -> None:
     config = compose("build_shards", ["data=topcow", "purposes=[gan]"])
     config.data = data
     build_shards.build(config, ALONE)
-    (subject,) = read_cohort(data.cohort_dir).of_split("test").values()
+    (subject,) = Cohort.read(data.cohort_dir).of_split("test").values()
     assert subject.read_label().data_XYZ.sum() == 4 * 12  # what evaluation compares with
 
 
@@ -125,7 +125,7 @@ def test_an_external_cohort_is_tested_whole(tmp_path: Path) -> None:
     config = compose("build_shards", ["data=thousandplus"])
     config.data = data_of("thousandplus", root)
     build_shards.build(config, ALONE)
-    cohort = read_cohort(config.data.cohort_dir)
+    cohort = Cohort.read(config.data.cohort_dir)
     assert Counter(s.split for s in cohort.subjects.values()) == {"test": 3} and cohort.name == "thousandplus"
     assert not list(Path(config.data.cohort_dir).rglob("*.h5"))
 
@@ -138,7 +138,7 @@ def test_unlabelled_cohorts_can_be_segmented(tmp_path: Path) -> None:
     config.data = data_of("ixi", root)
     check.check(config.data, ALONE)
     build_shards.build(config, ALONE)
-    assert len(read_cohort(config.data.cohort_dir).of_split("test")) == 2
+    assert len(Cohort.read(config.data.cohort_dir).of_split("test")) == 2
     config.data.prepare.split.train, config.data.prepare.split.test = None, 0
     config.data.cohort_dir = str(tmp_path / "other")
     with pytest.raises(DataError, match="data.layout.label"):

@@ -47,7 +47,7 @@ def write_set() -> WriteSet:
         how = {"patch_shape": image.shape, "origin": origin}
         info = write_shard(folder / "shard-0.h5", records, **how)
         places = {s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects}
-        extra = {"run": "tiny"} if origin == "synthetic" else {}
+        extra = {"run": "tiny", "threshold": 0.3} if origin == "synthetic" else {}
         facts = {"subjects": places, "spacing_mm": SPACING_MM, "upper_percentile": 99.99, "extra": extra}
         write_manifest(folder, shards=[info], **how, **facts)
         return folder

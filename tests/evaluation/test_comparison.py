@@ -8,6 +8,7 @@ import pytest
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.results import write_result
 from vesselgan.metrics.scores import MASKED, UNITS
 
 PATIENTS = [f"sub-{number}" for number in range(6)]
@@ -32,10 +33,10 @@ def write_study(folder: Path, *, seeds: tuple[int, ...] = (1, 3)) -> Path:
         for seed in seeds:
             path = folder / "scores" / f"{name}-{seed}.json"
             path.parent.mkdir(exist_ok=True)
-            path.write_text(json.dumps(result(name, seed)))
+            write_result(path, result(name, seed))
             files[str(seed)] = f"scores/{name}-{seed}.json"
         rows.append({"name": name, "title": name, "kind": "synthetic", "variant": name, "results": {"bars": files}})
-    (folder / "sources.json").write_text(json.dumps({"cohorts": ["bars"], "seeds": list(seeds), "rows": rows}))
+    write_result(folder / "sources.json", {"cohorts": ["bars"], "seeds": list(seeds), "rows": rows})
     return folder / "sources.json"
 
 
@@ -80,11 +81,11 @@ def test_controls_cost_no_source_its_p(tmp_path):
 
 def test_rows_of_one_table_have_one_n(tmp_path):
     path = write_study(tmp_path)
-    (tmp_path / "scores/sn-3.json").write_text(json.dumps(result("sn", 3, patients=PATIENTS[:5])))
+    write_result(tmp_path / "scores/sn-3.json", result("sn", 3, patients=PATIENTS[:5]))
     with pytest.raises(DataError, match="sn"):
         run(tmp_path, f"sources={path}")
     for seed in (1, 3):
-        (tmp_path / f"scores/sn-{seed}.json").write_text(json.dumps(result("sn", seed, patients=PATIENTS[:5])))
+        write_result(tmp_path / f"scores/sn-{seed}.json", result("sn", seed, patients=PATIENTS[:5]))
     with pytest.raises(DataError, match="sn was scored on"):
         run(tmp_path, f"sources={path}")
     (tmp_path / "scores/sn-1.json").unlink()

@@ -9,18 +9,25 @@ import torch
 from safetensors.torch import save_file
 
 from vesselgan.config.compose import compose
-from vesselgan.config.schema import ImageScores
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.evaluation.features import Preprocessing, features_of, network_input, open_extractor, patch_hashes
+from vesselgan.evaluation.features import (
+    Extractor,
+    Preprocessing,
+    features_of,
+    network_input,
+    open_extractor,
+    patch_hashes,
+)
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
 CPU = torch.device("cpu")
 
 
-def settings(*words: str) -> ImageScores:
-    return compose("evaluate", ["name=x", "out=x", *words]).image
+def opened(*words: str) -> Extractor:
+    image = compose("evaluate", ["name=x", "out=x", *words]).image
+    return open_extractor(image.extractor, image.weights, image.weights_sha256, image.seed)
 
 
 @pytest.fixture(scope="module")
@@ -43,34 +50,34 @@ class Canary:
 def test_weights_come_from_a_hashed_file(tmp_path, state):
     path = tmp_path / "resnet_10.pth"
     torch.save({"state_dict": state}, path)
-    extractor = open_extractor(settings(f"image.weights={path}"))
+    extractor = opened(f"image.weights={path}")
     assert (extractor.sha256, extractor.is_checked, extractor.is_comparable) == (sha256_of(path), False, True)
     assert torch.equal(extractor.network.conv1.weight, state["module.conv1.weight"])
     assert not extractor.network.training
-    known = open_extractor(settings(f"image.weights={path}", f"image.weights_sha256={sha256_of(path).upper()}"))
+    known = opened(f"image.weights={path}", f"image.weights_sha256={sha256_of(path).upper()}")
     assert known.is_checked
     with pytest.raises(DataError, match=f"{sha256_of(path)}.*0000"):
-        open_extractor(settings(f"image.weights={path}", f"image.weights_sha256='{'0' * 64}'"))
+        opened(f"image.weights={path}", f"image.weights_sha256='{'0' * 64}'")
     save_file(state, tmp_path / "resnet_10.safetensors")
-    other = open_extractor(settings(f"image.weights={tmp_path}/resnet_10.safetensors"))
+    other = opened(f"image.weights={tmp_path}/resnet_10.safetensors")
     assert torch.equal(other.network.conv1.weight, state["module.conv1.weight"])
     # MedicalNet's file is as old as PyTorch 1.0, which had another container.
     torch.save({"state_dict": state}, path, _use_new_zipfile_serialization=False)
-    old = open_extractor(settings(f"image.weights={path}"))
+    old = opened(f"image.weights={path}")
     assert torch.equal(old.network.conv1.weight, state["module.conv1.weight"])
 
 
 def test_random_features_must_be_asked_for(tmp_path):
     with pytest.raises(DataError, match="image.weights"):
-        open_extractor(settings())
+        opened()
     with pytest.raises(DataError, match="nowhere.pth"):
-        open_extractor(settings(f"image.weights={tmp_path}/nowhere.pth"))
-    drawn = open_extractor(settings("image.extractor=random"))
+        opened(f"image.weights={tmp_path}/nowhere.pth")
+    drawn = opened("image.extractor=random")
     assert not drawn.is_comparable and "not comparable" in drawn.title
-    assert drawn.sha256 == open_extractor(settings("image.extractor=random")).sha256
-    assert drawn.sha256 != open_extractor(settings("image.extractor=random", "image.seed=1")).sha256
+    assert drawn.sha256 == opened("image.extractor=random").sha256
+    assert drawn.sha256 != opened("image.extractor=random", "image.seed=1").sha256
     with pytest.raises(UsageError, match="image.weights"):
-        open_extractor(settings("image.extractor=random", f"image.weights={tmp_path}/x.pth"))
+        opened("image.extractor=random", f"image.weights={tmp_path}/x.pth")
 
 
 @pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
@@ -81,10 +88,10 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, name):
     path = tmp_path / name
     torch.save({"state_dict": {}, "extra": Canary(canary)}, path)
     with pytest.raises(DataError, match=name):
-        open_extractor(settings(f"image.weights={path}"))
+        opened(f"image.weights={path}")
     path.write_bytes(pickle.dumps(Canary(canary)))
     with pytest.raises(DataError, match=name):
-        open_extractor(settings(f"image.weights={path}"))
+        opened(f"image.weights={path}")
     assert not canary.exists()
 
 
@@ -93,10 +100,10 @@ def test_damaged_and_foreign_weights_are_named(tmp_path, state):
     torch.save({"state_dict": state}, path)
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(DataError, match="cut.pth"):
-        open_extractor(settings(f"image.weights={path}"))
+        opened(f"image.weights={path}")
     torch.save({"state_dict": {"fc.weight": torch.zeros(3, 3)}}, path)
     with pytest.raises(DataError, match="72 missing .conv1.weight.*fc.weight"):
-        open_extractor(settings(f"image.weights={path}"))
+        opened(f"image.weights={path}")
 
 
 def test_the_input_is_the_foregrounds_z_score():
@@ -124,7 +131,7 @@ def test_a_patch_without_spread_is_zero():
 
 def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     shards = ShardSet(write_set(tmp_path / "set", range(5), ["sub-1"]))
-    extractor = open_extractor(settings("image.extractor=random"))
+    extractor = opened("image.extractor=random")
     how = Preprocessing("noise", 11, "volume")
 
     def features(preprocessing: Preprocessing = how, batch_size: int = 2) -> np.ndarray:
@@ -136,8 +143,8 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
 
     first = features()
     for i in range(5):
-        digest = hashlib.blake2b(shards.stored_pair(i, label_threshold=0.5)[0], digest_size=16).digest()
-        image, _ = network_input(shards.image_XYZ(i), "noise", (11, int.from_bytes(digest)))
+        digest = hashlib.blake2b(shards.stored_image(i), digest_size=16).digest()
+        image, _ = network_input(shards.image(i), "noise", (11, int.from_bytes(digest)))
         alone = extractor.network(torch.from_numpy(image)[None, None])[0].numpy()
         assert np.allclose(first[i], alone, rtol=1e-4, atol=1e-5)  # another batch size may take another kernel
     (cached,) = (tmp_path / "features").iterdir()
@@ -168,7 +175,7 @@ def test_noise_is_the_patchs_own(tmp_path, write_set):
 
     def features(name: str, seeds: list[int]) -> np.ndarray:
         shards = ShardSet(write_set(tmp_path / name, seeds, ["sub-1"], make=make))
-        extractor = open_extractor(settings("image.extractor=random"))
+        extractor = opened("image.extractor=random")
         how = {"device": CPU, "batch_size": 4, "cache_dir": tmp_path / "features"}
         return features_of(shards, extractor, Preprocessing("noise", 11, "volume"), **how).features_NF
 

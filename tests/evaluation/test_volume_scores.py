@@ -10,7 +10,7 @@ from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.run import evaluate
 from vesselgan.evaluation.volume_scores import dice_by_level
-from vesselgan.formats.cohort import Cohort, Subject, read_cohort, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.volumes import read_label, write_volume
 from vesselgan.metrics.overlap import dice
 
@@ -45,7 +45,7 @@ def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[
         name: write_subject(folder, name, "test", truth * 100.0 + number, truth, mask=mask)
         for number, (name, mask) in enumerate(zip(["sub-1", "sub-2"], masks, strict=True))
     }
-    write_cohort(folder, Cohort("bars", 99.99, subjects))
+    Cohort("bars", 99.99, subjects).write(folder)
     predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in subjects}
     write_volume(predictions["sub-1"], bar(2, 7), AFFINE)
     write_volume(predictions["sub-2"], np.zeros(SHAPE, np.uint8), AFFINE)
@@ -145,7 +145,7 @@ def write_bright(folder: Path) -> None:
         image[5, 4, 4] = 80
         image[0, 0, 0] = 110 if split == "test" else 21
         subjects[name] = write_subject(folder, name, split, image, label, mask=True)
-    write_cohort(folder, Cohort("bright", 99.99, subjects))
+    Cohort("bright", 99.99, subjects).write(folder)
 
 
 def test_the_threshold_is_fitted_on_validation(tmp_path):
@@ -166,9 +166,9 @@ def test_a_threshold_is_not_scored_where_fitted(tmp_path, capsys):
     write_bright(tmp_path)
     code, said = refused(capsys, tmp_path, "evaluate=threshold", "split=validation")
     assert code == 2 and "split=validation" in said
-    scored = read_cohort(tmp_path).subjects["sub-2"]
+    scored = Cohort.read(tmp_path).subjects["sub-2"]
     other = Cohort("other", 99.99, {"patient-x": dataclasses.replace(scored, split="validation")})
-    write_cohort(tmp_path / "other", other)
+    other.write(tmp_path / "other")
     code, said = refused(capsys, tmp_path, "evaluate=threshold", f"fit_cohort={tmp_path}/other")
     assert code == 3 and "sub-2 is patient-x" in said
 
@@ -176,7 +176,7 @@ def test_a_threshold_is_not_scored_where_fitted(tmp_path, capsys):
 def test_test_subjects_have_no_say_in_the_threshold(tmp_path):
     write_bright(tmp_path)
     before = run(tmp_path, "evaluate=threshold")["thresholds"]
-    cohort = read_cohort(tmp_path)
+    cohort = Cohort.read(tmp_path)
     write_volume(cohort.subjects["sub-2"].image, 250.0 - bar(0, 0).astype(np.float32), AFFINE)
     write_volume(cohort.subjects["sub-2"].label, bar(0, 0), AFFINE)
     after = run(tmp_path, "evaluate=threshold")

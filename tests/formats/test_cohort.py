@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort, write_cohort
+from vesselgan.formats.cohort import COHORT, Cohort, Subject
 
 
 def subject(folder: Path, name: str, split: str = "train") -> Subject:
@@ -33,9 +33,9 @@ def cohort(folder: Path) -> Cohort:
 
 def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
     written = cohort(tmp_path)
-    assert write_cohort(tmp_path, written) == tmp_path / COHORT
-    assert read_cohort(tmp_path) == written
-    assert list(read_cohort(tmp_path).subjects) == ["sub-10", "sub-1", "sub-é", "sub-2"]
+    assert written.write(tmp_path) == tmp_path / COHORT
+    assert Cohort.read(tmp_path) == written
+    assert list(Cohort.read(tmp_path).subjects) == ["sub-10", "sub-1", "sub-é", "sub-2"]
     assert list(written.of_split("train")) == ["sub-1", "sub-2"]
 
 
@@ -43,37 +43,37 @@ def test_a_cohort_moves_with_the_files_below_it(tmp_path: Path) -> None:
     here, there, outside = tmp_path / "here", tmp_path / "there", tmp_path / "herenot"
     written = cohort(here)
     written.subjects["sub-1"] = replace(written.subjects["sub-1"], mask=outside / "mask.nii.gz")
-    write_cohort(here, written)
+    written.write(here)
     stored = json.loads((here / COHORT).read_text())["subjects"]["sub-1"]
     assert stored["image"] == "nifti/sub-1/image.nii.gz" and stored["mask"] == str(outside / "mask.nii.gz")
     here.rename(there)
-    moved = read_cohort(there).subjects["sub-1"]
+    moved = Cohort.read(there).subjects["sub-1"]
     assert moved.image == there / "nifti/sub-1/image.nii.gz" and moved.mask == outside / "mask.nii.gz"
 
 
 def test_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    write_cohort("work", cohort(Path("work")))
+    cohort(Path("work")).write("work")
     assert json.loads((tmp_path / "work" / COHORT).read_text())["subjects"]["sub-1"]["image"].startswith("nifti")
-    assert read_cohort("work") == cohort(Path("work"))
+    assert Cohort.read("work") == cohort(Path("work"))
     (tmp_path / "deeper").mkdir()
     monkeypatch.chdir(tmp_path / "deeper")
-    assert read_cohort("../work").subjects["sub-1"].image.resolve() == tmp_path / "work/nifti/sub-1/image.nii.gz"
+    assert Cohort.read("../work").subjects["sub-1"].image.resolve() == tmp_path / "work/nifti/sub-1/image.nii.gz"
 
 
 def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
     leaking = cohort(tmp_path)
     leaking.subjects["sub-99"] = replace(leaking.subjects["sub-1"], split="test")
     with pytest.raises(DataError, match="sub-1 .*sub-99"):
-        write_cohort(tmp_path, leaking)
+        leaking.write(tmp_path)
     assert not (tmp_path / COHORT).exists()
     leaking.subjects["sub-99"] = leaking.subjects["sub-1"]
-    write_cohort(tmp_path, leaking)  # twice in one split: wasteful, not a leak
+    leaking.write(tmp_path)  # twice in one split: wasteful, not a leak
     content = json.loads((tmp_path / COHORT).read_text())
     content["subjects"]["sub-99"]["split"] = "validation"
     (tmp_path / COHORT).write_text(json.dumps(content))
     with pytest.raises(DataError, match="sub-99"):
-        read_cohort(tmp_path)
+        Cohort.read(tmp_path)
 
 
 def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_cohort_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data_prep.build_shards") as caught:
-        read_cohort(tmp_path)
+        Cohort.read(tmp_path)
     assert caught.value.exit_code == 3
 
 
@@ -119,9 +119,9 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
     ],
 )
 def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
-    write_cohort(tmp_path, cohort(tmp_path))
+    cohort(tmp_path).write(tmp_path)
     path = tmp_path / COHORT
     path.write_text(change(path.read_text()))
     with pytest.raises(DataError, match=message) as caught:
-        read_cohort(tmp_path)
+        Cohort.read(tmp_path)
     assert str(path) in str(caught.value)

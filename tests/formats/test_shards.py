@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import shards as shards_module
+from vesselgan.formats.shard_file import ShardFile
 from vesselgan.formats.shards import (
     MANIFEST,
     Record,
     ShardInfo,
     ShardSet,
     content_hash,
-    intensities,
     verify,
     write_manifest,
     write_shard,
@@ -94,11 +94,11 @@ def test_records_come_back_bit_for_bit_across_shards(tmp_path: Path, origin: str
     assert len(shards) == 6 and shards.patch_shape == SHAPE and shards.origin == origin
     assert shards.spacing_mm == (0.5, 0.5, 0.7) and shards.subjects["sub-1-é"]["affine"][3] == [0, 0, 0, 1]
     for i in (5, 0, 3, 2, 4, 1):
-        assert_same(shards.record(i), records[i])
+        assert_same(shards[i], records[i])
     assert [shards.shard_of(i)[6] for i in range(6)] == list("000122")
-    for outside in (-1, 6):
+    for outside in (-7, 6):
         with pytest.raises(IndexError):
-            shards.record(outside)
+            shards[outside]
     assert verify(tmp_path) == []
 
 
@@ -115,27 +115,45 @@ def test_intensities_round_trip_within_half_a_step(
     info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
     facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "upper_percentile": None, "extra": {}}
     write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
-    back = ShardSet(folder).image_XYZ(0)
+    back = ShardSet(folder).image(0)
     np.testing.assert_array_equal(back[1], image[1])
     # Half a step of 1/257, and two units in the last place of float32 near 255 for the arithmetic.
     assert np.abs(back[0].astype(np.float64) - image[0]).max() <= 0.5 / 257 + 2 * np.spacing(np.float32(255))
 
 
-def test_all_65536_stored_intensities_round_trip() -> None:
-    stored = np.arange(65536, dtype=np.uint16)
-    image = intensities(stored, "volume")
-    assert image.dtype == np.float32 and image[0] == 0 and image[-1] == 255
-    np.testing.assert_array_equal(np.rint(image * np.float32(257)).astype(np.uint16), stored)
+@pytest.mark.parametrize("origin", ["real", "synthetic"])
+def test_a_set_is_a_sequence_of_records(tmp_path: Path, origin: str) -> None:
+    records = make_set(tmp_path, (3, 2), origin)
+    with ShardSet(tmp_path) as shards:
+        for number, record in enumerate(shards):
+            assert_same(record, records[number])
+        assert_same(shards[-1], records[4])
+        assert_same(shards[np.int64(1)], records[1])
+        assert [record.subject for record in shards[-2::-2]] == [records[3].subject, records[1].subject]
+        np.testing.assert_array_equal(shards.image(-5), records[0].image_XYZ)
+        assert "5" in repr(shards) and origin in repr(shards) and str(tmp_path) in repr(shards)
+    assert shards._open == {}
 
 
-def test_patch_scaling_spans_0_to_255() -> None:
-    np.testing.assert_allclose(intensities(np.uint16([100, 150, 300]), "patch"), [0, 63.75, 255], rtol=1e-6)
-    for high in range(1, 65536, 97):
-        assert intensities(np.uint16([0, high]), "patch").tolist() == [0, 255]
-    for value in (0, 77, 65535):
-        np.testing.assert_array_equal(intensities(np.full(4, value, np.uint16), "patch"), np.zeros(4))
-    with pytest.raises(UsageError, match="slice"):
-        intensities(np.zeros(1, np.uint16), "slice")
+def test_only_what_is_asked_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, read = make_set(tmp_path, (1,), "synthetic"), []
+    whole = ShardFile.read
+    monkeypatch.setattr(ShardFile, "read", lambda file, name, row: (read.append(name), whole(file, name, row))[1])
+    shards = ShardSet(tmp_path)
+    shards.image(0), shards.image(0, "patch"), shards.stored_image(0)
+    assert set(read) == {"image"}
+    np.testing.assert_array_equal(shards.score(0), records[0].score_XYZ.astype(np.float32))
+    shards.label(0, 0.3)
+    assert set(read) == {"image", "score"}
+    np.testing.assert_array_equal(shards.label(0), records[0].label_XYZ)
+    np.testing.assert_array_equal(shards.pair(0)[1], records[0].label_XYZ)
+
+
+def test_real_patches_have_no_score(tmp_path: Path) -> None:
+    make_set(tmp_path)
+    assert ShardSet(tmp_path).label_threshold is None
+    with pytest.raises(UsageError):
+        ShardSet(tmp_path).score(0)
 
 
 def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path: Path) -> None:
@@ -145,10 +163,10 @@ def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path: Path) -> None
     for threshold in (0.1, 0.5, 0.999):
         expected = records[1].score_XYZ.astype(np.float64) >= threshold
         np.testing.assert_array_equal(synthetic.label(1, threshold), expected)
-        image, label = synthetic.read_pair(1, scaling="volume", label_threshold=threshold)
+        image, label = synthetic.pair(1, threshold)
         np.testing.assert_array_equal(image, records[1].image_XYZ)
         np.testing.assert_array_equal(label, expected)
-        np.testing.assert_array_equal(real.label(0, threshold), real.record(0).label_XYZ)
+        np.testing.assert_array_equal(real.label(0, threshold), real[0].label_XYZ)
 
 
 def test_a_score_equal_to_the_threshold_is_vessel(tmp_path: Path) -> None:
@@ -165,16 +183,16 @@ def test_a_score_equal_to_the_threshold_is_vessel(tmp_path: Path) -> None:
 def test_every_process_opens_its_own_files(tmp_path: Path) -> None:
     records = make_set(tmp_path)
     shards = ShardSet(tmp_path)
-    shards.record(0)
+    shards[0]
     copy = pickle.loads(pickle.dumps(shards))
     assert copy._open == {} and shards._open != {}
-    assert_same(copy.record(4), records[4])
+    assert_same(copy[4], records[4])
     with multiprocessing.get_context("fork").Pool(2) as pool:
-        for got, expected in zip(pool.map(shards.record, range(5), chunksize=1), records, strict=True):
+        for got, expected in zip(pool.map(shards.__getitem__, range(5), chunksize=1), records, strict=True):
             assert_same(got, expected)
-    assert_same(shards.record(0), records[0])
+    assert_same(shards[0], records[0])
     shards.close()
-    assert_same(shards.record(0), records[0])
+    assert_same(shards[0], records[0])
 
 
 def test_open_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +200,7 @@ def test_open_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shards_module, "_MAX_OPEN", 2)
     shards = ShardSet(tmp_path)
     for i in (0, 1, 2, 3, 0):
-        assert_same(shards.record(i), records[i])
+        assert_same(shards[i], records[i])
         assert len(shards._open) <= 2
 
 
@@ -213,7 +231,7 @@ def test_a_damaged_or_missing_shard_is_named(tmp_path: Path, damage: Callable[[P
     make_set(tmp_path)
     damage(tmp_path / "shard-1.h5")
     with pytest.raises(DataError, match=r"shard-1\.h5.*data\.prepare\.repair") as caught:
-        ShardSet(tmp_path).record(4)
+        ShardSet(tmp_path)[4]
     assert caught.value.exit_code == 3
     problems = verify(tmp_path)
     assert len(problems) == 1 and "shard-1.h5" in problems[0]

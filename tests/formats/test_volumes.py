@@ -273,33 +273,9 @@ def test_texts_outside_the_header_are_named(tmp_path: Path) -> None:
     assert volumes.read_header(path).text_fields == ("data_type", "gzip comment")
 
 
-def test_limits_are_minimum_and_percentile_of_nonzero_voxels() -> None:
-    image = np.zeros((10, 10, 3), np.float32)
-    image.flat[:101] = np.arange(100, 201)  # 101 values: percentile p is 100 + p
-    assert volumes.intensity_limits(image, 90) == (100, 190)
-
-
 def test_an_image_of_one_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every voxel is 7"):
         volumes.read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, 7, np.int16)))
-    with pytest.raises(DataError):
-        volumes.intensity_limits(np.array([[[0, 3, 3]]], np.float32), 99)
-    with pytest.raises(DataError):
-        volumes.intensity_limits(np.zeros((2, 2, 2), np.float32), 99)
-
-
-def test_intensities_beyond_single_precision_are_refused() -> None:
-    for low, high in ((1e-42, 2e-42), (-3e38, 3e38)):
-        with pytest.raises(DataError, match="single precision"):
-            volumes.intensity_limits(np.array([[[0, low, high]]], np.float32), 100)
-
-
-def test_scaling_maps_the_limits_to_0_and_255() -> None:
-    image = np.array([[[0, 100, 150, 200, 900]]], np.float32)
-    scaled = volumes.scale_to_255(image, (100.0, 200.0))
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled, [[[0, 0, 127.5, 255, 255]]], rtol=1e-6)  # float32
-    np.testing.assert_array_equal(image, [[[0, 100, 150, 200, 900]]])
 
 
 def a_label() -> np.ndarray:

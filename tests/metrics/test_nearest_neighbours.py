@@ -52,7 +52,7 @@ def test_standardised_distance_of_known_vectors() -> None:
 
 def test_a_copy_is_found_in_any_brightness(tmp_path: Path) -> None:
     training = write(tmp_path, noise(10))
-    found = nearest_neighbours.nearest([training.image_XYZ(7), training.image_XYZ(2) * 0.5 + 3], training)
+    found = nearest_neighbours.nearest([training.image(7), training.image(2) * 0.5 + 3], training)
     assert [(n.index, n.subject) for n in found] == [(7, "sub-1"), (2, "sub-0")]
     assert max(n.distance for n in found) < 5e-3  # float32: 1 - correlation loses half the digits
 
@@ -67,7 +67,7 @@ def test_nearest_equals_plain_search(
     training, asked = write(tmp_path, noise(10, shape)), noise(4, shape, seed=1)
     for any_orientation in (False, True):
         forms = turns if any_orientation else lambda image: [image]
-        distances = [[min(plain(f, training.image_XYZ(i)) for f in forms(a)) for i in range(10)] for a in asked]
+        distances = [[min(plain(f, training.image(i)) for f in forms(a)) for i in range(10)] for a in asked]
         found = nearest_neighbours.nearest(iter(asked), training, any_orientation=any_orientation)
         assert [n.index for n in found] == np.argmin(distances, axis=1).tolist()
         assert [n.distance for n in found] == pytest.approx(np.min(distances, axis=1).tolist(), rel=1e-4)  # float32
@@ -75,7 +75,7 @@ def test_nearest_equals_plain_search(
 
 def test_a_turned_copy_is_found_in_every_turn(tmp_path: Path) -> None:
     training = write(tmp_path, noise(5))
-    turned = turns(training.image_XYZ(3))
+    turned = turns(training.image(3))
     assert len(turned) == 16
     assert all(
         n.index == 3 and n.distance < 5e-3 for n in nearest_neighbours.nearest(turned, training, any_orientation=True)
@@ -86,17 +86,17 @@ def test_a_turned_copy_is_found_in_every_turn(tmp_path: Path) -> None:
 def test_the_own_subject_can_be_left_out(tmp_path: Path) -> None:
     training = write(tmp_path, noise(6))
     own, other, nobody = nearest_neighbours.nearest(
-        [training.image_XYZ(0)] * 3, training, excluded_subjects=[None, "sub-0", "sub-1"]
+        [training.image(0)] * 3, training, excluded_subjects=[None, "sub-0", "sub-1"]
     )
     assert own.index == 0 and own.distance < 5e-3 and nobody.index == 0
     assert other.subject == "sub-1" and other.distance > 0.1
     alone = write(tmp_path / "alone", noise(1))
-    assert nearest_neighbours.nearest([alone.image_XYZ(0)], alone, excluded_subjects=["sub-0"]) == [None]
+    assert nearest_neighbours.nearest([alone.image(0)], alone, excluded_subjects=["sub-0"]) == [None]
 
 
 def test_a_constant_patch_resembles_constant_ones_alone(tmp_path: Path) -> None:
     flat = np.full((6, 6, 4), 20.0)
     training = write(tmp_path, [flat, *noise(1)])
-    one, two = nearest_neighbours.nearest([flat + 9, -training.image_XYZ(1)], training)
+    one, two = nearest_neighbours.nearest([flat + 9, -training.image(1)], training)
     assert (one.index, one.distance) == (0, 0.0)
     assert (two.index, two.distance) == (0, pytest.approx(math.sqrt(2)))  # its negative lies at distance 2

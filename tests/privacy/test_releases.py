@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import CheckpointError, PrivacyError
-from vesselgan.formats.run_dir import Change
+from vesselgan.formats.run_changes import Change
 from vesselgan.privacy.releases import FILE, ReleaseCounter, resume
 
 RATE = Change("variant.learning_rate_critic", 1e-4, 2e-4, is_free=False)

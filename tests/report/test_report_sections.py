@@ -14,7 +14,7 @@ from PIL import Image
 from vesselgan.config import compose
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError
-from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.volumes import write_volume
 from vesselgan.report import (
     agreement,
@@ -119,7 +119,7 @@ def write_head(folder: Path) -> Cohort:
     subject = Subject(split="test", shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
                       **paths, **hashes)  # fmt: skip
     cohort = Cohort("heads <b>", 99.99, {"sub-1": subject})
-    write_cohort(folder, cohort)
+    cohort.write(folder)
     return cohort
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from vesselgan.core.errors import CheckpointError, ResourceError
-from vesselgan.runtime import checkpoint, checkpoint_folder, tensor_files
+from vesselgan.formats import checkpoint_folder
+from vesselgan.runtime import checkpoint, tensor_files
 
 
 @pytest.fixture

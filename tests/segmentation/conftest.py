@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_manifest, write_shard
-from vesselgan.formats.volumes import intensity_limits, scale_to_255, write_volume
+from vesselgan.formats.volumes import write_volume
 
 SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
 SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}
@@ -71,7 +72,7 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
         )
         patches[split] += cut_patches(name, image, label)
-    write_cohort(folder, Cohort("tiny", PERCENTILE, subjects))
+    Cohort("tiny", PERCENTILE, subjects).write(folder)
     digests = {name: subject.image_sha256 for name, subject in subjects.items()}
     for split in ("train", "validation"):
         write_set(folder / "shards" / "unet" / split, patches[split], digests)

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from vesselgan.config.compose import parse, to_yaml
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, init_unet_weights
 from vesselgan.segmentation import predict
@@ -218,7 +219,7 @@ def test_a_foreign_folder_is_never_written_into(run_dir, tiny_cohort, tmp_path):
 def test_an_unfinished_run_needs_a_named_checkpoint(run_dir, tiny_cohort, tmp_path):
     (run_dir / "finished.json").unlink()
     with pytest.raises(UsageError, match="checkpoint="):
-        best_checkpoint(run_dir)
+        best_checkpoint(RunDir(run_dir))
     record = run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tiny_cohort}", "checkpoint=step_00000002")
     assert record["settings"]["checkpoint"] == "step_00000002"
 

@@ -10,7 +10,7 @@ import pytest
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError
 from vesselgan.evaluation.run import evaluate
-from vesselgan.formats.cohort import Cohort, read_cohort, write_cohort
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest
 from vesselgan.segmentation.predict import segment
 from vesselgan.segmentation.train import train_unet
@@ -20,13 +20,13 @@ SMALL = ["unet.filters=[4,8]", "unet.num_workers=0", "unet.batch_size=4", "unet.
 
 
 def digests(cohort: Path, split: str) -> list[str]:
-    return sorted(subject.image_sha256 for subject in read_cohort(cohort).of_split(split).values())
+    return sorted(subject.image_sha256 for subject in Cohort.read(cohort).of_split(split).values())
 
 
 def renamed(tiny: Path, folder: Path, subject: str) -> Path:
     """A cohort of one test subject, which is this one of the tiny cohort."""
-    theirs = dataclasses.replace(read_cohort(tiny).subjects[subject], split="test")
-    write_cohort(folder, Cohort("elsewhere", 99.9, {"patient-x": theirs}))
+    theirs = dataclasses.replace(Cohort.read(tiny).subjects[subject], split="test")
+    Cohort("elsewhere", 99.9, {"patient-x": theirs}).write(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.cohort import Cohort
 
 pytestmark = pytest.mark.soak
 PHANTOM = ["phantom.shape=[48,48,24]", "phantom.spacing_mm=[2.5,3,3.2]", "phantom.num_subjects=4"]
@@ -98,6 +98,6 @@ def test_the_chain_stops_at_a_failure_and_resumes(slurm, work, pipeline, reposit
 
     said = pipeline("sn")
     assert [line.split(" (")[0] for line in said.splitlines()] == [f"{stage}: finished" for stage in STAGES]
-    assert SUBJECT in read_cohort(work / "phantom").subjects
+    assert SUBJECT in Cohort.read(work / "phantom").subjects
     assert not any((folder / "x").exists() for folder in (repository, work, work.parent, Path.cwd()))
     shutil.rmtree(work)

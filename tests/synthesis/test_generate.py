@@ -2,7 +2,9 @@
 
 import functools
 import hashlib
+import inspect
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +20,9 @@ from vesselgan.formats.shards import ShardSet, read_manifest, verify
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.synthesis import generate as synthesis
-from vesselgan.synthesis.generate import generate, make_record
+from vesselgan.synthesis import sampler
+from vesselgan.synthesis.generate import generate
+from vesselgan.synthesis.sampler import load_generator, make_record
 
 PATCH = (32, 16, 16)
 WIDTH, LATENT = 8, 6
@@ -94,7 +98,7 @@ def test_shards_hold_what_the_generator_makes(tmp_path: Path) -> None:
     for i in range(5):
         with torch.no_grad():
             expected = generator(latents(7, [i], LATENT))[0].numpy()
-        record = shards.record(i)
+        record = shards[i]
         assert record.subject == f"synthetic-{sample_seed(7, i)}"
         assert (record.kind, record.corner, record.limits, record.num_clipped) == ("synthetic", (0, 0, 0), (0, 255), 0)
         # Half a step of the stored uint16, and float32 rounding of another batch size's kernels.
@@ -103,7 +107,7 @@ def test_shards_hold_what_the_generator_makes(tmp_path: Path) -> None:
         assert np.array_equal(record.label_XYZ, record.score_XYZ.astype(np.float32) >= 0.3)
         assert 0 < record.label_XYZ.mean() < 1
         assert shards.subjects[record.subject] == {"spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
-    assert len({record.subject for record in map(shards.record, range(5))}) == 5
+    assert len({record.subject for record in shards}) == 5
     # the generator learned this scaling: who mixes its patches with real ones must be able to tell
     assert shards.manifest.upper_percentile == 99.99
 
@@ -126,10 +130,48 @@ def test_a_sample_depends_on_its_seed_alone(tmp_path: Path) -> None:
     for name, seed in (("many", 7), ("again", 7), ("other", 8)):
         generate(settings(tmp_path / "run", num_patches=6, batch_size=4, seed=seed, out=str(tmp_path / name)))
     # Batches are padded to their full size, so to the bit.
-    one, six = ShardSet(tmp_path / "few").record(0), ShardSet(tmp_path / "many").record(0)
+    one, six = ShardSet(tmp_path / "few")[0], ShardSet(tmp_path / "many")[0]
     assert np.array_equal(one.image_XYZ, six.image_XYZ) and np.array_equal(one.score_XYZ, six.score_XYZ)
     many, again, other = ((tmp_path / name / "synthetic_00000.h5").read_bytes() for name in ("many", "again", "other"))
     assert many == again != other
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+def test_samples_are_what_generate_writes(tmp_path: Path, kind: type) -> None:
+    write_run(tmp_path / "run")
+    shards = generate(settings(tmp_path / "run"))
+    trained = load_generator(kind(tmp_path / "run"), "running", device="cpu")
+    records = trained.sample(5, seed=7, batch_size=2)
+    batches = list(trained.sample_batches(5, seed=7, batch_size=2))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    for written, *sampled in zip(shards, records, [r for batch in batches for r in batch], strict=True):
+        for record in sampled:
+            assert record.subject == written.subject
+            for name in ("image_XYZ", "label_XYZ", "score_XYZ"):
+                np.testing.assert_array_equal(getattr(record, name), getattr(written, name))
+                assert getattr(record, name).dtype == getattr(written, name).dtype
+    assert "running" in repr(trained) and "step_00000100" in repr(trained)
+    assert shards.label_threshold == 0.3
+
+
+def test_sampling_has_the_commands_defaults() -> None:
+    config = compose.compose("generate", ["run=x"])
+    assert (config.batch_size, config.label_threshold) == (sampler.BATCH_SIZE, sampler.LABEL_THRESHOLD)
+    assert config.weights == "standing" == inspect.signature(load_generator).parameters["weights"].default
+
+
+def test_senseless_samples_are_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="last"):
+        load_generator(tmp_path / "run", "last")
+    with pytest.raises(CheckpointError, match="generator_standing"):  # never the running statistics instead
+        load_generator(tmp_path / "run")
+    trained = load_generator(tmp_path / "run", "running", device="cpu")
+    for n, seed, changes in ((0, 1, {}), (1, -1, {}), (1, 1, {"batch_size": 0}), (1, 1, {"label_threshold": 0})):
+        with pytest.raises(UsageError):
+            trained.sample_batches(n, seed, **changes)
+    with pytest.raises(UsageError):
+        list(sampler.sample_patches(trained.network.train(), 1, [0], 1))
 
 
 def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
@@ -176,7 +218,7 @@ def test_an_interrupted_folder_is_continued(tmp_path: Path, monkeypatch: pytest.
         return make_record(patch_CXYZ, seed=seed, threshold=threshold)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(synthesis, "make_record", stop_at_the_second_shard)
+        patch.setattr(sampler, "make_record", stop_at_the_second_shard)
         generate(settings(tmp_path / "run", out=str(out)))
     assert sorted(path.name for path in out.iterdir()) == ["generation.json", "synthetic_00000.h5"]
     first = out / "synthetic_00000.h5"
@@ -205,7 +247,7 @@ def test_nifti_pairs_carry_affine_and_voxels(tmp_path: Path) -> None:
     generate(settings(tmp_path / "run", num_patches=2, nifti=True))
     shards = ShardSet(tmp_path / "run" / "synthetic")
     for i in range(2):
-        record = shards.record(i)
+        record = shards[i]
         folder = tmp_path / "run" / "synthetic" / "nifti" / record.subject
         image, vessel = nib.load(folder / "image.nii.gz"), nib.load(folder / "vessel.nii.gz")
         # The header's sform is float32.
@@ -224,7 +266,7 @@ def test_a_named_checkpoint_is_used(tmp_path: Path) -> None:
         generate(settings(tmp_path / "run", checkpoint=checkpoint, out=str(tmp_path / name)))
     extras = [read_manifest(tmp_path / name).extra for name in ("old", "new")]
     assert [extra["checkpoint"] for extra in extras] == ["step_00000100", "step_00000200"]
-    images = [ShardSet(tmp_path / name).image_XYZ(0) for name in ("old", "new")]
+    images = [ShardSet(tmp_path / name).image(0) for name in ("old", "new")]
     assert not np.array_equal(*images)
     with pytest.raises(CheckpointError, match="step_00000100"):
         generate(settings(tmp_path / "run", checkpoint="step_3"))
@@ -234,7 +276,7 @@ def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(f"width: {WIDTH}", "width: 16"))
-    with pytest.raises(CheckpointError, match="config.yaml"):
+    with pytest.raises(CheckpointError, match="disagree"):
         generate(settings(tmp_path / "run"))
 
 
@@ -286,4 +328,19 @@ def test_named_weights_are_sampled(tmp_path: Path) -> None:
         with torch.no_grad():
             image = (generator.eval()(latents(7, [0], LATENT))[0, 0].numpy() + 1) * 127.5
         # Half a step of the stored uint16, and float32 kernels of another batch size.
-        np.testing.assert_allclose(ShardSet(tmp_path / name).image_XYZ(0), image, atol=0.01)
+        np.testing.assert_allclose(ShardSet(tmp_path / name).image(0), image, atol=0.01)
+
+
+@pytest.mark.filterwarnings("ignore:.*samples of:RuntimeWarning")
+def test_the_notebook_of_the_readme_runs(tmp_path: Path, repository: Path, capsys: pytest.CaptureFixture) -> None:
+    generator = write_run(tmp_path / "run")
+    add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", dict(generator.named_buffers()))
+    shards = generate(settings(tmp_path / "run"))
+    cells = re.findall(r"```python\n(.*?)```", (repository / "vesselgan/README.md").read_text(), re.DOTALL)
+    places = {"work/runs/NAME": str(tmp_path / "run"), "work/phantom/shards/gan/train": str(shards.folder)}
+    names: dict[str, object] = {}
+    for cell in cells:
+        exec(re.sub("|".join(places), lambda place: places[place[0]], cell), names)
+    said = capsys.readouterr().out
+    assert "standing" in said and "5 synthetic patches" in said and "not comparable" in said
+    assert sum(len([line for line in cell.splitlines() if line]) for cell in cells) <= 20

@@ -12,7 +12,7 @@ import pytest
 
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import UsageError
-from vesselgan.formats.run_dir import acquire_lock
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.status import format_status, run_status, status
 
 MINUTE = 60.0
@@ -41,7 +41,7 @@ def grow_old(folder: Path, seconds: float) -> None:
 
 def _hold(run_dir: Path, is_held: Event, is_over: Event) -> None:
 
-    with acquire_lock(run_dir):
+    with RunDir(run_dir).acquire_lock():
         is_held.set()
         is_over.wait(60)
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import CheckpointError, UsageError
-from vesselgan.formats.run_dir import Change, check_changes, load_or_init
+from vesselgan.formats.run_changes import Change, check_changes
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.trainer import stopper as stopping
 from vesselgan.trainer.stopper import MARGIN, Stopper, end_of_job
 
@@ -170,7 +171,7 @@ def test_the_signals_are_given_back(world, tmp_path):
 def test_a_foreign_folder_is_not_written_to(tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(UsageError, match=str(tmp_path)):
-        load_or_init(tmp_path, "train_gan", None, {}, inputs={}, provenance={})
+        RunDir(tmp_path).load_or_init("train_gan", None, {}, inputs={}, provenance={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

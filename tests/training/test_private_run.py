@@ -157,7 +157,7 @@ def test_a_large_delta_is_refused(train_here: TrainHere, tmp_path: Path) -> None
 def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Path, tmp_path: Path) -> None:
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
     names = {"sub-0": "anon-a", "sub-1": "anon-b", "sub-2": "anon-c"}
-    records = [shards.record(i) for i in range(len(shards))]
+    records = [shards[i] for i in range(len(shards))]
     visits = [dataclasses.replace(record, subject=names[record.subject]) for record in records]
     folder = tmp_path / "visits" / "shards" / "gan" / "train"
     folder.mkdir(parents=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vesselgan.config.compose import compose
-from vesselgan.data.patches import PatchDataset
+from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
@@ -38,7 +38,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
     config = compose("train_gan", [*words, f"train.batch_size={rate}", "train.num_workers=0"])
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
     private = plan_private_run(config, shards, 10)
-    dataset = PatchDataset(shards, scaling="volume", label_threshold=0.3, intensity="signed")
+    dataset = ShardDataset(shards, scaling="volume", label_threshold=0.3, intensity="signed")
     whole = PoissonSampler.batch
 
     def run(*, without: int | None = None, ranks: int = 1) -> Tensor:

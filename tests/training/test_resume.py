@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
-from vesselgan.formats.run_dir import acquire_lock
-from vesselgan.runtime import checkpoint, checkpoint_folder
+from vesselgan.formats import checkpoint_folder
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.runtime import checkpoint
 from vesselgan.training import gan_trainer
 
 SN = ("variant=sn", "variant.precision=fp32", "train.max_steps=6", "train.checkpoint_every=2", "train.keep_last=9")
@@ -274,7 +275,7 @@ def test_a_run_of_another_process_is_refused(train_here, straight, tmp_path):
 
 
 def hold(run_dir: Path, say: object) -> None:
-    held = acquire_lock(run_dir)
+    held = RunDir(run_dir).acquire_lock()
     say.send("held")
     say.recv()
     held.close()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vesselgan.runtime import checkpoint_folder
+from vesselgan.formats import checkpoint_folder
 from vesselgan.runtime.timing import Phases
 
 WORDS = ("variant=gp", "variant.precision=fp32", "train.max_steps=12", "train.checkpoint_every=2", "train.keep_last=2")

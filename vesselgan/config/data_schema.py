@@ -47,8 +47,8 @@ class Data:
     layout: Layout
     scaling: str = field(metadata=one_of("volume", "patch"))
     """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
-    label_threshold: float = field(metadata=SHARE)
-    """Stored scores from this on are vessel in synthetic labels (paper: 0.3)."""
+    label_threshold: float | None = field(metadata=SHARE)
+    """Stored scores from this on are vessel in synthetic labels (paper: 0.3); null: as their manifest recommends."""
 
 
 @dataclass
@@ -109,6 +109,12 @@ class TrainingData(Data):
     local_copy_dir: str | None
     """Folder on each node's own disk to which the shards are copied, once per node and verified, and read from; may
     name a variable of the node, '$TMPDIR'. Null: read where they are."""
+
+
+@dataclass
+class GanData(TrainingData):
+    label_threshold: float = field(metadata=SHARE)
+    """Of sample images: a GAN trains on real labels, which have none."""
 
 
 @dataclass

@@ -17,6 +17,7 @@ from vesselgan.config.checks import (
 )
 from vesselgan.config.data_schema import (
     Data,
+    GanData,
     Layout,
     LearningData,
     Phantom,
@@ -29,9 +30,9 @@ from vesselgan.config.data_schema import (
 from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
 from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Data", "Dp", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine", "Memorisation", "Phantom"]
-__all__ += ["Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages", "Train", "TrainingData"]
-__all__ += ["TrainingRuntime", "Unet", "UnetRun", "Variant"]
+__all__ = ["Data", "Dp", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine", "Memorisation"]
+__all__ += ["Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages", "Train"]
+__all__ += ["TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
 @dataclass
@@ -46,7 +47,7 @@ class TrainGan:
     init_from: str | None
     """A run directory, or one checkpoint's, whose weights a new run starts with; everything else starts anew."""
     variant: Variant
-    data: TrainingData
+    data: GanData
     train: Train
     runtime: TrainingRuntime
 

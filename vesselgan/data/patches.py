@@ -4,12 +4,14 @@ N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 """
 
 import multiprocessing
+import operator
 import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.data.augment import flip_rotate, sample_orientations
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
-from vesselgan.formats.shard_file import STEPS_PER_UNIT
-from vesselgan.formats.shards import SCALINGS, ShardSet, intensities
+from vesselgan.formats.intensities import STEPS_PER_UNIT, check_scaling, from_stored
+from vesselgan.formats.shards import ShardSet
 
+INTENSITIES = ("signed", "byte")
 CACHE_BYTES = 256 * 2**20
 HALF_RANGE = 127.5
 """Of intensities 0..255, which are -1..1 in the GAN."""
@@ -45,31 +48,33 @@ class BatchSlices(Protocol):
     def __iter__(self) -> Iterator[BatchSlice]: ...
 
 
-class PatchDataset(Dataset):
+class ShardDataset(Dataset):
     """Every patch of one or more shard sets, in their order, as float32 [2, X, Y, Z]: image, then label {0, 1}.
 
-    scaling: `volume` or `patch` (see formats.shards.intensities). intensity: `signed` gives the image in [-1, 1] for
-    the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone.
+    scaling: `volume` or `patch` (see formats.intensities). intensity: `signed` gives the image in [-1, 1] for
+    the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone; None: as their manifests
+    recommend. Negative numbers count from the end; a slice gives a batch.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
     The main process caches patches as stored (3 bytes a voxel) if all fit into cache_bytes; workers cache none.
-    Raises DataError for sets of different patch shapes, UsageError for an unknown scaling.
+    Raises DataError for sets of different patch shapes, UsageError for no set and for an unknown choice.
     """
 
     def __init__(
         self,
-        shard_sets: ShardSet | Sequence[ShardSet],
+        shard_sets: ShardSet | str | Path | Sequence[ShardSet | str | Path],
         *,
-        scaling: str,
-        label_threshold: float,
-        intensity: str,
+        scaling: str = "volume",
+        label_threshold: float | None = None,
+        intensity: str = "signed",
         shuffle_labels_seed: int | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.shard_sets = [shard_sets] if isinstance(shard_sets, ShardSet) else list(shard_sets)
+        sets = [shard_sets] if isinstance(shard_sets, ShardSet | str | Path) else shard_sets
+        self.shard_sets = [item if isinstance(item, ShardSet) else ShardSet(item) for item in sets]
         self.patch_shape = _common_patch_shape(self.shard_sets)
-        assert intensity in ("signed", "byte"), intensity
-        if scaling not in SCALINGS:
-            raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
+        if intensity not in INTENSITIES:
+            raise UsageError(f"intensity={intensity!r} is not one of {', '.join(INTENSITIES)}")
+        check_scaling(scaling)
         self.scaling, self.label_threshold, self.intensity = scaling, label_threshold, intensity
         self._ends = np.cumsum([len(shards) for shards in self.shard_sets])
         self._label_of = None if shuffle_labels_seed is None else derangement(len(self), shuffle_labels_seed)
@@ -79,8 +84,10 @@ class PatchDataset(Dataset):
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, i: int) -> Tensor:
-        return self.read([i])[0]
+    def __getitem__(self, i: SupportsIndex | slice) -> Tensor:
+        if isinstance(i, slice):
+            return self.read(range(*i.indices(len(self))))
+        return self.read([operator.index(i)])[0]
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_cache": {}}
@@ -108,7 +115,7 @@ class PatchDataset(Dataset):
             else:
                 image_XYZ.div_(STEPS_PER_UNIT)
             return
-        image_XYZ.copy_(torch.from_numpy(intensities(stored_XYZ, self.scaling)))
+        image_XYZ.copy_(torch.from_numpy(from_stored(stored_XYZ, self.scaling)))
         if is_signed:
             image_XYZ.div_(HALF_RANGE).sub_(1)
 
@@ -118,23 +125,28 @@ class PatchDataset(Dataset):
         return sorted({str(shards.folder / shards.shard_of(row)) for shards, row in rows})
 
     def _stored(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        i = int(i)
+        i = self._index(i)
         if (pair := self._cache.get(i)) is None:
             shards, row = self._locate(i)
-            pair = shards.stored_pair(row, label_threshold=self.label_threshold)
+            pair = shards.stored_image(row), shards.label(row, self.label_threshold)
             if self._is_cached and get_worker_info() is None:
                 self._cache[i] = pair
         return pair
 
-    def _locate(self, i: int) -> tuple[ShardSet, int]:
-        if not 0 <= i < len(self):
+    def _index(self, i: int) -> int:
+        """`i` counted from the start."""
+        if not -len(self) <= i < len(self):
             raise IndexError(f"patch {i} of {len(self)}")
+        return int(i) % len(self)
+
+    def _locate(self, i: int) -> tuple[ShardSet, int]:
+        i = self._index(i)
         number = int(np.searchsorted(self._ends, i, side="right"))
         return self.shard_sets[number], int(i - self._ends[number] + len(self.shard_sets[number]))
 
 
 def stream(
-    dataset: PatchDataset,
+    dataset: ShardDataset,
     *,
     batch_size: int,
     seed: int,
@@ -160,7 +172,7 @@ def stream(
 
 
 def read_batches(
-    dataset: PatchDataset,
+    dataset: ShardDataset,
     slices: BatchSlices,
     num_workers: int,
     *,
@@ -203,7 +215,7 @@ class _ShuffledSlices:
 class _BatchReader(Dataset):
     """A rank's batch per item. Our errors are returned as values: DataLoader would bury them in a traceback's text."""
 
-    def __init__(self, dataset: PatchDataset) -> None:
+    def __init__(self, dataset: ShardDataset) -> None:
         self.dataset = dataset
 
     def __getitem__(self, batch_slice: BatchSlice) -> Tensor | VesselganError:
@@ -214,7 +226,7 @@ class _BatchReader(Dataset):
 
 
 def _stream_from_workers(
-    dataset: PatchDataset, slices: BatchSlices, num_workers: int, start_method: str | None, timeout_s: float
+    dataset: ShardDataset, slices: BatchSlices, num_workers: int, start_method: str | None, timeout_s: float
 ) -> Iterator[Tensor]:
     loader = DataLoader(
         _BatchReader(dataset),
@@ -251,7 +263,7 @@ def _start(loader: DataLoader) -> tuple[Iterator, list[BaseProcess]]:
 
 
 def _wait(
-    batches: Iterator, workers: list[BaseProcess], indices: list[int], dataset: PatchDataset, timeout_s: float
+    batches: Iterator, workers: list[BaseProcess], indices: list[int], dataset: ShardDataset, timeout_s: float
 ) -> Tensor | VesselganError:
     """The next batch. Raises ResourceError if a worker is dead or silent, whatever DataLoader raises."""
     start = time.monotonic()
@@ -285,7 +297,8 @@ def _identity(item: Any) -> Any:
 
 
 def _common_patch_shape(shard_sets: list[ShardSet]) -> tuple[int, int, int]:
-    assert shard_sets
+    if not shard_sets:
+        raise UsageError("a data set needs at least one set of shards")
     first = shard_sets[0]
     for other in shard_sets[1:]:
         if other.patch_shape != first.patch_shape:

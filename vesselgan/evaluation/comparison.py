@@ -4,26 +4,22 @@ sources.json, which launch/study.py writes, lists the rows of the paper's tables
 `evaluate=segmentation` per cohort and seed. All rows of one table have the same patients; a missing result is an error.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.results import Result, read_result
 from vesselgan.metrics.scores import UNITS
 from vesselgan.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_PATIENTS, compare, describe, holm
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 REFERENCE = "real"
 CONTROLS = ("shuffled", "threshold")
 """Kinds of rows that are baselines and no hypotheses: they are not tested."""
 BOOTSTRAP_SEED = 990
-
-Result = dict[str, Any]
 
 
 def compare_sources(config: Evaluate) -> Result:
@@ -31,18 +27,17 @@ def compare_sources(config: Evaluate) -> Result:
     if config.sources is None:
         raise UsageError("evaluate=comparison needs sources=FILE, the sources.json that launch/study.py writes")
     path = Path(config.sources)
-    study = _read(path)
+    study = read_result(path)
     inputs = {path.name: sha256_of(path)}
     results: dict[str, dict[str, list[Result]]] = {}
     for row in study["rows"]:
         results[row["name"]] = {}
         for cohort, by_seed in row["results"].items():
-            results[row["name"]][cohort] = [_read(path.parent / name) for name in by_seed.values()]
+            results[row["name"]][cohort] = [read_result(path.parent / name) for name in by_seed.values()]
             inputs |= {name: sha256_of(path.parent / name) for name in by_seed.values()}
     rows = [_score_row(row, results[row["name"]], results.get(REFERENCE, {})) for row in study["rows"]]
     _add_adjusted_p(rows)
-    return {key: value for key, value in study.items() if key != "rows"} | {
-        "format_version": FORMAT_VERSION,
+    return {key: value for key, value in study.items() if key not in ("rows", "format_version")} | {
         "job": "comparison",
         "name": config.name,
         "units": UNITS,
@@ -130,11 +125,3 @@ def _add_adjusted_p(rows: list[Result]) -> None:
     for family in families.values():
         for difference, p in zip(family, holm([difference["p"] for difference in family]), strict=True):
             difference["p_holm"] = p
-
-
-def _read(path: Path) -> Result:
-    try:
-        content: Result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); run the study again, it resumes") from error
-    return content

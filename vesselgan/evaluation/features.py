@@ -6,25 +6,27 @@ N patches, X Y Z voxels, F features
 import hashlib
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import safetensors
 import torch
 from safetensors.numpy import save
-from torch import Tensor
 from tqdm import tqdm
 
-from vesselgan.config.schema import ImageScores
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.formats.intensities import from_stored
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.medicalnet import NUM_FEATURES, ResNet10, init_weights_randomly, load_weights
 
 RANDOM_TITLE = "random features, not comparable"
 CACHE_VERSION = 4
+EXTRACTORS = ("medicalnet", "random")
+BACKGROUNDS = ("noise", "zero")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Preprocessing:
     seed: int
     """Of the noise, together with the patch's digest: equal patches get equal noise, others share none."""
     scaling: str
-    """`volume` or `patch`, as in `formats.shards.intensities`."""
+    """`volume` or `patch`, as in formats.intensities."""
 
 
 @dataclass(frozen=True)
@@ -67,34 +69,37 @@ class Extracted:
     """Patches whose image equals an earlier one voxel for voxel."""
 
 
-def open_extractor(settings: ImageScores) -> Extractor:
-    """Returns the network that `settings.extractor` names.
+def open_extractor(name: str, weights: str | Path | None, weights_sha256: str | None, seed: int) -> Extractor:
+    """Returns the network `medicalnet`, with its weights' file, or `random`, with weights drawn from `seed`.
 
-    Raises DataError if the weights are missing, unexpected, unsafe to read or another network's.
+    Raises UsageError for another name, DataError if the weights are missing, unexpected, unsafe to read or another
+    network's.
     """
+    if name not in EXTRACTORS:
+        raise UsageError(f"extractor={name!r} is not one of {', '.join(EXTRACTORS)}")
     network = ResNet10().eval().requires_grad_(False)
-    if settings.extractor == "random":
-        if settings.weights is not None:
+    if name == "random":
+        if weights is not None:
             raise UsageError("image.extractor=random draws its weights; leave out image.weights or image.extractor")
-        init_weights_randomly(network, settings.seed)
+        init_weights_randomly(network, seed)
         return Extractor(network, RANDOM_TITLE, _digest(network), True, False)
-    if settings.weights is None:
+    if weights is None:
         raise DataError(
             "image.weights=FILE is missing: download MedicalNet's resnet_10_23dataset.pth and name it; "
             "image.extractor=random runs without it, but its scores compare with no others"
         )
-    path = Path(settings.weights)
+    path = Path(weights)
     try:
         sha256 = sha256_of(path)
     except OSError as error:
         raise DataError(f"image.weights={path}: cannot be read ({error.strerror}); name MedicalNet's file") from error
-    if settings.weights_sha256 is not None and sha256 != settings.weights_sha256.lower():
+    if weights_sha256 is not None and sha256 != weights_sha256.lower():
         raise DataError(
-            f"image.weights={path}: its sha256 is {sha256}, expected {settings.weights_sha256} "
+            f"image.weights={path}: its sha256 is {sha256}, expected {weights_sha256} "
             "(image.weights_sha256): another or a damaged file; get it again"
         )
     load_weights(network, read_weights(path), str(path))
-    return Extractor(network, "MedicalNet ResNet-10", sha256, settings.weights_sha256 is not None, True)
+    return Extractor(network, "MedicalNet ResNet-10", sha256, weights_sha256 is not None, True)
 
 
 def read_weights(path: Path) -> object:
@@ -141,13 +146,11 @@ def features_of(
     if (cached := _read_cache(path, len(shards))) is not None:
         print(f"{shards.folder}: features from {path}", flush=True)
         return cached
+    images = tqdm(range(len(shards)), unit="patch", desc=f"features of {shards.folder.name}", disable=None)
     try:
-        extracted = _extract(shards, extractor, preprocessing, device, batch_size)
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"{device}: out of memory with {batch_size} patches of {list(shards.patch_shape)} per batch; take a "
-            "smaller image.batch_size"
-        ) from error
+        extracted = extract(map(shards.stored_image, images), extractor, preprocessing, device, batch_size)
+    except DataError as error:
+        raise DataError(f"{shards.folder}: {error}") from error
     _write_cache(path, extracted, key)
     return extracted
 
@@ -173,7 +176,7 @@ def patch_hashes(shards: ShardSet) -> dict[bytes, int]:
     """Digest of each patch's stored image -> its index, without constant patches, which identify nobody."""
     hashes = {}
     for index in tqdm(range(len(shards)), unit="patch", desc="hashes", disable=None):
-        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
+        stored_XYZ = shards.stored_image(index)
         if stored_XYZ.min() != stored_XYZ.max():
             hashes[_patch_digest(stored_XYZ)] = index
     return hashes
@@ -183,52 +186,58 @@ def _patch_digest(stored_XYZ: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(stored_XYZ).data, digest_size=16).digest()
 
 
-def _extract(
-    shards: ShardSet, extractor: Extractor, preprocessing: Preprocessing, device: torch.device, batch_size: int
+def extract(
+    stored_images: Iterable[np.ndarray],
+    extractor: Extractor,
+    preprocessing: Preprocessing,
+    device: torch.device,
+    batch_size: int,
 ) -> Extracted:
-    network = extractor.network.to(device)
-    features_NF = np.empty((len(shards), NUM_FEATURES), np.float32)
-    num_zeros = num_constant = 0
+    """Features of images [X, Y, Z] as shards store them (uint16), read once in their order.
+
+    Raises DataError for no images, and for features that are not finite; ResourceError if memory runs out.
+    """
+    network, images = extractor.network.to(device), iter(stored_images)
+    features: list[np.ndarray] = []
     digests: set[bytes] = set()
-    bar = tqdm(total=len(shards), unit="patch", desc=f"features of {shards.folder.name}", disable=None)
-    with bar, torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        for indices, batch, batch_zeros, batch_constant in _batches(shards, preprocessing, batch_size, digests):
-            features_BF = network(batch.to(device)).float().cpu().numpy()
-            features_NF[indices] = features_BF[: len(indices)]
-            num_zeros, num_constant = num_zeros + batch_zeros, num_constant + batch_constant
-            bar.update(len(indices))
+    num_images = num_voxels = num_zeros = num_constant = 0
+    with torch.inference_mode(), torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
+        while stored := list(islice(images, batch_size)):
+            inputs = []
+            for stored_XYZ in stored:
+                input_XYZ, zeros, is_constant, digest = _prepare(stored_XYZ, preprocessing)
+                inputs.append(torch.from_numpy(input_XYZ))
+                digests.add(digest)
+                num_zeros, num_constant = num_zeros + zeros, num_constant + is_constant
+                num_voxels += stored_XYZ.size
+            # Filled by repetition: kernels are chosen by batch size, and features must not depend on their number.
+            inputs += [inputs[-1]] * (batch_size - len(inputs))
+            try:
+                features_BF = network(torch.stack(inputs).unsqueeze(1).to(device)).float().cpu().numpy()
+            except torch.OutOfMemoryError as error:
+                raise ResourceError(
+                    f"{device}: out of memory with {batch_size} patches of {list(stored[0].shape)} per batch; take a "
+                    "smaller image.batch_size"
+                ) from error
+            features.append(features_BF[: len(stored)])
+            num_images += len(stored)
+    if not features:
+        raise DataError("there are no images to score")
+    features_NF = np.concatenate(features)
     if not np.isfinite(features_NF).all():
         bad = np.flatnonzero(~np.isfinite(features_NF).all(axis=1))
-        raise DataError(
-            f"{shards.folder}: the features of patches {bad[:5].tolist()} are not finite; check the weights"
-        )
-    zero_share = num_zeros / (len(shards) * int(np.prod(shards.patch_shape)))
-    return Extracted(features_NF, zero_share, num_constant, len(shards) - len(digests))
+        raise DataError(f"the features of patches {bad[:5].tolist()} are not finite; check the weights")
+    return Extracted(features_NF, num_zeros / num_voxels, num_constant, num_images - len(digests))
 
 
-def _batches(
-    shards: ShardSet, preprocessing: Preprocessing, batch_size: int, digests: set[bytes]
-) -> Iterator[tuple[list[int], Tensor, int, int]]:
-    """Yields (indices, input [batch_size, 1, X, Y, Z], zero voxels, constant patches); adds to `digests`.
-
-    Repeats the last patch to fill the last batch: kernels are chosen by batch size, and features must not depend on
-    the number of patches.
-    """
-    for first in range(0, len(shards), batch_size):
-        indices = list(range(first, min(first + batch_size, len(shards))))
-        inputs, num_zeros, num_constant = [], 0, 0
-        for index in indices:
-            stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
-            digest = _patch_digest(stored_XYZ)
-            digests.add(digest)
-            image_XYZ = intensities(stored_XYZ, preprocessing.scaling)
-            # Seeded by index, patch i of both sets would share its noise, which draws the two sets together.
-            seed = (preprocessing.seed, int.from_bytes(digest))
-            input_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)
-            inputs.append(torch.from_numpy(input_XYZ))
-            num_zeros, num_constant = num_zeros + int(np.count_nonzero(image_XYZ == 0)), num_constant + is_constant
-        inputs += [inputs[-1]] * (batch_size - len(inputs))
-        yield indices, torch.stack(inputs).unsqueeze(1), num_zeros, num_constant
+def _prepare(stored_XYZ: np.ndarray, preprocessing: Preprocessing) -> tuple[np.ndarray, int, bool, bytes]:
+    """(the network's input, zero voxels, whether the patch is constant, its digest)."""
+    digest = _patch_digest(stored_XYZ)
+    image_XYZ = from_stored(stored_XYZ, preprocessing.scaling)
+    # Seeded by index, patch i of both sets would share its noise, which draws the two sets together.
+    seed = (preprocessing.seed, int.from_bytes(digest))
+    input_XYZ, is_constant = network_input(image_XYZ, preprocessing.background, seed)
+    return input_XYZ, int(np.count_nonzero(image_XYZ == 0)), is_constant, digest
 
 
 def _read_cache(path: Path, count: int) -> Extracted | None:

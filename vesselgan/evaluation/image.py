@@ -5,6 +5,7 @@ generator that copies would win.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from vesselgan.evaluation.reference import (
     match_kinds,
     training_shards,
 )
-from vesselgan.formats.shards import ShardSet, content_hash, intensities
+from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
 from vesselgan.metrics.label_scores import compare_labels
@@ -31,7 +32,6 @@ from vesselgan.metrics.label_statistics import LabelStatistics, consistency, lab
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 DATA_RANGE = 255.0
 
 
@@ -46,6 +46,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
         raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that launch/generate.py wrote")
     synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
     _check_sets(synthetic, reference)
+    config = _with_label_threshold(config, synthetic)
     training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
     trained_note = check_trained_on(synthetic, training) if training is not None else None
     if settings.reference == "train":
@@ -53,7 +54,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     else:
         overlap = check_overlap(reference, training, cache_dir)
     rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, settings.seed)
-    extractor = open_extractor(settings)
+    extractor = open_extractor(settings.extractor, settings.weights, settings.weights_sha256, settings.seed)
     device = choose_device(config.runtime.device, 0)
     unchecked = "" if extractor.is_checked else " (not checked: image.weights_sha256 is not set)"
     print(f"{extractor.title}, sha256 {extractor.sha256}{unchecked}, on {device}", flush=True)
@@ -85,6 +86,15 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     return result
 
 
+def _with_label_threshold(config: Evaluate, synthetic: ShardSet) -> Evaluate:
+    """`config` with the threshold that the manifest recommends, unless it has its own."""
+    if config.data.label_threshold is not None:
+        return config
+    if synthetic.label_threshold is None:
+        raise DataError(f"{synthetic.folder}: its manifest recommends no label threshold; set data.label_threshold")
+    return replace(config, data=replace(config.data, label_threshold=synthetic.label_threshold))
+
+
 def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
     if synthetic.origin != "synthetic":
         raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py")
@@ -97,7 +107,6 @@ def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
 
 def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarray) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
         "job": "image",
         "name": config.name,
         "cohort": config.data.name,
@@ -172,8 +181,7 @@ def _ms_ssim(
 
     def mean_of(shards: ShardSet, indices: np.ndarray) -> float:
         def read(i: int) -> np.ndarray:
-            stored_XYZ, _ = shards.stored_pair(int(indices[i]), label_threshold=config.data.label_threshold)
-            return intensities(stored_XYZ, config.data.scaling)
+            return shards.image(indices[i], config.data.scaling)
 
         return diversity.mean_similarity(
             read, len(indices), num_pairs=settings.num_pairs, seed=settings.seed, data_range=DATA_RANGE, device=device
@@ -210,8 +218,8 @@ def measure_labels(
     partner = derangement(len(indices), config.image.seed)
     threshold = config.data.label_threshold
     for i, index in enumerate(tqdm(indices, unit="label", desc=f"{side} labels", disable=None)):
-        image_XYZ, label_XYZ = shards.read_pair(int(index), scaling=config.data.scaling, label_threshold=threshold)
-        foreign_XYZ = shards.label(int(indices[partner[i]]), threshold)
+        image_XYZ, label_XYZ = shards.pair(index, threshold, scaling=config.data.scaling)
+        foreign_XYZ = shards.label(indices[partner[i]], threshold)
         statistics.append(label_statistics(image_XYZ, label_XYZ, shards.spacing_mm))
         for name, label in (("shifted", shift_label(label_XYZ)), ("shuffled", foreign_XYZ)):
             if (score := consistency(image_XYZ, label)) is not None:

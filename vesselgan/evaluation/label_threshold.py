@@ -6,17 +6,15 @@ validation patches decide between the closest few (launch/study.py), and the tes
 """
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics.centreline import count_components
-
-FORMAT_VERSION = 1
 
 
 def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
@@ -29,13 +27,13 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
     if settings.synthetic is None:
         raise UsageError("evaluate=label_threshold needs labels.synthetic=DIR, which launch/generate.py wrote")
     synthetic = ShardSet(settings.synthetic)
-    training = ShardSet(Path(config.data.cohort_dir) / "shards/gan/train")
+    training = ShardSet(shards_dir(config.data.cohort_dir, "gan", "train"))
     if (synthetic.origin, training.origin) != ("synthetic", "real"):
         raise DataError(
             f"labels.synthetic={settings.synthetic} holds {synthetic.origin} patches and {training.folder} "
             f"{training.origin} ones; expected synthetic and real"
         )
-    reference = label_means(training, [0.5], settings.max_patches)[0]
+    reference = label_means(training, [1.0], settings.max_patches)[0]
     if not reference["vessel_fraction"]:
         raise DataError(f"{training.folder}: its labels hold no vessel, so there is nothing to compare with")
     rows = label_means(synthetic, sorted(set(settings.thresholds)), settings.max_patches)
@@ -49,7 +47,6 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
         )
     closest = sorted(reached, key=lambda row: (row["distance"], row["threshold"]))[: settings.num_narrowed]
     return {
-        "format_version": FORMAT_VERSION,
         "job": "label_threshold",
         "name": config.name,
         "training": {key: reference[key] for key in ("vessel_fraction", "num_parts", "num_patches")},
@@ -64,11 +61,7 @@ def label_means(shards: ShardSet, thresholds: list[float], num_patches: int) -> 
     indices = np.linspace(0, len(shards) - 1, min(num_patches, len(shards))).round().astype(int)
     totals = np.zeros((len(thresholds), 2))
     for index in indices:
-        record = shards.record(int(index))
-        if record.score_XYZ is None:
-            score_XYZ = record.label_XYZ.astype(float)
-        else:
-            score_XYZ = record.score_XYZ.astype(np.float32)
+        score_XYZ = shards.score(index) if shards.origin == "synthetic" else shards.label(index)
         for row, threshold in enumerate(thresholds):
             label_XYZ = score_XYZ >= threshold
             totals[row] += label_XYZ.mean(), count_components(label_XYZ)

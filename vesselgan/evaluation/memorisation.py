@@ -29,7 +29,6 @@ from vesselgan.metrics.nearest_neighbours import nearest
 from vesselgan.privacy.attacks import copies
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 DRAW_SEED = 990  # of the held-out patches that `match_kinds` draws
 NUM_LISTED = 20  # pairs in the result's `nearest`
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 1.0)
@@ -53,7 +52,6 @@ def audit_memorisation(config: Evaluate) -> dict[str, Any]:
     rows, kind_note = match_kinds(reference, training if purpose == "unet" else None, DRAW_SEED)
     notes += [kind_note] if kind_note else []
     result: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
         "job": "memorisation",
         "name": config.name,
         "cohort": config.data.name,
@@ -83,7 +81,7 @@ def _measure(synthetic: ShardSet, reference: ShardSet, rows: np.ndarray, trainin
     generated, held_out = not_constant(synthetic, range(len(synthetic))), not_constant(reference, rows)
     patients = [reference.subject(i) for i in held_out]
     patches = [(synthetic, i) for i in generated] + [(reference, i) for i in held_out]
-    images = (shards.image_XYZ(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
+    images = (shards.image(i) for shards, i in tqdm(patches, unit="patch", desc="nearest", disable=None))
     neighbours = [neighbour for neighbour in nearest(images, training, any_orientation=True) if neighbour is not None]
     assert len(neighbours) == len(patches)
     distance_N, held_out_M = np.split(np.array([neighbour.distance for neighbour in neighbours]), [len(generated)])
@@ -123,7 +121,7 @@ def not_constant(shards: ShardSet, indices: Sequence[int] | np.ndarray) -> list[
     """Returns the patches that hold more than one value: air identifies nobody. Raises DataError if there are none."""
     kept = []
     for index in map(int, indices):
-        stored_XYZ, _ = shards.stored_pair(index, label_threshold=0.5)
+        stored_XYZ = shards.stored_image(index)
         if stored_XYZ.min() != stored_XYZ.max():
             kept.append(index)
     if not kept:

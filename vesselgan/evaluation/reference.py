@@ -10,15 +10,16 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError
 from vesselgan.evaluation.features import patch_hashes
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
 def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
     """Returns (the real patches of `split`, the purpose they were cut for: `gan`, else `unet`)."""
-    root = Path(config.data.cohort_dir) / "shards"
     for purpose in ("gan", "unet"):
-        if (root / purpose / split / MANIFEST).is_file():
-            return ShardSet(root / purpose / split), purpose
+        if ((folder := shards_dir(config.data.cohort_dir, purpose, split)) / MANIFEST).is_file():
+            return ShardSet(folder), purpose
+    root = folder.parent.parent
     present = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{MANIFEST}"))
     raise DataError(
         f"{root}: no shards of split {split} (there are: {', '.join(present) or 'none'}); make them with "
@@ -28,7 +29,7 @@ def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
 
 def training_shards(config: Evaluate) -> ShardSet | None:
     """The shards that the cohort's GANs are trained on; None if there are none."""
-    folder = Path(config.data.cohort_dir) / "shards" / "gan" / "train"
+    folder = shards_dir(config.data.cohort_dir, "gan", "train")
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 

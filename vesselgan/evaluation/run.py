@@ -1,16 +1,15 @@
 """The jobs of launch/evaluate.py: from a configuration to one JSON file of results."""
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.core.atomic_io import write_text
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
 from vesselgan.evaluation.memorisation import audit_memorisation, check_gate
 from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
+from vesselgan.formats.results import write_result
 
 PRINTED = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
 """The scores of volumes that are printed; the file has all."""
@@ -30,7 +29,7 @@ def evaluate(config: Evaluate) -> None:
     Raises PrivacyError after writing, if an audit's gate is required to be open and is not.
     """
     result = JOBS[config.evaluate](config)
-    write_text(config.out, json.dumps(result, indent=1, allow_nan=False) + "\n")
+    write_result(config.out, result)
     for line in _summary_lines(result):
         print(line, flush=True)
     print(f"wrote {config.out}", flush=True)

@@ -5,7 +5,6 @@ Regions: `all` vessels, and `intracranial`, where the brain mask is applied to b
 fitted on validation subjects, never on the subjects that are scored.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
-from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask, scale_to_255
+from vesselgan.formats.cohort import COHORT, Cohort, Subject
+from vesselgan.formats.intensities import scale_to_255
+from vesselgan.formats.predictions import Predictions
+from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask
 from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
 
-FORMAT_VERSION = 1
 LEVELS_PER_UNIT = 257  # the shards' quantisation: 65,536 levels from 0 to 255
 TITLES = {"real": "U-Net on real", "synthetic": "U-Net on synthetic", "both": "U-Net on real and synthetic"}
 THRESHOLD_TITLE = "Best global threshold"
@@ -32,15 +32,16 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
 
     Raises DataError for a missing prediction, label or mask, and for a volume that the U-Net was trained on.
     """
-    cohort = read_cohort(config.data.cohort_dir)
+    cohort = Cohort.read(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
     if config.predictions is None:
         raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that launch/segment.py wrote")
-    settings = _segmentation_settings(Path(config.predictions))
+    predictions = Predictions(config.predictions)
+    settings = predictions.settings()
     learned_from = settings.pop("learned_from", None)
     overlap = check_unseen(learned_from, subjects, config)
     regions = regions_of(subjects)
-    paths = {name: Path(config.predictions) / f"{name}.nii.gz" for name in subjects}
+    paths = {name: predictions.label(name) for name in subjects}
     if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise DataError(
             f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run launch/segment.py on "
@@ -74,9 +75,9 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
     """
     if config.split == "validation":
         raise UsageError("split=validation: the threshold is fitted there; score it on another split")
-    cohort = read_cohort(config.data.cohort_dir)
+    cohort = Cohort.read(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
-    fit_cohort = read_cohort(Path(config.fit_cohort or config.data.cohort_dir))
+    fit_cohort = Cohort.read(Path(config.fit_cohort or config.data.cohort_dir))
     fit_subjects = fit_cohort.of_split("validation")
     _check_disjoint(fit_subjects, subjects)
     regions = tuple(region for region in regions_of(subjects) if region in regions_of(fit_subjects))
@@ -229,7 +230,6 @@ def _result(
     config: Evaluate, cohort: Cohort, entries: list[Entry], inputs: dict[str, str], metadata: dict[str, Any]
 ) -> dict[str, Any]:
     return {
-        "format_version": FORMAT_VERSION,
         "job": "segmentation",
         "name": config.name,
         "cohort": cohort.name,
@@ -242,17 +242,6 @@ def _result(
         "inputs": {COHORT: sha256_of(Path(config.data.cohort_dir) / COHORT), **inputs},
         "provenance": collect(),
     }
-
-
-def _segmentation_settings(folder: Path) -> dict[str, Any]:
-    """Returns the settings that launch/segment.py recorded; empty for predictions of another program."""
-    try:
-        settings: dict[str, Any] = json.loads((folder / "segmentation.json").read_text())["settings"]
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{folder}/segmentation.json: not readable ({error}); segment into a new folder") from error
-    return settings
 
 
 def _title(settings: dict[str, Any], name: str) -> str:

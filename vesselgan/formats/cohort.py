@@ -97,71 +97,78 @@ class Cohort:
             )
         return chosen
 
+    @classmethod
+    def read(cls, cohort_dir: str | Path) -> "Cohort":
+        """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
+        path = Path(cohort_dir) / COHORT
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
+        if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
+            raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
+        _check_version(path, content.get("format_version"), content.get("made_by"))
+        try:
+            is_pseudonymous = content["paths"] == "private"
+            paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
+            reading = _read_options(content["reading"])
+            subjects = {
+                str(name): _from_json(entry, paths[name], path.parent, reading)
+                for name, entry in content["subjects"].items()
+            }
+            cohort = cls(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
+        except DataError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the cohort again") from error
+        _check_leakage(path, cohort.subjects)
+        return cohort
 
-def write_cohort(cohort_dir: str | Path, cohort: Cohort) -> Path:
-    """Writes cohort.json completely or not at all. Raises DataError for a volume in two splits, ResourceError."""
-    path = Path(cohort_dir) / COHORT
-    _check_leakage(path, cohort.subjects)
-    paths = {name: _paths(subject, path.parent) for name, subject in cohort.subjects.items()}
-    readings = {subject.reading for subject in cohort.subjects.values()} or {ReadOptions()}
-    assert len(readings) == 1, readings
-    content = {
-        "format": "vesselgan-cohort",
-        "format_version": FORMAT_VERSION,
-        "made_by": f"vesselgan {__version__}",
-        "name": cohort.name,
-        "upper_percentile": float(cohort.upper_percentile),
-        "reading": asdict(readings.pop()),
-        "paths": "private" if cohort.is_pseudonymous else "here",
-        "subjects": {
-            name: {**({} if cohort.is_pseudonymous else paths[name]), **_to_json(subject)}
-            for name, subject in cohort.subjects.items()
-        },
-    }
-    try:
-        if cohort.is_pseudonymous:
-            write_private(path.with_name(PRIVATE_PATHS), json.dumps(paths, indent=1) + "\n")
-        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
-    return path
+    def write(self, cohort_dir: str | Path) -> Path:
+        """Writes cohort.json completely or not at all. Raises DataError for a volume in two splits, ResourceError."""
+        path = Path(cohort_dir) / COHORT
+        _check_leakage(path, self.subjects)
+        paths = {name: _paths(subject, path.parent) for name, subject in self.subjects.items()}
+        readings = {subject.reading for subject in self.subjects.values()} or {ReadOptions()}
+        assert len(readings) == 1, readings
+        content = {
+            "format": "vesselgan-cohort",
+            "format_version": FORMAT_VERSION,
+            "made_by": f"vesselgan {__version__}",
+            "name": self.name,
+            "upper_percentile": float(self.upper_percentile),
+            "reading": asdict(readings.pop()),
+            "paths": "private" if self.is_pseudonymous else "here",
+            "subjects": {
+                name: {**({} if self.is_pseudonymous else paths[name]), **_to_json(subject)}
+                for name, subject in self.subjects.items()
+            },
+        }
+        try:
+            if self.is_pseudonymous:
+                write_private(path.with_name(PRIVATE_PATHS), json.dumps(paths, indent=1) + "\n")
+            write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        except OSError as error:
+            raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+        return path
 
 
-def read_cohort(cohort_dir: str | Path) -> Cohort:
-    """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
-    path = Path(cohort_dir) / COHORT
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
-    if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
-        raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
-    version = content.get("format_version")
+def shards_dir(cohort_dir: str | Path, purpose: str, split: str) -> Path:
+    """The folder of the shards cut from a cohort for `gan` or `unet`."""
+    return Path(cohort_dir) / "shards" / purpose / split
+
+
+def _check_version(path: Path, version: object, made_by: object) -> None:
     if version != FORMAT_VERSION:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION
         raise (NewerFormatError if is_newer else DataError)(
-            f"{path}: made by {content.get('made_by')} in format version {version!r}, this is vesselgan {__version__} "
+            f"{path}: made by {made_by} in format version {version!r}, this is vesselgan {__version__} "
             f"and reads {FORMAT_VERSION}; upgrade vesselgan or prepare the cohort again"
         )
-    try:
-        is_pseudonymous = content["paths"] == "private"
-        paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
-        reading = _read_options(content["reading"])
-        subjects = {
-            str(name): _from_json(entry, paths[name], path.parent, reading)
-            for name, entry in content["subjects"].items()
-        }
-        cohort = Cohort(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the cohort again") from error
-    _check_leakage(path, cohort.subjects)
-    return cohort
 
 
 def _paths(subject: Subject, folder: Path) -> dict[str, str | None]:

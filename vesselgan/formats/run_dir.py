@@ -3,142 +3,252 @@
 config.yaml, deepspeed_<network>.json    the settings that hold now
 provenance.json                          what it was started with, and the content of its data
 sessions.jsonl                           one line per start: step, ranks, versions, machine, changes
-lock                                     the process that trains in it
+metrics.jsonl, log.txt, tensorboard/     what was logged
+architecture.json                        the networks of a GAN, layer by layer
+checkpoints/                             see formats.checkpoint_folder
+finished.json                            the facts of a finished run
+lock, stop, requeue                      the process that trains in it; requests to end and to start again
+synthetic/                               where `generate` writes by default
 """
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Collection
-from dataclasses import dataclass
+import time
 from pathlib import Path
 from typing import IO, Any
 
 from vesselgan.config import compose
 from vesselgan.core import locks
 from vesselgan.core.atomic_io import PARTIAL, write_text
-from vesselgan.core.errors import CheckpointError, UsageError
+from vesselgan.core.errors import CheckpointError, DataError, UsageError, VesselganError
+from vesselgan.formats import checkpoint_folder
+from vesselgan.formats.checkpoint_folder import CHECKPOINTS
+from vesselgan.formats.run_changes import Change, check_changes, config_changes, engine_changes, input_changes
 
-# Keys of the DeepSpeed JSON that say where things lie and how they travel, not what is computed. The YAML owns batches.
-FREE_ENGINE_KEYS = (
-    "zero_optimization",
-    "communication_data_type",
-    "steps_per_print",
-    "comms_logger",
-    "zero_allow_untested_optimizer",
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-)
+CONFIG, PROVENANCE, SESSIONS, FINISHED = "config.yaml", "provenance.json", "sessions.jsonl", "finished.json"
+METRICS, LOG, EVENTS, ARCHITECTURE = "metrics.jsonl", "log.txt", "tensorboard", "architecture.json"
+LOCK, STOP, REQUEUE = "lock", "stop", "requeue"
+SIGNS_OF_LIFE = (METRICS, LOG, SESSIONS, CHECKPOINTS)
 
 
-@dataclass(frozen=True)
-class Change:
-    """A setting that differs between a run and its continuation."""
+class RunDir:
+    """A run directory, by its path. Raises DataError, naming the file, for one that is damaged."""
 
-    key: str
-    before: Any
-    after: Any
-    is_free: bool
-    """It changes nothing that is computed, so nobody needs to allow it."""
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
 
-    def __str__(self) -> str:
-        return f"{self.key}: {self.before} -> {self.after}"
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
 
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
 
-def load_or_init(
-    run_dir: Path,
-    command: str,
-    config: Any,
-    engine_settings: dict[str, dict[str, Any]],
-    *,
-    inputs: dict[str, str],
-    provenance: dict[str, Any],
-) -> list[Change]:
-    """Makes `run_dir`, or compares it with the settings given; returns the changes, for `record_session`.
+    @property
+    def finished_file(self) -> Path:
+        """Exists once the run is finished."""
+        return self.path / FINISHED
 
-    inputs: name -> hash of what the run reads. provenance: versions, hardware and time. Raises CheckpointError for a
-    changed setting that `config.allow_config_change` does not name, UsageError for a folder that is no run.
-    """
-    stored = run_dir / "config.yaml"
-    if stored.is_file() and has_begun(run_dir):
-        changes = _config_changes(compose.from_yaml(command, stored), config)
-        changes += _engine_changes(run_dir, engine_settings) + _input_changes(run_dir, inputs)
-        check_changes(run_dir, changes, config.allow_config_change)
-        return changes
-    ours = {f"deepspeed_{network}.json" for network in engine_settings}
-    ours |= {"provenance.json", "lock", "noise_key", "releases.json"}
-    if (run_dir / "provenance.json").is_file():
-        ours.add("config.yaml")
-    if run_dir.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in run_dir.iterdir()):
-        raise UsageError(f"{run_dir}: is not empty and holds no run; name another --run_dir")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    _write_engine_settings(run_dir, engine_settings)
-    write_json(run_dir / "provenance.json", provenance | {"inputs": inputs})
-    # Last: its presence means that the directory is complete.
-    write_text(stored, compose.to_yaml(config))
-    return []
+    @property
+    def synthetic(self) -> Path:
+        """The folder that `generate` writes by default."""
+        return self.path / "synthetic"
 
+    def exists(self) -> bool:
+        return (self.path / CONFIG).is_file()
 
-def record_session(
-    run_dir: Path,
-    config: Any,
-    engine_settings: dict[str, dict[str, Any]],
-    changes: list[Change],
-    session: dict[str, Any],
-    provenance: dict[str, Any],
-) -> None:
-    """Appends a session to sessions.jsonl and makes changed settings the run's. Called once the checkpoint is loaded.
+    def config(self, command: str) -> Any:
+        """The configuration of `command` that the run has. Raises UsageError if it is a run of another command."""
+        return compose.from_yaml(command, self.path / CONFIG)
 
-    session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from, null
-    when from its seed. provenance: versions, hardware and time of the session.
-    """
-    entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
-    with (run_dir / "sessions.jsonl").open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    before = _read_json(run_dir / "provenance.json")
-    now = before | {"inputs": session["inputs"]}
-    if session.get("weights_from"):
-        now["weights_from"] = session["weights_from"]
-    if now != before:
-        write_json(run_dir / "provenance.json", now)
-    if changes:
-        _write_engine_settings(run_dir, engine_settings)
-        write_text(run_dir / "config.yaml", compose.to_yaml(config))
-    (run_dir / "finished.json").unlink(missing_ok=True)
+    def settings(self) -> tuple[dict[str, Any], str]:
+        """(the configuration as plain values, SHA-256 of its file); empty if there is no file."""
+        import yaml
 
+        path = self.path / CONFIG
+        if not path.is_file():
+            return {}, ""
+        content = path.read_bytes()
+        try:
+            settings = yaml.safe_load(content.decode("utf-8")) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise _damaged(path, error) from error
+        if not isinstance(settings, dict):
+            raise _damaged(path, "it holds no settings")
+        return settings, hashlib.sha256(content).hexdigest()
 
-def has_begun(run_dir: Path) -> bool:
-    """Whether training was ever started here; until then settings can still be corrected."""
-    return any((run_dir / name).exists() for name in ("sessions.jsonl", "checkpoints", "finished.json"))
+    def provenance(self) -> dict[str, Any]:
+        """What the run was started with; empty if it is not recorded."""
+        return self._json(PROVENANCE) or {}
 
+    def trained_on(self) -> str | None:
+        """Content hash of the shards that a GAN learned from; None if it is not recorded."""
+        inputs = self.provenance().get("inputs")
+        return inputs.get("gan/train") if isinstance(inputs, dict) else None
 
-def count_sessions(run_dir: Path) -> int:
-    """How often training was started here, this time included."""
-    path = run_dir / "sessions.jsonl"
-    return len(path.read_text().splitlines()) if path.is_file() else 0
+    def finished(self) -> dict[str, Any] | None:
+        """The facts of a finished run; None before its end."""
+        return self._json(FINISHED)
 
+    def architecture(self) -> dict[str, Any] | None:
+        """The networks, layer by layer; None if they are not described."""
+        return self._json(ARCHITECTURE)
 
-def acquire_lock(run_dir: Path) -> IO[str]:
-    """Holds the run directory for this process until the returned file is closed. Raises UsageError if another does."""
-    try:
-        return locks.acquire(run_dir / "lock")
-    except locks.HeldError as holder:
-        raise UsageError(f"{run_dir}: {holder} trains in it; wait for its end, or name another --run_dir") from holder
+    def requeue(self) -> dict[str, Any] | None:
+        """What a stopped run asks of its next session, which may remove it at any time."""
+        return self._json(REQUEUE)
 
+    def sessions(self) -> list[dict[str, Any]]:
+        """One entry per start, the newest last."""
+        return _read_lines(self.path / SESSIONS)
 
-def is_finished(run_dir: Path, num_steps: int, changes: list[Change]) -> bool:
-    """Whether nothing is left to do; an allowed change that leaves steps to take continues a finished run."""
-    path = run_dir / "finished.json"
-    is_changed = any(not change.is_free for change in changes)
-    return path.is_file() and not (is_changed and _read_json(path).get("steps", num_steps) < num_steps)
+    def metrics(self, tail_bytes: int | None = None) -> list[dict[str, Any]]:
+        """The logged metrics by ascending step, or those in the file's last bytes; a step's later entry counts."""
+        by_step = {int(entry["step"]): entry for entry in _read_lines(self.path / METRICS, tail_bytes, key="step")}
+        return [by_step[step] for step in sorted(by_step)]
 
+    def checkpoints(self) -> list[str]:
+        """Names of the published checkpoints, newest first."""
+        return checkpoint_folder.names_in(self.path / CHECKPOINTS)
 
-def mark_finished(run_dir: Path, facts: dict[str, Any]) -> None:
-    """Marks the run as finished; `facts` are the content of finished.json."""
-    write_json(run_dir / "finished.json", facts)
+    def checkpoint_age_s(self) -> float | None:
+        """Seconds since the newest checkpoint was published; None without one."""
+        names = self.checkpoints()
+        return _age_s(self.path / CHECKPOINTS / names[0] / checkpoint_folder.MANIFEST) if names else None
+
+    def finished_age_s(self) -> float:
+        return _age_s(self.finished_file)
+
+    def silent_s(self) -> float | None:
+        """Seconds since the run wrote anything; None if it never did."""
+        paths = [self.path / name for name in SIGNS_OF_LIFE]
+        return min((_age_s(path) for path in paths if path.exists()), default=None)
+
+    def holder(self) -> str | None:
+        """The process that trains here; None if none is seen from this machine."""
+        return locks.holder_of(self.path / LOCK)
+
+    def last_holder(self) -> str | None:
+        """The process that held the lock last, wherever it runs; None if there never was one."""
+        try:
+            return (self.path / LOCK).read_text().strip()
+        except OSError:
+            return None
+
+    def acquire_lock(self) -> IO[str]:
+        """Holds the run for this process until the returned file is closed. Raises UsageError if another does."""
+        try:
+            return locks.acquire(self.path / LOCK)
+        except locks.HeldError as holder:
+            raise UsageError(
+                f"{self.path}: {holder} trains in it; wait for its end, or name another --run_dir"
+            ) from holder
+
+    def has_begun(self) -> bool:
+        """Whether training was ever started here; until then settings can still be corrected."""
+        return any((self.path / name).exists() for name in (SESSIONS, CHECKPOINTS, FINISHED))
+
+    def load_or_init(
+        self,
+        command: str,
+        config: Any,
+        engine_settings: dict[str, dict[str, Any]],
+        *,
+        inputs: dict[str, str],
+        provenance: dict[str, Any],
+    ) -> list[Change]:
+        """Makes the directory, or compares it with the settings given; returns the changes, for `record_session`.
+
+        inputs: name -> hash of what the run reads. provenance: versions, hardware and time. Raises CheckpointError for
+        a changed setting that `config.allow_config_change` does not name, UsageError for a folder that is no run.
+        """
+        if self.exists() and self.has_begun():
+            changes = config_changes(self.config(command), config)
+            for network, settings in engine_settings.items():
+                before = self._json(_engine_file(network), CheckpointError)
+                changes += engine_changes(network, before or settings, settings)
+            changes += input_changes(self._required(PROVENANCE)["inputs"], inputs)
+            check_changes(self.path, changes, config.allow_config_change)
+            return changes
+        ours = {_engine_file(network) for network in engine_settings}
+        ours |= {PROVENANCE, LOCK, "noise_key", "releases.json"}
+        if (self.path / PROVENANCE).is_file():
+            ours.add(CONFIG)
+        if self.path.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in self.path.iterdir()):
+            raise UsageError(f"{self.path}: is not empty and holds no run; name another --run_dir")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_engine_settings(engine_settings)
+        write_json(self.path / PROVENANCE, provenance | {"inputs": inputs})
+        # Last: its presence means that the directory is complete.
+        write_text(self.path / CONFIG, compose.to_yaml(config))
+        return []
+
+    def record_session(
+        self,
+        config: Any,
+        engine_settings: dict[str, dict[str, Any]],
+        changes: list[Change],
+        session: dict[str, Any],
+        provenance: dict[str, Any],
+    ) -> None:
+        """Appends a session and makes changed settings the run's. Called once the checkpoint is loaded.
+
+        session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from,
+        null when from its seed. provenance: versions, hardware and time of the session.
+        """
+        entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
+        with (self.path / SESSIONS).open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        before = self._required(PROVENANCE)
+        now = before | {"inputs": session["inputs"]}
+        if session.get("weights_from"):
+            now["weights_from"] = session["weights_from"]
+        if now != before:
+            write_json(self.path / PROVENANCE, now)
+        if changes:
+            self._write_engine_settings(engine_settings)
+            write_text(self.path / CONFIG, compose.to_yaml(config))
+        self.finished_file.unlink(missing_ok=True)
+
+    def write_architecture(self, networks: dict[str, Any]) -> None:
+        write_json(self.path / ARCHITECTURE, networks)
+
+    def is_finished(self, num_steps: int, changes: list[Change]) -> bool:
+        """Whether nothing is left to do; an allowed change that leaves steps to take continues a finished run."""
+        if not self.finished_file.is_file():
+            return False
+        is_changed = any(not change.is_free for change in changes)
+        return not (is_changed and self._required(FINISHED).get("steps", num_steps) < num_steps)
+
+    def mark_finished(self, facts: dict[str, Any]) -> None:
+        write_json(self.finished_file, facts)
+
+    def _json(self, name: str, kind: type[VesselganError] = DataError) -> dict[str, Any] | None:
+        """The object in a file; None if there is no file. Raises `kind` for a damaged one."""
+        path = self.path / name
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error, kind) from error
+        if not isinstance(value, dict):
+            raise _damaged(path, "it holds no object", kind)
+        return value
+
+    def _required(self, name: str) -> dict[str, Any]:
+        """The object in a file that a run cannot resume without. Raises CheckpointError."""
+        if (value := self._json(name, CheckpointError)) is None:
+            raise _damaged(self.path / name, "it is missing", CheckpointError)
+        return value
+
+    def _write_engine_settings(self, engine_settings: dict[str, dict[str, Any]]) -> None:
+        for network, settings in engine_settings.items():
+            write_json(self.path / _engine_file(network), settings)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -146,57 +256,44 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def check_changes(run_dir: Path, changes: list[Change], allowed: Collection[str]) -> None:
-    """Raises CheckpointError for a change that is neither free nor named, by itself or by its group."""
-    refused = [
-        change
-        for change in changes
-        if not change.is_free and not any(change.key == key or change.key.startswith(f"{key}.") for key in allowed)
-    ]
-    if refused:
-        keys = ",".join(change.key for change in refused)
-        raise CheckpointError(
-            f"{run_dir}: this run was started with other settings: {'; '.join(map(str, refused))}. Name another "
-            f"--run_dir, or go on with the new ones from here: allow_config_change=[{keys}]"
-        )
+def _engine_file(network: str) -> str:
+    return f"deepspeed_{network}.json"
 
 
-def _config_changes(before: Any, now: Any) -> list[Change]:
-    old, new = compose.flat(before), compose.flat(now)
-    return [
-        Change(key, old.get(key), value, compose.is_free_to_change(key))
-        for key, value in new.items()
-        if old.get(key) != value and key not in ("checkpoint", "allow_config_change", "run_dir")
-    ]
+def _damaged(path: Path, problem: object, kind: type[VesselganError] = DataError) -> VesselganError:
+    return kind(f"{path}: not readable ({problem}); restore it from a backup, or start anew")
 
 
-def _engine_changes(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> list[Change]:
-    changes = []
-    for network, settings in engine_settings.items():
-        path = run_dir / f"deepspeed_{network}.json"
-        before = _read_json(path) if path.is_file() else settings
-        for key in sorted(before.keys() | settings.keys()):
-            if before.get(key) != settings.get(key):
-                name = f"deepspeed.{network}.{key}"
-                changes.append(Change(name, before.get(key), settings.get(key), key in FREE_ENGINE_KEYS))
-    return changes
+def _read_lines(path: Path, tail_bytes: int | None = None, key: str | None = None) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one per line, or of its last bytes; none if there is no file.
 
-
-def _input_changes(run_dir: Path, inputs: dict[str, str]) -> list[Change]:
-    """Data that is not what the run has learned from."""
-    before = _read_json(run_dir / "provenance.json")["inputs"]
-    keys = sorted(before.keys() | inputs.keys())
-    changed = [key for key in keys if before.get(key) != inputs.get(key)]
-    return [Change(f"content.{key}", before.get(key), inputs.get(key), is_free=False) for key in changed]
-
-
-def _write_engine_settings(run_dir: Path, engine_settings: dict[str, dict[str, Any]]) -> None:
-    for network, settings in engine_settings.items():
-        write_json(run_dir / f"deepspeed_{network}.json", settings)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+    Drops a last line that is half written, and a first one that `tail_bytes` cuts. Raises DataError for any other line
+    that is no object, or lacks `key`.
+    """
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: not readable ({error}); restore it from a backup, or start anew") from error
+        with path.open("rb") as file:
+            start = 0 if tail_bytes is None else max(0, file.seek(0, os.SEEK_END) - tail_bytes)
+            file.seek(start)
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return []
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            if key is not None:
+                int(entry[key])
+            entries.append({**entry})
+        except (ValueError, TypeError, KeyError) as error:
+            if number == len(lines) or (number == 1 and start > 0):
+                continue
+            raise DataError(f"{path}: line {number} is damaged ({error}); remove the line") from error
+    return entries
+
+
+def _age_s(path: Path) -> float:
+    """Seconds since the file changed; 0 where it has just been removed."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return 0.0

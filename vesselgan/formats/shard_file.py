@@ -12,11 +12,11 @@ from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
+from vesselgan.formats.intensities import to_stored
 
 FORMAT_VERSION = 1
 KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}
 ORIGINS = ("real", "synthetic")
-STEPS_PER_UNIT = 257  # 65535 / 255
 _FORMAT = "vesselgan-shard"
 _SCALE = 255 / 65535
 _VOXELS = {"image": "u2", "label": "u1", "score": "f2"}
@@ -123,11 +123,12 @@ def _append(
     assert image.dtype == np.float32 and label.dtype == np.uint8, (image.dtype, label.dtype)
     assert (origin == "synthetic") == (record.kind == "synthetic") == (score is not None), (origin, record.kind)
     where = f"{path}: patch {number} (subject {record.subject}, corner {record.corner})"
-    if not (image.min() >= 0 and image.max() <= 255):  # a NaN fails both
-        raise DataError(f"{where}: image outside [0, 255] or not finite; scale the volume to 0..255 first")
     if label.max() > 1:
         raise DataError(f"{where}: label {label.max()} is neither 0 nor 1; set the vessel's values (label_values)")
-    arrays = {"image": np.rint(image * np.float32(STEPS_PER_UNIT)).astype(np.uint16), "label": label}
+    try:
+        arrays = {"image": to_stored(image), "label": label}
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
     if score is not None:
         assert score.shape == patch_shape and score.dtype == np.float16, (score.shape, score.dtype)
         if not (score.min() >= 0 and score.max() <= 1):

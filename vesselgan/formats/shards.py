@@ -37,174 +37,34 @@ rename, fsync of the folder; the manifest after all its shards. A shard's bytes 
 program's version: no time stamps, no names of machines or files. A newer format_version is refused by name.
 """
 
-import hashlib
-import json
 import operator
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-from vesselgan.core.atomic_io import sha256_of, write_text
-from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
-from vesselgan.core.version import __version__
-from vesselgan.formats.shard_file import (
-    FORMAT_VERSION,
-    KINDS,
-    ORIGINS,
-    STEPS_PER_UNIT,
-    Record,
-    ShardFile,
-    ShardInfo,
-    check_version,
-    remedy,
-    write_shard,
-)
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError, VesselganError
+from vesselgan.formats.intensities import from_stored
+from vesselgan.formats.manifest import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
+from vesselgan.formats.shard_file import FORMAT_VERSION, KINDS, Record, ShardFile, ShardInfo, remedy, write_shard
 
 __all__ = ["FORMAT_VERSION", "KINDS", "MANIFEST", "Manifest", "Record", "ShardInfo", "ShardSet", "content_hash"]
-__all__ += ["intensities", "read_manifest", "verify", "write_manifest", "write_shard"]
+__all__ += ["read_manifest", "verify", "write_manifest", "write_shard"]
 
-MANIFEST = "manifest.json"
-SCALINGS = ("volume", "patch")
 _KIND_NAMES = list(KINDS)
 _MAX_OPEN = 128  # shards open at once in one process: well under the usual limit of 1024 files
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """The content of manifest.json; the fields are its keys."""
-
-    origin: str
-    patch_shape: tuple[int, int, int]
-    spacing_mm: tuple[float, float, float]
-    upper_percentile: float | None
-    count: int
-    subjects: dict[str, dict[str, Any]]
-    shards: tuple[ShardInfo, ...]
-    extra: dict[str, Any]
-    made_by: str = field(default=f"vesselgan {__version__}")
-
-
-def write_manifest(
-    folder: str | Path,
-    *,
-    shards: Sequence[ShardInfo],
-    patch_shape: tuple[int, int, int],
-    origin: str,
-    subjects: dict[str, dict[str, Any]],
-    spacing_mm: tuple[float, float, float],
-    upper_percentile: float | None,
-    extra: dict[str, Any],
-) -> Path:
-    """Makes the finished shards in `folder` a set; written last.
-
-    subjects: {id: {spacing_mm, affine, ...}}; spacing_mm is the set's own, which generated patches inherit.
-    Raises ResourceError if it cannot be written.
-    """
-    assert origin in ORIGINS and shards and len({shard.file for shard in shards}) == len(shards), (origin, shards)
-    content = {
-        "format": "vesselgan-shards",
-        "format_version": FORMAT_VERSION,
-        "made_by": f"vesselgan {__version__}",
-        "origin": origin,
-        "patch_shape": [int(n) for n in patch_shape],
-        "spacing_mm": [float(s) for s in spacing_mm],
-        "upper_percentile": upper_percentile,
-        "count": sum(shard.count for shard in shards),
-        "subjects": subjects,
-        "shards": [asdict(shard) for shard in shards],
-        "extra": extra,
-    }
-    path = Path(folder) / MANIFEST
-    try:
-        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
-    return path
-
-
-def read_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a set of shards. Raises DataError if it is missing, damaged, newer or inconsistent."""
-    path = Path(folder) / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{folder}: no shards here ({MANIFEST} is missing); make them: python -m data_prep.build_shards, "
-            "or launch/generate.py for synthetic ones"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
-    if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
-        raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
-    check_version(path, content.get("format_version"), content.get("made_by"))
-    try:
-        return _parse(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the shards again") from error
-
-
-def _parse(content: dict[str, Any]) -> Manifest:
-    """Raises KeyError, TypeError, ValueError or AttributeError for what breaks the format."""
-    shards = tuple(ShardInfo(**entry) for entry in content["shards"])
-    patch_shape: Any = tuple(operator.index(n) for n in content["patch_shape"])
-    spacing_mm: Any = tuple(float(s) for s in content["spacing_mm"])
-    if len(patch_shape) != 3 or min(patch_shape) < 1:
-        raise ValueError(f"patch_shape {patch_shape}")
-    if len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
-        raise ValueError(f"spacing_mm {spacing_mm}")
-    if content["origin"] not in ORIGINS:
-        raise ValueError(f"origin {content['origin']!r} is not one of {ORIGINS}")
-    for shard in shards:
-        if shard.file != os.path.basename(shard.file) or shard.file in ("", ".", ".."):
-            raise ValueError(f"shard {shard.file!r} is not a plain file name")
-        if operator.index(shard.count) < 1 or operator.index(shard.bytes) < 1 or len(shard.sha256) != 64:
-            raise ValueError(f"shard {shard.file!r} has no patches, bytes or sha256")
-    if not shards or sum(shard.count for shard in shards) != content["count"]:
-        raise ValueError(f"count is {content['count']}, the shards' counts sum to {sum(s.count for s in shards)}")
-    subjects = {str(name): {**entry} for name, entry in content["subjects"].items()}
-    return Manifest(
-        origin=content["origin"],
-        patch_shape=patch_shape,
-        spacing_mm=spacing_mm,
-        upper_percentile=content["upper_percentile"],
-        count=content["count"],
-        subjects=subjects,
-        shards=shards,
-        extra={**content["extra"]},
-        made_by=str(content["made_by"]),
-    )
-
-
-def content_hash(folder: str | Path) -> str:
-    """sha256 over the shards' sha256 in the manifest's order, which identifies the patches and their order."""
-    digests = "".join(shard.sha256 for shard in read_manifest(folder).shards)
-    return hashlib.sha256(digests.encode("ascii")).hexdigest()
-
-
-def intensities(stored_XYZ: np.ndarray, scaling: str) -> np.ndarray:
-    """float32 in [0, 255] from an image as stored (uint16).
-
-    `volume`: the limits of the whole volume, as the record was made. `patch`: the authors' minimum and maximum of each
-    patch; a constant patch becomes 0. Raises UsageError for any other value.
-    """
-    if scaling == "volume":
-        return np.divide(stored_XYZ, np.float32(STEPS_PER_UNIT), dtype=np.float32)
-    if scaling != "patch":
-        raise UsageError(f"data.scaling={scaling!r} is not one of {', '.join(SCALINGS)}")
-    low, high = int(stored_XYZ.min()), int(stored_XYZ.max())
-    # 65535 * 255 is exact in float32, so the largest voxel becomes 255 exactly.
-    return (stored_XYZ - np.uint16(low)).astype(np.float32) * np.float32(255) / np.float32(max(high - low, 1))
-
-
 class ShardSet:
-    """The records of one folder, numbered 0 .. len - 1 in the manifest's order.
+    """The records of one folder, numbered 0 .. len - 1 in the manifest's order; negative numbers count from the end.
 
-    Reads the manifest and checks that every shard exists with its size; a shard is opened and checked on first read.
-    Handles belong to one process: a forked or spawned one opens its own.
+    `shards[i]` is record i as written, `shards[a:b]` a list of records; iteration reads them one by one. The methods
+    read no more than they return. Opening reads the manifest and checks that every shard exists with its size; a shard
+    is opened and checked on first read. Handles belong to one process: a forked or spawned one opens its own.
     Raises DataError, naming the shard and the remedy, for anything damaged.
     """
 
@@ -223,8 +83,48 @@ class ShardSet:
     def __len__(self) -> int:
         return self.manifest.count
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.patch_shape))
+        return f"ShardSet({str(self.folder)!r}: {len(self)} {self.origin} patches of {shape} voxels)"
+
+    def __enter__(self) -> "ShardSet":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, i: SupportsIndex) -> Record: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> list[Record]: ...
+
+    def __getitem__(self, i: SupportsIndex | slice) -> Record | list[Record]:
+        if isinstance(i, slice):
+            return [self[number] for number in range(*i.indices(len(self)))]
+        shard, row = self._shard(i)
+        tables = shard.tables
+        return Record(
+            image_XYZ=from_stored(shard.read("image", row)),
+            label_XYZ=shard.read("label", row),
+            subject=shard.subject(row),
+            corner=tuple(tables["corner"][row].tolist()),
+            kind=_KIND_NAMES[tables["kind"][row]],
+            limits=tuple(tables["limits"][row].tolist()),
+            num_clipped=int(tables["num_clipped"][row]),
+            score_XYZ=shard.read("score", row) if self.origin == "synthetic" else None,
+        )
+
+    @property
+    def label_threshold(self) -> float | None:
+        """The threshold of the stored labels, which the manifest recommends; None for real patches."""
+        return self.manifest.extra.get("threshold") if self.origin == "synthetic" else None
 
     def shard_of(self, i: int) -> str:
         """File name of the shard that holds record i."""
@@ -240,41 +140,35 @@ class ShardSet:
         shard, row = self._shard(i)
         return _KIND_NAMES[shard.tables["kind"][row]]
 
-    def image_XYZ(self, i: int) -> np.ndarray:
-        """float32 in [0, 255], at the volume's scaling."""
-        return self.read_pair(i, scaling="volume", label_threshold=0.0)[0]
+    def image(self, i: int, scaling: str = "volume") -> np.ndarray:
+        """float32 in [0, 255]; scaling: see formats.intensities."""
+        return from_stored(self.stored_image(i), scaling)
 
-    def label(self, i: int, threshold: float) -> np.ndarray:
-        """uint8 {0, 1}: the stored label of a real patch, score >= threshold of a synthetic one."""
+    def stored_image(self, i: int) -> np.ndarray:
+        """uint16 as stored, the smallest form of an image; see formats.intensities."""
         shard, row = self._shard(i)
-        if self.origin == "real":
-            return shard.read("label", row)
-        return (shard.read("score", row).astype(np.float32) >= threshold).astype(np.uint8)
+        return shard.read("image", row)
 
-    def stored_pair(self, i: int, *, label_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """(image uint16 as stored, label uint8): the smallest form of a pair; see `intensities`."""
+    def label(self, i: int, threshold: float | None = None) -> np.ndarray:
+        """uint8 {0, 1}: score >= threshold of a synthetic patch; the stored label of a real one, or of no threshold.
+
+        The stored label of a synthetic patch is that of the threshold that its manifest recommends.
+        """
+        if threshold is not None and self.origin == "synthetic":
+            return (self.score(i) >= threshold).astype(np.uint8)
         shard, row = self._shard(i)
-        return shard.read("image", row), self.label(i, label_threshold)
+        return shard.read("label", row)
 
-    def read_pair(self, i: int, *, scaling: str, label_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-        """(image float32 in [0, 255], label uint8 {0, 1}) of record i."""
-        stored, label = self.stored_pair(i, label_threshold=label_threshold)
-        return intensities(stored, scaling), label
-
-    def record(self, i: int) -> Record:
-        """Record i as it was written."""
+    def score(self, i: int) -> np.ndarray:
+        """float32 in [0, 1]: the generator's label channel. Raises UsageError for real patches, which have none."""
+        if self.origin != "synthetic":
+            raise UsageError(f"{self.folder}: real patches have labels and no scores; read label(i)")
         shard, row = self._shard(i)
-        tables = shard.tables
-        return Record(
-            image_XYZ=intensities(shard.read("image", row), "volume"),
-            label_XYZ=shard.read("label", row),
-            subject=shard.subject(row),
-            corner=tuple(tables["corner"][row].tolist()),
-            kind=_KIND_NAMES[tables["kind"][row]],
-            limits=tuple(tables["limits"][row].tolist()),
-            num_clipped=int(tables["num_clipped"][row]),
-            score_XYZ=shard.read("score", row) if self.origin == "synthetic" else None,
-        )
+        return shard.read("score", row).astype(np.float32)
+
+    def pair(self, i: int, threshold: float | None = None, *, scaling: str = "volume") -> tuple[np.ndarray, np.ndarray]:
+        """(image, label) of record i, as `image` and `label` give them."""
+        return self.image(i, scaling), self.label(i, threshold)
 
     def close(self) -> None:
         """Closes the open shards; the next read opens its own again."""
@@ -282,13 +176,15 @@ class ShardSet:
             shard.close()
         self._open = {}
 
-    def _locate(self, i: int) -> tuple[int, int]:
-        if not 0 <= i < len(self):
-            raise IndexError(f"record {i} of {len(self)} in {self.folder}")
-        number = int(np.searchsorted(self._ends, i, side="right"))
-        return number, int(i - self._ends[number] + self.manifest.shards[number].count)
+    def _locate(self, i: SupportsIndex) -> tuple[int, int]:
+        index = operator.index(i)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)} in {self.folder}")
+        index %= len(self)
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, int(index - self._ends[number] + self.manifest.shards[number].count)
 
-    def _shard(self, i: int) -> tuple[ShardFile, int]:
+    def _shard(self, i: SupportsIndex) -> tuple[ShardFile, int]:
         """The open shard of record i and the row in it."""
         if self._process != os.getpid():  # a handle that came through fork belongs to the parent
             self._open, self._process = {}, os.getpid()

@@ -1,4 +1,4 @@
-"""NIfTI in and out, and the intensity scaling that data preparation and segmentation share.
+"""NIfTI in and out.
 
 Inside the project a volume lies on the closest canonical grid (RAS: x to the right, y to the front, z up), whatever the
 file's own axes; `write_like` takes an array back to a file's grid.
@@ -19,11 +19,10 @@ from vesselgan.core.atomic_io import PartialFile
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.nifti import Header, format_sizes, read_header, read_voxels
 
-__all__ = ["Header", "Volume", "grid_difference", "intensity_limits", "read_header", "read_image", "read_label"]
-__all__ += ["read_mask", "scale_to_255", "write_like", "write_volume"]
+__all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
+__all__ += ["write_volume"]
 
 MAX_LABEL_VALUES = 32
-_LARGEST = float(np.finfo(np.float32).max)
 AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm), far below a voxel
 
 
@@ -126,35 +125,6 @@ def grid_difference(first: Header, second: Header) -> str | None:
     if difference_mm > AFFINE_TOLERANCE_MM:
         return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {AFFINE_TOLERANCE_MM} mm)"
     return None
-
-
-def intensity_limits(image_XYZ: np.ndarray, upper_percentile: float) -> tuple[float, float]:
-    """The intensities that become 0 and 255: minimum and `upper_percentile` of the voxels that are not zero.
-
-    Raises DataError if the two are equal.
-    """
-    voxels = image_XYZ[image_XYZ != 0]
-    if voxels.size == 0:
-        raise DataError("every voxel of the image is zero; remove it from the cohort")
-    low, high = float(voxels.min()), float(np.percentile(voxels, upper_percentile))
-    if not low < high:
-        raise DataError(
-            f"the non-zero voxels from the minimum to the {upper_percentile:g}th percentile are all {low:g}: "
-            "nothing to scale; is this an image and not a label?"
-        )
-    widest = max(abs(float(image_XYZ.min()) - low), abs(float(image_XYZ.max()) - low))
-    if 255.0 / (high - low) > _LARGEST or widest > _LARGEST:
-        raise DataError(
-            f"intensities from {low:g} to {high:g} cannot be scaled in single precision; store them in other units"
-        )
-    return low, high
-
-
-def scale_to_255(image_XYZ: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """float32 in [0, 255]: `limits` become 0 and 255, what lies outside is clipped."""
-    low, high = limits
-    scaled_XYZ = (image_XYZ - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.clip(scaled_XYZ, 0.0, 255.0, out=scaled_XYZ)
 
 
 def write_like(path: str | Path, array_XYZ: np.ndarray, like: str | Path) -> None:

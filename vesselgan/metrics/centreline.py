@@ -54,6 +54,7 @@ def _components_without(lines: np.ndarray, components: np.ndarray, num_component
 
 def count_components(mask_XYZ: np.ndarray) -> int:
     """Number of connected components of a mask (26-connectivity)."""
+    mask_XYZ = np.asarray(mask_XYZ, bool)
     return int(ndimage.label(mask_XYZ[bounding_box(mask_XYZ)], TOUCHING)[1]) if mask_XYZ.any() else 0
 
 

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 
 from vesselgan.core.errors import DataError
+from vesselgan.metrics.masks import as_array
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
@@ -25,7 +26,10 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     (mean_a, root_a), (mean_b, root_b) = (_mean_and_root(features) for features in sets)
     trace = np.square(root_a).sum() + np.square(root_b).sum()
     shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    return max(0.0, float(np.square(mean_a - mean_b).sum() + trace - 2 * shared))
+    distance = float(np.square(mean_a - mean_b).sum() + trace - 2 * shared)
+    if not np.isfinite(distance):
+        raise DataError("the features are too large for a distance in double precision; check the extractor")
+    return max(0.0, distance)
 
 
 def rank_note(num_samples: int, num_features: int) -> str | None:
@@ -40,7 +44,8 @@ def rank_note(num_samples: int, num_features: int) -> str | None:
 
 def as_features(features: np.ndarray, name: str) -> np.ndarray:
     """`features` as float64; DataError unless they are [N, F], finite, with two samples or more."""
-    features = np.asarray(features, dtype=np.float64)
+    # In C order: sums over another order round otherwise.
+    features = np.ascontiguousarray(as_array(features, name), dtype=np.float64)
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
         raise DataError(f"{name} has shape {features.shape}: expected [samples, features] with at least two samples")
     if not np.isfinite(features).all():

@@ -115,7 +115,8 @@ def distance(first: np.ndarray, second: np.ndarray) -> float | None:
 
 def _inside_and_rim(image_XYZ: np.ndarray, vessel_XYZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rim_XYZ = ndimage.maximum_filter(vessel_XYZ, 2 * RIM + 1) & ~vessel_XYZ
-    return image_XYZ[vessel_XYZ], image_XYZ[rim_XYZ]
+    native = image_XYZ.dtype.newbyteorder("=")  # sums of swapped bytes round otherwise
+    return image_XYZ[vessel_XYZ].astype(native), image_XYZ[rim_XYZ].astype(native)
 
 
 def _brighter(inside_V: np.ndarray, rim_V: np.ndarray) -> float | None:

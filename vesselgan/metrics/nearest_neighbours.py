@@ -26,7 +26,7 @@ class Patches(Protocol):
     def patch_shape(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
     def subject(self, i: int) -> str: ...
-    def image_XYZ(self, i: int) -> np.ndarray: ...
+    def image(self, i: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _search(
 def _blocks(training: Patches) -> Iterator[tuple[int, list[str], np.ndarray]]:
     for start in range(0, len(training), BLOCK):
         indices = range(start, min(start + BLOCK, len(training)))
-        block_BV = np.stack([standardise(training.image_XYZ(i)) for i in indices])
+        block_BV = np.stack([standardise(training.image(i)) for i in indices])
         yield start, [training.subject(i) for i in indices], block_BV
 
 

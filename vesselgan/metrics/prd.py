@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.frechet import as_features
 
 EPSILON = 1e-6  # keeps the slopes away from 0 and infinity, as in the original
@@ -53,7 +53,8 @@ def joint_clusters(
     from sklearn.cluster import MiniBatchKMeans
     from threadpoolctl import threadpool_limits
 
-    assert num_runs > 0 and num_clusters > 0, (num_runs, num_clusters)
+    if num_runs < 1 or num_clusters < 1:
+        raise UsageError(f"num_runs={num_runs}, num_clusters={num_clusters}: each must be 1 or more")
     real, generated = as_features(real, "real"), as_features(generated, "generated")
     if real.shape != generated.shape:
         raise DataError(
@@ -77,6 +78,8 @@ def curve_of_clusters(
     real_RN: np.ndarray, generated_RN: np.ndarray, *, num_clusters: int, num_angles: int = 1001
 ) -> tuple[np.ndarray, np.ndarray]:
     """(precision [A], recall [A]) from the samples' clusters (Sajjadi 2018), means over runs."""
+    if num_angles < 2:
+        raise UsageError(f"num_angles={num_angles}: a curve needs 2 or more")
     slope_A = np.tan(np.linspace(EPSILON, np.pi / 2 - EPSILON, num_angles))
     precisions, recalls = [], []
     for real_N, generated_N in zip(real_RN, generated_RN, strict=True):

@@ -1,5 +1,6 @@
 """Distances between masks: (balanced) average Hausdorff distance and HD95."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -117,11 +118,10 @@ def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
 def _surface_voxels(mask: np.ndarray) -> np.ndarray:
     """Indices [n, axes] of those voxels with a face towards the background, the array's outside included."""
     padded = np.pad(mask, 1)
-    flat = np.flatnonzero(padded)
-    steps = [stride // padded.itemsize for stride in padded.strides]
-    values = padded.ravel()
+    flat, values = np.flatnonzero(padded), padded.ravel()
     is_inner = np.ones(flat.size, dtype=bool)
-    for step in steps:
+    for axis in range(padded.ndim):
+        step = math.prod(padded.shape[axis + 1 :])  # of `values`, which is in C order whatever the mask's own
         is_inner &= values[flat - step] & values[flat + step]
     return np.stack(np.unravel_index(flat[~is_inner], padded.shape), axis=1) - 1
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
-from vesselgan.formats.run_dir import Change
+from vesselgan.formats.run_changes import Change
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.provenance import device_name
 

@@ -18,7 +18,8 @@ from torch.profiler import record_function
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
-from vesselgan.data.patches import PatchDataset, read_batches
+from vesselgan.data.patches import ShardDataset, read_batches
+from vesselgan.formats.checkpoint_folder import CHECKPOINTS
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.privacy import releases
@@ -131,7 +132,7 @@ class PrivateRun(CheckpointPart):
         )
 
     def batches(
-        self, dataset: PatchDataset, positions: range, config: TrainGan, world: World
+        self, dataset: ShardDataset, positions: range, config: TrainGan, world: World
     ) -> Iterator[PoissonBatch]:
         """This rank's slices of the Poisson batches at `positions`."""
         assert self.key is not None
@@ -252,7 +253,7 @@ def plan_private_run(config: TrainGan, shards: ShardSet, generator_steps: int) -
 def _secret_key(run_dir: Path) -> int:
     """The run's key, drawn for a new run; CheckpointError if it is damaged, or lost after the first checkpoint."""
     path = run_dir / KEY_FILE
-    has_begun = any((run_dir / "checkpoints").glob("step_*"))
+    has_begun = any((run_dir / CHECKPOINTS).glob("step_*"))
     if not path.is_file() and not has_begun:
         write_private(path, f"{secrets.randbits(KEY_BITS):0{KEY_BITS // 4}x}\n")
     text = path.read_text(errors="replace").strip() if path.is_file() else None

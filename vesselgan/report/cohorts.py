@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.core.errors import DataError
-from vesselgan.formats.cohort import COHORT, Cohort, Subject, read_cohort
-from vesselgan.formats.volumes import read_mask, scale_to_255
+from vesselgan.formats.cohort import COHORT, Cohort, Subject
+from vesselgan.formats.intensities import scale_to_255
+from vesselgan.formats.volumes import read_mask
 from vesselgan.report import figures
 from vesselgan.report.markup import Section, counted, figure, file_name, not_run
 from vesselgan.viz import pictures
@@ -25,7 +26,7 @@ def section(folders: Sequence[str]) -> Section:
         if not (Path(folder) / COHORT).is_file():
             body.append(not_run(f"figure 3 of {Path(folder).name}: the cohort does not exist"))
             continue
-        body.append(_figure(read_cohort(folder), files))
+        body.append(_figure(Cohort.read(folder), files))
     return Section("Cohorts", "\n".join(body), files)
 
 

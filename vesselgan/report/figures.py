@@ -50,7 +50,7 @@ def choose(total: int, count: int, *, stream: int) -> list[int]:
     return np.random.default_rng([SEED, stream]).permutation(total)[:count].tolist()
 
 
-def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_threshold: float) -> list[int]:
+def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_threshold: float | None) -> list[int]:
     """Returns the first `count` patches, in the order of `choose`, with at least MIN_VESSEL_FRACTION vessel.
 
     If fewer of MAX_TRIED patches have it, the first others follow.
@@ -65,13 +65,11 @@ def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_thre
     return [*chosen, *(i for i in order if i not in chosen)][:count]
 
 
-def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: float) -> list[Sample]:
+def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: float | None) -> list[Sample]:
     """Reads these patches; `label_threshold` binarizes synthetic labels."""
     samples = []
     for i in indices:
-        record = shards.record(i)
-        image, label = shards.read_pair(i, scaling="volume", label_threshold=label_threshold)
-        samples.append(Sample(i, record.subject, record.kind, image, label))
+        samples.append(Sample(i, shards.subject(i), shards.kind(i), *shards.pair(i, label_threshold)))
     return samples
 
 

@@ -14,6 +14,7 @@ from vesselgan.config.schema import Report
 from vesselgan.core.atomic_io import write_bytes, write_text
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.core.version import __version__
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
     agreement,
@@ -138,7 +139,7 @@ def _segmentation(group: tuple[str, str], same: Results, others: Results, num_gr
 
 
 def _training_shards(config: Report) -> ShardSet | None:
-    folder = Path(config.data.cohort_dir) / "shards" / "gan" / "train"
+    folder = shards_dir(config.data.cohort_dir, "gan", "train")
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 

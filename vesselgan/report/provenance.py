@@ -24,7 +24,7 @@ def section(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Ru
     versions = "; ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     made_with = f"{now}; vesselgan {__version__}; python {platform.python_version()}; {versions}"
-    settings = f"settings {config_hash(config)}, label threshold {config.data.label_threshold:g}"
+    settings = f"settings {config_hash(config)}"
     rows = [("This page", made_with, settings)]
     for run in runs:
         rows.append((f"GAN {run.title}", _summary(run.provenance), f"settings {run.settings_hash[:12] or 'unknown'}"))

@@ -1,15 +1,14 @@
 """A GAN's run directory as the report reads it: settings, logged scalars, architecture, synthetic shards."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import UsageError
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Run:
     folder: Path
     settings: dict[str, Any]
     settings_hash: str
-    """SHA-256 of config.yaml."""
+    """SHA-256 of the file that holds them."""
     provenance: dict[str, Any]
     finished: dict[str, Any] | None
     steps: np.ndarray
@@ -68,64 +67,22 @@ def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(f"runs: {folder} does not exist; name run directories of launch/train_gan.py")
-    settings, settings_hash = _read_settings(folder / "config.yaml")
-    steps, scalars = read_metrics(folder / "metrics.jsonl")
-    synthetic = Path(synthetic) if synthetic is not None else folder / "synthetic"
+    run = RunDir(folder)
+    settings, settings_hash = run.settings()
+    metrics = run.metrics()
+    names = sorted({name for entry in metrics for name in entry if name != "step"})
+    patches = Path(synthetic) if synthetic is not None else run.synthetic
     return Run(
         folder=folder,
         settings=settings,
         settings_hash=settings_hash,
-        provenance=_read_json(folder / "provenance.json") or {},
-        finished=_read_json(folder / "finished.json"),
-        steps=steps,
-        scalars=scalars,
-        architecture=_read_json(folder / "architecture.json"),
-        synthetic=synthetic if (synthetic / "manifest.json").is_file() else None,
+        provenance=run.provenance(),
+        finished=run.finished(),
+        steps=np.array([int(entry["step"]) for entry in metrics], np.int64),
+        scalars={name: np.array([_number(entry.get(name)) for entry in metrics]) for name in names},
+        architecture=run.architecture(),
+        synthetic=patches if (patches / MANIFEST).is_file() else None,
     )
-
-
-def _read_settings(path: Path) -> tuple[dict[str, Any], str]:
-    """Returns (settings, SHA-256 of the file); empty if there is no file."""
-    if not path.is_file():
-        return {}, ""
-    content = path.read_bytes()
-    try:
-        settings = yaml.safe_load(content.decode("utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
-    if not isinstance(settings, dict):
-        raise DataError(f"{path}: holds no settings; the run directory is damaged")
-    return settings, hashlib.sha256(content).hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: not readable ({error}); the run directory is damaged") from error
-    return value if isinstance(value, dict) else {"value": value}
-
-
-def read_metrics(path: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Returns ascending steps and the scalars at them; of a step that was logged twice the later line counts.
-
-    Drops a last line that a killed run left half written; raises DataError for any other damaged line.
-    """
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    by_step: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            values = json.loads(line)
-            by_step[int(values["step"])] = values
-        except (ValueError, TypeError, KeyError) as error:
-            if number == len(lines):
-                break
-            raise DataError(f"{path}: line {number} is damaged ({error}); remove the line") from error
-    steps = np.array(sorted(by_step), np.int64)
-    names = sorted({name for values in by_step.values() for name in values if name != "step"})
-    return steps, {name: np.array([_number(by_step[int(s)].get(name)) for s in steps]) for name in names}
 
 
 def _number(value: Any) -> float:

@@ -51,7 +51,7 @@ def section(
     runs: Sequence[Run],
     training: ShardSet | None,
     thresholds: dict[tuple[str, str], float],
-    default: float,
+    default: float | None,
     results: Sequence[dict[str, Any]] = (),
 ) -> Section:
     """Figures 4 and B.1, and each run's nearest training patches.
@@ -96,17 +96,20 @@ def section(
     return Section("Synthetic patches", "\n".join(body), files)
 
 
-def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], default: float) -> float:
+def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], default: float | None) -> float | None:
     gan = gan_of(patches.manifest.extra)
-    return default if gan is None else thresholds.get(gan, default)
+    chosen = thresholds.get(gan, default) if gan is not None else default
+    return patches.label_threshold if chosen is None else chosen
 
 
-def _choose(title: str, shards: ShardSet, label_threshold: float, *, stream: int) -> Gallery:
+def _choose(title: str, shards: ShardSet, label_threshold: float | None, *, stream: int) -> Gallery:
     indices = figures.choose_with_vessels(shards, NUM_SHOWN, stream=stream, label_threshold=label_threshold)
     return Gallery(title, figures.read_samples(shards, indices, label_threshold), shards.spacing_mm)
 
 
-def _sample_figures(name: str, rendered: Sequence[tuple[Gallery, list[Pictures]]], thresholds: Sequence[float]) -> str:
+def _sample_figures(
+    name: str, rendered: Sequence[tuple[Gallery, list[Pictures]]], thresholds: Sequence[float | None]
+) -> str:
     """Slices with labels, then the labels in 3D."""
 
     def slices(sample: Sample, drawn: Pictures) -> str:
@@ -127,7 +130,7 @@ def _sample_figures(name: str, rendered: Sequence[tuple[Gallery, list[Pictures]]
             bodies.append((gallery.title, body))
         return panels(bodies)
 
-    distinct = ", ".join(dict.fromkeys(f"{threshold:g}" for threshold in thresholds))
+    distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
     return figure(
         f"{name}, mid-axial slices",
         cards("four", slices),
@@ -166,7 +169,7 @@ def _neighbours(
     training: ShardSet,
     samples: Sequence[Sample],
     white: float,
-    label_threshold: float,
+    label_threshold: float | None,
     stem: str,
     files: Files,
 ) -> str:
@@ -179,8 +182,8 @@ def _neighbours(
     queries = [("shown", synthetic, sample.index) for sample in samples]
     queries += [("synthetic", synthetic, i) for i in drawn]
     queries += [("real to another subject", training, i) for i in drawn_real]
-    excluded = [training.record(i).subject if shards is training else None for _, shards, i in queries]
-    images = (shards.image_XYZ(i) for _, shards, i in queries)
+    excluded = [training.subject(i) if shards is training else None for _, shards, i in queries]
+    images = (shards.image(i) for _, shards, i in queries)
     neighbours = nearest_neighbours.nearest(images, training, excluded_subjects=excluded)
     rows: list[list[Any]] = [
         [kind, i, neighbour.index, neighbour.subject, neighbour.distance]

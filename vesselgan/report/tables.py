@@ -1,19 +1,17 @@
 """The segmentation table and its aims, from results JSON: as rows, plain text, Markdown and CSV rows."""
 
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from vesselgan.core.errors import DataError
+from vesselgan.formats.results import Result, Results
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
 from vesselgan.report.markup import NOT_RUN, markdown
 
-FORMAT_VERSION = 1
 REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
 METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
 METHODS = {  # result's name -> title of the rows that the table always has
@@ -30,8 +28,6 @@ AIMS = (  # text, target of all vessels and intracranial, the two methods, wheth
     ("U-Net on synthetic as a share of real", (0.80, 0.80), "synthetic", "real", True),
     ("U-Net on synthetic minus shuffled labels", (0.20, 0.20), "synthetic", "shuffled", False),
 )
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,14 +89,7 @@ def read_results(folder: str | Path) -> list[Result]:
     Raises DataError for a file that is not JSON, is of another format version, or lacks a key of its job.
     """
     results = []
-    for path in sorted(Path(folder).glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
-        version = result.get("format_version") if isinstance(result, dict) else None
-        if version != FORMAT_VERSION:
-            raise DataError(f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; evaluate again")
+    for path, result in Results(folder):
         if result.get("job") == "segmentation":
             _check_segmentation(result, path)
         results.append(result)

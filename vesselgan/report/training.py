@@ -67,14 +67,14 @@ def _losses(run: Run) -> str:
 
 def _networks(run: Run) -> str:
     if not run.architecture:
-        return not_run("figure 2: the run directory has no architecture.json")
+        return not_run("figure 2: the run directory does not describe its networks")
     diagrams = []
     try:
         for name, network in run.architecture.items():
             title = f"{name.capitalize()}, {network['parameters']:,} parameters"
             diagrams.append((title, _diagram(network, title)))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{run.folder}/architecture.json: not readable ({error!r}); remove it") from error
+        raise DataError(f"{run.folder}: its description of the networks is damaged ({error!r})") from error
     return figure(
         "Figure 2, the networks",
         panels(diagrams, grid="one"),

@@ -1,11 +1,7 @@
 """Checkpoints of a run: complete or absent, without pickle, independent of the number of ranks and the ZeRO stage.
 
-    checkpoints/step_00000100/<network>.safetensors             float32 weights and buffers, by name
-                              <network>.optimizer.safetensors   Adam's moments, `<parameter>/<moment>`
-                              <extra>.safetensors               tensors of the caller, such as a moving average
-                              state.json                        step, loss scalers, counters, the caller's state
-                              manifest.json                     sha256 and bytes of the above, written last
-    checkpoints/latest                                          name of the newest one
+Each network's weights and buffers in float32, its optimizer's moments, further tensors of the caller such as a moving
+average, and a state: step, loss scalers, counters, the caller's own. Names of files: formats.checkpoint_folder.
 
 No random state is stored: every draw (patches, orientations, latents, epsilons, dropout, sample images) is a function
 of the seed and a position, which are in the caller's state.
@@ -23,9 +19,10 @@ from torch import Tensor
 
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import CheckpointError, NumericError, ResourceError
-from vesselgan.runtime import checkpoint_folder as folders
+from vesselgan.formats import checkpoint_folder as folders
+from vesselgan.formats.checkpoint_folder import name_of as name_of
+from vesselgan.formats.checkpoint_folder import optimizer_file, weights_file
 from vesselgan.runtime import engine_state
-from vesselgan.runtime.checkpoint_folder import name_of as name_of
 from vesselgan.runtime.distributed import World, barrier, run_on_rank0
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.tensor_files import LazyTensor, TensorFile, lazy_tensor, write_chunks, write_tensors
@@ -55,21 +52,21 @@ def save(
     is_kept: bool = False,
     extra: Mapping[str, dict[str, Tensor]] | None = None,
 ) -> SavedCheckpoint:
-    """Publish `checkpoints/step_<step>`; a collective call. `state` must be JSON.
+    """Publish the checkpoint after `step` steps; a collective call. `state` must be JSON.
 
     ResourceError for a full disk, NumericError for a number that is not finite; nothing is published then. extra:
     further tensors by file stem, the same on every rank. The newest `keep_last` checkpoints stay, those named in
     `keep`, and for ever those saved with `is_kept`.
     """
     started_at = time.perf_counter()
-    final = run_dir / "checkpoints" / name_of(step)
+    final = run_dir / folders.CHECKPOINTS / name_of(step)
     files = {
-        f"{stem}.safetensors": {key: lazy_tensor(tensor) for key, tensor in tensors.items()}
+        weights_file(stem): {key: lazy_tensor(tensor) for key, tensor in tensors.items()}
         for stem, tensors in (extra or {}).items()
     }
     for name, engine in engines.items():
-        files[f"{name}.safetensors"] = engine_state.weights_of(engine)
-        files[f"{name}.optimizer.safetensors"] = engine_state.moments_of(engine)
+        files[weights_file(name)] = engine_state.weights_of(engine)
+        files[optimizer_file(name)] = engine_state.moments_of(engine)
     content: dict[str, Any] = {"format_version": folders.FORMAT_VERSION, "step": step, "is_kept": is_kept}
     content |= {"state": state, "engines": {name: engine_state.counters_of(engine) for name, engine in engines.items()}}
     partial = final.with_name(f"{final.name}.partial")
@@ -116,8 +113,8 @@ def load(
     content = folders.read_state(path)
     if set(content["engines"]) != set(engines):
         raise CheckpointError(f"{path}: holds {sorted(content['engines'])}, this run has {sorted(engines)}")
-    weights = {network: _open(path, f"{network}.safetensors") for network in engines}
-    moments = {network: _open(path, f"{network}.optimizer.safetensors") for network in engines}
+    weights = {network: _open(path, weights_file(network)) for network in engines}
+    moments = {network: _open(path, optimizer_file(network)) for network in engines}
     _check_architecture(path, engines, weights, moments)
     missing = [
         f"{item} of the {network}"
@@ -144,16 +141,15 @@ def init_from(source: Path, engines: dict[str, Engine], *, world: World) -> dict
 
     CheckpointError if there is none, or if it is of other networks.
     """
-    files = [f"{network}.safetensors" for network in engines]
-    is_checkpoint = (source / folders.MANIFEST).is_file() and source.parent.name == "checkpoints"
-    run_dir, name = (source.parent.parent, source.name) if is_checkpoint else (source, None)
+    files = [weights_file(network) for network in engines]
+    run_dir, name = folders.split_path(source)
     path = run_on_rank0(world, lambda: folders.find_checkpoint(run_dir, name, files=files))
     if path is None:
         raise CheckpointError(
             f"init_from={source}: neither a run directory with checkpoints nor the directory of a checkpoint"
         )
     step = folders.read_state(path)["step"]
-    weights = {network: _open(path, f"{network}.safetensors") for network in engines}
+    weights = {network: _open(path, weights_file(network)) for network in engines}
     _check_architecture(path, engines, weights, {})
     for network, engine in engines.items():
         engine_state.restore_weights(engine, weights[network])
@@ -166,7 +162,7 @@ def read_weights(run_dir: Path, network: str, name: str | None = None) -> tuple[
 
     Verifies the checksums of the files that it reads.
     """
-    file = f"{network}.safetensors"
+    file = weights_file(network)
     path = folders.find_checkpoint(Path(run_dir), name, files=(file,))
     if path is None:
         raise CheckpointError(f"{run_dir}: no checkpoint yet; train it first, or wait for the first one")
@@ -186,7 +182,7 @@ def check_disk(run_dir: Path, num_bytes: int, *, keep_last: int, num_kept: int =
 
     num_kept: checkpoints that stay for ever beside the last ones. One more is being written while all of them exist.
     """
-    folder = run_dir / "checkpoints"
+    folder = run_dir / folders.CHECKPOINTS
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     count = keep_last + num_kept + 1
     needed, free = count * num_bytes, shutil.disk_usage(run_dir).free + used

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vesselgan.core.errors import NumericError
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.runtime.distributed import World
 
 
@@ -73,8 +74,8 @@ class SkipLimit:
         elif engine.scaler is not None:
             problem = f"the gradient overflowed half at the smallest loss scale, {engine.loss_scale:g}"
             advice = "precision bf16, which has float32's range (--deepspeed_config ds_bf16.json)"
-        saved = sorted((self.run_dir / "checkpoints").glob("step_*[0-9]"))
-        last = f"the last good checkpoint is {saved[-1].name}" if saved else "there is no checkpoint yet"
+        saved = RunDir(self.run_dir).checkpoints()
+        last = f"the last good checkpoint is {saved[0]}" if saved else "there is no checkpoint yet"
         return (
             f"{self.run_dir}: {name}: {problem} in {self.limit} steps in a row, up to step {step} "
             f"({self.setting}={self.limit}); none of them changed anything, {last}. In a new run directory: {advice}"

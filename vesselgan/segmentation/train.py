@@ -11,7 +11,9 @@ from typing import Any
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import TrainUnet, UnetRun
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.data.patches import PatchDataset
+from vesselgan.data.patches import ShardDataset
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.run_dir import EVENTS
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
 from vesselgan.runtime.distributed import run_on_rank0
@@ -19,7 +21,6 @@ from vesselgan.runtime.engine import Engine, build
 from vesselgan.segmentation.unet_trainer import batches_of, build_trainer, training_data
 from vesselgan.segmentation.validation import Validation
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.trainer.run_log import EVENTS
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session, run_in_session
 
@@ -44,10 +45,9 @@ def run_dir_of(config: TrainUnet) -> Path:
 
 def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
     """(the sets to train on, the real validation set); raises UsageError or DataError for sets that do not fit."""
-    real_dir = Path(config.data.cohort_dir) / "shards" / "unet"
     sets = []
     if config.data.source in ("real", "both"):
-        sets.append(_shards_of_origin(real_dir / "train", "real"))
+        sets.append(_shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "train"), "real"))
     if config.data.source in ("synthetic", "both"):
         if config.synthetic is None:
             raise UsageError(
@@ -55,7 +55,7 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
                 "(launch/generate.py writes them to RUN/synthetic)"
             )
         sets.append(_shards_of_origin(Path(config.synthetic), "synthetic"))
-    validation = _shards_of_origin(real_dir / "validation", "real")
+    validation = _shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "validation"), "real")
     check_unet_shape(validation.patch_shape, config.unet.filters)
     for shards in sets:
         if shared := set(shards.subjects) & set(validation.subjects):
@@ -122,10 +122,10 @@ def _build_engine(session: Session, settings: dict[str, Any]) -> Engine:
     return build(NETWORK, network, learning_rate=rate, betas=BETAS, settings=settings, world=session.world)
 
 
-def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> PatchDataset:
+def _dataset(config: TrainUnet, sets: list[ShardSet] | ShardSet) -> ShardDataset:
     """Images in 0..255. The control shuffles labels of the training patches (a list) alone."""
     is_shuffled = config.data.shuffle_labels and isinstance(sets, list)
-    return PatchDataset(
+    return ShardDataset(
         sets,
         scaling=config.data.scaling,
         label_threshold=config.data.label_threshold,
@@ -148,7 +148,7 @@ def _facts(session: Session, engine: Engine, steps: int) -> dict[str, Any]:
     }
 
 
-def _summary_lines(session: Session, schedule: Schedule, engine: Engine, training: PatchDataset) -> list[str]:
+def _summary_lines(session: Session, schedule: Schedule, engine: Engine, training: ShardDataset) -> list[str]:
     config, world = session.config, session.world
     source = config.data.source + (", labels shuffled against images" if config.data.shuffle_labels else "")
     origin = f"resumed at step {schedule.start}" if schedule.start else "new run"

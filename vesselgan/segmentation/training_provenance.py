@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest
 
 
@@ -20,7 +21,7 @@ def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet
         if shards.origin == "synthetic":
             generation = shards.manifest.extra
             gan = {key: generation.get(key) for key in ("run", "weights_sha256")}
-            folder = Path(cohort_dir) / "shards" / "gan" / "train"
+            folder = shards_dir(cohort_dir, "gan", "train")
             if not (folder / MANIFEST).is_file() or content_hash(folder) != generation.get("trained_on"):
                 unknown.append("what the GAN of the synthetic patches learned from is not in the cohort")
                 continue

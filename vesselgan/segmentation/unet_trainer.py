@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.profiler import record_function as phase
 
 from vesselgan.config.schema import TrainUnet
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 from vesselgan.losses.segmentation import LOSSES
 from vesselgan.runtime.engine import Engine
@@ -40,7 +40,7 @@ def training_data(config: TrainUnet, sets: list[ShardSet], validation_set: Shard
     return FixedState(content)
 
 
-def batches_of(session: Session, schedule: Schedule, batch: BatchPlan, training: PatchDataset) -> Iterator[Tensor]:
+def batches_of(session: Session, schedule: Schedule, batch: BatchPlan, training: ShardDataset) -> Iterator[Tensor]:
     unet = session.config.unet
     return stream(
         training,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.core.errors import NumericError
-from vesselgan.data.patches import PatchDataset
+from vesselgan.data.patches import ShardDataset
 from vesselgan.losses.segmentation import soft_dice, sum_over_ranks
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World
@@ -57,7 +57,7 @@ class Validation(CheckpointPart):
 
     num_protected = 1
 
-    def __init__(self, session: Session, schedule: Schedule, network: nn.Module, dataset: PatchDataset) -> None:
+    def __init__(self, session: Session, schedule: Schedule, network: nn.Module, dataset: ShardDataset) -> None:
         self._session, self._schedule, self._network, self._dataset = session, schedule, network, dataset
         self._selection = Selection(**session.state.get("selection", {}))
 
@@ -104,7 +104,7 @@ class Validation(CheckpointPart):
 
 
 @torch.no_grad()
-def validate(unet: nn.Module, dataset: PatchDataset, *, batch_size: int, world: World) -> Scores:
+def validate(unet: nn.Module, dataset: ShardDataset, *, batch_size: int, world: World) -> Scores:
     """Scores of the U-Net in evaluation mode, the patches divided over the ranks; its mode is restored."""
     sums = torch.zeros(5, dtype=torch.float64, device=world.device)
     was_training = unet.training
@@ -122,7 +122,7 @@ def validate(unet: nn.Module, dataset: PatchDataset, *, batch_size: int, world: 
 
 
 @torch.no_grad()
-def validation_image(unet: nn.Module, dataset: PatchDataset, device: torch.device) -> np.ndarray:
+def validation_image(unet: nn.Module, dataset: ShardDataset, device: torch.device) -> np.ndarray:
     """Maximum intensity projections; per patch the image, then overlaid with the true and the predicted label."""
     was_training = unet.training
     unet.eval()
@@ -139,7 +139,7 @@ def validation_image(unet: nn.Module, dataset: PatchDataset, device: torch.devic
     return sheet(rows)
 
 
-def _batches_of_rank(dataset: PatchDataset, batch_size: int, world: World) -> Iterator[Tensor]:
+def _batches_of_rank(dataset: ShardDataset, batch_size: int, world: World) -> Iterator[Tensor]:
     indices = range(world.rank, len(dataset), world.size)
     for first in range(0, len(indices), batch_size):
         yield dataset.read(indices[first : first + batch_size])

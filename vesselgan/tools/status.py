@@ -1,20 +1,17 @@
 """How a run is doing, read from its directory alone, also while it trains: nothing is written or loaded."""
 
 import json
-import os
 import socket
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
-from vesselgan.core.locks import holder_of
+from vesselgan.formats.run_dir import RunDir
 
 HEALTHY, STALLED, STOPPED, FINISHED = "healthy", "stalled", "stopped", "finished"
 TAIL_BYTES = 65536
-SIGNS_OF_LIFE = ("metrics.jsonl", "log.txt", "sessions.jsonl", "checkpoints")
 SILENT_INTERVALS = 10
 """Intervals between two lines of metrics that may pass in silence before a run counts as stalled."""
 
@@ -27,26 +24,25 @@ def status(command: Command) -> None:
 
 def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
     """The run's state and what it is concluded from; ages in seconds. Raises UsageError where there is no run."""
-    if not (run_dir / "config.yaml").is_file():
-        raise UsageError(f"{run_dir}: holds no run (no config.yaml); name a run directory, for example work/runs/NAME")
-    metrics = _read_jsonl(run_dir / "metrics.jsonl", TAIL_BYTES)
+    run = RunDir(run_dir)
+    if not run.exists():
+        raise UsageError(f"{run_dir}: holds no run; name a run directory, for example work/runs/NAME")
+    metrics, requeue = run.metrics(TAIL_BYTES), run.requeue()
     last = metrics[-1] if metrics else {}
-    manifests = sorted((run_dir / "checkpoints").glob("step_*[0-9]/manifest.json"))
-    requeue = _read_requeue(run_dir / "requeue")
     report = {
         "run": str(run_dir),
         "step": last.get("step", 0),
         "step_ms": last.get("time/step_ms"),
         "steps_per_second": 1000 / last["time/step_ms"] if last.get("time/step_ms") else None,
-        "checkpoint": manifests[-1].parent.name if manifests else None,
-        "checkpoint_age_s": _age_s(manifests[-1]) if manifests else None,
-        "silent_s": min((_age_s(path) for name in SIGNS_OF_LIFE if (path := run_dir / name).exists()), default=None),
-        "sessions": len(_read_jsonl(run_dir / "sessions.jsonl", None)),
+        "checkpoint": next(iter(run.checkpoints()), None),
+        "checkpoint_age_s": run.checkpoint_age_s(),
+        "silent_s": run.silent_s(),
+        "sessions": len(run.sessions()),
         "requeue_requested": requeue is not None,
-        "holder": holder_of(run_dir / "lock"),
+        "holder": run.holder(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    state, reason = _state(run_dir, report, metrics, requeue, 60 * stalled_minutes)
+    state, reason = _state(run, report, metrics, requeue, 60 * stalled_minutes)
     return report | {"state": state, "reason": reason}
 
 
@@ -70,14 +66,14 @@ def format_age(seconds: float) -> str:
 
 
 def _state(
-    run_dir: Path,
+    run: RunDir,
     report: dict[str, Any],
     metrics: list[dict[str, Any]],
     requeue: dict[str, Any] | None,
     patience_s: float,
 ) -> tuple[str, str]:
-    if (run_dir / "finished.json").is_file():
-        return FINISHED, f"{format_age(_age_s(run_dir / 'finished.json'))} ago"
+    if run.finished_file.is_file():
+        return FINISHED, f"{format_age(run.finished_age_s())} ago"
     silent_s, holder = report["silent_s"], report["holder"]
     if silent_s is None:
         return STOPPED, "it never started"
@@ -85,7 +81,7 @@ def _state(
         interval_s = (metrics[-1]["step"] - metrics[-2]["step"]) * report["step_ms"] / 1000
         patience_s = max(patience_s, SILENT_INTERVALS * interval_s)
     if holder is None and requeue is None and silent_s < patience_s:
-        holder = _holder_elsewhere(run_dir / "lock")
+        holder = _holder_elsewhere(run)
     if holder is not None:
         return (STALLED if silent_s > patience_s else HEALTHY), f"{format_age(silent_s)} silent, held by {holder}"
     if requeue is not None:
@@ -93,45 +89,8 @@ def _state(
     return STOPPED, f"{format_age(silent_s)} ago without a requeue: it failed or was killed; see the job's output"
 
 
-def _holder_elsewhere(lock: Path) -> str | None:
+def _holder_elsewhere(run: RunDir) -> str | None:
     """Who took the lock last, if on another host: some file systems keep locks to each node."""
-    try:
-        holder = lock.read_text().strip()
-    except OSError:
-        return None
+    holder = run.last_holder() or ""
     host = holder.partition(" on ")[2].partition(",")[0]
     return f"{holder} (its lock is not seen from here)" if host and host != socket.gethostname() else None
-
-
-def _read_requeue(marker: Path) -> dict[str, Any] | None:
-    """What a stopped run wrote for its next session, which may remove it at any time."""
-    try:
-        return json.loads(marker.read_text())
-    except FileNotFoundError:
-        return None
-
-
-def _read_jsonl(path: Path, num_bytes: int | None) -> list[dict[str, Any]]:
-    """The JSON objects in the file's last bytes (None: in all), without lines that are half written."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - num_bytes) if num_bytes is not None else 0)
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return []
-    records = []
-    for line in lines:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict)]
-
-
-def _age_s(path: Path) -> float:
-    """Seconds since the file changed; 0 where it has just been removed."""
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:
-        return 0.0

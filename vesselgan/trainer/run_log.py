@@ -1,4 +1,4 @@
-"""The run's log: lines on the screen and in log.txt, metrics.jsonl, TensorBoard. Only rank 0 writes."""
+"""The run's log: lines on the screen and in a file, metrics in a file and in TensorBoard. Only rank 0 writes."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from vesselgan.config.compose import flat
 from vesselgan.core.atomic_io import write_text
+from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
 HPARAMS = ("variant.", "data.", "train.")
 """Groups of settings that define a run."""
-LOG, METRICS, EVENTS = "log.txt", "metrics.jsonl", "tensorboard"
 
 
 class RunLog:
@@ -39,7 +39,7 @@ class RunLog:
         self._writer = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
 
     def line(self, text: str) -> None:
-        """One line on the screen, above the progress bar, and with its time (UTC) in log.txt."""
+        """One line on the screen, above the progress bar, and with its time (UTC) in the log file."""
         if self.is_main:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
@@ -47,7 +47,7 @@ class RunLog:
             self._log.flush()
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
-        """`metrics` at `step`, into metrics.jsonl and TensorBoard."""
+        """`metrics` at `step`, into the metrics file and TensorBoard."""
         if not self.is_main:
             return
         self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")

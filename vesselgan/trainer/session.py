@@ -8,7 +8,8 @@ from typing import Any
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command
 from vesselgan.formats import local_copy
-from vesselgan.formats.run_dir import Change, is_finished, load_or_init, mark_finished, record_session
+from vesselgan.formats.run_changes import Change
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet
 from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World, run_on_all_ranks, run_on_rank0
@@ -57,12 +58,12 @@ class Session:
         inputs: name -> hash of what the run reads. A collective call; raises the errors of `load_or_init`, and
         UsageError when another process trains there.
         """
-        self._settings, self._inputs = settings, inputs
+        self._settings, self._inputs, run = settings, inputs, RunDir(self.run_dir)
         self.changes = run_on_rank0(
             self.world,
-            lambda: load_or_init(self.run_dir, command, self.config, settings, inputs=inputs, provenance=collect()),
+            lambda: run.load_or_init(command, self.config, settings, inputs=inputs, provenance=collect()),
         )
-        if is_finished(self.run_dir, num_steps, self.changes):
+        if run.is_finished(num_steps, self.changes):
             if self.world.is_main:
                 print(f"{self.run_dir}: finished already", flush=True)
             return False
@@ -106,7 +107,7 @@ class Session:
         entry = {"step": step, "ranks": self.world.size, "inputs": self._inputs, "weights_from": weights_from}
         run_on_rank0(
             self.world,
-            lambda: record_session(self.run_dir, self.config, self._settings, self.changes, entry, collect()),
+            lambda: RunDir(self.run_dir).record_session(self.config, self._settings, self.changes, entry, collect()),
         )
         self.log = RunLog(self.run_dir, is_main=self.world.is_main, resume_step=step)
         for line in [*lines, *self._lines, *(f"changed: {change}" for change in self.changes)]:
@@ -115,7 +116,7 @@ class Session:
     def finish(self, facts: dict[str, Any], line: str) -> None:
         """Mark the run as finished; `facts` are the content of finished.json."""
         if self.world.is_main:
-            mark_finished(self.run_dir, facts)
+            RunDir(self.run_dir).mark_finished(facts)
         self.log.line(f"finished: {line}; {self.run_dir}")
 
     def close(self) -> None:

@@ -19,12 +19,10 @@ import torch
 import torch.distributed as dist
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.formats.run_dir import acquire_lock, count_sessions
+from vesselgan.formats.run_dir import REQUEUE, STOP, RunDir
 from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.trainer.progress import Pace
 
-STOP_FILE = "stop"
-REQUEUE_FILE = "requeue"
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 MARGIN = 1.5
 """Times the measured save and steps that must fit before the job's end: both vary."""
@@ -73,8 +71,8 @@ class Stopper:
         self._called_at = time.perf_counter()
 
         def lock_and_reset() -> list[str]:
-            self._lock = acquire_lock(run_dir)
-            (run_dir / STOP_FILE).unlink(missing_ok=True)
+            self._lock = RunDir(run_dir).acquire_lock()
+            (run_dir / STOP).unlink(missing_ok=True)
             remove_requeue(run_dir)
             self._ends_at, line = end_of_job(max_minutes)
             return [line] if line else []
@@ -90,8 +88,8 @@ class Stopper:
         """Whether to save and leave now, the same on every rank; called once per step by all of them."""
         now = time.perf_counter()
         step_s, self._called_at = self.pace.step_s or now - self._called_at, now
-        if not self._reason and self._world.is_main and (self._run_dir / STOP_FILE).exists():
-            self._reason = f"{self._run_dir / STOP_FILE} was found"
+        if not self._reason and self._world.is_main and (self._run_dir / STOP).exists():
+            self._reason = f"{self._run_dir / STOP} was found"
         steps = 2 if self._group is not None else 1  # with several ranks the next step is taken before all know
         if not self._reason and time.time() + MARGIN * (steps * step_s + self.pace.save_s) > self._ends_at:
             self._reason = "the job's time is nearly up"
@@ -111,16 +109,16 @@ class Stopper:
         stopped = f"stopped at step {step}, saved: {self.reason}; "
         if not self._world.is_main:
             return stopped
-        count = count_sessions(self._run_dir)
+        count = len(RunDir(self._run_dir).sessions())
         if count >= self._max_restarts:
             return stopped + (
                 f"started {count} times (runtime.max_restarts={self._max_restarts}), so no requeue is written; the "
                 "same command resumes from here with a higher limit"
             )
         request = {"step": step, "reason": self.reason, "sessions": count}
-        write_text(self._run_dir / REQUEUE_FILE, json.dumps(request) + "\n")
+        write_text(self._run_dir / REQUEUE, json.dumps(request) + "\n")
         by_whom = "the job script requeues it, or " if "SLURM_JOB_ID" in os.environ else ""
-        return stopped + f"{self._run_dir / REQUEUE_FILE} written: {by_whom}the same command resumes from here"
+        return stopped + f"{self._run_dir / REQUEUE} written: {by_whom}the same command resumes from here"
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += number == signal.SIGINT
@@ -132,7 +130,7 @@ class Stopper:
 
 def remove_requeue(run_dir: Path) -> None:
     """From here on a failure must not be taken for a stop."""
-    (run_dir / REQUEUE_FILE).unlink(missing_ok=True)
+    (run_dir / REQUEUE).unlink(missing_ok=True)
 
 
 def end_of_job(max_minutes: float | None) -> tuple[float, str]:

@@ -9,8 +9,6 @@ from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
 from vesselgan.training.networks import build_networks
 
-FILE = "architecture.json"
-
 
 def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, Any]:
     """{network: {"input": shape, "layers": [{"kind", "shape", "parameters", ...}], "parameters": sum}} for JSON.

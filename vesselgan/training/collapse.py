@@ -35,10 +35,10 @@ def mean_pairwise_distance(patches: Iterable[Tensor]) -> float:
     return (torch.pdist(features_NF).mean() / features_NF.shape[1] ** 0.5).item()
 
 
-def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float) -> Tensor:
+def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float | None) -> Tensor:
     """Up to NUM_SAMPLES patches [N, 2, X, Y, Z] from all over the set, in the generator's range."""
     numbers = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int))
-    pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+    pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]
     return torch.stack([torch.from_numpy(np.stack([image / HALF_RANGE - 1, label])).float() for image, label in pairs])
 
 

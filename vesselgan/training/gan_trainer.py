@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.schema import TrainGan
-from vesselgan.data.patches import PatchDataset, stream
+from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 from vesselgan.privacy.step import PrivateRun
 from vesselgan.privacy.step import critic_step as private_critic_step
@@ -90,7 +90,7 @@ def _batches(
     session: Session, schedule: Schedule, batch: BatchPlan, shards: ShardSet, private: PrivateRun | None
 ) -> Iterator[Any]:
     config, world = session.config, session.world
-    dataset = PatchDataset(
+    dataset = ShardDataset(
         shards,
         scaling=config.data.scaling,
         label_threshold=config.data.label_threshold,

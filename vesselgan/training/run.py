@@ -5,7 +5,8 @@ from typing import Any
 
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import Plan, TrainGan
-from vesselgan.formats.run_dir import write_json
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.runtime import checkpoint
@@ -55,7 +56,7 @@ def schedule_of(config: TrainGan | Plan, num_patches: int) -> Schedule:
 
 def _run(session: Session) -> None:
     config, world, run_dir = session.config, session.world, session.run_dir
-    shards = run_on_rank0(world, lambda: ShardSet(Path(config.data.cohort_dir) / "shards" / "gan" / "train"))
+    shards = run_on_rank0(world, lambda: ShardSet(shards_dir(config.data.cohort_dir, "gan", "train")))
     schedule = schedule_of(config, len(shards))
     num_steps = schedule.stop
     private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
@@ -77,7 +78,7 @@ def _run(session: Session) -> None:
     if not schedule.start:
         log_real_images(session.log, shards, scaling=config.data.scaling, label_threshold=config.data.label_threshold)
     if world.is_main:
-        write_json(run_dir / architecture.FILE, architecture.describe(config.variant, shards.patch_shape))
+        RunDir(run_dir).write_architecture(architecture.describe(config.variant, shards.patch_shape))
     with explaining_out_of_memory(estimate):
         steps = trainer.train()
     if steps == schedule.stop:

@@ -66,7 +66,7 @@ def log_real_images(log: RunLog, shards: ShardSet, *, scaling: str, label_thresh
     """Real patches from all over the set, as `sheets` at step 0, to compare the samples with."""
     if log.is_main:
         numbers = np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)
-        pairs = [shards.read_pair(int(i), scaling=scaling, label_threshold=label_threshold) for i in numbers]
+        pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]
         for name, image in sheets(pairs, shards.spacing_mm, "real").items():
             log.image(0, name, image)
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
+from vesselgan.formats.cohort import COHORT, shards_dir
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import MANIFEST
 from vesselgan.report import tables
 from vesselgan.workflow.stage import Stage, check_checkout, python, quoted, run_stage, script, script_path, setting
 
@@ -89,7 +92,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     return [
         *_data_stages(config, overrides),
         _gan_stage(gan, choice, overrides),
-        Stage("generate", "synthetic patches", (generate,), (gan / "synthetic/manifest.json",)),
+        Stage("generate", "synthetic patches", (generate,), (RunDir(gan).synthetic / MANIFEST,)),
         *(_unet_stage(name, work, gan, overrides) for name in UNETS),
         _segment_stage(work, overrides),
         _evaluate_stage(config, overrides),
@@ -100,12 +103,13 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
 
 def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
-    manifests = [cohort / f"shards/{name}/manifest.json" for name in ("gan/train", "unet/train", "unet/validation")]
+    sets = (("gan", "train"), ("unet", "train"), ("unet", "validation"))
+    manifests = [shards_dir(cohort, *purpose_and_split) / MANIFEST for purpose_and_split in sets]
     make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
     return [
         Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
         Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
-        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / "cohort.json", *manifests), 2),
+        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests), 2),
     ]
 
 
@@ -116,7 +120,7 @@ def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
     command = (*launcher, "--master_port", processes.PORT, script_path("train_gan"), *options, *settings)
     title = f"SN-MP GAN, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
-    return Stage("gan", title, (command,), (gan / "finished.json",), choice.num_ranks)
+    return Stage("gan", title, (command,), (RunDir(gan).finished_file,), choice.num_ranks)
 
 
 def _unet_dir(work: Path, name: str) -> Path:
@@ -126,9 +130,9 @@ def _unet_dir(work: Path, name: str) -> Path:
 def _unet_stage(name: str, work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
     title, source = UNETS[name]
     run_dir = _unet_dir(work, name)
-    synthetic = () if name == "real" else (setting("synthetic", gan / "synthetic"),)
+    synthetic = () if name == "real" else (setting("synthetic", RunDir(gan).synthetic),)
     command = script("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
-    return Stage(f"unet-{name}", title, (command,), (run_dir / "finished.json",))
+    return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
@@ -162,7 +166,7 @@ def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
         "preset=demo",
         "evaluate=image",
         "name=sn_mp",
-        setting("image.synthetic", gan / "synthetic"),
+        setting("image.synthetic", RunDir(gan).synthetic),
         setting("out", out),
     )
     command = script("evaluate", *settings, *IMAGE_SCORES, *overrides)

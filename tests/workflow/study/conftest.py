@@ -10,7 +10,7 @@ import pytest
 
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
-from vesselgan.formats.cohort import Cohort, Subject, write_cohort
+from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
 from vesselgan.workflow import stage as stages
 from vesselgan.workflow.stage import Stage
@@ -40,7 +40,7 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
                          f"{seed + number:064x}", None)
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
-    write_cohort(folder, Cohort(name, 99.9, subjects))
+    Cohort(name, 99.9, subjects).write(folder)
     write_manifest(
         folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
         origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.9, extra={},
@@ -108,9 +108,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def made_up(stage: Stage) -> dict:
     """What a stage's output says: for U-Nets a Dice that is best at a label threshold of 0.5 for gp, 0.3 for sn_mp."""
     if stage.name.startswith("generate-"):
-        return {"extra": {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}}
+        extra = {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}
+        shards = [{"file": "made_up.h5", "count": 1, "bytes": 1, "sha256": "0" * 64}]
+        manifest = {"format": "vesselgan-shards", "format_version": 1, "made_by": "vesselgan", "origin": "synthetic"}
+        manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "upper_percentile": 99.9, "count": 1}
+        return manifest | {"subjects": {}, "shards": shards, "extra": extra}
     if stage.name.startswith("narrow-"):
-        return {"narrowed": [0.3, 0.5]}
+        return {"format_version": 1, "narrowed": [0.3, 0.5]}
     wanted = 0.5 if "-gp" in stage.name else 0.3
     away = abs(float(stage.name.split("-at-")[1].split("-")[0]) - wanted) if "-at-" in stage.name else 0.0
     facts = {"validation_dice": float(np.round(0.9 - away, 3)), "validation_loss": -0.9, "steps": 20}

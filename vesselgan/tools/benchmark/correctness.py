@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vesselgan.config.schema import Benchmark
@@ -22,6 +21,7 @@ from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import latents
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
+from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark import step
 from vesselgan.training.gan import critic_step, generator_step
@@ -223,12 +223,8 @@ def run_command(work: Path, *arguments: str) -> None:
 
 
 def _last_weights(run_dir: Path) -> dict[str, Tensor]:
-    folder = max((run_dir / "checkpoints").glob("step_*"))
-    return {
-        f"{name}.{key}": x
-        for name in ("critic", "generator")
-        for key, x in load_file(folder / f"{name}.safetensors").items()
-    }
+    networks = {name: read_weights(run_dir, name)[0] for name in ("critic", "generator")}
+    return {f"{name}.{key}": x for name, weights in networks.items() for key, x in weights.items()}
 
 
 PARTS: dict[str, Any] = {

@@ -15,8 +15,8 @@ from torch import Tensor
 from data_prep import patches
 from data_prep.phantom import generate_subject
 from vesselgan.config.schema import Benchmark
-from vesselgan.data.patches import PatchDataset
-from vesselgan.formats import volumes
+from vesselgan.data.patches import ShardDataset
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
 from vesselgan.tools.benchmark.interleave import Timing, interleave
 
@@ -46,7 +46,7 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
     with TemporaryDirectory() as folder:
         npy, shards = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(npy, pairs)
-        dataset = _sharded(shards, pairs, corners_N3, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
+        dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, UPPER_PERCENTILE))
         timings = interleave(
             {
                 "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
@@ -70,10 +70,10 @@ def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def phantom_dataset(folder: Path, config: Benchmark) -> PatchDataset:
+def phantom_dataset(folder: Path, config: Benchmark) -> ShardDataset:
     """config.num_patches pairs of a phantom in shards in `folder`, as training reads them."""
     image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
-    limits = volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE)
+    limits = intensity_limits(image_XYZ, UPPER_PERCENTILE)
     return _sharded(folder, *_cut(image_XYZ, label_XYZ, config), limits)
 
 
@@ -106,10 +106,10 @@ def _write_as_the_authors(folder: Path, pairs: list[Pair]) -> None:
                 np.save(file, array_XYZ)
 
 
-def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> PatchDataset:
+def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tuple[float, float]) -> ShardDataset:
     shape = shape_of(pairs[0][0].shape)
     records = [
-        Record(volumes.scale_to_255(image, limits), label, "sub-01", tuple(corner), "vessel", limits, 0)
+        Record(scale_to_255(image, limits), label, "sub-01", tuple(corner), "vessel", limits, 0)
         for (image, label), corner in zip(pairs, corners_N3.tolist(), strict=True)
     ]
     info = write_shard(folder / "shard-00000.h5", records, patch_shape=shape, origin="real")
@@ -123,7 +123,7 @@ def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tu
         upper_percentile=UPPER_PERCENTILE,
         extra={},
     )
-    return PatchDataset(ShardSet(folder), scaling="volume", label_threshold=0.3, intensity="signed", cache_bytes=0)
+    return ShardDataset(ShardSet(folder), cache_bytes=0)
 
 
 def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from data_prep.phantom import generate_subject
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats import volumes
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_shard
 from vesselgan.tools.benchmark.interleave import interleave
 from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE, shape_of
@@ -114,8 +115,8 @@ def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
     image_volume = timed("read image", lambda: volumes.read_image(folder / "image.nii.gz"))
     label_volume = timed("read label", lambda: volumes.read_label(folder / "vessel.nii.gz"))
     timed("hash", lambda: [sha256_of_voxels(v.data_XYZ) for v in (image_volume, label_volume)])
-    limits = timed("limits", lambda: volumes.intensity_limits(image_volume.data_XYZ, UPPER_PERCENTILE))
-    scaled_XYZ = timed("scale", lambda: volumes.scale_to_255(image_volume.data_XYZ, limits))
+    limits = timed("limits", lambda: intensity_limits(image_volume.data_XYZ, UPPER_PERCENTILE))
+    scaled_XYZ = timed("scale", lambda: scale_to_255(image_volume.data_XYZ, limits))
     patch_pairs = timed("cut", lambda: _cut(scaled_XYZ, label_volume.data_XYZ, config))
     records = [Record(image, label, "sub", corner, "vessel", limits, 0) for image, label, corner in patch_pairs]
     shape = shape_of(config.patch_shape)

@@ -1,6 +1,5 @@
 """plan's step times against training itself, on one rank and on as many as share this machine."""
 
-import json
 import os
 import statistics
 import subprocess
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark import loader, machine
 from vesselgan.tools.plan import costs
 from vesselgan.workflow.stage import ROOT
@@ -75,6 +75,6 @@ def _train(ranks: int, overrides: list[str], config: Benchmark, folder: Path) ->
         raise ResourceError(
             f"training on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"
         )
-    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][1:]
+    rows = RunDir(run_dir).metrics()[1:]
     names = [name for name in rows[0] if name.startswith("time/")]
     return {name: statistics.median(row[name] for row in rows) for name in names}

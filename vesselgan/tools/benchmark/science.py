@@ -1,12 +1,12 @@
 """What training for a few minutes brings: U-Nets on synthetic and on real patches, Dice on unseen volumes."""
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.schema import Benchmark
+from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
 from vesselgan.tools.benchmark.correctness import ROOT, run_command
 
@@ -72,7 +72,7 @@ class _Study:
     def _dice(self, name: str, *settings: str) -> float:
         out = self.work / f"{name}.json"
         self._launch("evaluate", *settings, f"name={name}", "split=test", f"out={out}", *self._data())
-        return float(json.loads(out.read_text())["summary"]["all"]["dice"]["mean"])
+        return float(read_result(out)["summary"]["all"]["dice"]["mean"])
 
 
 PARTS = {"Dice of U-Nets on unseen volumes": dice_of_synthetic}

@@ -8,7 +8,7 @@ import torch
 from data_prep.phantom import generate_subject
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.formats import volumes
+from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.segmentation.sliding_window import probability_map
@@ -25,7 +25,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     unet = compose("train_unet", []).unet
     network = Unet(tuple(unet.filters), unet.dropout).to(device).eval()
     image_XYZ, _, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
-    scaled_XYZ = volumes.scale_to_255(image_XYZ, volumes.intensity_limits(image_XYZ, UPPER_PERCENTILE))
+    scaled_XYZ = scale_to_255(image_XYZ, intensity_limits(image_XYZ, UPPER_PERCENTILE))
 
     def segment(batch_size: int) -> None:
         patch_shape, overlap = config.patch_shape, settings.overlap

@@ -3,14 +3,15 @@
 Beside them always two reference rows: the best global threshold, and a U-Net whose labels were shuffled.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.schema import Study
-from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import read_cohort
+from vesselgan.formats.cohort import Cohort
+from vesselgan.formats.predictions import Predictions
+from vesselgan.formats.results import write_result
+from vesselgan.formats.shards import read_manifest
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
@@ -20,16 +21,15 @@ from vesselgan.workflow.study.steps import (
     gans_of,
     image_stage,
     override,
-    read_json,
     settings_for,
     synthetic_dir,
     synthetic_source,
     unet_dir,
+    unet_facts,
     unet_stage,
 )
 
 THRESHOLD = "threshold"
-FORMAT_VERSION = 1
 UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
 """Of every U-Net in sources.json."""
 
@@ -51,7 +51,6 @@ def run_sources(config: Study, home: Path) -> Path:
     rows.append(run_threshold(config, home, cohorts, runner))
     images = run_images(config, home, gans, thresholds, runner)
     study = {
-        "format_version": FORMAT_VERSION,
         "cohorts": list(cohorts),
         "seeds": config.seeds,
         "unet_steps": config.unet.max_steps,
@@ -59,7 +58,7 @@ def run_sources(config: Study, home: Path) -> Path:
         "num_patches": config.num_patches,
         "rows": rows,
     }
-    write_text(home / "sources.json", json.dumps(study, indent=1) + "\n")
+    write_result(home / "sources.json", study)
     comparison = home / "results/comparison.json"
     overrides = [
         override("evaluate", "comparison"),
@@ -115,7 +114,7 @@ def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[TrainingSo
 
 def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
     """`gan` identifies the patches by run and weights, so that other results about them can be found."""
-    generation = read_json(synthetic_dir(home, source.gan) / "manifest.json")["extra"] if source.gan else None
+    generation = read_manifest(synthetic_dir(home, source.gan)).extra if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
@@ -140,7 +139,7 @@ def run_unet(
     """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
     training = unet_stage(config, home, source, seed)
     runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
-    facts = read_json(training.outputs[0])
+    facts = unet_facts(home, source, seed)
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
             f"{training.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
@@ -157,7 +156,7 @@ def run_unet(
             override("out", predictions),
         ]
         command = script("segment", *overrides, *settings_for("segment", config, "runtime"))
-        done = predictions / "segmentation.json"
+        done = Predictions(predictions).record
         segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
         runner.run(segmented, [training.name])
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
@@ -202,11 +201,11 @@ def cohorts_of(config: Study) -> dict[str, str]:
 
     Raises DataError for a test volume whose voxels are those of a training or validation volume.
     """
-    own = read_cohort(config.data.cohort_dir)
+    own = Cohort.read(config.data.cohort_dir)
     learned = {s.image_sha256: name for name, s in own.subjects.items() if s.split != "test"}
     cohorts: dict[str, str] = {}
     for folder in [config.data.cohort_dir, *config.test_cohorts]:
-        cohort = read_cohort(folder)
+        cohort = Cohort.read(folder)
         if cohort.name in cohorts:
             raise UsageError(f"test_cohorts: {folder} and {cohorts[cohort.name]} are both called {cohort.name}; "
                              "prepare one of them with another data.name")  # fmt: skip

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import COMMANDS, flat, from_yaml, keys_of
+from vesselgan.config.compose import COMMANDS, flat, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.shards import content_hash
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.results import read_result
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, script
 
 GENERATION_SEED = 990
@@ -101,16 +104,16 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
     """
     trained: list[tuple[Path, str, str | None]] = []
     for run in map(Path, config.runs):
-        variant = from_yaml("train_gan", run / "config.yaml").variant.name
-        if not (run / "finished.json").is_file():
+        variant = RunDir(run).config("train_gan").variant.name
+        if not RunDir(run).finished_file.is_file():
             raise UsageError(
                 f"runs: {run} is not finished; finish it with the command that started it, or leave it out"
             )
         for name in checkpoints:
-            if not (run / "checkpoints" / name).is_dir():
-                present = ", ".join(sorted(path.name for path in (run / "checkpoints").glob("step_*[0-9]"))) or "none"
-                raise UsageError(f"sweep.checkpoints: {run} has no {name}, but {present}; name one of these")
-        check_trained_on(run, Path(config.data.cohort_dir) / "shards/gan/train")
+            if name not in (present := RunDir(run).checkpoints()):
+                listed = ", ".join(sorted(present)) or "none"
+                raise UsageError(f"sweep.checkpoints: {run} has no {name}, but {listed}; name one of these")
+        check_trained_on(run, shards_dir(config.data.cohort_dir, "gan", "train"))
         chosen: list[str | None] = [*checkpoints] or [None]
         trained += [(run, variant, checkpoint) for checkpoint in chosen]
     variants = [variant for _, variant, _ in trained]
@@ -125,13 +128,12 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
 
 
 def check_trained_on(run: Path, training: Path) -> None:
-    """Raises DataError unless provenance.json of `run` records the shards in `training`."""
-    provenance = read_json(run / "provenance.json") if (run / "provenance.json").is_file() else {}
-    learned_from = provenance.get("inputs", {}).get("gan/train")
+    """Raises DataError unless the provenance of `run` records the shards in `training`."""
+    learned_from = RunDir(run).trained_on()
     if learned_from != content_hash(training):
         fault = "does not record what it learned from" if learned_from is None else "learned from other shards"
         raise DataError(
-            f"runs: {run} {fault} (provenance.json), not from {training}: its training patients could be among those "
+            f"runs: {run} {fault}, not from {training}: its training patients could be among those "
             "that are scored; name the cohort of its training with data=, or train it on this one"
         )
 
@@ -153,7 +155,7 @@ def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
     command = script(
         "generate", *(override(*item) for item in settings.items()), *settings_for("generate", config, "runtime")
     )
-    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (command,), (out / "manifest.json",))
+    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (command,), (out / MANIFEST,))
 
 
 def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
@@ -188,7 +190,14 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
     groups = settings_for("train_unet", config, "data", "unet", "runtime")
     shared = [setting for setting in groups if setting.split("=")[0] not in own]
     command = script("train_unet", "--run_dir", str(run_dir), *shared, *(override(*item) for item in own.items()))
-    return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (run_dir / "finished.json",))
+    return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (RunDir(run_dir).finished_file,))
+
+
+def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:
+    """The facts of a U-Net that `unet_stage` has trained."""
+    facts = RunDir(unet_dir(home, source, seed)).finished()
+    assert facts is not None, "a stage that ran leaves its outputs"
+    return facts
 
 
 def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
@@ -199,13 +208,13 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     folder = home / "gans" / gan.name
     runner.run(generate_stage(config, home, gan))
     runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
-    narrowed = read_json(folder / "thresholds.json")["narrowed"]
+    narrowed = read_result(folder / "thresholds.json")["narrowed"]
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
         stage = unet_stage(config, home, source, config.seeds[0])
         runner.run(stage, [f"generate-{gan.name}"])
-        facts = read_json(stage.outputs[0])
+        facts = unet_facts(home, source, config.seeds[0])
         kept = {key: facts[key] for key in ("validation_dice", "validation_loss", "best_checkpoint", "steps")}
         candidates.append({"label_threshold": threshold, **kept})
     best = max(candidates, key=lambda entry: (entry["validation_dice"], -entry["label_threshold"]))
@@ -224,10 +233,3 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
 
 def synthetic_source(gan: Gan, label_threshold: float) -> TrainingSource:
     return TrainingSource(gan.name, "synthetic", f"U-Net on {gan.name}", gan, label_threshold)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not readable ({error}); remove it and start the study again") from error

@@ -4,15 +4,15 @@ As the paper chose its hyper-parameters: by segmentation on the real validation 
 """
 
 import itertools
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Study, TrainGan
-from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import UsageError
+from vesselgan.formats.results import write_result
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.workflow.stage import Stage, script
 from vesselgan.workflow.study.steps import (
     Gan,
@@ -20,13 +20,11 @@ from vesselgan.workflow.study.steps import (
     choose_threshold,
     gans_of,
     override,
-    read_json,
     settings_for,
     synthetic_source,
+    unet_facts,
     unet_stage,
 )
-
-FORMAT_VERSION = 1
 
 
 def run_sweep(config: Study, home: Path) -> Path:
@@ -42,9 +40,9 @@ def run_sweep(config: Study, home: Path) -> Path:
     records = [record_of(config, home, gan, runner) for gan in gans]
     ranked = sorted(records, key=lambda record: -record["validation_dice"])
     out = home / "ranking.json"
-    result = {"format_version": FORMAT_VERSION, "ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
+    result: dict[str, Any] = {"ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
     result |= {"unet_steps": config.unet.max_steps, "ranking": ranked}
-    write_text(out, json.dumps(result, indent=1) + "\n")
+    write_result(out, result)
     print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
     for place, record in enumerate(ranked, 1):
         dice_by_seed = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
@@ -61,7 +59,7 @@ def record_of(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[
     for seed in config.seeds:
         stage = unet_stage(config, home, source, seed)
         runner.run(stage, [f"generate-{gan.name}"])
-        dice[str(seed)] = read_json(stage.outputs[0])["validation_dice"]
+        dice[str(seed)] = unet_facts(home, source, seed)["validation_dice"]
     score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
     return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
 
@@ -90,12 +88,13 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
             "variant.learning_rate_critic": rate,
             "variant.learning_rate_generator": rate * ratio,
             "train.batch_size": batch_size,
+            "data.label_threshold": gan.data.label_threshold,
         }
         shared = settings_for("train_gan", config, "data", "runtime")
         shared += settings_for("train_gan", gan, "variant", "train")
         overrides = [setting for setting in shared if setting.split("=")[0] not in own]
         command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
-        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (run_dir / "finished.json",))
+        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (RunDir(run_dir).finished_file,))
         grid.append((Gan(name, run_dir, variant.name, None), stage))
     return grid
 

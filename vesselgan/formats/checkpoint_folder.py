@@ -1,6 +1,8 @@
-"""The checkpoint directories of a run: published atomically, verified, found, pruned.
+"""The checkpoint directories of a run: named, published atomically, verified, found, pruned.
 
+checkpoints/             of a run directory; `latest` in it names the newest one
 step_00000100/           complete if it matches manifest.json: sha256 and bytes of every other file, written last
+    <name>.safetensors, <network>.optimizer.safetensors, state.json
 step_00000100.partial    being written, or left by a killed run
 *.old                    being deleted, or held open by a reader on NFS
 *.set_aside              newer than the checkpoint that a run resumed from by name; never deleted by us
@@ -19,6 +21,7 @@ from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import CheckpointError
 
 FORMAT_VERSION = 2
+CHECKPOINTS, LATEST = "checkpoints", "latest"
 STATE, MANIFEST = "state.json", "manifest.json"
 STATE_KEYS = ("step", "state", "engines", "is_kept")
 SUFFIXES = (".partial", ".old", ".set_aside")
@@ -27,6 +30,23 @@ SUFFIXES = (".partial", ".old", ".set_aside")
 def name_of(step: int) -> str:
     """The name of the checkpoint after `step` steps."""
     return f"step_{step:08d}"
+
+
+def weights_file(name: str) -> str:
+    """The file of a network's float32 weights and buffers, or of further tensors of that name."""
+    return f"{name}.safetensors"
+
+
+def optimizer_file(network: str) -> str:
+    """The file of a network's Adam moments, `<parameter>/<moment>`."""
+    return f"{network}.optimizer.safetensors"
+
+
+def split_path(source: Path) -> tuple[Path, str | None]:
+    """(run directory, checkpoint's name) of a checkpoint's path; (source, None) for any other path."""
+    if (source / MANIFEST).is_file() and source.parent.name == CHECKPOINTS:
+        return source.parent.parent, source.name
+    return source, None
 
 
 def names_in(folder: Path) -> list[str]:
@@ -43,7 +63,7 @@ def publish(partial: Path, final: Path) -> None:
         delete(final)
     os.replace(partial, final)
     sync_folder(final.parent)
-    write_text(final.parent / "latest", final.name)
+    write_text(final.parent / LATEST, final.name)
 
 
 def delete(path: Path) -> None:
@@ -92,7 +112,7 @@ def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] |
     files: the files that will be read, whose checksums are compared (None: all); sizes always are. CheckpointError if
     the named one, or every one, is damaged.
     """
-    folder = Path(run_dir) / "checkpoints"
+    folder = Path(run_dir) / CHECKPOINTS
     names = names_in(folder)
     if name is not None:
         if name not in names:

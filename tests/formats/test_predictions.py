@@ -1,0 +1,43 @@
+"""A folder of predictions resumes with its own settings, from every rank's record, and with no others."""
+
+from pathlib import Path
+
+import pytest
+
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.predictions import Predictions
+
+SETTINGS = {"run": "unet", "threshold": 0.5}
+
+
+def test_ranks_entries_are_merged(tmp_path: Path) -> None:
+    out = Predictions(str(tmp_path / "out"))
+    assert out.settings() == {} and out.open(SETTINGS) == {}
+    out.write(SETTINGS, {"b": {}}, rank=1)
+    assert Predictions(out.folder).open(SETTINGS) == {"b": {}}
+    out.merge(SETTINGS, {"a": {}})
+    assert out.open(SETTINGS) == {"a": {}, "b": {}} and out.settings() == SETTINGS
+    assert [path.name for path in out.folder.iterdir()] == [out.record.name]
+
+
+def test_an_entry_holds_for_its_very_files(tmp_path: Path) -> None:
+    out, image = Predictions(tmp_path), tmp_path / "image"
+    image.write_text("image"), out.label("a").write_text("label")
+    entry = {"image_sha256": sha256_of(image), "output_sha256": sha256_of(out.label("a"))}
+    assert out.is_up_to_date("a", entry, image, probability=False)
+    assert not out.is_up_to_date("a", entry, image, probability=True)
+    assert not out.is_up_to_date("a", None, image, probability=False)
+    image.write_text("another")
+    assert not out.is_up_to_date("a", entry, image, probability=False)
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    Predictions(tmp_path / "own").open(SETTINGS)
+    with pytest.raises(UsageError, match="threshold: 0.5 -> 0.6"):
+        Predictions(tmp_path / "own").open(SETTINGS | {"threshold": 0.6})
+    with pytest.raises(UsageError, match="not made by segment"):
+        Predictions(tmp_path).open(SETTINGS)
+    Predictions(tmp_path / "own").record.write_text("{")
+    with pytest.raises(DataError, match="segmentation.json"):
+        Predictions(tmp_path / "own").settings()

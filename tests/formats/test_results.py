@@ -1,0 +1,23 @@
+"""Results come back as written; a file of another format is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from vesselgan.core.errors import DataError
+from vesselgan.formats.results import Results, read_result, write_result
+
+
+def test_results_come_back_by_name(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        write_result(tmp_path / f"{name}.json", {"job": "image", "name": name})
+    assert [(path.name, result["name"]) for path, result in Results(tmp_path)] == [("a.json", "a"), ("b.json", "b")]
+    assert read_result(tmp_path / "a.json") == {"format_version": 1, "job": "image", "name": "a"}
+    assert list(Results(tmp_path / "nowhere")) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format_version": 2}'])
+def test_what_is_no_result_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "odd.json").write_text(text)
+    with pytest.raises(DataError, match="odd.json"):
+        list(Results(tmp_path))

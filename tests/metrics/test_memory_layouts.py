@@ -1,0 +1,94 @@
+"""Every public metric gives the same for every layout of the same numbers in memory."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.metrics.centreline import centreline_dice, count_components
+from vesselgan.metrics.frechet import frechet_distance
+from vesselgan.metrics.label_statistics import label_statistics
+from vesselgan.metrics.overlap import dice, precision, recall
+from vesselgan.metrics.prd import prd_curve
+from vesselgan.metrics.surface import balanced_average_hausdorff, distances
+
+Metric = Callable[[np.ndarray, np.ndarray], object]
+SPACING_MM = (0.5, 0.7, 1.1)
+ON_MASKS: list[Metric] = [
+    *(dice, precision, recall, centreline_dice),
+    lambda truth, predicted: balanced_average_hausdorff(truth, predicted, SPACING_MM),
+    lambda truth, predicted: asdict(distances(truth, predicted, SPACING_MM)),
+    lambda truth, predicted: (count_components(truth), count_components(predicted)),
+]
+ON_NUMBERS: list[Metric] = [
+    frechet_distance,
+    lambda real, generated: np.stack(prd_curve(real, generated, num_clusters=3, num_angles=7, num_runs=1)).tolist(),
+]
+
+
+def strided(array: np.ndarray) -> np.ndarray:
+    """A view with gaps between its elements."""
+    wide = np.zeros([2 * size for size in array.shape], array.dtype)
+    view = wide[tuple(slice(None, None, 2) for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+def reversed_in_memory(array: np.ndarray) -> np.ndarray:
+    """A view with negative strides."""
+    every = (slice(None, None, -1),) * array.ndim
+    return array[every].copy()[every]
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
+LAYOUTS = [np.asfortranarray, strided, reversed_in_memory, read_only]
+TYPES = ["?", "u1", "i8", ">i4", "f2", ">f8"]
+masks = arrays(bool, (4, 3, 5)).filter(np.any)
+
+
+@settings(max_examples=15, deadline=None)
+@given(truth=masks, predicted=masks, layout=st.sampled_from(LAYOUTS), dtype=st.sampled_from(TYPES))
+def test_scores_of_masks_ignore_layout_and_type(
+    truth: np.ndarray, predicted: np.ndarray, layout: Callable[[np.ndarray], np.ndarray], dtype: str
+) -> None:
+    others = layout(truth.astype(dtype)), layout(predicted.astype(dtype))
+    for metric in ON_MASKS:
+        assert metric(*others) == metric(truth, predicted)
+        assert metric(truth, others[1]) == metric(truth, predicted)
+
+
+@pytest.mark.parametrize("dtype", ["<f8", ">f8"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_of_features_ignore_layout(layout: Callable[[np.ndarray], np.ndarray], dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    real, generated = rng.normal(size=(40, 6)), rng.normal(0.3, 1.2, size=(40, 6))
+    for metric in ON_NUMBERS:
+        assert metric(layout(real.astype(dtype)), layout(generated.astype(dtype))) == metric(real, generated)
+    image, label = rng.random((9, 9, 9)).astype("f4"), rng.random((9, 9, 9)) < 0.2
+    other = label_statistics(layout(image.astype(dtype[0] + "f4")), layout(label), SPACING_MM)
+    np.testing.assert_equal(asdict(other), asdict(label_statistics(image, label, SPACING_MM)))
+
+
+@pytest.mark.parametrize("value", [np.array(1), np.array(["a"]), np.array([1j]), np.array([None]), [[1], [1, 0]]])
+def test_what_is_no_array_of_numbers_is_refused(value: object) -> None:
+    for metric in (dice, balanced_average_hausdorff, frechet_distance):
+        with pytest.raises(DataError):
+            metric(value, value)
+
+
+@pytest.mark.parametrize("settings", [{"num_clusters": 0}, {"num_clusters": 2, "num_runs": 0},
+                                      {"num_clusters": 2, "num_angles": 1}])  # fmt: skip
+def test_a_curve_of_nothing_is_refused(settings: dict[str, int]) -> None:
+    features = np.random.default_rng(0).normal(size=(8, 2))
+    with pytest.raises(UsageError):
+        prd_curve(features, features, **settings)

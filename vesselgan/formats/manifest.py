@@ -1,0 +1,129 @@
+"""manifest.json: the shards of a set, in order, and where they come from. Its format stands in formats.shards."""
+
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.core.version import __version__
+from vesselgan.formats.shard_file import FORMAT_VERSION, ORIGINS, ShardInfo, check_version
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of manifest.json; the fields are its keys."""
+
+    origin: str
+    patch_shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    upper_percentile: float | None
+    count: int
+    subjects: dict[str, dict[str, Any]]
+    shards: tuple[ShardInfo, ...]
+    extra: dict[str, Any]
+    made_by: str = field(default=f"vesselgan {__version__}")
+
+
+def write_manifest(
+    folder: str | Path,
+    *,
+    shards: Sequence[ShardInfo],
+    patch_shape: tuple[int, int, int],
+    origin: str,
+    subjects: dict[str, dict[str, Any]],
+    spacing_mm: tuple[float, float, float],
+    upper_percentile: float | None,
+    extra: dict[str, Any],
+) -> Path:
+    """Makes the finished shards in `folder` a set; written last.
+
+    subjects: {id: {spacing_mm, affine, ...}}; spacing_mm is the set's own, which generated patches inherit.
+    Raises ResourceError if it cannot be written.
+    """
+    assert origin in ORIGINS and shards and len({shard.file for shard in shards}) == len(shards), (origin, shards)
+    content = {
+        "format": "vesselgan-shards",
+        "format_version": FORMAT_VERSION,
+        "made_by": f"vesselgan {__version__}",
+        "origin": origin,
+        "patch_shape": [int(n) for n in patch_shape],
+        "spacing_mm": [float(s) for s in spacing_mm],
+        "upper_percentile": upper_percentile,
+        "count": sum(shard.count for shard in shards),
+        "subjects": subjects,
+        "shards": [asdict(shard) for shard in shards],
+        "extra": extra,
+    }
+    path = Path(folder) / MANIFEST
+    try:
+        write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written ({error.strerror}); make room and start again") from error
+    return path
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a set of shards. Raises DataError if it is missing, damaged, newer or inconsistent."""
+    path = Path(folder) / MANIFEST
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{folder}: no shards here ({MANIFEST} is missing); make them: python -m data_prep.build_shards, "
+            "or launch/generate.py for synthetic ones"
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
+    if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
+        raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
+    check_version(path, content.get("format_version"), content.get("made_by"))
+    try:
+        return _parse(content)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the shards again") from error
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    """Raises KeyError, TypeError, ValueError or AttributeError for what breaks the format."""
+    shards = tuple(ShardInfo(**entry) for entry in content["shards"])
+    patch_shape: Any = tuple(operator.index(n) for n in content["patch_shape"])
+    spacing_mm: Any = tuple(float(s) for s in content["spacing_mm"])
+    if len(patch_shape) != 3 or min(patch_shape) < 1:
+        raise ValueError(f"patch_shape {patch_shape}")
+    if len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
+        raise ValueError(f"spacing_mm {spacing_mm}")
+    if content["origin"] not in ORIGINS:
+        raise ValueError(f"origin {content['origin']!r} is not one of {ORIGINS}")
+    for shard in shards:
+        if shard.file != os.path.basename(shard.file) or shard.file in ("", ".", ".."):
+            raise ValueError(f"shard {shard.file!r} is not a plain file name")
+        if operator.index(shard.count) < 1 or operator.index(shard.bytes) < 1 or len(shard.sha256) != 64:
+            raise ValueError(f"shard {shard.file!r} has no patches, bytes or sha256")
+    if not shards or sum(shard.count for shard in shards) != content["count"]:
+        raise ValueError(f"count is {content['count']}, the shards' counts sum to {sum(s.count for s in shards)}")
+    subjects = {str(name): {**entry} for name, entry in content["subjects"].items()}
+    return Manifest(
+        origin=content["origin"],
+        patch_shape=patch_shape,
+        spacing_mm=spacing_mm,
+        upper_percentile=content["upper_percentile"],
+        count=content["count"],
+        subjects=subjects,
+        shards=shards,
+        extra={**content["extra"]},
+        made_by=str(content["made_by"]),
+    )
+
+
+def content_hash(folder: str | Path) -> str:
+    """sha256 over the shards' sha256 in the manifest's order, which identifies the patches and their order."""
+    digests = "".join(shard.sha256 for shard in read_manifest(folder).shards)
+    return hashlib.sha256(digests.encode("ascii")).hexdigest()

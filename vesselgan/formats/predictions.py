@@ -1,0 +1,90 @@
+"""A folder of segmented volumes.
+
+<subject>.nii.gz                    the label, on its image's grid
+probability/<subject>.nii.gz        on request, likewise
+segmentation.json                   {"format_version", "settings", "volumes": {subject: entry}}
+segmentation.rank-<rank>.json       the entries of one rank of a job that still runs, or was stopped
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.errors import DataError, UsageError
+
+FORMAT_VERSION = 1
+
+
+class Predictions:
+    """Segmented volumes and the settings that they were made with; equal settings mean equal predictions."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.record = self.folder / "segmentation.json"
+        """Exists once any volume is segmented."""
+
+    def label(self, subject: str) -> Path:
+        return self.folder / f"{subject}.nii.gz"
+
+    def probability(self, subject: str) -> Path:
+        return self.folder / "probability" / f"{subject}.nii.gz"
+
+    def settings(self) -> dict[str, Any]:
+        """The recorded settings; empty for predictions of another program. Raises DataError for a damaged record."""
+        try:
+            settings: dict[str, Any] = json.loads(self.record.read_text())["settings"]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{self.record}: not readable ({error}); segment into a new folder") from error
+        return settings
+
+    def open(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The entries by subject, those of stopped ranks included; makes a new folder's record.
+
+        Raises UsageError unless the folder is new, empty or has the same settings.
+        """
+        if not self.record.is_file():
+            if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+                raise UsageError(f"out={self.folder}: is not empty and was not made by segment; name another folder")
+            self.write(settings, {})
+        volumes: dict[str, Any] = {}
+        for record in [self.record, *sorted(self._rank_records())]:
+            try:
+                content = json.loads(record.read_text())
+                stored, entries = content["settings"], content["volumes"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UsageError(f"{record}: not readable ({error}); remove the folder or name another one") from error
+            differing = [
+                f"{key}: {stored.get(key)} -> {value}" for key, value in settings.items() if stored.get(key) != value
+            ]
+            if differing:
+                raise UsageError(
+                    f"out={self.folder}: was made with other settings ({'; '.join(differing)}); name another folder"
+                )
+            volumes |= entries
+        return volumes
+
+    def write(self, settings: dict[str, Any], volumes: dict[str, Any], *, rank: int = 0) -> None:
+        """Writes the entries of one rank; rank 0 writes the common record."""
+        path = self.folder / f"segmentation.rank-{rank}.json" if rank else self.record
+        content = {"format_version": FORMAT_VERSION, "settings": settings, "volumes": volumes}
+        write_text(path, json.dumps(content, indent=1) + "\n")
+
+    def merge(self, settings: dict[str, Any], volumes: dict[str, Any]) -> None:
+        """Collects the entries of all ranks in the common record; called by one process once all are done."""
+        self.write(settings, self.open(settings) | volumes)
+        for path in self._rank_records():
+            path.unlink()
+
+    def is_up_to_date(self, subject: str, entry: dict[str, Any] | None, image: Path, *, probability: bool) -> bool:
+        """Whether the outputs of `entry` exist, unchanged, and are of this very image."""
+        if entry is None or not self.label(subject).is_file():
+            return False
+        if probability and not self.probability(subject).is_file():
+            return False
+        return entry["output_sha256"] == sha256_of(self.label(subject)) and entry["image_sha256"] == sha256_of(image)
+
+    def _rank_records(self) -> list[Path]:
+        return list(self.folder.glob("segmentation.rank-*.json"))

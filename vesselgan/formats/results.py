@@ -1,0 +1,44 @@
+"""Results of evaluations: one JSON file each, {"format_version", "job", "name", ...}. Their keys are their job's."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.errors import DataError
+
+FORMAT_VERSION = 1
+Result = dict[str, Any]
+
+
+class Results:
+    """The results in a folder, sorted by file name; none if the folder does not exist.
+
+    Raises DataError for a file that is not JSON or is of another format version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def __iter__(self) -> Iterator[tuple[Path, Result]]:
+        for path in sorted(self.folder.glob("*.json")):
+            yield path, read_result(path)
+
+
+def read_result(path: str | Path) -> Result:
+    """One result. Raises DataError for a file that is none, or is of another format version."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
+    version = result.get("format_version") if isinstance(result, dict) else None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; evaluate again")
+    content: Result = result
+    return content
+
+
+def write_result(path: str | Path, result: Result) -> None:
+    """Writes a result completely or not at all, with the version of its format."""
+    write_text(path, json.dumps({"format_version": FORMAT_VERSION, **result}, indent=1, allow_nan=False) + "\n")

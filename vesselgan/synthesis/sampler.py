@@ -1,0 +1,180 @@
+"""A run's generator as a sampler: from a run directory to pairs of image and label.
+
+Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vesselgan.config.schema import Variant
+from vesselgan.core.errors import CheckpointError, NumericError, UsageError
+from vesselgan.data.patches import HALF_RANGE
+from vesselgan.formats.checkpoint_folder import name_of
+from vesselgan.formats.intensities import from_stored, to_stored
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import Record
+from vesselgan.models.generator import Generator, latents, sample_seed
+from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.runtime.distributed import choose_device
+
+# Those of configs/generate.yaml.
+BATCH_SIZE = 8
+LABEL_THRESHOLD = 0.3
+FILES = {"standing": ("generator", "generator_standing"), "running": ("generator",), "ema": ("generator_ema",)}
+"""The choices of `weights` -> the tensors of a checkpoint; later ones replace earlier ones of the same name."""
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """The generator of a run, in evaluation mode and float32.
+
+    A sample is a function of the weights, the seed and its number; the batch size changes last bits, because it selects
+    kernels.
+    """
+
+    network: Generator = field(repr=False)
+    run: str
+    """The run directory's name."""
+    checkpoint: str
+    weights: str
+    weights_sha256: str
+    state: dict[str, Any] = field(repr=False)
+    """The checkpoint's; `manifest` holds the geometry of the training patches."""
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int]:
+        x, y, z = self.state["manifest"]["patch_shape"]
+        return x, y, z
+
+    def sample(
+        self, n: int, seed: int, *, label_threshold: float = LABEL_THRESHOLD, batch_size: int = BATCH_SIZE
+    ) -> list[Record]:
+        """The first `n` pairs of a seed, equal to what launch/generate.py writes and `ShardSet` reads.
+
+        Raises UsageError for a number out of its range, NumericError for a generator that diverged.
+        """
+        batches = self.sample_batches(n, seed, label_threshold=label_threshold, batch_size=batch_size)
+        return [record for batch in batches for record in batch]
+
+    def sample_batches(
+        self, n: int, seed: int, *, label_threshold: float = LABEL_THRESHOLD, batch_size: int = BATCH_SIZE
+    ) -> Iterator[list[Record]]:
+        """The pairs of `sample` in lists of at most `batch_size`, one after the other."""
+        check_settings({"n": n, "batch_size": batch_size}, seed, label_threshold)
+        return (
+            [
+                replace(record, image_XYZ=from_stored(to_stored(record.image_XYZ)))
+                for record in self.records(range(first, min(first + batch_size, n)), seed, label_threshold, batch_size)
+            ]
+            for first in range(0, n, batch_size)
+        )
+
+    def records(self, indices: Sequence[int], seed: int, label_threshold: float, batch_size: int) -> Iterator[Record]:
+        """The samples of these numbers, before their images are stored as integers."""
+        for index, patch_CXYZ in sample_patches(self.network, seed, indices, batch_size):
+            yield make_record(patch_CXYZ, seed=sample_seed(seed, index), threshold=label_threshold)
+
+
+def load_generator(
+    run: str | Path, weights: str = "standing", *, checkpoint: str | None = None, device: str = "auto"
+) -> TrainedGenerator:
+    """The generator of a run directory, of its newest complete checkpoint or of `checkpoint`.
+
+    weights: `standing`, the last ones with re-estimated statistics of BatchNorm; `running`, with those of training;
+    `ema`, their moving average. device: `auto`, `cpu` or `cuda`.
+    Raises UsageError for a folder that is no run of a GAN, CheckpointError for weights that are missing or damaged.
+    """
+    trained = read_generator(run, weights, checkpoint)
+    trained.network.to(choose_device(device, 0))
+    return trained
+
+
+def read_generator(run: str | Path, weights: str, checkpoint: str | None) -> TrainedGenerator:
+    """As `load_generator`, on the CPU."""
+    if weights not in FILES:
+        raise UsageError(f"weights={weights!r} is not one of {', '.join(FILES)}")
+    run_dir = RunDir(run)
+    variant: Variant = run_dir.config("train_gan").variant
+    tensors: dict[str, Tensor] = {}
+    for name in FILES[weights]:
+        part, state = read_weights(run_dir.path, name, checkpoint)
+        tensors |= part
+    x, y, z = state["manifest"]["patch_shape"]
+    with torch.device("meta"):
+        network = Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)
+    try:
+        network.load_state_dict(tensors, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{run}: the generator's weights and the run's settings disagree: {reason}") from error
+    name = checkpoint or name_of(state["step"])
+    return TrainedGenerator(network.eval(), run_dir.name, name, weights, _digest(tensors), state)
+
+
+def check_settings(counts: dict[str, int], seed: int, label_threshold: float) -> None:
+    """Raises UsageError for a number out of its range."""
+    for key, value in counts.items():
+        if value < 1:
+            raise UsageError(f"{key}={value}: must be 1 or more")
+    if seed < 0:
+        raise UsageError(f"seed={seed}: must be 0 or more")
+    if not 0 < label_threshold <= 1:
+        raise UsageError(f"label_threshold={label_threshold}: must lie above 0, at most 1; the paper's is 0.3")
+
+
+def sample_patches(
+    generator: Generator, seed: int, indices: Sequence[int], batch_size: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (index, patch float32 [2, X, Y, Z] in [-1, 1]); the generator must be in evaluation mode.
+
+    The last batch is padded by repetition: kernels are selected by batch size, so a sample's bits do not depend on the
+    number of samples.
+    """
+    if generator.training:
+        raise UsageError("the generator is in training mode, where a sample depends on its batch; call eval() first")
+    device = next(generator.parameters()).device
+    for first in range(0, len(indices), batch_size):
+        batch = list(indices[first : first + batch_size])
+        padded = batch + [batch[-1]] * (batch_size - len(batch))
+        z_NL = latents(seed, padded, generator.latent_size)
+        with torch.inference_mode():
+            patches_NCXYZ = generator(z_NL.to(device)).float().cpu().numpy()
+        yield from zip(batch, patches_NCXYZ, strict=False)
+
+
+def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Record:
+    """A generated patch as a record: image from [-1, 1] to [0, 255], score clipped to [0, 1], label score >= threshold.
+
+    seed: the sample's own (`sample_seed`). The score is rounded to half first, so that a reader who thresholds the
+    stored score gets the stored label. Raises NumericError if the patch is not finite.
+    """
+    if not np.isfinite(patch_CXYZ).all():
+        raise NumericError(f"sample {seed}: not finite; the run diverged, choose an earlier one with checkpoint=NAME")
+    image_XYZ = np.clip((patch_CXYZ[0] + np.float32(1)) * np.float32(HALF_RANGE), 0, 255).astype(np.float32)
+    score_XYZ = np.clip(patch_CXYZ[1], 0, 1).astype(np.float16)
+    return Record(
+        image_XYZ=image_XYZ,
+        label_XYZ=(score_XYZ.astype(np.float32) >= threshold).astype(np.uint8),
+        subject=f"synthetic-{seed}",
+        corner=(0, 0, 0),
+        kind="synthetic",
+        limits=(0.0, 255.0),
+        num_clipped=0,
+        score_XYZ=score_XYZ,
+    )
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    """sha256 over names and values, so that an unfinished folder is not continued with other weights."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].contiguous().numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
