@@ -7,15 +7,29 @@ features are marked and compared with nothing of the paper.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import charts, paper
-from vesselgan.report.markup import NOT_RUN, Section, counted, csv_text, figure, markdown, not_run, table
+from vesselgan.report import paper
+from vesselgan.report.blocks import (
+    NOT_RUN,
+    Block,
+    Figure,
+    Panel,
+    Section,
+    Table,
+    Text,
+    counted,
+    markdown,
+    mean_sd,
+    not_run,
+    numbers_csv,
+    text_frame,
+)
 from vesselgan.report.runs import Run
+from vesselgan.viz import plots
 
 SCORES = {"fid": ("FID", 4), "prd_auc": ("PRD-AUC", 3)}
 """Score -> name, digits."""
@@ -60,7 +74,7 @@ class Group:
 
     @property
     def warning(self) -> str:
-        return "" if self.is_comparable else f" <b>{RANDOM.capitalize()}.</b>"
+        return "" if self.is_comparable else f" {RANDOM.capitalize()}."
 
     def name_of(self, result: Result) -> str:
         return str(result["name"]) if self.is_comparable else f"{result['name']} ({RANDOM})"
@@ -143,8 +157,10 @@ def _score_row(result: Result | None, name: str, paper_model: str | None) -> lis
             ours = interval = NOT_RUN
         else:
             summary = result["scores"][score]
-            sd = "" if summary["sd"] is None else f" ({summary['sd']:.{digits}f})"
-            ours, interval = f"{summary['mean']:.{digits}f}{sd}", _interval(summary["interval"], f".{digits}f")
+            ours, interval = (
+                mean_sd(summary["mean"], summary["sd"], digits),
+                _interval(summary["interval"], f".{digits}f"),
+            )
         theirs = f"{paper.TABLE_1[paper_model][i]:.{(4, 2)[i]}f}" if paper_model in paper.TABLE_1 else "-"
         cells += [ours, *([] if paper_model is None else [theirs]), interval]
     if result is None:
@@ -195,70 +211,68 @@ def label_rows(result: Result) -> list[list[str]]:
 
 
 def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
-    """Images and labels of synthetic patches, as HTML, Markdown and CSV."""
+    """Images and labels of synthetic patches."""
     scored = groups(results)
-    body, texts = [], []
+    blocks: list[Block] = []
     for group in scored if any(group.is_comparable for group in scored) else [*scored, EMPTY]:
-        columns, rows = score_columns(group), score_rows(group, runs)
-        caption = f"<b>Table 1, image quality.</b> {escape(group.title)}.{group.warning}"
-        notes = [INTERVAL_NOTE, *[PAPER_NOTE] * group.is_comparable]
-        body += [table(caption, columns, rows, classes="wide"), *map(_note, notes)]
-        texts += [f"**{group.title}**", markdown(columns, rows), *notes]
+        frame = text_frame(score_rows(group, runs), score_columns(group))
+        blocks.append(Table(frame, "Table 1, image quality.", f"{group.title}.{group.warning}", style="wide"))
+        blocks += [_note(INTERVAL_NOTE), *[_note(PAPER_NOTE)] * group.is_comparable]
         if not group.results:
             continue
-        floors = floor_rows(group)
         caption = f"The same against one half of the real patients, beside the other half.{group.warning}"
-        body += [_curves(group), table(caption, FLOOR_COLUMNS, floors, classes="wide")]
-        texts.append(markdown(FLOOR_COLUMNS, floors))
+        floors = text_frame(floor_rows(group), FLOOR_COLUMNS)
+        blocks += [_curves(group), Table(floors, caption=caption, style="wide")]
         for result in group.results:
             title = f"Labels of {group.name_of(result)}, threshold {result['label_threshold']:g}"
-            labels, notes = label_rows(result), _label_notes(result)
-            caption = f"<b>{escape(title)}</b>, mean (SD). {LABEL_NOTE}"
-            body += [table(caption, LABEL_COLUMNS, labels, classes="wide"), _radii(result, title), *map(_note, notes)]
-            texts += [f"{title}. {LABEL_NOTE}", markdown(LABEL_COLUMNS, labels), *notes]
+            labels = text_frame(label_rows(result), LABEL_COLUMNS)
+            blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
+            blocks += map(_note, _label_notes(result))
     if not scored:
-        body.append(not_run("no result of evaluate=image"))
+        blocks.append(not_run("no result of evaluate=image"))
     files: dict[str, str | bytes] = {
-        "table-1.md": "\n\n".join(texts) + "\n",
-        "table-1.csv": csv_text(CSV_COLUMNS, csv_rows(scored)),
+        "table-1.md": markdown(blocks),
+        "table-1.csv": numbers_csv(csv_rows(scored), CSV_COLUMNS),
     }
-    return Section("Image quality and labels", "\n".join(body), files)
+    return Section("Image quality and labels", blocks, files)
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+def _note(text: str) -> Text:
+    return Text(text, style="note")
 
 
-def _curves(group: Group) -> str:
+def _curves(group: Group) -> Figure:
     """Figure 5: the PRD curves of one group."""
     series = []
     for result in group.results:
         recall, precision = (np.asarray(result["curve"][side], float) for side in ("recall", "precision"))
         auc = result["scores"]["prd_auc"]["mean"]
-        series.append(charts.Series(f"{group.name_of(result)}: AUC {auc:.3f}", recall, precision))
+        series.append(plots.Series(f"{group.name_of(result)}: AUC {auc:.3f}", recall, precision))
     title = f"PRD curves, {group.results[0]['cohort']}"
-    plot = charts.unit_chart(series, x_label="recall", y_label="precision", title=title)
-    return figure(
+    return Figure(
         "Figure 5, PRD curves",
-        f'<div class="panel square">{plot}</div>',
+        [Panel([plots.curves(series, x_label="recall", y_label="precision", title=title)])],
         f"Precision and recall of distributions, images without labels.{group.warning}",
         how_to_read="a good model's curve is near the upper right corner. One that falls early on the right lacks "
         "kinds of real patches; one that starts low on the left makes patches unlike any real one.",
+        grid="square",
     )
 
 
-def _radii(result: Result, title: str) -> str:
+def _radii(result: Result, title: str) -> Figure:
     """Distribution of the centreline voxels over the vessel's radius, real and synthetic."""
     histogram = result["labels"]["statistics"]["radius_histogram"]
     bin_mm = histogram["bin_mm"]
     series = []
     for side in ("real", "synthetic"):
         share = np.asarray(histogram[side], float)
-        series.append(charts.Series(side, bin_mm * (np.arange(len(share)) + 0.5), share))
-    title = f"Vessel radius. {title}"
-    plot = charts.line_chart(series, x_label="radius (mm)", y_label="share of the centreline", title=title, middle=100)
+        series.append(plots.Series(side, bin_mm * (np.arange(len(share)) + 0.5), share))
+    title_of_chart = f"Vessel radius. {title}"
+    chart = plots.lines(
+        series, x_label="radius (mm)", y_label="share of the centreline", title=title_of_chart, middle=100
+    )
     caption = f"Shares of the centreline's voxels, in bins of {bin_mm:g} mm; the last includes all larger radii."
-    return figure(escape(title), f'<div class="two"><div class="panel">{plot}</div></div>', caption)
+    return Figure(title, [Panel([chart])], caption)
 
 
 def csv_rows(scored: Sequence[Group]) -> Iterator[list[object]]:
