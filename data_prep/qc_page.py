@@ -52,17 +52,16 @@ def write_page(data: PreparedData, report: CohortReport, assigned: dict[str, str
         _page_entry(result, reasons, assigned.get(result.subject))
         for result, reasons in zip(report.results, outliers, strict=True)
     ]
-    page = render(
-        "data_prep",
-        "qc.html",
-        title=f"Quality of cohort {data.name}",
-        subjects="1 subject" if len(entries) == 1 else f"{len(entries)} subjects",
-        counts={verdict: sum(e.verdict == verdict for e in entries) for verdict in ("ok", "warning", "UNUSABLE")},
-        warnings=report.warnings,
-        entries=sorted(entries, key=lambda entry: (-entry.suspicion, entry.subject)),
-        axes=AXES,
-        time=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
-    )
+    values = {
+        "title": f"Quality of cohort {data.name}",
+        "subjects": "1 subject" if len(entries) == 1 else f"{len(entries)} subjects",
+        "counts": {verdict: sum(e.verdict == verdict for e in entries) for verdict in ("ok", "warning", "UNUSABLE")},
+        "warnings": report.warnings,
+        "entries": sorted(entries, key=lambda entry: (-entry.suspicion, entry.subject)),
+        "axes": AXES,
+        "time": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
+    }
+    page = render("data_prep", "qc.html", values)
     path = Path(data.cohort_dir) / PAGE
     try:
         write_text(path, page)

@@ -78,7 +78,7 @@ def test_models_scored_alike_share_the_papers_table():
     lines = table_1.score_rows(group)
     assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP"]
     assert lines[0][1:7] == ["0.0400 (0.0010)", "0.0381", "0.0300 to 0.0500", "0.800 (0.001)", "0.80", "not defined"]
-    assert lines[0][7] == "0.200 (real 0.100)"
+    assert lines[0][7] == "0.200\nreal 0.100"
     assert lines[1] == ["SN", "not run", "0.0322", "not run", "not run", "0.82", *["not run"] * 3]
     assert (lines[2][1], lines[2][2], lines[2][5]) == ("0.0200 (0.0010)", "0.0206", "0.87")
     assert table_1.floor_rows(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]

@@ -49,7 +49,7 @@ def comparison() -> dict:
 @pytest.fixture(autouse=True)
 def charts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are not drawn: what is tested here are their values."""
-    monkeypatch.setattr(plots, "boxes", lambda rows, **axes: plots.Chart(str(rows), "", b""))
+    monkeypatch.setattr(plots, "boxes", lambda rows, **axes: plots.Chart(str(rows), 0, "", b""))
 
 
 def cells_of(made: dict, name: str, region: str) -> list[list[list[str]]]:

@@ -41,7 +41,8 @@ Results = list[dict[str, Any]]
 def report(config: Report) -> Path:
     """Writes config.out/index.html, beside it tables (Markdown, CSV), figures (PNG) and charts (PNG, SVG).
 
-    Returns the page's path. Raises UsageError for a missing run directory, DataError for a damaged result, run, shard or picture.
+    Returns the page's path. Raises UsageError for a missing run directory, DataError for a damaged result, run, shard
+    or picture.
     """
     results = tables.read_results(config.results)
     if config.synthetic and len(config.synthetic) != len(config.runs):
@@ -157,6 +158,5 @@ def _page(cohort: str, results: Results, runs: Sequence[Run], sections: Sequence
     chips += [f"GAN {run.title}" for run in runs]
     chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
     title = f"Synthetic vessel patches: {cohort}"
-    return render(
-        "vesselgan.report", "report.html", title=title, chips=chips, sections=sections, citation=paper.CITATION
-    )
+    values = {"title": title, "chips": chips, "sections": sections, "citation": paper.CITATION}
+    return render("vesselgan.report", "report.html", values)

@@ -167,7 +167,7 @@ def _score_row(result: Result | None, name: str, paper_model: str | None) -> lis
         return [*cells, NOT_RUN, NOT_RUN]
     for key in ("ms_ssim", "pairwise_distance"):
         real, synthetic = result[key]["real"], result[key]["synthetic"]
-        cells.append("not defined" if synthetic is None else f"{synthetic:.3f} (real {real:.3f})")
+        cells.append("not defined" if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}")
     return cells
 
 

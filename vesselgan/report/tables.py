@@ -218,7 +218,10 @@ def _finite(value: object) -> float | None:
 
 
 def _cell(numbers: pd.DataFrame, has_subjects: bool) -> str:
-    """`0.912 (0.010)`, below it the median and the number of subjects whose value is not defined; the paper's: a line per source."""
+    """`0.912 (0.010)`, below it the median and the number of subjects whose value is not defined.
+
+    The paper's cells have a line per source.
+    """
     means, sds = (numbers.number[numbers.statistic == name].tolist() for name in ("mean", "sd"))
     texts = [format_value(mean) if math.isnan(mean) else mean_sd(mean, sd) for mean, sd in zip(means, sds, strict=True)]
     values = numbers[numbers.statistic == "value"]

@@ -14,7 +14,7 @@ from vesselgan.viz.palette import DARK, LIGHT
 from vesselgan.viz.pictures import encode_png
 
 
-def render(package: str, template: str, **values: Any) -> str:
+def render(package: str, template: str, values: dict[str, Any]) -> str:
     """Fills a template of PACKAGE/templates; it may extend base.html and draw a chart with `chart` of macros.html."""
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -26,7 +26,7 @@ def render(package: str, template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = data_uri
-    return environment.get_template(template).render(light=LIGHT, dark=DARK, version=__version__, **values)
+    return environment.get_template(template).render(values, light=LIGHT, dark=DARK, version=__version__)
 
 
 def data_uri(picture: np.ndarray | bytes) -> str:

@@ -28,6 +28,8 @@ class Chart:
     """One drawn chart."""
 
     title: str
+    width: float
+    """In points, as the SVG's own."""
     svg: str
     """A file of its own, in the light colours."""
     png: bytes
@@ -73,7 +75,7 @@ def draw(title: str, size: tuple[float, float], paint: Callable[[Any], None]) ->
         FigureCanvasSVG(figure).print_svg(svg, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
         figure.dpi = DPI
         FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return Chart(title, svg.getvalue(), png.getvalue())
+    return Chart(title, size[0], svg.getvalue(), png.getvalue())
 
 
 def _plain(text: str) -> str:
@@ -181,8 +183,8 @@ def boxes(rows: Sequence[tuple[str, Sequence[float]]], *, x_label: str, title: s
         line = {"color": LIGHT["soft"], "linewidth": 1.2}
         axes.boxplot(
             [values for _, values in rows], positions=range(len(rows)), orientation="horizontal", whis=(0, 100),
-            widths=0.55, patch_artist=True, boxprops={"facecolor": LIGHT["s0"], "alpha": DOT, "linewidth": 0}, whiskerprops=line,
-            capprops=line, medianprops={"color": LIGHT["ink"], "linewidth": 1.4}, manage_ticks=False,
+            widths=0.55, patch_artist=True, boxprops={"facecolor": LIGHT["s0"], "alpha": DOT, "linewidth": 0},
+            whiskerprops=line, capprops=line, medianprops={"color": LIGHT["ink"], "linewidth": 1.4}, manage_ticks=False,
         )  # fmt: skip
         axes.set_xlim(0, high if high is not None else 1.05 * largest or 1.0)
         _name_rows(axes, [name for name, _ in rows], x_label)
