@@ -42,7 +42,8 @@ class PageEntry:
 
     @property
     def histogram(self) -> plots.Chart | None:
-        return self.preview and plots.intensities(self.preview.histogram, self.preview.vessel_histogram)
+        preview = self.preview
+        return None if preview is None else plots.intensities(preview.histogram, preview.vessel_histogram)
 
 
 def write_page(data: PreparedData, report: CohortReport, assigned: dict[str, str]) -> Path:

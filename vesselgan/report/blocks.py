@@ -3,6 +3,7 @@
 Blocks hold plain text. A cell or a row's name may have several lines; all but the first are small print.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -48,27 +49,15 @@ class Table:
     @property
     def heads(self) -> list[list[tuple[str, int]]]:
         """Per row of the head, the texts with their number of columns."""
-        columns = self.frame.columns
-        names = [[str(text) for text in columns.get_level_values(level)] for level in range(columns.nlevels)]
-        rows = []
-        for level, texts in enumerate(names):
-            is_last = level == len(names) - 1
-            row: list[tuple[str, int]] = []
-            for text in texts:
-                if row and row[-1][0] == text and not is_last:
-                    row[-1] = text, row[-1][1] + 1
-                else:
-                    row.append((text, 1))
-            rows.append(row)
-        return rows
+        *upper, last = zip(*self.frame.columns, strict=True) if self.frame.columns.nlevels > 1 else [self.frame.columns]
+        groups = [[(str(text), len(list(group))) for text, group in itertools.groupby(row)] for row in upper]
+        return [*groups, [(str(text), 1) for text in last]]
 
     @property
     def edges(self) -> set[int]:
         """Columns that begin a group of the upper head."""
-        if len(self.heads) == 1:
-            return set()
-        widths = [width for _, width in self.heads[0]]
-        return {sum(widths[:k]) for k in range(len(widths))}
+        *upper, _ = self.heads
+        return {0, *itertools.accumulate(width for row in upper for _, width in row)} if upper else set()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from vesselgan.core.errors import DataError
@@ -69,19 +70,16 @@ class Scores:
     def by_subject(self) -> pd.DataFrame:
         """Texts by title, subject, region and metric."""
         values = self.frame[self.frame.statistic == "value"]
-        texts = {tuple(line[:4]): format_value(line[4]) for line in values[[*KEYS, "number"]].itertuples(index=False)}
-        subjects = {name: sorted(set(values.subject[values.row == name])) for name in self.titles}
-        rows = [
-            [subject, *(texts.get((name, *column, subject), "\N{EN DASH}") for column in COLUMNS)]
-            for name in self.titles
-            for subject in subjects[name]
-        ]
-        names = [title if k == 0 else "" for name, title in self.titles.items() for k in range(len(subjects[name]))]
+        values = values.assign(text=values.number.map(format_value), row=pd.Categorical(values.row, [*self.titles]))
+        texts = values.pivot(index=["row", "subject"], columns=["region", "metric"], values="text").sort_index()
+        texts = texts.reindex(columns=COLUMNS).fillna("\N{EN DASH}")
+        names, subjects = texts.index.get_level_values(0), texts.index.get_level_values(1)
+        is_first = ~names.duplicated()
+        titles = [_first(self.titles[name]) if first else "" for name, first in zip(names, is_first, strict=True)]
         columns = pd.MultiIndex.from_tuples([("", "subject"), *HEADS])
-        return pd.DataFrame(rows, index=names, columns=columns, dtype=object)
+        return pd.DataFrame(np.column_stack([subjects, texts]), index=titles, columns=columns)
 
 
-KEYS = ["row", "region", "metric", "subject"]
 COLUMNS = [(region, metric) for region in REGIONS for metric in METRICS]
 HEADS = pd.MultiIndex.from_product([REGIONS.values(), METRICS.values()])
 
@@ -167,9 +165,9 @@ def segmentation_scores(results: Iterable[Result]) -> Scores:
     if len(groups) > 1:
         raise DataError(f"results of {sorted(groups)} cannot share a table; make one for each (see by_cohort)")
     members = next(iter(groups.values()), [])
-    if others := of_same_subjects(members)[1]:
-        names = ", ".join(result["name"] for result in others)
-        raise DataError(f"{names}: scored on other subjects than the rest; score all of them on the same split")
+    if strangers := of_same_subjects(members)[1]:
+        left_out = ", ".join(result["name"] for result in strangers)
+        raise DataError(f"{left_out}: scored on other subjects than the rest; score all of them on the same split")
     by_name: dict[str, Result] = {}
     for result in members:
         if result["name"] in by_name:
