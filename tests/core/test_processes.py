@@ -68,11 +68,13 @@ def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.setenv(name, "1")
-    monkeypatch.setenv("RANKING", "kept")
+    kept = {"RANKING", "OMPI_MCA_plm", "PMIX_MCA_gds"}
+    for name in kept:
+        monkeypatch.setenv(name, "kept")
     found = processes.environment(2)
     assert found["OMP_NUM_THREADS"] == "4"
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(found)
-    assert found["RANKING"] == "kept"
+    assert all(found[name] == "kept" for name in kept)
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     # never zero threads, however many ranks share a core
     assert processes.environment(20)["OMP_NUM_THREADS"] == "1"

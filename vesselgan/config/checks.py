@@ -100,7 +100,7 @@ RULES: dict[str, Rule] = {
     "sweep.batch_sizes": ALL_POSITIVE,
     "zero_stage": (lambda v: v in (0, 1, 2), "must be 0, 1 or 2"),
     "ranks": (lambda v: len(v) > 0 and all(n > 0 for n in v), "must be a list of counts above 0, such as [1,8]"),
-    "target": one_of("loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private"),
+    "target": one_of("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private"),
 }
 
 

@@ -239,9 +239,9 @@ class BuildShards:
 @dataclass
 class Benchmark:
     target: str
-    """`loader`: a pair ready for the GAN; `prepare`: shards on two ranks; `step`: a training step; `segment`: a whole
-    volume; `metrics`: the scores; `machine`: rates for plan's step times; `scaling`: these times against training on
-    one rank and several; `private`: a private critic step."""
+    """`acceptance`: whether the package works here, and how fast; `loader`: a pair ready for the GAN; `prepare`: shards
+    on two ranks; `step`: a training step; `segment`: a whole volume; `metrics`: the scores; `machine`: rates for plan's
+    step times; `scaling`: these times against training on one rank and several; `private`: a private critic step."""
     repeats: int
     """Rounds; in each every candidate runs once."""
     shape: list[int]
@@ -266,8 +266,14 @@ class Benchmark:
     machine_file: str | None
     """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
     seed: int
+    parts: list[str]
+    """`correctness`, `speed`, `science` (acceptance)."""
+    minutes: float
+    """Time limit; what does not fit is reported as not run (acceptance)."""
+    cohort_dir: str | None
+    """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
     out: str | None
-    """Append the JSON line to this file too."""
+    """Append the JSON line to this file too; acceptance: its directory, null: work/acceptance."""
 
 
 @dataclass

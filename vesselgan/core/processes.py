@@ -18,8 +18,11 @@ from vesselgan.core.errors import ResourceError
 PORT = "{port}"
 """In a command: a free port, found when it starts."""
 SECONDS_TO_STOP, SECONDS_TO_DIE = 15.0, 5.0
-# Variables of another launcher, which would make our processes its ranks.
-FOREIGN_RANKS = re.compile(r"(RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_SIZE|MASTER_ADDR|MASTER_PORT|PMI_.*|OMPI_.*)")
+# Variables of another launcher, which would make our processes its ranks. MCA parameters (OMPI_MCA_plm, PMIX_MCA_gds)
+# are settings of the site: on some machines Open MPI starts no process without them.
+FOREIGN_RANKS = re.compile(
+    r"RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_SIZE|MASTER_ADDR|MASTER_PORT|PMI_.*|PMIX_(?!MCA_).*|OMPI_(COMM|UNIVERSE)_.*"
+)
 
 
 def beside_python(program: str) -> str:

@@ -160,12 +160,13 @@ def batch_statistics(x_NCXYZ: Tensor, is_synced: bool) -> tuple[Tensor, Tensor, 
     the device. UsageError for a single value, which normalisation would make zero.
     """
     mean_C, variance_C = _local_statistics(x_NCXYZ)
+    # The count is written by the device (new_full): a copy from the CPU would make the CPU wait.
     count = x_NCXYZ.numel() // x_NCXYZ.shape[1]
     if not is_synced:
         if count == 1:
             raise UsageError("batch normalisation over a single value; take a larger batch or a larger patch")
-        return mean_C, variance_C, mean_C.new_tensor(count)
-    local = torch.cat([mean_C, variance_C, mean_C.new_tensor([count])])
+        return mean_C, variance_C, mean_C.new_full((), count)
+    local = torch.cat([mean_C, variance_C, mean_C.new_full((1,), count)])
     gathered = [torch.empty_like(local) for _ in range(dist.get_world_size())]
     dist.all_gather(gathered, local)
     stacked = torch.stack(gathered)

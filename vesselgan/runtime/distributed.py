@@ -74,9 +74,11 @@ def select_kernels(*, deterministic: bool) -> None:
     """For training: cuDNN's fastest convolution kernels by trial, or deterministic ones. A CPU has none of both.
 
     cuDNN's heuristics take float32 kernels for the weight gradients of wide transposed convolutions: the generator's
-    backward was 74 of the 100 ms that a step kept an H100 busy (fp16, width 512, 128x128x64, batch 4). Inference keeps
-    the heuristics: a trial may choose otherwise the next time, and with it the last bits.
+    backward was 74 of the 100 ms that a step kept an H100 busy (fp16, width 512, 128x128x64, batch 4). Four candidates
+    per convolution: the step of ten candidates was no faster (65 to 70 ms, of four 60) and its first one took 20 s
+    longer. Inference keeps the heuristics: a trial may choose otherwise the next time, and with it the last bits.
     """
+    torch.backends.cudnn.benchmark_limit = 4
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = not deterministic, deterministic
 
 

@@ -17,8 +17,8 @@ KINDS = {
 ROUNDS = 5
 
 
-def shares_of(step: Callable[[], None], device: torch.device) -> dict[str, float]:
-    """Kind of work -> its share of one step's time on `device`, children not counted twice; `other`: the rest."""
+def shares_of(step: Callable[[], None], device: torch.device) -> tuple[dict[str, float], float]:
+    """(kind of work -> its share of one step's time on `device`, `other` the rest; seconds that `device` was busy)."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=activities) as recorded:
         step()
@@ -31,8 +31,8 @@ def shares_of(step: Callable[[], None], device: torch.device) -> dict[str, float
             continue
         kind = next((kind for kind, keys in KINDS.items() if any(key in name for key in keys)), "other")
         kind_us[kind] += time_us
-    total = sum(kind_us.values())
-    return {kind: time_us / total for kind, time_us in kind_us.items()} if total else kind_us
+    total_us = sum(kind_us.values())
+    return {kind: time_us / total_us if total_us else 0.0 for kind, time_us in kind_us.items()}, total_us / 1e6
 
 
 def matmul_flop_per_s(dtype: torch.dtype, device: torch.device) -> float:

@@ -10,7 +10,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.provenance import collect
-from vesselgan.tools.benchmark import loader, machine, metrics, prepare, private, scaling, segment, step
+from vesselgan.tools.benchmark import acceptance, loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.tools.benchmark.interleave import load
 
 MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
@@ -18,7 +18,13 @@ TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 
 
 def benchmark(config: Benchmark) -> None:
-    """Print the JSON line of config.target, to a terminal also as a table; append it to config.out if that is set."""
+    """Print the JSON line of config.target, to a terminal also as a table; append it to config.out if that is set.
+
+    target=acceptance writes a directory instead (acceptance.run).
+    """
+    if config.target == "acceptance":
+        acceptance.run(config)
+        return
     before = load()
     result = TARGETS[config.target](config)
     provenance = collect()

@@ -6,7 +6,7 @@ with ZeRO. Weights, latents and epsilons are the same; the patches are noise, si
 lie on the device. In half the authors' step runs under autocast with loss scalers, as theirs does.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -26,9 +26,9 @@ from vesselgan.models.generator import Generator
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
-from vesselgan.runtime.engine import build
+from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler
-from vesselgan.tools.benchmark.interleave import interleave
+from vesselgan.tools.benchmark.interleave import Timing, interleave
 from vesselgan.tools.benchmark.loader import shape_of
 from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
@@ -45,6 +45,11 @@ Candidate = Callable[[Benchmark, torch.device], Step]
 
 
 def run(config: Benchmark) -> dict[str, Any]:
+    """`measure` of the authors' step beside ours."""
+    return measure(config, CANDIDATES if config.variant.precision != "fp16" else ("authors", "engine"))
+
+
+def measure(config: Benchmark, names: Iterable[str]) -> dict[str, Any]:
     """Per candidate: CPU and wall time of a step, peak memory; TFLOP counted; ratios; shares of ours by kind of work.
 
     Peak memory is what a process of its own grows by from before the networks are made to the end of the second step,
@@ -52,10 +57,18 @@ def run(config: Benchmark) -> dict[str, Any]:
     """
     device = distributed.choose_device(config.runtime.device, 0)
     _prepare(config, device)
-    skipped = {"bare"} if config.variant.precision == "fp16" else set()
-    candidates = {name: candidate for name, candidate in CANDIDATES.items() if name not in skipped}
+    candidates = {name: CANDIDATES[name] for name in names}
     peaks = peaks_of(candidates, config)
     torch.set_num_threads(config.threads)
+    steps = {name: build_step(config, device) for name, build_step in candidates.items()}
+    if config.variant.precision == "fp16":
+        for step, number in product(steps.values(), range(WARMUP_STEPS)):
+            step(number)
+    timings = interleave(steps, config.repeats)
+    tflop = {name: (_authors_flop if name == "authors" else our_flop)(config) / 1e12 for name in candidates}
+    peak_tflop_per_s = matmul_flop_per_s(TYPES[config.variant.precision], device) / 1e12
+    # CPU time, where other processes share the cores.
+    seconds = {name: timing.wall_s if device.type == "cuda" else timing.cpu_s for name, timing in timings.items()}
     result: dict[str, Any] = {
         "variant": config.variant.name,
         "width": config.variant.width,
@@ -64,40 +77,36 @@ def run(config: Benchmark) -> dict[str, Any]:
         "batch_size": config.batch_size,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": config.threads,
-        "tflop": {"authors": _authors_flop(config) / 1e12, "ours": our_flop(config) / 1e12},
+        "tflop": tflop,
         "peak_gib": {name: peak / 2**30 for name, peak in peaks.items()},
+        **{name: {"cpu_ms": 1e3 * timing.cpu_s, "wall_ms": 1e3 * timing.wall_s} for name, timing in timings.items()},
+        "matmul_tflop_per_s": peak_tflop_per_s,
+        "share_of_matmul_peak": {name: tflop[name] / step_s / peak_tflop_per_s for name, step_s in seconds.items()},
     }
-    steps = {name: build_step(config, device) for name, build_step in candidates.items()}
-    if config.variant.precision == "fp16":
-        for step, number in product(steps.values(), range(WARMUP_STEPS)):
-            step(number)
-    timings = interleave(steps, config.repeats)
-    result |= {name: {"cpu_ms": 1e3 * timing.cpu_s, "wall_ms": 1e3 * timing.wall_s} for name, timing in timings.items()}
-    peak_flop = matmul_flop_per_s(TYPES[config.variant.precision], device)
-    result["matmul_tflop_per_s"] = peak_flop / 1e12
-    # CPU time, where other processes share the cores.
-    seconds = {name: timing.wall_s if device.type == "cuda" else timing.cpu_s for name, timing in timings.items()}
-    result["share_of_matmul_peak"] = {
-        name: 1e12 * result["tflop"]["authors" if name == "authors" else "ours"] / step_s / peak_flop
-        for name, step_s in seconds.items()
-    }
-    result["shares_of_step"] = shares_of(partial(steps["engine"], config.repeats), device)
-    result["authors_over"] = {
-        name: {
-            "cpu": timings["authors"].cpu_s / timings[name].cpu_s,
-            "wall": timings["authors"].wall_s / timings[name].wall_s,
-            "peak": peaks["authors"] / peaks[name] if peaks[name] else None,
-        }
-        for name in candidates
-        if name != "authors"
-    }
-    result["authors_over"]["tflop"] = result["tflop"]["authors"] / result["tflop"]["ours"]
+    result["shares_of_step"], busy_s = shares_of(partial(steps["engine"], config.repeats), device)
+    if device.type == "cuda":
+        result["idle_share"] = 1 - busy_s / timings["engine"].wall_s
+    if "authors" in candidates:
+        result["authors_over"] = _authors_over(timings, peaks) | {"tflop": tflop["authors"] / tflop["engine"]}
     distributed.stop()
     return result
 
 
+def _authors_over(timings: Mapping[str, Timing], peaks: Mapping[str, int]) -> dict[str, Any]:
+    theirs = timings["authors"]
+    return {
+        name: {
+            "cpu": theirs.cpu_s / timing.cpu_s,
+            "wall": theirs.wall_s / timing.wall_s,
+            "peak": peaks["authors"] / peaks[name] if peaks[name] else None,
+        }
+        for name, timing in timings.items()
+        if name != "authors"
+    }
+
+
 def _prepare(config: Benchmark, device: torch.device) -> None:
-    # As in training, and for the authors' step too.
+    # As in training; the authors leave cuDNN its own choice.
     distributed.select_kernels(deterministic=False)
     if config.variant.precision == "fp16" and device.type == "cpu":
         raise UsageError(
@@ -109,7 +118,7 @@ def _prepare(config: Benchmark, device: torch.device) -> None:
 def authors_step(config: Benchmark, device: torch.device, dtype: torch.dtype = torch.float32) -> AuthorsStep:
     """Their step with our starting weights and learning rates."""
     variant, shape = config.variant, shape_of(config.patch_shape)
-    our_critic, our_generator = _networks(config)
+    our_critic, our_generator = networks_of(config)
     critic = AuthorsCritic(shape, variant.width, variant.critic_norm)
     generator = AuthorsGenerator(shape, variant.width, variant.latent_size)
     copy_weights(our_critic, critic)
@@ -157,7 +166,7 @@ def bare_engines(
     """The critic's and the generator's."""
     variant = config.variant
     assert variant.betas[0] == 0, "the bare step has Adam without momentum only"
-    critic, generator = (network.to(device, dtype or TYPES[variant.precision]) for network in _networks(config))
+    critic, generator = (network.to(device, dtype or TYPES[variant.precision]) for network in networks_of(config))
     return (
         BareEngine("critic", critic, variant.learning_rate_critic, variant.betas[1]),
         BareEngine("generator", generator, variant.learning_rate_generator, variant.betas[1]),
@@ -172,10 +181,10 @@ def _authors(config: Benchmark, device: torch.device) -> Step:
             noise.latents_NL(stream, abs(number)).to(device) for stream in (0, 1)
         )
         epsilon = noise.epsilons_N(abs(number))[0].to(device)
-        step(
-            real_NCXYZ, (critic_latents_NL, generator_latents_NL), epsilon, penalty_weight=config.variant.penalty_weight
-        )
-        wait(device)
+        latents = critic_latents_NL, generator_latents_NL
+        with torch.backends.cudnn.flags(benchmark=False, allow_tf32=True):
+            step(real_NCXYZ, latents, epsilon, penalty_weight=config.variant.penalty_weight)
+            wait(device)
 
     return once
 
@@ -185,13 +194,20 @@ def _bare(config: Benchmark, device: torch.device) -> Step:
 
 
 def _engine(config: Benchmark, device: torch.device) -> Step:
+    return engines_and_step(config)[1]
+
+
+def engines_and_step(config: Benchmark, *, zero_stage: int | None = None) -> tuple[tuple[Engine, Engine], Step]:
+    """Critic and generator in DeepSpeed's engines, and a step of both; zero_stage: None is the shipped JSON's."""
     variant = config.variant
-    world = distributed.start(device.type)
+    world = distributed.start(distributed.choose_device(config.runtime.device, 0).type)
     torch.set_num_threads(config.threads)
     _, raw = deepspeed_config.read(None, variant.precision)
+    if zero_stage is not None:
+        raw = raw | {"zero_optimization": raw["zero_optimization"] | {"stage": zero_stage}}
     settings = deepspeed_config.resolve(raw, batch_size=config.batch_size, batch_per_gpu=None, world_size=1)
     rates = (variant.learning_rate_critic, variant.learning_rate_generator)
-    engines = (
+    critic, generator = (
         build(
             name,
             network,
@@ -199,12 +215,12 @@ def _engine(config: Benchmark, device: torch.device) -> Step:
             betas=variant.betas,
             settings=settings,
             world=world,
-            program="python launch/benchmark.py target=step",
+            program="python launch/benchmark.py",
             key="variant.precision",
         )
-        for name, network, rate in zip(("critic", "generator"), _networks(config), rates, strict=True)
+        for name, network, rate in zip(("critic", "generator"), networks_of(config), rates, strict=True)
     )
-    return ours(config, device, *engines)
+    return (critic, generator), ours(config, world.device, critic, generator)
 
 
 CANDIDATES = {"authors": _authors, "bare": _bare, "engine": _engine}
@@ -222,7 +238,8 @@ def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -
     return once
 
 
-def _networks(config: Benchmark) -> tuple[Critic, Generator]:
+def networks_of(config: Benchmark) -> tuple[Critic, Generator]:
+    """Critic and generator with their first weights, on the CPU."""
     variant, shape = config.variant, shape_of(config.patch_shape)
     critic = Critic(shape, variant.width, variant.critic_norm)
     generator = Generator(shape, variant.width, variant.latent_size, variant.generator_norm)

@@ -1,0 +1,83 @@
+"""Acceptance: every part is reported, whatever another one does, and a wrong number ends with its exit code."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import Benchmark
+from vesselgan.core.errors import NumericError, UsageError
+from vesselgan.tools.benchmark import acceptance
+from vesselgan.tools.benchmark.correctness import Check
+
+
+def small(*words: str) -> Benchmark:
+    return compose("benchmark", ["target=acceptance", "variant=sn_mp", "runtime.device=cpu", "repeats=1", *words])
+
+
+# At module level: a part runs in a process of its own, which imports it.
+def wrong(config: Benchmark) -> list[Check]:
+    return [Check("a difference", float("nan"), 0.2)]
+
+
+def raises(config: Benchmark) -> list[Check]:
+    raise ValueError("no such kernel <here>")
+
+
+def dies(config: Benchmark) -> dict[str, Any]:
+    os._exit(9)
+
+
+def hangs(config: Benchmark) -> dict[str, Any]:
+    time.sleep(600)
+    return {}
+
+
+def measures(config: Benchmark) -> dict[str, Any]:
+    return {"step": {"wall_ms": 1.5}}
+
+
+def test_every_part_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {part.__name__: part for part in (wrong, raises, dies, measures)}
+    monkeypatch.setattr(acceptance, "GROUPS", {"correctness": parts})
+    with pytest.raises(NumericError, match="wrong, raises, dies failed"):
+        acceptance.run(small("parts=[correctness]", f"out={tmp_path}"))
+    report = json.loads((tmp_path / "acceptance.json").read_text())
+    assert {part["name"]: part["status"] for part in report["parts"]} == {
+        "wrong": "failed",
+        "raises": "failed",
+        "dies": "failed",
+        "measures": "passed",
+    }
+    page = (tmp_path / "index.html").read_text()
+    assert "no such kernel" in page and "step.wall_ms" in page and "<here>" not in page
+
+
+def test_a_part_that_hangs_is_ended() -> None:
+    started = time.monotonic()
+    result = acceptance.run_part(hangs, small(), 3.0)
+    assert result["status"] == "not run" and time.monotonic() - started < 60
+
+
+def test_no_part_starts_after_the_limit() -> None:
+    assert acceptance.run_part(raises, small(), 0.0)["status"] == "not run"
+
+
+def test_unknown_parts_are_refused() -> None:
+    with pytest.raises(UsageError, match="parts"):
+        acceptance.run(small("parts=[beauty]"))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("group", ["correctness", "speed", "science"])
+def test_all_parts_run_on_a_cpu(group: str, tmp_path: Path) -> None:
+    acceptance.run(small(f"parts=[{group}]", f"out={tmp_path}", f"minutes={1 if group == 'science' else 12}"))
+    report = json.loads((tmp_path / "acceptance.json").read_text())
+    statuses = {part["name"]: part["status"] for part in report["parts"]}
+    # On a CPU there is no loss scale to halve; torch.compile needs a compiler.
+    assert {name for name, status in statuses.items() if status != "passed"} <= {"overflow"}, report["parts"]
+    assert (tmp_path / "index.html").stat().st_size < 4 * 2**20
