@@ -75,12 +75,14 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
 
 def test_models_scored_alike_share_the_papers_table():
     (group,) = table_1.groups([image_result("gp", fid=0.04), image_result("sn_mp", fid=0.02), {"job": "other"}])
-    lines = table_1.score_rows(group)
-    assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP"]
-    assert lines[0][1:7] == ["0.0400 (0.0010)", "0.0381", "0.0300 to 0.0500", "0.800 (0.001)", "0.80", "not defined"]
-    assert lines[0][7] == "0.200\nreal 0.100"
-    assert lines[1] == ["SN", "not run", "0.0322", "not run", "not run", "0.82", *["not run"] * 3]
-    assert (lines[2][1], lines[2][2], lines[2][5]) == ("0.0200 (0.0010)", "0.0206", "0.87")
+    frame = table_1.score_table(group)
+    assert frame.index.tolist() == ["GP", "SN", "SN-MP", "c-SN-MP"]
+    assert frame.loc["GP"].tolist() == [
+        "0.0400 (0.0010)\n[0.0300, 0.0500]\npaper 0.0381", "0.800 (0.001)\npaper 0.80", "0.200\nreal 0.100",
+        "0.900\nreal 1.000"
+    ]  # fmt: skip
+    assert frame.loc["SN"].tolist() == ["not run\npaper 0.0322", "not run\npaper 0.82", "not run", "not run"]
+    assert frame.loc["SN-MP", "FID"].split("\n")[::2] == ["0.0200 (0.0010)", "paper 0.0206"]
     assert table_1.floor_rows(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
     for text in ("20 patches", "validation (held out)", "2 patients", "file not checked", "as noise"):
         assert text in group.title
@@ -125,14 +127,14 @@ def texts_of(part: Section) -> str:
 def test_random_features_are_marked_everywhere():
     result = image_result("gp", is_comparable=False)
     (group,) = table_1.groups([result])
-    for lines in (table_1.score_rows(group), table_1.floor_rows(group)):
-        assert [line[0] for line in lines] == ["gp (random features, not comparable)"]
+    marked = "gp (random features, not comparable)"
+    assert table_1.score_table(group).index.tolist() == [table_1.floor_rows(group)[0][0]] == [marked]
     part = table_1.section([result])
     first, second = part.files["table-1.md"].split("Table 1, image quality")[1:]
     assert "random" not in second.lower()
     # Wherever the run is named, in tables, figures and their keys, it is named so.
     assert re.findall(r"\bgp\b(?! \(random features, not comparable\))", texts_of(part)) == []
-    assert "The paper" not in first and second.count("not run") == 4 * 6
+    assert "The paper" not in first and second.count("not run") == 4 * 4
     rows = list(csv.DictReader(io.StringIO(part.files["table-1.csv"])))
     assert {row["features"] for row in rows} == {"random features, not comparable"}
 
@@ -150,9 +152,9 @@ def test_a_run_names_its_patches_model(make_run):
     run = make_run("some-name", {"variant": {"name": "c_sn_mp"}})
     made_by_it = image_result("first try") | {"synthetic": {"run": "some-name"}}
     (group,) = table_1.groups([made_by_it])
-    lines = table_1.score_rows(group, [run])
-    assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP (first try)"]
-    assert lines[3][2] == "0.0244"
+    frame = table_1.score_table(group, [run])
+    assert frame.index.tolist() == ["GP", "SN", "SN-MP", "c-SN-MP (first try)"]
+    assert frame.iloc[3, 0].endswith("\npaper 0.0244")
 
 
 def test_the_csv_holds_full_numbers():

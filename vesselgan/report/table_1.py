@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
@@ -31,8 +32,8 @@ from vesselgan.report.blocks import (
 from vesselgan.report.runs import Run
 from vesselgan.viz import plots
 
-SCORES = {"fid": ("FID", 4), "prd_auc": ("PRD-AUC", 3)}
-"""Score -> name, digits."""
+SCORES = {"fid": ("FID", 4, 4), "prd_auc": ("PRD-AUC", 3, 2)}
+"""Score -> name, digits, the paper's digits."""
 STATISTICS = {
     "num_components": "number of components",
     "component_voxels": "component size",
@@ -54,7 +55,7 @@ KEYS = (
 )
 """Of an image result."""
 RANDOM = "random features, not comparable"
-INTERVAL_NOTE = "Intervals: jackknife over patients, 95 %; none is given below five patients."
+INTERVAL_NOTE = "Mean (SD over seeds), [95 % interval, jackknife over patients; none below five patients]."
 PAPER_NOTE = "The paper: its own cohort, patches and number of samples, scored against its training split."
 LABEL_NOTE = (
     "Distance: Wasserstein-1 in the statistic's unit. The last columns compare one half of the real patients with the "
@@ -124,50 +125,38 @@ def _title(result: Result) -> str:
     )
 
 
-def score_columns(group: Group) -> list[str]:
-    """Columns of `score_rows`; the paper's are there only if the features are comparable."""
-    columns = ["model"]
-    for name, _ in SCORES.values():
-        columns += [name, *(["paper"] if group.is_comparable else []), f"{name}, 95 % interval"]
-    scales = {result["ms_ssim"]["num_scales"] for result in group.results}
-    return [*columns, "MS-SSIM" + "".join(f", {counted(n, 'scale')}" for n in scales), "feature distance"]
+def score_table(group: Group, runs: Sequence[Run] = ()) -> pd.DataFrame:
+    """Table 1, a row of texts per model: the paper's models in its order, run or not, then others.
 
-
-def score_rows(group: Group, runs: Sequence[Run] = ()) -> list[list[str]]:
-    """Table 1, one row of texts per model: the paper's models in its order, run or not, then others."""
-    if not group.is_comparable:
-        return [_score_row(result, group.name_of(result), None) for result in group.results]
-    variants = [(variant_of(result, runs), result) for result in group.results]
+    The paper's models and numbers are there only if the features are comparable.
+    """
+    variants = [(variant_of(result, runs) if group.is_comparable else "", result) for result in group.results]
     rows = []
-    for key, title in paper.VARIANTS.items():
+    for key, title in paper.VARIANTS.items() if group.is_comparable else ():
         members = [result for name, result in variants if name == key]
-        for result in members:
-            name = title if result["name"] in (title, key) else f"{title} ({result['name']})"
-            rows.append(_score_row(result, name, title))
-        if not members:
-            rows.append(_score_row(None, title, title))
-    return rows + [_score_row(result, result["name"], "") for name, result in variants if name not in paper.VARIANTS]
+        names = [title if result["name"] in (title, key) else f"{title} ({result['name']})" for result in members]
+        rows += map(_score_row, members or [None], names or [title], [title] * (len(members) or 1))
+    rows += [_score_row(result, group.name_of(result)) for name, result in variants if name not in paper.VARIANTS]
+    scales = "".join(f", {counted(n, 'scale')}" for n in {result["ms_ssim"]["num_scales"] for result in group.results})
+    return text_frame(rows, ["model", *(name for name, *_ in SCORES.values()), f"MS-SSIM{scales}", "feature distance"])
 
 
-def _score_row(result: Result | None, name: str, paper_model: str | None) -> list[str]:
-    """`paper_model`: the model in the paper's column; empty: none, None: there is no such column."""
+def _score_row(result: Result | None, name: str, model: str = "") -> list[str]:
+    """`model`: the paper's, whose numbers stand below ours."""
     cells = [name]
-    for i, (score, (_, digits)) in enumerate(SCORES.items()):
-        if result is None:
-            ours = interval = NOT_RUN
-        else:
+    for k, (score, (_, digits, paper_digits)) in enumerate(SCORES.items()):
+        lines = [NOT_RUN]
+        if result is not None:
             summary = result["scores"][score]
-            ours, interval = (
-                mean_sd(summary["mean"], summary["sd"], digits),
-                _interval(summary["interval"], f".{digits}f"),
-            )
-        theirs = f"{paper.TABLE_1[paper_model][i]:.{(4, 2)[i]}f}" if paper_model in paper.TABLE_1 else "-"
-        cells += [ours, *([] if paper_model is None else [theirs]), interval]
-    if result is None:
-        return [*cells, NOT_RUN, NOT_RUN]
+            lines = [mean_sd(summary["mean"], summary["sd"], digits)]
+            if summary["interval"]:
+                lines.append("[{:.{d}f}, {:.{d}f}]".format(*summary["interval"], d=digits))
+        lines += [f"paper {paper.TABLE_1[model][k]:.{paper_digits}f}"] if model else []
+        cells.append("\n".join(lines))
     for key in ("ms_ssim", "pairwise_distance"):
-        real, synthetic = result[key]["real"], result[key]["synthetic"]
-        cells.append("not defined" if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}")
+        real, synthetic = (None, None) if result is None else (result[key]["real"], result[key]["synthetic"])
+        text = "not defined" if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}"
+        cells.append(NOT_RUN if result is None else text)
     return cells
 
 
@@ -187,7 +176,7 @@ def floor_rows(group: Group) -> list[list[str]]:
             rows.append([group.name_of(result), *["not defined"] * (len(FLOOR_COLUMNS) - 1)])
             continue
         cells = [group.name_of(result), _count(floor["n"])]
-        for name, (_, digits) in SCORES.items():
+        for name, (_, digits, _) in SCORES.items():
             cells += [f"{floor[side][name]['mean']:.{digits}f}" for side in ("synthetic", "real")]
         rows.append(cells)
     return rows
@@ -215,8 +204,8 @@ def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
     scored = groups(results)
     blocks: list[Block] = []
     for group in scored if any(group.is_comparable for group in scored) else [*scored, EMPTY]:
-        frame = text_frame(score_rows(group, runs), score_columns(group))
-        blocks.append(Table(frame, "Table 1, image quality.", f"{group.title}.{group.warning}", style="wide"))
+        caption = f"{group.title}.{group.warning}"
+        blocks.append(Table(score_table(group, runs), "Table 1, image quality.", caption))
         blocks += [_note(INTERVAL_NOTE), *[_note(PAPER_NOTE)] * group.is_comparable]
         if not group.results:
             continue
