@@ -47,7 +47,7 @@ def make(road, *, runs=None):
     return report(compose.compose("report", [f"work_dir='{road}'", f"runs=[{quoted}]"]))
 
 
-def test_page_holds_every_section_and_number(road):
+def test_page_holds_every_section_and_number(road, drawn_charts):
     path = make(road)
     assert path == road / "report/index.html"
     source, page = path.read_text(encoding="utf-8"), read(path)
@@ -62,10 +62,13 @@ def test_page_holds_every_section_and_number(road):
     assert beside >= {"segmentation.md", "table-1.csv", "table-2.csv", "study-phantom.csv", "study-phantom.md"}
     assert beside >= {"figure-4.png", "figure-2-1.csv", "image-against-segmentation.csv", "deviations.csv"}
     assert beside >= {"nearest-demo-gan.png", "nearest-demo-gan.csv"}
+    charts = sorted(path.name for path in (road / "report/charts").iterdir())
+    assert charts[0] == "01-dice_of_every_test_subject__all_vessels.png" and charts[1].endswith("all_vessels.svg")
+    assert len(charts) == 2 * sum(tag == "svg" for tag, _ in page.tags)
     assert "secret-path" not in source and str(road) not in source  # commands and their paths stay out
 
 
-def test_texts_are_escaped_and_nothing_is_fetched(road):
+def test_texts_are_escaped_and_nothing_is_fetched(road, drawn_charts):
     evil = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
     path = road / "results/real.json"
     result = json.loads(path.read_text())

@@ -203,7 +203,7 @@ def test_the_size_of_a_large_page_is_printed(road, monkeypatch, capsys):
     assert re.search(r"warning: .*index.html has \d+ MB", capsys.readouterr().out)
 
 
-def test_the_same_inputs_give_the_same_page(road):
+def test_the_same_inputs_give_the_same_page(road, drawn_charts):
     words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
     made = []
     for out in ("one", "two"):

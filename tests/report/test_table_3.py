@@ -46,12 +46,6 @@ def comparison() -> dict:
             "units": {}, "unet_steps": 250, "unet_batch_size": 16}  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def charts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Charts are not drawn: what is tested here are their values."""
-    monkeypatch.setattr(plots, "boxes", lambda rows, **axes: plots.Chart(str(rows), 0, "", b""))
-
-
 def cells_of(made: dict, name: str, region: str) -> list[list[list[str]]]:
     """Per row of a table the cells, each as its lines."""
     return [[cell.split("\n") for cell in cells] for cells in table_of(made, name, region).to_numpy().tolist()]
@@ -128,9 +122,10 @@ def test_equal_steps_are_claimed_where_applied():
     assert "Every U-Net had the same number of optimizer steps." in text_of(section(made))
 
 
-def test_a_private_gan_stands_in_no_other_box():
+def test_a_private_gan_stands_in_no_other_box(monkeypatch):
     made = comparison()
     made["rows"].append(row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY})
+    monkeypatch.setattr(plots, "boxes", lambda rows, **axes: plots.Chart(str(rows), 0, "", b""))
     boxes = [chart.title for b in section(made).blocks if isinstance(b, Figure) for chart in b.charts]
     assert len(boxes) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net <dp>" in title for title in boxes)
 
