@@ -3,13 +3,13 @@
 import csv
 import io
 import itertools
-import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from vesselgan.config import compose
@@ -24,7 +24,6 @@ from vesselgan.report import (
     error_maps,
     page,
     table_1,
-    table_3,
     table_3_rows,
     training,
 )
@@ -179,17 +178,11 @@ def test_a_damaged_architecture_is_a_data_error(road):
 
 def test_only_settings_unlike_the_papers_are_listed(make_run):
     own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.batch_size=16", "variant.n_critic=2"])
-    run = make_run("mine", json.loads(json.dumps(_plain(own))))
+    run = make_run("mine", yaml.safe_load(compose.to_yaml(own)))
     assert deviations.changed_settings(run) == [("variant.n_critic", 1, 2), ("train.batch_size", 4, 16)]
     part = deviations.section([run])
     rows = list(csv.DictReader(io.StringIO(part.files["deviations.csv"])))
     assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "paper": "4", "this run": "16"}
-
-
-def _plain(config: object) -> dict:
-    import yaml
-
-    return yaml.safe_load(compose.to_yaml(config))
 
 
 @pytest.mark.parametrize("name", ["../gp", "gp train.batch_size=3", "of_my_own", None])
@@ -225,11 +218,3 @@ def test_charts_of_earlier_reports_are_removed(tmp_path):
     page.write_all(tmp_path, "page", {"charts/02-kept.png": b"new", "table.csv": "a\n"})
     assert sorted(p.name for p in (tmp_path / "charts").iterdir()) == ["02-kept.png", "mine.png"]
     assert (tmp_path / "charts/02-kept.png").read_bytes() == b"new" and (tmp_path / "index.html").read_text() == "page"
-
-
-def test_empty_sides_are_counted(make_result):
-    real = make_result("real", 0.9)
-    real["empty"] = {"all": {"truth": 0, "predicted": 1}, "intracranial": {"truth": 1, "predicted": 1}}
-    metrics = [*table_3.SHOWN, *table_3.FURTHER]
-    made = table_3_rows.from_results([real], metrics, None)
-    assert table_3.about(made).endswith(": 1 prediction of real, 1 label.")

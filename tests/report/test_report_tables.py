@@ -8,7 +8,7 @@ import math
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import paper, scores, tables
+from vesselgan.report import paper, tables
 from vesselgan.report.blocks import Table, csv_text, markdown
 
 
@@ -77,15 +77,6 @@ def test_rows_of_one_table_have_one_n(make_result):
     assert tables.of_same_subjects([synthetic, real, threshold]) == ([real, threshold], [synthetic])
     assert tables.of_same_subjects([synthetic, threshold]) == ([synthetic], [threshold])
     assert tables.of_same_subjects([]) == ([], [])
-
-
-def test_the_median_stands_beside_the_mean(make_result):
-    result = make_result("real", 0.9)
-    result["subjects"] = [
-        dict(result["subjects"][0], subject=f"sub-{k}", dice=d) for k, d in enumerate((0.9, 0.8, 0.1))
-    ]
-    part = scores.section("a", "test", [result], [], is_only=True)
-    assert "0.600 (0.436); median 0.800" in part.files["segmentation.md"]
 
 
 def test_csv_holds_every_number_at_full_precision(four_results):

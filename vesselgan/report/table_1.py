@@ -131,11 +131,14 @@ def score_table(group: Group, runs: Sequence[Run] = ()) -> pd.DataFrame:
     The paper's models and numbers are there only if the features are comparable.
     """
     variants = [(variant_of(result, runs) if group.is_comparable else "", result) for result in group.results]
-    rows = []
+    rows: list[list[str]] = []
     for key, title in paper.VARIANTS.items() if group.is_comparable else ():
         members = [result for name, result in variants if name == key]
-        names = [title if result["name"] in (title, key) else f"{title} ({result['name']})" for result in members]
-        rows += map(_score_row, members or [None], names or [title], [title] * (len(members) or 1))
+        for result in members:
+            name = title if result["name"] in (title, key) else f"{title} ({result['name']})"
+            rows.append(_score_row(result, name, title))
+        if not members:
+            rows.append(_score_row(None, title, title))
     rows += [_score_row(result, group.name_of(result)) for name, result in variants if name not in paper.VARIANTS]
     scales = "".join(f", {counted(n, 'scale')}" for n in {result["ms_ssim"]["num_scales"] for result in group.results})
     return text_frame(rows, ["model", *(name for name, *_ in SCORES.values()), f"MS-SSIM{scales}", "feature distance"])
