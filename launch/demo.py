@@ -2,11 +2,12 @@
 
 from vesselgan.config import compose
 from vesselgan.core.errors import exit_on_error
-from vesselgan.workflow import demo
 
 
 def main() -> None:
     command = compose.parse("demo", __doc__)
+    from vesselgan.workflow import demo
+
     demo.run(command.config, command.overrides)
 
 

@@ -42,10 +42,12 @@ def python_files(repository: Path) -> list[Path]:
     return [path for folder in SHIPPED for path in sorted((repository / folder).rglob("*.py"))]
 
 
-def test_the_wheel_holds_modules_and_configurations_alone(repository: Path, wheel_names: list[str]) -> None:
+def test_the_wheel_holds_modules_configurations_templates_alone(repository: Path, wheel_names: list[str]) -> None:
     modules = {str(path.relative_to(repository)) for path in python_files(repository)}
     configs = [path for path in (repository / "configs").rglob("*") if path.suffix in (".yaml", ".json")]
     expected = modules | {f"vesselgan/{path.relative_to(repository)}" for path in configs}
+    shown = [p for f in SHIPPED for p in (repository / f).rglob("*") if p.suffix in (".html", ".css", ".mplstyle")]
+    expected |= {str(path.relative_to(repository)) for path in shown}
     assert {name for name in wheel_names if ".dist-info/" not in name} == expected
     assert any(name.endswith("licenses/LICENSE") for name in wheel_names)
 

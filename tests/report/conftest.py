@@ -10,6 +10,7 @@ import pytest
 from vesselgan.formats import shards
 from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
+from vesselgan.viz import plots
 
 SHAPE = (16, 16, 16)
 SPACING_MM = (0.5, 0.5, 0.8)
@@ -56,10 +57,17 @@ def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: li
 
 
 @pytest.fixture(autouse=True)
-def small_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of a quarter of the size: what is tested here does not depend on it."""
+def small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Pictures of a quarter of the size, and no charts but for `drawn_charts`: few tests depend on them."""
     monkeypatch.setattr(figures, "SIDE", 64)
     monkeypatch.setattr(figures, "SIDE_3D", 64)
+    if "drawn_charts" not in request.fixturenames:
+        monkeypatch.setattr(plots, "draw", lambda title, size, paint: plots.Chart(title, size[0], "<svg></svg>", b""))
+
+
+@pytest.fixture
+def drawn_charts() -> None:
+    """Charts are drawn, not left empty."""
 
 
 @pytest.fixture

@@ -1,35 +1,11 @@
-"""The report's parts: charts, nearest patches, run directories, the choice of samples."""
-
-import math
+"""The report's parts: nearest patches, run directories, the choice of samples."""
 
 import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import ShardSet
-from vesselgan.report import charts, figures, runs
-
-
-def test_running_mean_skips_what_is_not_finite():
-    values = np.array([1.0, np.nan, 3.0, 5.0])
-    assert charts.running_mean(values, 3) == pytest.approx([1.0, 2.0, 4.0, 4.0])
-    assert math.isnan(charts.running_mean(np.array([np.nan]), 1)[0])
-
-
-def test_long_series_keep_their_extremes_in_few_points():
-    y = np.zeros(20_000)
-    y[7_777], y[12_345] = 9.0, -9.0
-    x, kept = charts._thin(np.arange(20_000.0), y)
-    assert len(kept) <= charts.MAX_POINTS and kept.max() == 9.0 and kept.min() == -9.0
-    assert (np.diff(x) > 0).all()
-
-
-@pytest.mark.parametrize("y", [[1.0], [2.0, 2.0], [0.0, 0.0], [1e-9, 1e9], [-1e6, 1e6], [np.nan, 1.0]])
-def test_chart_takes_any_numbers(y):
-    chart = charts.line_chart(
-        [charts.Series("<b>", np.arange(len(y)) + 10, np.array(y))], x_label="x", y_label="y", title="<t>"
-    )
-    assert "nan" not in chart and "inf" not in chart and "<b>" not in chart and "<t>" not in chart
+from vesselgan.report import figures, runs
 
 
 def test_choice_depends_on_the_seed_alone():

@@ -3,12 +3,13 @@
 import csv
 import io
 import itertools
-import json
 import re
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
 from PIL import Image
 
 from vesselgan.config import compose
@@ -21,40 +22,36 @@ from vesselgan.report import (
     cohorts,
     deviations,
     error_maps,
-    image_quality,
     page,
-    study_rows,
-    study_tables,
+    table_1,
+    table_3_rows,
     training,
 )
-from vesselgan.report.agreement import Model
+from vesselgan.report.blocks import Figure
 from vesselgan.report.runs import read_run
 
 
-def by_pencil(models: list[Model], image: str, use: str) -> float:
+def by_pencil(models: pd.DataFrame, image: str, use: str) -> float:
     """(concordant - discordant) / pairs, where no two values are equal; better with better is concordant."""
     signs = {"fid": -1, "prd_auc": 1, "dice": 1, "bavd_voxels": -1}
-    pairs = list(itertools.combinations(models, 2))
-    agree = [
-        signs[image] * (a.scores[image] - b.scores[image]) * signs[use] * (a.scores[use] - b.scores[use]) > 0
-        for a, b in pairs
-    ]
+    pairs = list(itertools.combinations(models.to_dict("records"), 2))
+    agree = [signs[image] * (a[image] - b[image]) * signs[use] * (a[use] - b[use]) > 0 for a, b in pairs]
     return (2 * sum(agree) - len(pairs)) / len(pairs)
 
 
 def test_kendalls_tau_of_the_papers_numbers():
-    all_vessels, inside = agreement.model_sets([], [])
+    (_, all_vessels), (_, inside) = agreement.all_models([], []).groupby("scores of", sort=False)
     # FID ranks SN-MP, c-SN-MP, SN, GP; Dice c-SN-MP, SN, GP, SN-MP: 3 of 6 pairs agree. bAVD (2.648, 2.425, 2.334,
     # 1.859): only SN-MP and c-SN-MP are exchanged, so 5 of 6 agree: (5 - 1) / 6.
-    assert agreement.kendall(all_vessels.models, "fid", "dice") == pytest.approx(0)
-    assert agreement.kendall(all_vessels.models, "fid", "bavd_voxels") == pytest.approx(2 / 3)
-    for family in (all_vessels, inside):
+    assert agreement.kendall(all_vessels, "fid", "dice") == pytest.approx(0)
+    assert agreement.kendall(all_vessels, "fid", "bavd_voxels") == pytest.approx(2 / 3)
+    for models in (all_vessels, inside):
         for image, use in itertools.product(agreement.IMAGE_SCORES, agreement.UNET_SCORES):
-            assert agreement.kendall(family.models, image, use) == pytest.approx(by_pencil(family.models, image, use))
+            assert agreement.kendall(models, image, use) == pytest.approx(by_pencil(models, image, use))
 
 
 def test_kendalls_tau_needs_three_unequal_scores():
-    models = [Model(str(k), {"fid": k, "prd_auc": 1, "dice": -k, "bavd_voxels": k}) for k in range(3)]
+    models = pd.DataFrame({"fid": [0, 1, 2], "prd_auc": [1, 1, 1], "dice": [0, -1, -2]})
     assert agreement.kendall(models, "fid", "dice") == pytest.approx(1)  # the lower FID, the higher Dice
     assert agreement.kendall(models, "prd_auc", "dice") is None
     assert agreement.kendall(models[:2], "fid", "dice") is None
@@ -63,13 +60,11 @@ def test_kendalls_tau_needs_three_unequal_scores():
 def test_our_models_are_joined_by_weights(make_result):
     image = {"name": "first", "scores": {"fid": {"mean": 0.5}, "prd_auc": {"mean": 0.6}}}
     synthetic = make_result("synthetic", 0.8) | {"gan": {"run": "a", "weights_sha256": "12"}}
-    made = study_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], "sn")
-    (model,) = agreement._models(made, "phantom", "all", {("a", "12"): image})
-    assert model.name == "SN" and model.scores == {
-        "fid": 0.5, "prd_auc": 0.6, "dice": pytest.approx(0.8), "bavd_voxels": pytest.approx(1.0)
-    }  # fmt: skip
+    made = table_3_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], "sn")
+    (model,) = agreement._models("here", made, "phantom", "all", {("a", "12"): image})
+    assert model == ("here", "SN", 0.5, 0.6, pytest.approx(0.8), pytest.approx(1.0))
     for other in (("a", "34"), ("b", "12"), None):  # a later checkpoint, another run, patches that do not say
-        assert agreement._models(made, "phantom", "all", {other: image}) == []
+        assert list(agreement._models("here", made, "phantom", "all", {other: image})) == []
 
 
 def test_scores_of_runs_and_cohorts_stay_apart(monkeypatch):
@@ -85,14 +80,15 @@ def test_scores_of_runs_and_cohorts_stay_apart(monkeypatch):
         scored = {"fid": {"mean": 1.0 * number}, "prd_auc": {"mean": 0.2 * number}}
         images.append({"name": name, "cohort": "own", "synthetic": gan, "scores": scored})
     comparison = {"cohorts": ["own", "other"], "rows": rows}
-    groups = [image_quality.Group("own", True, tuple(images))]
-    groups.append(image_quality.Group("other", True, tuple(image | {"cohort": "other"} for image in images)))
-    monkeypatch.setattr(image_quality, "groups", lambda results: groups)
-    ours = [family for family in agreement.model_sets([], [comparison]) if "paper" not in family.title]
-    assert [family.title for family in ours] == ["own, all vessels", "other, all vessels, images of own"]
-    for family in ours:
-        assert [model.name for model in family.models] == ["GP (gp-one)", "GP (gp-two)", "GP (gp-three)"]
-        assert [model.scores["fid"] for model in family.models] == [0.0, 1.0, 2.0]
+    groups = [table_1.Group("own", True, tuple(images))]
+    groups.append(table_1.Group("other", True, tuple(image | {"cohort": "other"} for image in images)))
+    monkeypatch.setattr(table_1, "groups", lambda results: groups)
+    frame = agreement.all_models([], [comparison])
+    ours = [(title, models) for title, models in frame.groupby("scores of", sort=False) if "paper" not in title]
+    assert [title for title, _ in ours] == ["own, all vessels", "other, all vessels, images of own"]
+    for _, models in ours:
+        assert models.model.tolist() == ["GP (gp-one)", "GP (gp-two)", "GP (gp-three)"]
+        assert models.fid.tolist() == [0.0, 1.0, 2.0]
 
 
 def test_a_label_threshold_is_its_gans():
@@ -132,12 +128,12 @@ def test_figure_3_shows_vessels_inside_the_mask(tmp_path):
     assert red["vessel label"][:, : side // 2].any() and red["vessel label"][:, side // 2 :].any()
     assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
     part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
-    assert "heads &lt;b&gt;" in part.html and list(part.files) == ["figure-3-heads__b_.png"]
+    assert part.blocks[0].name == "Cohort heads <b>:" and list(part.files) == ["figure-3-heads__b_.png"]
 
 
 def comparison_of(make_result) -> dict:
     results = [make_result("real", 0.9), make_result("synthetic", 0.8)]
-    return study_rows.from_results(results, ["dice", "bavd_voxels"], "sn_mp")
+    return table_3_rows.from_results(results, ["dice", "bavd_voxels"], "sn_mp")
 
 
 def write_maps(folder: Path, sources: list[str], subjects: list[str]) -> None:
@@ -151,13 +147,15 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     write_maps(tmp_path, ["real"], ["sub-07", "sub-08", "sub-09"])
     write_maps(tmp_path, ["synthetic"], ["sub-08"])
     parts, files = error_maps.section(comparison_of(make_result), tmp_path)
-    assert parts["Table 3"].count("<img") == 2 and "Subject sub-08" in parts["Table 3"]
+    (figure,) = parts["Table 3"]
+    assert isinstance(figure, Figure) and len(figure.panels[0].cells) == 2 and "Subject sub-08" in figure.caption
     assert sorted(files) == ["figure-7-phantom-real.png", "figure-7-phantom-synthetic.png"]
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
 
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
-    assert "not run: Figure 7" in error_maps.section(comparison_of(make_result), None)[0]["Table 3"]
+    (text,) = error_maps.section(comparison_of(make_result), None)[0]["Table 3"]
+    assert text.text.startswith("not run: Figure 7")
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
@@ -180,17 +178,11 @@ def test_a_damaged_architecture_is_a_data_error(road):
 
 def test_only_settings_unlike_the_papers_are_listed(make_run):
     own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.batch_size=16", "variant.n_critic=2"])
-    run = make_run("mine", json.loads(json.dumps(_plain(own))))
+    run = make_run("mine", yaml.safe_load(compose.to_yaml(own)))
     assert deviations.changed_settings(run) == [("variant.n_critic", 1, 2), ("train.batch_size", 4, 16)]
     part = deviations.section([run])
     rows = list(csv.DictReader(io.StringIO(part.files["deviations.csv"])))
     assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "paper": "4", "this run": "16"}
-
-
-def _plain(config: object) -> dict:
-    import yaml
-
-    return yaml.safe_load(compose.to_yaml(config))
 
 
 @pytest.mark.parametrize("name", ["../gp", "gp train.batch_size=3", "of_my_own", None])
@@ -204,7 +196,7 @@ def test_the_size_of_a_large_page_is_printed(road, monkeypatch, capsys):
     assert re.search(r"warning: .*index.html has \d+ MB", capsys.readouterr().out)
 
 
-def test_the_same_inputs_give_the_same_page(road):
+def test_the_same_inputs_give_the_same_page(road, drawn_charts):
     words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
     made = []
     for out in ("one", "two"):
@@ -221,16 +213,8 @@ def test_the_same_inputs_give_the_same_page(road):
 
 def test_charts_of_earlier_reports_are_removed(tmp_path):
     (tmp_path / "charts").mkdir()
-    for name in ("01-old.png", "02-kept.png", "mine.png"):
+    for name in ("01-old.png", "01-old.svg", "02-kept.png", "103-old.png", "mine.png"):
         (tmp_path / "charts" / name).write_bytes(b"old")
     page.write_all(tmp_path, "page", {"charts/02-kept.png": b"new", "table.csv": "a\n"})
     assert sorted(p.name for p in (tmp_path / "charts").iterdir()) == ["02-kept.png", "mine.png"]
     assert (tmp_path / "charts/02-kept.png").read_bytes() == b"new" and (tmp_path / "index.html").read_text() == "page"
-
-
-def test_empty_sides_are_counted(make_result):
-    real = make_result("real", 0.9)
-    real["empty"] = {"all": {"truth": 0, "predicted": 1}, "intracranial": {"truth": 1, "predicted": 1}}
-    metrics = [*study_tables.SHOWN, *study_tables.FURTHER]
-    made = study_rows.from_results([real], metrics, None)
-    assert study_tables.about(made).endswith(": 1 prediction of real, 1 label.")

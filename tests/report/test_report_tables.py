@@ -8,53 +8,55 @@ import math
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import paper, scores, tables
-from vesselgan.report.markup import csv_text
+from vesselgan.report import paper, tables
+from vesselgan.report.blocks import Table, csv_text, markdown
 
 
 def test_table_has_four_methods_and_the_paper(four_results):
-    rows = tables.segmentation_table(reversed(four_results))
-    assert [row.name for row in rows] == ["threshold", "real", "synthetic", "shuffled", "paper"]
+    table = tables.segmentation_scores(reversed(four_results)).table()
+    assert [title.split("\n")[0] for title in table.index] == [*tables.METHODS.values(), tables.PAPER_TITLE]
 
 
 def test_cell_is_mean_and_sd_over_subjects(four_results):
-    cell = tables.segmentation_table(four_results)[1].cell("all", "dice")
-    assert cell.values == pytest.approx({"sub-07": 0.89, "sub-08": 0.91})
-    assert cell.mean == pytest.approx(0.90)
-    assert cell.sd == pytest.approx(0.02 / math.sqrt(2))  # two values 0.02 apart, n - 1
-    assert tables.format_cell(cell) == "0.900 (0.014)"
+    scored = tables.segmentation_scores(four_results)
+    assert scored.values("real", "all", "dice").to_dict() == pytest.approx({"sub-07": 0.89, "sub-08": 0.91})
+    # The SD of two values 0.02 apart, n - 1, is 0.02 / sqrt(2).
+    assert cell(scored, "real") == "0.900 (0.014)\nmedian 0.900"
+
+
+def cell(scored: tables.Scores, name: str, region: str = "All vessels", metric: str = "Dice") -> str:
+    return scored.table().loc[scored.titles[name], (region, metric)]
 
 
 def test_one_subject_has_no_sd(make_result):
     result = make_result("real", 0.9)
     result["subjects"] = result["subjects"][:1]
-    assert tables.format_cell(tables.segmentation_table([result])[1].cell("all", "dice")) == "0.890"
+    assert cell(tables.segmentation_scores([result]), "real") == "0.890\nmedian 0.890"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf])
 def test_undefined_values_are_counted_and_not_averaged(make_result, value):
     result = make_result("real", 0.9)
     result["subjects"][0]["bavd_mm"] = value  # sub-07, all
-    row = tables.segmentation_table([result])[1]
-    assert tables.format_cell(row.cell("all", "bavd_mm")) == "0.510, 1 not defined"
+    scored = tables.segmentation_scores([result])
+    assert cell(scored, "real", metric="bAVD (mm)") == "0.510\nmedian 0.510\n1 not defined"
 
 
 def test_rows_without_a_result_say_not_run(make_result):
-    text = tables.format_text(tables.segmentation_table([make_result("real", 0.9)]))
+    text = tables.format_text(tables.segmentation_scores([make_result("real", 0.9)]))
     lines = [line for line in text.splitlines() if line.startswith("U-Net on synthetic, labels shuffled")]
     assert [line.count(tables.NOT_RUN) for line in lines] == [3, 3]
-    assert tables.format_text(tables.segmentation_table([])).count(tables.NOT_RUN) == 4 * 6 + 6
+    assert tables.format_text(tables.segmentation_scores([])).count(tables.NOT_RUN) == 4 * 6 + 6
 
 
-def test_cut_of_each_region_or_one_for_both(make_result):
+def test_threshold_of_each_region_or_one_for_both(make_result):
     fitted = make_result("threshold", 0.6) | {"threshold": 90.5, "thresholds": {"all": 90.5, "intracranial": 80.25}}
-    rows = tables.segmentation_table([fitted, make_result("real", 0.9)])
-    assert rows[0].thresholds == {"all": 90.5, "intracranial": 80.25}
-    assert rows[1].thresholds == {"all": 0.5, "intracranial": 0.5}
+    titles = tables.segmentation_scores([fitted, make_result("real", 0.9)]).titles
+    assert titles["threshold"].endswith("\nthreshold 90.5 and 80.2") and titles["real"].endswith("\nthreshold 0.5")
 
 
 def test_aims_compare_mean_dice(four_results):
-    verdicts = {aim.text: (aim.verdict, aim.measured) for aim in tables.aims(tables.segmentation_table(four_results))}
+    verdicts = {aim.text: (aim.verdict, aim.measured) for aim in tables.aims(tables.segmentation_scores(four_results))}
     assert verdicts["U-Net on real minus best threshold, all vessels"] == ("pass", pytest.approx(0.3))
     assert verdicts["U-Net on synthetic as a share of real, intracranial"] == ("pass", pytest.approx(0.8 / 0.9))
     assert verdicts["U-Net on synthetic minus shuffled labels, all vessels"] == ("pass", pytest.approx(0.5))
@@ -62,7 +64,7 @@ def test_aims_compare_mean_dice(four_results):
 
 
 def test_missed_aim_fails_missing_row_is_not_run(make_result):
-    rows = tables.segmentation_table([make_result("real", 0.9), make_result("threshold", 0.84)])
+    rows = tables.segmentation_scores([make_result("real", 0.9), make_result("threshold", 0.84)])
     verdicts = [aim.verdict for aim in tables.aims(rows)]
     assert verdicts == ["fail", "pass", "not run", "not run", "not run", "not run"]  # 0.06 misses 0.10, reaches 0.05
 
@@ -71,28 +73,14 @@ def test_rows_of_one_table_have_one_n(make_result):
     real, synthetic, threshold = (make_result(name, 0.8) for name in ("real", "synthetic", "threshold"))
     synthetic["subjects"] = [entry for entry in synthetic["subjects"] if entry["subject"] == "sub-07"]
     with pytest.raises(DataError, match="synthetic"):
-        tables.segmentation_table([synthetic, real, threshold])
+        tables.segmentation_scores([synthetic, real, threshold])
     assert tables.of_same_subjects([synthetic, real, threshold]) == ([real, threshold], [synthetic])
     assert tables.of_same_subjects([synthetic, threshold]) == ([synthetic], [threshold])
     assert tables.of_same_subjects([]) == ([], [])
 
 
-def test_the_median_stands_beside_the_mean(make_result):
-    result = make_result("real", 0.9)
-    result["subjects"] = [
-        dict(result["subjects"][0], subject=f"sub-{k}", dice=d) for k, d in enumerate((0.9, 0.8, 0.1))
-    ]
-    rows = tables.segmentation_table([result])
-    assert "0.600 (0.436); median 0.800" in tables.format_markdown(rows)
-    assert "median 0.800" in scores.section("a", "test", rows)
-
-
 def test_csv_holds_every_number_at_full_precision(four_results):
-    rows = list(
-        csv.DictReader(
-            io.StringIO(csv_text(tables.CSV_COLUMNS, tables.csv_rows(tables.segmentation_table(four_results))))
-        )
-    )
+    rows = list(csv.DictReader(io.StringIO(csv_text(tables.segmentation_scores(four_results).frame))))
     values = {
         (r["row"], r["region"], r["metric"], r["statistic"], r["subject"], r["source"]): r["number"] for r in rows
     }
@@ -104,7 +92,7 @@ def test_csv_holds_every_number_at_full_precision(four_results):
 def test_markdown_keeps_its_columns_whatever_a_name_holds(four_results):
     for result in four_results:
         result["subjects"][0]["subject"] = "a|b<script>"
-    lines = tables.format_markdown(tables.segmentation_table(four_results)).splitlines()
+    lines = markdown([Table(tables.segmentation_scores(four_results).table(has_subjects=True))]).splitlines()
     table = [line.replace("\\|", "") for line in lines if line.startswith("|")]
     assert {line.count("|") for line in table} == {8}
     assert not any("<script" in line for line in lines)
@@ -112,13 +100,13 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds(four_results):
 
 def test_two_results_of_one_name_are_refused(make_result):
     with pytest.raises(DataError, match="'real'"):
-        tables.segmentation_table([make_result("real", 0.9), make_result("real", 0.8)])
+        tables.segmentation_scores([make_result("real", 0.9), make_result("real", 0.8)])
 
 
 def test_unlike_cohorts_never_share_a_table(make_result):
     results = [make_result("real", 0.9), make_result("threshold", 0.5, cohort="other")]
     with pytest.raises(DataError, match="other"):
-        tables.segmentation_table(results)
+        tables.segmentation_scores(results)
     assert set(tables.by_cohort(results)) == {("phantom", "test"), ("other", "test")}
 
 

@@ -1,7 +1,6 @@
 """The brain mask that separates a cohort's intracranial vessels from the others (the paper's figure 3)."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from vesselgan.formats.cohort import COHORT, Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.volumes import read_mask
 from vesselgan.report import figures
-from vesselgan.report.markup import Section, counted, figure, file_name, not_run
+from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, Text, counted, file_name, not_run
 from vesselgan.viz import pictures
 
 SIDE = 320
@@ -20,14 +19,14 @@ MASK: pictures.Colour = (92, 200, 255)
 
 def section(folders: Sequence[str]) -> Section:
     """Figure 3 of every cohort."""
-    body: list[str] = []
-    files: dict[str, str | bytes] = {}
+    blocks: list[Block] = []
+    files: Files = {}
     for folder in dict.fromkeys(folders):
         if not (Path(folder) / COHORT).is_file():
-            body.append(not_run(f"figure 3 of {Path(folder).name}: the cohort does not exist"))
+            blocks.append(not_run(f"figure 3 of {Path(folder).name}: the cohort does not exist"))
             continue
-        body.append(_figure(Cohort.read(folder), files))
-    return Section("Cohorts", "\n".join(body), files)
+        blocks += _figure(Cohort.read(folder), files)
+    return Section("Cohorts", blocks, files)
 
 
 def choose_subject(cohort: Cohort) -> str | None:
@@ -37,28 +36,27 @@ def choose_subject(cohort: Cohort) -> str | None:
     return candidates[figures.choose(len(candidates), 1, stream=4)[0]] if candidates else None
 
 
-def _figure(cohort: Cohort, files: dict[str, str | bytes]) -> str:
+def _figure(cohort: Cohort, files: Files) -> list[Block]:
     name = choose_subject(cohort)
     splits = [subject.split for subject in cohort.subjects.values()]
     counts = ", ".join(f"{splits.count(split)} {split}" for split in ("train", "validation", "test"))
-    heading = f"<p>Cohort <b>{escape(cohort.name)}</b>: {counted(len(cohort.subjects), 'subject')} ({counts}).</p>"
+    heading = Text(f"{counted(len(cohort.subjects), 'subject')} ({counts}).", f"Cohort {cohort.name}:")
     if name is None:
-        return heading + not_run(f"figure 3 of {cohort.name}: no subject has both a vessel label and a brain mask")
+        return [heading, not_run(f"figure 3 of {cohort.name}: no subject has both a vessel label and a brain mask")]
     try:
         panels = panels_of(cohort.subjects[name])
     except (DataError, OSError) as error:
-        return heading + not_run(f"figure 3 of {cohort.name}: {name} cannot be read ({type(error).__name__})")
+        return [heading, not_run(f"figure 3 of {cohort.name}: {name} cannot be read ({type(error).__name__})")]
     files[f"figure-3-{file_name(cohort.name)}.png"] = pictures.encode_png(pictures.sheet([list(panels.values())]))
-    cells = "".join(
-        f'<div class="stack">{figures.inline(picture, title)}<div class="text">{escape(title)}</div></div>'
-        for title, picture in panels.items()
-    )
-    return heading + figure(
-        f"Figure 3, the brain mask, {escape(cohort.name)}",
-        f'<div class="panel"><div class="cells four">{cells}</div></div>',
-        f"Subject {escape(name)}, chosen by seed ({figures.SEED}). Image and mask: mid-axial slice; labels: axial "
+    cells = [Picture([(picture, title)], text=title) for title, picture in panels.items()]
+    figure = Figure(
+        f"Figure 3, the brain mask, {cohort.name}",
+        [Panel(cells, grid="four")],
+        f"Subject {name}, chosen by seed ({figures.SEED}). Image and mask: mid-axial slice; labels: axial "
         "projections. Intracranial scores count only vessels inside the mask, in the label and in the prediction.",
+        grid="one",
     )
+    return [heading, figure]
 
 
 def panels_of(subject: Subject) -> dict[str, np.ndarray]:

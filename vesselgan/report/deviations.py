@@ -5,12 +5,11 @@ paper leaves open.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from vesselgan.config import compose
 from vesselgan.core.errors import UsageError
-from vesselgan.report.markup import Section, csv_text, table
+from vesselgan.report.blocks import Block, Files, Section, Table, Text, csv_text, numbers_csv, text_frame
 from vesselgan.report.runs import Run
 
 GROUPS = ("variant", "train", "data")
@@ -91,27 +90,27 @@ def _has(run: Run, key: str) -> bool:
 
 def section(runs: Sequence[Run]) -> Section:
     columns = ("setting", "paper", "this run")
-    body, csv_rows = [], []
+    blocks: list[Block] = []
+    csv_rows = []
     for run in runs:
         changed = changed_settings(run)
         rows = [[key, _format(value), _format(run_value)] for key, value, run_value in changed or []]
         csv_rows += [[run.title, *row] for row in rows]
-        cohort = escape(str(run.setting("data.name") or "unknown"))
-        heading = f"<b>{escape(run.title)}</b>: trained on cohort <b>{cohort}</b>, not on PEGASUS{_patch_shape(run)}"
-        if changed is None:
-            body.append(f"<p>{heading}. The paper has no such variant.</p>")
-        elif rows:
-            body.append(table(f"{heading}. Settings with other values:", columns, rows, classes="plain"))
+        cohort = run.setting("data.name") or "unknown"
+        where = f"trained on cohort {cohort}, not on PEGASUS{_patch_shape(run)}"
+        if rows:
+            caption = f"{where}. Settings with other values:"
+            blocks.append(Table(text_frame(rows, columns), f"{run.title}:", caption, style="plain"))
         else:
-            body.append(f"<p>{heading}. Every setting has the paper's value.</p>")
-    points = [[p.name, p.text, p.code, _with_setting(p, runs)] for p in POINTS]
-    caption = "<b>What the paper leaves open</b>, for all runs."
-    body.append(table(caption, COLUMNS, points, classes="plain prose"))
-    files: dict[str, str | bytes] = {
-        "deviations.csv": csv_text(("run", *columns), csv_rows),
-        "open-points.csv": csv_text(COLUMNS, points),
+            other = "The paper has no such variant." if changed is None else "Every setting has the paper's value."
+            blocks.append(Text(f"{where}. {other}", f"{run.title}:"))
+    points = text_frame([[p.name, p.text, p.code, _with_setting(p, runs)] for p in POINTS], COLUMNS)
+    blocks.append(Table(points, "What the paper leaves open,", "for all runs.", style="plain prose"))
+    files: Files = {
+        "deviations.csv": numbers_csv(csv_rows, ("run", *columns)),
+        "open-points.csv": csv_text(points),
     }
-    return Section("What differs from the paper", "\n".join(body), files)
+    return Section("What differs from the paper", blocks, files)
 
 
 def _format(value: Any) -> str:
@@ -120,7 +119,7 @@ def _format(value: Any) -> str:
 
 def _patch_shape(run: Run) -> str:
     shape = ((run.architecture or {}).get("generator") or {}).get("output")
-    return f", in patches of {escape(' × '.join(map(str, shape[1:])))}" if shape else ""
+    return f", in patches of {' × '.join(map(str, shape[1:]))}" if shape else ""
 
 
 def _with_setting(point: OpenPoint, runs: Sequence[Run]) -> str:

@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,31 @@ from PIL import Image, UnidentifiedImageError
 
 from vesselgan.core.errors import DataError
 from vesselgan.report import figures
-from vesselgan.report.markup import figure, file_name, not_run
-from vesselgan.report.study_rows import PRIVATE, completed
+from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, file_name, not_run
+from vesselgan.report.table_3_rows import PRIVATE, completed
 from vesselgan.report.tables import REGIONS
 
 MAX_WIDTH = 1000
 """Pixels of a map in the page; the file beside it has full size."""
 KINDS = {"Table 3": ("synthetic", "real", "shuffled"), "Table B.1": (PRIVATE,)}
 NAMES = {"Table 3": "Figure 7", "Table B.1": "Figure B.2"}
+MEANINGS = {"tp": "true positive", "fp": "false positive", "fn": "false negative"}
 
-Files = dict[str, str | bytes]
 
-
-def section(comparison: dict[str, Any], folder: Path | None) -> tuple[dict[str, str], Files]:
-    """Returns (HTML by the table that the maps belong to, the pictures for beside the page).
+def section(comparison: dict[str, Any], folder: Path | None) -> tuple[dict[str, list[Block]], Files]:
+    """Returns (blocks by the table that the maps belong to, the pictures for beside the page).
 
     folder: holds <source>/<cohort>/<subject>.png, as evaluate writes them. Raises DataError for a damaged picture.
     """
-    html: dict[str, str] = {}
+    blocks: dict[str, list[Block]] = {}
     files: Files = {}
     for table, kinds in KINDS.items():
         name = NAMES[table]
         rows = [row for row in completed(comparison)["rows"] if row["kind"] in kinds and row["scores"]]
         maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
         shown = [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
-        html[table] = "\n".join(shown) or not_run(f"{name}, error maps: none were written (error_maps=DIR)")
-    return html, files
+        blocks[table] = shown or [not_run(f"{name}, error maps: none were written (error_maps=DIR)")]
+    return blocks, files
 
 
 def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:
@@ -52,7 +50,7 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
 
 def _figure(
     name: str, cohort: str, maps: dict[str, dict[str, Path]], rows: Sequence[dict[str, Any]], files: Files
-) -> str:
+) -> Block:
     """One subject that every source has, chosen by seed."""
     title = f"{name}, error maps, {cohort}"
     common = sorted(set.intersection(*(set(by_subject) for by_subject in maps.values())))
@@ -72,16 +70,15 @@ def _figure(
             for region, metrics in row["scores"].get(cohort, {}).items()
             if subject in metrics["dice"]["values"]
         ]
-        text = f"<b>{escape(row['title'])}</b> {escape(', '.join(dice))}"
-        image = figures.inline(_thumbnail(data, path), f"{row['title']}, {subject}")
-        cells.append(f'<div class="stack">{image}<div class="text">{text}</div></div>')
-    return figure(
-        escape(title),
-        f'<div class="panel"><div class="cells">{"".join(cells)}</div></div>',
-        f"Subject {escape(subject)}, chosen by seed ({figures.SEED}): projections along three axes and the surface. "
-        '<i class="patch tp"></i> true positive, <i class="patch fp"></i> false positive, <i class="patch fn"></i> '
-        "false negative.",
+        image = _thumbnail(data, path), f"{row['title']}, {subject}"
+        cells.append(Picture([image], row["title"], ", ".join(dice)))
+    return Figure(
+        title,
+        [Panel(cells)],
+        f"Subject {subject}, chosen by seed ({figures.SEED}): projections along three axes and the surface.",
         how_to_read="thin yellow vessels are missed; green away from every vessel is taken for one.",
+        grid="one",
+        key=MEANINGS,
     )
 
 

@@ -1,14 +1,12 @@
 """The report's pictures of patches: the choice of patches, and their rendering."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
 from vesselgan.formats.shards import ShardSet
-from vesselgan.report.markup import counted
+from vesselgan.report.blocks import counted
 from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # of the choice of patches; fixed before any patch was looked at
@@ -114,10 +112,3 @@ def vessels(sample: Sample, spacing_mm: Sequence[float]) -> np.ndarray:
     """The label's surface in 3D."""
     x_mm, y_mm, z_mm = spacing_mm
     return rendering.render_vessels(sample.label_XYZ, (x_mm, y_mm, z_mm), size=SIDE_3D)
-
-
-def inline(picture: np.ndarray, alt: str) -> str:
-    """An <img> with its PNG inline."""
-    data = base64.b64encode(pictures.encode_png(picture)).decode("ascii")
-    height, width = picture.shape[:2]
-    return f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(alt)}">'

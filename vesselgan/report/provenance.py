@@ -11,12 +11,12 @@ from typing import Any
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import Report
 from vesselgan.core.version import __version__
-from vesselgan.report.markup import Section, counted, table
+from vesselgan.report.blocks import Section, Table, counted, text_frame
 from vesselgan.report.runs import Run
 
 KEYS = ("time", "vesselgan", "python", "packages", "hardware")
 """Of a provenance record: versions and hardware, but no commands, which hold paths."""
-PACKAGES = ("numpy", "scipy", "h5py", "pillow")
+PACKAGES = ("numpy", "scipy", "h5py", "pandas", "matplotlib", "pillow")
 COLUMNS = ("", "made with", "settings or inputs (SHA-256)")
 
 
@@ -36,7 +36,7 @@ def section(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Ru
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         hashed = f"{counted(len(inputs), 'input')} {digest[:12]}"
         rows.append((f"Result: {title}", _summary(result.get("provenance")), hashed))
-    return Section("Provenance", table("", COLUMNS, rows, classes="plain provenance"))
+    return Section("Provenance", [Table(text_frame(rows, COLUMNS), style="plain provenance")])
 
 
 def _summary(provenance: Any) -> str:

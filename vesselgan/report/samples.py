@@ -1,8 +1,7 @@
 """Every model's samples beside real patches (the paper's figures 4 and B.1), and their nearest training patches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
@@ -10,11 +9,24 @@ import numpy as np
 from vesselgan.core.errors import DataError
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import nearest_neighbours
-from vesselgan.report import charts, figures
+from vesselgan.report import figures
+from vesselgan.report.blocks import (
+    Block,
+    Figure,
+    Files,
+    Heading,
+    Panel,
+    Picture,
+    Section,
+    Text,
+    counted,
+    file_name,
+    not_run,
+    numbers_csv,
+)
 from vesselgan.report.figures import Sample
-from vesselgan.report.markup import Section, counted, csv_text, figure, file_name, not_run, panels
 from vesselgan.report.runs import Run, gan_of
-from vesselgan.viz import pictures
+from vesselgan.viz import pictures, plots
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # synthetic, and as many real patches, whose nearest neighbours are compared
@@ -25,7 +37,6 @@ FIGURES = {False: "Figure 4", True: "Figure B.1"}
 
 Pictures = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Of a sample: the slice, the slice with the label, the label in 3D."""
-Files = dict[str, str | bytes]
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,7 @@ def section(
     training: the shards that the GANs were trained on, or None. thresholds: label thresholds by `gan_of`, `default`
     for other GANs. results: among them the memorisation audits.
     """
-    body: list[str] = []
+    blocks: list[Block] = []
     files: Files = {}
     real = _choose("Real", training, default, stream=1) if training is not None else Gallery("Real", [], ())
     shards = {run.folder: ShardSet(run.synthetic) for run in runs if run.synthetic is not None}
@@ -74,26 +85,25 @@ def section(
     for is_private, name in FIGURES.items():
         group = [run for run in runs if run.is_private == is_private]
         missing = [run.title for run in group if run.folder not in shards]
-        body += [not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing]
+        blocks += [not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing]
         folders = [run.folder for run in group if run.folder in shards]
         if folders:
             rendered = [(galleries[folder], galleries[folder].render(white)) for folder in folders]
-            body.append(_sample_figures(name, [rendered_real, *rendered], [labels_at[folder] for folder in folders]))
+            blocks += _sample_figures(name, [rendered_real, *rendered], [labels_at[folder] for folder in folders])
             sheet = [list(row) for _, drawn in [*rendered, rendered_real] if drawn for row in zip(*drawn, strict=True)]
             files[f"{name.lower().replace(' ', '-')}.png"] = pictures.encode_png(pictures.sheet(sheet))
         else:
-            body.append(not_run(f"{name}, samples of {'private ' if is_private else ''}GANs: no run has any"))
+            blocks.append(not_run(f"{name}, samples of {'private ' if is_private else ''}GANs: no run has any"))
     for run in runs:
         if run.folder in shards:
             synthetic, samples = shards[run.folder], galleries[run.folder].samples
-            title = f"Nearest training patches of {run.title}"
-            body.append(f"<h3>{escape(title)}</h3>{_audit(synthetic, results)}")
+            blocks += [Heading(f"Nearest training patches of {run.title}"), *_audit(synthetic, results)]
             if training is None:
-                body.append(not_run("the cohort has no training shards"))
+                blocks.append(not_run("the cohort has no training shards"))
                 continue
             stem = f"nearest-{file_name(run.folder.name)}"
-            body.append(_neighbours(synthetic, training, samples, white, labels_at[run.folder], stem, files))
-    return Section("Synthetic patches", "\n".join(body), files)
+            blocks += _neighbours(synthetic, training, samples, white, labels_at[run.folder], stem, files)
+    return Section("Synthetic patches", blocks, files)
 
 
 def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], default: float | None) -> float | None:
@@ -109,49 +119,44 @@ def _choose(title: str, shards: ShardSet, label_threshold: float | None, *, stre
 
 def _sample_figures(
     name: str, rendered: Sequence[tuple[Gallery, list[Pictures]]], thresholds: Sequence[float | None]
-) -> str:
+) -> list[Block]:
     """Slices with labels, then the labels in 3D."""
-
-    def slices(sample: Sample, drawn: Pictures) -> str:
-        image = figures.inline(drawn[0], f"{sample.name}, image")
-        label = figures.inline(drawn[1], f"{sample.name}, vessel label")
-        return f'<div class="stack">{image}{label}<div class="text">{escape(sample.name)}</div></div>'
-
-    def rendering(sample: Sample, drawn: Pictures) -> str:
-        picture = figures.inline(drawn[2], f"{sample.name}, vessels in 3D")
-        text = f"<b>{escape(sample.name)}</b><br>{escape(sample.vessels)}"
-        return f'<div class="stack">{picture}<div class="text">{text}</div></div>'
-
-    def cards(grid: str, draw: Callable[[Sample, Pictures], str]) -> str:
-        bodies = []
-        for gallery, drawn in rendered:
-            cells = "".join(draw(sample, of_sample) for sample, of_sample in zip(gallery.samples, drawn, strict=True))
-            body = f'<div class="cells {grid}">{cells}</div>' if cells else not_run("no training shards")
-            bodies.append((gallery.title, body))
-        return panels(bodies)
-
+    slices, surfaces = [], []
+    for gallery, drawn in rendered:
+        none = "" if gallery.samples else "not run: no training shards"
+        pairs = list(zip(gallery.samples, drawn, strict=True))
+        cells = [
+            Picture([(image, f"{s.name}, image"), (label, f"{s.name}, vessel label")], text=s.name)
+            for s, (image, label, _) in pairs
+        ]
+        slices.append(Panel(cells, gallery.title, none, grid="four"))
+        cells = [Picture([(surface, f"{s.name}, vessels in 3D")], s.name, s.vessels) for s, (*_, surface) in pairs]
+        surfaces.append(Panel(cells, gallery.title, none, grid="pair"))
     distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
-    return figure(
-        f"{name}, mid-axial slices",
-        cards("four", slices),
-        f"Image above, vessel label below (synthetic labels: threshold {distinct}); one grey scale for all. "
-        f"{escape(figures.CHOICE)}",
-        how_to_read="every bright vessel should have a label and every label lie on a vessel, in synthetic as in real "
-        "patches.",
-    ) + figure(
-        f"{name}, vessels in 3D",
-        cards("pair", rendering),
-        "Label surfaces of the same patches, seen from behind and above. Each connected component has its own hue; the "
-        "largest is red.",
-        how_to_read="real vessels are a few long tubes that leave through the patch's faces. Many small components "
-        "that touch no face are artefacts.",
-    )
+    return [
+        Figure(
+            f"{name}, mid-axial slices",
+            slices,
+            f"Image above, vessel label below (synthetic labels: threshold {distinct}); one grey scale for all. "
+            f"{figures.CHOICE}",
+            how_to_read="every bright vessel should have a label and every label lie on a vessel, in synthetic as in "
+            "real patches.",
+        ),
+        Figure(
+            f"{name}, vessels in 3D",
+            surfaces,
+            "Label surfaces of the same patches, seen from behind and above. Each connected component has its own "
+            "hue; the largest is red.",
+            how_to_read="real vessels are a few long tubes that leave through the patch's faces. Many small components "
+            "that touch no face are artefacts.",
+        ),
+    ]
 
 
-def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> str:
+def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
     """The verdicts of evaluate=memorisation on exactly these patches."""
     content = content_hash(synthetic.folder)
-    verdicts = ""
+    verdicts = []
     for audit in results:
         if audit.get("job") != "memorisation":
             continue
@@ -160,8 +165,8 @@ def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> str:
         if audit["inputs"].get("synthetic shards") == content:
             override = audit["override_privacy_gate"]
             reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"
-            verdicts += f"<p><b>Memorisation gate: {escape(audit['verdict'])}.</b> {escape(reason)}.</p>"
-    return verdicts or not_run("no result of evaluate=memorisation for these patches")
+            verdicts.append(Text(f"{reason}.", f"Memorisation gate: {audit['verdict']}."))
+    return verdicts or [not_run("no result of evaluate=memorisation for these patches")]
 
 
 def _neighbours(
@@ -172,7 +177,7 @@ def _neighbours(
     label_threshold: float | None,
     stem: str,
     files: Files,
-) -> str:
+) -> list[Block]:
     """Each shown sample beside its nearest training patch, and the distances between real patches of two subjects.
 
     Adds to `files` STEM.png, a row per shown sample, and STEM.csv, every distance.
@@ -190,54 +195,58 @@ def _neighbours(
         for (kind, _, i), neighbour in zip(queries, neighbours, strict=True)
         if neighbour is not None
     ]
-    cards, sheet = [], []
+    panels, sheet = [], []
     for sample, neighbour in zip(samples, neighbours, strict=False):
         if neighbour is not None:
             (match,) = figures.read_samples(training, [neighbour.index], label_threshold)
             drawing = _draw_pair(sample, match, training.spacing_mm, white)
-            sheet.append(drawing)
-            cards.append(_card(sample, match, neighbour.distance, drawing))
-    files[f"{stem}.csv"] = csv_text(CSV_COLUMNS, rows)
+            sheet.append([image for image, _ in drawing])
+            text = f"{sample.name} | {match.name} | distance {neighbour.distance:.3f}"
+            panels.append(Panel([Picture([image]) for image in drawing], text=text, grid="pair"))
+    files[f"{stem}.csv"] = numbers_csv(rows, CSV_COLUMNS)
     files[f"{stem}.png"] = pictures.encode_png(pictures.sheet(sheet))
     distances = {kind: [row[-1] for row in rows if row[0] == kind] for kind in ("synthetic", "real to another subject")}
-    return figure(
+    pairs = Figure(
         "Each synthetic sample (left) beside its nearest training patch (right)",
-        f'<div class="cells cards">{"".join(cards)}</div>{_distances(*distances.values())}',
+        panels,
         "Mid-axial slice above, maximum intensity projection below. Nearest of "
         f"{counted(len(training), 'training patch', 'training patches')} by the L2 distance per voxel between "
         "standardised images: 0 for a copy, 1.41 for unrelated images.",
         how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "
         "training patches than real patches of different subjects lie to each other.",
+        grid="cards",
     )
+    return [pairs, _distances(*distances.values())]
 
 
-def _draw_pair(sample: Sample, match: Sample, spacing_mm: Sequence[float], white: float) -> list[np.ndarray]:
-    """The slices of both, then their projections."""
-    return [draw(p, spacing_mm, white) for draw in (figures.axial, figures.projection) for p in (sample, match)]
+def _draw_pair(
+    sample: Sample, match: Sample, spacing_mm: Sequence[float], white: float
+) -> list[tuple[np.ndarray, str]]:
+    """The slices of both, then their projections, each with its description."""
+    views = {"slice": figures.axial, "projection": figures.projection}
+    return [
+        (draw(patch, spacing_mm, white), f"{patch.name}, {view}")
+        for view, draw in views.items()
+        for patch in (sample, match)
+    ]
 
 
-def _card(sample: Sample, match: Sample, distance: float, drawing: Sequence[np.ndarray]) -> str:
-    names = [f"{patch.name}, {view}" for view in ("slice", "projection") for patch in (sample, match)]
-    images = [figures.inline(picture, name) for picture, name in zip(drawing, names, strict=True)]
-    text = f"{escape(sample.name)} | {escape(match.name)}<br><b>distance {distance:.3f}</b>"
-    return f'<div class="panel"><div class="cells pair">{"".join(images)}</div><div class="text">{text}</div></div>'
-
-
-def _distances(synthetic: Sequence[float], real: Sequence[float]) -> str:
+def _distances(synthetic: Sequence[float], real: Sequence[float]) -> Block:
     if not real:
         return not_run("distances between real patches of two subjects: the training shards hold one subject")
     smallest = min(real)
     num_nearer = sum(distance < smallest for distance in synthetic)
-    lines = [
-        charts.Dots(f"synthetic to training ({len(synthetic)})", synthetic, float(np.median(synthetic))),
-        charts.Dots(f"real to another subject ({len(real)})", real, float(np.median(real))),
+    rows = [
+        (f"synthetic to training ({len(synthetic)})", synthetic, float(np.median(synthetic))),
+        (f"real to another subject ({len(real)})", real, float(np.median(real))),
     ]
     high = max(1.5, *synthetic, *real)
-    plot = charts.dot_plot(lines, x_label="distance to the nearest patch (bar: median)", title="Distances", high=high)
-    return (
-        f'<div class="two distances"><div class="panel">{plot}</div><div><p>Synthetic to nearest training patch: '
-        f"median <b>{np.median(synthetic):.3f}</b>, smallest {min(synthetic):.3f}.<br>Real to nearest patch of another "
-        f"subject: median <b>{np.median(real):.3f}</b>, smallest {smallest:.3f}.</p><p>{num_nearer} of "
+    label = "distance to the nearest patch (bar: median)"
+    return Figure(
+        "Distances to the nearest training patch",
+        [Panel([plots.dots(rows, x_label=label, title="Distances", high=high)])],
+        f"Synthetic to nearest training patch: median {np.median(synthetic):.3f}, smallest {min(synthetic):.3f}. Real "
+        f"to nearest patch of another subject: median {np.median(real):.3f}, smallest {smallest:.3f}. {num_nearer} of "
         f"{len(synthetic)} synthetic samples lie nearer to a training patch than any of these real patches lies to one "
-        "of another subject.</p></div></div>"
+        "of another subject.",
     )

@@ -1,16 +1,18 @@
-"""The segmentation table and its aims, from results JSON: as rows, plain text, Markdown and CSV rows."""
+"""The segmentation scores of one cohort as one tidy frame, the texts made of it, and the aims."""
 
 import math
-import statistics
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+import pandas as pd
 
 from vesselgan.core.errors import DataError
 from vesselgan.formats.results import Result, Results
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
-from vesselgan.report.markup import NOT_RUN, markdown
+from vesselgan.report.blocks import NOT_RUN, mean_sd
 
 REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
 METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
@@ -21,7 +23,8 @@ METHODS = {  # result's name -> title of the rows that the table always has
     "shuffled": "U-Net on synthetic, labels shuffled",
 }
 PAPER = "paper"
-PAPER_SOURCES = ("real", "SN-MP", "c-SN-MP")
+PAPER_TITLE = "The paper, for orientation"
+PAPER_SOURCES = {"real": "on real", "SN-MP": "on synthetic by SN-MP", "c-SN-MP": "on synthetic by c-SN-MP"}
 CSV_COLUMNS = ("row", "region", "metric", "source", "statistic", "subject", "number")
 AIMS = (  # text, target of all vessels and intracranial, the two methods, whether the aim is a ratio
     ("U-Net on real minus best threshold", (0.10, 0.05), "real", "threshold", False),
@@ -31,41 +34,50 @@ AIMS = (  # text, target of all vessels and intracranial, the two methods, wheth
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One score over the test subjects; None is a value that is not defined (a distance to an empty mask)."""
+class Scores:
+    """The scores of one cohort."""
 
-    mean: float | None
-    sd: float | None
-    values: dict[str, float | None] = field(default_factory=dict)
-    """By subject; empty in the paper's cells."""
-
-    @property
-    def median(self) -> float | None:
-        defined = [value for value in self.values.values() if value is not None]
-        return statistics.median(defined) if defined else None
-
-    @property
-    def num_undefined(self) -> int:
-        return sum(value is None for value in self.values.values())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the table."""
-
-    name: str
-    title: str
-    cells: dict[tuple[str, str], dict[str, Cell]]
-    """(region, metric) -> source -> cell. The source is empty, but for the paper's models; no cell: not run."""
-    thresholds: dict[str, float] = field(default_factory=dict)
-    """By region, on the method's probability or intensity."""
-
-    def cell(self, region: str, metric: str) -> Cell | None:
-        return self.cells.get((region, metric), {}).get("")
+    frame: pd.DataFrame
+    """One number per line under CSV_COLUMNS; `source` is the paper's model. NaN: not defined, as a distance to nothing.
+    """
+    titles: dict[str, str]
+    """Row -> title, run or not, in the table's order, without the paper's; below it the thresholds."""
 
     @property
     def subjects(self) -> list[str]:
-        return sorted({s for by_source in self.cells.values() for cell in by_source.values() for s in cell.values})
+        return sorted(set(self.frame.subject) - {""})
+
+    def values(self, row: str, region: str, metric: str) -> pd.Series:
+        """A score by subject."""
+        frame = self.frame.query("row == @row and region == @region and metric == @metric and statistic == 'value'")
+        return frame.set_index("subject").number
+
+    def table(self, *, has_subjects: bool = False) -> pd.DataFrame:
+        """Texts by title, region and metric: mean (SD), below it the median and, if wanted, every subject."""
+        texts = {
+            key: _cell(group, has_subjects)
+            for key, group in self.frame.groupby(["row", "region", "metric"], sort=False)
+        }
+        none = dict.fromkeys(self.titles, NOT_RUN) | {PAPER: "\n".join(["\N{NO-BREAK SPACE}", *"\N{EN DASH}" * 3])}
+        titles = self.titles | {PAPER: "\n".join([PAPER_TITLE, *PAPER_SOURCES.values()])}
+        rows = [[texts.get((name, *column), none[name]) for column in COLUMNS] for name in titles]
+        return pd.DataFrame(rows, index=list(titles.values()), columns=HEADS, dtype=object)
+
+    def by_subject(self) -> pd.DataFrame:
+        """Texts by title, subject, region and metric."""
+        values = self.frame[self.frame.statistic == "value"]
+        values = values.assign(text=values.number.map(format_value), row=pd.Categorical(values.row, [*self.titles]))
+        texts = values.pivot(index=["row", "subject"], columns=["region", "metric"], values="text").sort_index()
+        texts = texts.reindex(columns=COLUMNS).fillna("\N{EN DASH}")
+        names, subjects = texts.index.get_level_values(0), texts.index.get_level_values(1)
+        is_first = ~names.duplicated()
+        titles = [_first(self.titles[name]) if first else "" for name, first in zip(names, is_first, strict=True)]
+        columns = pd.MultiIndex.from_tuples([("", "subject"), *HEADS])
+        return pd.DataFrame(np.column_stack([subjects, texts]), index=titles, columns=columns)
+
+
+COLUMNS = [(region, metric) for region in REGIONS for metric in METRICS]
+HEADS = pd.MultiIndex.from_product([REGIONS.values(), METRICS.values()])
 
 
 @dataclass(frozen=True)
@@ -133,8 +145,8 @@ def _subjects(result: Result) -> set[str]:
     return {entry["subject"] for entry in result["subjects"]}
 
 
-def segmentation_table(results: Iterable[Result]) -> list[Row]:
-    """Returns the rows: METHODS in their order, run or not; other results by name; last the paper's numbers.
+def segmentation_scores(results: Iterable[Result]) -> Scores:
+    """Returns the scores: METHODS in their order, run or not; other results by name; last the paper's numbers.
 
     Raises DataError if two results have one name, or differ in cohort, split or subjects (see of_same_subjects).
     """
@@ -142,132 +154,108 @@ def segmentation_table(results: Iterable[Result]) -> list[Row]:
     if len(groups) > 1:
         raise DataError(f"results of {sorted(groups)} cannot share a table; make one for each (see by_cohort)")
     members = next(iter(groups.values()), [])
-    if others := of_same_subjects(members)[1]:
-        names = ", ".join(result["name"] for result in others)
-        raise DataError(f"{names}: scored on other subjects than the rest; score all of them on the same split")
+    if strangers := of_same_subjects(members)[1]:
+        left_out = ", ".join(result["name"] for result in strangers)
+        raise DataError(f"{left_out}: scored on other subjects than the rest; score all of them on the same split")
     by_name: dict[str, Result] = {}
     for result in members:
         if result["name"] in by_name:
             raise DataError(f"two results are called {result['name']!r}; remove one or evaluate with another name=")
         by_name[result["name"]] = result
-    rows = [_row(name, title, by_name.pop(name, {})) for name, title in METHODS.items()]
-    rows += [_row(name, name, result) for name, result in sorted(by_name.items())]
-    return [*rows, _paper_row()]
+    names = [*METHODS, *sorted(set(by_name) - set(METHODS))]
+    records = [record for name in names for record in _records(name, by_name.get(name, {}))]
+    frame = pd.DataFrame([*records, *_paper_records()], columns=list(CSV_COLUMNS))
+    return Scores(frame, {name: _title(name, by_name.get(name, {})) for name in names})
 
 
-def _row(name: str, title: str, result: Result) -> Row:
+def _title(name: str, result: Result) -> str:
     """The result's own title wins: it says what was run, whatever its name."""
-    cells: dict[tuple[str, str], dict[str, Cell]] = {}
-    for region in REGIONS:
-        entries = [entry for entry in result.get("subjects", []) if entry["region"] == region]
-        for metric in METRICS:
-            values = {entry["subject"]: _finite(entry.get(metric)) for entry in entries}
-            if values:
-                cells[region, metric] = {"": Cell(*mean_and_sd(values.values()), values)}
-    return Row(name, str(result.get("title") or title), cells, _thresholds(result))
-
-
-def _thresholds(result: Result) -> dict[str, float]:
     by_region = result.get("thresholds")
     if not isinstance(by_region, dict):
         by_region = {}
-    thresholds = {region: _finite(by_region.get(region, result.get("threshold"))) for region in REGIONS}
-    return {region: threshold for region, threshold in thresholds.items() if threshold is not None}
+    thresholds = [_finite(by_region.get(region, result.get("threshold"))) for region in REGIONS]
+    # One for both regions or one each; intensities lie above 1, probabilities below.
+    texts = dict.fromkeys(f"{t:.1f}" if t > 1 else f"{t:g}" for t in thresholds if t is not None)
+    title = str(result.get("title") or METHODS.get(name, name))
+    return title + (f"\nthreshold {' and '.join(texts)}" if texts else "")
 
 
-def _paper_row() -> Row:
-    cells: dict[tuple[str, str], dict[str, Cell]] = {}
+def _records(name: str, result: Result) -> Iterator[tuple[str, str, str, str, str, str, float | None]]:
+    for region, metric in COLUMNS:
+        entries = [entry for entry in result.get("subjects", []) if entry["region"] == region]
+        values = {entry["subject"]: _finite(entry.get(metric)) for entry in entries}
+        for subject, value in values.items():
+            yield name, region, metric, "", "value", subject, value
+        if values:
+            for statistic, value in zip(("mean", "sd"), mean_and_sd(values.values()), strict=True):
+                yield name, region, metric, "", statistic, "", value
+
+
+def _paper_records() -> Iterator[tuple[str, str, str, str, str, str, float]]:
     for region in REGIONS:
-        sources = {source: paper.TABLE_3[region][source] for source in PAPER_SOURCES}
-        cells[region, "dice"] = {source: Cell(*scores.pegasus_dice) for source, scores in sources.items()}
-        cells[region, "bavd_voxels"] = {source: Cell(*scores.pegasus_bavd) for source, scores in sources.items()}
-    return Row(PAPER, "The paper, for orientation", cells)
+        for metric, field in (("dice", "pegasus_dice"), ("bavd_voxels", "pegasus_bavd")):
+            for source in PAPER_SOURCES:
+                score = getattr(paper.TABLE_3[region][source], field)
+                yield PAPER, region, metric, source, "mean", "", score.mean
+                yield PAPER, region, metric, source, "sd", "", score.sd
 
 
 def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def aims(rows: list[Row]) -> list[Aim]:
-    """Returns AIMS with what the rows' mean Dice gives."""
-    by_name = {row.name: row for row in rows if row.name != PAPER}
+def _cell(numbers: pd.DataFrame, has_subjects: bool) -> str:
+    """`0.912 (0.010)`, below it the median and the number of subjects whose value is not defined.
+
+    The paper's cells have a line per source.
+    """
+    means, sds = (numbers.number[numbers.statistic == name].tolist() for name in ("mean", "sd"))
+    texts = [format_value(mean) if math.isnan(mean) else mean_sd(mean, sd) for mean, sd in zip(means, sds, strict=True)]
+    values = numbers[numbers.statistic == "value"]
+    if values.empty:
+        return "\n".join(["\N{NO-BREAK SPACE}", *texts])
+    defined = values.number.dropna()
+    lines = [texts[0]] + ([f"median {defined.median():.3f}"] if len(defined) else [])
+    lines += [f"{len(values) - len(defined)} not defined"] if 0 < len(defined) < len(values) else []
+    if has_subjects:
+        lines += [f"{subject} {format_value(v)}" for subject, v in zip(values.subject, values.number, strict=True)]
+    return "\n".join(lines)
+
+
+def format_value(value: float) -> str:
+    return "not defined" if math.isnan(value) else f"{value:.3f}"
+
+
+def aims(scores: Scores) -> list[Aim]:
+    """Returns AIMS with what the mean Dice gives."""
+    frame = scores.frame.query("statistic == 'mean' and metric == 'dice' and source == ''")
+    means = {(row, region): mean for row, region, mean in zip(frame.row, frame.region, frame.number, strict=True)}
     measured_aims = []
     for text, targets, first, second, is_ratio in AIMS:
         for (region, title), target in zip(REGIONS.items(), targets, strict=True):
-            cells = [by_name[name].cell(region, "dice") if name in by_name else None for name in (first, second)]
-            a, b = (cell.mean if cell is not None else None for cell in cells)
-            if a is None or b is None or (is_ratio and not b):
-                measured = None
-            else:
-                measured = a / b if is_ratio else a - b
+            a, b = (means.get((name, region), math.nan) for name in (first, second))
+            is_defined = not math.isnan(a + b) and not (is_ratio and b == 0)
+            measured = (a / b if is_ratio else a - b) if is_defined else None
             measured_aims.append(Aim(f"{text}, {title.lower()}", target, measured))
     return measured_aims
 
 
-def format_cell(cell: Cell | None) -> str:
-    """`0.912 (0.010)`, with the number of subjects whose value is not defined."""
-    if cell is None:
-        return NOT_RUN
-    if cell.mean is None:
-        return "not defined"
-    text = f"{cell.mean:.3f}" + (f" ({cell.sd:.3f})" if cell.sd is not None else "")
-    return text + (f", {cell.num_undefined} not defined" if cell.num_undefined else "")
-
-
-def format_value(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.3f}"
-
-
-def _text_rows(rows: list[Row], regions: Iterable[str], *, has_median: bool = False) -> list[list[str]]:
-    """Per row a line of mean (SD), below it one line per subject or, for the paper, per source."""
-    columns = [(region, metric) for region in regions for metric in METRICS]
-    lines = []
-    for row in rows:
-        if row.name == PAPER:
-            lines.append([row.title] + [""] * len(columns))
-            for source in PAPER_SOURCES:
-                cells = [row.cells.get(column, {}).get(source) for column in columns]
-                label = source if source == "real" else f"synthetic by {source}"
-                lines.append([f"  {label}"] + ["-" if cell is None else format_cell(cell) for cell in cells])
-            continue
-        cells = [row.cell(*column) for column in columns]
-        medians = [f"; median {c.median:.3f}" if has_median and c and c.median is not None else "" for c in cells]
-        lines.append([row.title, *(format_cell(c) + median for c, median in zip(cells, medians, strict=True))])
-        for subject in row.subjects:
-            values = [format_value(c.values[subject]) if c and subject in c.values else "-" for c in cells]
-            lines.append([f"  {subject}", *values])
-    return lines
-
-
-def format_text(rows: list[Row]) -> str:
+def format_text(scores: Scores) -> str:
     """The table for a terminal of 80 columns, one block per region, then the aims."""
+    firsts = scores.table().iloc[:-1].rename(_first).map(_first)
     texts = []
-    for region, name in REGIONS.items():
-        lines = [[f"{name}: mean (SD)", *METRICS.values()], *_text_rows(rows, [region])]
-        widths = [max(len(line[j]) for line in lines) for j in range(len(lines[0]))]
-        block = ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        texts += [block[0], "-" * max(len(text) for text in block), *block[1:], ""]
-    return "\n".join(texts + [format_aim(aim) for aim in aims(rows)])
+    for name in REGIONS.values():
+        texts += [f"{name}: mean (SD)", firsts[name].to_string(), ""]
+    return "\n".join([*texts, *(format_aim(aim) for aim in aims(scores))])
+
+
+def _first(text: str) -> str:
+    return text.split("\n")[0]
 
 
 def format_aim(aim: Aim) -> str:
-    measured = "-" if aim.measured is None else f"{aim.measured:.3f}"
-    return f"{aim.verdict:7} {aim.text}: {measured} (aim {aim.target:.2f})"
+    return f"{aim.verdict:7} {aim.text}: {format_measured(aim)} (aim {aim.target:.2f})"
 
 
-def format_markdown(rows: list[Row]) -> str:
-    """The table with medians, then the aims, as Markdown."""
-    columns = ["mean (SD)", *(f"{region}: {metric}" for region in REGIONS.values() for metric in METRICS.values())]
-    table = markdown(columns, _text_rows(rows, REGIONS, has_median=True))
-    return "\n".join([table, "", *(f"- {format_aim(aim)}" for aim in aims(rows))]) + "\n"
-
-
-def csv_rows(rows: list[Row]) -> Iterator[list[object]]:
-    """Long form under CSV_COLUMNS, one number per line; `source` is the paper's model."""
-    for row in rows:
-        for (region, metric), by_source in row.cells.items():
-            for source, cell in by_source.items():
-                for subject, value in cell.values.items():
-                    yield [row.name, region, metric, source, "value", subject, value]
-                yield [row.name, region, metric, source, "mean", "", cell.mean]
-                yield [row.name, region, metric, source, "sd", "", cell.sd]
+def format_measured(aim: Aim) -> str:
+    return "-" if aim.measured is None else f"{aim.measured:.3f}"

@@ -55,7 +55,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
     for number, stage in enumerate(stages_of(config, overrides, choice), 2):
         is_stale = run_stage(work / "demo", stage, f"[{number:2}/{total}]", is_stale=is_stale)
     results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
-    print(f"\n{tables.format_text(tables.segmentation_table(results))}\n")
+    print(f"\n{tables.format_text(tables.segmentation_scores(results))}\n")
     print(f"report  {(work / 'report/index.html').resolve()}")
     print(f"time    {processes.clock(time.monotonic() - started)}")
 

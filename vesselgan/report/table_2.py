@@ -1,11 +1,10 @@
 """The cost of training beside the paper's Table 2: parameters, memory, hours, and the device."""
 
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 from vesselgan.report import paper
-from vesselgan.report.markup import NOT_RUN, table
+from vesselgan.report.blocks import NOT_RUN, Table, text_frame
 from vesselgan.report.runs import Run
 
 MIB_PER_GIB = 1024
@@ -52,7 +51,5 @@ def _number(value: Any, spec: str) -> str:
     return format(value, spec) if isinstance(value, int | float) else UNKNOWN
 
 
-def section(runs: Sequence[Run]) -> str:
-    """The table as HTML."""
-    caption = f"<b>Table 2, the cost of training.</b> {escape(NOTE)}"
-    return table(caption, COLUMNS, rows(runs), paper_rows=len(paper.TABLE_2))
+def table(runs: Sequence[Run]) -> Table:
+    return Table(text_frame(rows(runs), COLUMNS), "Table 2, the cost of training.", NOTE, paper_rows=len(paper.TABLE_2))

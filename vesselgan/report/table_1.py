@@ -7,18 +7,33 @@ features are marked and compared with nothing of the paper.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import charts, paper
-from vesselgan.report.markup import NOT_RUN, Section, counted, csv_text, figure, markdown, not_run, table
+from vesselgan.report import paper
+from vesselgan.report.blocks import (
+    NOT_RUN,
+    Block,
+    Figure,
+    Panel,
+    Section,
+    Table,
+    Text,
+    counted,
+    markdown,
+    mean_sd,
+    not_run,
+    numbers_csv,
+    text_frame,
+)
 from vesselgan.report.runs import Run
+from vesselgan.viz import plots
 
-SCORES = {"fid": ("FID", 4), "prd_auc": ("PRD-AUC", 3)}
-"""Score -> name, digits."""
+SCORES = {"fid": ("FID", 4, 4), "prd_auc": ("PRD-AUC", 3, 2)}
+"""Score -> name, digits, the paper's digits."""
 STATISTICS = {
     "num_components": "number of components",
     "component_voxels": "component size",
@@ -40,7 +55,7 @@ KEYS = (
 )
 """Of an image result."""
 RANDOM = "random features, not comparable"
-INTERVAL_NOTE = "Intervals: jackknife over patients, 95 %; none is given below five patients."
+INTERVAL_NOTE = "Mean (SD over seeds), [95 % interval, jackknife over patients; none below five patients]."
 PAPER_NOTE = "The paper: its own cohort, patches and number of samples, scored against its training split."
 LABEL_NOTE = (
     "Distance: Wasserstein-1 in the statistic's unit. The last columns compare one half of the real patients with the "
@@ -60,7 +75,7 @@ class Group:
 
     @property
     def warning(self) -> str:
-        return "" if self.is_comparable else f" <b>{RANDOM.capitalize()}.</b>"
+        return "" if self.is_comparable else f" {RANDOM.capitalize()}."
 
     def name_of(self, result: Result) -> str:
         return str(result["name"]) if self.is_comparable else f"{result['name']} ({RANDOM})"
@@ -110,48 +125,41 @@ def _title(result: Result) -> str:
     )
 
 
-def score_columns(group: Group) -> list[str]:
-    """Columns of `score_rows`; the paper's are there only if the features are comparable."""
-    columns = ["model"]
-    for name, _ in SCORES.values():
-        columns += [name, *(["paper"] if group.is_comparable else []), f"{name}, 95 % interval"]
-    scales = {result["ms_ssim"]["num_scales"] for result in group.results}
-    return [*columns, "MS-SSIM" + "".join(f", {counted(n, 'scale')}" for n in scales), "feature distance"]
+def score_table(group: Group, runs: Sequence[Run] = ()) -> pd.DataFrame:
+    """Table 1, a row of texts per model: the paper's models in its order, run or not, then others.
 
-
-def score_rows(group: Group, runs: Sequence[Run] = ()) -> list[list[str]]:
-    """Table 1, one row of texts per model: the paper's models in its order, run or not, then others."""
-    if not group.is_comparable:
-        return [_score_row(result, group.name_of(result), None) for result in group.results]
-    variants = [(variant_of(result, runs), result) for result in group.results]
-    rows = []
-    for key, title in paper.VARIANTS.items():
+    The paper's models and numbers are there only if the features are comparable.
+    """
+    variants = [(variant_of(result, runs) if group.is_comparable else "", result) for result in group.results]
+    rows: list[list[str]] = []
+    for key, title in paper.VARIANTS.items() if group.is_comparable else ():
         members = [result for name, result in variants if name == key]
         for result in members:
             name = title if result["name"] in (title, key) else f"{title} ({result['name']})"
             rows.append(_score_row(result, name, title))
         if not members:
             rows.append(_score_row(None, title, title))
-    return rows + [_score_row(result, result["name"], "") for name, result in variants if name not in paper.VARIANTS]
+    rows += [_score_row(result, group.name_of(result)) for name, result in variants if name not in paper.VARIANTS]
+    scales = "".join(f", {counted(n, 'scale')}" for n in {result["ms_ssim"]["num_scales"] for result in group.results})
+    return text_frame(rows, ["model", *(name for name, *_ in SCORES.values()), f"MS-SSIM{scales}", "feature distance"])
 
 
-def _score_row(result: Result | None, name: str, paper_model: str | None) -> list[str]:
-    """`paper_model`: the model in the paper's column; empty: none, None: there is no such column."""
+def _score_row(result: Result | None, name: str, model: str = "") -> list[str]:
+    """`model`: the paper's, whose numbers stand below ours."""
     cells = [name]
-    for i, (score, (_, digits)) in enumerate(SCORES.items()):
-        if result is None:
-            ours = interval = NOT_RUN
-        else:
+    for k, (score, (_, digits, paper_digits)) in enumerate(SCORES.items()):
+        lines = [NOT_RUN]
+        if result is not None:
             summary = result["scores"][score]
-            sd = "" if summary["sd"] is None else f" ({summary['sd']:.{digits}f})"
-            ours, interval = f"{summary['mean']:.{digits}f}{sd}", _interval(summary["interval"], f".{digits}f")
-        theirs = f"{paper.TABLE_1[paper_model][i]:.{(4, 2)[i]}f}" if paper_model in paper.TABLE_1 else "-"
-        cells += [ours, *([] if paper_model is None else [theirs]), interval]
-    if result is None:
-        return [*cells, NOT_RUN, NOT_RUN]
+            lines = [mean_sd(summary["mean"], summary["sd"], digits)]
+            if summary["interval"]:
+                lines.append("[{:.{d}f}, {:.{d}f}]".format(*summary["interval"], d=digits))
+        lines += [f"paper {paper.TABLE_1[model][k]:.{paper_digits}f}"] if model else []
+        cells.append("\n".join(lines))
     for key in ("ms_ssim", "pairwise_distance"):
-        real, synthetic = result[key]["real"], result[key]["synthetic"]
-        cells.append("not defined" if synthetic is None else f"{synthetic:.3f} (real {real:.3f})")
+        real, synthetic = (None, None) if result is None else (result[key]["real"], result[key]["synthetic"])
+        text = "not defined" if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}"
+        cells.append(NOT_RUN if result is None else text)
     return cells
 
 
@@ -171,7 +179,7 @@ def floor_rows(group: Group) -> list[list[str]]:
             rows.append([group.name_of(result), *["not defined"] * (len(FLOOR_COLUMNS) - 1)])
             continue
         cells = [group.name_of(result), _count(floor["n"])]
-        for name, (_, digits) in SCORES.items():
+        for name, (_, digits, _) in SCORES.items():
             cells += [f"{floor[side][name]['mean']:.{digits}f}" for side in ("synthetic", "real")]
         rows.append(cells)
     return rows
@@ -195,70 +203,68 @@ def label_rows(result: Result) -> list[list[str]]:
 
 
 def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
-    """Images and labels of synthetic patches, as HTML, Markdown and CSV."""
+    """Images and labels of synthetic patches."""
     scored = groups(results)
-    body, texts = [], []
+    blocks: list[Block] = []
     for group in scored if any(group.is_comparable for group in scored) else [*scored, EMPTY]:
-        columns, rows = score_columns(group), score_rows(group, runs)
-        caption = f"<b>Table 1, image quality.</b> {escape(group.title)}.{group.warning}"
-        notes = [INTERVAL_NOTE, *[PAPER_NOTE] * group.is_comparable]
-        body += [table(caption, columns, rows, classes="wide"), *map(_note, notes)]
-        texts += [f"**{group.title}**", markdown(columns, rows), *notes]
+        caption = f"{group.title}.{group.warning}"
+        blocks.append(Table(score_table(group, runs), "Table 1, image quality.", caption))
+        blocks += [_note(INTERVAL_NOTE), *[_note(PAPER_NOTE)] * group.is_comparable]
         if not group.results:
             continue
-        floors = floor_rows(group)
         caption = f"The same against one half of the real patients, beside the other half.{group.warning}"
-        body += [_curves(group), table(caption, FLOOR_COLUMNS, floors, classes="wide")]
-        texts.append(markdown(FLOOR_COLUMNS, floors))
+        floors = text_frame(floor_rows(group), FLOOR_COLUMNS)
+        blocks += [_curves(group), Table(floors, caption=caption, style="wide")]
         for result in group.results:
             title = f"Labels of {group.name_of(result)}, threshold {result['label_threshold']:g}"
-            labels, notes = label_rows(result), _label_notes(result)
-            caption = f"<b>{escape(title)}</b>, mean (SD). {LABEL_NOTE}"
-            body += [table(caption, LABEL_COLUMNS, labels, classes="wide"), _radii(result, title), *map(_note, notes)]
-            texts += [f"{title}. {LABEL_NOTE}", markdown(LABEL_COLUMNS, labels), *notes]
+            labels = text_frame(label_rows(result), LABEL_COLUMNS)
+            blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
+            blocks += map(_note, _label_notes(result))
     if not scored:
-        body.append(not_run("no result of evaluate=image"))
+        blocks.append(not_run("no result of evaluate=image"))
     files: dict[str, str | bytes] = {
-        "table-1.md": "\n\n".join(texts) + "\n",
-        "table-1.csv": csv_text(CSV_COLUMNS, csv_rows(scored)),
+        "table-1.md": markdown(blocks),
+        "table-1.csv": numbers_csv(csv_rows(scored), CSV_COLUMNS),
     }
-    return Section("Image quality and labels", "\n".join(body), files)
+    return Section("Image quality and labels", blocks, files)
 
 
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
+def _note(text: str) -> Text:
+    return Text(text, style="note")
 
 
-def _curves(group: Group) -> str:
+def _curves(group: Group) -> Figure:
     """Figure 5: the PRD curves of one group."""
     series = []
     for result in group.results:
         recall, precision = (np.asarray(result["curve"][side], float) for side in ("recall", "precision"))
         auc = result["scores"]["prd_auc"]["mean"]
-        series.append(charts.Series(f"{group.name_of(result)}: AUC {auc:.3f}", recall, precision))
+        series.append(plots.Series(f"{group.name_of(result)}: AUC {auc:.3f}", recall, precision))
     title = f"PRD curves, {group.results[0]['cohort']}"
-    plot = charts.unit_chart(series, x_label="recall", y_label="precision", title=title)
-    return figure(
+    return Figure(
         "Figure 5, PRD curves",
-        f'<div class="panel square">{plot}</div>',
+        [Panel([plots.curves(series, x_label="recall", y_label="precision", title=title)])],
         f"Precision and recall of distributions, images without labels.{group.warning}",
         how_to_read="a good model's curve is near the upper right corner. One that falls early on the right lacks "
         "kinds of real patches; one that starts low on the left makes patches unlike any real one.",
+        grid="square",
     )
 
 
-def _radii(result: Result, title: str) -> str:
+def _radii(result: Result, title: str) -> Figure:
     """Distribution of the centreline voxels over the vessel's radius, real and synthetic."""
     histogram = result["labels"]["statistics"]["radius_histogram"]
     bin_mm = histogram["bin_mm"]
     series = []
     for side in ("real", "synthetic"):
         share = np.asarray(histogram[side], float)
-        series.append(charts.Series(side, bin_mm * (np.arange(len(share)) + 0.5), share))
-    title = f"Vessel radius. {title}"
-    plot = charts.line_chart(series, x_label="radius (mm)", y_label="share of the centreline", title=title, middle=100)
+        series.append(plots.Series(side, bin_mm * (np.arange(len(share)) + 0.5), share))
+    title_of_chart = f"Vessel radius. {title}"
+    chart = plots.lines(
+        series, x_label="radius (mm)", y_label="share of the centreline", title=title_of_chart, middle=100
+    )
     caption = f"Shares of the centreline's voxels, in bins of {bin_mm:g} mm; the last includes all larger radii."
-    return figure(escape(title), f'<div class="two"><div class="panel">{plot}</div></div>', caption)
+    return Figure(title, [Panel([chart])], caption)
 
 
 def csv_rows(scored: Sequence[Group]) -> Iterator[list[object]]:

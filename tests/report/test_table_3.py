@@ -2,25 +2,15 @@
 
 import csv
 import io
-import re
 
-import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import charts, paper, study_notes
-from vesselgan.report.markup import csv_text
-from vesselgan.report.study_rows import PRIVATE, completed, from_results
-from vesselgan.report.study_tables import (
-    CSV_COLUMNS,
-    FURTHER,
-    SHOWN,
-    comparisons,
-    csv_rows,
-    format_markdown,
-    rows_of,
-    section,
-)
+from vesselgan.report import paper, table_3_notes
+from vesselgan.report.blocks import Figure, Section, markdown
+from vesselgan.report.table_3 import FURTHER, SHOWN, comparisons, section, table_of
+from vesselgan.report.table_3_rows import completed, from_results
+from vesselgan.viz import plots
 
 PATIENTS = [f"sub-{number}" for number in range(6)]
 
@@ -56,47 +46,58 @@ def comparison() -> dict:
             "units": {}, "unet_steps": 250, "unet_batch_size": 16}  # fmt: skip
 
 
+def cells_of(made: dict, name: str, region: str) -> list[list[list[str]]]:
+    """Per row of a table the cells, each as its lines."""
+    return [[cell.split("\n") for cell in cells] for cells in table_of(made, name, region).to_numpy().tolist()]
+
+
+def text_of(part: Section) -> str:
+    return markdown(part.blocks)
+
+
+def lines_of(text: str, start: str) -> list[list[str]]:
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return [line for line in lines if line[0].startswith(start)]
+
+
 def test_table_3_holds_synthetic_real_and_references():
-    lines = rows_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "all", SHOWN)
-    assert [line.title for line in lines] == [
-        "U-Net <sn_mp>; label threshold 0.4",
-        "U-Net <other>; label threshold 0.4",
+    frame = table_of(comparison(), "Table 3", "all")
+    assert frame.index.tolist() == [
+        "U-Net <sn_mp>\nlabel threshold 0.4",
+        "U-Net <other>\nlabel threshold 0.4",
         "U-Net <real>",
         "U-Net <shuffled>",
         "U-Net <threshold>",
     ]
-    first = lines[0].cells[0].ours
-    assert first.startswith("0.810 (0.019); median 0.810; [0.790, 0.830]; 0.900 of real")
-    assert first.endswith("-0.090 to real (p 0.062)")
-    assert "of real" not in lines[2].cells[0].ours
+    expected = ["0.810 (0.019)", "median 0.810", "[0.790, 0.830]", "0.900 of real", "-0.090 to real (p 0.062)"]
+    cells = cells_of(comparison(), "Table 3", "all")
+    assert cells[0][0] == [*expected, "paper 0.782 (0.020)"]
+    assert not any("of real" in line for line in cells[2][0])
 
 
 def test_the_papers_numbers_stand_beside_the_same_score():
-    lines = rows_of(comparison(), ("synthetic", "real", "shuffled", "threshold"), "intracranial", SHOWN)
+    inside = cells_of(comparison(), "Table 3", "intracranial")
     # Table 3 B: SN-MP 0.804 (0.020), 0.784 (0.125) on PEGASUS, 0.785 (0.027), 0.822 (0.211) on 1000Plus.
-    assert [cell.paper for cell in lines[0].cells] == [
-        "0.804 (0.020)", "0.784 (0.125)", "0.785 (0.027)", "0.822 (0.211)"
-    ]  # fmt: skip
-    assert [cell.paper for cell in lines[1].cells] == [""] * 4  # a variant that the paper has not
-    assert lines[2].cells[1].paper == "0.294 (0.077)"
-    assert [cell.paper for cell in lines[4].cells] == [""] * 4
-    (both, real) = rows_of(comparison(), ("both", "real"), "all", SHOWN)
+    numbers = ["0.804 (0.020)", "0.784 (0.125)", "0.785 (0.027)", "0.822 (0.211)"]
+    assert [cell[-1] for cell in inside[0]] == [f"paper {number}" for number in numbers]
+    assert not any("paper" in line for row in (inside[1], inside[4]) for cell in row for line in cell)
+    assert inside[2][1][-1] == "paper 0.294 (0.077)"
+    (both, real) = cells_of(comparison(), "Table A.1", "all")
     # Table A.1 A: real+SN-MP 0.903 (0.013), 0.359 (0.133), 0.883 (0.020), 0.511 (0.145).
-    assert [cell.paper for cell in both.cells] == ["0.903 (0.013)", "0.359 (0.133)", "0.883 (0.020)", "0.511 (0.145)"]
-    assert real.cells[0].paper == "0.906 (0.016)"
+    numbers = ["0.903 (0.013)", "0.359 (0.133)", "0.883 (0.020)", "0.511 (0.145)"]
+    assert [cell[-1] for cell in both] == [f"paper {number}" for number in numbers]
+    assert real[0][-1] == "paper 0.906 (0.016)"
 
 
-def test_markdown_csv_and_page_hold_it_all():
-    markdown = format_markdown(comparison())
-    assert "paper 0.782 (0.020)" in markdown and "U-Net &lt;real>" in markdown
-    rows = list(csv.DictReader(io.StringIO(csv_text(CSV_COLUMNS, csv_rows(comparison())))))
+def test_markdown_and_csv_hold_it_all():
+    files = section(comparison()).files
+    assert "paper 0.782 (0.020)" in files["study-study.md"] and "U-Net &lt;real>" in files["study-study.md"]
+    rows = list(csv.DictReader(io.StringIO(files["study-study.csv"])))
     means = {
         (r["source"], r["metric"]): r["number"] for r in rows if r["statistic"] == "mean" and r["cohort"] == "first"
     }
     assert means["sn_mp", "dice"] == "0.81" and len(means) == 6 * len([*SHOWN, *FURTHER])
     assert len([r for r in rows if r["statistic"] == "value"]) == 6 * 2 * 2 * len([*SHOWN, *FURTHER]) * 6
-    page = section(comparison()).html
-    assert "<real>" not in page and "U-Net &lt;real&gt;" in page
 
 
 def test_empty_volumes_are_counted_once_and_named():
@@ -105,7 +106,7 @@ def test_empty_volumes_are_counted_once_and_named():
     both = {"all": {"truth": 0, "predicted": 1}, "intracranial": inside}
     # Two seeds; the patient whose label is empty inside the brain is one, whatever the source and the seed.
     made["rows"][1]["empty"] = {"first": [both, {"all": nothing, "intracranial": inside}]}
-    record = study_notes.about(made)
+    record = table_3_notes.about(made)
     for text in ("2 predictions of U-Net <sn_mp>", "1 prediction of U-Net <shuffled>", "1 label"):
         assert text in record
 
@@ -114,38 +115,34 @@ def test_equal_steps_are_claimed_where_applied():
     made = comparison()
     for entry, skipped in zip(made["rows"], (0, 0, 3, 0, 0, 0), strict=True):
         entry["runs"] = {"1": {"steps": 250, "skipped_steps": skipped}}
-    for text in (section(made).html, format_markdown(made)):
-        assert "had the same number of optimizer steps" not in text
-        assert "247 to 250 optimizer steps were applied" in text
+    text = text_of(section(made))
+    assert "had the same number of optimizer steps" not in text
+    assert "247 to 250 optimizer steps were applied" in text
     made["rows"][2]["runs"]["1"]["skipped_steps"] = 0
-    assert "Every U-Net had the same number of optimizer steps." in format_markdown(made)
+    assert "Every U-Net had the same number of optimizer steps." in text_of(section(made))
 
 
-def test_a_private_gan_stands_in_no_other_box():
+def test_a_private_gan_stands_in_no_other_box(monkeypatch):
     made = comparison()
     made["rows"].append(row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY})
-    figures = re.findall(r"<svg.*?</svg>", section(made).html, re.S)
-    assert len(figures) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net &lt;dp&gt;" in svg for svg in figures)
-
-
-def cells_of(page_or_markdown: str, start: str) -> list[list[str]]:
-    lines = [line.strip("| ").split(" | ") for line in page_or_markdown.splitlines() if line.startswith("| ")]
-    return [line for line in lines if line[0].startswith(start)]
+    monkeypatch.setattr(plots, "boxes", lambda rows, **axes: plots.Chart(str(rows), 0, "", b""))
+    boxes = [chart.title for b in section(made).blocks if isinstance(b, Figure) for chart in b.charts]
+    assert len(boxes) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net <dp>" in title for title in boxes)
 
 
 def test_every_source_of_the_paper_has_its_row():
-    markdown = format_markdown(comparison())
-    (gp, gp_inside) = cells_of(markdown, "U-Net on GP")
+    text = text_of(section(comparison()))
+    (gp, gp_inside) = lines_of(text, "U-Net on GP")
     # Table 3: GP 0.793 (0.024), 2.648 (1.189), 0.807 (0.03), 1.895 (1.061); inside the brain 0.827 (0.015) ...
     assert gp[1:] == [
         f"not run; paper {s}" for s in ("0.793 (0.024)", "2.648 (1.189)", "0.807 (0.030)", "1.895 (1.061)")
     ]
     assert gp_inside[1] == "not run; paper 0.827 (0.015)"
-    assert len(cells_of(markdown, "U-Net on real and c-SN-MP")) == 2  # Table A.1, both regions
-    (budget, inside) = cells_of(markdown, "U-Net on DPGAN; epsilon 1e3")
+    assert len(lines_of(text, "U-Net on real and c-SN-MP")) == 2  # Table A.1, both regions
+    (budget, inside) = lines_of(text, "U-Net on DPGAN; epsilon 1e3")
     assert budget[1:3] == ["not run; paper 0.562 (0.050)", "not run; paper 6.307 (2.406)"]
     assert inside[4] == "not run; paper 2.698 (0.604)"
-    assert cells_of(markdown, "U-Net on SN-MP") == []  # it was run
+    assert lines_of(text, "U-Net on SN-MP") == []  # it was run
 
 
 PRIVACY = {
@@ -159,37 +156,37 @@ PRIVACY = {
 
 def test_what_no_epsilon_covers_is_said():
     made = comparison()
-    assert "No epsilon covers" not in section(made).html + format_markdown(made)
+    assert "No epsilon covers" not in text_of(section(made))
     made["rows"].append(row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY})
-    assert "No epsilon covers: the &lt;range&gt;." in section(made).html
-    assert format_markdown(made).endswith("No epsilon covers: the <range>.")
+    assert "No epsilon covers: the &lt;range>." in text_of(section(made))
+
+
+def private_titles(source: dict) -> list[str]:
+    return table_of(completed({"cohorts": ["first"], "rows": [source]}), "Table B.1", "all").index.tolist()
 
 
 def test_a_private_gan_stands_beside_its_budget():
     private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY}
-    lines = rows_of(completed({"cohorts": ["first"], "rows": [private]}), (PRIVATE,), "all", SHOWN)
-    assert [line.title for line in lines] == [
-        "U-Net on DPGAN; epsilon 1e2",
-        "U-Net <dp>; epsilon 1.2e+03 per patch at delta 0.00043; noise multiplier 0.3; label threshold 0.4",
-        "U-Net on DPGAN; epsilon 1e6",
+    assert private_titles(private) == [
+        "U-Net on DPGAN\nepsilon 1e2",
+        "U-Net <dp>\nepsilon 1.2e+03 per patch at delta 0.00043\nnoise multiplier 0.3\nlabel threshold 0.4",
+        "U-Net on DPGAN\nepsilon 1e6",
     ]
+    made = completed({"cohorts": ["first"], "rows": [private]})
+    cells = cells_of(made, "Table B.1", "all")[1]
     # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406); the second cohort was not run: 0.567 (0.041).
-    assert [cell.paper for cell in lines[1].cells][:3] == ["0.562 (0.050)", "6.307 (2.406)", "0.567 (0.041)"]
-    assert [cell.ours for cell in lines[1].cells][2:] == ["not run", "not run"]
-    assert "dp" not in [
-        r["name"] for r in completed({"cohorts": [], "rows": [private]})["rows"] if r["kind"] == "synthetic"
-    ]
+    numbers = ["0.562 (0.050)", "6.307 (2.406)", "0.567 (0.041)"]
+    assert [cell[-1] for cell in cells][:3] == [f"paper {number}" for number in numbers]
+    assert [cell[0] for cell in cells][2:] == ["not run", "not run"]
+    assert "dp" not in [r["name"] for r in made["rows"] if r["kind"] == "synthetic"]
 
 
 def test_a_gan_of_known_noise_has_no_epsilon():
     known = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"is_key_secret": False}}
-    titles = [
-        line.title for line in rows_of(completed({"cohorts": ["first"], "rows": [known]}), (PRIVATE,), "all", SHOWN)
-    ]
-    assert "U-Net <dp>; no epsilon, as its noise seed is known; noise multiplier 0.3; label threshold 0.4" in titles
+    title = "U-Net <dp>\nno epsilon, as its noise seed is known\nnoise multiplier 0.3\nlabel threshold 0.4"
+    assert title in private_titles(known)
     secret = known | {"privacy": PRIVACY | {"is_key_secret": True}}
-    titles = [line.title for line in rows_of(completed({"cohorts": [], "rows": [secret]}), (PRIVATE,), "all", SHOWN)]
-    assert any("epsilon 1.2e+03 per patch" in title for title in titles)
+    assert any("epsilon 1.2e+03 per patch" in title for title in private_titles(secret))
 
 
 def test_segmentation_results_alone_fill_what_they_can(make_result):
@@ -206,7 +203,7 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
     # 0.79 and 0.81: mean and median 0.80, SD 0.02 / sqrt(2).
     assert (dice["mean"], dice["median"], dice["n"]) == (pytest.approx(0.8), pytest.approx(0.8), 2)
     assert dice["sd"] == pytest.approx(0.02 / 2**0.5)
-    line = cells_of(format_markdown(made), "U-Net on synthetic; SN-MP")[0]
+    line = lines_of(text_of(section(made)), "U-Net on synthetic; SN-MP")[0]
     assert line[1] == "0.800 (0.014); median 0.800; 0.889 of real; paper 0.782 (0.020)"
     assert section(made).title == "The paper's tables"
 
@@ -214,22 +211,12 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
 def test_nothing_gives_the_papers_numbers_alone():
     part = section(from_results([], SHOWN, None))
     # Rows of the paper: 4 + real, 4 + real, 3; two regions; four cells.
-    assert part.html.count(">not run<") == (5 + 5 + 3) * 2 * 4
+    assert text_of(part).count("| not run") == (5 + 5 + 3) * 2 * 4
 
 
 def test_every_paper_row_of_the_mapping_is_there():
     for name in paper.VARIANTS.values():
         assert name in paper.TABLE_3["all"] and f"real + {name}" in paper.TABLE_A1["all"]
-
-
-def test_a_box_has_median_quartiles_and_extremes():
-    (values,) = [np.array([0.1, 0.2, 0.4, 0.8])]
-    svg = charts.box_plot([charts.Box("a<b", values)], x_label="Dice", title="t", high=1.0)
-    # From 238 to 538: 300 per unit. Quartiles 0.175, 0.3, 0.5; whiskers 0.1 and 0.8.
-    assert 'class="dot" x="290.5" y=' in svg and 'width="97.5"' in svg
-    assert 'class="mean" x1="328.0"' in svg
-    assert 'class="axis" x1="268.0" x2="478.0"' in svg
-    assert "a&lt;b" in svg
 
 
 def test_a_comparison_that_lacks_something_is_refused():

@@ -6,8 +6,9 @@ import re
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import image_quality
-from vesselgan.report.markup import csv_text
+from vesselgan.report import table_1
+from vesselgan.report.blocks import Figure, Section, markdown
+from vesselgan.viz import plots
 
 
 def spread(mean: float, interval: list[float] | None = None) -> dict:
@@ -73,14 +74,16 @@ def image_result(name: str, *, fid: float = 0.03, is_comparable: bool = True) ->
 
 
 def test_models_scored_alike_share_the_papers_table():
-    (group,) = image_quality.groups([image_result("gp", fid=0.04), image_result("sn_mp", fid=0.02), {"job": "other"}])
-    lines = image_quality.score_rows(group)
-    assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP"]
-    assert lines[0][1:7] == ["0.0400 (0.0010)", "0.0381", "0.0300 to 0.0500", "0.800 (0.001)", "0.80", "not defined"]
-    assert lines[0][7] == "0.200 (real 0.100)"
-    assert lines[1] == ["SN", "not run", "0.0322", "not run", "not run", "0.82", *["not run"] * 3]
-    assert (lines[2][1], lines[2][2], lines[2][5]) == ("0.0200 (0.0010)", "0.0206", "0.87")
-    assert image_quality.floor_rows(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
+    (group,) = table_1.groups([image_result("gp", fid=0.04), image_result("sn_mp", fid=0.02), {"job": "other"}])
+    frame = table_1.score_table(group)
+    assert frame.index.tolist() == ["GP", "SN", "SN-MP", "c-SN-MP"]
+    assert frame.loc["GP"].tolist() == [
+        "0.0400 (0.0010)\n[0.0300, 0.0500]\npaper 0.0381", "0.800 (0.001)\npaper 0.80", "0.200\nreal 0.100",
+        "0.900\nreal 1.000"
+    ]  # fmt: skip
+    assert frame.loc["SN"].tolist() == ["not run\npaper 0.0322", "not run\npaper 0.82", "not run", "not run"]
+    assert frame.loc["SN-MP", "FID"].split("\n")[::2] == ["0.0200 (0.0010)", "paper 0.0206"]
+    assert table_1.floor_rows(group)[1] == ["sn_mp", "10", "0.0400", "0.0050", "0.700", "0.950"]
     for text in ("20 patches", "validation (held out)", "2 patients", "file not checked", "as noise"):
         assert text in group.title
 
@@ -103,72 +106,75 @@ def test_unlike_results_never_share_a_table(path, value):
     for key in path[:-1]:
         holder = holder[key]
     holder[path[-1]] = value
-    found = image_quality.groups([image_result("one"), other])
+    found = table_1.groups([image_result("one"), other])
     assert [[result["name"] for result in group.results] for group in found] == [["one"], ["other"]]
 
 
 def test_label_thresholds_part_no_image_table():
     """FID and PRD see no label."""
     other = image_result("other") | {"label_threshold": 0.5}
-    (group,) = image_quality.groups([image_result("one"), other])
+    (group,) = table_1.groups([image_result("one"), other])
     assert [result["name"] for result in group.results] == ["one", "other"]
+
+
+def texts_of(part: Section) -> str:
+    """All texts of a section, those of its charts too."""
+    figures = [block for block in part.blocks if isinstance(block, Figure)]
+    texts = [f"{figure.name} {figure.caption} {[chart.title for chart in figure.charts]}" for figure in figures]
+    return markdown(part.blocks) + "\n".join(texts)
 
 
 def test_random_features_are_marked_everywhere():
     result = image_result("gp", is_comparable=False)
-    (group,) = image_quality.groups([result])
-    for lines in (image_quality.score_rows(group), image_quality.floor_rows(group)):
-        assert [line[0] for line in lines] == ["gp (random features, not comparable)"]
-    part = image_quality.section([result])
-    first, second = part.html.split("Table 1, image quality")[1:]
+    (group,) = table_1.groups([result])
+    marked = "gp (random features, not comparable)"
+    assert table_1.score_table(group).index.tolist() == [table_1.floor_rows(group)[0][0]] == [marked]
+    part = table_1.section([result])
+    first, second = part.files["table-1.md"].split("Table 1, image quality")[1:]
     assert "random" not in second.lower()
     # Wherever the run is named, in tables, figures and their keys, it is named so.
-    named = re.findall(r"\bgp\b(?! \(random features, not comparable\))", part.html + part.files["table-1.md"])
-    assert named == []
-    assert "The paper" not in first and second.count("not run") == 4 * 6
+    assert re.findall(r"\bgp\b(?! \(random features, not comparable\))", texts_of(part)) == []
+    assert "The paper" not in first and second.count("not run") == 4 * 4
     rows = list(csv.DictReader(io.StringIO(part.files["table-1.csv"])))
     assert {row["features"] for row in rows} == {"random features, not comparable"}
 
 
-def test_the_prd_curve_has_recall_on_x():
-    curves, radii, *_ = image_quality.section([image_result("gp")]).html.split("</figure>")
-    (path,) = re.findall(r'class="line s0" d="([^"]+)"', curves)
-    assert "Vessel radius" in radii
-    # Recall 1, 0.7, 0 at precision 0, 0.6, 0.8 in a square of 330 that begins at 58 and ends at 342 from the top.
-    assert path == "M388.0 342.0L289.0 144.0L58.0 78.0"
+def test_the_prd_curve_has_recall_on_x(monkeypatch):
+    drawn = []
+    curves = plots.curves
+    monkeypatch.setattr(plots, "curves", lambda series, **axes: drawn.append((series, axes)) or curves(series, **axes))
+    table_1.section([image_result("gp")])
+    ((series,), axes) = drawn[0]
+    assert axes["x_label"] == "recall" and series.x.tolist() == [1.0, 0.7, 0.0] and series.y.tolist() == [0.0, 0.6, 0.8]
 
 
 def test_a_run_names_its_patches_model(make_run):
     run = make_run("some-name", {"variant": {"name": "c_sn_mp"}})
     made_by_it = image_result("first try") | {"synthetic": {"run": "some-name"}}
-    (group,) = image_quality.groups([made_by_it])
-    lines = image_quality.score_rows(group, [run])
-    assert [line[0] for line in lines] == ["GP", "SN", "SN-MP", "c-SN-MP (first try)"]
-    assert lines[3][2] == "0.0244"
+    (group,) = table_1.groups([made_by_it])
+    frame = table_1.score_table(group, [run])
+    assert frame.index.tolist() == ["GP", "SN", "SN-MP", "c-SN-MP (first try)"]
+    assert frame.iloc[3, 0].endswith("\npaper 0.0244")
 
 
-def test_the_csv_holds_full_numbers_escaped_pages():
+def test_the_csv_holds_full_numbers():
     result = image_result("<gp>", fid=1 / 3)
-    rows = list(
-        csv.DictReader(
-            io.StringIO(csv_text(image_quality.CSV_COLUMNS, image_quality.csv_rows(image_quality.groups([result]))))
-        )
-    )
+    part = table_1.section([result])
+    rows = list(csv.DictReader(io.StringIO(part.files["table-1.csv"])))
     fid = {row["statistic"]: row["number"] for row in rows if row["score"] == "fid"}
     assert fid["mean"] == repr(1 / 3) and fid["floor real"] == "0.005"
     radius = {row["statistic"]: row["number"] for row in rows if row["score"] == "radius_mm"}
     assert (radius["distance"], radius["low"], radius["floor synthetic"]) == ("0.02", "", "0.022")
-    page = image_quality.section([result]).html
-    assert "&lt;gp&gt;" in page and "a &lt;note&gt;" in page and "<gp>" not in page
-    assert image_quality.label_rows(result) == [
+    assert "&lt;gp>" in part.files["table-1.md"] and "a &lt;note>" in part.files["table-1.md"]
+    assert table_1.label_rows(result) == [
         ["radius, mm", "0.05 (0.01)", "0.05 (0.01)", "0.02", "not defined", "10", "0.022", "0.011"]
     ]
 
 
 def test_nothing_is_not_run_and_twice_refused():
-    assert "not run" in image_quality.section([]).html
+    assert "not run" in table_1.section([]).files["table-1.md"]
     with pytest.raises(DataError, match="gp"):
-        image_quality.groups([image_result("gp"), image_result("gp")])
+        table_1.groups([image_result("gp"), image_result("gp")])
     with pytest.raises(DataError, match="scores, floor"):
         broken = {k: v for k, v in image_result("gp").items() if k not in ("scores", "floor")}
-        image_quality.groups([broken])
+        table_1.groups([broken])

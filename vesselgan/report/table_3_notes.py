@@ -3,7 +3,7 @@
 from typing import Any
 
 from vesselgan.report import paper
-from vesselgan.report.markup import counted
+from vesselgan.report.blocks import counted
 from vesselgan.report.tables import REGIONS
 
 PAPER_NOTE = (
