@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.core.errors import DataError
+from vesselgan.formats.run_dir import ARCHITECTURE
 from vesselgan.report import charts, cost
 from vesselgan.report.markup import Section, counted, csv_text, figure, markdown, not_run, panels
 from vesselgan.report.runs import Run
@@ -74,7 +75,7 @@ def _networks(run: Run) -> str:
             title = f"{name.capitalize()}, {network['parameters']:,} parameters"
             diagrams.append((title, _diagram(network, title)))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{run.folder}: its description of the networks is damaged ({error!r})") from error
+        raise DataError(f"{run.folder / ARCHITECTURE}: not readable ({error!r}); remove it") from error
     return figure(
         "Figure 2, the networks",
         panels(diagrams, grid="one"),

@@ -40,7 +40,7 @@ def run_sweep(config: Study, home: Path) -> Path:
     records = [record_of(config, home, gan, runner) for gan in gans]
     ranked = sorted(records, key=lambda record: -record["validation_dice"])
     out = home / "ranking.json"
-    result = {"ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
+    result: dict[str, Any] = {"ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
     result |= {"unet_steps": config.unet.max_steps, "ranking": ranked}
     write_result(out, result)
     print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
