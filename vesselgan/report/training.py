@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.core.errors import DataError
+from vesselgan.formats.run_dir import ARCHITECTURE
 from vesselgan.report import table_2
 from vesselgan.report.blocks import (
     Block,
@@ -83,7 +84,7 @@ def _networks(run: Run) -> Block:
     try:
         diagrams = [_diagram(name, network) for name, network in run.architecture.items()]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{run.folder}: its description of the networks is damaged ({error!r})") from error
+        raise DataError(f"{run.folder / ARCHITECTURE}: not readable ({error!r}); remove it") from error
     return Figure(
         "Figure 2, the networks",
         [Panel([diagram], grid="diagram") for diagram in diagrams],
