@@ -30,6 +30,7 @@ from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
@@ -83,10 +84,10 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
         if unchanged is not None:
             aside = f"; set aside: {', '.join(state.set_aside)}" if state.set_aside else ""
             text = f"{data.name}: {len(unchanged.subjects)} subjects, unchanged since they were checked{aside}"
-            mpi.print_on_rank0(world, text)
+            log.info(text)
             return unchanged
     report = check_cohort(data, cohort_files, world)
-    mpi.print_on_rank0(world, table(report))
+    log.info(table(report))
 
     def resolve() -> Cohort:
         assigned = assign_splits(report, data)
@@ -98,7 +99,7 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
         settings = build_state.settings_of(data)
         build_state.write_state(data, BuildState(data.name, settings, inputs, set_aside, contents))
         cohort.write(data.cohort_dir)
-        print(summary(report, assigned), flush=True)
+        log.info(summary(report, assigned))
         return cohort
 
     return mpi.run_on_rank0(world, resolve)
@@ -181,14 +182,14 @@ def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     for (purpose, split), members in sets.items():
         num_pairs, num_built = sum(shard.count for shard in members), sum(shard in missing for shard in members)
         counts = f"{num_built} built, {len(members) - num_built} were there"
-        mpi.print_on_rank0(world, f"{purpose}/{split}: {num_pairs} pairs in {len(members)} shards ({counts})")
+        log.info(f"{purpose}/{split}: {num_pairs} pairs in {len(members)} shards ({counts})")
     if missing:
         outcome = f"built in {time.monotonic() - started_s:.1f} s"
     elif not shards:
         outcome = "no subject in training or validation, so no shards; cohort.json is enough to test"
     else:
         outcome = f"manifests written anew: {', '.join(written)}" if written else "everything was there already"
-    mpi.print_on_rank0(world, f"{data.name}: {outcome}")
+    log.info(f"{data.name}: {outcome}")
 
 
 def build_mine(
@@ -218,7 +219,7 @@ def inspect_shards(data: PreparedData, shards: list[PlannedShard], world: MpiWor
     if problems and not data.prepare.repair:
         raise DataError(f"{'; '.join(problems)}; data.prepare.repair=true rebuilds what is damaged and nothing else")
     for problem in problems:
-        mpi.print_on_rank0(world, f"rebuilding {problem}")
+        log.info(f"rebuilding {problem}")
     return {shard.name: s for shard, s in zip(shards, states, strict=True) if isinstance(s, ShardInfo)}
 
 

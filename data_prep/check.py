@@ -25,6 +25,7 @@ from data_prep.output import check_output_folder
 from data_prep.qc_results import CheckResult, CohortReport, spacing_warnings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
 from vesselgan.formats.intensities import intensity_limits
@@ -257,14 +258,14 @@ def check(data: PreparedData, world: MpiWorld, *, with_page: bool = False) -> No
     report = check_cohort(data, cohort_files, world, with_previews=with_page)
 
     def write_report() -> None:
-        print(f"cohort {data.name}, {data.root}\n{table(report)}", flush=True)
+        log.info(f"cohort {data.name}, {data.root}\n{table(report)}")
         assigned: dict[str, str] = {}
         try:
             assigned = assign_splits(report, data)
-            print(summary(report, assigned), flush=True)
+            log.info(summary(report, assigned))
         finally:
             if with_page:
-                print(f"wrote {qc_page.write_page(data, report, assigned)}", flush=True)
+                log.info(f"wrote {qc_page.write_page(data, report, assigned)}")
 
     mpi.run_on_rank0(world, write_report)
 

@@ -29,6 +29,7 @@ from data_prep.phantom import PHANTOM_VERSION, Scanner, generate_subject
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
 from vesselgan.core import atomic_io
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
 from vesselgan.formats.nifti import format_sizes
@@ -49,7 +50,7 @@ def make_cohort(config: MakePhantom, world: MpiWorld) -> None:
         shape, spacing = format_sizes(phantom.shape), format_sizes(phantom.spacing_mm)
         text = f"{phantom.num_subjects} phantom subjects of {shape} voxels of {spacing} mm"
         seconds = time.monotonic() - started_s
-        mpi.print_on_rank0(world, f"{root}: {text} ({len(missing)} made now, {seconds:.0f} s)")
+        log.info(f"{root}: {text} ({len(missing)} made now, {seconds:.0f} s)")
 
 
 def subject_id(number: int) -> str:

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO, TypeVar
 
+from vesselgan.core import console
+from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError, VesselganError
 
 if TYPE_CHECKING:
@@ -84,6 +86,7 @@ def get_world(environment: Mapping[str, str] | None = None) -> MpiWorld:
 def run(configure: Callable[[], Result], work: Callable[[Result, MpiWorld], None]) -> None:
     """`work` with what `configure` returns, on every rank; ends the process by the rules of vesselgan.core.errors."""
     comm, rank = None, 0
+    console.set_up()
     try:
         config, config_error = None, None
         try:
@@ -92,15 +95,16 @@ def run(configure: Callable[[], Result], work: Callable[[Result, MpiWorld], None
             config_error = error
         world = get_world()
         comm, rank = world.comm, world.rank
+        console.set_rank(rank)
         _gather(world, None, config_error)
         work(config, world)  # type: ignore[arg-type]  # _gather raises unless there is a config
     except VesselganError as error:
         is_shared = isinstance(error, RanksFailed)
         if not is_shared or rank == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            log.error(str(error))
         _exit(comm, error.exit_code, abort=not is_shared)
     except KeyboardInterrupt:
-        print("stopped; nothing incomplete is left, and the same command resumes", file=sys.stderr, flush=True)
+        log.warning("stopped; nothing incomplete is left, and the same command resumes")
         _exit(comm, INTERRUPTED, abort=True)
     except Exception:
         if comm is None:
@@ -125,11 +129,6 @@ def gather_results(world: MpiWorld, call: Callable[[], Result]) -> list[Result]:
 def run_on_rank0(world: MpiWorld, call: Callable[[], Result]) -> Result:
     """`call` on rank 0 alone; its result, or its error, on every rank."""
     return gather_results(world, lambda: call() if world.rank == 0 else None)[0]  # type: ignore[return-value]
-
-
-def print_on_rank0(world: MpiWorld, text: str | None) -> None:
-    if text and world.rank == 0:
-        print(text, flush=True)
 
 
 def partition(
@@ -238,7 +237,7 @@ class ProgressBar:
             self.updated_s = time.monotonic()
             left_s = (self.updated_s - self.started_s) * (self.total - self.num_done) / self.num_done
             line = f"{self.description}: {self.num_done} of {self.total}, about {left_s:.0f} s left"
-            print(line, file=sys.stderr, flush=True)
+            log.info(line)
 
 
 def _exit(comm: "Comm | None", exit_code: int, *, abort: bool) -> NoReturn:

@@ -29,6 +29,7 @@ from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pi
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
@@ -57,7 +58,8 @@ def preprocess(command: Command, world: MpiWorld) -> None:
     with lock.exclusive(world, out / ".preprocess.lock"):
         started_s = time.monotonic()
         mpi.run_on_rank0(world, lambda: record_settings(out, pipeline))
-        mpi.print_on_rank0(world, mpi.run_on_rank0(world, lambda: exclude_removed(out, cohort_files, repair)))
+        if excluded := mpi.run_on_rank0(world, lambda: exclude_removed(out, cohort_files, repair)):
+            log.info(excluded)
         missing = find_missing(out, cohort_files, pipeline, repair, world)
         results = mpi.map_items(
             world, missing, lambda subject: preprocess_subject(subject, pipeline, out), description="preprocess"
@@ -65,8 +67,8 @@ def preprocess(command: Command, world: MpiWorld) -> None:
 
         def report() -> None:
             check_results(config, cohort_files, results)
-            print(summary(out, cohort_files, results, time.monotonic() - started_s), flush=True)
-            print(next_command(config, command.overrides), flush=True)
+            log.info(summary(out, cohort_files, results, time.monotonic() - started_s))
+            log.info(next_command(config, command.overrides))
 
         mpi.run_on_rank0(world, report)
 

@@ -24,6 +24,16 @@ sys.stdin.read()
 """
 
 
+@pytest.fixture(autouse=True)
+def shown_log() -> Iterator[None]:
+    """Messages are shown as in a command of one rank."""
+    from vesselgan.core import console
+
+    console.set_up()
+    yield
+    console.set_rank(0)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread and one seed, for every test of a network."""

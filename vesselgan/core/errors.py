@@ -6,6 +6,8 @@
 import sys
 from collections.abc import Callable
 
+from vesselgan.core.console import log, set_up
+
 
 class VesselganError(Exception):
     """An error that the user can correct. The message: what is wrong, where, what to do."""
@@ -57,9 +59,10 @@ class PrivacyError(VesselganError):
 
 def exit_on_error(call: Callable[[], None]) -> None:
     """Runs `call`; a VesselganError becomes one line on stderr and its exit code, others a traceback (exit 1)."""
+    set_up()
     try:
         call()
     except VesselganError as error:
         if not error.is_printed_elsewhere:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            log.error(str(error))
         sys.exit(error.exit_code)

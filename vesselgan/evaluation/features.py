@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.intensities import from_stored
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -144,7 +145,7 @@ def features_of(
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
     path = cache_dir / f"{name}.safetensors"
     if (cached := _read_cache(path, len(shards))) is not None:
-        print(f"{shards.folder}: features from {path}", flush=True)
+        log.info(f"{shards.folder}: features from {path}")
         return cached
     images = tqdm(range(len(shards)), unit="patch", desc=f"features of {shards.folder.name}", disable=None)
     try:
@@ -252,7 +253,7 @@ def _read_cache(path: Path, count: int) -> Extracted | None:
         return None
     except Exception as error:  # a damaged file raises many kinds
         problem = _first_line(error)
-    print(f"{path}: damaged ({problem}); computing the features again", flush=True)
+    log.warning(f"{path}: damaged ({problem}); computing the features again")
     return None
 
 

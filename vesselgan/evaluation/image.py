@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
 from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor
@@ -57,7 +58,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     extractor = open_extractor(settings.extractor, settings.weights, settings.weights_sha256, settings.seed)
     device = choose_device(config.runtime.device, 0)
     unchecked = "" if extractor.is_checked else " (not checked: image.weights_sha256 is not set)"
-    print(f"{extractor.title}, sha256 {extractor.sha256}{unchecked}, on {device}", flush=True)
+    log.info(f"{extractor.title}, sha256 {extractor.sha256}{unchecked}, on {device}")
     preprocessing = Preprocessing(settings.background, settings.seed, config.data.scaling)
     real, generated = (
         features_of(
@@ -165,8 +166,8 @@ def _feature_scores(
         Features(generated.features_NF, ("",) * len(generated.features_NF)),
         method,
     )
-    print(f"{scores['n']} patches on either side (of {len(rows)} real and {len(generated.features_NF)} synthetic), "
-          f"{scores['num_patients']} patients", flush=True)  # fmt: skip
+    log.info(f"{scores['n']} patches on either side (of {len(rows)} real and {len(generated.features_NF)} synthetic), "
+          f"{scores['num_patients']} patients")  # fmt: skip
     return {"method": vars(method), **scores}
 
 
@@ -236,11 +237,11 @@ def _log_result(result: dict[str, Any]) -> None:
         if floor is not None:
             line += f"; at n={floor['n'][0]}: {floor['synthetic'][name]['mean']:.4f}"
             line += f", real against real {floor['real'][name]['mean']:.4f}"
-        print(line, flush=True)
+        log.info(line)
     statistics = result["labels"]["statistics"]
     for name in ("vessel_fraction", "consistency"):
         real, generated = (statistics[name][side]["mean"] for side in ("real", "synthetic"))
         means = "not defined" if real is None or generated is None else f"{generated:.4f}, real {real:.4f}"
-        print(f"{result['name']}, {name}, label threshold {result['label_threshold']:g}: {means}", flush=True)
+        log.info(f"{result['name']}, {name}, label threshold {result['label_threshold']:g}: {means}")
     for note in [*result["notes"], *([] if result["extractor"]["is_comparable"] else [result["extractor"]["title"]])]:
-        print(f"note: {note}", flush=True)
+        log.info(f"note: {note}")

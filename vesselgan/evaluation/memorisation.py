@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, PrivacyError, UsageError
 from vesselgan.evaluation.reference import (
     check_overlap,
@@ -109,7 +110,7 @@ def check_gate(config: Evaluate, result: dict[str, Any]) -> None:
     if result["verdict"] == copies.OPEN or not settings.require_open:
         return
     if settings.override_privacy_gate is not None:
-        print(f"gate not open, overridden: {settings.override_privacy_gate}", flush=True)
+        log.info(f"gate not open, overridden: {settings.override_privacy_gate}")
         return
     raise PrivacyError(
         f"{settings.synthetic}: memorisation gate {result['verdict']}: {result['reason']}; do not share these patches, "
@@ -160,7 +161,7 @@ def _log_result(result: dict[str, Any]) -> None:
         f"copies: at most {result['share_at_most']:.2%} of the generator's patches (95 % confidence)",
         f"power: copies of {share:.0%} are found with probability {result['power']:.3f}",
     ]
-    print("\n".join(lines), flush=True)
+    log.info("\n".join(lines))
     for note in result["notes"]:
-        print(f"note: {note}", flush=True)
-    print(f"gate {result['verdict']}: {result['reason']}", flush=True)
+        log.info(f"note: {note}")
+    log.info(f"gate {result['verdict']}: {result['reason']}")

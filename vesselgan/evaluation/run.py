@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.schema import Evaluate
+from vesselgan.core.console import log
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
@@ -31,8 +32,8 @@ def evaluate(config: Evaluate) -> None:
     result = JOBS[config.evaluate](config)
     write_result(config.out, result)
     for line in _summary_lines(result):
-        print(line, flush=True)
-    print(f"wrote {config.out}", flush=True)
+        log.info(line)
+    log.info(f"wrote {config.out}")
     if result["job"] == "memorisation":
         check_gate(config, result)
 

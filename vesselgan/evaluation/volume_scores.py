@@ -13,6 +13,7 @@ import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation import error_maps
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
@@ -95,7 +96,7 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
             inputs |= hash_files(prefix + name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
     thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
     values = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
-    print(f"best threshold on {len(fit_subjects)} validation subjects (0..255): {values}", flush=True)
+    log.info(f"best threshold on {len(fit_subjects)} validation subjects (0..255): {values}")
     metadata = {
         "title": THRESHOLD_TITLE,
         "threshold": thresholds["all"],
@@ -115,7 +116,7 @@ def regions_of(subjects: dict[str, Subject]) -> tuple[str, ...]:
             f"no brain mask for {', '.join(without_mask)} while others have one; make the missing masks and prepare "
             "the cohort again, or set data.layout.mask=null for all"
         )
-    print("no brain masks in this cohort: intracranial scores are left out", flush=True)
+    log.info("no brain masks in this cohort: intracranial scores are left out")
     return ("all",)
 
 
@@ -132,9 +133,9 @@ def score_and_log(
     entries = score(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject.spacing_mm, regions=regions)
     for entry in entries:
         if is_empty(entry):
-            print(f"{name}, {entry['region']}: {entry['truth_voxels']} vessel voxels in the label, "
+            log.info(f"{name}, {entry['region']}: {entry['truth_voxels']} vessel voxels in the label, "
                   f"{entry['predicted_voxels']} predicted; one empty side scores Dice 0 and the volume's diagonal, two "
-                  "score 1 and 0", flush=True)  # fmt: skip
+                  "score 1 and 0")  # fmt: skip
     return entries
 
 
@@ -170,7 +171,7 @@ def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subjec
         overlap = f"none: {len(subjects)} against {count} learned from or chosen on, by their voxels"
         if learned_from["unknown"]:
             overlap = f"not checked in part: {'; '.join(learned_from['unknown'])}; {overlap}"
-    print(f"training volumes among the scored ones: {overlap}", flush=True)
+    log.info(f"training volumes among the scored ones: {overlap}")
     return overlap
 
 

@@ -11,13 +11,13 @@ step_00000100.partial    being written, or left by a killed run
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError
 
 FORMAT_VERSION = 2
@@ -188,7 +188,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    log.warning(text)
 
 
 def _is_kept(path: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vesselgan.config.schema import Report
 from vesselgan.core.atomic_io import write_bytes, write_text
+from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet
@@ -60,8 +61,8 @@ def report(config: Report) -> Path:
     except OSError as error:
         raise ResourceError(f"{out}: the report cannot be written ({error.strerror}); name another out=DIR") from error
     if (size := len(page.encode())) > LARGE_PAGE:
-        print(f"warning: {out / PAGE} has {size / 1e6:.0f} MB; name fewer runs or cohorts in one report", flush=True)
-    print(f"wrote {out / PAGE}", flush=True)
+        log.warning(f"{out / PAGE} has {size / 1e6:.0f} MB; name fewer runs or cohorts in one report")
+    log.info(f"wrote {out / PAGE}")
     return out / PAGE
 
 

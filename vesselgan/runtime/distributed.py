@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from vesselgan.core import console
 from vesselgan.core.errors import ResourceError, VesselganError
 from vesselgan.runtime.launchers import master_address, ranks_from_environment
 
@@ -37,6 +38,7 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     timeout_minutes: of every collective call.
     """
     rank, size, local_rank = ranks_from_environment(os.environ)
+    console.set_rank(rank)
     torch_device = choose_device(device, local_rank)
     os.environ["DS_ACCELERATOR"] = torch_device.type
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)

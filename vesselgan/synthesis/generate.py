@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
@@ -46,13 +47,13 @@ def generate(config: Generate) -> ShardSet:
         settings["privacy"] = trained.state["privacy"]
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     if _is_complete(out, settings):
-        print(f"{out}: already holds these {config.num_patches} patches", flush=True)
+        log.info(f"{out}: already holds these {config.num_patches} patches")
     else:
         device = choose_device(config.runtime.device, 0)
         trained.network.to(device)
         origin = f"{trained.run}, {trained.checkpoint}, seed {config.seed}"
         shape = "x".join(map(str, trained.patch_shape))
-        print(f"generating {config.num_patches} patches of {shape} from {origin}, on {device}", flush=True)
+        log.info(f"generating {config.num_patches} patches of {shape} from {origin}, on {device}")
         _write_shards(out, trained, config, settings)
     shards = ShardSet(out)
     if config.nifti:
@@ -109,7 +110,7 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started
-    print(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s", flush=True)
+    log.info(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s")
 
 
 def _records(trained: TrainedGenerator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
@@ -140,4 +141,4 @@ def _write_nifti(shards: ShardSet) -> None:
             if not path.is_file():
                 write_volume(path, array, affine)
     shards.close()
-    print(f"{out}: {len(shards)} pairs of image and label", flush=True)
+    log.info(f"{out}: {len(shards)} pairs of image and label")

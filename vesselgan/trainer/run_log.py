@@ -2,16 +2,15 @@
 
 import json
 import os
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vesselgan.config.compose import flat
 from vesselgan.core.atomic_io import write_text
+from vesselgan.core.console import log
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
 HPARAMS = ("variant.", "data.", "train.")
@@ -41,8 +40,7 @@ class RunLog:
     def line(self, text: str) -> None:
         """One line on the screen, above the progress bar, and with its time (UTC) in the log file."""
         if self.is_main:
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
+            log.info(text)
             self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
             self._log.flush()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command
+from vesselgan.core.console import log
 from vesselgan.formats import local_copy
 from vesselgan.formats.run_changes import Change
 from vesselgan.formats.run_dir import RunDir
@@ -64,8 +65,7 @@ class Session:
             lambda: run.load_or_init(command, self.config, settings, inputs=inputs, provenance=collect()),
         )
         if run.is_finished(num_steps, self.changes):
-            if self.world.is_main:
-                print(f"{self.run_dir}: finished already", flush=True)
+            log.info(f"{self.run_dir}: finished already")
             return False
         max_restarts = self.config.runtime.max_restarts
         self._lines += self.stopper.start_watching(self.run_dir, max_minutes=max_minutes, max_restarts=max_restarts)

@@ -20,6 +20,7 @@ import torch
 
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import write_text
+from vesselgan.core.console import log
 from vesselgan.core.errors import NumericError, UsageError
 from vesselgan.core.processes import SECONDS_TO_STOP
 from vesselgan.runtime import distributed
@@ -64,11 +65,11 @@ def run(config: Benchmark) -> None:
         for name in GROUPS[group]:
             result = run_part(GROUPS[group][name], config, end - time.monotonic())
             results.append({"group": group, "name": name, **result})
-            print(f"{group:<12} {name:<32} {result['status']:<8} {result['seconds']:6.1f} s", flush=True)
+            log.info(f"{group:<12} {name:<32} {result['status']:<8} {result['seconds']:6.1f} s")
             # After every part: a job may be killed.
             write_text(out / "acceptance.json", json.dumps(report, indent=1) + "\n")
             write_text(out / "index.html", page(report))
-    print(f"{out / 'index.html'}", flush=True)
+    log.info(f"{out / 'index.html'}")
     if failed := [part["name"] for part in results if part["status"] == "failed" and part["group"] == "correctness"]:
         raise NumericError(f"acceptance: {', '.join(failed)} failed on {report['device']}; see {out / 'index.html'}")
 

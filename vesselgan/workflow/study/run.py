@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from vesselgan.config.schema import Study
+from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.core.processes import clock
 from vesselgan.workflow.stage import check_checkout
@@ -25,4 +26,4 @@ def run(config: Study) -> None:
     started = time.monotonic()
     home = Path(config.work_dir) / "studies" / config.name
     result = {"data_sources": run_sources, "sweep": run_sweep}[config.study](config, home)
-    print(f"\nresult  {result.resolve()}\ntime    {clock(time.monotonic() - started)}", flush=True)
+    log.info(f"\nresult  {result.resolve()}\ntime    {clock(time.monotonic() - started)}")

@@ -12,6 +12,7 @@ from typing import Any
 from vesselgan.config.compose import COMMANDS, flat, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
+from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.results import read_result
@@ -227,7 +228,7 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     }
     write_text(folder / "label_threshold.json", json.dumps(record, indent=1) + "\n")
     chosen = ", ".join(f"{entry['label_threshold']:g} (Dice {entry['validation_dice']:.3f})" for entry in candidates)
-    print(f"      {gan.name}: label threshold {record['label_threshold']:g} of {chosen}", flush=True)
+    log.info(f"      {gan.name}: label threshold {record['label_threshold']:g} of {chosen}")
     return record
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Study, TrainGan
+from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
@@ -43,10 +44,10 @@ def run_sweep(config: Study, home: Path) -> Path:
     result: dict[str, Any] = {"ranked_by": "validation_dice, mean over seeds", "seeds": config.seeds}
     result |= {"unet_steps": config.unet.max_steps, "ranking": ranked}
     write_result(out, result)
-    print(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
+    log.info(f"\nDice on the real validation patches, mean over seeds {config.seeds} (and of each):")
     for place, record in enumerate(ranked, 1):
         dice_by_seed = ", ".join(f"{dice:.4f}" for dice in record["validation_dice_by_seed"].values())
-        print(f"{place:3}  {record['validation_dice']:.4f} ({dice_by_seed})  {record['gan']}, "
+        log.info(f"{place:3}  {record['validation_dice']:.4f} ({dice_by_seed})  {record['gan']}, "
               f"label threshold {record['label_threshold']:g}, {record['run']}")  # fmt: skip
     return out
 
