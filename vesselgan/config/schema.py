@@ -292,7 +292,7 @@ class Benchmark:
     parts: list[str]
     """`correctness`, `speed`, `science` (acceptance)."""
     minutes: float
-    """Time limit; what does not fit is reported as not run (acceptance)."""
+    """Time limit, what does not fit is reported as not run; `science`: for how long the GAN trains (acceptance)."""
     cohort_dir: str | None
     """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
     out: str | None

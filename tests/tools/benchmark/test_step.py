@@ -14,6 +14,7 @@ from vesselgan.core.errors import UsageError
 from vesselgan.models import blocks
 from vesselgan.tools.benchmark import run as run_module
 from vesselgan.tools.benchmark import step as step_module
+from vesselgan.tools.benchmark.measurement import flatten
 from vesselgan.tools.benchmark.profile import shares_of
 from vesselgan.training.gan import critic_step, generator_step
 
@@ -99,7 +100,7 @@ def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> Non
     run_module.benchmark(small("target=segment", "shape=[64,48,32]", "patch_shape=[32,32,32]"))
     facts = json.loads(capsys.readouterr().out)
     assert facts["ratio_wall"] > 0 and facts["windows_at_most"] >= 2 * 2 * 1
-    assert dict(run_module.rows({"a": {"b": 1.23456, "c": [1]}})) == {"a.b": "1.235", "a.c": "[1]"}
+    assert dict(flatten({"a": {"b": 1.23456, "c": [1]}})) == {"a.b": "1.235", "a.c": "[1]"}
 
 
 @pytest.mark.soak

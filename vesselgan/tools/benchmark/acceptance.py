@@ -5,13 +5,13 @@
 """
 
 import json
+import math
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from html import escape
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import correctness, science, speed
 from vesselgan.tools.benchmark.correctness import Check
-from vesselgan.viz.html_page import document
+from vesselgan.tools.benchmark.measurement import as_text, flatten
+from vesselgan.viz.pages import render
 
 Part = Callable[[Benchmark], "list[Check] | dict[str, Any] | str"]
 """Returns its checks, what it measured, or why it does not apply here."""
@@ -36,14 +37,6 @@ GROUPS: dict[str, Mapping[str, Part]] = {
     "speed": speed.PARTS,
     "science": science.PARTS,
 }
-STYLE = """
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: 4px 14px 4px 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-td.number { text-align: right; }
-.scroll { overflow-x: auto; }
-.passed { color: var(--good); } .failed { color: var(--bad); }
-"""
-HEADERS = ("part", "result", "check", "value", "limit", "seconds")
 
 
 def run(config: Benchmark) -> None:
@@ -63,7 +56,9 @@ def run(config: Benchmark) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for group in config.parts:
         for name in GROUPS[group]:
-            result = run_part(GROUPS[group][name], config, end - time.monotonic())
+            # Science trains for the given minutes, and takes as long as it takes.
+            seconds = math.inf if group == "science" else end - time.monotonic()
+            result = run_part(GROUPS[group][name], config, seconds)
             results.append({"group": group, "name": name, **result})
             log.info(f"{group:<12} {name:<32} {result['status']:<8} {result['seconds']:6.1f} s")
             # After every part: a job may be killed.
@@ -85,28 +80,29 @@ def run_part(part: Part, config: Benchmark, seconds: float) -> dict[str, Any]:
     started = time.monotonic()
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(sender, part, config, seconds))
+    process = context.Process(target=_child, args=(sender, part, config))
     process.start()
     sender.close()
     try:
         # A process that dies closes its end, which ends the wait too.
-        if receiver.poll(seconds):
+        if receiver.poll(None if seconds == math.inf else seconds):
             result |= receiver.recv()
+        else:
+            process.terminate()
     except EOFError:
         process.join()
         result |= {"status": "failed", "message": f"its process ended with code {process.exitcode}"}
-    process.terminate()
     process.join(SECONDS_TO_STOP)
     process.kill()
     process.join()
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
-def _child(sender: Any, part: Part, config: Benchmark, seconds: float) -> None:
+def _child(sender: Any, part: Part, config: Benchmark) -> None:
     # The commands that a part has started end with it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     try:
-        outcome = part(replace(config, minutes=seconds / 60))
+        outcome = part(config)
     except Exception as error:  # every part is reported, whatever another one raises
         message = f"{type(error).__name__}: {error}\n{traceback.format_exc(limit=-3)}"
         sender.send({"status": "failed", "message": message})
@@ -126,44 +122,21 @@ def _device_name(device: torch.device) -> str:
 
 
 def page(report: dict[str, Any]) -> str:
-    """One HTML page: a row per check and per measured number."""
-    rows = "".join(_rows_of(part) for part in report["parts"])
-    head = "".join(f"<th>{header}</th>" for header in HEADERS)
-    versions = ", ".join(f"{name} {version}" for name, version in report["packages"].items())
-    body = (
-        f"<header><h1>Acceptance on {escape(report['device'])}</h1><p class='soft'>{escape(report['precision'])}, "
-        f"{escape(report['time'])}; {escape(versions)}</p></header>"
-        f"<main><div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></main>"
-    )
-    return document("Acceptance", STYLE, body)
+    """One HTML page: a table per group, a row per check and per number measured."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for part in report["parts"]:
+        groups.setdefault(part["group"], []).append(part | {"rows": _rows_of(part)})
+    values = {
+        "title": f"Acceptance on {report['device']}",
+        "groups": groups,
+        "versions": ", ".join(f"{name} {version}" for name, version in report["packages"].items()),
+    }
+    return render("vesselgan.tools.benchmark", "acceptance.html", report | values)
 
 
-def _rows_of(part: dict[str, Any]) -> str:
-    lines = [(check["name"], check["value"], check["limit"], check["passed"]) for check in part["checks"]]
-    lines += [(name, value, None, True) for name, value in flat_facts(part["facts"])]
-    if not lines:
-        lines = [(part["message"], None, None, part["status"] != "failed")]
-    html, seconds = "", part["seconds"]
-    for index, (name, value, limit, passed) in enumerate(lines):
-        status = part["status"] if index == 0 else ""
-        html += (
-            f"<tr><td>{escape(part['name']) if index == 0 else ''}</td>"
-            f"<td class='{'passed' if part['status'] == 'passed' else 'failed'}'>{status}</td>"
-            f"<td class='{'' if passed else 'failed'}'>{escape(name)}</td><td class='number'>{_number(value)}</td>"
-            f"<td class='number'>{_number(limit)}</td><td class='number'>{seconds if index == 0 else ''}</td></tr>"
-        )
-    return html
-
-
-def flat_facts(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, value) of everything measured."""
-    rows: list[tuple[str, Any]] = []
-    for name, value in facts.items():
-        rows += flat_facts(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
-    return rows
-
-
-def _number(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+def _rows_of(part: dict[str, Any]) -> list[dict[str, Any]]:
+    """Texts of the page's rows; of a part without a number its message."""
+    checks = [check | {"value": as_text(check["value"]), "limit": as_text(check["limit"])} for check in part["checks"]]
+    facts = [{"name": name, "value": text, "limit": "", "passed": True} for name, text in flatten(part["facts"])]
+    message = {"name": part["message"], "value": "", "limit": "", "passed": part["status"] != "failed"}
+    return checks + facts or [message]

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
@@ -12,6 +10,7 @@ from vesselgan.core.errors import ResourceError
 from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import acceptance, loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.tools.benchmark.interleave import load
+from vesselgan.tools.benchmark.measurement import flatten
 
 MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
 TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
@@ -36,7 +35,7 @@ def benchmark(config: Benchmark) -> None:
         **{key: provenance[key] for key in ("time", "vesselgan", "python", "packages", "hardware")},
     }
     if sys.stderr.isatty():
-        print("\n".join(f"{name:<44} {value}" for name, value in rows(measurement)), file=sys.stderr, flush=True)
+        print("\n".join(f"{name:<44} {value}" for name, value in flatten(measurement)), file=sys.stderr, flush=True)
     line = json.dumps(measurement)
     print(line, flush=True)
     if config.out is not None:
@@ -46,12 +45,3 @@ def benchmark(config: Benchmark) -> None:
                 file.write(line + "\n")
         except OSError as error:
             raise ResourceError(f"out={config.out}: {describe(error)}; name another file") from error
-
-
-def rows(measurement: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted name, value), numbers to four digits."""
-    for name, value in measurement.items():
-        if isinstance(value, dict):
-            yield from rows(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, f"{value:.4g}" if isinstance(value, float) else str(value)

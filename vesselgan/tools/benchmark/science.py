@@ -30,7 +30,7 @@ SMALL: dict[str, list[str]] = {
 def dice_of_synthetic(config: Benchmark) -> dict[str, Any]:
     """Mean Dice of the best threshold and of U-Nets on real and on synthetic patches, test subjects.
 
-    The GAN trains for half of config.minutes.
+    The GAN trains for config.minutes.
     """
     is_gpu = distributed.choose_device(config.runtime.device, 0).type == "cuda"
     with tempfile.TemporaryDirectory(prefix="vesselgan-") as name:
@@ -50,7 +50,7 @@ class _Study:
             run_command(work, "-m", "data_prep.build_shards", *sizes["shards"], *data)
         gan = ["--deepspeed_config", f"ds_{config.variant.precision}.json", "--run_dir", str(work / "gan")]
         gan += [f"variant={config.variant.name}", f"variant.precision={config.variant.precision}"]
-        gan += [f"train.max_minutes={0.5 * config.minutes}"]
+        gan += [f"train.max_minutes={config.minutes}"]
         self._launch("train_gan", *gan, *sizes["gan"], *data)
         self._launch("generate", f"run={work / 'gan'}", *sizes["num_patches"])
         dice = {"threshold": self._dice("threshold", "evaluate=threshold")}
