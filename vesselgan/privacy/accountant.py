@@ -80,7 +80,7 @@ class Mechanism:
         return low
 
     def to_json(self, steps: int) -> dict[str, Any]:
-        """The accountant after `steps` steps, for finished.json, checkpoints and tables."""
+        """The accountant after `steps` steps, for the facts of a finished run, checkpoints and tables."""
         return {
             "epsilon": self.epsilon(self.unit, steps),
             "delta": self.delta,

@@ -201,7 +201,7 @@ class PrivateRun(CheckpointPart):
         return {"dp/epsilon": self.mechanism.epsilon(self.mechanism.unit, steps)}
 
     def state(self) -> dict[str, Any]:
-        """The budget spent so far, for checkpoints and finished.json."""
+        """The budget spent so far, for checkpoints and the facts of a finished run."""
         return {"privacy": self._accountant()}
 
     def _accountant(self) -> dict[str, Any]:

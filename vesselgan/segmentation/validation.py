@@ -88,7 +88,7 @@ class Validation(CheckpointPart):
         return self._selection.num_worse >= self._session.config.unet.patience
 
     def facts(self) -> dict[str, Any]:
-        """For finished.json."""
+        """For the facts of a finished run."""
         best = self._selection
         return {
             "best_checkpoint": best.best_checkpoint,

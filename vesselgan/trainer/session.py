@@ -114,7 +114,7 @@ class Session:
             self.log.line(line)
 
     def finish(self, facts: dict[str, Any], line: str) -> None:
-        """Mark the run as finished; `facts` are the content of finished.json."""
+        """Mark the run as finished; `facts` are what others read of it."""
         if self.world.is_main:
             RunDir(self.run_dir).mark_finished(facts)
         self.log.line(f"finished: {line}; {self.run_dir}")
