@@ -51,7 +51,7 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
     gan, unet, validation = shards(data, "gan/train"), shards(data, "unet/train"), shards(data, "unet/validation")
     assert (len(gan), len(unet), len(validation)) == (3 * (NUM_GRID + 5), 3 * 9, 9)
     assert not (Path(data.cohort_dir) / "shards/gan/validation").exists()
-    kinds = Counter((r.subject, r.kind) for r in map(gan.record, range(len(gan))))
+    kinds = Counter((r.subject, r.kind) for r in gan)
     training = [name for name, split in splits.items() if split == "train"]
     assert kinds == {(name, kind): n for name in training for kind, n in (("grid", NUM_GRID), ("vessel", 5))}
     assert {unet[i].subject for i in range(len(unet))} == set(training)

@@ -8,13 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from vesselgan.core.errors import DataError
 
 WINDOW, SIGMA = 11, 1.5
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, five scales
-STABILISERS = (0.01, 0.03)  # Wang 2004, of the data's range
 
 
 def num_scales(patch_shape: Sequence[int]) -> int:
@@ -35,45 +33,16 @@ def scale_weights(scales: int) -> tuple[float, ...]:
 def ms_ssim(first_NXYZ: Tensor, second_NXYZ: Tensor, *, data_range: float) -> Tensor:
     """Multi-scale structural similarity (Wang 2003) of pairs of 3D patches, [N]: 1 for equal patches.
 
-    Gaussian window of 11 voxels, sigma 1.5, without padding; contrast and structure at every scale, luminance at the
-    last; `num_scales` scales, halved by averaging. Negative means count as 0. DataError for patches too small for one
-    scale.
+    MONAI's, with a Gaussian window of 11 voxels, sigma 1.5, without padding, on as many of the five scales as fit
+    (`num_scales`). DataError for patches too small for one scale.
     """
+    from monai.metrics.regression import MultiScaleSSIMMetric
+
     scales = num_scales(first_NXYZ.shape[1:])
     if scales == 0:
         raise DataError(f"patches of {list(first_NXYZ.shape[1:])} voxels: MS-SSIM needs {WINDOW} on every axis")
-    first, second = first_NXYZ.unsqueeze(1), second_NXYZ.unsqueeze(1)
-    result = torch.ones(len(first), device=first.device)
-    for scale, weight in enumerate(scale_weights(scales)):
-        if scale > 0:
-            first, second = functional.avg_pool3d(first, 2), functional.avg_pool3d(second, 2)
-        similarity, contrast = _similarity(first, second, data_range)
-        result = result * (similarity if scale == scales - 1 else contrast).clamp(min=0) ** weight
-    return result
-
-
-def _similarity(first: Tensor, second: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
-    """Means over voxels of SSIM and of its contrast-structure term, [N] each."""
-    luminance_stabiliser, contrast_stabiliser = ((factor * data_range) ** 2 for factor in STABILISERS)
-    mean_a, mean_b = _blur(first), _blur(second)
-    variances = _blur(first * first) - mean_a**2 + _blur(second * second) - mean_b**2
-    covariance = _blur(first * second) - mean_a * mean_b
-    contrast = (2 * covariance + contrast_stabiliser) / (variances + contrast_stabiliser)
-    luminance = (2 * mean_a * mean_b + luminance_stabiliser) / (mean_a**2 + mean_b**2 + luminance_stabiliser)
-    axes = (1, 2, 3, 4)
-    return (luminance * contrast).mean(dim=axes), contrast.mean(dim=axes)
-
-
-def _blur(volume: Tensor) -> Tensor:
-    """The separable Gaussian window along all three axes, without padding."""
-    offset = torch.arange(WINDOW, device=volume.device, dtype=volume.dtype) - WINDOW // 2
-    window = torch.exp(-(offset**2) / (2 * SIGMA**2))
-    window = window / window.sum()
-    for axis in range(3):
-        shape = [1, 1, 1, 1, 1]
-        shape[2 + axis] = WINDOW
-        volume = functional.conv3d(volume, window.reshape(shape))
-    return volume
+    metric = MultiScaleSSIMMetric(3, data_range, kernel_size=WINDOW, kernel_sigma=SIGMA, weights=scale_weights(scales))
+    return torch.as_tensor(metric(first_NXYZ.unsqueeze(1), second_NXYZ.unsqueeze(1))).squeeze(1)
 
 
 def mean_similarity(
