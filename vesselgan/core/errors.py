@@ -6,7 +6,7 @@
 import sys
 from collections.abc import Callable
 
-from vesselgan.core.console import log, set_up
+from vesselgan.core.console import log, lost_product, set_up
 
 
 class VesselganError(Exception):
@@ -62,6 +62,8 @@ def exit_on_error(call: Callable[[], None]) -> None:
     set_up()
     try:
         call()
+        if (lost := lost_product()) is not None:
+            raise ResourceError(f"stdout: the output is incomplete ({lost.strerror}); make room and repeat the command")
     except VesselganError as error:
         if not error.is_printed_elsewhere:
             log.error(str(error))

@@ -10,7 +10,7 @@ import numpy as np
 
 from vesselgan.config.compose import flat
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.console import log
+from vesselgan.core.console import log, printable
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
 HPARAMS = ("variant.", "data.", "train.")
@@ -28,8 +28,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         _cut_after(run_dir / METRICS, resume_step)
-        self._metrics = (run_dir / METRICS).open("a")
-        self._log = (run_dir / LOG).open("a")
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
+        self._log = (run_dir / LOG).open("a", encoding="utf-8")
         if self._is_new:
             # Events of a session that was killed before its first checkpoint.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
@@ -41,7 +41,7 @@ class RunLog:
         """One line on the screen, above the progress bar, and with its time (UTC) in the log file."""
         if self.is_main:
             log.info(text)
-            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {text}\n")
+            self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {printable(text)}\n")
             self._log.flush()
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
