@@ -18,6 +18,7 @@ import pytest
 
 from vesselgan.core import atomic_io as files
 from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.formats import shard_file
 from vesselgan.formats.shard_file import Record, ShardFile, ShardInfo, write_shard
 
 SHAPE = (6, 5, 4)
@@ -190,6 +191,21 @@ def test_a_cut_file_is_refused(tmp_path: Path, size: float) -> None:
     path.write_bytes(whole[: int(size * len(whole)) if 0 < size < 1 else int(size)])
     with pytest.raises(DataError, match=r"s\.h5"):
         read_all(path)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EACCES, errno.EIO])
+def test_an_unreadable_shard_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    write(tmp_path / "s.h5")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="s.h5"):
+        patch.setattr(h5py, "File", refuse)
+        read_all(tmp_path / "s.h5")
+    monkeypatch.setattr(shard_file, "read_chunk", refuse)
+    with pytest.raises(ResourceError, match="s.h5"):
+        read_all(tmp_path / "s.h5")
 
 
 def nan_image(record: Record) -> Record:

@@ -1,10 +1,13 @@
 """Checkpoints as directories: which one counts, which one goes, and what a kill leaves."""
 
+import builtins
 import errno
 import gc
+import io
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import time
@@ -78,6 +81,44 @@ def test_a_damaged_newest_is_skipped(saved, tmp_path, capsys, kind, file):
     assert checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world) == {"value": 2}
     assert f"step_00000003: {file}" in capsys.readouterr().err
     assert (next(iter(saved.engine.parameters.values())) == 2).all()
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "state.json", "critic.safetensors"])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EACCES, errno.EIO, errno.ENOMEM])
+def test_an_unreadable_newest_is_not_damaged(saved, tmp_path, monkeypatch, number, file):
+    saved(2)
+    path, opened = saved(3) / file, io.open
+
+    def refuse(name: object, *arguments: object, **options: object) -> object:
+        if name == path:
+            raise OSError(number, os.strerror(number), str(name))
+        return opened(name, *arguments, **options)
+
+    for module in (builtins, io):
+        monkeypatch.setattr(module, "open", refuse)
+    for read in (
+        lambda: checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world),
+        lambda: checkpoint.read_weights(tmp_path, "critic"),
+    ):
+        with pytest.raises(ResourceError, match=f"{path}: .*{os.strerror(number)}"):
+            read()
+    saved(4, keep_last=1)
+    assert "step_00000003" in names(tmp_path) or file == "critic.safetensors"
+
+
+def test_too_many_open_files_are_no_damage(saved):
+    path = saved(1) / "critic.safetensors"
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(num_open - len(os.listdir("/proc/self/fd")) + 1)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(held) + 1, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="Too many open files"):
+            tensor_files.TensorFile(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for number in held:
+            os.close(number)
 
 
 def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):

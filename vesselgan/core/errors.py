@@ -3,10 +3,21 @@
 0 done, 2 usage or configuration, 3 bad data, 4 checkpoint, 5 numeric, 6 resource, 7 privacy. Exit 1 is our defect.
 """
 
+import errno
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from vesselgan.core.console import log, lost_product, set_up
+
+SYSTEM_ERRNOS = {
+    number
+    for name in "EMFILE ENFILE ESTALE EACCES EPERM EIO ENOMEM EAGAIN EBUSY EINTR ETIMEDOUT ENODEV ENXIO EREMOTEIO "
+    "ENOTCONN ECONNRESET ECONNREFUSED EHOSTDOWN EHOSTUNREACH".split()
+    if (number := getattr(errno, name, None)) is not None
+}
+"""Why the operating system does not read a file whose content may be whole."""
 
 
 class VesselganError(Exception):
@@ -55,6 +66,19 @@ class PrivacyError(VesselganError):
     """A privacy rule forbids the step."""
 
     exit_code = 7
+
+
+def check_readable(path: str | Path, error: Exception) -> None:
+    """Raises ResourceError if `error`, met while reading `path`, is the system's: it says nothing of the content.
+
+    Every reader of an artifact calls this before it names a file damaged.
+    """
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in SYSTEM_ERRNOS:
+        raise ResourceError(
+            f"{path}: cannot be read now ({os.strerror(number)}), which is no damage; look at open files (ulimit -n), "
+            "permissions, memory and the file server, then try again with the same command"
+        ) from error
 
 
 def exit_on_error(call: Callable[[], None]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import log
-from vesselgan.core.errors import CheckpointError
+from vesselgan.core.errors import CheckpointError, ResourceError, check_readable
 
 FORMAT_VERSION = 2
 CHECKPOINTS, LATEST = "checkpoints", "latest"
@@ -88,7 +88,11 @@ def prune(folder: Path, newest: str, *, keep_last: int, keep: Collection[str]) -
     """
     num_complete = 0
     for name in (name for name in names_in(folder) if name <= newest):
-        is_complete = not damage(folder / name, files=())
+        try:
+            is_complete = not damage(folder / name, files=())
+        except ResourceError as error:
+            warn(f"{error}; training continues")
+            continue
         num_complete += is_complete
         if (is_complete and num_complete <= keep_last) or name in keep or (is_complete and _is_kept(folder / name)):
             continue
@@ -110,7 +114,7 @@ def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] |
     """Returns checkpoint `name`, or the newest complete one with a warning for each damaged one; None without any.
 
     files: the files that will be read, whose checksums are compared (None: all); sizes always are. CheckpointError if
-    the named one, or every one, is damaged.
+    the named one, or every one, is damaged; ResourceError if the system cannot read one now.
     """
     folder = Path(run_dir) / CHECKPOINTS
     names = names_in(folder)
@@ -133,12 +137,13 @@ def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] |
 
 
 def damage(path: Path, *, files: Collection[str] | None = None) -> str:
-    """What is wrong with a checkpoint; empty if it is complete. files: as in `find_checkpoint`."""
+    """What is wrong with a checkpoint; empty if it is complete. files, ResourceError: as in `find_checkpoint`."""
     try:
         expected = {file: (int(entry["bytes"]), str(entry["sha256"])) for file, entry in read_manifest(path).items()}
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        check_readable(path / MANIFEST, error)
         return f"{MANIFEST} is not readable ({type(error).__name__}: {error})"
     if STATE not in expected:
         return f"{STATE} is not in {MANIFEST}"
@@ -152,6 +157,7 @@ def damage(path: Path, *, files: Collection[str] | None = None) -> str:
         except FileNotFoundError:
             return f"{file} is missing"
         except OSError as error:
+            check_readable(path / file, error)
             return f"{file} is not readable ({error.strerror})"
     return ""
 
@@ -167,6 +173,7 @@ def read_state(path: Path) -> dict[str, Any]:
         content = json.loads((path / STATE).read_text())
         version = int(content["format_version"])
     except (OSError, ValueError, TypeError, KeyError) as error:
+        check_readable(path / STATE, error)
         raise CheckpointError(f"{path / STATE}: not the state of a checkpoint ({type(error).__name__})") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
@@ -194,5 +201,5 @@ def warn(text: str) -> None:
 def _is_kept(path: Path) -> bool:
     try:
         return bool(read_state(path)["is_kept"])
-    except CheckpointError:
-        return True  # of another version: not ours to delete
+    except (CheckpointError, ResourceError):
+        return True  # of another version, or not readable now: not ours to delete

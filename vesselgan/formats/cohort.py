@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
-from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, check_readable
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
@@ -108,6 +108,7 @@ class Cohort:
                 f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
+            check_readable(path, error)
             raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
         if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
             raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
@@ -228,6 +229,7 @@ def _read_private(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        check_readable(path, error)
         raise DataError(
             f"{path}: cannot be read ({error}); a pseudonymous cohort keeps the paths of its volumes there: put the "
             "file back, or start data_prep.build_shards again with the same data.prepare.key_file"

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
-from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.locks import wait_for_lock
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
@@ -67,6 +67,7 @@ def _copy_shard(folder: Path, target: Path, shard: ShardInfo) -> None:
     try:
         source = (folder / shard.file).open("rb")
     except OSError as error:
+        check_readable(folder / shard.file, error)
         raise DataError(f"{folder / shard.file}: cannot be read ({error.strerror}); make the shards again") from error
     with source, partial.open("wb") as copy:
         while piece := source.read(PIECE_BYTES):

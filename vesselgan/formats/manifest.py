@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError, ResourceError, check_readable
 from vesselgan.core.version import __version__
 from vesselgan.formats.shard_file import FORMAT_VERSION, ORIGINS, ShardInfo, check_version
 
@@ -81,6 +81,7 @@ def read_manifest(folder: str | Path) -> Manifest:
             "or launch/generate.py for synthetic ones"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
+        check_readable(path, error)
         raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
     if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
         raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")

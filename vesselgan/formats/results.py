@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, check_readable
 
 FORMAT_VERSION = 1
 Result = dict[str, Any]
@@ -31,6 +31,7 @@ def read_result(path: str | Path) -> Result:
     try:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        check_readable(path, error)
         raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
     version = result.get("format_version") if isinstance(result, dict) else None
     if version != FORMAT_VERSION:

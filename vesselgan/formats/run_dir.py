@@ -22,7 +22,7 @@ from typing import IO, Any
 from vesselgan.config import compose
 from vesselgan.core import locks
 from vesselgan.core.atomic_io import PARTIAL, write_text
-from vesselgan.core.errors import CheckpointError, DataError, UsageError, VesselganError
+from vesselgan.core.errors import CheckpointError, DataError, UsageError, VesselganError, check_readable
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS
 from vesselgan.formats.run_changes import Change, check_changes, config_changes, engine_changes, input_changes
@@ -235,6 +235,7 @@ class RunDir:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            check_readable(path, error)
             raise _damaged(path, error, kind) from error
         if not isinstance(value, dict):
             raise _damaged(path, "it holds no object", kind)

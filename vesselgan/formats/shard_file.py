@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
-from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, check_readable
 from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
 from vesselgan.formats.intensities import to_stored
@@ -162,7 +162,10 @@ def _finish(file: h5py.File, tables: list[tuple], origin: str) -> None:
 
 
 class ShardFile:
-    """One complete shard, open for reading. Raises DataError, naming the file, for what breaks the format."""
+    """One complete shard, open for reading. Raises DataError, naming the file, for what breaks the format.
+
+    Raises ResourceError if the system cannot read it now.
+    """
 
     def __init__(self, path: Path, *, count: int, patch_shape: tuple[int, int, int], origin: str) -> None:
         self.path, self.origin = path, origin
@@ -170,6 +173,7 @@ class ShardFile:
             # rdcc_nbytes=0: each patch is read once, and the default cache would keep 8 MiB per data set and worker.
             self.file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
         except Exception as error:  # HDF5 answers a damaged file with many exceptions
+            check_readable(path, error)
             raise self._damaged(f"cannot be opened ({_first_line(error)})") from error
         try:
             self._check_attributes(count)
@@ -188,6 +192,7 @@ class ShardFile:
             raise
         except Exception as error:
             self.file.close()
+            check_readable(path, error)
             raise self._damaged(f"cannot be read ({_first_line(error)})") from error
 
     def read(self, name: str, row: int) -> np.ndarray:
@@ -195,6 +200,7 @@ class ShardFile:
         try:
             return read_chunk(self.voxels[name], row)
         except (OSError, RuntimeError, ValueError) as error:
+            check_readable(self.path, error)
             raise self._damaged(
                 f"patch {row} of data set {name} does not match its checksum or cannot be read"
             ) from error

@@ -47,7 +47,7 @@ from typing import Any, SupportsIndex, overload
 import numpy as np
 
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.errors import DataError, UsageError, VesselganError
+from vesselgan.core.errors import DataError, UsageError, VesselganError, check_readable
 from vesselgan.formats.intensities import from_stored
 from vesselgan.formats.manifest import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
 from vesselgan.formats.shard_file import FORMAT_VERSION, KINDS, Record, ShardFile, ShardInfo, remedy, write_shard
@@ -222,6 +222,7 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
     except DataError as error:
         return [str(error)]
     except OSError as error:
+        check_readable(path, error)
         return [f"{path}: cannot be read ({error.strerror}){after}"]
     unknown = [name for name in shard.subject_ids if name not in manifest.subjects]
     problems = [f"{path}: subject {name} is not in the manifest{after}" for name in unknown]
@@ -239,5 +240,6 @@ def _size_problem(folder: Path, info: ShardInfo) -> str | None:
     try:
         size = path.stat().st_size
     except OSError as error:
+        check_readable(path, error)
         return f"{path}: shard is missing or not readable ({error.strerror})"
     return None if size == info.bytes else f"{path}: shard has {size} bytes, the manifest says {info.bytes}"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vesselgan.core.errors import CheckpointError, NumericError
+from vesselgan.core.errors import CheckpointError, NumericError, check_readable
 
 # In the order of the format's own writer: the widest first, so that every tensor is aligned.
 DTYPES = {torch.int64: "I64", torch.float32: "F32"}
@@ -115,8 +115,11 @@ class TensorFile:
 
         self.path = path
         try:
+            with open(path, "rb"):
+                pass  # safetensors says that a file is missing whatever keeps it from opening it
             self._file = safe_open(path, framework="pt")
         except (OSError, SafetensorError) as error:
+            check_readable(path, error)
             raise CheckpointError(f"{path}: not readable as safetensors ({error}); no other format is read") from error
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
