@@ -25,6 +25,15 @@ Item = TypeVar("Item")
 
 # Where launchers tell their ranks how many there are.
 LAUNCHER_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "PALS_SIZE", "MV2_COMM_WORLD_SIZE")
+# Where launchers tell a rank which it is, some of them without the number.
+RANK_VARIABLES = (
+    "PMI_RANK",
+    "PMIX_RANK",
+    "OMPI_COMM_WORLD_RANK",
+    "ALPS_APP_PE",
+    "FLUX_TASK_RANK",
+    "JSM_NAMESPACE_RANK",
+)
 # Set by srun for its tasks. SLURM_NTASKS does not tell: a batch script has it too, and is one process. mpiexec may
 # start its ranks through srun, several to a task.
 STEP_TASKS = "SLURM_STEP_NUM_TASKS"
@@ -51,19 +60,22 @@ class RanksFailed(VesselganError):
 
 
 def get_world(environment: Mapping[str, str] | None = None) -> MpiWorld:
-    """Join the other ranks; one process when no launcher started more.
+    """Join the other ranks; one process, which leaves MPI alone, where no launcher speaks of ranks.
 
-    UsageError when a launcher started more ranks than MPI connected (each would do everything); ResourceError when a
-    launcher started several and mpi4py finds no MPI library.
+    Login nodes abort a process that starts MPI outside a job. UsageError when a launcher started more ranks than MPI
+    connected (each would do everything); ResourceError when it started several and mpi4py finds no MPI library.
     """
     environment = os.environ if environment is None else environment
     variables = (*LAUNCHER_VARIABLES, STEP_TASKS)
     sizes = {name: int(environment[name]) for name in variables if environment.get(name, "").isdigit()}
+    num_ranks = max(sizes.values(), default=1)
+    if num_ranks == 1 and not any(name in environment for name in RANK_VARIABLES):
+        return MpiWorld(0, 1, None)
     shown = ", ".join(f"{name}={size}" for name, size in sizes.items())
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        if max(sizes.values(), default=1) > 1:
+        if num_ranks > 1:
             raise ResourceError(
                 f"{shown} say several ranks, but mpi4py has no MPI library ({str(error).splitlines()[0]}); "
                 "load the site's MPI or install one: pip install mpich"
@@ -75,7 +87,7 @@ def get_world(environment: Mapping[str, str] | None = None) -> MpiWorld:
             f"Slurm started {sizes[STEP_TASKS]} tasks ({STEP_TASKS}) but MPI connects {comm.size}: each would do all "
             "the work; start with srun --mpi=pmi2 (srun --mpi=list names what there is), or ask for --ntasks=1"
         )
-    if comm.size == 1 and max(sizes.values(), default=1) > 1:
+    if comm.size == 1 and num_ranks > 1:
         raise UsageError(
             f"{shown} say several ranks but MPI connects only this one: the launcher belongs to another MPI "
             "than mpi4py's; use the mpiexec of the environment that mpi4py is installed in"

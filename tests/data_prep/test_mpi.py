@@ -23,8 +23,12 @@ def connect(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setitem(sys.modules, "mpi4py", package)
 
 
-def test_without_library_and_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "mpi4py", None)  # import mpi4py raises ImportError
+@pytest.mark.parametrize("size", [None, 7])
+def test_without_a_launcher_mpi_is_not_touched(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+    if size is None:
+        monkeypatch.setitem(sys.modules, "mpi4py", None)  # import mpi4py raises ImportError
+    else:
+        connect(monkeypatch, size)  # to import it is to start it
     assert mpi.get_world({}) == MpiWorld(0, 1, None)
     assert mpi.get_world({"SLURM_NTASKS": "1", "PMI_SIZE": "1", "MPI_LOCALNRANKS": "no"}) == MpiWorld(0, 1, None)
 
@@ -53,6 +57,11 @@ def test_a_batch_script_may_start_mpiexec(monkeypatch: pytest.MonkeyPatch) -> No
     assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})[:2] == (0, 1)
     connect(monkeypatch, 8)  # mpiexec starts one helper per node through srun, and that one the ranks
     assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "8"})[:2] == (0, 8)
+
+
+def test_a_launcher_may_name_the_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    connect(monkeypatch, 8)
+    assert mpi.get_world({"ALPS_APP_PE": "3"})[:2] == mpi.get_world({"PMIX_RANK": "0"})[:2] == (0, 8)
 
 
 def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,6 +163,7 @@ def test_rank_0_counts_the_progress_of_all_ranks(tmp_path: Path) -> None:
         "            time.sleep(0.005 if world.rank == 0 else 0.02)\n"
         "    if world.rank == 0: print(config, progress.num_done)",
     )
-    assert (done.returncode, done.stdout) == (0, "settings 60\n"), done.stderr
-    counts = [int(line.split()[1]) for line in done.stderr.splitlines()]
+    *lines, last = done.stdout.splitlines()
+    assert (done.returncode, last) == (0, "settings 60"), done.stderr
+    counts = [int(line.split()[1]) for line in lines]
     assert counts == sorted(counts) and len(set(counts)) > 20  # on the way, not at the end alone
