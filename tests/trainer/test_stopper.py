@@ -35,7 +35,7 @@ def sit(run_dir: Path, count: int) -> None:
     (run_dir / "sessions.jsonl").write_text("{}\n" * count)
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", stopping.SIGNALS)
 def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
     assert not requests.should_stop()
     os.kill(os.getpid(), number)
@@ -44,6 +44,18 @@ def test_a_signal_only_sets_a_flag(requests, tmp_path, number):
     requests.write_requeue(7)
     marker = json.loads((tmp_path / "requeue").read_text())
     assert marker == {"step": 7, "reason": f"signal {signal.Signals(number).name}", "sessions": 0}
+
+
+def test_a_signal_that_was_ignored_stays_ignored(world, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with Stopper(world, rank_timeout_minutes=1) as requests:
+            requests.start_watching(tmp_path, max_minutes=None, max_restarts=9)
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not requests.should_stop()
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupt_after_a_signal_is_patient(requests):

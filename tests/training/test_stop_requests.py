@@ -14,7 +14,7 @@ from vesselgan.runtime.timing import Phases
 
 WORDS = ("variant=gp", "variant.precision=fp32", "train.max_steps=12", "train.checkpoint_every=2", "train.keep_last=2")
 DOING = ["data_wait", "critic/penalty", "generator/update", "sample_images", "checkpoint"]
-SIGNALS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
+SIGNALS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
 
 def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
@@ -29,7 +29,7 @@ def test_a_request_in_any_phase_changes_nothing(train_here, tmp_path, monkeypatc
     train_here(straight, *words)
     span = Phases.__call__
     for turn, name in enumerate(DOING):
-        number, raised = SIGNALS[turn % 3], []
+        number, raised = SIGNALS[turn % 4], []
 
         @contextmanager
         def interrupted(self: Phases, now: str, name=name, number=number, raised=raised) -> Iterator[None]:

@@ -23,7 +23,7 @@ from vesselgan.formats.run_dir import REQUEUE, STOP, RunDir
 from vesselgan.runtime.distributed import World, run_on_rank0
 from vesselgan.trainer.progress import Pace
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 MARGIN = 1.5
 """Times the measured save and steps that must fit before the job's end: both vary."""
 SLURM_S = 10.0
@@ -51,7 +51,9 @@ class Stopper:
 
     def __enter__(self) -> "Stopper":
         for number in SIGNALS:
-            self._previous_handlers[number] = signal.signal(number, self._handle_signal)
+            # Who started this process with a signal ignored, as nohup does, wants it ignored.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous_handlers[number] = signal.signal(number, self._handle_signal)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -46,7 +46,8 @@ def check_checkout(what: str) -> None:
     if not (ROOT / "launch").is_dir():
         raise UsageError(f"{ROOT} has no launch folder: {what} runs from a checkout (see the README)")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _stop)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _stop)
 
 
 def python(*arguments: str) -> tuple[str, ...]:
