@@ -74,7 +74,7 @@ def check_readable(path: str | Path, error: Exception) -> None:
     Every reader of an artifact calls this before it names a file damaged.
     """
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
-    if number in SYSTEM_ERRNOS:
+    if isinstance(number, int) and number in SYSTEM_ERRNOS:
         raise ResourceError(
             f"{path}: cannot be read now ({os.strerror(number)}), which is no damage; look at open files (ulimit -n), "
             "permissions, memory and the file server, then try again with the same command"

@@ -85,7 +85,7 @@ def save(
             shutil.rmtree(partial, ignore_errors=True)
             raise ResourceError(
                 f"{partial}: a checkpoint of {_gib(num_bytes)}: {describe(cause)}; earlier ones are complete. Make "
-                "room, then resume with the same command"
+                "room; the same command resumes from them"
             ) from cause
         folders.prune(final.parent, final.name, keep_last=keep_last, keep=keep)
 

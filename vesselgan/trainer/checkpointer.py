@@ -8,12 +8,18 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vesselgan.config.compose import config_hash
+from vesselgan.core.atomic_io import describe
+from vesselgan.core.console import log
+from vesselgan.core.errors import ResourceError
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import run_on_rank0
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.timing import Phase
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
+
+MAX_FAILED_SAVES = 3
+"""In a row: the run stops at the last of them (exit 6)."""
 
 
 class CheckpointPart:
@@ -64,11 +70,29 @@ class Checkpointer:
     save_every_epochs: int | None = None
     """Epochs between checkpoints that are kept for ever; None: none."""
     phase: Phase = record_function
+    _num_failed: int = 0
+    """Saves in a row."""
 
     def save_if_due(self, step: int, *, is_stopping: bool) -> None:
-        """Save if a checkpoint is due after `step`, or the run stops there. A collective call."""
-        if is_stopping or self._is_epoch_kept(step) or self.schedule.is_due(step, self.every):
+        """Save if a checkpoint is due after `step`, or the run stops there. A collective call.
+
+        A save that fails for want of a resource is a warning, and the next is tried when it is due. ResourceError for
+        the last of MAX_FAILED_SAVES in a row, and for a checkpoint that the run cannot do without: where it stops, or
+        one that a part protects.
+        """
+        if not (is_stopping or self._is_epoch_kept(step) or self.schedule.is_due(step, self.every)):
+            return
+        try:
             self._save(step)
+            self._num_failed = 0
+        except ResourceError as error:
+            self._num_failed += 1
+            is_needed = is_stopping or step == self.schedule.stop or checkpoint.name_of(step) in self._protected()
+            if is_needed or self._num_failed == MAX_FAILED_SAVES:
+                raise
+            if self.session.world.is_main:
+                log.warning(f"training continues without a checkpoint of step {step}: {error}")
+                log.warning(f"failed saves: {self._num_failed}; {MAX_FAILED_SAVES} in a row end the run")
 
     def check_disk(self) -> str:
         """One line on the disk that the checkpoints need; raises ResourceError if it is short. A collective call."""
@@ -92,8 +116,15 @@ class Checkpointer:
         state |= {"config_hash": config_hash(session.config)}
         for part in self.parts:
             state |= part.state()
+
+        def flush_log() -> None:
+            try:
+                session.log.flush()
+            except OSError as error:
+                raise ResourceError(f"{session.run_dir}: the log of metrics: {describe(error)}") from error
+
         # A checkpoint must not be newer than the log before it.
-        session.log.flush()
+        run_on_rank0(session.world, flush_log)
         with self.phase("checkpoint"):
             saved = checkpoint.save(
                 session.run_dir,
@@ -102,11 +133,14 @@ class Checkpointer:
                 state,
                 keep_last=self.keep_last,
                 is_kept=self._is_epoch_kept(step),
-                keep=[name for part in self.parts for name in part.protected()],
+                keep=self._protected(),
                 world=session.world,
                 extra={stem: tensors for part in self.parts for stem, tensors in part.tensors().items()},
             )
         session.pace.measure_save(saved.seconds)
+
+    def _protected(self) -> list[str]:
+        return [name for part in self.parts for name in part.protected()]
 
     def _is_epoch_kept(self, step: int) -> bool:
         """Whether an epoch ends with `step` whose checkpoint is kept for ever."""

@@ -2,23 +2,29 @@
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from vesselgan.config.compose import flat
-from vesselgan.core.atomic_io import write_text
+from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.console import log, printable
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
+BUFFER_BYTES = 2**20
+"""Lines that a full disk does not take wait here, some thousand of them."""
 HPARAMS = ("variant.", "data.", "train.")
 """Groups of settings that define a run."""
 
 
 class RunLog:
-    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint."""
+    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint.
+
+    A disk that takes no line ends no run: lines are tried again with the next ones, TensorBoard's are given up.
+    """
 
     def __init__(self, run_dir: Path, *, is_main: bool, resume_step: int = 0) -> None:
         self.is_main = is_main
@@ -28,35 +34,39 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         _cut_after(run_dir / METRICS, resume_step)
-        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._log = (run_dir / LOG).open("a", encoding="utf-8")
+        self._metrics = (run_dir / METRICS).open("a", BUFFER_BYTES, encoding="utf-8")
+        self._log = (run_dir / LOG).open("a", BUFFER_BYTES, encoding="utf-8")
         if self._is_new:
             # Events of a session that was killed before its first checkpoint.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
                 events.unlink()
         # purge_step hides from TensorBoard what came after the checkpoint in the interrupted session's events.
-        self._writer = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
+        self._writer: Any = SummaryWriter(str(run_dir / EVENTS), purge_step=resume_step + 1)
 
     def line(self, text: str) -> None:
         """One line on the screen, above the progress bar, and with its time (UTC) in the log file."""
         if self.is_main:
             log.info(text)
             self._log.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {printable(text)}\n")
-            self._log.flush()
+            _try_flush(self._log)
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
         """`metrics` at `step`, into the metrics file and TensorBoard."""
         if not self.is_main:
             return
         self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        _try_flush(self._metrics)
+
+        def add(writer: Any) -> None:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
+
+        self._to_tensorboard(add)
 
     def image(self, step: int, name: str, image_HWC: np.ndarray) -> None:
         """A uint8 RGB image at `step`."""
         if self.is_main:
-            self._writer.add_image(name, image_HWC, step, dataformats="HWC")
+            self._to_tensorboard(lambda writer: writer.add_image(name, image_HWC, step, dataformats="HWC"))
 
     def hparams(self, config: Any, *, metrics: list[str]) -> None:
         """The settings that define the run and the names of `metrics`, for TensorBoard's HParams page; once in a run's
@@ -65,27 +75,47 @@ class RunLog:
             return
         from torch.utils.tensorboard.summary import hparams
 
-        assert self._writer.file_writer is not None
         settings = {key: value for key, value in flat(config).items() if key.startswith(HPARAMS)}
         values = {
             key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()
         }
+
         # SummaryWriter.add_hparams would open a run of its own below this one.
-        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
-            self._writer.file_writer.add_summary(summary)
+        def add(writer: Any) -> None:
+            for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+                writer.file_writer.add_summary(summary)
+
+        self._to_tensorboard(add)
 
     def flush(self) -> None:
-        """Make the log durable: a checkpoint must not be newer than the log before it."""
+        """Make the log durable: a checkpoint must not be newer than the log before it. Raises OSError."""
         if self.is_main:
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
-            self._writer.flush()
+            self._to_tensorboard(lambda writer: writer.flush())
 
     def close(self) -> None:
         if self.is_main:
             self._metrics.close()
             self._log.close()
-            self._writer.close()
+            self._to_tensorboard(lambda writer: writer.close())
+
+    def _to_tensorboard(self, call: Callable[[Any], None]) -> None:
+        """`call` with TensorBoard's writer, while that can write: its thread ends at the first error."""
+        try:
+            if self._writer is not None:
+                call(self._writer)
+        except OSError as error:
+            self._writer = None
+            log.warning(f"TensorBoard gets no more of this session ({error.strerror}); metrics.jsonl goes on")
+
+
+def _try_flush(file: IO[str]) -> None:
+    """Writes what waits in the file's buffer; what the disk does not take stays there."""
+    try:
+        file.flush()
+    except OSError as error:
+        log.warning(f"{file.name}: {describe(error)}; its lines wait in memory")
 
 
 def _cut_after(path: Path, step: int) -> None:
