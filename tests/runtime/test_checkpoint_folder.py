@@ -10,6 +10,7 @@ import random
 import resource
 import shutil
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -208,6 +209,25 @@ def test_a_full_disk_leaves_the_earlier_whole(saved, tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="step_00000002.partial"):
         saved(2)
     assert names(tmp_path) == ["step_00000001"] and newest(tmp_path) == 1
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_folder_need_not_be_synced(saved, tmp_path, monkeypatch, number):
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    saved(1)
+    monkeypatch.setattr(os, "fsync", refuse)
+    if number == errno.EIO:  # a disk that fails is another matter
+        with pytest.raises(ResourceError):
+            saved(2)
+    else:
+        saved(2)
+        assert newest(tmp_path) == 2
 
 
 def test_going_back_by_name_sets_newer_aside(saved, tmp_path, capsys):

@@ -105,6 +105,20 @@ def write_private(path: str | Path, text: str) -> None:
     write_text(path, text)
 
 
+def sync_folder(folder: Path) -> bool:
+    """Makes the names in a folder durable; False on a file system that cannot (SMB, sshfs, some FUSE)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return False
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def sha256_of(path: str | Path) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
@@ -131,8 +145,4 @@ def _remove_stale(partial: Path) -> None:
 
 def _rename(partial: Path, path: Path) -> None:
     os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.atomic_io import sha256_of, sync_folder, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, ResourceError, check_readable
 
@@ -183,15 +183,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if missing := [key for key in STATE_KEYS if key not in content]:
         raise CheckpointError(f"{path / STATE}: lacks {', '.join(missing)}")
     return content
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def warn(text: str) -> None:
