@@ -1,8 +1,10 @@
 """What the doctor finds, on this machine and on machines that are made up; and that it ends with what to mend."""
 
+import errno
 import json
 import os
 import socket
+import stat
 import time
 from pathlib import Path
 
@@ -30,8 +32,20 @@ def test_this_machine_is_examined_and_left_alone(
     doctor.check_machine(parse("doctor", None, [f"work_dir={tmp_path / 'new' / 'below'}", "min_free_gib=0", "--json"]))
     result = json.loads(capsys.readouterr().out)
     checks = {check["name"]: check for check in result["checks"]}
-    assert {"packages", "GPU", "fp16", "bf16", "NCCL", "host name", "MPI", "disk", "write", "locks"} <= checks.keys()
-    assert {"HDF5 locking", "extensions"} <= checks.keys() and result["host"] == socket.gethostname()
+    assert {
+        "packages",
+        "GPU",
+        "fp16",
+        "bf16",
+        "NCCL",
+        "host name",
+        "MPI",
+        "disk",
+        "write",
+        "rename",
+        "locks",
+    } <= checks.keys()
+    assert {"HDF5 locking", "limits", "extensions"} <= checks.keys() and result["host"] == socket.gethostname()
     assert {check["status"] for check in result["checks"]} <= {OK, NOTE}
     assert list(tmp_path.iterdir()) == []
 
@@ -100,6 +114,31 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Path, "mkdir", refuse)
     room, write = doctor.check_disk(tmp_path, 0.0)
     assert room.status == OK and write.status == BAD and "Permission denied" in write.message
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_folder_without_fsync_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    refuse_folders(monkeypatch, number)
+    checks = {check.name: check.status for check in doctor.check_disk(tmp_path, 0.0)}
+    assert (checks["rename"], checks["write"]) == (NOTE, OK)
+
+
+def test_what_a_save_cannot_do_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_folders(monkeypatch, errno.EIO)
+    assert doctor.check_disk(tmp_path, 0.0)[-1].status == BAD
+    assert list(tmp_path.iterdir()) == []
+
+
+def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """fsync of a folder fails with `number`, of a file it does not."""
+    fsync = os.fsync
+
+    def refuse(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refuse)
 
 
 def test_half_is_what_deepspeed_accepts() -> None:

@@ -16,9 +16,10 @@ import torch
 
 from vesselgan.config.compose import Command
 from vesselgan.config.schema import Doctor
-from vesselgan.core.atomic_io import describe
+from vesselgan.core import limits, locks
+from vesselgan.core.atomic_io import PartialFile, describe, sync_folder, write_text
 from vesselgan.core.errors import ResourceError
-from vesselgan.core.locks import wait_for_lock
+from vesselgan.formats import checkpoint_folder
 
 OK, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30
@@ -70,6 +71,7 @@ def run_checks(config: Doctor) -> list[HealthCheck]:
         check_precisions,
         check_network,
         lambda: [check_mpi(_output(mpi, deadline))],
+        check_limits,
         lambda: check_disk(Path(config.work_dir), config.min_free_gib),
         check_extension_locks,
     ]
@@ -153,9 +155,23 @@ def check_mpi(version: str | None) -> HealthCheck:
     return HealthCheck("MPI", OK, f"{name}, mpi4py {metadata.version('mpi4py')}")
 
 
+def check_limits() -> list[HealthCheck]:
+    problems = limits.problems(uses_gpu=torch.cuda.is_available())
+    bad = [HealthCheck("limits", BAD, *problem.split(": ", 1)) for problem in problems]
+    return bad or [HealthCheck("limits", OK, "TMPDIR, open files, device numbers")]
+
+
 def check_disk(work_dir: Path, min_free_gib: float) -> list[HealthCheck]:
-    """Free space, and a trial of writing, locks and HDF5, in work_dir or its nearest parent that exists."""
+    """`check_folder` of work_dir or its nearest parent that exists, and of every other disk that lies in it."""
     folder = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists()).absolute()
+    folders = {path.stat().st_dev: path for path in [*folder.iterdir(), folder] if path.is_dir()}
+    if not work_dir.exists():
+        folders = {0: folder}
+    return [check for path in reversed(folders.values()) for check in check_folder(path, min_free_gib)]
+
+
+def check_folder(folder: Path, min_free_gib: float) -> list[HealthCheck]:
+    """Free space, and a trial of the very calls with which runs and shards are written."""
     free_gib = shutil.disk_usage(folder).free / GIB
     space = HealthCheck("disk", OK, f"{free_gib:.1f} GiB free in {folder}")
     if free_gib < min_free_gib:
@@ -165,7 +181,8 @@ def check_disk(work_dir: Path, min_free_gib: float) -> list[HealthCheck]:
     try:
         trial.mkdir()
         try:
-            return [space, _try_write(trial / "bytes"), _try_locks(trial / "lock"), _try_hdf5(trial / "file.h5")]
+            checks = [_try_write(trial / "bytes"), _try_publish(trial), _try_locks(trial / "lock")]
+            return [space, *checks, _try_hdf5(trial / "file.h5")]
         finally:
             shutil.rmtree(trial, ignore_errors=True)
     except OSError as error:
@@ -186,10 +203,25 @@ def _try_write(path: Path) -> HealthCheck:
     return HealthCheck("write", OK, f"{mb_per_s:.0f} MB/s, with fsync")
 
 
+def _try_publish(trial: Path) -> HealthCheck:
+    """A shard and a checkpoint, published as runs do."""
+    shard = PartialFile(trial / "shard")
+    shard.write(b"patches")
+    shard.publish()
+    partial = trial / "step.partial"
+    write_text(partial / "state.json", "{}")
+    checkpoint_folder.publish(partial, trial / "step")
+    checkpoint_folder.delete(trial / "step")
+    if sync_folder(trial):
+        return HealthCheck("rename", OK, "files and folders are published and durable")
+    remedy = "what was just saved may be lost when the power fails; nothing else is"
+    return HealthCheck("rename", NOTE, "this file system syncs no folder", remedy)
+
+
 def _try_locks(path: Path) -> HealthCheck:
-    with path.open("w") as file:
+    with locks.acquire(path) as file:
         try:
-            wait_for_lock(file)
+            locks.wait_for_lock(file)
         except OSError as error:
             remedy = "let no two jobs write into one run or one cohort; mount it with locks where you can"
             return HealthCheck("locks", NOTE, f"none on this file system ({error.strerror})", remedy)

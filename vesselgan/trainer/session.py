@@ -7,7 +7,9 @@ from typing import Any
 
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command
+from vesselgan.core import limits
 from vesselgan.core.console import log
+from vesselgan.core.errors import ResourceError
 from vesselgan.formats import local_copy
 from vesselgan.formats.run_changes import Change
 from vesselgan.formats.run_dir import RunDir
@@ -130,7 +132,8 @@ def run_in_session(
 ) -> None:
     """Call `run` on every rank; `key` is the setting that holds `precision`.
 
-    Raises UsageError if the DeepSpeed JSON states another precision, ResourceError if the device has none of it.
+    Raises UsageError if the DeepSpeed JSON states another precision, ResourceError if the device has none of it or a
+    limit of the process would end the run.
     """
     runtime = command.config.runtime
     if ranks_from_environment(os.environ)[0] == 0:
@@ -142,9 +145,16 @@ def run_in_session(
     distributed.select_kernels(deterministic=runtime.deterministic)
     try:
         with Stopper(world, rank_timeout_minutes=runtime.rank_timeout_minutes) as stopper:
+            problems = limits.problems(uses_gpu=world.device.type == "cuda")
+            run_on_all_ranks(world, lambda: _refuse(problems))
             # Inside: a launcher must not end the other ranks before they have named the lost one.
             with naming_lost_ranks(world):
                 check_precision(precision, world, program=program, key=key)
                 run(Session(command.config, run_dir, world, deepspeed_json, stopper))
     finally:
         distributed.stop()
+
+
+def _refuse(problems: list[str]) -> None:
+    if problems:
+        raise ResourceError("; ".join(problems))
