@@ -86,6 +86,32 @@ def test_a_wrong_override_names_what_is_right(override, named):
     assert error.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    "text", ["${oc.env:HOME}", "${oc.decode:1e9}", "${data.name}${data.name}", "${${work_dir}}", "${", "a${oc.env:X}b"]
+)
+def test_no_expression_comes_from_outside(text, tmp_path, monkeypatch):
+    with pytest.raises(UsageError):
+        compose.compose("train_gan", [f'data.root="{text}"'])
+    config = compose.compose("train_gan", [])
+    (tmp_path / "config.yaml").write_text(compose.to_yaml(config).replace("work_dir: work", f"work_dir: '{text}'"))
+    with pytest.raises(UsageError, match="plain values"):
+        compose.from_yaml("train_gan", tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("text", ["${oc.env:HOME}", "x${oc.decode:1}", "${a${oc.env:X}}", "${"])
+def test_configs_may_name_settings_alone(text):
+    with pytest.raises(UsageError):
+        compose._check_expressions({"data": [{"root": text}]})
+    compose._check_expressions({"root": "${work_dir}/${.name}", "names": ["${..data.name}", "$TMPDIR"]})
+
+
+def test_a_runs_settings_hold_no_alias(tmp_path):
+    laughs = ["a0: &a0 [ha, ha]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60))]
+    (tmp_path / "config.yaml").write_text("\n".join(laughs))
+    with pytest.raises(UsageError, match="alias"):
+        compose.from_yaml("train_gan", tmp_path / "config.yaml")
+
+
 def test_what_overrides_may_say():
     with pytest.raises(UsageError, match="run=VALUE"):
         compose.compose("generate", [])

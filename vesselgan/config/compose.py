@@ -9,6 +9,7 @@ import difflib
 import functools
 import hashlib
 import json
+import re
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,10 @@ FREE_TO_CHANGE = (
 )
 """Settings, or groups of them, that change nothing a run computes: where it lies, how it is resumed, what is logged and
 kept. Its name does not depend on them, and they may differ when it resumes."""
+
+
+INTERPOLATION = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")
+"""The one expression of configs/: another setting. Command lines and run directories hold plain values."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ def compose(command: str, overrides: list[str]) -> Any:
         with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
             composed = hydra_compose(config_name=command, overrides=overrides)
         values: Any = OmegaConf.to_container(composed, resolve=False)
+        _check_expressions(values)
         known = _without_foreign_keys(values, COMMANDS[command], "")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), known))
     except (HydraException, OmegaConfBaseException) as error:
@@ -154,12 +160,21 @@ def from_yaml(command: str, path: Path) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        values = yaml.safe_load(path.read_text())
+        values = plain_yaml(path.read_text())
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
     except OSError as error:
         raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {command}?") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not a configuration of {command}: {_plain_message(error)}") from error
+
+
+def plain_yaml(text: str) -> Any:
+    """The values of a run's settings. Raises YAMLError for what expands: an expression or an alias."""
+    import yaml
+
+    if "${" in text or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise yaml.YAMLError("an expression or an alias; a run's settings are plain values")
+    return yaml.safe_load(text)
 
 
 def to_yaml(config: Any) -> str:
@@ -233,6 +248,8 @@ def _check_keys(command: str, overrides: list[str]) -> None:
     known = keys_of(COMMANDS[command])
     choices = _groups_of(command)
     for override in overrides:
+        if "${" in override:
+            raise UsageError(f"`{override}`: ${{...}} is for configs/ alone; give the value itself")
         try:
             parsed = OverridesParser.create().parse_override(override)
         except HydraException as error:
@@ -251,6 +268,15 @@ def _check_keys(command: str, overrides: list[str]) -> None:
             near = difflib.get_close_matches(key, [*known, *choices], 1, cutoff=0.4)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UsageError(f"{command} has no setting `{key}`{hint} (--help lists them)")
+
+
+def _check_expressions(value: Any) -> None:
+    """Raises UsageError for an expression other than another setting: ${oc.env:...} would read secrets."""
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_expressions(item)
+    elif isinstance(value, str) and "${" in INTERPOLATION.sub("", value):
+        raise UsageError(f"configs: `{value}` is an expression that settings may not hold; only ${{setting}} is one")
 
 
 def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> dict[str, Any]:

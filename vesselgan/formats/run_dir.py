@@ -72,7 +72,7 @@ class RunDir:
             return {}, ""
         content = path.read_bytes()
         try:
-            settings = yaml.safe_load(content.decode("utf-8")) or {}
+            settings = compose.plain_yaml(content.decode("utf-8")) or {}
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise _damaged(path, error) from error
         if not isinstance(settings, dict):
