@@ -5,6 +5,7 @@ import io
 import json
 import math
 
+import pandas as pd
 import pytest
 
 from vesselgan.core.errors import DataError
@@ -141,3 +142,13 @@ def test_papers_tables_quote_known_cells():
     assert paper.TABLE_3["intracranial"]["SN"].pegasus_bavd == (0.606, 0.141)
     assert paper.TABLE_A1["all"]["real + c-SN-MP"].plus_dice == (0.891, 0.020)
     assert paper.TABLE_B1["intracranial"]["epsilon 1e6"].pegasus_dice == (0.604, 0.048)
+
+
+def test_no_cell_is_a_formula():
+    names = ["=HYPERLINK(1)", "+1+cmd|' /C calc'!A0", "-2+3", "@sum", " =1", "sub-01"]
+    frame = pd.DataFrame(
+        {"score": [-0.5, 1, "-0.12 (0.01)", "-", "=1", "x"]}, pd.Index(names, name="run"), dtype=object
+    )
+    rows = list(csv.reader(io.StringIO(csv_text(frame))))[1:]
+    assert [name for name, _ in rows] == [f"'{name}" for name in names[:-1]] + ["sub-01"]
+    assert [score for _, score in rows] == ["-0.5", "1", "-0.12 (0.01)", "-", "'=1", "x"]

@@ -4,9 +4,10 @@ Blocks hold plain text. A cell or a row's name may have several lines; all but t
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ import pandas as pd
 from vesselgan.viz.plots import Chart
 
 NOT_RUN = "not run"
+FORMULA_SIGNS = ("=", "+", "-", "@")
+SIGNED_NUMBER = re.compile(r"[-+]?([\d.,]+|inf|nan)?( \([\w.,+\- ]*\))?")
+"""`-0.12 (0.01)`, a bare dash."""
 Files = dict[str, str | bytes]
 
 
@@ -140,8 +144,19 @@ def text_frame(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> pd.Data
 
 
 def csv_text(frame: pd.DataFrame) -> str:
-    """CSV with numbers at full precision and an empty field for a missing one; a named index is a column."""
+    """CSV with numbers at full precision and an empty field for a missing one; a named index is a column.
+
+    A text that a spreadsheet would compute gets an apostrophe in front: names come from files.
+    """
+    frame = frame.map(_no_formula)
+    if frame.index.name is not None:
+        frame.index = frame.index.map(_no_formula)
     return frame.to_csv(index=frame.index.name is not None, lineterminator="\n")
+
+
+def _no_formula(cell: Any) -> Any:
+    is_formula = isinstance(cell, str) and cell.lstrip().startswith(FORMULA_SIGNS) and not SIGNED_NUMBER.fullmatch(cell)
+    return f"'{cell}" if is_formula else cell
 
 
 def numbers_csv(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> str:

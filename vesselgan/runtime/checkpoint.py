@@ -84,7 +84,7 @@ def save(
         except OSError as cause:
             shutil.rmtree(partial, ignore_errors=True)
             raise ResourceError(
-                f"{partial}: a checkpoint of {_gib(num_bytes)}: {describe(cause)}; earlier ones are complete. Make "
+                f"{partial}: a checkpoint of {_size(num_bytes)}: {describe(cause)}; earlier ones are complete. Make "
                 "room; the same command resumes from them"
             ) from cause
         folders.prune(final.parent, final.name, keep_last=keep_last, keep=keep)
@@ -186,13 +186,13 @@ def check_disk(run_dir: Path, num_bytes: int, *, keep_last: int, num_kept: int =
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     count = keep_last + num_kept + 1
     needed, free = count * num_bytes, shutil.disk_usage(run_dir).free + used
-    line = f"checkpoints of {_gib(num_bytes)} each, {count} at most, one of them being written: {_gib(needed)}"
+    line = f"checkpoints of {_size(num_bytes)} each, {count} at most, one of them being written: {_size(needed)}"
     if needed > free:
         raise ResourceError(
-            f"{run_dir}: {line}; the disk has {_gib(free)} for them: make room, lower train.keep_last "
+            f"{run_dir}: {line}; the disk has {_size(free)} for them: make room, lower train.keep_last "
             "(unet.keep_last), or raise train.save_every_epochs"
         )
-    return f"{line}; free {_gib(free)}"
+    return f"{line}; free {_size(free)}"
 
 
 def _write(partial: Path | None, files: dict[str, dict[str, LazyTensor]], content: dict[str, Any]) -> Exception | None:
@@ -239,5 +239,5 @@ def _check_architecture(
             raise CheckpointError(f"{path}: the {network} has another architecture; differing: {listed}")
 
 
-def _gib(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.3f} GiB"
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 2**30:.3f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"
