@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
+from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.runtime import checkpoint
@@ -80,6 +81,17 @@ def test_a_broken_run_resumes_to_the_same_bytes(train_here, tmp_path, variant, p
     assert [step for step, _ in shown["loss/critic"]] == [2, 4, 6]
     sessions = [json.loads(line) for line in (broken / "sessions.jsonl").read_text().splitlines()]
     assert [(session["step"], session["ranks"]) for session in sessions] == [(0, 1), (2, 1)]
+
+
+def test_other_threads_are_named_at_resume(train_here, straight, tmp_path, capsys):
+    run_dir = broken_at(straight, tmp_path / "threads", 4)
+    entry = json.loads((run_dir / "sessions.jsonl").read_text())
+    assert entry["threads"] == torch.get_num_threads()
+    (run_dir / "sessions.jsonl").write_text(json.dumps(entry | {"threads": 63}) + "\n")
+    train_here(run_dir, *SN)
+    assert "OMP_NUM_THREADS=63" in capsys.readouterr().err
+    train_here(broken_at(run_dir, tmp_path / "again", 4), *SN)
+    assert "OMP_NUM_THREADS" not in capsys.readouterr().err
 
 
 def test_a_checkpoint_says_all_that_the_run_needs(straight):
@@ -265,7 +277,7 @@ def test_a_run_of_another_process_is_refused(train_here, straight, tmp_path):
     holder.start()
     try:
         assert hear.recv() == "held"
-        with pytest.raises(UsageError, match=f"process {holder.pid}"):
+        with pytest.raises(ResourceError, match=f"process {holder.pid}"):
             train_here(broken, *SN)
     finally:
         holder.kill()

@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command
 from vesselgan.core import limits
@@ -59,7 +61,7 @@ class Session:
         """Create the run directory or check it against the settings, and lock it; False if nothing is left to do.
 
         inputs: name -> hash of what the run reads. A collective call; raises the errors of `load_or_init`, and
-        UsageError when another process trains there.
+        ResourceError when another process trains there.
         """
         self._settings, self._inputs, run = settings, inputs, RunDir(self.run_dir)
         self.changes = run_on_rank0(
@@ -105,12 +107,20 @@ class Session:
 
         weights_from: the origin of a new run's weights; None: its seed.
         """
-        step = self.state["step"]
-        entry = {"step": step, "ranks": self.world.size, "inputs": self._inputs, "weights_from": weights_from}
-        run_on_rank0(
-            self.world,
-            lambda: RunDir(self.run_dir).record_session(self.config, self._settings, self.changes, entry, collect()),
-        )
+        step, run, threads = self.state["step"], RunDir(self.run_dir), torch.get_num_threads()
+        entry = {"step": step, "ranks": self.world.size, "threads": threads, "inputs": self._inputs}
+        entry |= {"weights_from": weights_from}
+
+        def record() -> None:
+            before = [session.get("threads", threads) for session in run.sessions()[-1:]]
+            if step and self.world.device.type == "cpu" and before not in ([], [threads]):
+                log.warning(
+                    f"{self.run_dir}: resumes with {threads} threads, its last session had {before[0]}: the bytes "
+                    f"differ from those of an uninterrupted run; for the same ones set OMP_NUM_THREADS={before[0]}"
+                )
+            run.record_session(self.config, self._settings, self.changes, entry, collect())
+
+        run_on_rank0(self.world, record)
         self.log = RunLog(self.run_dir, is_main=self.world.is_main, resume_step=step)
         for line in [*lines, *self._lines, *(f"changed: {change}" for change in self.changes)]:
             self.log.line(line)

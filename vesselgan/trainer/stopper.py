@@ -67,7 +67,7 @@ class Stopper:
     def start_watching(self, run_dir: Path, *, max_minutes: float | None, max_restarts: int) -> list[str]:
         """Lock `run_dir`, drop earlier requests, find out when the job ends; returns lines for the log.
 
-        A collective call. Raises UsageError when another process trains there.
+        A collective call. Raises ResourceError when another process trains there.
         """
         self._run_dir, self._max_restarts = run_dir, max_restarts
         self._called_at = time.perf_counter()
