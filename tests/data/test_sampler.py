@@ -52,7 +52,7 @@ def test_every_order_of_three_is_about_as_frequent() -> None:
 
 @pytest.mark.parametrize(("num_patches", "batch_size"), [(3, 4), (0, 1), (5, 0), (5, -2)])
 def test_a_batch_too_large_is_refused(num_patches: int, batch_size: int) -> None:
-    with pytest.raises(UsageError, match=f"train.batch_size={batch_size}") as caught:
+    with pytest.raises(UsageError, match=f"batch_size={batch_size}") as caught:
         batch_indices(num_patches, batch_size, 1, 0)
     assert caught.value.exit_code == 2
 

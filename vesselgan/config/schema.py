@@ -256,6 +256,7 @@ class BuildShards:
     """Of `gan` and `unet`."""
 
 
+PARTS = ("correctness", "speed", "science")
 TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private")
 
 
@@ -289,9 +290,11 @@ class Benchmark:
     machine_file: str | None
     """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
     seed: int = field(metadata=NOT_NEGATIVE)
-    parts: list[str]
+    parts: list[str] = field(
+        metadata=rule(lambda v: bool(v) and set(v) <= set(PARTS), "must name some of " + ", ".join(PARTS))
+    )
     """`correctness`, `speed`, `science` (acceptance)."""
-    minutes: float
+    minutes: float = field(metadata=POSITIVE)
     """Time limit, what does not fit is reported as not run; `science`: for how long the GAN trains (acceptance)."""
     cohort_dir: str | None
     """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""

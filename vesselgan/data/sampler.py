@@ -12,10 +12,10 @@ from vesselgan.core.errors import UsageError
 def steps_per_epoch(num_patches: int, batch_size: int) -> int:
     """Whole batches in one pass over the patches. Raises UsageError if there is none."""
     if batch_size < 1:
-        raise UsageError(f"train.batch_size={batch_size} must be at least 1")
+        raise UsageError(f"batch_size={batch_size} must be at least 1")
     if batch_size > num_patches:
         raise UsageError(
-            f"train.batch_size={batch_size} is more than the {num_patches} patches; "
+            f"batch_size={batch_size} is more than the {num_patches} patches; "
             f"take at most {num_patches} or make more patches"
         )
     return num_patches // batch_size

@@ -129,6 +129,8 @@ class Session:
         """Mark the run as finished; `facts` are what others read of it."""
         if self.world.is_main:
             RunDir(self.run_dir).mark_finished(facts)
+            # A request to stop may have come in the last step.
+            remove_requeue(self.run_dir)
         self.log.line(f"finished: {line}; {self.run_dir}")
 
     def close(self) -> None:

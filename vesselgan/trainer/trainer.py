@@ -1,6 +1,6 @@
 """The training loop of GAN and U-Net: take a step, then let every part do what is due after it.
 
-What is trained, and how, is in `steps`: training.gan for the GAN, segmentation.train for the U-Net.
+What is trained, and how, is in `steps`: training.gan for the GAN, segmentation.unet_trainer for the U-Net.
 """
 
 from collections.abc import Iterator, Sequence

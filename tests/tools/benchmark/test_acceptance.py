@@ -69,7 +69,7 @@ def test_no_part_starts_after_the_limit() -> None:
 
 def test_unknown_parts_are_refused() -> None:
     with pytest.raises(UsageError, match="parts"):
-        acceptance.run(small("parts=[beauty]"))
+        small("parts=[beauty]")
 
 
 @pytest.mark.soak
