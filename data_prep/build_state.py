@@ -18,7 +18,7 @@ from data_prep.output import write_json
 from data_prep.shard_plan import PlannedShard
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import ShardInfo
 
@@ -76,6 +76,7 @@ def read_state(data: PreparedData) -> BuildState | None:
         _check_not_foreign(cohort_dir, data.name)
         return None
     except (OSError, ValueError, TypeError) as error:
+        check_readable(path, error)
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     if state.name != data.name:
         raise UsageError(f"{cohort_dir}: holds the shards of cohort {state.name}, not {data.name}; {remedy}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError, check_readable
 
 FORMAT_VERSION = 1
 
@@ -37,6 +37,7 @@ class Predictions:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
+            check_readable(self.record, error)
             raise DataError(f"{self.record}: not readable ({error}); segment into a new folder") from error
         return settings
 
@@ -55,6 +56,7 @@ class Predictions:
                 content = json.loads(record.read_text())
                 stored, entries = content["settings"], content["volumes"]
             except (OSError, ValueError, KeyError, TypeError) as error:
+                check_readable(record, error)
                 raise UsageError(f"{record}: not readable ({error}); remove the folder or name another one") from error
             differing = [
                 f"{key}: {stored.get(key)} -> {value}" for key, value in settings.items() if stored.get(key) != value
