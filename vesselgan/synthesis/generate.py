@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +98,27 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
             else:
                 bar.update(len(indices))
             shards.append(info)
-    grid = {"spacing_mm": geometry["spacing_mm"], "affine": geometry["affine"]}
+    spacing_mm = tuple(geometry["spacing_mm"])
+    grid = {"spacing_mm": spacing_mm, "affine": canonical_affine(patch_shape, spacing_mm).tolist()}
     write_manifest(
         out,
         shards=shards,
         patch_shape=patch_shape,
         origin="synthetic",
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
-        spacing_mm=tuple(geometry["spacing_mm"]),
+        spacing_mm=spacing_mm,
         upper_percentile=geometry["upper_percentile"],
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started
     log.info(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s")
+
+
+def canonical_affine(patch_shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    """Along the axes, the origin at the patch's centre: a synthetic patch has no subject's position."""
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -np.asarray(spacing_mm) * (np.asarray(patch_shape) - 1) / 2
+    return affine
 
 
 def _records(trained: TrainedGenerator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
@@ -131,7 +139,7 @@ def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -
 
 
 def _write_nifti(shards: ShardSet) -> None:
-    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the cohort's grid; existing files are kept."""
+    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the canonical grid; existing files are kept."""
     out = shards.folder / "nifti"
     for record in tqdm(shards, unit="NIfTI pair", disable=None):
         folder = out / record.subject
