@@ -282,7 +282,7 @@ class Benchmark:
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int = field(metadata=POSITIVE)
     """Volumes of the cohort that is built (prepare)."""
-    ranks_per_node: int | None
+    ranks_per_node: int | None = field(metadata=POSITIVE)
     """Ranks that are probed at once (machine, scaling); null: one per GPU, else one per core."""
     folder: str | None
     """Where the shards would lie, whose file system is read (machine); null: where temporary files lie."""
@@ -291,7 +291,7 @@ class Benchmark:
     seed: int = field(metadata=NOT_NEGATIVE)
     parts: list[str]
     """`correctness`, `speed`, `science` (acceptance)."""
-    minutes: float
+    minutes: float = field(metadata=POSITIVE)
     """Time limit, what does not fit is reported as not run; `science`: for how long the GAN trains (acceptance)."""
     cohort_dir: str | None
     """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
