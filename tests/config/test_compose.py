@@ -1,10 +1,11 @@
 """Overrides, presets and their errors, without a launcher."""
 
+import functools
 import re
 
 import pytest
 
-from vesselgan.config import compose, deepspeed
+from vesselgan.config import checks, compose, deepspeed
 from vesselgan.core.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
@@ -143,3 +144,24 @@ def test_settings_stand_on_both_sides_of_options():
 def test_a_group_of_other_commands_is_no_setting() -> None:
     with pytest.raises(UsageError, match="study has no setting `variant`"):
         compose.compose("study", ["variant=sn"])
+
+
+@pytest.mark.parametrize("command", compose.COMMANDS)
+def test_every_number_is_finite_and_bounded(command):
+    config = compose.compose(command, NEEDED.get(command, []))
+    for key, kind in compose.keys_of(compose.COMMANDS[command]).items():
+        *groups, name = key.split(".")
+        group = functools.reduce(lambda at, group: at and getattr(at, group), groups, config)
+        if group is None or not kind.startswith("float"):
+            continue
+        value = getattr(group, name)
+        for number in (float("inf"), float("-inf"), float("nan"), 1e-300, 1e300):
+            setattr(group, name, number)
+            with pytest.raises(UsageError, match=re.escape(key)):
+                checks.check(config)
+        setattr(group, name, value)
+
+
+def test_a_count_has_64_bits():
+    with pytest.raises(UsageError, match=r"train\.epochs"):
+        compose.compose("train_gan", [f"train.epochs={10**30}"])

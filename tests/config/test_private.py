@@ -19,6 +19,10 @@ from vesselgan.core.errors import UsageError
         ("variant.dp.unit=volume", "patch, patient"),
         ("variant.dp.delta=0", "dp.delta"),
         ("variant.dp.weight_clip=0", "dp.weight_clip"),
+        *((f"variant.dp.noise_multiplier={noise}", "dp.noise_multiplier") for noise in ("inf", "nan", "1e-300", "1e9")),
+        *((f"variant.dp.target_epsilon={target}", "dp.target_epsilon") for target in ("inf", "nan", "1e30")),
+        *((f"variant.dp.clip_norm={norm}", "dp.clip_norm") for norm in ("inf", "1e-37")),
+        ("variant.dp.delta=1e-300", "dp.delta"),
         ("variant.dp.steps_per_batch=5", "dp.steps_per_batch"),  # one batch is released once
     ],
 )

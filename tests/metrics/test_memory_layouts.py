@@ -11,10 +11,14 @@ from hypothesis.extra.numpy import arrays
 
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.centreline import centreline_dice, count_components
+from vesselgan.metrics.diversity import mean_nearest_distance, mean_pairwise_distance
 from vesselgan.metrics.frechet import frechet_distance
+from vesselgan.metrics.jackknife import jackknife_interval
 from vesselgan.metrics.label_statistics import label_statistics
+from vesselgan.metrics.nearest_neighbours import standardise
 from vesselgan.metrics.overlap import dice, precision, recall
-from vesselgan.metrics.prd import prd_curve
+from vesselgan.metrics.prd import prd_auc, prd_curve
+from vesselgan.metrics.statistics import describe
 from vesselgan.metrics.surface import balanced_average_hausdorff, distances
 
 Metric = Callable[[np.ndarray, np.ndarray], object]
@@ -84,6 +88,45 @@ def test_what_is_no_array_of_numbers_is_refused(value: object) -> None:
     for metric in (dice, balanced_average_hausdorff, frechet_distance):
         with pytest.raises(DataError):
             metric(value, value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300, 1j], ids=str)
+def test_numbers_without_a_score_are_refused(bad: complex) -> None:
+    rng = np.random.default_rng(0)
+    good, spoiled = rng.normal(size=(12, 12)), rng.normal(size=(12, 12)).astype(complex if bad == 1j else float)
+    spoiled[3, 3] = bad
+    image = rng.random((12, 12, 12))
+    spoiled_image = np.stack([spoiled] * 12)
+    label = image < 0.2
+    on_features: list[Metric] = [*ON_NUMBERS, lambda _, generated: mean_pairwise_distance(generated)]
+    on_features.append(mean_nearest_distance)
+    for metric in on_features:
+        with pytest.raises(DataError):
+            metric(good, spoiled)
+    for call in (
+        lambda: standardise(spoiled_image),
+        lambda: label_statistics(spoiled_image, label, SPACING_MM),
+        lambda: label_statistics(image, spoiled_image, SPACING_MM),
+        lambda: label_statistics(image, label, (0.5, 0.5, -0.5)),
+        lambda: count_components(spoiled_image),
+        lambda: dice(label, spoiled_image),
+    ):
+        with pytest.raises(DataError):
+            call()
+    if bad != 1e300:
+        with pytest.raises(DataError):
+            jackknife_interval(0.5, [0.1, 0.2, 0.3, 0.4, bad])  # type: ignore[list-item]
+        with pytest.raises(DataError):
+            prd_auc(np.array([0, bad]), np.array([1, 0]))
+        with pytest.raises(DataError):
+            describe(spoiled, seed=0)
+
+
+def test_a_huge_offset_is_refused_not_zero() -> None:
+    # Their distance is 9 per feature; in double precision 1e20 + 3 is 1e20.
+    features = 1e20 + np.random.default_rng(0).normal(size=(40, 6))
+    with pytest.raises(DataError):
+        frechet_distance(features, features + 3)
 
 
 @pytest.mark.parametrize("settings", [{"num_clusters": 0}, {"num_clusters": 2, "num_runs": 0},

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.statistics import compare, describe, holm, signed_rank
 
 FIVE = np.array([[0.80], [0.82], [0.90], [0.86], [0.87]])
@@ -80,5 +81,5 @@ def test_holm_by_hand():
 
 
 def test_a_score_that_is_not_finite_is_refused():
-    with pytest.raises(AssertionError):
+    with pytest.raises(DataError):
         describe(np.array([[0.5], [np.inf]]), seed=0)

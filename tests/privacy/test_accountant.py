@@ -56,6 +56,23 @@ def test_a_delta_that_means_nothing_is_refused() -> None:
     assert raised.value.exit_code == 7
     with pytest.raises(PrivacyError, match=r"variant\.dp\.delta"):
         mechanism("variant.dp.delta=0.002")
+    with pytest.raises(PrivacyError, match="no differential privacy"):
+        mechanism("variant.dp.delta=0.0005")  # above 1 / 2350
+
+
+def test_what_protects_nobody_is_said() -> None:
+    def text(*words: str) -> str:
+        return "\n".join(summary_lines(*mechanism(*words)))
+
+    assert "publishes one whole patch passes: no differential privacy" in text()  # delta 1 / 2350
+    assert text("variant.dp.noise_multiplier=0.1", "variant.dp.delta=1e-5").count("no differential privacy") == 2
+    quiet = replace(mechanism("variant.dp.noise_multiplier=10", "variant.dp.delta=1e-5")[0], patches_per_patient=1)
+    assert "no differential privacy" not in "\n".join(summary_lines(quiet, 100))
+
+
+def test_a_delta_below_prvs_rounding_has_rdp_alone() -> None:
+    found = replace(mechanism("variant.dp.noise_multiplier=10")[0], delta=1e-30)
+    assert found.epsilon_prv(58_700) is None and 0 < found.epsilon("patch", 58_700) < 10
 
 
 def test_a_batch_of_everybody_is_refused() -> None:

@@ -53,7 +53,7 @@ def test_page_holds_every_section_and_number(road, drawn_charts):
     source, page = path.read_text(encoding="utf-8"), read(path)
     text = " ".join(page.text)
     assert len(page.titles) == 9 and page.titles[0] == "Segmentation of held-out volumes"
-    assert "0.900 (0.014)" in text and "0.820 (0.017)" in text and "6 of 6 aims reached" in text
+    assert "0.900 (0.014)" in text and "0.820 (0.017)" in text and "8 of 8 aims reached" in text
     assert "200 generator steps" in text
     for name in ("Table 1,", "Table 2,", "Table 3,", "Table A.1,", "Table B.1,", "Figure 2,", "Figure 4,", "Figure 6,"):
         assert name in text, name
@@ -174,3 +174,10 @@ def test_results_of_two_cohorts_stay_apart(road, make_result):
     assert {"segmentation-far-test.csv", "segmentation-phantom-test.csv", "study-far.md", "study-phantom.md"} <= {
         path.name for path in (road / "report").iterdir()
     }
+
+
+def test_warnings_of_training_are_on_the_page(road, drawn_charts):
+    with (road / "runs/demo-gan/metrics.jsonl").open("a") as file:
+        file.write('{"step": 210, "warning/mode_collapse": 1.0}\n')
+    text = " ".join(read(make(road)).text)
+    assert text.count("mode collapse in 1 of 1 measurements, last at step 210") == 2  # the head, the training section

@@ -47,7 +47,7 @@ def test_rows_without_a_result_say_not_run(make_result):
     text = tables.format_text(tables.segmentation_scores([make_result("real", 0.9)]))
     lines = [line for line in text.splitlines() if line.startswith("U-Net on synthetic, labels shuffled")]
     assert [line.count(tables.NOT_RUN) for line in lines] == [3, 3]
-    assert tables.format_text(tables.segmentation_scores([])).count(tables.NOT_RUN) == 4 * 6 + 6
+    assert tables.format_text(tables.segmentation_scores([])).count(tables.NOT_RUN) == 4 * 6 + 8
 
 
 def test_threshold_of_each_region_or_one_for_both(make_result):
@@ -61,13 +61,20 @@ def test_aims_compare_mean_dice(four_results):
     assert verdicts["U-Net on real minus best threshold, all vessels"] == ("pass", pytest.approx(0.3))
     assert verdicts["U-Net on synthetic as a share of real, intracranial"] == ("pass", pytest.approx(0.8 / 0.9))
     assert verdicts["U-Net on synthetic minus shuffled labels, all vessels"] == ("pass", pytest.approx(0.5))
-    assert len(verdicts) == 6
+    assert verdicts["U-Net on synthetic minus best threshold, all vessels"] == ("pass", pytest.approx(0.2))
+    assert len(verdicts) == 8
+
+
+def test_synthetic_below_the_threshold_fails(make_result):
+    rows = tables.segmentation_scores([make_result("threshold", 0.6), make_result("synthetic", 0.6)])
+    verdicts = [aim.verdict for aim in tables.aims(rows) if "synthetic minus best threshold" in aim.text]
+    assert verdicts == ["fail", "fail"]
 
 
 def test_missed_aim_fails_missing_row_is_not_run(make_result):
     rows = tables.segmentation_scores([make_result("real", 0.9), make_result("threshold", 0.84)])
     verdicts = [aim.verdict for aim in tables.aims(rows)]
-    assert verdicts == ["fail", "pass", "not run", "not run", "not run", "not run"]  # 0.06 misses 0.10, reaches 0.05
+    assert verdicts == ["fail", "pass", *["not run"] * 6]  # 0.06 misses 0.10, reaches 0.05
 
 
 def test_rows_of_one_table_have_one_n(make_result):

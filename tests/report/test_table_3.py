@@ -169,7 +169,8 @@ def test_a_private_gan_stands_beside_its_budget():
     private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY}
     assert private_titles(private) == [
         "U-Net on DPGAN\nepsilon 1e2",
-        "U-Net <dp>\nepsilon 1.2e+03 per patch at delta 0.00043\nnoise multiplier 0.3\nlabel threshold 0.4",
+        "U-Net <dp>\nepsilon 1.2e+03 per patch at delta 0.00043: no differential privacy\nnoise multiplier 0.3\n"
+        "label threshold 0.4",
         "U-Net on DPGAN\nepsilon 1e6",
     ]
     made = completed({"cohorts": ["first"], "rows": [private]})
@@ -183,7 +184,10 @@ def test_a_private_gan_stands_beside_its_budget():
 
 def test_a_gan_of_known_noise_has_no_epsilon():
     known = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"is_key_secret": False}}
-    title = "U-Net <dp>\nno epsilon, as its noise seed is known\nnoise multiplier 0.3\nlabel threshold 0.4"
+    title = (
+        "U-Net <dp>\nno epsilon, as its noise seed is known: no differential privacy\nnoise multiplier 0.3\n"
+        "label threshold 0.4"
+    )
     assert title in private_titles(known)
     secret = known | {"privacy": PRIVACY | {"is_key_secret": True}}
     assert any("epsilon 1.2e+03 per patch" in title for title in private_titles(secret))

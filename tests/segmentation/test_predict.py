@@ -113,6 +113,7 @@ def write_checkpoint(folder: Path, unet: Unet) -> None:
     folder.mkdir(parents=True)
     save_file(unet.state_dict(), folder / "unet.safetensors")
     state = {"step": 1, "scaling": "volume", "upper_percentile": 99.9, "patch_shape": list(PATCH)}
+    state |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": True}
     content = {"format_version": 2, "step": 1, "state": state, "engines": {}, "is_kept": False}
     (folder / "state.json").write_text(json.dumps(content))
     names = ("unet.safetensors", "state.json")
@@ -288,3 +289,17 @@ def test_what_ranks_left_behind_when_stopped_is_kept(run_dir, tmp_path):
     assert run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/in") == record
     assert (tmp_path / "out" / "head.nii.gz").stat().st_mtime_ns == before
     assert not (tmp_path / "out" / "segmentation.rank-1.json").exists()
+
+
+def test_images_unlike_the_learned_ones_are_said(run_dir, tmp_path, caplog):
+    for name, spacing in (("same", 0.5), ("coarse", 0.9)):
+        write_volume(tmp_path / name / "image.nii.gz", image(*PATCH), np.diag([spacing, 0.5, 0.7, 1]))
+        (tmp_path / name / "image.json").write_text("{}")
+    run_segment(run_dir, tmp_path / "out", f"input={tmp_path / 'same' / 'image.nii.gz'}")
+    assert not caplog.records or "may be wrong" not in caplog.text
+    run_segment(run_dir, tmp_path / "out-coarse", f"input={tmp_path / 'coarse' / 'image.nii.gz'}")
+    assert "voxels of 0.9 x 0.5 x 0.7 mm, the U-Net learned from 0.5 x 0.5 x 0.7 mm" in caplog.text
+    assert "preprocessed" not in caplog.text
+    (tmp_path / "same" / "image.json").unlink()
+    run_segment(run_dir, tmp_path / "out-raw", f"input={tmp_path / 'same' / 'image.nii.gz'}")
+    assert "not preprocessed, the U-Net learned from preprocessed volumes" in caplog.text

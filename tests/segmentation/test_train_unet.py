@@ -278,6 +278,15 @@ def test_unfit_sets_are_refused(tiny_cohort, synthetic_set, tmp_path):
         open_shards(config_of(tmp_path / "leaky"))
 
 
+def test_labels_that_cannot_teach_are_refused(train, synthetic_set, tmp_path):
+    # Scores are 0.1 and 0.8: at 0.05 everything is vessel, at 0.9 nothing.
+    for threshold in (0.05, 0.9):
+        words = ["data.source=synthetic", f"synthetic={synthetic_set}", f"data.label_threshold={threshold}"]
+        with pytest.raises(DataError, match=f"threshold is {threshold}"):
+            train(tmp_path / "run", *words)
+        assert not (tmp_path / "run" / "checkpoints").exists()
+
+
 def test_labels_are_shuffled_for_training_alone(tiny_cohort, synthetic_set, tmp_path):
     settings = ["data.source=synthetic", f"synthetic={synthetic_set}", "data.shuffle_labels=true"]
     config = config_of(tiny_cohort, *settings)

@@ -14,7 +14,7 @@ from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, content_hash, read_manifest
 from vesselgan.segmentation.predict import segment
 from vesselgan.segmentation.train import train_unet
-from vesselgan.segmentation.training_provenance import learned_from
+from vesselgan.segmentation.training_provenance import learned_from, learned_from_preprocessed
 
 SMALL = ["unet.filters=[4,8]", "unet.num_workers=0", "unet.batch_size=4", "unet.max_steps=1", "runtime.device=cpu"]
 
@@ -81,3 +81,11 @@ def test_shards_of_unknown_volumes_are_told(tiny_cohort: Path, synthetic_set: Pa
     validation = ShardSet(tiny_cohort / "shards/unet/validation")
     assert "image_sha256" not in next(iter(read_manifest(synthetic_set).subjects.values()))
     assert len(learned_from(str(tiny_cohort), [validation], ShardSet(synthetic_set))["unknown"]) == 1
+
+
+def test_a_cohort_tells_whether_it_is_preprocessed(tiny_cohort: Path, tmp_path: Path) -> None:
+    assert learned_from_preprocessed(str(tmp_path)) is None
+    assert learned_from_preprocessed(str(tiny_cohort)) is False
+    (tiny_cohort / "nifti/sub-3/image.json").write_text("{}")  # of the one validation subject
+    assert learned_from_preprocessed(str(tiny_cohort)) is True
+    (tiny_cohort / "nifti/sub-3/image.json").unlink()

@@ -26,7 +26,8 @@ from vesselgan.synthesis.sampler import load_generator, make_record
 
 PATCH = (32, 16, 16)
 WIDTH, LATENT = 8, 6
-AFFINE = [[0.5, 0.0, 0.0, -10.0], [0.0, 0.5, 0.0, -20.0], [0.0, 0.0, 0.7, 5.0], [0.0, 0.0, 0.0, 1.0]]
+AFFINE = [[0.5, 0.0, 0.0, -7.75], [0.0, 0.5, 0.0, -3.75], [0.0, 0.0, 0.7, -5.25], [0.0, 0.0, 0.0, 1.0]]
+"""Spacing 0.5 x 0.5 x 0.7 mm, the origin between the middle voxels of 32 x 16 x 16."""
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,7 +58,7 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
     save_file(generator.state_dict(), folder / "generator.safetensors")
-    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE, "upper_percentile": 99.99}
+    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "upper_percentile": 99.99}
     report = {
         "format_version": 2,
         "step": step,

@@ -136,3 +136,13 @@ def test_the_command_takes_a_path_and_prints_json(run_dir: Path, capsys: pytest.
     status(parse("status", None, [f"run={run_dir}", "stalled_minutes=2"]))
     assert "step 30, 500 ms a step" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
+
+
+def test_warnings_of_training_are_shown(run_dir: Path) -> None:
+    lines = [{"step": step, "warning/mode_collapse": value} for step, value in ((10, 0.0), (20, 1.0), (30, 1.0))]
+    lines.append({"step": 1040, "warning/flat_critic": 1.0})
+    (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert format_status(run_status(run_dir, stalled_minutes=10)).splitlines()[2:] == [
+        "warning: flat critic in 1 of 1 measurements, last at step 1,040",
+        "warning: mode collapse in 2 of 3 measurements, last at step 30",
+    ]

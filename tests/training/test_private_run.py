@@ -15,7 +15,6 @@ from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
 from vesselgan.privacy.step import KEY_FILE, _secret_key, plan_private_run
 from vesselgan.runtime.checkpoint import read_weights
-from vesselgan.training.gan_trainer import patch_geometry
 
 TrainHere = Callable[..., dict | None]
 DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
@@ -182,14 +181,3 @@ def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Pat
     named = say({"anon-a": "anon-p", "anon-b": "anon-p", "anon-c": "anon-q"})
     private = plan_private_run(compose("train_gan", by_patient), named, 1)
     assert len(private.units) == private.mechanism.num_units == 2 and private.mechanism.patches_per_patient == 16
-
-
-def test_no_patients_place_leaves_a_private_run(work_dir: Path) -> None:
-    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
-
-    def affine(variant: str) -> list[list[float]]:
-        config = compose("train_gan", [f"variant={variant}"])
-        return patch_geometry(config, shards).state()["manifest"]["affine"]
-
-    assert affine("dpgan") == [[1.0, 0, 0, 0], [0, 1.0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1.0]]
-    assert affine("sn") == shards.subjects["sub-0"]["affine"] != affine("dpgan")

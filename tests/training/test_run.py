@@ -1,14 +1,19 @@
 """The real entry script, on one rank and through the real launcher on two."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.formats.shards import ShardSet
+from vesselgan.synthesis.generate import generate
 
 FP32 = ("variant.precision=fp32", "train.log_every=1")
 
@@ -103,3 +108,29 @@ def test_missing_shards_name_the_command(train_here, tmp_path):
     with pytest.raises(DataError, match="data_prep.build_shards") as raised:
         train_here(tmp_path / "none", "variant=sn", f"work_dir={tmp_path / 'empty'}")
     assert raised.value.exit_code == 3
+
+
+def test_nothing_of_a_subject_leaves_with_samples(train_here, work_dir, tmp_path):
+    run = tmp_path / "run"
+    train_here(run, "variant=sn", "train.max_steps=1")
+    synthetic = generate(compose("generate", [f"run={run}", "num_patches=1", "batch_size=1", "nifti=true"]))
+    training = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train").subjects
+    origin = next(iter(training.values()))["affine"][0][3]
+    secrets = [*training, str(origin), str(work_dir)]
+    paths = [path for folder in (run / "checkpoints", synthetic.folder) for path in folder.rglob("*") if path.is_file()]
+    contents = {
+        path: gzip.decompress(data) if path.suffix == ".gz" else data for path in paths if (data := path.read_bytes())
+    }
+    assert not [(path, secret) for path, data in contents.items() for secret in secrets if secret.encode() in data]
+    affines = [nib.load(path).affine.tolist() for path in paths if path.suffix == ".gz"]
+    assert affines == 2 * [[[1, 0, 0, -15.5], [0, 1, 0, -15.5], [0, 0, 1.5, -11.25], [0, 0, 0, 1]]]
+
+
+def test_generation_says_how_empty_labels_are(train_here, tmp_path, capfd):
+    train_here(tmp_path / "run", "variant=sn", "train.max_steps=1")
+    capfd.readouterr()
+    # A generator of one step scores nothing above 0.99. The real bars fill 3 x 3 of 32 x 16 voxels.
+    generate(compose("generate", [f"run={tmp_path / 'run'}", "num_patches=2", "label_threshold=0.99"]))
+    screen = "".join(capfd.readouterr())
+    assert "2 of 2 patches empty, vessel fraction 0; training set: 0 of 24 empty, vessel fraction 0.0176" in screen
+    assert "not like those of the training set" in screen

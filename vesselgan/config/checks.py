@@ -35,6 +35,9 @@ WEIGHTS = one_of("standing", "running", "ema")
 EXTRACTOR = one_of("medicalnet", "random")
 SHA256 = rule(lambda v: len(v) == 64, "must be 64 hexadecimal digits")
 
+SCALE = rule(lambda v: 1e-6 <= v <= 1e6, "must lie between 1e-6 and 1e6")
+"""Of what noise or weights are measured by: far from where single precision rounds them to 0 or infinity."""
+
 MAX_PATCHES = 10**6
 """Of one subject: thousands of times the paper's, and a list that still fits into memory."""
 
@@ -47,7 +50,17 @@ def check(config: Any, prefix: str = "") -> None:
             check(value, key + ".")
             if getattr(value, "dp", None) is not None:
                 check_accountable(value)
-        elif value is not None and "rule" in field.metadata:
+        for number in value if isinstance(value, list) else [value]:
+            if not _is_bounded(number):
+                raise UsageError(f"{key}={value}: must be finite, and 0 or within single precision (1.2e-38 to 3.4e38)")
+        if value is not None and "rule" in field.metadata:
             is_allowed, message = field.metadata["rule"]
             if not is_allowed(value):
                 raise UsageError(f"{key}={value}: {message}")
+
+
+def _is_bounded(value: Any) -> bool:
+    """Whether a number can be computed with: of 64 bits, or of single precision and not subnormal. True for others."""
+    if isinstance(value, float):
+        return value == 0 or 1.2e-38 <= abs(value) <= 3.4e38
+    return not isinstance(value, int) or abs(value) < 2**63

@@ -14,6 +14,8 @@ from typing import Any
 
 from vesselgan.core.errors import UsageError
 
+PROTECTS_NOBODY = 10.0
+"""Epsilon from which there is no differential privacy to speak of: an attacker's odds may grow by e^10 = 22,000."""
 REMEDY = "variant=dpgan has settings that hold"
 
 

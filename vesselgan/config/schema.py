@@ -283,7 +283,7 @@ class Benchmark:
     """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
     num_subjects: int = field(metadata=POSITIVE)
     """Volumes of the cohort that is built (prepare)."""
-    ranks_per_node: int | None
+    ranks_per_node: int | None = field(metadata=POSITIVE)
     """Ranks that are probed at once (machine, scaling); null: one per GPU, else one per core."""
     folder: str | None
     """Where the shards would lie, whose file system is read (machine); null: where temporary files lie."""

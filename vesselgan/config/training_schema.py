@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SHARE_BELOW_1, one_of, rule
+from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE_BELOW_1, one_of, rule
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
@@ -18,15 +18,19 @@ class Dp:
     unit: str = field(metadata=one_of("patch", "patient"))
     """The unit of epsilon, which is sampled and clipped as one: `patch` (the paper's) or `patient`, as the shards'
     manifest names them."""
-    noise_multiplier: float | None = field(metadata=POSITIVE)
+    noise_multiplier: float | None = field(
+        metadata=rule(lambda v: 0.01 <= v <= 1000, "must lie between 0.01 and 1000; less is no differential privacy")
+    )
     """Standard deviation of the noise over clip_norm; null: what target_epsilon needs."""
-    clip_norm: float = field(metadata=POSITIVE)
+    clip_norm: float = field(metadata=SCALE)
     """Norm that each unit's gradient is cut to."""
     delta: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 1e-5"))
-    """Null: 1 / number of units, as the paper; refused above 1e-3."""
-    target_epsilon: float | None = field(metadata=POSITIVE)
+    """Null: 1 / number of units, as the paper; refused above that and above 1e-3."""
+    target_epsilon: float | None = field(
+        metadata=rule(lambda v: 0 < v <= 1e9, "must lie above 0, at most 1e9; more is no differential privacy")
+    )
     """The run stops before the step that would pass it; null: no limit."""
-    weight_clip: float = field(metadata=POSITIVE)
+    weight_clip: float = field(metadata=SCALE)
     """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
     noise_seed: int | None = field(metadata=NOT_NEGATIVE)
     """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, but whoever
@@ -105,27 +109,27 @@ class Machine:
     description: str
     device: str = field(metadata=DEVICE)
     """`cpu` or `cuda`."""
-    ranks_per_node: int
-    tflop_per_s: float
+    ranks_per_node: int = field(metadata=POSITIVE)
+    tflop_per_s: float = field(metadata=POSITIVE)
     """10^12 operations of a training step that a patch more in it adds, with one rank at work."""
-    tflop_per_s_shared: float
+    tflop_per_s_shared: float = field(metadata=POSITIVE)
     """The same of each rank while ranks_per_node are at work on one batch."""
-    overhead_ms: float
+    overhead_ms: float = field(metadata=NOT_NEGATIVE)
     """What a step takes however few its patches are, with one rank at work."""
-    overhead_ms_shared: float
+    overhead_ms_shared: float = field(metadata=NOT_NEGATIVE)
     """The same of each rank while ranks_per_node are at work on one batch."""
-    update_mparameters_per_s: float
+    update_mparameters_per_s: float = field(metadata=POSITIVE)
     """10^6 parameters that Adam steps, with one rank at work."""
-    update_mparameters_per_s_shared: float
-    link_gib_per_s: float
+    update_mparameters_per_s_shared: float = field(metadata=POSITIVE)
+    link_gib_per_s: float = field(metadata=POSITIVE)
     """That a rank sends and receives in an all-reduce within a node."""
-    network_gib_per_s: float | None
+    network_gib_per_s: float | None = field(metadata=POSITIVE)
     """The same between nodes; null: as within."""
-    call_ms: float
+    call_ms: float = field(metadata=POSITIVE)
     """Of a collective call that carries next to nothing, two ranks."""
-    load_mvoxels_per_s: float
+    load_mvoxels_per_s: float = field(metadata=POSITIVE)
     """10^6 voxels of pairs that one worker makes ready for the GAN."""
-    storage_mib_per_s: float
+    storage_mib_per_s: float = field(metadata=POSITIVE)
     """Of the file system the shards lie on, all ranks together, not yet cached."""
 
 
@@ -141,7 +145,9 @@ class Runtime:
 class TrainingRuntime(Runtime):
     """The machine, for hours and over several ranks."""
 
-    rank_timeout_minutes: float = field(metadata=POSITIVE)
+    rank_timeout_minutes: float = field(
+        metadata=rule(lambda v: 0 < v <= 366 * 24 * 60, "must lie above 0, at most a year of minutes")
+    )
     """How long a rank waits for the others in a collective call before it ends (exit 6); longer than a save."""
     deterministic: bool
     """On a GPU: cuDNN's deterministic kernels, the same in every session, at a loss of speed. Without it a resumed run

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from vesselgan.metrics.masks import as_masks
+from vesselgan.metrics.masks import as_mask, as_masks
 from vesselgan.metrics.surface import bounding_box
 
 TOUCHING = np.ones((3, 3, 3), bool)
@@ -54,7 +54,7 @@ def _components_without(lines: np.ndarray, components: np.ndarray, num_component
 
 def count_components(mask_XYZ: np.ndarray) -> int:
     """Number of connected components of a mask (26-connectivity)."""
-    mask_XYZ = np.asarray(mask_XYZ, bool)
+    mask_XYZ = as_mask(mask_XYZ, "mask")
     return int(ndimage.label(mask_XYZ[bounding_box(mask_XYZ)], TOUCHING)[1]) if mask_XYZ.any() else 0
 
 

@@ -3,6 +3,7 @@
 N batch, X Y Z voxels, F features
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vesselgan.core.errors import DataError
+from vesselgan.metrics.frechet import as_features
 
 WINDOW, SIGMA = 11, 1.5
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang 2003, five scales
@@ -34,13 +36,15 @@ def ms_ssim(first_NXYZ: Tensor, second_NXYZ: Tensor, *, data_range: float) -> Te
     """Multi-scale structural similarity (Wang 2003) of pairs of 3D patches, [N]: 1 for equal patches.
 
     MONAI's, with a Gaussian window of 11 voxels, sigma 1.5, without padding, on as many of the five scales as fit
-    (`num_scales`). DataError for patches too small for one scale.
+    (`num_scales`). DataError for patches too small for one scale and for values that are not finite.
     """
     from monai.metrics.regression import MultiScaleSSIMMetric
 
     scales = num_scales(first_NXYZ.shape[1:])
     if scales == 0:
         raise DataError(f"patches of {list(first_NXYZ.shape[1:])} voxels: MS-SSIM needs {WINDOW} on every axis")
+    if not (first_NXYZ.isfinite().all() and second_NXYZ.isfinite().all() and 0 < data_range < math.inf):
+        raise DataError(f"MS-SSIM needs finite patches and data_range={data_range} finite and above 0")
     metric = MultiScaleSSIMMetric(3, data_range, kernel_size=WINDOW, kernel_sigma=SIGMA, weights=scale_weights(scales))
     return torch.as_tensor(metric(first_NXYZ.unsqueeze(1), second_NXYZ.unsqueeze(1))).squeeze(1)
 
@@ -64,12 +68,12 @@ def mean_pairwise_distance(features_NF: np.ndarray) -> float:
     """Mean Euclidean distance over all pairs of different samples (higher: more diverse)."""
     from scipy.spatial.distance import pdist
 
-    return float(pdist(np.asarray(features_NF, dtype=np.float64)).mean())
+    return float(pdist(as_features(features_NF, "features")).mean())
 
 
 def mean_nearest_distance(features_NF: np.ndarray, reference_MF: np.ndarray) -> float:
     """Mean Euclidean distance of the samples to their nearest reference sample (lower: more alike)."""
     from scipy.spatial.distance import cdist
 
-    features = np.asarray(features_NF, dtype=np.float64)
-    return float(cdist(features, np.asarray(reference_MF, dtype=np.float64)).min(axis=1).mean())
+    features, reference = as_features(features_NF, "features"), as_features(reference_MF, "reference")
+    return float(cdist(features, reference).min(axis=1).mean())

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from vesselgan.core.errors import DataError
-from vesselgan.metrics.masks import as_array
+from vesselgan.metrics.masks import LARGEST, as_finite
 
 
 def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
@@ -16,7 +16,7 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     Covariances over n - 1, all in float64. With C_a = A^T A and C_b = B^T B the trace of the root is the sum of the
     singular values of A B^T: without a matrix root, rank-deficient covariances lose no digits. Clipped at 0. Depends on
     n: compare only distances of equal n. Warns when a set has too few samples for a covariance of full rank. DataError
-    below 2 samples, for values that are not finite and for different numbers of features.
+    below 2 samples, for values that are not finite or from LARGEST on, and for different numbers of features.
     """
     sets = [as_features(features_a, "features_a"), as_features(features_b, "features_b")]
     if sets[0].shape[1] != sets[1].shape[1]:
@@ -26,10 +26,7 @@ def frechet_distance(features_a: np.ndarray, features_b: np.ndarray) -> float:
     (mean_a, root_a), (mean_b, root_b) = (_mean_and_root(features) for features in sets)
     trace = np.square(root_a).sum() + np.square(root_b).sum()
     shared = np.linalg.svd(root_a @ root_b.T, compute_uv=False).sum()
-    distance = float(np.square(mean_a - mean_b).sum() + trace - 2 * shared)
-    if not np.isfinite(distance):
-        raise DataError("the features are too large for a distance in double precision; check the extractor")
-    return max(0.0, distance)
+    return max(0.0, float(np.square(mean_a - mean_b).sum() + trace - 2 * shared))
 
 
 def rank_note(num_samples: int, num_features: int) -> str | None:
@@ -43,13 +40,11 @@ def rank_note(num_samples: int, num_features: int) -> str | None:
 
 
 def as_features(features: np.ndarray, name: str) -> np.ndarray:
-    """`features` as float64; DataError unless they are [N, F], finite, with two samples or more."""
+    """`features` as float64; DataError unless they are [N, F], below LARGEST, with two samples or more."""
     # In C order: sums over another order round otherwise.
-    features = np.ascontiguousarray(as_array(features, name), dtype=np.float64)
+    features = np.ascontiguousarray(as_finite(features, name, largest=LARGEST), dtype=np.float64)
     if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
         raise DataError(f"{name} has shape {features.shape}: expected [samples, features] with at least two samples")
-    if not np.isfinite(features).all():
-        raise DataError(f"{name}: {np.count_nonzero(~np.isfinite(features))} values are not finite")
     return features
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+from vesselgan.metrics.masks import as_finite
 from vesselgan.metrics.statistics import MIN_PATIENTS
 
 
@@ -21,7 +22,7 @@ def jackknife_interval(
     SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. The bootstrap would
     put samples twice into a set, which biases distances of distributions. Clipped to 0 .. upper_limit.
     """
-    values = np.asarray(leave_one_out, dtype=np.float64)
+    values = as_finite(leave_one_out, "leave_one_out").astype(np.float64)
     count = len(values)
     if count < MIN_PATIENTS:
         return None

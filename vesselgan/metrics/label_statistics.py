@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, sparse, stats
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.centreline import TOUCHING, centreline
+from vesselgan.metrics.masks import LARGEST, as_finite, as_mask
 
 # Statistic -> unit. One value per patch, except radius_mm (per centreline voxel) and component_voxels (per component).
 UNITS = {
@@ -44,8 +46,13 @@ class LabelStatistics:
 
 
 def label_statistics(image_XYZ: np.ndarray, label_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> LabelStatistics:
-    """Statistics of one patch: image in [0, 255], label {0, 1}. Vessels end at the border of the patch."""
-    vessel_XYZ = label_XYZ.astype(bool)
+    """Statistics of one patch: image in [0, 255], label {0, 1}. Vessels end at the border of the patch.
+
+    DataError for a label of other values, an image that is not finite, and edges of voxels that are not above 0.
+    """
+    image_XYZ, vessel_XYZ = as_finite(image_XYZ, "image", largest=LARGEST), as_mask(label_XYZ, "label")
+    if not all(0 < edge < LARGEST for edge in spacing_mm):
+        raise DataError(f"spacing_mm={spacing_mm}: expected finite lengths above 0")
     components_XYZ, num_components = ndimage.label(vessel_XYZ, TOUCHING)
     skeleton_XYZ = centreline(vessel_XYZ)
     inside_V, rim_V = _inside_and_rim(image_XYZ, vessel_XYZ)
@@ -69,7 +76,7 @@ def consistency(image_XYZ: np.ndarray, label_XYZ: np.ndarray) -> float | None:
     The area under the ROC curve near the label, invariant to brightness and contrast of the patch: 1 if the label is
     exactly the bright vessel, 0.5 if it is unrelated to the image. None for a label that is empty or has no rim.
     """
-    return _brighter(*_inside_and_rim(image_XYZ, label_XYZ.astype(bool)))
+    return _brighter(*_inside_and_rim(as_finite(image_XYZ, "image"), as_mask(label_XYZ, "label")))
 
 
 def shift_label(label_XYZ: np.ndarray, voxels: int = 2) -> np.ndarray:

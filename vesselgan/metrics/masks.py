@@ -1,8 +1,13 @@
 """Checks of the arrays that the scores take, so that their memory layout never matters."""
 
+import math
+
 import numpy as np
 
 from vesselgan.core.errors import DataError
+
+LARGEST = 1e6
+"""Of features and intensities: squares of larger ones leave no digits of a distance of order 1 in double precision."""
 
 
 def as_masks(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +24,7 @@ def as_masks(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.n
             if masks[0].ndim
             else "a number is no mask; score arrays with at least one axis"
         )
-    return _as_mask(masks[0], "truth"), _as_mask(masks[1], "predicted")
+    return as_mask(masks[0], "truth"), as_mask(masks[1], "predicted")
 
 
 def as_array(values: object, name: str) -> np.ndarray:
@@ -33,7 +38,18 @@ def as_array(values: object, name: str) -> np.ndarray:
     return array
 
 
-def _as_mask(array: np.ndarray, side: str) -> np.ndarray:
+def as_finite(values: object, name: str, *, largest: float = math.inf) -> np.ndarray:
+    """`values` as an array of real numbers; DataError for NaN, infinite values and sizes from `largest` on."""
+    array = as_array(values, name)
+    if array.size and not (-largest < array.min() and array.max() < largest):  # a NaN fails both
+        bound = f" and below {largest:g} in size" if largest < math.inf else ""
+        raise DataError(f"{name} lies between {array.min()} and {array.max()}: expected finite numbers{bound}")
+    return array
+
+
+def as_mask(values: object, side: str) -> np.ndarray:
+    """`values` as bool, in C order; DataError for others than 0 and 1."""
+    array = as_array(values, side)
     foreign = array[(array != 0) & (array != 1)]
     if foreign.size:
         raise DataError(

@@ -15,6 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
+from vesselgan.metrics.masks import LARGEST, as_finite
+
 BLOCK = 32  # training patches compared at once
 MAX_BYTES = 2**30  # memory of the queries of one pass over the training patches
 
@@ -39,8 +41,11 @@ class Neighbour:
 
 
 def standardise(image_XYZ: np.ndarray) -> np.ndarray:
-    """The image as a float32 vector of mean 0 and standard deviation 1; a constant image becomes zeros."""
-    flat_V = np.asarray(image_XYZ, np.float32).ravel()
+    """The image as a float32 vector of mean 0 and standard deviation 1; a constant image becomes zeros.
+
+    DataError for values that are not finite or from LARGEST on.
+    """
+    flat_V = np.asarray(as_finite(image_XYZ, "image", largest=LARGEST), np.float32).ravel()
     flat_V = flat_V - flat_V.mean(dtype=np.float64).astype(np.float32)
     deviation = math.sqrt(float(np.mean(flat_V * flat_V, dtype=np.float64)))
     return flat_V / np.float32(deviation) if deviation > 1e-6 else np.zeros_like(flat_V)

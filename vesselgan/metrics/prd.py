@@ -6,6 +6,7 @@ import numpy as np
 
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.frechet import as_features
+from vesselgan.metrics.masks import as_finite
 
 EPSILON = 1e-6  # keeps the slopes away from 0 and infinity, as in the original
 NUM_STARTS = 10
@@ -36,7 +37,9 @@ def prd_auc(precision: np.ndarray, recall: np.ndarray) -> float:
     Recall decreases monotonically with the angle. Sorting by recall would order points of equal recall arbitrarily, and
     identical sets would miss 1. DataError for a curve in another order.
     """
-    precision, recall = np.asarray(precision, dtype=np.float64), np.asarray(recall, dtype=np.float64)
+    precision, recall = (
+        as_finite(curve, name).astype(np.float64) for curve, name in ((precision, "precision"), (recall, "recall"))
+    )
     if precision.shape != recall.shape or precision.ndim != 1 or len(precision) < 2:
         raise DataError(f"precision {precision.shape} and recall {recall.shape}: expected two curves of one length")
     steps = np.diff(recall)

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import wilcoxon
 
+from vesselgan.metrics.masks import as_finite
+
 MIN_PATIENTS = 5
 """Below it there is no interval and no test: with four patients a two-sided p cannot be below 0.1."""
 BOOTSTRAP_SAMPLES = 10_000
@@ -82,10 +84,8 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
 
 
 def _check(values_PS: np.ndarray) -> np.ndarray:
-    values_PS = np.asarray(values_PS, dtype=float)
-    assert values_PS.ndim == 2 and values_PS.size and np.isfinite(values_PS).all(), (
-        "scores are finite, patients x seeds"
-    )
+    values_PS = as_finite(values_PS, "scores").astype(float)
+    assert values_PS.ndim == 2 and values_PS.size, "scores are patients x seeds"
     return values_PS
 
 

@@ -5,14 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.config.private import PROTECTS_NOBODY
 from vesselgan.config.schema import Dp, Variant
 from vesselgan.core.errors import CheckpointError, PrivacyError, UsageError
 from vesselgan.privacy.opacus_parts import epsilon_of, epsilon_prv, noise_for, renyi, renyi_of_group
 
 LARGEST_DELTA = 1e-3
 """Delta is the probability that the bound does not hold; 1 / 47 for 47 patients would expose one of them."""
-PROTECTS_NOBODY = 10.0
-"""Epsilon from which the summary warns: an attacker's odds may grow by e^10 = 22,000."""
 NOT_COVERED = (
     "the intensity range, which is a percentile of the private volumes",
     "the label threshold, the checkpoint and the settings, where they are chosen on private validation data",
@@ -107,11 +106,12 @@ def _mechanism(dp: Dp, patients: PatientCounts, batch_size: int, steps: int) -> 
     """Of a run of `steps` critic steps; with dp.noise_multiplier null, the noise that keeps all within the target."""
     num_units = patients.num_patients if dp.unit == "patient" else patients.num_patches
     delta = 1 / num_units if dp.delta is None else dp.delta
-    if delta > LARGEST_DELTA:
+    if delta > min(LARGEST_DELTA, 1 / num_units):
         origin = f"1 / {num_units:,} {plural(dp.unit)}" if dp.delta is None else "variant.dp.delta"
         raise PrivacyError(
             f"delta={delta:.3g} ({origin}) is too large: with that probability the bound does not hold. Set "
-            f"variant.dp.delta to at most {LARGEST_DELTA:g} and well below 1 / {num_units:,}, such as 1e-5"
+            f"variant.dp.delta to at most {LARGEST_DELTA:g} and well below 1 / {num_units:,}, such as 1e-5; more is no "
+            "differential privacy"
         )
     if batch_size >= num_units:
         raise UsageError(
@@ -163,6 +163,11 @@ def summary_lines(mechanism: Mechanism, steps: int) -> list[str]:
         lines.append(
             f"privacy: per {unit}: epsilon {epsilon:.4g} at delta {mechanism.delta:.3g} ({method}){verdict(epsilon)}"
         )
+    if mechanism.delta >= 1 / mechanism.num_units:
+        lines.append(
+            f"privacy: at delta 1 / {mechanism.num_units:,} a program that publishes one whole {mechanism.unit} "
+            "passes: no differential privacy for that one; set variant.dp.delta=1e-5"
+        )
     return [*lines, "privacy: not covered by any epsilon: " + "; ".join(NOT_COVERED)]
 
 
@@ -171,7 +176,7 @@ def verdict(epsilon: float) -> str:
     if epsilon < PROTECTS_NOBODY:
         return ""
     factor = f"{np.exp(epsilon):,.0f}" if epsilon < 15 else f"10^{epsilon / np.log(10):.0f}"
-    return f": this protects nobody, an attacker's odds may grow by a factor of {factor}"
+    return f": no differential privacy, an attacker's odds may grow by a factor of {factor}"
 
 
 def plural(unit: str) -> str:

@@ -82,7 +82,10 @@ def epsilon_prv(
         return None
     accountant = PRVAccountant()
     accountant.history = [(noise_multiplier, sample_rate, steps)]
-    epsilon = float(accountant.get_epsilon(delta, eps_error=error or max(0.01, PRV_SHARE * by_rdp)))
+    try:
+        epsilon = float(accountant.get_epsilon(delta, eps_error=error or max(0.01, PRV_SHARE * by_rdp)))
+    except ValueError:  # a delta so small that PRV's rounding exceeds it
+        return None
     if not 0 <= epsilon <= by_rdp + 2 * max(0.01, PRV_SHARE * by_rdp):
         raise PrivacyError(
             f"the accountants disagree: RDP bounds epsilon by {by_rdp:.3f}, PRV by {epsilon:.3f}, at noise multiplier "

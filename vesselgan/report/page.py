@@ -157,7 +157,7 @@ def _page(cohort: str, results: Results, runs: Sequence[Run], sections: Sequence
     missing = sum(aim.verdict == NOT_RUN for aim in aims)
     chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])
     chips += [f"{missing} not run"] if missing else []
-    chips += [f"GAN {run.title}" for run in runs]
+    chips += [", ".join([f"GAN {run.title}", *(f"warning: {text}" for text in run.warnings)]) for run in runs]
     chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
     title = f"Synthetic vessel patches: {cohort}"
     values = {"title": title, "chips": chips, "sections": sections, "citation": paper.CITATION}

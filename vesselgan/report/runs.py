@@ -1,5 +1,6 @@
 """A GAN's run directory as the report reads it: settings, logged scalars, architecture, synthetic shards."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ class Run:
     synthetic: Path | None
     architecture: dict[str, Any] | None
     """The networks, layer by layer."""
+    warnings: list[str]
+    """See `warnings_of`."""
 
     @property
     def variant(self) -> str | None:
@@ -81,8 +84,20 @@ def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
         steps=np.array([int(entry["step"]) for entry in metrics], np.int64),
         scalars={name: np.array([_number(entry.get(name)) for entry in metrics]) for name in names},
         architecture=run.architecture(),
+        warnings=warnings_of(metrics),
         synthetic=patches if (patches / MANIFEST).is_file() else None,
     )
+
+
+def warnings_of(metrics: Sequence[dict[str, Any]]) -> list[str]:
+    """A text for each kind of warning that training logged: how often, and when last."""
+    texts = []
+    for key in sorted({name for entry in metrics for name in entry if name.startswith("warning/")}):
+        measured = [entry for entry in metrics if key in entry]
+        if steps := [int(entry["step"]) for entry in measured if entry[key]]:
+            name = key.removeprefix("warning/").replace("_", " ")
+            texts.append(f"{name} in {len(steps)} of {len(measured)} measurements, last at step {steps[-1]:,}")
+    return texts
 
 
 def _number(value: Any) -> float:

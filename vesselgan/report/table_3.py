@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from vesselgan.config.private import PROTECTS_NOBODY
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
@@ -99,7 +100,9 @@ def _budget(privacy: dict[str, Any]) -> str:
     """The privacy budget that was spent; no epsilon if the noise is not secret."""
     spent = f"\nepsilon {privacy['epsilon']:.3g} per {privacy['unit']} at delta {privacy['delta']:.2g}"
     if not privacy.get("is_key_secret", True):
-        spent = "\nno epsilon, as its noise seed is known"
+        spent = "\nno epsilon, as its noise seed is known: no differential privacy"
+    elif privacy["epsilon"] >= PROTECTS_NOBODY:
+        spent += ": no differential privacy"
     return f"{spent}\nnoise multiplier {privacy['noise_multiplier']:g}"
 
 

@@ -28,6 +28,7 @@ PAPER_SOURCES = {"real": "on real", "SN-MP": "on synthetic by SN-MP", "c-SN-MP":
 CSV_COLUMNS = ("row", "region", "metric", "source", "statistic", "subject", "number")
 AIMS = (  # text, target of all vessels and intracranial, the two methods, whether the aim is a ratio
     ("U-Net on real minus best threshold", (0.10, 0.05), "real", "threshold", False),
+    ("U-Net on synthetic minus best threshold", (0.01, 0.01), "synthetic", "threshold", False),
     ("U-Net on synthetic as a share of real", (0.80, 0.80), "synthetic", "real", True),
     ("U-Net on synthetic minus shuffled labels", (0.20, 0.20), "synthetic", "shuffled", False),
 )

@@ -43,7 +43,7 @@ def section(runs: Sequence[Run]) -> Section:
     titles: dict[str, str] = {}
     for run in runs:
         networks = json.dumps(run.architecture)
-        blocks += [Heading(run.title), _losses(run)]
+        blocks += [Heading(run.title), *(Text(f"{text}.", "Warning:") for text in run.warnings), _losses(run)]
         if networks in titles and run.architecture:
             blocks.append(Text(f"The networks are those of {titles[networks]}."))
         else:

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.segmentation.sliding_window import probability_map
+from vesselgan.segmentation.training_provenance import is_preprocessed
 
 NETWORK = "unet"
 SUFFIXES = (".nii.gz", ".nii")
+SPACING_RATIO = 1.25
+"""Of an image's spacing to the training volumes', beyond which it is said; cohorts of one protocol differ less."""
 BARRIER_MINUTES = 24 * 60.0
 """Timeout of a rank that has done its volumes and waits for the others; a launcher ends all when one dies."""
 
@@ -47,6 +51,10 @@ class Settings:
     shuffle_labels: bool
     weights_sha256: str
     patch_shape: list[int]
+    spacing_mm: list[float] | None
+    """Of the volumes that it learned from; null if unknown, as the next."""
+    is_preprocessed: bool | None
+    """Whether data_prep.preprocess made them."""
     scaling: str
     upper_percentile: float
     threshold: float
@@ -121,6 +129,8 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
         shuffle_labels=trained.data.shuffle_labels,
         weights_sha256=sha256_of(run.path / CHECKPOINTS / name / weights_file(NETWORK)),
         patch_shape=state["patch_shape"],
+        spacing_mm=state.get("spacing_mm"),
+        is_preprocessed=state.get("is_preprocessed"),
         scaling=state["scaling"],
         upper_percentile=state["upper_percentile"],
         threshold=config.threshold,
@@ -141,6 +151,8 @@ def segment_volume(
 ) -> dict[str, Any]:
     """Segment one image; returns its entry in the record."""
     volume = read_image(image, nan_value=nan_value)
+    for difference in differences(settings, image, volume.spacing_mm):
+        log.warning(f"{image}: {difference}; the segmentation may be wrong")
     try:
         limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
     except DataError as error:
@@ -168,6 +180,23 @@ def segment_volume(
         "image_sha256": sha256_of(image),
         "output_sha256": sha256_of(out.label(subject)),
     }
+
+
+def differences(settings: Settings, image: Path, spacing_mm: Sequence[float]) -> list[str]:
+    """In what an image is unlike those that the U-Net learned from."""
+    found = []
+    learned = settings.spacing_mm
+    ratios = [] if learned is None else [a / b for a, b in zip(spacing_mm, learned, strict=True)]
+    if any(not 1 / SPACING_RATIO <= ratio <= SPACING_RATIO for ratio in ratios):
+        sizes = " x ".join(f"{s:g}" for s in spacing_mm)
+        found.append(f"voxels of {sizes} mm, the U-Net learned from {' x '.join(f'{s:g}' for s in learned or [])} mm")
+    if settings.is_preprocessed is not None and settings.is_preprocessed != is_preprocessed(image):
+        found.append(
+            "not preprocessed, the U-Net learned from preprocessed volumes (python -m data_prep.preprocess)"
+            if settings.is_preprocessed
+            else "preprocessed, the U-Net learned from raw volumes"
+        )
+    return found
 
 
 def _in_words(entry: dict[str, Any]) -> str:

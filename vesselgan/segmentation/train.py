@@ -65,7 +65,19 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
                 f"{shards.folder} was scaled to percentile {shards.manifest.upper_percentile}, {validation.folder} to "
                 f"{validation.manifest.upper_percentile}: take shards of one scaling"
             )
+        _check_labels(shards, config.data.label_threshold)
     return sets, validation
+
+
+def _check_labels(shards: ShardSet, threshold: float | None) -> None:
+    """Raises DataError for labels that teach nothing: no patch shows both vessel and background."""
+    if any(0 < shards.label(i, threshold).mean() < 1 for i in range(len(shards))):
+        return
+    remedy = "make the shards again from a cohort with vessel labels"
+    if shards.origin == "synthetic":
+        cut = shards.label_threshold if threshold is None else threshold
+        remedy = f"the label threshold is {cut}: choose another with launch/evaluate.py evaluate=label_threshold"
+    raise DataError(f"{shards.folder}: no patch has vessel and background, so a U-Net learns nothing; {remedy}")
 
 
 def _shards_of_origin(folder: Path, origin: str) -> ShardSet:

@@ -4,8 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vesselgan.formats.cohort import shards_dir
+from vesselgan.core.errors import DataError
+from vesselgan.formats.cohort import Cohort, shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest
+
+
+def is_preprocessed(image: Path) -> bool:
+    """Whether data_prep.preprocess wrote the image: its provenance lies beside it."""
+    return image.name == "image.nii.gz" and image.with_name("image.json").is_file()
+
+
+def learned_from_preprocessed(cohort_dir: str) -> bool | None:
+    """Whether the validation volumes of a cohort are preprocessed; None for shards without a readable cohort."""
+    try:
+        subjects = Cohort.read(cohort_dir).of_split("validation")
+    except DataError:
+        return None
+    return all(is_preprocessed(subject.image) for subject in subjects.values())
 
 
 def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet) -> dict[str, Any]:

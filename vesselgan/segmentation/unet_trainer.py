@@ -17,7 +17,7 @@ from vesselgan.losses.segmentation import LOSSES
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.nonfinite import SkipLimit
 from vesselgan.runtime.timing import Scalars
-from vesselgan.segmentation.training_provenance import learned_from
+from vesselgan.segmentation.training_provenance import learned_from, learned_from_preprocessed
 from vesselgan.segmentation.validation import Validation
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.trainer.checkpointer import Checkpointer, FixedState
@@ -33,6 +33,8 @@ def training_data(config: TrainUnet, sets: list[ShardSet], validation_set: Shard
         "scaling": config.data.scaling,
         "upper_percentile": validation_set.manifest.upper_percentile,
         "patch_shape": list(validation_set.patch_shape),
+        "spacing_mm": list(validation_set.spacing_mm),
+        "is_preprocessed": learned_from_preprocessed(config.data.cohort_dir),
         # The budget spent on the training patches, if one private GAN made all of them.
         "privacy": sets[0].manifest.extra.get("privacy") if len(sets) == 1 else None,
         "learned_from": learned_from(config.data.cohort_dir, sets, validation_set),

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
-from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, content_hash, write_manifest, write_shard
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
@@ -23,6 +24,8 @@ from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_g
 
 PAIRS_PER_SHARD = 256
 SETTINGS = "generation.json"
+FAR = 3.0
+"""Ratio of the vessel fractions of synthetic and training labels from which a set gets a warning."""
 
 
 def generate(config: Generate) -> ShardSet:
@@ -56,6 +59,7 @@ def generate(config: Generate) -> ShardSet:
         log.info(f"generating {config.num_patches} patches of {shape} from {origin}, on {device}")
         _write_shards(out, trained, config, settings)
     shards = ShardSet(out)
+    _log_labels(shards, RunDir(config.run))
     if config.nifti:
         _write_nifti(shards)
     return shards
@@ -98,14 +102,15 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
             else:
                 bar.update(len(indices))
             shards.append(info)
-    grid = {"spacing_mm": geometry["spacing_mm"], "affine": geometry["affine"]}
+    spacing_mm = tuple(geometry["spacing_mm"])
+    grid = {"spacing_mm": spacing_mm, "affine": canonical_affine(patch_shape, spacing_mm).tolist()}
     write_manifest(
         out,
         shards=shards,
         patch_shape=patch_shape,
         origin="synthetic",
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
-        spacing_mm=tuple(geometry["spacing_mm"]),
+        spacing_mm=spacing_mm,
         upper_percentile=geometry["upper_percentile"],
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
@@ -113,10 +118,46 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
     log.info(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s")
 
 
+def canonical_affine(patch_shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
+    """Along the axes, the origin at the patch's centre: a synthetic patch has no subject's position."""
+    affine = np.diag([*spacing_mm, 1.0])
+    affine[:3, 3] = -np.asarray(spacing_mm) * (np.asarray(patch_shape) - 1) / 2
+    return affine
+
+
 def _records(trained: TrainedGenerator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
     for record in trained.records(indices, config.seed, config.label_threshold, config.batch_size):
         yield record
         bar.update()
+
+
+def _log_labels(synthetic: ShardSet, run: RunDir) -> None:
+    """Logs how empty the labels are, beside those that the GAN learned from; a warning if they are far apart."""
+    num_empty, fraction = _emptiness(synthetic)
+    line = (
+        f"labels at threshold {synthetic.label_threshold:g}: {num_empty} of {len(synthetic)} patches empty, vessel "
+        f"fraction {fraction:.3g}"
+    )
+    folder = shards_dir(run.config("train_gan").data.cohort_dir, "gan", "train")
+    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
+        log.info(f"{line}; not compared with the training set's, which is not in {folder}")
+        is_far = not fraction
+    else:
+        training = ShardSet(folder)
+        num_empty, expected = _emptiness(training)
+        log.info(f"{line}; training set: {num_empty} of {len(training)} empty, vessel fraction {expected:.3g}")
+        is_far = not expected / FAR <= fraction <= FAR * expected
+    if is_far:
+        log.warning(
+            f"{synthetic.folder}: these labels are not like those of the training set; choose a threshold with "
+            "launch/evaluate.py evaluate=label_threshold, or train the GAN longer"
+        )
+
+
+def _emptiness(shards: ShardSet) -> tuple[int, float]:
+    """(number of patches without vessel, vessel fraction of the set) at the recommended threshold."""
+    fractions = [float(shards.label(i).mean()) for i in range(len(shards))]
+    return fractions.count(0.0), float(np.mean(fractions))
 
 
 def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -> ShardInfo | None:
@@ -131,7 +172,7 @@ def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -
 
 
 def _write_nifti(shards: ShardSet) -> None:
-    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the cohort's grid; existing files are kept."""
+    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the canonical grid; existing files are kept."""
     out = shards.folder / "nifti"
     for record in tqdm(shards, unit="NIfTI pair", disable=None):
         folder = out / record.subject

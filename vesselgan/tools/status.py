@@ -9,15 +9,17 @@ from typing import Any
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.run_dir import RunDir
+from vesselgan.report.runs import warnings_of
 
 HEALTHY, STALLED, STOPPED, FINISHED = "healthy", "stalled", "stopped", "finished"
-TAIL_BYTES = 65536
+TAIL_BYTES = 2**20
+"""Of the metrics: thousands of lines, so that warnings of a while ago are among them."""
 SILENT_INTERVALS = 10
 """Intervals between two lines of metrics that may pass in silence before a run counts as stalled."""
 
 
 def status(command: Command) -> None:
-    """Print a run's status: two lines, or with --json one object."""
+    """Print a run's status: a few lines, or with --json one object."""
     report = run_status(Path(command.config.run), stalled_minutes=command.config.stalled_minutes)
     print(json.dumps(report) if command.wants_json else format_status(report), flush=True)
 
@@ -38,6 +40,7 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         "checkpoint_age_s": run.checkpoint_age_s(),
         "silent_s": run.silent_s(),
         "sessions": len(run.sessions()),
+        "warnings": warnings_of(metrics),
         "requeue_requested": requeue is not None,
         "holder": run.holder(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -47,15 +50,18 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
 
 
 def format_status(report: dict[str, Any]) -> str:
-    """Two lines: the state and its reason; what the run has done."""
+    """Two lines: the state and its reason; what the run has done. A further one for each kind of warning."""
     rate = f", {report['step_ms']:.0f} ms a step" if report["step_ms"] else ""
     checkpoint = "no checkpoint yet"
     if report["checkpoint"]:
         checkpoint = f"last checkpoint {report['checkpoint']}, {format_age(report['checkpoint_age_s'])} old"
     sessions = f"{report['sessions']} session{'s' if report['sessions'] != 1 else ''}"
-    return (
-        f"{report['state']}: {report['reason']}\nstep {report['step']}{rate}; {checkpoint}; {sessions}; {report['run']}"
-    )
+    lines = [
+        f"{report['state']}: {report['reason']}",
+        f"step {report['step']}{rate}; {checkpoint}; {sessions}; {report['run']}",
+        *(f"warning: {text}" for text in report["warnings"]),
+    ]
+    return "\n".join(lines)
 
 
 def format_age(seconds: float) -> str:

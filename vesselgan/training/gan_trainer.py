@@ -3,9 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 from vesselgan.privacy.step import PrivateRun
@@ -51,7 +48,7 @@ def build_trainer(
         session,
         schedule,
         engines,
-        parts=[patch_geometry(session.config, shards), logger, sampling_weights, *private_parts],
+        parts=[patch_geometry(shards), logger, sampling_weights, *private_parts],
         every=settings.checkpoint_every,
         keep_last=settings.keep_last,
         save_every_epochs=settings.save_every_epochs,
@@ -111,18 +108,11 @@ def _batches(
     )
 
 
-def patch_geometry(config: TrainGan, shards: ShardSet) -> FixedState:
-    """What `generate` must know of the training set.
-
-    The affine is the first subject's. A private run stores its spacing alone: a patient's pose is personal data.
-    """
-    affine = next(iter(shards.subjects.values()))["affine"]
-    if config.variant.dp is not None:
-        affine = np.diag([*shards.spacing_mm, 1.0]).tolist()
+def patch_geometry(shards: ShardSet) -> FixedState:
+    """What `generate` must know of the training set; no subject's position and orientation, which are personal data."""
     geometry = {
         "patch_shape": list(shards.patch_shape),
         "spacing_mm": list(shards.spacing_mm),
-        "affine": affine,
         "upper_percentile": shards.manifest.upper_percentile,
     }
     return FixedState({"manifest": geometry})
