@@ -134,7 +134,7 @@ def inspect_shard(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | No
         info = ShardInfo(**json.loads(_record_path(cohort_dir, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if not path.is_file():
+    if not path.is_file() or info.file != path.name:
         return None
     if path.stat().st_size != info.bytes:
         return f"{path}: {path.stat().st_size} bytes, {info.bytes} were written"

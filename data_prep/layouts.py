@@ -12,6 +12,7 @@ from pathlib import Path
 
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_id, printable
 
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
@@ -64,8 +65,8 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     pattern without `{subject}`, or a `{session}` that the image's pattern has not.
     """
     root = Path(root)
-    if _printable(str(root)) != str(root):
-        raise DataError(f"data.root={str(root)!r}: the path is not UTF-8; rename the folder")
+    if not str(root).isprintable():
+        raise DataError(f"data.root={str(root)!a}: the path holds bytes or signs that are no text; rename the folder")
     if not root.is_dir():
         raise DataError(
             f"data.root={root}: no such folder; give the folder that holds the cohort "
@@ -79,7 +80,7 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     if not ids:
         raise DataError(
             f"{root}: no file fits data.layout.image={patterns['image']!r}; "
-            + (f"there are {', '.join(map(_printable, names[:3]))}, ..." if names else "the folder holds no files")
+            + (f"there are {', '.join(map(printable, names[:3]))}, ..." if names else "the folder holds no files")
         )
     subjects = [_subject_files(root, subject, patterns, matches, rename) for subject in ids]
     warnings = [
@@ -95,7 +96,7 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     }
     unmatched = {name for name in names if name.lower().endswith(VOLUME_ENDINGS)} - matched
     if unmatched:
-        examples = ", ".join(map(_printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
+        examples = ", ".join(map(printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
         shown = f": {examples}" if rename is str else ""  # file names could reveal pseudonymous ids
         warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(unmatched)}){shown}")
     return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings))
@@ -156,11 +157,6 @@ def _check_patterns(patterns: dict[str, str]) -> None:
             raise UsageError(f"{setting}: has a {{session}} that data.layout.image has not; write * for any one visit")
 
 
-def _printable(name: str) -> str:
-    """A file's name as text, whatever its bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[str, list[_Match]]:
     """Subject -> the files that fit the whole pattern, one per session, in the order of the sessions."""
     expression = re.compile(_expression(pattern))
@@ -168,11 +164,9 @@ def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[st
     for name in names:
         if (fit := expression.fullmatch(name)) is None:
             continue
-        if _printable(name) != name:
-            raise DataError(
-                f"{root}: the name {name!r} is not UTF-8, and ids stand in texts; rename the file or folder"
-            )
-        subject, session = fit["subject"], fit.groupdict().get("session") or ""
+        if not name.isprintable():
+            raise DataError(f"{root}: the name {name!a} holds bytes or signs that are no text; rename it")
+        subject, session = check_id(fit["subject"], root / name), fit.groupdict().get("session") or ""
         sessions = matches.setdefault(subject, {})
         if session in sessions:
             raise DataError(

@@ -14,6 +14,7 @@ from data_prep.layouts import find_subjects
 from data_prep.pseudonyms import is_pseudonym, renamer
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
+from vesselgan.core.names import check_id
 
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+")
 _VISIT = re.compile(
@@ -66,6 +67,6 @@ def _read_column(path: str | None, rename: Callable[[str], str]) -> dict[str, st
         if not (patient := (row.get("patient") or "").strip()):
             continue
         subject = rename((row.get("subject") or "").strip())
-        if patients.setdefault(subject, rename(patient)) != rename(patient):
+        if patients.setdefault(subject, rename(check_id(patient, path))) != rename(patient):
             raise DataError(f"{path}: {subject} has two patients; name one")
     return patients

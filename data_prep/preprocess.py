@@ -31,6 +31,7 @@ from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 
@@ -114,7 +115,7 @@ def find_missing(
 
 def inspect(out: Path, subject: SubjectFiles, pipeline: Pipeline) -> bool | str:
     """True: the output is complete; False: there is none; else what is wrong with it."""
-    folder = out / subject.subject
+    folder = path_in(out, subject.subject)
     if not folder.is_dir():
         return False
     kinds = ["image"] + ["label"] * (subject.label is not None) + ["mask"] * (pipeline.mask_tool != "none")
@@ -168,7 +169,8 @@ def set_aside(folder: Path) -> str:
 
 def preprocess_subject(subject: SubjectFiles, pipeline: Pipeline, out: Path) -> SubjectResult:
     """Write one subject's folder, complete or not at all. A fault of its files is returned: the others continue."""
-    folder, partial = out / subject.subject, out / f".{subject.subject}{atomic_io.PARTIAL}"
+    folder = path_in(out, subject.subject)
+    partial = folder.with_name(f".{folder.name}{atomic_io.PARTIAL}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         (partial / "scratch").mkdir(parents=True)

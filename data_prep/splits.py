@@ -9,6 +9,7 @@ import numpy as np
 
 from vesselgan.config.schema import Split
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_id
 
 NAMES = ("train", "validation", "test")
 
@@ -83,7 +84,7 @@ def read_csv(
         raise DataError(f"{path}: needs a first line `subject,split`, each once, and a line for every subject")
     splits_of: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        splits_of[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())
+        splits_of[rename(check_id((row["subject"] or "").strip(), path))].add((row["split"] or "").strip())
     faults = [
         f"{subject} stands in {' and '.join(sorted(splits))}"
         for subject, splits in splits_of.items()

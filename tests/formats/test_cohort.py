@@ -125,3 +125,15 @@ def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[
     with pytest.raises(DataError, match=message) as caught:
         Cohort.read(tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
+def test_an_id_is_a_plain_name(tmp_path: Path, hostile: str) -> None:
+    cohort(tmp_path).write(tmp_path)
+    content = json.loads((tmp_path / COHORT).read_text())
+    as_name = content | {"name": hostile}
+    as_subject = content | {"subjects": {hostile: content["subjects"]["sub-1"]}}
+    for damaged in (as_name, as_subject):
+        (tmp_path / COHORT).write_text(json.dumps(damaged))
+        with pytest.raises(DataError):
+            Cohort.read(tmp_path)

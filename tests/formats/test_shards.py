@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -277,8 +278,8 @@ def raise_version(content: dict) -> None:
         (lambda m: m.update(count=6), "count is 6.* sum to 5"),
         (lambda m: m.update(shards=[]), "count"),
         (lambda m: m.update(subjects=[1]), "damaged"),
-        (lambda m: m["shards"][0].update(file="../shard-0.h5"), "plain file name"),
-        (lambda m: m["shards"][0].update(file="/etc/passwd"), "plain file name"),
+        (lambda m: m["shards"][0].update(file="../shard-0.h5"), "is no id"),
+        (lambda m: m["shards"][0].update(file="/etc/passwd"), "is no id"),
         (lambda m: m["shards"][0].update(count=-3), "shard-0.h5"),
         (lambda m: m["shards"][0].pop("sha256"), "damaged"),
         (lambda m: m["shards"][0].update(size=1), "damaged"),
@@ -306,3 +307,20 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data_prep.build_shards"):
         ShardSet(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
+def test_ids_are_plain_names(tmp_path: Path, hostile: str) -> None:
+    for change in (
+        lambda content: content["subjects"].update({hostile: {}}),
+        lambda content: content["subjects"]["sub-1-é"].update(patient=hostile),
+        lambda content: content["shards"][0].update(file=hostile),
+    ):
+        make_set(tmp_path)
+        edit_manifest(tmp_path, change)
+        with pytest.raises(DataError):
+            ShardSet(tmp_path)
+    record = replace(sample(0), subject=hostile)
+    list_in_manifest(tmp_path, [write_shard(tmp_path / "s.h5", [record], patch_shape=SHAPE, origin="real")])
+    with pytest.raises(DataError):
+        ShardSet(tmp_path).subject(0)

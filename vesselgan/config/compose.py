@@ -155,11 +155,13 @@ def from_yaml(command: str, path: Path) -> Any:
 
     try:
         values = yaml.safe_load(path.read_text())
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
+        checks.check(config)
     except OSError as error:
         raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {command}?") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not a configuration of {command}: {_plain_message(error)}") from error
+    return config
 
 
 def to_yaml(config: Any) -> str:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from vesselgan.config.checks import FLOAT32, MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
+from vesselgan.core.names import is_id
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Data:
 
     name: str = field(
         metadata=rule(
-            lambda v: v not in ("", ".", "..") and "/" not in v and v.isprintable() and v == v.strip(" -"),
+            lambda v: is_id(v) and v == v.strip(" -"),
             "must be a plain name of one folder",
         )
     )

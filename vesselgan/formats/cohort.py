@@ -25,6 +25,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
+from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
@@ -117,10 +118,10 @@ class Cohort:
             paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
             reading = _read_options(content["reading"])
             subjects = {
-                str(name): _from_json(entry, paths[name], path.parent, reading)
+                check_id(name, path): _from_json(entry, paths[name], path.parent, reading)
                 for name, entry in content["subjects"].items()
             }
-            cohort = cls(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
+            cohort = cls(check_id(content["name"], path), float(content["upper_percentile"]), subjects, is_pseudonymous)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
 from vesselgan.formats.intensities import to_stored
@@ -181,7 +182,8 @@ class ShardFile:
             self.tables = {
                 name: self._dataset(name, dtype, (count, *tail))[:] for name, (dtype, tail) in _TABLES.items()
             }
-            self.subject_ids = [bytes(name).decode("utf-8") for name in self._dataset("subject_id", None, None)[:]]
+            names = self._dataset("subject_id", None, None)[:]
+            self.subject_ids = [check_id(bytes(name).decode("utf-8"), path) for name in names]
             self._check_tables()
         except DataError:
             self.file.close()

@@ -16,6 +16,7 @@ from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.core.names import check_id
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
@@ -234,7 +235,7 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
             if not source.is_dir():
                 raise UsageError(f"input={source}: not a .nii or .nii.gz file")
             continue
-        subject = path.name.removesuffix(suffix)
+        subject = check_id(path.name.removesuffix(suffix), path)
         if subject in images:
             raise DataError(f"{images[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
         images[subject] = path
