@@ -159,7 +159,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             label_sha256=result.label_sha256,
             reading=reading,
         )
-    return Cohort(data.name, prepare.upper_percentile, subjects, prepare.pseudonymise)
+    return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
 
 
 def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
@@ -271,7 +271,7 @@ def write_manifests(
                 for name, subject in subjects.items()
             },
             "spacing_mm": tuple(float(s) for s in spacing_mm),
-            "upper_percentile": data.prepare.upper_percentile,
+            "percentiles": data.prepare.percentiles,
             "extra": {"cohort": data.name, "purpose": purpose, "split": split}
             | {"settings": build_state.settings_of(data)},
         }

@@ -28,7 +28,7 @@ from vesselgan.config.schema import Prepare, PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
-from vesselgan.formats.intensities import intensity_limits
+from vesselgan.formats.intensities import intensity_limits, num_outside, widest_gap_below
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.formats.volumes import Header, Volume
 
@@ -37,6 +37,7 @@ Result = TypeVar("Result")
 USUAL_SPACING_MM = (0.1, 5.0)
 MAX_VESSEL_SHARE = 0.2  # of all voxels: more than any head holds
 MAX_BRAIN_SHARE = 0.8  # of all voxels: more than any brain fills of its box
+MAX_EMPTY_SHARE = 0.25  # of the range between the limits, below the median: tissue is dense there, padding is not
 
 
 def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
@@ -168,10 +169,23 @@ def _check_image(result: CheckResult, image: Volume, prepare: Prepare) -> None:
             f"{sizes}; data.prepare.reflect_pad=true reflects it at its far edge, or choose a smaller "
             "data.prepare.patch_shape"
         )
-    percentile = prepare.upper_percentile
-    result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentile), image.path)
+    percentiles = prepare.percentiles
+    result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentiles), image.path)
     if result.limits is not None:
-        result.num_clipped = int((image.data_XYZ > result.limits[1]).sum())
+        result.num_clipped = num_outside(image.data_XYZ, result.limits)
+        _check_gap(result, image.data_XYZ, result.limits)
+
+
+def _check_gap(result: CheckResult, image_XYZ: np.ndarray, limits: tuple[float, float]) -> None:
+    """A padding value far below the tissue leaves it a small part of 0..255."""
+    low, high = limits
+    start, stop, share = widest_gap_below(image_XYZ, limits)
+    if stop - start > MAX_EMPTY_SHARE * (high - low):
+        result.faults.append(
+            f"{result.files.image}: no voxel lies between {start:g} and {stop:g}, and {share:.3%} of the non-zero ones "
+            f"below: vessels would be squeezed into {255 * (stop - low) / (high - low):.0f}..255; set what is no "
+            f"tissue to 0, or raise data.prepare.lower_percentile above {100 * share:.4g}"
+        )
 
 
 def _check_label(result: CheckResult, label: Volume, prepare: Prepare) -> None:
@@ -193,13 +207,15 @@ def _check_label(result: CheckResult, label: Volume, prepare: Prepare) -> None:
 def _check_clipping(result: CheckResult, image_XYZ: np.ndarray, label_XYZ: np.ndarray, prepare: Prepare) -> None:
     if result.limits is None or not result.vessel_share:
         return
-    share = float((image_XYZ[label_XYZ == 1] > result.limits[1]).mean())
-    result.clipped_vessel_share = share
+    low, high = result.limits
+    vessel = image_XYZ[label_XYZ == 1]
+    share = result.clipped_vessel_share = float(((vessel < low) | (vessel > high)).mean())
     if share > prepare.max_clipped_vessel_share:
         result.faults.append(
-            f"{result.files.image}: {share:.1%} of the vessel voxels lie above the upper limit {result.limits[1]:g} "
-            f"and would be flattened (allowed: {prepare.max_clipped_vessel_share:.1%}); raise "
-            f"data.prepare.upper_percentile ({prepare.upper_percentile:g})"
+            f"{result.files.image}: {share:.1%} of the vessel voxels lie outside the limits {low:g} and {high:g} and "
+            f"would be flattened (allowed: {prepare.max_clipped_vessel_share:.1%}); raise "
+            f"data.prepare.upper_percentile ({prepare.upper_percentile:g}), or lower data.prepare.lower_percentile "
+            f"({prepare.lower_percentile:g})"
         )
 
 

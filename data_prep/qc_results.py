@@ -23,12 +23,12 @@ class CheckResult:
     header: Header | None = None
     limits: tuple[float, float] | None = None
     num_clipped: int | None = None
-    """Voxels above the upper limit."""
+    """Non-zero voxels outside the limits."""
     label_values: tuple[float, ...] | None = None
     vessel_share: float | None = None
     """Vessel voxels of all voxels."""
     clipped_vessel_share: float | None = None
-    """Vessel voxels above the upper limit of all vessel voxels."""
+    """Vessel voxels outside the limits of all vessel voxels."""
     mask_share: float | None = None
     """Voxels inside the brain mask of all voxels."""
     image_sha256: str | None = None

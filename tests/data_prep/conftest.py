@@ -50,6 +50,7 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
             patch_shape=[16, 16, 8],
             num_vessel_patches_gan=5,
             num_vessel_patches_unet=9,
+            lower_percentile=0.0,
             upper_percentile=99.99,
             max_clipped_vessel_share=0.05,
             split=split or Split(train=None, validation=1, test=1, seed=990, csv=None),

@@ -188,6 +188,21 @@ def test_settings_make_nan_and_soft_labels_usable(cohort: MakeCohort) -> None:
         check.check(data, ALONE)
 
 
+def test_padding_is_a_fault_until_its_percentile_is_cut(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    change(Path(data.root) / "sub-01" / "image.nii.gz", lambda a: np.where(a == 0, -2000, a))
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    assert "data.prepare.lower_percentile above 12.5" in capsys.readouterr().out  # 3 of 24 slices
+    data.prepare.lower_percentile = 12.6
+    assert warnings_of(data, capsys) == []
+    data.prepare.lower_percentile = 49.0  # above the half of the tissue, and of the vessels none
+    change(Path(data.root) / "sub-01" / "image.nii.gz", lambda a: np.where(a > 160, 60, a))
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    assert "lie outside the limits" in capsys.readouterr().out
+
+
 def test_a_thin_volume_may_be_padded(cohort: MakeCohort) -> None:
     data = one_subject(cohort)
     data.prepare.patch_shape = [32, 32, 32]

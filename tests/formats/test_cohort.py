@@ -28,7 +28,7 @@ def subject(folder: Path, name: str, split: str = "train") -> Subject:
 
 def cohort(folder: Path) -> Cohort:
     splits = {"sub-10": "test", "sub-1": "train", "sub-é": "validation", "sub-2": "train"}
-    return Cohort("phantom", 99.99, {name: subject(folder, name, split) for name, split in splits.items()})
+    return Cohort("phantom", (0.0, 99.99), {name: subject(folder, name, split) for name, split in splits.items()})
 
 
 def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
-    one = Cohort("mine", 99.9, {"a": subject(tmp_path, "a")})
+    one = Cohort("mine", (0.0, 99.9), {"a": subject(tmp_path, "a")})
     with pytest.raises(DataError, match="data.prepare.split"):
         one.of_split("test")
     with pytest.raises(UsageError, match="training"):
@@ -106,7 +106,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (lambda text: text[:-20], "cannot be read"),
         (lambda text: "[]", "not a cohort"),
         (lambda text: text.replace('"sub-2"', '"sub-1"'), "duplicate keys: sub-1"),
-        (edit(lambda c: c.update(format_version=2, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
+        (edit(lambda c: c.update(format_version=3, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
         (edit(lambda c: c.update(format="x")), "not a cohort"),
         (edit(lambda c: c.pop("name")), "KeyError: 'name'"),
         (edit(lambda c: c.update(subjects=[])), "damaged"),

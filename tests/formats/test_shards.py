@@ -55,7 +55,7 @@ def list_in_manifest(folder: Path, infos: list[ShardInfo], origin: str = "real")
         origin=origin,
         subjects=subjects,
         spacing_mm=(0.5, 0.5, 0.7),
-        upper_percentile=99.99,
+        percentiles=(0.0, 99.99),
         extra={"purpose": "gan"},
     )
 
@@ -114,7 +114,7 @@ def test_intensities_round_trip_within_half_a_step(
     label = np.zeros((2, 4, 2), np.uint8)
     record = Record(image, label, "a", (0, 0, 0), "grid", (0.0, 1.0), 0)
     info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
-    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "upper_percentile": None, "extra": {}}
+    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "percentiles": None, "extra": {}}
     write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
     back = ShardSet(folder).image(0)
     np.testing.assert_array_equal(back[1], image[1])
@@ -261,7 +261,7 @@ def test_verify_finds_forbidden_values_and_subjects(tmp_path: Path) -> None:
 
 
 def raise_version(content: dict) -> None:
-    content.update(format_version=2, made_by="vesselgan 9.1")
+    content.update(format_version=3, made_by="vesselgan 9.1")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """cohort.json: who is in a cohort, in which split, and how each volume was scaled. Written by data preparation.
 
-    {"format": "vesselgan-cohort", "format_version": 1, "made_by": ..., "name": ..., "upper_percentile": 99.99,
+    {"format": "vesselgan-cohort", "format_version": 2, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
      "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
                        "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
                        "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null}}}
@@ -30,7 +30,7 @@ from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 ROLES = ("image", "label", "mask")
@@ -59,7 +59,7 @@ class Subject:
     limits: tuple[float, float]
     """Intensities that become 0 and 255."""
     num_clipped: int
-    """Voxels above the upper limit."""
+    """Non-zero voxels outside the limits."""
     image_sha256: str
     label_sha256: str | None
     reading: ReadOptions = ReadOptions()
@@ -80,7 +80,8 @@ class Subject:
 @dataclass(frozen=True)
 class Cohort:
     name: str
-    upper_percentile: float
+    percentiles: tuple[float, float]
+    """Of the non-zero voxels, that become 0 and 255."""
     subjects: dict[str, Subject]
     is_pseudonymous: bool = False
     """Subjects have pseudonyms, and the paths of their files stand in a private file."""
@@ -121,7 +122,8 @@ class Cohort:
                 check_id(name, path): _from_json(entry, paths[name], path.parent, reading)
                 for name, entry in content["subjects"].items()
             }
-            cohort = cls(check_id(content["name"], path), float(content["upper_percentile"]), subjects, is_pseudonymous)
+            lower, upper = (float(percentile) for percentile in content["percentiles"])
+            cohort = cls(check_id(content["name"], path), (lower, upper), subjects, is_pseudonymous)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -141,7 +143,7 @@ class Cohort:
             "format_version": FORMAT_VERSION,
             "made_by": f"vesselgan {__version__}",
             "name": self.name,
-            "upper_percentile": float(self.upper_percentile),
+            "percentiles": [float(percentile) for percentile in self.percentiles],
             "reading": asdict(readings.pop()),
             "paths": "private" if self.is_pseudonymous else "here",
             "subjects": {

@@ -12,8 +12,9 @@ from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
-from vesselgan.formats.shard_file import FORMAT_VERSION, ORIGINS, ShardInfo, check_version
+from vesselgan.formats.shard_file import ORIGINS, ShardInfo, check_version
 
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -24,7 +25,7 @@ class Manifest:
     origin: str
     patch_shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    upper_percentile: float | None
+    percentiles: tuple[float, float] | None
     count: int
     subjects: dict[str, dict[str, Any]]
     shards: tuple[ShardInfo, ...]
@@ -40,7 +41,7 @@ def write_manifest(
     origin: str,
     subjects: dict[str, dict[str, Any]],
     spacing_mm: tuple[float, float, float],
-    upper_percentile: float | None,
+    percentiles: tuple[float, float] | None,
     extra: dict[str, Any],
 ) -> Path:
     """Makes the finished shards in `folder` a set; written last.
@@ -56,7 +57,7 @@ def write_manifest(
         "origin": origin,
         "patch_shape": [int(n) for n in patch_shape],
         "spacing_mm": [float(s) for s in spacing_mm],
-        "upper_percentile": upper_percentile,
+        "percentiles": percentiles,
         "count": sum(shard.count for shard in shards),
         "subjects": subjects,
         "shards": [asdict(shard) for shard in shards],
@@ -84,7 +85,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
     if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
         raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
-    check_version(path, content.get("format_version"), content.get("made_by"))
+    check_version(path, content.get("format_version"), content.get("made_by"), reads=FORMAT_VERSION)
     try:
         return _parse(path, content)
     except DataError:
@@ -98,6 +99,7 @@ def _parse(path: Path, content: dict[str, Any]) -> Manifest:
     shards = tuple(ShardInfo(**entry) for entry in content["shards"])
     patch_shape: Any = tuple(operator.index(n) for n in content["patch_shape"])
     spacing_mm: Any = tuple(float(s) for s in content["spacing_mm"])
+    percentiles: Any = content["percentiles"] and tuple(float(p) for p in content["percentiles"])
     if len(patch_shape) != 3 or min(patch_shape) < 1:
         raise ValueError(f"patch_shape {patch_shape}")
     if len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
@@ -117,7 +119,7 @@ def _parse(path: Path, content: dict[str, Any]) -> Manifest:
         origin=content["origin"],
         patch_shape=patch_shape,
         spacing_mm=spacing_mm,
-        upper_percentile=content["upper_percentile"],
+        percentiles=percentiles,
         count=content["count"],
         subjects=subjects,
         shards=shards,

@@ -46,7 +46,7 @@ class Record:
     limits: tuple[float, float]
     """Intensities of the volume that became 0 and 255."""
     num_clipped: int
-    """Voxels of the whole volume above the upper limit."""
+    """Non-zero voxels of the whole volume outside the limits."""
     score_XYZ: np.ndarray | None = None
     """float16 in [0, 1]: the generator's label channel; synthetic records alone"""
 
@@ -286,18 +286,16 @@ class ShardFile:
             raise self._damaged("the tables name a subject or a kind that does not exist")
 
 
-def check_version(path: Path, version: object, made_by: object) -> None:
+def check_version(path: Path, version: object, made_by: object, *, reads: int = FORMAT_VERSION) -> None:
     """Raises DataError unless this program reads the version of a shard or a manifest."""
-    if version == FORMAT_VERSION:
+    if version == reads:
         return
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > reads:
         raise NewerFormatError(
             f"{path}: made by {made_by} in format version {version}, this is vesselgan {__version__} and "
-            f"reads {FORMAT_VERSION}; upgrade vesselgan"
+            f"reads {reads}; upgrade vesselgan"
         )
-    raise DataError(
-        f"{path}: format version {version!r} is unknown, this program reads {FORMAT_VERSION}; make the shards again"
-    )
+    raise DataError(f"{path}: format version {version!r} is unknown, this program reads {reads}; make the shards again")
 
 
 def remedy(origin: str) -> str:

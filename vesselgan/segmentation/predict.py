@@ -49,7 +49,7 @@ class Settings:
     weights_sha256: str
     patch_shape: list[int]
     scaling: str
-    upper_percentile: float
+    percentiles: list[float]
     threshold: float
     overlap: float
     batch_size: int
@@ -123,7 +123,7 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
         weights_sha256=sha256_of(run.path / CHECKPOINTS / name / weights_file(NETWORK)),
         patch_shape=state["patch_shape"],
         scaling=state["scaling"],
-        upper_percentile=state["upper_percentile"],
+        percentiles=state["percentiles"],
         threshold=config.threshold,
         overlap=config.overlap,
         batch_size=config.batch_size,
@@ -143,7 +143,7 @@ def segment_volume(
     """Segment one image; returns its entry in the record."""
     volume = read_image(image, nan_value=nan_value)
     try:
-        limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
+        limits = intensity_limits(volume.data_XYZ, settings.percentiles)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
     probability_XYZ = probability_map(

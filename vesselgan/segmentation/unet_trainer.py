@@ -31,7 +31,7 @@ def training_data(config: TrainUnet, sets: list[ShardSet], validation_set: Shard
     """What `segment` must know of the data."""
     content = {
         "scaling": config.data.scaling,
-        "upper_percentile": validation_set.manifest.upper_percentile,
+        "percentiles": validation_set.manifest.percentiles,
         "patch_shape": list(validation_set.patch_shape),
         # The budget spent on the training patches, if one private GAN made all of them.
         "privacy": sets[0].manifest.extra.get("privacy") if len(sets) == 1 else None,

@@ -107,7 +107,7 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
         origin="synthetic",
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
         spacing_mm=tuple(geometry["spacing_mm"]),
-        upper_percentile=geometry["upper_percentile"],
+        percentiles=geometry["percentiles"],
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started

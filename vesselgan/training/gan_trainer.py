@@ -123,6 +123,6 @@ def patch_geometry(config: TrainGan, shards: ShardSet) -> FixedState:
         "patch_shape": list(shards.patch_shape),
         "spacing_mm": list(shards.spacing_mm),
         "affine": affine,
-        "upper_percentile": shards.manifest.upper_percentile,
+        "percentiles": shards.manifest.percentiles,
     }
     return FixedState({"manifest": geometry})
