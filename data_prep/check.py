@@ -12,6 +12,7 @@ No input is changed.
 # X Y Z voxels of the canonical grid
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +38,8 @@ Result = TypeVar("Result")
 USUAL_SPACING_MM = (0.1, 5.0)
 MAX_VESSEL_SHARE = 0.2  # of all voxels: more than any head holds
 MAX_BRAIN_SHARE = 0.8  # of all voxels: more than any brain fills of its box
+COARSE_BLOCKS = 8  # per axis: the head's shape and brightness, not its noise
+MAX_CORRELATION = 0.99  # of two images on the coarse grid under similar ids: the same scan, scaled or shifted a little
 MAX_EMPTY_SHARE = 0.25  # of the range between the limits, below the median: tissue is dense there, padding is not
 
 
@@ -58,13 +61,14 @@ def check_cohort(
         description="check",
     )
     _check_duplicates(results)
+    warnings = [*cohort_files.warnings, *_check_similar(cohort_files, results, data)]
     for result in results:
         if data.prepare.pseudonymise:
             result.faults = [without_paths(fault, result.files) for fault in result.faults]
             result.warnings = [without_paths(warning, result.files) for warning in result.warnings]
         else:
             result.warnings += pseudonyms.identity_warnings(result.subject)
-    warnings = [*cohort_files.warnings, *spacing_warnings(r.header.spacing_mm for r in results if r.header)]
+    warnings += spacing_warnings(r.header.spacing_mm for r in results if r.header)
     if data.prepare.pseudonymise and any(result.faults for result in results):
         warnings.append("faults stand without file names; a check without data.prepare.pseudonymise names them")
     return CohortReport(tuple(results), tuple(warnings))
@@ -77,6 +81,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_preview: bool =
     image = _try(result, lambda: volumes.read_image(files.image, nan_value=prepare.nan_value))
     if image is not None:
         result.header, result.image_sha256 = image.header, sha256_of_voxels(image.data_XYZ)
+        result.coarse = coarse(image.data_XYZ)
         _check_image(result, image, prepare)
     label = _try_label(result, prepare)
     if label is not None:
@@ -242,14 +247,50 @@ def _check_grid(result: CheckResult, image: Volume, other: Volume) -> bool:
 
 
 def _check_duplicates(results: Sequence[CheckResult]) -> None:
-    digests = {result.subject: result.image_sha256 for result in results if result.image_sha256 is not None}
-    duplicates = splits.duplicates(digests)
+    """An image that is there twice is a fault of its second subject, a label of both: either may be the copy."""
+    images = {result.subject: result.image_sha256 for result in results if result.image_sha256 is not None}
+    labels = {result.subject: result.label_sha256 for result in results if result.label_sha256 and result.vessel_share}
+    same_image, same_label = splits.duplicates(images), splits.duplicates(labels)
+    same_label |= {first: second for second, first in same_label.items()}
     for result in results:
-        if result.subject in duplicates:
+        if result.subject in same_image:
             result.faults.append(
-                f"{result.files.image}: the very voxels of subject {duplicates[result.subject]}: one patient under "
+                f"{result.files.image}: the very voxels of subject {same_image[result.subject]}: one patient under "
                 "two names could stand in two splits; remove one of the two"
             )
+        if result.subject in same_label:
+            result.faults.append(
+                f"{result.files.label}: the very label of subject {same_label[result.subject]}: copied by mistake, or "
+                "one patient under two names; correct it, or remove one of the two"
+            )
+
+
+def coarse(image_XYZ: np.ndarray) -> np.ndarray:
+    """Sums over COARSE_BLOCKS blocks per axis, float64, as a vector of mean 0 and length 1 (0 where all are equal)."""
+    sums_XYZ = image_XYZ
+    for axis, size in enumerate(image_XYZ.shape):
+        starts = np.unique(np.linspace(0, size, COARSE_BLOCKS, endpoint=False).astype(int))
+        sums_XYZ = np.add.reduceat(sums_XYZ, starts, axis=axis, dtype=np.float64)
+    centred = sums_XYZ.ravel() - sums_XYZ.mean()
+    return centred / (np.linalg.norm(centred) or 1.0)
+
+
+def _check_similar(cohort_files: CohortFiles, results: Sequence[CheckResult], data: PreparedData) -> list[str]:
+    """Warnings of similar ids; a fault where their images are nearly the same. The column `patient` settles both."""
+    remedy = "if they are one patient, say so in the column patient of data.prepare.split.csv, or remove one"
+    by_id, named = {result.subject: result for result in results}, patients.named_patients(data)
+    warnings = []
+    for group in ([subject for subject in group if subject not in named] for group in cohort_files.similar):
+        if len(group) > 1:
+            warnings.append(f"{', '.join(group)}: ids that nearly agree; {remedy}")
+        for first, second in itertools.combinations(group, 2):
+            a, b = by_id[first].coarse, by_id[second].coarse
+            if a is not None and b is not None and a.size == b.size and (correlation := a @ b) > MAX_CORRELATION:
+                by_id[second].faults.append(
+                    f"{by_id[second].files.image}: nearly the image of {first} (correlation {correlation:.4f} on a "
+                    f"coarse grid, allowed {MAX_CORRELATION:g}), under a similar id; {remedy}"
+                )
+    return warnings
 
 
 def _text_warnings(header: Header) -> list[str]:

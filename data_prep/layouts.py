@@ -6,6 +6,8 @@ visits, `*` for anything inside one name.
 
 import os
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,8 @@ from vesselgan.core.names import check_id, printable
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
 MAX_SHOWN = 5  # names of volumes in one warning
+# dcm2niix: IMG_Eq_1, IMG_Tilt_1, IMG1a
+_CONVERTER_SUFFIX = re.compile(r"(_eq(_\d+)?|_tilt(_\d+)?|(?<=\d)[a-z])+$")
 _TOKEN = re.compile(r"(\{subject\}|\{session\}|\*)")
 
 
@@ -42,6 +46,8 @@ class CohortFiles:
     """In the order of their ids."""
     warnings: tuple[str, ...]
     """Labels and masks without an image, and sessions and volumes that are left out."""
+    similar: tuple[tuple[str, ...], ...]
+    """Groups of ids that differ in case, Unicode form or a converter's suffix alone: one patient each, perhaps."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,16 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
         examples = ", ".join(map(printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
         shown = f": {examples}" if rename is str else ""  # file names could reveal pseudonymous ids
         warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(unmatched)}){shown}")
-    return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings))
+    similar = tuple(tuple(map(rename, group)) for group in similar_ids(ids))
+    return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings), similar)
+
+
+def similar_ids(ids: Iterable[str]) -> list[list[str]]:
+    """Groups of several ids that differ in case, Unicode form or a converter's suffix alone."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for subject in ids:
+        groups[_CONVERTER_SUFFIX.sub("", unicodedata.normalize("NFKC", subject).casefold())].append(subject)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def without_paths(text: str, files: SubjectFiles) -> str:

@@ -8,7 +8,7 @@ is a pseudonym already, as in a preprocessed folder, there is only that column.
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from data_prep.layouts import find_subjects
 from data_prep.pseudonyms import is_pseudonym, renamer
@@ -29,7 +29,7 @@ def patients_of(data: PreparedData) -> dict[str, str | None]:
     for files in find_subjects(data.root, data.layout).subjects:
         subject = files.subject
         patients[rename(subject)] = None if is_pseudonym(subject) else rename(_without_visit(subject))
-    return patients | _read_column(data.prepare.split.csv, rename)
+    return patients | named_patients(data)
 
 
 def in_several_splits(patients: Mapping[str, str | None], assigned: Mapping[str, str]) -> list[str]:
@@ -53,8 +53,9 @@ def _without_visit(subject: str) -> str:
     return _VISIT.sub("", subject) or subject
 
 
-def _read_column(path: str | None, rename: Callable[[str], str]) -> dict[str, str]:
-    """Subject -> patient from the rows of the CSV that fill the column."""
+def named_patients(data: PreparedData) -> dict[str, str]:
+    """Subject -> patient, as both are called in shards, from the rows of the CSV that fill the column."""
+    path, rename = data.prepare.split.csv, renamer(data)
     if path is None:
         return {}
     try:

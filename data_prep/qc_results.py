@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from data_prep import splits
 from data_prep.layouts import SubjectFiles
 from data_prep.qc import Preview
@@ -33,6 +35,8 @@ class CheckResult:
     """Voxels inside the brain mask of all voxels."""
     image_sha256: str | None = None
     label_sha256: str | None = None
+    coarse: np.ndarray | None = None
+    """The image on a coarse grid, to compare subjects by."""
     preview: Preview | None = None
 
     @property

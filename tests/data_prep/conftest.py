@@ -25,7 +25,7 @@ def write_subject(folder: Path, seed: int) -> None:
     image = draw.integers(50, 150, SHAPE).astype(np.int16)
     image[:3] = 0  # background
     label = np.zeros(SHAPE, np.uint8)
-    label[8:10, 4:16, 6 + seed % 4 : 9 + seed % 4] = 1
+    label[8 + seed // 4 : 10 + seed // 4, 4:16, 6 + seed % 4 : 9 + seed % 4] = 1
     image[label == 1] += 60
     image[20, 10, 10:14] = 2000  # brighter than any vessel, so that scaling clips no vessel
     mask = np.zeros(SHAPE, np.uint8)

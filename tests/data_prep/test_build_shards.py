@@ -170,7 +170,7 @@ def test_changed_inputs_are_refused_without_cohort_json(cohort: MakeCohort, dama
     build(data)
     before = identities(data)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
-    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=2), nib.load(path).affine)
+    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=1), nib.load(path).affine)
     damage(Path(data.cohort_dir) / "cohort.json")
     with pytest.raises(DataError, match="label of sub-02"):
         build(data)

@@ -76,6 +76,14 @@ def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
         Cohort.read(tmp_path)
 
 
+def test_one_label_in_two_splits_is_refused(tmp_path: Path) -> None:
+    leaking = cohort(tmp_path)
+    for name in ("sub-1", "sub-10"):
+        leaking.subjects[name] = replace(leaking.subjects[name], label_sha256="ab" * 32)
+    with pytest.raises(DataError, match="same label"):
+        leaking.write(tmp_path)
+
+
 def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
     one = Cohort("mine", (0.0, 99.9), {"a": subject(tmp_path, "a")})
     with pytest.raises(DataError, match="data.prepare.split"):

@@ -245,15 +245,16 @@ def _relative(path: Path | None, folder: Path) -> str | None:
 
 
 def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
-    """Raises DataError if one volume, by its bytes, is in two splits."""
-    first: dict[str, str] = {}
+    """Raises DataError if one image or label, by its voxels, is in two splits."""
+    first: dict[tuple[str, str], str] = {}
     for name, subject in subjects.items():
-        other = first.setdefault(subject.image_sha256, name)
-        if subjects[other].split != subject.split:
-            raise DataError(
-                f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) are the same image "
-                "under two names; remove one of them"
-            )
+        for kind, sha256 in (("image", subject.image_sha256), ("label", subject.label_sha256)):
+            other = name if sha256 is None else first.setdefault((kind, sha256), name)
+            if subjects[other].split != subject.split:
+                raise DataError(
+                    f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) have the same "
+                    f"{kind}: one patient under two names, or a copy; remove one of them"
+                )
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
