@@ -123,7 +123,8 @@ def without_paths(text: str, files: SubjectFiles) -> str:
         text = text.replace(f": {path}", "")
     for kind in KINDS:
         if (path := getattr(files, kind)) is not None:
-            text = text.replace(str(path), kind)
+            target = f", a link to {printable(os.readlink(path))}" if path.is_symlink() else ""
+            text = text.replace(f"{path}{target}", kind).replace(str(path), kind)
     return text
 
 
