@@ -173,7 +173,9 @@ def preprocess_subject(subject: SubjectFiles, pipeline: Pipeline, out: Path) -> 
     partial = folder.with_name(f".{folder.name}{atomic_io.PARTIAL}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "scratch").mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()  # raises for a link, through which it would write
+        (partial / "scratch").mkdir()
         output = run_pipeline(subject, pipeline)
         _write_volume(partial / "image.nii.gz", output.image_XYZ, output, subject)
         add_brain_mask(output, pipeline, partial / "image.nii.gz", partial / "scratch")

@@ -84,6 +84,16 @@ def test_one_label_in_two_splits_is_refused(tmp_path: Path) -> None:
         leaking.write(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["../../etc/shadow", "a/../../b.nii", "two\nlines.nii"])
+def test_a_path_stays_below_or_is_absolute(tmp_path: Path, path: str) -> None:
+    cohort(tmp_path).write(tmp_path)
+    content = json.loads((tmp_path / COHORT).read_text())
+    content["subjects"]["sub-1"]["label"] = path
+    (tmp_path / COHORT).write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        Cohort.read(tmp_path)
+
+
 def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
     one = Cohort("mine", (0.0, 99.9), {"a": subject(tmp_path, "a")})
     with pytest.raises(DataError, match="data.prepare.split"):

@@ -324,3 +324,17 @@ def test_ids_are_plain_names(tmp_path: Path, hostile: str) -> None:
     list_in_manifest(tmp_path, [write_shard(tmp_path / "s.h5", [record], patch_shape=SHAPE, origin="real")])
     with pytest.raises(DataError):
         ShardSet(tmp_path).subject(0)
+
+
+def test_a_shard_is_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    make_set(there), make_set(here)
+    (here / "shard-0.h5").rename(here / "kept.h5")
+    (here / "shard-0.h5").symlink_to("kept.h5")
+    assert len(ShardSet(here)) == 5
+    (here / "shard-0.h5").unlink()
+    (here / "shard-0.h5").symlink_to(there / "shard-0.h5")
+    with pytest.raises(DataError, match="link"):
+        ShardSet(here)
+    (tmp_path / "linked").symlink_to(there)
+    assert len(ShardSet(tmp_path / "linked")) == 5

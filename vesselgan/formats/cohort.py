@@ -193,7 +193,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
 
 def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: ReadOptions) -> Subject:
     """Raises KeyError, TypeError or ValueError for what breaks the format."""
-    image, label, mask = (None if names[role] is None else folder / names[role] for role in ROLES)
+    image, label, mask = (_path(names[role], folder) for role in ROLES)
     shape: Any = tuple(int(n) for n in entry["shape"])
     spacing_mm: Any = tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
@@ -216,6 +216,15 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
         reading=reading,
     )
+
+
+def _path(name: str | None, folder: Path) -> Path | None:
+    """Raises ValueError for a path that leads out of `folder` by steps, or would break a line."""
+    if name is None:
+        return None
+    if not name.isprintable() or ".." in Path(name).parts:
+        raise ValueError(f"path {name!a}")
+    return folder / name
 
 
 def _read_options(entry: dict[str, Any]) -> ReadOptions:

@@ -240,4 +240,6 @@ def _size_problem(folder: Path, info: ShardInfo) -> str | None:
         size = path.stat().st_size
     except OSError as error:
         return f"{path}: shard is missing or not readable ({error.strerror})"
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return f"{path}: a link that leads out of its folder; copy the shard, or link the whole folder"
     return None if size == info.bytes else f"{path}: shard has {size} bytes, the manifest says {info.bytes}"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.config.compose import flat
-from vesselgan.core.atomic_io import write_text
+from vesselgan.core.atomic_io import open_to_append, write_text
 from vesselgan.core.console import log
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
@@ -28,8 +28,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         _cut_after(run_dir / METRICS, resume_step)
-        self._metrics = (run_dir / METRICS).open("a")
-        self._log = (run_dir / LOG).open("a")
+        self._metrics = open_to_append(run_dir / METRICS)
+        self._log = open_to_append(run_dir / LOG)
         if self._is_new:
             # Events of a session that was killed before its first checkpoint.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):
