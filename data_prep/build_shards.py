@@ -21,7 +21,7 @@ import numpy as np
 from data_prep import build_state, lock, mpi, pseudonyms
 from data_prep.build_state import BuildState
 from data_prep.check import assign_splits, check_cohort, check_label_settings
-from data_prep.layouts import CohortFiles, find_subjects
+from data_prep.layouts import CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
 from data_prep.patients import patients_of
@@ -72,7 +72,7 @@ def find_cohort(data: PreparedData) -> CohortFiles:
     check_label_settings(data.prepare)
     check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
     patients_of(data)
-    return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
+    return pseudonyms.files_of(data)
 
 
 def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorld) -> Cohort:

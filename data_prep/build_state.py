@@ -24,7 +24,7 @@ from vesselgan.formats.shards import ShardInfo
 
 # May change between two runs: no byte of a shard depends on them, or a change shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
-FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file"}
+FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file", "prepare.follow_links"}
 
 
 @dataclass(frozen=True)

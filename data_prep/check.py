@@ -20,9 +20,10 @@ from typing import TypeVar
 import numpy as np
 
 from data_prep import mpi, patients, pseudonyms, qc, qc_page, splits
-from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
+from data_prep.pseudonyms import files_of
 from data_prep.qc_results import CheckResult, CohortReport, spacing_warnings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
@@ -310,8 +311,7 @@ def check(data: PreparedData, world: MpiWorld, *, with_page: bool = False) -> No
     check_label_settings(data.prepare)
     if with_page:
         check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
-    rename = pseudonyms.renamer
-    cohort_files = mpi.run_on_rank0(world, lambda: find_subjects(data.root, data.layout, rename=rename(data)))
+    cohort_files = mpi.run_on_rank0(world, lambda: files_of(data))
     report = check_cohort(data, cohort_files, world, with_previews=with_page)
 
     def write_report() -> None:

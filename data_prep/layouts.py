@@ -63,12 +63,15 @@ _Matches = dict[str, dict[str, list[_Match]]]
 """Kind -> subject -> files, one per session, in the order of the sessions."""
 
 
-def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str) -> CohortFiles:
+def find_subjects(
+    root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str, follow_links: bool = False
+) -> CohortFiles:
     """Every subject that has an image, with label and mask where the layout names them; ids go through `rename`.
 
     Of several sessions the first by name is taken, with a warning: visits of one patient must not stand in two splits.
-    DataError: no such folder, nothing in it that fits, two files for one subject, a name that is no text. UsageError: a
-    pattern without `{subject}`, or a `{session}` that the image's pattern has not.
+    DataError: no such folder, nothing in it that fits, two files for one subject, a name that is no text, a link that
+    leads out of `root` unless `follow_links`. UsageError: a pattern without `{subject}`, or a `{session}` that the
+    image's pattern has not.
     """
     root = Path(root)
     if not str(root).isprintable():
@@ -82,6 +85,8 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     _check_patterns(patterns)
     names = sorted(_list_files(root, max_depth=max(pattern.count("/") for pattern in patterns.values())))
     matches: _Matches = {kind: _match(root, names, pattern, kind) for kind, pattern in patterns.items()}
+    if not follow_links:
+        _check_links(root, matches)
     ids = sorted(matches["image"])
     if not ids:
         raise DataError(
@@ -191,6 +196,18 @@ def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[st
             )
         sessions[session] = _Match(root / name, session)
     return {subject: [sessions[key] for key in sorted(sessions)] for subject, sessions in matches.items()}
+
+
+def _check_links(root: Path, matches: _Matches) -> None:
+    """DataError for a file that a link places outside `root`."""
+    real_root = os.path.realpath(root)
+    paths = (match.path for of_kind in matches.values() for of in of_kind.values() for match in of)
+    outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(real_root)]
+    if outside:
+        raise DataError(
+            f"{outside[0]}: a link leads out of data.root ({len(outside)} such files); copy what it names, or "
+            "data.prepare.follow_links=true reads it"
+        )
 
 
 def _expression(pattern: str) -> str:

@@ -26,7 +26,7 @@ def patients_of(data: PreparedData) -> dict[str, str | None]:
     """Subject, as it is called in shards -> patient; None where it is unknown. DataError for a subject of two."""
     rename = renamer(data)
     patients: dict[str, str | None] = {}
-    for files in find_subjects(data.root, data.layout).subjects:
+    for files in find_subjects(data.root, data.layout, follow_links=data.prepare.follow_links).subjects:
         subject = files.subject
         patients[rename(subject)] = None if is_pseudonym(subject) else rename(_without_visit(subject))
     return patients | named_patients(data)

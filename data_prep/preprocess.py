@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import lock, mpi, pseudonyms
 from data_prep.check import check_label_settings
-from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder, write_json
 from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pipeline, run_pipeline
@@ -79,7 +79,7 @@ def prepare(config: Preprocess) -> tuple[CohortFiles, Pipeline]:
     data = config.data
     check_output_folder(config.out, "out", data.root)
     check_label_settings(data.prepare)
-    cohort_files = find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
+    cohort_files = pseudonyms.files_of(data)
     return cohort_files, make_pipeline(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 
 

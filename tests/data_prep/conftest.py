@@ -59,6 +59,7 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
             nan_value=None,
             reflect_pad=False,
             pairs_per_shard=6,
+            follow_links=False,
             quarantine=False,
             repair=False,
             seed=990,

@@ -86,6 +86,8 @@ class Prepare:
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
     pairs_per_shard: int = field(metadata=POSITIVE)
+    follow_links: bool
+    """Read volumes that a link places outside data.root; false: such a link is an error."""
     quarantine: bool
     """Leave unusable subjects out and continue; false: stop (exit 3)."""
     repair: bool
