@@ -215,7 +215,7 @@ def _check_clipping(result: CheckResult, image_XYZ: np.ndarray, label_XYZ: np.nd
         return
     low, high = result.limits
     vessel = image_XYZ[label_XYZ == 1]
-    share = result.clipped_vessel_share = float(((vessel < low) | (vessel > high)).mean())
+    share = result.clipped_vessel_share = num_outside(vessel, result.limits) / vessel.size
     if share > prepare.max_clipped_vessel_share:
         result.faults.append(
             f"{result.files.image}: {share:.1%} of the vessel voxels lie outside the limits {low:g} and {high:g} and "

@@ -110,7 +110,7 @@ def made_up(stage: Stage) -> dict:
     if stage.name.startswith("generate-"):
         extra = {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}
         shards = [{"file": "made_up.h5", "count": 1, "bytes": 1, "sha256": "0" * 64}]
-        manifest = {"format": "vesselgan-shards", "format_version": 1, "made_by": "vesselgan", "origin": "synthetic"}
+        manifest = {"format": "vesselgan-shards", "format_version": 2, "made_by": "vesselgan", "origin": "synthetic"}
         manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "percentiles": (0.0, 99.9), "count": 1}
         return manifest | {"subjects": {}, "shards": shards, "extra": extra}
     if stage.name.startswith("narrow-"):
