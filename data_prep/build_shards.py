@@ -21,7 +21,7 @@ import numpy as np
 from data_prep import build_state, lock, mpi, pseudonyms
 from data_prep.build_state import BuildState
 from data_prep.check import assign_splits, check_cohort, check_label_settings
-from data_prep.layouts import CohortFiles, find_subjects
+from data_prep.layouts import CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
 from data_prep.patients import patients_of
@@ -72,7 +72,7 @@ def find_cohort(data: PreparedData) -> CohortFiles:
     check_label_settings(data.prepare)
     check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
     patients_of(data)
-    return find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
+    return pseudonyms.files_of(data)
 
 
 def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorld) -> Cohort:
@@ -159,7 +159,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             label_sha256=result.label_sha256,
             reading=reading,
         )
-    return Cohort(data.name, prepare.upper_percentile, subjects, prepare.pseudonymise)
+    return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
 
 
 def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
@@ -271,7 +271,7 @@ def write_manifests(
                 for name, subject in subjects.items()
             },
             "spacing_mm": tuple(float(s) for s in spacing_mm),
-            "upper_percentile": data.prepare.upper_percentile,
+            "percentiles": data.prepare.percentiles,
             "extra": {"cohort": data.name, "purpose": purpose, "split": split}
             | {"settings": build_state.settings_of(data)},
         }

@@ -24,7 +24,7 @@ from vesselgan.formats.shards import ShardInfo
 
 # May change between two runs: no byte of a shard depends on them, or a change shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
-FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file"}
+FREE_TO_CHANGE |= {"prepare.pseudonymise", "prepare.key_file", "prepare.follow_links"}
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ def inspect_shard(cohort_dir: Path, shard: PlannedShard) -> ShardInfo | str | No
         info = ShardInfo(**json.loads(_record_path(cohort_dir, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if not path.is_file():
+    if not path.is_file() or info.file != path.name:
         return None
     if path.stat().st_size != info.bytes:
         return f"{path}: {path.stat().st_size} bytes, {info.bytes} were written"

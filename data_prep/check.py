@@ -12,6 +12,7 @@ No input is changed.
 # X Y Z voxels of the canonical grid
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -19,16 +20,17 @@ from typing import TypeVar
 import numpy as np
 
 from data_prep import mpi, patients, pseudonyms, qc, qc_page, splits
-from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
+from data_prep.pseudonyms import files_of
 from data_prep.qc_results import CheckResult, CohortReport, spacing_warnings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
-from vesselgan.formats.intensities import intensity_limits
+from vesselgan.formats.intensities import intensity_limits, num_outside, widest_gap_below
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.formats.volumes import Header, Volume
 
@@ -37,6 +39,9 @@ Result = TypeVar("Result")
 USUAL_SPACING_MM = (0.1, 5.0)
 MAX_VESSEL_SHARE = 0.2  # of all voxels: more than any head holds
 MAX_BRAIN_SHARE = 0.8  # of all voxels: more than any brain fills of its box
+COARSE_BLOCKS = 8  # per axis: the head's shape and brightness, not its noise
+MAX_CORRELATION = 0.99  # of two images on the coarse grid under similar ids: the same scan, scaled or shifted a little
+MAX_EMPTY_SHARE = 0.25  # of the range between the limits, below the median: tissue is dense there, padding is not
 
 
 def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
@@ -57,13 +62,14 @@ def check_cohort(
         description="check",
     )
     _check_duplicates(results)
+    warnings = [*cohort_files.warnings, *_check_similar(cohort_files, results, data)]
     for result in results:
         if data.prepare.pseudonymise:
             result.faults = [without_paths(fault, result.files) for fault in result.faults]
             result.warnings = [without_paths(warning, result.files) for warning in result.warnings]
         else:
             result.warnings += pseudonyms.identity_warnings(result.subject)
-    warnings = [*cohort_files.warnings, *spacing_warnings(r.header.spacing_mm for r in results if r.header)]
+    warnings += spacing_warnings(r.header.spacing_mm for r in results if r.header)
     if data.prepare.pseudonymise and any(result.faults for result in results):
         warnings.append("faults stand without file names; a check without data.prepare.pseudonymise names them")
     return CohortReport(tuple(results), tuple(warnings))
@@ -76,6 +82,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_preview: bool =
     image = _try(result, lambda: volumes.read_image(files.image, nan_value=prepare.nan_value))
     if image is not None:
         result.header, result.image_sha256 = image.header, sha256_of_voxels(image.data_XYZ)
+        result.coarse = coarse(image.data_XYZ)
         _check_image(result, image, prepare)
     label = _try_label(result, prepare)
     if label is not None:
@@ -168,10 +175,23 @@ def _check_image(result: CheckResult, image: Volume, prepare: Prepare) -> None:
             f"{sizes}; data.prepare.reflect_pad=true reflects it at its far edge, or choose a smaller "
             "data.prepare.patch_shape"
         )
-    percentile = prepare.upper_percentile
-    result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentile), image.path)
+    percentiles = prepare.percentiles
+    result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentiles), image.path)
     if result.limits is not None:
-        result.num_clipped = int((image.data_XYZ > result.limits[1]).sum())
+        result.num_clipped = num_outside(image.data_XYZ, result.limits)
+        _check_gap(result, image.data_XYZ, result.limits)
+
+
+def _check_gap(result: CheckResult, image_XYZ: np.ndarray, limits: tuple[float, float]) -> None:
+    """A padding value far below the tissue leaves it a small part of 0..255."""
+    low, high = limits
+    start, stop, share = widest_gap_below(image_XYZ, limits)
+    if stop - start > MAX_EMPTY_SHARE * (high - low):
+        result.faults.append(
+            f"{result.files.image}: no voxel lies between {start:g} and {stop:g}, and {share:.3%} of the non-zero ones "
+            f"below: vessels would be squeezed into {255 * (stop - low) / (high - low):.0f}..255; set what is no "
+            f"tissue to 0, or raise data.prepare.lower_percentile above {100 * share:.4g}"
+        )
 
 
 def _check_label(result: CheckResult, label: Volume, prepare: Prepare) -> None:
@@ -193,13 +213,15 @@ def _check_label(result: CheckResult, label: Volume, prepare: Prepare) -> None:
 def _check_clipping(result: CheckResult, image_XYZ: np.ndarray, label_XYZ: np.ndarray, prepare: Prepare) -> None:
     if result.limits is None or not result.vessel_share:
         return
-    share = float((image_XYZ[label_XYZ == 1] > result.limits[1]).mean())
-    result.clipped_vessel_share = share
+    low, high = result.limits
+    vessel = image_XYZ[label_XYZ == 1]
+    share = result.clipped_vessel_share = num_outside(vessel, result.limits) / vessel.size
     if share > prepare.max_clipped_vessel_share:
         result.faults.append(
-            f"{result.files.image}: {share:.1%} of the vessel voxels lie above the upper limit {result.limits[1]:g} "
-            f"and would be flattened (allowed: {prepare.max_clipped_vessel_share:.1%}); raise "
-            f"data.prepare.upper_percentile ({prepare.upper_percentile:g})"
+            f"{result.files.image}: {share:.1%} of the vessel voxels lie outside the limits {low:g} and {high:g} and "
+            f"would be flattened (allowed: {prepare.max_clipped_vessel_share:.1%}); raise "
+            f"data.prepare.upper_percentile ({prepare.upper_percentile:g}), or lower data.prepare.lower_percentile "
+            f"({prepare.lower_percentile:g})"
         )
 
 
@@ -226,14 +248,50 @@ def _check_grid(result: CheckResult, image: Volume, other: Volume) -> bool:
 
 
 def _check_duplicates(results: Sequence[CheckResult]) -> None:
-    digests = {result.subject: result.image_sha256 for result in results if result.image_sha256 is not None}
-    duplicates = splits.duplicates(digests)
+    """An image that is there twice is a fault of its second subject, a label of both: either may be the copy."""
+    images = {result.subject: result.image_sha256 for result in results if result.image_sha256 is not None}
+    labels = {result.subject: result.label_sha256 for result in results if result.label_sha256 and result.vessel_share}
+    same_image, same_label = splits.duplicates(images), splits.duplicates(labels)
+    same_label |= {first: second for second, first in same_label.items()}
     for result in results:
-        if result.subject in duplicates:
+        if result.subject in same_image:
             result.faults.append(
-                f"{result.files.image}: the very voxels of subject {duplicates[result.subject]}: one patient under "
+                f"{result.files.image}: the very voxels of subject {same_image[result.subject]}: one patient under "
                 "two names could stand in two splits; remove one of the two"
             )
+        if result.subject in same_label:
+            result.faults.append(
+                f"{result.files.label}: the very label of subject {same_label[result.subject]}: copied by mistake, or "
+                "one patient under two names; correct it, or remove one of the two"
+            )
+
+
+def coarse(image_XYZ: np.ndarray) -> np.ndarray:
+    """Sums over COARSE_BLOCKS blocks per axis, float64, as a vector of mean 0 and length 1 (0 where all are equal)."""
+    sums_XYZ = image_XYZ
+    for axis, size in enumerate(image_XYZ.shape):
+        starts = np.unique(np.linspace(0, size, COARSE_BLOCKS, endpoint=False).astype(int))
+        sums_XYZ = np.add.reduceat(sums_XYZ, starts, axis=axis, dtype=np.float64)
+    centred = sums_XYZ.ravel() - sums_XYZ.mean()
+    return centred / (np.linalg.norm(centred) or 1.0)
+
+
+def _check_similar(cohort_files: CohortFiles, results: Sequence[CheckResult], data: PreparedData) -> list[str]:
+    """Warnings of similar ids; a fault where their images are nearly the same. The column `patient` settles both."""
+    remedy = "if they are one patient, say so in the column patient of data.prepare.split.csv, or remove one"
+    by_id, named = {result.subject: result for result in results}, patients.named_patients(data)
+    warnings = []
+    for group in ([subject for subject in group if subject not in named] for group in cohort_files.similar):
+        if len(group) > 1:
+            warnings.append(f"{', '.join(group)}: ids that nearly agree; {remedy}")
+        for first, second in itertools.combinations(group, 2):
+            a, b = by_id[first].coarse, by_id[second].coarse
+            if a is not None and b is not None and a.size == b.size and (correlation := a @ b) > MAX_CORRELATION:
+                by_id[second].faults.append(
+                    f"{by_id[second].files.image}: nearly the image of {first} (correlation {correlation:.4f} on a "
+                    f"coarse grid, allowed {MAX_CORRELATION:g}), under a similar id; {remedy}"
+                )
+    return warnings
 
 
 def _text_warnings(header: Header) -> list[str]:
@@ -253,8 +311,7 @@ def check(data: PreparedData, world: MpiWorld, *, with_page: bool = False) -> No
     check_label_settings(data.prepare)
     if with_page:
         check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
-    rename = pseudonyms.renamer
-    cohort_files = mpi.run_on_rank0(world, lambda: find_subjects(data.root, data.layout, rename=rename(data)))
+    cohort_files = mpi.run_on_rank0(world, lambda: files_of(data))
     report = check_cohort(data, cohort_files, world, with_previews=with_page)
 
     def write_report() -> None:

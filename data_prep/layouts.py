@@ -6,16 +6,21 @@ visits, `*` for anything inside one name.
 
 import os
 import re
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_id, printable
 
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
 MAX_SHOWN = 5  # names of volumes in one warning
+# dcm2niix: IMG_Eq_1, IMG_Tilt_1, IMG1a
+_CONVERTER_SUFFIX = re.compile(r"(_eq(_\d+)?|_tilt(_\d+)?|(?<=\d)[a-z])+$")
 _TOKEN = re.compile(r"(\{subject\}|\{session\}|\*)")
 
 
@@ -41,6 +46,8 @@ class CohortFiles:
     """In the order of their ids."""
     warnings: tuple[str, ...]
     """Labels and masks without an image, and sessions and volumes that are left out."""
+    similar: tuple[tuple[str, ...], ...]
+    """Groups of ids that differ in case, Unicode form or a converter's suffix alone: one patient each, perhaps."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,19 @@ _Matches = dict[str, dict[str, list[_Match]]]
 """Kind -> subject -> files, one per session, in the order of the sessions."""
 
 
-def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str) -> CohortFiles:
+def find_subjects(
+    root: str | Path, layout: Layout, *, rename: Callable[[str], str] = str, follow_links: bool = False
+) -> CohortFiles:
     """Every subject that has an image, with label and mask where the layout names them; ids go through `rename`.
 
     Of several sessions the first by name is taken, with a warning: visits of one patient must not stand in two splits.
-    DataError: no such folder, nothing in it that fits, two files for one subject, a name that is no text. UsageError: a
-    pattern without `{subject}`, or a `{session}` that the image's pattern has not.
+    DataError: no such folder, nothing in it that fits, two files for one subject, a name that is no text, a link that
+    leads out of `root` unless `follow_links`. UsageError: a pattern without `{subject}`, or a `{session}` that the
+    image's pattern has not.
     """
     root = Path(root)
-    if _printable(str(root)) != str(root):
-        raise DataError(f"data.root={str(root)!r}: the path is not UTF-8; rename the folder")
+    if not str(root).isprintable():
+        raise DataError(f"data.root={str(root)!a}: the path holds bytes or signs that are no text; rename the folder")
     if not root.is_dir():
         raise DataError(
             f"data.root={root}: no such folder; give the folder that holds the cohort "
@@ -75,11 +85,13 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     _check_patterns(patterns)
     names = sorted(_list_files(root, max_depth=max(pattern.count("/") for pattern in patterns.values())))
     matches: _Matches = {kind: _match(root, names, pattern, kind) for kind, pattern in patterns.items()}
+    if not follow_links:
+        _check_links(root, matches)
     ids = sorted(matches["image"])
     if not ids:
         raise DataError(
             f"{root}: no file fits data.layout.image={patterns['image']!r}; "
-            + (f"there are {', '.join(map(_printable, names[:3]))}, ..." if names else "the folder holds no files")
+            + (f"there are {', '.join(map(printable, names[:3]))}, ..." if names else "the folder holds no files")
         )
     subjects = [_subject_files(root, subject, patterns, matches, rename) for subject in ids]
     warnings = [
@@ -95,10 +107,19 @@ def find_subjects(root: str | Path, layout: Layout, *, rename: Callable[[str], s
     }
     unmatched = {name for name in names if name.lower().endswith(VOLUME_ENDINGS)} - matched
     if unmatched:
-        examples = ", ".join(map(_printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
+        examples = ", ".join(map(printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
         shown = f": {examples}" if rename is str else ""  # file names could reveal pseudonymous ids
         warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(unmatched)}){shown}")
-    return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings))
+    similar = tuple(tuple(map(rename, group)) for group in similar_ids(ids))
+    return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings), similar)
+
+
+def similar_ids(ids: Iterable[str]) -> list[list[str]]:
+    """Groups of several ids that differ in case, Unicode form or a converter's suffix alone."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for subject in ids:
+        groups[_CONVERTER_SUFFIX.sub("", unicodedata.normalize("NFKC", subject).casefold())].append(subject)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def without_paths(text: str, files: SubjectFiles) -> str:
@@ -107,7 +128,8 @@ def without_paths(text: str, files: SubjectFiles) -> str:
         text = text.replace(f": {path}", "")
     for kind in KINDS:
         if (path := getattr(files, kind)) is not None:
-            text = text.replace(str(path), kind)
+            target = f", a link to {printable(os.readlink(path))}" if path.is_symlink() else ""
+            text = text.replace(f"{path}{target}", kind).replace(str(path), kind)
     return text
 
 
@@ -156,11 +178,6 @@ def _check_patterns(patterns: dict[str, str]) -> None:
             raise UsageError(f"{setting}: has a {{session}} that data.layout.image has not; write * for any one visit")
 
 
-def _printable(name: str) -> str:
-    """A file's name as text, whatever its bytes."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
 def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[str, list[_Match]]:
     """Subject -> the files that fit the whole pattern, one per session, in the order of the sessions."""
     expression = re.compile(_expression(pattern))
@@ -168,11 +185,9 @@ def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[st
     for name in names:
         if (fit := expression.fullmatch(name)) is None:
             continue
-        if _printable(name) != name:
-            raise DataError(
-                f"{root}: the name {name!r} is not UTF-8, and ids stand in texts; rename the file or folder"
-            )
-        subject, session = fit["subject"], fit.groupdict().get("session") or ""
+        if not name.isprintable():
+            raise DataError(f"{root}: the name {name!a} holds bytes or signs that are no text; rename it")
+        subject, session = check_id(fit["subject"], root / name), fit.groupdict().get("session") or ""
         sessions = matches.setdefault(subject, {})
         if session in sessions:
             raise DataError(
@@ -181,6 +196,18 @@ def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[st
             )
         sessions[session] = _Match(root / name, session)
     return {subject: [sessions[key] for key in sorted(sessions)] for subject, sessions in matches.items()}
+
+
+def _check_links(root: Path, matches: _Matches) -> None:
+    """DataError for a file that a link places outside `root`."""
+    real_root = os.path.realpath(root)
+    paths = (match.path for of_kind in matches.values() for of in of_kind.values() for match in of)
+    outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(real_root)]
+    if outside:
+        raise DataError(
+            f"{outside[0]}: a link leads out of data.root ({len(outside)} such files); copy what it names, or "
+            "data.prepare.follow_links=true reads it"
+        )
 
 
 def _expression(pattern: str) -> str:

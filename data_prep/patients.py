@@ -8,12 +8,13 @@ is a pseudonym already, as in a preprocessed folder, there is only that column.
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from data_prep.layouts import find_subjects
 from data_prep.pseudonyms import is_pseudonym, renamer
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
+from vesselgan.core.names import check_id
 
 _BIDS = re.compile(r"sub-[0-9A-Za-z]+")
 _VISIT = re.compile(
@@ -25,10 +26,10 @@ def patients_of(data: PreparedData) -> dict[str, str | None]:
     """Subject, as it is called in shards -> patient; None where it is unknown. DataError for a subject of two."""
     rename = renamer(data)
     patients: dict[str, str | None] = {}
-    for files in find_subjects(data.root, data.layout).subjects:
+    for files in find_subjects(data.root, data.layout, follow_links=data.prepare.follow_links).subjects:
         subject = files.subject
         patients[rename(subject)] = None if is_pseudonym(subject) else rename(_without_visit(subject))
-    return patients | _read_column(data.prepare.split.csv, rename)
+    return patients | named_patients(data)
 
 
 def in_several_splits(patients: Mapping[str, str | None], assigned: Mapping[str, str]) -> list[str]:
@@ -52,8 +53,9 @@ def _without_visit(subject: str) -> str:
     return _VISIT.sub("", subject) or subject
 
 
-def _read_column(path: str | None, rename: Callable[[str], str]) -> dict[str, str]:
-    """Subject -> patient from the rows of the CSV that fill the column."""
+def named_patients(data: PreparedData) -> dict[str, str]:
+    """Subject -> patient, as both are called in shards, from the rows of the CSV that fill the column."""
+    path, rename = data.prepare.split.csv, renamer(data)
     if path is None:
         return {}
     try:
@@ -66,6 +68,6 @@ def _read_column(path: str | None, rename: Callable[[str], str]) -> dict[str, st
         if not (patient := (row.get("patient") or "").strip()):
             continue
         subject = rename((row.get("subject") or "").strip())
-        if patients.setdefault(subject, rename(patient)) != rename(patient):
+        if patients.setdefault(subject, rename(check_id(patient, path))) != rename(patient):
             raise DataError(f"{path}: {subject} has two patients; name one")
     return patients

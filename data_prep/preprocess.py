@@ -22,7 +22,7 @@ import numpy as np
 
 from data_prep import lock, mpi, pseudonyms
 from data_prep.check import check_label_settings
-from data_prep.layouts import CohortFiles, SubjectFiles, find_subjects, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder, write_json
 from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pipeline, run_pipeline
@@ -31,6 +31,7 @@ from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 
@@ -78,7 +79,7 @@ def prepare(config: Preprocess) -> tuple[CohortFiles, Pipeline]:
     data = config.data
     check_output_folder(config.out, "out", data.root)
     check_label_settings(data.prepare)
-    cohort_files = find_subjects(data.root, data.layout, rename=pseudonyms.renamer(data))
+    cohort_files = pseudonyms.files_of(data)
     return cohort_files, make_pipeline(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 
 
@@ -114,7 +115,7 @@ def find_missing(
 
 def inspect(out: Path, subject: SubjectFiles, pipeline: Pipeline) -> bool | str:
     """True: the output is complete; False: there is none; else what is wrong with it."""
-    folder = out / subject.subject
+    folder = path_in(out, subject.subject)
     if not folder.is_dir():
         return False
     kinds = ["image"] + ["label"] * (subject.label is not None) + ["mask"] * (pipeline.mask_tool != "none")
@@ -168,10 +169,13 @@ def set_aside(folder: Path) -> str:
 
 def preprocess_subject(subject: SubjectFiles, pipeline: Pipeline, out: Path) -> SubjectResult:
     """Write one subject's folder, complete or not at all. A fault of its files is returned: the others continue."""
-    folder, partial = out / subject.subject, out / f".{subject.subject}{atomic_io.PARTIAL}"
+    folder = path_in(out, subject.subject)
+    partial = folder.with_name(f".{folder.name}{atomic_io.PARTIAL}")
     try:
         shutil.rmtree(partial, ignore_errors=True)
-        (partial / "scratch").mkdir(parents=True)
+        out.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()  # raises for a link, through which it would write
+        (partial / "scratch").mkdir()
         output = run_pipeline(subject, pipeline)
         _write_volume(partial / "image.nii.gz", output.image_XYZ, output, subject)
         add_brain_mask(output, pipeline, partial / "image.nii.gz", partial / "scratch")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from data_prep.layouts import CohortFiles, find_subjects
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import UsageError
 
@@ -43,6 +44,12 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
         )
 
     return rename
+
+
+def files_of(data: PreparedData) -> CohortFiles:
+    """The cohort's files, under the names that are written for its ids. The errors of `find_subjects` and `renamer`."""
+    follow_links = data.prepare.follow_links
+    return find_subjects(data.root, data.layout, rename=renamer(data), follow_links=follow_links)
 
 
 def identity_warnings(subject: str) -> list[str]:

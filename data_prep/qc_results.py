@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from data_prep import splits
 from data_prep.layouts import SubjectFiles
 from data_prep.qc import Preview
@@ -23,16 +25,18 @@ class CheckResult:
     header: Header | None = None
     limits: tuple[float, float] | None = None
     num_clipped: int | None = None
-    """Voxels above the upper limit."""
+    """Non-zero voxels outside the limits."""
     label_values: tuple[float, ...] | None = None
     vessel_share: float | None = None
     """Vessel voxels of all voxels."""
     clipped_vessel_share: float | None = None
-    """Vessel voxels above the upper limit of all vessel voxels."""
+    """Vessel voxels outside the limits of all vessel voxels."""
     mask_share: float | None = None
     """Voxels inside the brain mask of all voxels."""
     image_sha256: str | None = None
     label_sha256: str | None = None
+    coarse: np.ndarray | None = None
+    """The image on a coarse grid, to compare subjects by."""
     preview: Preview | None = None
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 
 from vesselgan.config.schema import Split
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_id
 
 NAMES = ("train", "validation", "test")
 
@@ -80,10 +81,13 @@ def read_csv(
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read ({error}); data.prepare.split.csv must name a CSV file") from error
     if not rows or [columns.count(name) for name in ("subject", "split")] != [1, 1]:
-        raise DataError(f"{path}: needs a first line `subject,split`, each once, and a line for every subject")
+        raise DataError(
+            f"{path}: its first line of {len(rows) + 1} is {','.join(columns)!a}; it needs `subject,split`, each once, "
+            "and a line for every subject"
+        )
     splits_of: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        splits_of[rename((row["subject"] or "").strip())].add((row["split"] or "").strip())
+        splits_of[rename(check_id((row["subject"] or "").strip(), path))].add((row["split"] or "").strip())
     faults = [
         f"{subject} stands in {' and '.join(sorted(splits))}"
         for subject, splits in splits_of.items()
@@ -95,12 +99,17 @@ def read_csv(
         for name in splits - set(NAMES)
     ]
     if unknown := sorted(set(splits_of) - set(known)):
-        faults.append(f"not in the cohort: {', '.join(unknown)}")
+        faults.append(f"not in the cohort: {', '.join(map(_shown, unknown))}")
     if unnamed := sorted(set(usable) - set(splits_of)):
-        faults.append(f"in the cohort and not in the file: {', '.join(unnamed)}")
+        faults.append(f"in the cohort and not in the file: {', '.join(map(_shown, unnamed))}")
     if faults:
         raise DataError(f"{path}: {'; '.join(faults)}")
     return {subject: next(iter(splits_of[subject])) for subject in sorted(usable)}
+
+
+def _shown(name: str) -> str:
+    """With the code points of letters that look alike in several Unicode forms."""
+    return name if name.isascii() else f"{name} ({name!a})"
 
 
 def duplicates(sha256_of_image: Mapping[str, str]) -> dict[str, str]:

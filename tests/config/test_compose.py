@@ -119,6 +119,25 @@ def test_what_overrides_may_say():
     assert compose.compose("train_gan", ['data.root="/a=b"']).data.root == "/a=b"
 
 
+@pytest.mark.parametrize("text", ["2024_11_26", "1e3", "12e4567", "3.10", "+5", "007", "0x1F", "true", "NaN", "-.5"])
+def test_a_text_stays_what_was_typed(text, tmp_path):
+    config = compose.compose("generate", [f"run={text}", f"out= {text}", f"checkpoint={text}"])
+    assert (config.run, config.out, config.checkpoint) == (text, text, text)
+    (tmp_path / "config.yaml").write_text(compose.to_yaml(config))
+    assert compose.from_yaml("generate", tmp_path / "config.yaml") == config
+    runs = compose.compose("report", [f"runs=[{text},a, {text}]", "synthetic=['1,2',b]", f"data.name=a{text[-1]}"]).runs
+    assert runs == [text, "a", text]
+    assert compose.parse("status", None, [text]).config.run == text
+
+
+def test_a_number_for_a_text_is_refused():
+    with pytest.raises(UsageError, match="data.layout.label"):
+        compose.compose("check", ["data.layout={image: a, label: 3.10}"])
+    with pytest.raises(UsageError, match="runs"):
+        compose.compose("report", ["runs=['a,b',3.10]"])
+    assert compose.compose("generate", ["run=a", "out=null"]).out is None
+
+
 def test_the_written_configuration_reads_back_equal(tmp_path):
     config = compose.compose("train_gan", ["variant=gp", "train.max_steps=7", "work_dir=/w"])
     (tmp_path / "config.yaml").write_text(compose.to_yaml(config))

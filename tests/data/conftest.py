@@ -31,7 +31,7 @@ def make_set(tmp_path: Path) -> Callable[..., ShardSet]:
         folder, records = tmp_path / name, [_record(number, origin, shape) for number in numbers]
         how = {"patch_shape": shape, "origin": origin}
         infos = [write_shard(folder / f"shard-{k}.h5", records[k::2], **how) for k in range(2)]
-        facts = {"subjects": {"sub-1": {"spacing_mm": [1, 1, 1]}}, "spacing_mm": (1, 1, 1), "upper_percentile": None}
+        facts = {"subjects": {"sub-1": {"spacing_mm": [1, 1, 1]}}, "spacing_mm": (1, 1, 1), "percentiles": None}
         write_manifest(folder, shards=infos, extra={}, **how, **facts)
         return ShardSet(folder)
 

@@ -25,7 +25,7 @@ def write_subject(folder: Path, seed: int) -> None:
     image = draw.integers(50, 150, SHAPE).astype(np.int16)
     image[:3] = 0  # background
     label = np.zeros(SHAPE, np.uint8)
-    label[8:10, 4:16, 6 + seed % 4 : 9 + seed % 4] = 1
+    label[8 + seed // 4 : 10 + seed // 4, 4:16, 6 + seed % 4 : 9 + seed % 4] = 1
     image[label == 1] += 60
     image[20, 10, 10:14] = 2000  # brighter than any vessel, so that scaling clips no vessel
     mask = np.zeros(SHAPE, np.uint8)
@@ -50,6 +50,7 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
             patch_shape=[16, 16, 8],
             num_vessel_patches_gan=5,
             num_vessel_patches_unet=9,
+            lower_percentile=0.0,
             upper_percentile=99.99,
             max_clipped_vessel_share=0.05,
             split=split or Split(train=None, validation=1, test=1, seed=990, csv=None),
@@ -58,6 +59,7 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
             nan_value=None,
             reflect_pad=False,
             pairs_per_shard=6,
+            follow_links=False,
             quarantine=False,
             repair=False,
             seed=990,

@@ -170,7 +170,7 @@ def test_changed_inputs_are_refused_without_cohort_json(cohort: MakeCohort, dama
     build(data)
     before = identities(data)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
-    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=2), nib.load(path).affine)
+    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=1), nib.load(path).affine)
     damage(Path(data.cohort_dir) / "cohort.json")
     with pytest.raises(DataError, match="label of sub-02"):
         build(data)
@@ -194,7 +194,7 @@ def test_a_manifest_that_was_edited_is_rewritten(cohort: MakeCohort, hashes: Has
     data = cohort(4)
     build(data)
     before, path = hashes(data), Path(data.cohort_dir) / "shards/gan/train/manifest.json"
-    others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "upper_percentile": 99}
+    others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "percentiles": (0.0, 99)}
     for key, other in others.items():
         path.write_text(json.dumps(json.loads(path.read_text()) | {key: other}))
         build(data)
@@ -206,7 +206,7 @@ def test_newer_files_are_refused_and_not_overwritten(cohort: MakeCohort, hashes:
     data = cohort(4)
     build(data)
     path = Path(data.cohort_dir) / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 2, "made_by": "vesselgan 9.0"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3, "made_by": "vesselgan 9.0"}))
     (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
     before = hashes(data)
     with pytest.raises(DataError, match="vesselgan 9.0"):

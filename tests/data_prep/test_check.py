@@ -1,6 +1,7 @@
 """The check names every fault of every subject in one run, and what it costs to go on."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -124,6 +125,39 @@ def test_a_patient_in_two_splits_is_refused(cohort: MakeCohort) -> None:
         check.check(data, ALONE)
 
 
+def test_a_label_of_two_subjects_is_a_fault(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(4)
+    root = Path(data.root)
+    (root / "sub-04" / "vessel.nii.gz").write_bytes((root / "sub-02" / "vessel.nii.gz").read_bytes())
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("UNUSABLE")]
+    assert [line.split(":")[0] for line in faults] == ["UNUSABLE sub-02", "UNUSABLE sub-04"]
+
+
+def test_similar_ids_are_one_patient_perhaps(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = cohort(5)
+    root = Path(data.root)
+    (root / "sub-02").rename(root / "SUB-01_Eq_1")
+    (root / "sub-03").rename(root / "sub-01a")
+    (warning,) = warnings_of(data, capsys)
+    assert warning.startswith("warning: SUB-01_Eq_1, sub-01, sub-01a: ") and "column patient" in warning
+    for name in ("sub-01a", "sub-01"):  # one scan, stored in other units
+        shutil.copy(root / "sub-04" / "image.nii.gz", root / name / "image.nii.gz")
+    change(root / "sub-01a" / "image.nii.gz", lambda a: (a * 1.01).astype(np.int16))
+    change(root / "sub-01" / "image.nii.gz", lambda a: (a * 0.99).astype(np.int16))
+    data.prepare.max_clipped_vessel_share = 1.0
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    faults = [line for line in capsys.readouterr().out.splitlines() if line.startswith("UNUSABLE")]
+    assert len(faults) == 1 and faults[0].startswith("UNUSABLE sub-01a: ") and "image of sub-01 " in faults[0]
+    rows = [f"{name},train,one" for name in ("SUB-01_Eq_1", "sub-01", "sub-01a")]
+    table = root.parent / "split.csv"
+    table.write_text("\n".join(["subject,split,patient", *rows, "sub-04,test,", "sub-05,validation,"]))
+    data.prepare.split.csv = str(table)
+    assert warnings_of(data, capsys) == []
+
+
 def test_no_usable_subject_is_an_error(cohort: MakeCohort) -> None:
     data = cohort(1)
     (Path(data.root) / "sub-01" / "image.nii.gz").write_bytes(b"broken")
@@ -186,6 +220,21 @@ def test_settings_make_nan_and_soft_labels_usable(cohort: MakeCohort) -> None:
     data.prepare.label_values = [1]
     with pytest.raises(UsageError, match="label_values|label_binarize_threshold"):
         check.check(data, ALONE)
+
+
+def test_padding_is_a_fault_until_its_percentile_is_cut(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+    data = one_subject(cohort)
+    change(Path(data.root) / "sub-01" / "image.nii.gz", lambda a: np.where(a == 0, -2000, a))
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    assert "data.prepare.lower_percentile above 12.5" in capsys.readouterr().out  # 3 of 24 slices
+    data.prepare.lower_percentile = 12.6
+    assert warnings_of(data, capsys) == []
+    data.prepare.lower_percentile = 49.0  # above the half of the tissue, and of the vessels none
+    change(Path(data.root) / "sub-01" / "image.nii.gz", lambda a: np.where(a > 160, 60, a))
+    with pytest.raises(DataError):
+        check.check(data, ALONE)
+    assert "lie outside the limits" in capsys.readouterr().out
 
 
 def test_a_thin_volume_may_be_padded(cohort: MakeCohort) -> None:

@@ -70,13 +70,30 @@ def test_broken_links_are_subjects(tmp_path: Path) -> None:
     assert [files.subject for files in found.subjects] == ["a", "b", "c", "d"] and found.warnings == ()
 
 
+def test_a_link_out_of_the_root_is_refused_unless_asked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "outside/a.nii.gz", "cohort/.store/b.nii.gz", "cohort/labels/a.nii.gz", "cohort/labels/b.nii.gz")
+    root = tmp_path / "cohort"
+    (root / "images").mkdir()
+    (root / "images/b.nii.gz").symlink_to("../.store/b.nii.gz")
+    (tmp_path / "link").symlink_to(root)
+    assert [files.subject for files in layouts.find_subjects(tmp_path / "link", PAIRS).subjects] == ["b"]
+    (root / "images/a.nii.gz").symlink_to(tmp_path / "outside/a.nii.gz")
+    with pytest.raises(DataError, match="follow_links"):
+        layouts.find_subjects(root, PAIRS)
+    assert len(layouts.find_subjects(root, PAIRS, follow_links=True).subjects) == 2
+    (root / "images/a.nii.gz").unlink(), (root / "images/b.nii.gz").unlink(), (root / "images").rmdir()
+    (root / "images").symlink_to(tmp_path / "outside")
+    with pytest.raises(DataError, match="follow_links"):
+        layouts.find_subjects(root, PAIRS)
+
+
 def test_a_name_beyond_utf8_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
     (record,) = layouts.find_subjects(tmp_path, PAIRS).warnings
     assert record.endswith(r"(1): M\udcfcller.nii.gz") and record.encode()
     (tmp_path / "images" / os.fsdecode(b"M\xfcller.nii.gz")).touch()
-    with pytest.raises(DataError, match=r"the name 'images/M\\udcfcller\.nii\.gz' is not UTF-8.*rename"):
+    with pytest.raises(DataError, match=r"the name 'images/M\\udcfcller\.nii\.gz' holds bytes.*rename"):
         layouts.find_subjects(tmp_path, PAIRS)
 
 

@@ -101,7 +101,7 @@ def test_intensities_and_vessel_share_are_calibrated(phantom_subjects: list) -> 
 def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects: list, tmp_path: Path) -> None:
     prepare = configured(tmp_path).data.prepare
     for image, vessel, _ in phantom_subjects:
-        _, high = intensity_limits(image.astype(np.float32), prepare.upper_percentile)
+        _, high = intensity_limits(image.astype(np.float32), prepare.percentiles)
         assert (image[vessel == 1] > high).mean() <= prepare.max_clipped_vessel_share
 
 
@@ -139,13 +139,13 @@ def dice_above(levels: np.ndarray, image: np.ndarray, truth: np.ndarray) -> np.n
 @pytest.mark.parametrize("is_scaled", [True, False])
 def test_one_global_threshold_does_not_solve_it(phantom_subjects: list, tmp_path: Path, is_scaled: bool) -> None:
     """Fitted on two subjects, scored on the other two, both ways round; on the scaled images and on plain counts."""
-    percentile = configured(tmp_path).data.prepare.upper_percentile
+    percentiles = configured(tmp_path).data.prepare.percentiles
     levels = np.linspace(0, 255, 256) if is_scaled else np.linspace(0, 1500, 301)
     whole, intracranial = [], []
     for image, vessel, mask in phantom_subjects:
         image = image.astype(np.float32)
         if is_scaled:
-            image = scale_to_255(image, intensity_limits(image, percentile))
+            image = scale_to_255(image, intensity_limits(image, percentiles))
         whole.append(dice_above(levels, image.ravel(), vessel.ravel() == 1))
         intracranial.append(dice_above(levels, image[mask == 1], vessel[mask == 1] == 1))
     for dice, bound in ((np.array(whole), 0.7), (np.array(intracranial), 0.8)):

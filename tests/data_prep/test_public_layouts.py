@@ -96,7 +96,7 @@ def write_pair(image: Path, label: Path, values: list[int], seed: int) -> None:
     draw = np.random.default_rng(seed)
     voxels, classes = draw.integers(50, 150, (20, 20, 12)).astype(np.int16), np.zeros((20, 20, 12), np.uint8)
     for column, value in enumerate(values):
-        classes[column, 4:16, 5] = value
+        classes[column, 4:16, seed % 12] = value
     voxels[classes > 0] += 60
     voxels[0, 0] = 2000
     for path, array in ((image, voxels), (label, classes)):

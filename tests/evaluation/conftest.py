@@ -48,7 +48,7 @@ def write_set() -> WriteSet:
         info = write_shard(folder / "shard-0.h5", records, **how)
         places = {s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects}
         extra = {"run": "tiny", "threshold": 0.3} if origin == "synthetic" else {}
-        facts = {"subjects": places, "spacing_mm": SPACING_MM, "upper_percentile": 99.99, "extra": extra}
+        facts = {"subjects": places, "spacing_mm": SPACING_MM, "percentiles": (0.0, 99.99), "extra": extra}
         write_manifest(folder, shards=[info], **how, **facts)
         return folder
 

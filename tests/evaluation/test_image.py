@@ -182,7 +182,7 @@ def test_the_reference_is_mixed_like_training(tmp_path, write_set):
             (folder / info.file).rename(tmp_path / name / f"{number}.h5")
             infos.append(type(info)(f"{number}.h5", info.count, info.bytes, info.sha256))
         facts = {key: getattr(first, key) for key in ("patch_shape", "origin", "subjects", "spacing_mm")}
-        write_manifest(tmp_path / name, shards=infos, upper_percentile=99.99, extra={}, **facts)
+        write_manifest(tmp_path / name, shards=infos, percentiles=(0.0, 99.99), extra={}, **facts)
         return ShardSet(tmp_path / name)
 
     training = joined("training", 4, 4)

@@ -33,7 +33,7 @@ def write_set(folder: Path, scores: list[np.ndarray], *, origin: str) -> None:
     info = write_shard(folder / "shard.h5", records, patch_shape=PATCH, origin=origin)
     subjects = {record.subject: {"spacing_mm": (1, 1, 1), "affine": np.eye(4).tolist()} for record in records}
     write_manifest(folder, shards=[info], patch_shape=PATCH, origin=origin, subjects=subjects, spacing_mm=(1, 1, 1),
-                   upper_percentile=99.9, extra={})  # fmt: skip
+                   percentiles=(0.0, 99.9), extra={})  # fmt: skip
 
 
 def sweep(folder: Path, *words: str) -> dict:

@@ -177,7 +177,7 @@ def test_what_cannot_be_audited_is_refused(
     facts = {key: getattr(manifest, key) for key in ("shards", "patch_shape", "origin", "subjects", "spacing_mm")}
 
     def trained_on(digest: str) -> None:
-        write_manifest(made, **facts, upper_percentile=99.99, extra={"trained_on": digest})
+        write_manifest(made, **facts, percentiles=(0.0, 99.99), extra={"trained_on": digest})
 
     trained_on("ab" * 32)
     with pytest.raises(DataError, match="GAN was trained on other shards"):

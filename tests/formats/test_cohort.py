@@ -28,7 +28,7 @@ def subject(folder: Path, name: str, split: str = "train") -> Subject:
 
 def cohort(folder: Path) -> Cohort:
     splits = {"sub-10": "test", "sub-1": "train", "sub-é": "validation", "sub-2": "train"}
-    return Cohort("phantom", 99.99, {name: subject(folder, name, split) for name, split in splits.items()})
+    return Cohort("phantom", (0.0, 99.99), {name: subject(folder, name, split) for name, split in splits.items()})
 
 
 def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
@@ -76,8 +76,26 @@ def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
         Cohort.read(tmp_path)
 
 
+def test_one_label_in_two_splits_is_refused(tmp_path: Path) -> None:
+    leaking = cohort(tmp_path)
+    for name in ("sub-1", "sub-10"):
+        leaking.subjects[name] = replace(leaking.subjects[name], label_sha256="ab" * 32)
+    with pytest.raises(DataError, match="same label"):
+        leaking.write(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["../../etc/shadow", "a/../../b.nii", "two\nlines.nii"])
+def test_a_path_stays_below_or_is_absolute(tmp_path: Path, path: str) -> None:
+    cohort(tmp_path).write(tmp_path)
+    content = json.loads((tmp_path / COHORT).read_text())
+    content["subjects"]["sub-1"]["label"] = path
+    (tmp_path / COHORT).write_text(json.dumps(content))
+    with pytest.raises(DataError):
+        Cohort.read(tmp_path)
+
+
 def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
-    one = Cohort("mine", 99.9, {"a": subject(tmp_path, "a")})
+    one = Cohort("mine", (0.0, 99.9), {"a": subject(tmp_path, "a")})
     with pytest.raises(DataError, match="data.prepare.split"):
         one.of_split("test")
     with pytest.raises(UsageError, match="training"):
@@ -106,7 +124,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (lambda text: text[:-20], "cannot be read"),
         (lambda text: "[]", "not a cohort"),
         (lambda text: text.replace('"sub-2"', '"sub-1"'), "duplicate keys: sub-1"),
-        (edit(lambda c: c.update(format_version=2, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
+        (edit(lambda c: c.update(format_version=3, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
         (edit(lambda c: c.update(format="x")), "not a cohort"),
         (edit(lambda c: c.pop("name")), "KeyError: 'name'"),
         (edit(lambda c: c.update(subjects=[])), "damaged"),
@@ -125,3 +143,15 @@ def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[
     with pytest.raises(DataError, match=message) as caught:
         Cohort.read(tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
+def test_an_id_is_a_plain_name(tmp_path: Path, hostile: str) -> None:
+    cohort(tmp_path).write(tmp_path)
+    content = json.loads((tmp_path / COHORT).read_text())
+    as_name = content | {"name": hostile}
+    as_subject = content | {"subjects": {hostile: content["subjects"]["sub-1"]}}
+    for damaged in (as_name, as_subject):
+        (tmp_path / COHORT).write_text(json.dumps(damaged))
+        with pytest.raises(DataError):
+            Cohort.read(tmp_path)

@@ -4,25 +4,41 @@ import numpy as np
 import pytest
 
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.intensities import from_stored, intensity_limits, scale_to_255, to_stored
+from vesselgan.formats.intensities import (
+    from_stored,
+    intensity_limits,
+    num_outside,
+    scale_to_255,
+    to_stored,
+    widest_gap_below,
+)
 
 
 def test_limits_are_minimum_and_percentile_of_nonzero_voxels() -> None:
     image = np.zeros((10, 10, 3), np.float32)
     image.flat[:101] = np.arange(100, 201)  # 101 values: percentile p is 100 + p
-    assert intensity_limits(image, 90) == (100, 190)
+    assert intensity_limits(image, (0, 90)) == (100, 190)
+    assert intensity_limits(image, (10, 90)) == (110, 190)
+    assert (num_outside(image, (100, 190)), num_outside(image, (110, 190))) == (10, 20)
+
+
+def test_a_gap_below_the_tissue_is_measured() -> None:
+    image = np.zeros((10, 10, 3), np.float32)
+    image.flat[:100] = [-2000] * 20 + list(range(100, 180))
+    assert widest_gap_below(image, (-2000, 170)) == (-2000, 100, 0.2)
+    assert widest_gap_below(image, (100, 170)) == (100, 101, 0.21)  # of equal gaps the first
 
 
 @pytest.mark.parametrize("image", [np.zeros((2, 2, 2)), np.array([[[0, 3, 3]]])])
 def test_one_value_has_no_limits(image: np.ndarray) -> None:
     with pytest.raises(DataError):
-        intensity_limits(image.astype(np.float32), 99)
+        intensity_limits(image.astype(np.float32), (0, 99))
 
 
 def test_intensities_beyond_single_precision_are_refused() -> None:
     for low, high in ((1e-42, 2e-42), (-3e38, 3e38)):
         with pytest.raises(DataError, match="single precision"):
-            intensity_limits(np.array([[[0, low, high]]], np.float32), 100)
+            intensity_limits(np.array([[[0, low, high]]], np.float32), (0, 100))
 
 
 def test_scaling_maps_the_limits_to_0_and_255() -> None:

@@ -31,7 +31,7 @@ def shards(tmp_path: Path) -> Path:
 
 def list_in_manifest(folder: Path, infos: list[ShardInfo]) -> None:
     place = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.eye(4).tolist()}
-    facts = {"patch_shape": PATCH_SHAPE, "origin": "real", "upper_percentile": 99.99, "extra": {}}
+    facts = {"patch_shape": PATCH_SHAPE, "origin": "real", "percentiles": (0.0, 99.99), "extra": {}}
     write_manifest(folder, shards=infos, subjects={"sub-1": place}, spacing_mm=(1.0, 1.0, 1.5), **facts)
 
 

@@ -41,3 +41,15 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     Predictions(tmp_path / "own").record.write_text("{")
     with pytest.raises(DataError, match="segmentation.json"):
         Predictions(tmp_path / "own").settings()
+
+
+@pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines"])
+def test_predictions_stay_in_their_folder(tmp_path: Path, hostile: str) -> None:
+    out = Predictions(tmp_path / "out")
+    for path_of in (out.label, out.probability):
+        with pytest.raises(DataError):
+            path_of(hostile)
+    out.open(SETTINGS)
+    out.write(SETTINGS, {hostile: {}})
+    with pytest.raises(DataError):
+        out.open(SETTINGS)

@@ -49,3 +49,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
     run = RunDir(tmp_path)
     with pytest.raises(DataError, match=name):
         run.provenance(), run.finished(), run.requeue(), run.architecture()
+
+
+def test_settings_are_checked_when_read(tmp_path: Path) -> None:
+    config = compose.compose("train_gan", [])
+    config.data.name = "../../up"
+    (tmp_path / "config.yaml").write_text(compose.to_yaml(config))
+    with pytest.raises(UsageError, match="data.name"):
+        RunDir(tmp_path).config("train_gan")

@@ -5,6 +5,7 @@ import multiprocessing
 import pickle
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -54,7 +55,7 @@ def list_in_manifest(folder: Path, infos: list[ShardInfo], origin: str = "real")
         origin=origin,
         subjects=subjects,
         spacing_mm=(0.5, 0.5, 0.7),
-        upper_percentile=99.99,
+        percentiles=(0.0, 99.99),
         extra={"purpose": "gan"},
     )
 
@@ -113,7 +114,7 @@ def test_intensities_round_trip_within_half_a_step(
     label = np.zeros((2, 4, 2), np.uint8)
     record = Record(image, label, "a", (0, 0, 0), "grid", (0.0, 1.0), 0)
     info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
-    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "upper_percentile": None, "extra": {}}
+    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "percentiles": None, "extra": {}}
     write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
     back = ShardSet(folder).image(0)
     np.testing.assert_array_equal(back[1], image[1])
@@ -260,7 +261,7 @@ def test_verify_finds_forbidden_values_and_subjects(tmp_path: Path) -> None:
 
 
 def raise_version(content: dict) -> None:
-    content.update(format_version=2, made_by="vesselgan 9.1")
+    content.update(format_version=3, made_by="vesselgan 9.1")
 
 
 @pytest.mark.parametrize(
@@ -277,8 +278,8 @@ def raise_version(content: dict) -> None:
         (lambda m: m.update(count=6), "count is 6.* sum to 5"),
         (lambda m: m.update(shards=[]), "count"),
         (lambda m: m.update(subjects=[1]), "damaged"),
-        (lambda m: m["shards"][0].update(file="../shard-0.h5"), "plain file name"),
-        (lambda m: m["shards"][0].update(file="/etc/passwd"), "plain file name"),
+        (lambda m: m["shards"][0].update(file="../shard-0.h5"), "is no id"),
+        (lambda m: m["shards"][0].update(file="/etc/passwd"), "is no id"),
         (lambda m: m["shards"][0].update(count=-3), "shard-0.h5"),
         (lambda m: m["shards"][0].pop("sha256"), "damaged"),
         (lambda m: m["shards"][0].update(size=1), "damaged"),
@@ -306,3 +307,34 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="data_prep.build_shards"):
         ShardSet(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
+def test_ids_are_plain_names(tmp_path: Path, hostile: str) -> None:
+    for change in (
+        lambda content: content["subjects"].update({hostile: {}}),
+        lambda content: content["subjects"]["sub-1-é"].update(patient=hostile),
+        lambda content: content["shards"][0].update(file=hostile),
+    ):
+        make_set(tmp_path)
+        edit_manifest(tmp_path, change)
+        with pytest.raises(DataError):
+            ShardSet(tmp_path)
+    record = replace(sample(0), subject=hostile)
+    list_in_manifest(tmp_path, [write_shard(tmp_path / "s.h5", [record], patch_shape=SHAPE, origin="real")])
+    with pytest.raises(DataError):
+        ShardSet(tmp_path).subject(0)
+
+
+def test_a_shard_is_no_link_out_of_its_folder(tmp_path: Path) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    make_set(there), make_set(here)
+    (here / "shard-0.h5").rename(here / "kept.h5")
+    (here / "shard-0.h5").symlink_to("kept.h5")
+    assert len(ShardSet(here)) == 5
+    (here / "shard-0.h5").unlink()
+    (here / "shard-0.h5").symlink_to(there / "shard-0.h5")
+    with pytest.raises(DataError, match="link"):
+        ShardSet(here)
+    (tmp_path / "linked").symlink_to(there)
+    assert len(ShardSet(tmp_path / "linked")) == 5

@@ -17,6 +17,7 @@ from vesselgan.formats import volumes
 
 SHAPE = (7, 6, 5)
 SPACING_MM = (0.5, 0.6, 0.7)
+SFORM = {"sform_code": 1, "srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
 
 
 def an_image(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
@@ -99,11 +100,38 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, damage: Callable[[by
         volumes.read_image(path)
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", os.urandom(5000), gzip.compress(b"no header")])
-def test_what_is_no_nifti_is_a_data_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "a.nii.gz").write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.nii\.gz"):
-        volumes.read_image(tmp_path / "a.nii.gz")
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x1f\x8b", os.urandom(5000), gzip.compress(b"hello")])
+def test_what_is_no_nifti_shows_its_first_bytes(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / ("a.nii.gz" if content.startswith(b"\x1f\x8b") else "a.nii")
+    path.write_bytes(content)
+    shown = "hello" if content in (b"hello", gzip.compress(b"hello")) else "begins with|cut short"
+    with pytest.raises(DataError, match=f"{path.name}: .*({shown})"):
+        volumes.read_image(path)
+
+
+@pytest.mark.parametrize(("stored", "name"), [("a.nii", "b.nii.gz"), ("a.nii.gz", "b.nii")])
+def test_a_name_that_belies_its_content_is_refused(tmp_path: Path, stored: str, name: str) -> None:
+    save(tmp_path / stored, an_image()).rename(tmp_path / name)
+    with pytest.raises(DataError, match="gzip"):
+        volumes.read_image(tmp_path / name)
+    volumes.read_image((tmp_path / name).rename(tmp_path / stored.upper()))
+
+
+def test_a_links_target_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.nii").symlink_to("/nowhere/at.nii")
+    with pytest.raises(DataError, match="a link to /nowhere/at.nii"):
+        volumes.read_image(tmp_path / "a.nii")
+
+
+def test_grids_at_45_degrees_agree_in_spite_of_rounding(tmp_path: Path) -> None:
+    cosine, cube = 2 * np.cos(np.pi / 4), an_image((6, 6, 6))
+    read = []
+    for name, rounding in (("a.nii", -1e-7), ("b.nii", 1e-7)):
+        affine = np.eye(4)
+        affine[:3, :3] = [[2, 0, 0], [0, cosine + rounding, -cosine + rounding], [0, cosine, cosine - abs(rounding)]]
+        read.append(volumes.read_image(save(tmp_path / name, cube, affine)))
+    assert volumes.grid_difference(read[0].header, read[1].header) is None
+    np.testing.assert_array_equal(read[0].data_XYZ, read[1].data_XYZ)
 
 
 def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
@@ -163,10 +191,11 @@ def test_stored_slope_and_intercept_are_applied(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_surplus_voxels_are_refused_and_padding_is_not(tmp_path: Path, packed: bool) -> None:
-    path = claiming(tmp_path / "a.nii", packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
+    path, whole = tmp_path / ("a.nii.gz" if packed else "a.nii"), claiming(tmp_path / "whole.nii", packed=False)
+    claiming(path, packed=packed, dim=[3, 7, 6, 4, 1, 1, 1, 1])  # one slice less than there is
     with pytest.raises(DataError, match="dim"):
         volumes.read_image(path)
-    whole = claiming(path, packed=False).read_bytes()
+    whole = whole.read_bytes()
     for surplus, is_fine in ((bytes(512), True), (bytes(2**14), False), (b"\0\1", False)):
         path.write_bytes(gzip.compress(whole + surplus) if packed else whole + surplus)
         if is_fine:
@@ -202,6 +231,7 @@ def test_voxels_beyond_memory_are_refused_unread(tmp_path: Path, monkeypatch: py
         {"qform_code": 1, "pixdim": [1, 0.5, -0.5, 0.7, 0, 0, 0, 0]},
         {"qform_code": 1, "pixdim": [1, 0.5, np.nan, 0.7, 0, 0, 0, 0]},
         {"pixdim": [1, 0.5, 0.5, 0, 0, 0, 0, 0]},
+        *({**SFORM, "pixdim": [1, size, 0.5, 0.7, 0, 0, 0, 0]} for size in (np.nan, np.inf, 0, -0.5)),
         {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9},
         {"qform_code": 1, "quatern_b": np.nan},
         {"scl_slope": 2, "scl_inter": np.nan},
@@ -214,9 +244,8 @@ def test_a_nonsensical_header_is_a_data_error(tmp_path: Path, fields: dict[str, 
 
 
 def test_a_sform_is_used_beside_an_invalid_qform(tmp_path: Path) -> None:
-    rows = {"srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
-    odd = {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9, "pixdim": [1, 0, 0, 0, 0, 0, 0, 0]}
-    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, sform_code=1, **rows, **odd))
+    odd = {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9}
+    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, **SFORM, **odd))
     assert volume.spacing_mm == pytest.approx((0.5, 0.5, 0.7))
     assert volume.notes == ("the qform is not a rotation: the sform is used",)
 
@@ -229,11 +258,24 @@ def test_a_mask_is_zero_and_one_other_value(tmp_path: Path, mask: tuple[float, f
     assert volume.notes == (() if mask[1] == 1 else (f"mask values {{0, {mask[1]:g}}}: {mask[1]:g} taken as inside",))
 
 
-@pytest.mark.parametrize("values", [(0, 1, 2), (0, -1), (0, np.nan)])
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, -1)])
 def test_a_mask_of_several_values_is_refused(tmp_path: Path, values: tuple[float, ...]) -> None:
     array = np.resize(np.array(values, np.float32), SHAPE)
     with pytest.raises(DataError, match="brain mask"):
         volumes.read_mask(save(tmp_path / "a.nii.gz", array))
+
+
+def test_undefined_mask_voxels_are_counted(tmp_path: Path) -> None:
+    array = np.resize(np.float32([0, 1, np.nan]), SHAPE)
+    with pytest.raises(DataError, match="70 of 210 mask voxels"):
+        volumes.read_mask(save(tmp_path / "a.nii.gz", array))
+
+
+def test_values_are_shown_with_enough_digits(tmp_path: Path) -> None:
+    array = np.resize(np.float32([0, 1, np.nextafter(np.float32(1), np.float32(0))]), SHAPE)
+    for read in (volumes.read_mask, volumes.read_label):
+        with pytest.raises(DataError, match=r"\{0, 0\.99999994, 1\}"):
+            read(save(tmp_path / "a.nii.gz", array))
 
 
 def test_missing_orientation_is_noted(tmp_path: Path) -> None:

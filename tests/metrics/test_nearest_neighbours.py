@@ -22,7 +22,7 @@ def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
     place = {"spacing_mm": [1.0, 1.0, 1.0], "affine": np.eye(4).tolist()}
     write_manifest(
         folder, shards=[info], patch_shape=shape, origin="real", subjects={"sub-0": place, "sub-1": place},
-        spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.99, extra={},
+        spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.99), extra={},
     )  # fmt: skip
     return ShardSet(folder)
 

@@ -51,7 +51,7 @@ def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: li
         origin=origin,
         subjects={s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects},
         spacing_mm=SPACING_MM,
-        upper_percentile=99.99 if origin == "real" else None,
+        percentiles=(0.0, 99.99) if origin == "real" else None,
         extra={},
     )
 

@@ -276,3 +276,10 @@ def test_a_kill_while_saving_loses_nothing_saved(saved, tmp_path, seed):
     saved(newest(tmp_path) + 1, keep_last=1)
     assert len(names(tmp_path)) == 1  # nothing of the killed save is left behind
     json.loads((tmp_path / "checkpoints" / names(tmp_path)[0] / "manifest.json").read_text())
+
+
+def test_a_checkpoint_lists_its_own_files_alone(saved, tmp_path) -> None:
+    path = saved(1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"../step_00000001/state.json": manifest["state.json"]}))
+    assert "manifest.json" in checkpoint_folder.damage(path)

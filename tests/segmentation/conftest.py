@@ -13,7 +13,7 @@ from vesselgan.formats.volumes import write_volume
 
 SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
 SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}
-PERCENTILE = 99.9
+PERCENTILES = (0.0, 99.9)
 AFFINE = np.diag([0.5, 0.5, 0.7, 1.0])
 
 
@@ -34,7 +34,7 @@ def make_head(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def cut_patches(subject: str, image: np.ndarray, label: np.ndarray) -> list[Record]:
     """Patches at random corners, each with its own."""
     rng = np.random.default_rng(int(subject[-1]))
-    limits = intensity_limits(image, PERCENTILE)
+    limits = intensity_limits(image, PERCENTILES)
     scaled = scale_to_255(image, limits)
     records = []
     for _ in range(PATCHES_EACH):
@@ -52,7 +52,7 @@ def write_set(folder: Path, records: list[Record], hashes: dict[str, str], *, or
     spacing = (0.5, 0.5, 0.7)
     place = {"spacing_mm": spacing, "affine": AFFINE.tolist()}
     subjects = {r.subject: place | {"image_sha256": hashes[r.subject]} if hashes else place for r in records}
-    facts = {"subjects": subjects, "spacing_mm": spacing, "upper_percentile": PERCENTILE, "extra": {}}
+    facts = {"subjects": subjects, "spacing_mm": spacing, "percentiles": PERCENTILES, "extra": {}}
     write_manifest(folder, shards=[info], **how, **facts)
 
 
@@ -66,13 +66,13 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
         paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label")}
         write_volume(paths["image"], image, AFFINE)
         write_volume(paths["label"], label, AFFINE)
-        limits = intensity_limits(image, PERCENTILE)
+        limits = intensity_limits(image, PERCENTILES)
         hashes = (sha256_of(paths["image"]), sha256_of(paths["label"]))
         subjects[name] = Subject(
             split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
         )
         patches[split] += cut_patches(name, image, label)
-    Cohort("tiny", PERCENTILE, subjects).write(folder)
+    Cohort("tiny", PERCENTILES, subjects).write(folder)
     digests = {name: subject.image_sha256 for name, subject in subjects.items()}
     for split in ("train", "validation"):
         write_set(folder / "shards" / "unet" / split, patches[split], digests)

@@ -112,7 +112,7 @@ def run_dir(tmp_path: Path) -> Path:
 def write_checkpoint(folder: Path, unet: Unet) -> None:
     folder.mkdir(parents=True)
     save_file(unet.state_dict(), folder / "unet.safetensors")
-    state = {"step": 1, "scaling": "volume", "upper_percentile": 99.9, "patch_shape": list(PATCH)}
+    state = {"step": 1, "scaling": "volume", "percentiles": (0.0, 99.9), "patch_shape": list(PATCH)}
     state |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": True}
     content = {"format_version": 2, "step": 1, "state": state, "engines": {}, "is_kept": False}
     (folder / "state.json").write_text(json.dumps(content))

@@ -256,7 +256,7 @@ def slurm_work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         origin="real",
         subjects={record.subject: geometry for record in records},
         spacing_mm=(1.0, 1.0, 1.5),
-        upper_percentile=99.99,
+        percentiles=(0.0, 99.99),
         extra={},
     )
     return work

@@ -58,7 +58,7 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
     save_file(generator.state_dict(), folder / "generator.safetensors")
-    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "upper_percentile": 99.99}
+    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "percentiles": (0.0, 99.99)}
     report = {
         "format_version": 2,
         "step": step,
@@ -110,7 +110,7 @@ def test_shards_hold_what_the_generator_makes(tmp_path: Path) -> None:
         assert shards.subjects[record.subject] == {"spacing_mm": [0.5, 0.5, 0.7], "affine": AFFINE}
     assert len({record.subject for record in shards}) == 5
     # the generator learned this scaling: who mixes its patches with real ones must be able to tell
-    assert shards.manifest.upper_percentile == 99.99
+    assert shards.manifest.percentiles == (0.0, 99.99)
 
 
 def test_the_manifest_says_where_the_samples_come_from(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Pat
         subjects = {name: place | ({"patient": patients[name]} if patients else {}) for name in names.values()}
         write_manifest(
             folder, shards=[shard], patch_shape=shape, origin="real", subjects=subjects,
-            spacing_mm=shards.spacing_mm, upper_percentile=99.99, extra={},
+            spacing_mm=shards.spacing_mm, percentiles=(0.0, 99.99), extra={},
         )  # fmt: skip
         return ShardSet(folder)
 

@@ -138,7 +138,7 @@ def compose(command: str, overrides: list[str]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    _check_keys(command, overrides)
+    overrides = _checked(command, overrides)
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(config_dir=str(config_dir()), version_base="1.3"):
@@ -161,11 +161,13 @@ def from_yaml(command: str, path: Path) -> Any:
 
     try:
         values = plain_yaml(path.read_text())
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
+        config: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(COMMANDS[command]), values))
+        checks.check(config)
     except OSError as error:
         raise UsageError(f"{path}: no configuration there ({error.strerror}); is this a run of {command}?") from error
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise UsageError(f"{path}: not a configuration of {command}: {_plain_message(error)}") from error
+    return config
 
 
 def plain_yaml(text: str) -> Any:
@@ -241,12 +243,14 @@ def _groups_of(command: str) -> dict[str, list[str]]:
     return {name: choices for name, choices in groups().items() if f"{name}:" in defaults}
 
 
-def _check_keys(command: str, overrides: list[str]) -> None:
+def _checked(command: str, overrides: list[str]) -> list[str]:
+    """The overrides, texts quoted where Hydra would read them as numbers. Raises UsageError for an unknown key."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     known = keys_of(COMMANDS[command])
     choices = _groups_of(command)
+    checked = []
     for override in overrides:
         if "${" in override:
             raise UsageError(f"`{override}`: ${{...}} is for configs/ alone; give the value itself")
@@ -268,6 +272,23 @@ def _check_keys(command: str, overrides: list[str]) -> None:
             near = difflib.get_close_matches(key, [*known, *choices], 1, cutoff=0.4)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UsageError(f"{command} has no setting `{key}`{hint} (--help lists them)")
+        checked.append(_with_texts_quoted(override, parsed.value(), known.get(key, "")))
+    return checked
+
+
+def _with_texts_quoted(override: str, value: Any, kind: str) -> str:
+    """`override` of a setting of type `kind`; a text that `value` holds as a number or a truth value is quoted."""
+    key, _, typed = override.partition("=")
+    if kind.startswith("str") and isinstance(value, int | float):
+        return f"{key}={json.dumps(typed.strip())}"
+    if kind.startswith("list[str]") and isinstance(value, list) and any(isinstance(v, int | float) for v in value):
+        items = typed.strip()[1:-1].split(",")
+        if len(items) != len(value):  # a comma inside quotes
+            raise UsageError(f"{override}: quote every item: {key}={json.dumps([str(v) for v in value])}")
+        pairs = zip(items, value, strict=True)
+        quoted = [json.dumps(item.strip()) if isinstance(v, int | float) else item for item, v in pairs]
+        return f"{key}=[{','.join(quoted)}]"
+    return override
 
 
 def _check_expressions(value: Any) -> None:
@@ -289,6 +310,8 @@ def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> di
             group = _group_of(hints[name])
             if group is not None and isinstance(value, dict):
                 value = _without_foreign_keys(value, group, f"{prefix}{name}.")
+            if hints[name] in (str, str | None) and isinstance(value, int | float):
+                raise UsageError(f"{prefix}{name}={value}: a text that reads as a number; quote it where it is set")
             kept[name] = value
         elif prefix + name not in everywhere:
             raise UsageError(f"configs: no command has a setting `{prefix}{name}`")

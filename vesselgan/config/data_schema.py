@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from vesselgan.config.checks import FLOAT32, MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
+from vesselgan.core.names import is_id
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Data:
 
     name: str = field(
         metadata=rule(
-            lambda v: v not in ("", ".", "..") and "/" not in v and v.isprintable() and v == v.strip(" -"),
+            lambda v: is_id(v) and v == v.strip(" -"),
             "must be a plain name of one folder",
         )
     )
@@ -69,10 +70,12 @@ class Prepare:
         metadata=rule(lambda v: 1 <= v <= MAX_PATCHES, f"must lie between 1 and {MAX_PATCHES}")
     )
     """Patches per subject centred on a vessel for the U-Net (paper: 250)."""
+    lower_percentile: float = field(metadata=rule(lambda v: 0 <= v < 50, "must lie between 0 and 50, below 50"))
+    """Percentile of the non-zero voxels that becomes 0; 0: their minimum. Above the share of a padding value."""
     upper_percentile: float = field(metadata=rule(lambda v: 50 < v <= 100, "must lie above 50, at most 100"))
     """Percentile of the non-zero voxels that becomes 255; high enough not to flatten vessels."""
     max_clipped_vessel_share: float = field(metadata=SHARE)
-    """`check` fails when a larger share of the vessel voxels lies above the upper limit."""
+    """`check` fails when a larger share of the vessel voxels lies outside the limits."""
     split: Split
     label_values: list[int] | None
     """Label values that mean vessel, for labels of several classes; null: a binary label."""
@@ -83,6 +86,8 @@ class Prepare:
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
     pairs_per_shard: int = field(metadata=POSITIVE)
+    follow_links: bool
+    """Read volumes that a link places outside data.root; false: such a link is an error."""
     quarantine: bool
     """Leave unusable subjects out and continue; false: stop (exit 3)."""
     repair: bool
@@ -92,6 +97,11 @@ class Prepare:
     key_file: str | None
     """Path of the secret that the hash needs; read, never stored."""
     seed: int = field(metadata=NOT_NEGATIVE)
+
+    @property
+    def percentiles(self) -> tuple[float, float]:
+        """Of the non-zero voxels, that become 0 and 255."""
+        return self.lower_percentile, self.upper_percentile
 
 
 @dataclass

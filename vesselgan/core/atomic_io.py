@@ -1,13 +1,16 @@
-"""Files that are complete or absent: NAME.partial, fsync, rename, fsync of the folder. Standard library alone."""
+"""Files that are complete or absent: NAME.partial, fsync, rename, fsync of the folder. Standard library alone.
+
+NAME.partial is created exclusively, so nothing is written through a link; a link under the final name is replaced.
+"""
 
 import errno
 import hashlib
 import io
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from vesselgan.core.locks import try_lock
+from vesselgan.core.locks import no_follow, try_lock
 
 PARTIAL = ".partial"
 
@@ -79,13 +82,15 @@ def write_text(path: str | Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: str | Path, content: bytes) -> None:
+def write_bytes(path: str | Path, content: bytes, *, mode: int = 0o666) -> None:
     """Writes a small file completely or not at all. Raises OSError and leaves nothing behind if that fails."""
     path = Path(path)
     partial = path.with_name(path.name + PARTIAL)
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)
+    file = open(partial, "xb", opener=lambda name, flags: os.open(name, flags, mode))
     try:
-        with open(partial, "wb") as file:
+        with file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -97,12 +102,12 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 def write_private(path: str | Path, text: str) -> None:
     """`write_text`, readable by the owner alone from the first byte on."""
-    path = Path(path)
-    partial = path.with_name(path.name + PARTIAL)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    write_text(path, text)
+    write_bytes(path, text.encode("utf-8"), mode=0o600)
+
+
+def open_to_append(path: str | Path, buffering: int = -1) -> IO[str]:
+    """A log, made if it is missing. Raises OSError for a link."""
+    return open(path, "a", buffering, encoding="utf-8", opener=no_follow)
 
 
 def sync_folder(folder: Path) -> bool:
@@ -133,7 +138,9 @@ def describe(error: OSError) -> str:
 
 
 def _remove_stale(partial: Path) -> None:
-    """Removes the file of a killed writer. Raises BlockingIOError if its writer lives."""
+    """Removes the file of a killed writer, or a link. Raises BlockingIOError if its writer lives."""
+    if partial.is_symlink():
+        partial.unlink()
     try:
         with open(partial, "rb+") as file:
             if not try_lock(file):

@@ -20,6 +20,11 @@ class HeldError(Exception):
     """Another process holds the lock; the text names it: `process 12 on node7, job 34`."""
 
 
+def no_follow(path: str, flags: int) -> int:
+    """Opener of a file that is no link."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def try_lock(file: IO[Any]) -> bool:
     """Locks a file open for writing; False if another process has. A file system without locks counts as free."""
     try:
@@ -39,11 +44,11 @@ def wait_for_lock(file: IO[Any]) -> None:
 def acquire(path: Path) -> IO[str]:
     """Holds `path` for this process until the returned file is closed; its text names the process.
 
-    Raises HeldError if another process holds it, OSError if it cannot be written.
+    Raises HeldError if another process holds it, OSError if it cannot be written or is a link.
     """
     deadline = time.monotonic() + SECONDS_TO_TRY
     while True:
-        file = open(path, "a+", encoding="utf-8")
+        file = open(path, "a+", encoding="utf-8", opener=no_follow)
         if try_lock(file):
             if _is_at(path, file):
                 break

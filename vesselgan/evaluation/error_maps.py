@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.core.atomic_io import write_bytes
+from vesselgan.core.names import path_in
 from vesselgan.formats.volumes import write_like
 from vesselgan.metrics.masks import as_masks
 from vesselgan.viz import pictures, rendering
@@ -34,8 +35,8 @@ def render(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) -> np
 
 def write(folder: Path, name: str, errors_XYZ: np.ndarray, like: Path, spacing_mm: tuple[float, float, float]) -> None:
     """Writes FOLDER/<name>.nii.gz on the grid of the file `like`, and FOLDER/<name>.png."""
-    write_like(folder / f"{name}.nii.gz", errors_XYZ, like)
-    write_bytes(folder / f"{name}.png", pictures.encode_png(render(errors_XYZ, spacing_mm)))
+    write_like(path_in(folder, name, ".nii.gz"), errors_XYZ, like)
+    write_bytes(path_in(folder, name, ".png"), pictures.encode_png(render(errors_XYZ, spacing_mm)))
 
 
 def _project(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float], axis: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 from vesselgan.core.atomic_io import sha256_of, sync_folder, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, ResourceError, check_readable
+from vesselgan.core.names import is_id
 
 FORMAT_VERSION = 2
 CHECKPOINTS, LATEST = "checkpoints", "latest"
@@ -163,8 +164,11 @@ def damage(path: Path, *, files: Collection[str] | None = None) -> str:
 
 
 def read_manifest(path: Path) -> dict[str, dict[str, Any]]:
-    """File -> sha256 and bytes."""
-    return json.loads((path / MANIFEST).read_text())
+    """File -> sha256 and bytes. Raises OSError or ValueError."""
+    manifest: dict[str, dict[str, Any]] = json.loads((path / MANIFEST).read_text())
+    if foreign := [file for file in manifest if not is_id(file)]:
+        raise ValueError(f"{foreign[0]!a} is no file of a checkpoint")
+    return manifest
 
 
 def read_state(path: Path) -> dict[str, Any]:

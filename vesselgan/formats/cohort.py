@@ -1,6 +1,6 @@
 """cohort.json: who is in a cohort, in which split, and how each volume was scaled. Written by data preparation.
 
-    {"format": "vesselgan-cohort", "format_version": 1, "made_by": ..., "name": ..., "upper_percentile": 99.99,
+    {"format": "vesselgan-cohort", "format_version": 2, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
      "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
                        "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
                        "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null}}}
@@ -25,11 +25,12 @@ from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, check_readable
+from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 ROLES = ("image", "label", "mask")
@@ -58,7 +59,7 @@ class Subject:
     limits: tuple[float, float]
     """Intensities that become 0 and 255."""
     num_clipped: int
-    """Voxels above the upper limit."""
+    """Non-zero voxels outside the limits."""
     image_sha256: str
     label_sha256: str | None
     reading: ReadOptions = ReadOptions()
@@ -79,7 +80,8 @@ class Subject:
 @dataclass(frozen=True)
 class Cohort:
     name: str
-    upper_percentile: float
+    percentiles: tuple[float, float]
+    """Of the non-zero voxels, that become 0 and 255."""
     subjects: dict[str, Subject]
     is_pseudonymous: bool = False
     """Subjects have pseudonyms, and the paths of their files stand in a private file."""
@@ -118,10 +120,11 @@ class Cohort:
             paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
             reading = _read_options(content["reading"])
             subjects = {
-                str(name): _from_json(entry, paths[name], path.parent, reading)
+                check_id(name, path): _from_json(entry, paths[name], path.parent, reading)
                 for name, entry in content["subjects"].items()
             }
-            cohort = cls(str(content["name"]), float(content["upper_percentile"]), subjects, is_pseudonymous)
+            lower, upper = (float(percentile) for percentile in content["percentiles"])
+            cohort = cls(check_id(content["name"], path), (lower, upper), subjects, is_pseudonymous)
         except DataError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -141,7 +144,7 @@ class Cohort:
             "format_version": FORMAT_VERSION,
             "made_by": f"vesselgan {__version__}",
             "name": self.name,
-            "upper_percentile": float(self.upper_percentile),
+            "percentiles": [float(percentile) for percentile in self.percentiles],
             "reading": asdict(readings.pop()),
             "paths": "private" if self.is_pseudonymous else "here",
             "subjects": {
@@ -191,7 +194,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
 
 def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, reading: ReadOptions) -> Subject:
     """Raises KeyError, TypeError or ValueError for what breaks the format."""
-    image, label, mask = (None if names[role] is None else folder / names[role] for role in ROLES)
+    image, label, mask = (_path(names[role], folder) for role in ROLES)
     shape: Any = tuple(int(n) for n in entry["shape"])
     spacing_mm: Any = tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
@@ -214,6 +217,15 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
         reading=reading,
     )
+
+
+def _path(name: str | None, folder: Path) -> Path | None:
+    """Raises ValueError for a path that leads out of `folder` by steps, or would break a line."""
+    if name is None:
+        return None
+    if not name.isprintable() or ".." in Path(name).parts:
+        raise ValueError(f"path {name!a}")
+    return folder / name
 
 
 def _read_options(entry: dict[str, Any]) -> ReadOptions:
@@ -244,15 +256,16 @@ def _relative(path: Path | None, folder: Path) -> str | None:
 
 
 def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
-    """Raises DataError if one volume, by its bytes, is in two splits."""
-    first: dict[str, str] = {}
+    """Raises DataError if one image or label, by its voxels, is in two splits."""
+    first: dict[tuple[str, str], str] = {}
     for name, subject in subjects.items():
-        other = first.setdefault(subject.image_sha256, name)
-        if subjects[other].split != subject.split:
-            raise DataError(
-                f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) are the same image "
-                "under two names; remove one of them"
-            )
+        for kind, sha256 in (("image", subject.image_sha256), ("label", subject.label_sha256)):
+            other = name if sha256 is None else first.setdefault((kind, sha256), name)
+            if subjects[other].split != subject.split:
+                raise DataError(
+                    f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) have the same "
+                    f"{kind}: one patient under two names, or a copy; remove one of them"
+                )
 
 
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 # X Y Z voxels
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from vesselgan.core.errors import DataError, UsageError
@@ -11,18 +13,20 @@ STEPS_PER_UNIT = 257  # 65535 / 255
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def intensity_limits(image_XYZ: np.ndarray, upper_percentile: float) -> tuple[float, float]:
-    """The intensities that become 0 and 255: minimum and `upper_percentile` of the voxels that are not zero.
+def intensity_limits(image_XYZ: np.ndarray, percentiles: Sequence[float]) -> tuple[float, float]:
+    """The intensities that become 0 and 255: these two percentiles of the voxels that are not zero.
 
     Raises DataError if the two are equal.
     """
     voxels = image_XYZ[image_XYZ != 0]
     if voxels.size == 0:
         raise DataError("every voxel of the image is zero; remove it from the cohort")
-    low, high = float(voxels.min()), float(np.percentile(voxels, upper_percentile))
+    lower, upper = percentiles
+    low = float(np.percentile(voxels, lower) if lower else voxels.min())
+    high = float(np.percentile(voxels, upper))
     if not low < high:
         raise DataError(
-            f"the non-zero voxels from the minimum to the {upper_percentile:g}th percentile are all {low:g}: "
+            f"the non-zero voxels between the percentiles {lower:g} and {upper:g} are all {low:g}: "
             "nothing to scale; is this an image and not a label?"
         )
     widest = max(abs(float(image_XYZ.min()) - low), abs(float(image_XYZ.max()) - low))
@@ -31,6 +35,26 @@ def intensity_limits(image_XYZ: np.ndarray, upper_percentile: float) -> tuple[fl
             f"intensities from {low:g} to {high:g} cannot be scaled in single precision; store them in other units"
         )
     return low, high
+
+
+def num_outside(image_XYZ: np.ndarray, limits: tuple[float, float]) -> int:
+    """Voxels that scaling clips; zero is background and does not count."""
+    low, high = limits
+    return int(np.count_nonzero(((image_XYZ < low) | (image_XYZ > high)) & (image_XYZ != 0)))
+
+
+def widest_gap_below(image_XYZ: np.ndarray, limits: tuple[float, float]) -> tuple[float, float, float]:
+    """(start, stop) of the widest interval without a voxel from the lower limit to the median, and the share below.
+
+    Of the voxels that are not zero.
+    """
+    voxels = image_XYZ[image_XYZ != 0]
+    below = np.unique(voxels[(voxels >= limits[0]) & (voxels <= np.median(voxels))])
+    if below.size < 2:
+        return limits[0], limits[0], 0.0
+    widest = int(np.argmax(np.diff(below)))
+    start, stop = float(below[widest]), float(below[widest + 1])
+    return start, stop, float(np.mean(voxels <= start))
 
 
 def scale_to_255(image_XYZ: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -7,7 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
-from vesselgan.core.atomic_io import PARTIAL, describe, write_bytes
+from vesselgan.core.atomic_io import PARTIAL, describe, open_to_append, write_bytes
 from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.locks import wait_for_lock
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
@@ -33,7 +33,7 @@ def copy_to_node(folder: Path, to: str) -> tuple[Path, float | None]:
     try:
         home.mkdir(parents=True, exist_ok=True)
         # Held while copying: the other processes of this node wait here, then find the copy.
-        with (home / f"{target.name}.lock").open("a") as lock:
+        with open_to_append(home / f"{target.name}.lock") as lock:
             wait_for_lock(lock)
             if (target / MANIFEST).is_file() and not verify(target, deep=False):
                 return target, None
@@ -69,7 +69,7 @@ def _copy_shard(folder: Path, target: Path, shard: ShardInfo) -> None:
     except OSError as error:
         check_readable(folder / shard.file, error)
         raise DataError(f"{folder / shard.file}: cannot be read ({error.strerror}); make the shards again") from error
-    with source, partial.open("wb") as copy:
+    with source, partial.open("xb") as copy:
         while piece := source.read(PIECE_BYTES):
             digest.update(piece)
             copy.write(piece)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import operator
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,9 +10,11 @@ from typing import Any
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, ResourceError, check_readable
+from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
-from vesselgan.formats.shard_file import FORMAT_VERSION, ORIGINS, ShardInfo, check_version
+from vesselgan.formats.shard_file import ORIGINS, ShardInfo, check_version
 
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 
@@ -24,7 +25,7 @@ class Manifest:
     origin: str
     patch_shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    upper_percentile: float | None
+    percentiles: tuple[float, float] | None
     count: int
     subjects: dict[str, dict[str, Any]]
     shards: tuple[ShardInfo, ...]
@@ -40,7 +41,7 @@ def write_manifest(
     origin: str,
     subjects: dict[str, dict[str, Any]],
     spacing_mm: tuple[float, float, float],
-    upper_percentile: float | None,
+    percentiles: tuple[float, float] | None,
     extra: dict[str, Any],
 ) -> Path:
     """Makes the finished shards in `folder` a set; written last.
@@ -56,7 +57,7 @@ def write_manifest(
         "origin": origin,
         "patch_shape": [int(n) for n in patch_shape],
         "spacing_mm": [float(s) for s in spacing_mm],
-        "upper_percentile": upper_percentile,
+        "percentiles": percentiles,
         "count": sum(shard.count for shard in shards),
         "subjects": subjects,
         "shards": [asdict(shard) for shard in shards],
@@ -85,18 +86,21 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
     if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
         raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
-    check_version(path, content.get("format_version"), content.get("made_by"))
+    check_version(path, content.get("format_version"), content.get("made_by"), reads=FORMAT_VERSION)
     try:
-        return _parse(content)
+        return _parse(path, content)
+    except DataError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the shards again") from error
 
 
-def _parse(content: dict[str, Any]) -> Manifest:
-    """Raises KeyError, TypeError, ValueError or AttributeError for what breaks the format."""
+def _parse(path: Path, content: dict[str, Any]) -> Manifest:
+    """Raises KeyError, TypeError, ValueError or AttributeError for what breaks the format, DataError for a wrong id."""
     shards = tuple(ShardInfo(**entry) for entry in content["shards"])
     patch_shape: Any = tuple(operator.index(n) for n in content["patch_shape"])
     spacing_mm: Any = tuple(float(s) for s in content["spacing_mm"])
+    percentiles: Any = content["percentiles"] and tuple(float(p) for p in content["percentiles"])
     if len(patch_shape) != 3 or min(patch_shape) < 1:
         raise ValueError(f"patch_shape {patch_shape}")
     if len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
@@ -104,18 +108,19 @@ def _parse(content: dict[str, Any]) -> Manifest:
     if content["origin"] not in ORIGINS:
         raise ValueError(f"origin {content['origin']!r} is not one of {ORIGINS}")
     for shard in shards:
-        if shard.file != os.path.basename(shard.file) or shard.file in ("", ".", ".."):
-            raise ValueError(f"shard {shard.file!r} is not a plain file name")
+        check_id(shard.file, path)
         if operator.index(shard.count) < 1 or operator.index(shard.bytes) < 1 or len(shard.sha256) != 64:
             raise ValueError(f"shard {shard.file!r} has no patches, bytes or sha256")
     if not shards or sum(shard.count for shard in shards) != content["count"]:
         raise ValueError(f"count is {content['count']}, the shards' counts sum to {sum(s.count for s in shards)}")
-    subjects = {str(name): {**entry} for name, entry in content["subjects"].items()}
+    subjects = {check_id(name, path): {**entry} for name, entry in content["subjects"].items()}
+    for entry in subjects.values():
+        check_id(entry.get("patient") or "unknown", path)
     return Manifest(
         origin=content["origin"],
         patch_shape=patch_shape,
         spacing_mm=spacing_mm,
-        upper_percentile=content["upper_percentile"],
+        percentiles=percentiles,
         count=content["count"],
         subjects=subjects,
         shards=shards,

@@ -21,6 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from vesselgan.core import memory
 from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.core.names import printable
 
 MAX_VOXELS = 2**30  # 1024 x 1024 x 1024: four times the largest head scan in use
 MAX_GZIP_RATIO = 1032  # of deflate
@@ -63,11 +64,14 @@ def read_header(path: str | Path) -> Header:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Stream]:
-    """The file's content, decompressed if it is gzip, whatever its name. Read errors become DataError."""
+    """The file's content, decompressed if it is gzip, as its name must say. Read errors become DataError."""
     try:
         with open(path, "rb") as file:
             is_gzip = file.read(2) == GZIP_MAGIC
             file.seek(0)
+            if is_gzip != path.name.lower().endswith(".gz"):
+                kind = "gzip, and its name does not end in .gz" if is_gzip else "not gzip, and its name ends in .gz"
+                raise DataError(f"{path}: the content is {kind}: other programs fail on it; rename the file")
             if is_gzip:
                 with gzip.open(file) as content:
                     yield content
@@ -76,7 +80,8 @@ def _open(path: Path) -> Iterator[Stream]:
     except _BROKEN as error:
         raise DataError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+        target = f", a link to {printable(os.readlink(path))}" if path.is_symlink() else ""
+        raise DataError(f"{path}{target}: cannot be read ({error.strerror or error})") from error
 
 
 def _nifti_header(path: Path, stream: Stream) -> nib.Nifti1Header:
@@ -85,7 +90,9 @@ def _nifti_header(path: Path, stream: Stream) -> nib.Nifti1Header:
     sizes = {int.from_bytes(block[:4], order) for order in ("little", "big")}
     kind = nib.Nifti1Header if 348 in sizes else nib.Nifti2Header if 540 in sizes else None
     if kind is None:
-        raise DataError(f"{path}: not a NIfTI file; convert it to .nii.gz (DICOM: with dcm2niix)")
+        raise DataError(
+            f"{path}: not a NIfTI file, it begins with {block[:16]!r}; convert it to .nii.gz (DICOM: with dcm2niix)"
+        )
     block += stream.read(kind.sizeof_hdr - len(block))
     if len(block) < kind.sizeof_hdr:
         raise DataError(f"{path}: cut short inside the header; fetch the file again")
@@ -102,7 +109,7 @@ def _nifti_header(path: Path, stream: Stream) -> nib.Nifti1Header:
     except (HeaderDataError, ValueError, OverflowError, KeyError) as error:
         raise DataError(f"{path}: not a valid NIfTI header ({error}); convert the file again") from error
     stored_mm = kind(block[: kind.sizeof_hdr], check=False)["pixdim"][1:4]
-    if int(header["sform_code"]) == 0 and not (stored_mm > 0).all():  # what nibabel repaired is a guess
+    if not ((stored_mm > 0) & np.isfinite(stored_mm)).all():  # nibabel repairs it, others believe it beside an sform
         raise DataError(
             f"{path}: voxels of {format_sizes(stored_mm)} mm; correct pixdim in the header, or convert the file again"
         )
@@ -132,20 +139,27 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         raise DataError(
             f"{path}: its affine is not a grid in space (spacing {format_sizes(spacing_mm)} mm); correct the header"
         )
-    axes = orientations.io_orientation(file_affine)
+    axes = axes_of(file_affine)
     affine = file_affine @ orientations.inv_ornt_aff(axes, shape)
     return Header(
         path=path,
         shape=_three(shape[axis] for axis in np.argsort(axes[:, 0])),
         affine=affine,
         spacing_mm=_three(float(s) for s in np.linalg.norm(affine[:3, :3], axis=0)),
-        orientation="".join(orientations.aff2axcodes(file_affine)),
+        orientation="".join(orientations.ornt2axcodes(axes)),
         file_shape=file_shape,
         file_affine=file_affine,
         dtype=header.get_data_dtype().newbyteorder("="),
         text_fields=(*_text_fields(header), *_gzip_texts(path)),
         notes=_header_notes(header, file_shape),
     )
+
+
+def axes_of(affine: np.ndarray) -> np.ndarray:
+    """nibabel's orientation of a grid, which the rounding of a stored affine does not change at 45 degrees."""
+    cosines = np.eye(4)
+    cosines[:3, :3] = np.round(affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0), 3)
+    return orientations.io_orientation(cosines)
 
 
 def _three(values: Iterable[Value]) -> tuple[Value, Value, Value]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import DataError, UsageError, check_readable
+from vesselgan.core.names import check_id, path_in
 
 FORMAT_VERSION = 1
 
@@ -25,10 +26,10 @@ class Predictions:
         """Exists once any volume is segmented."""
 
     def label(self, subject: str) -> Path:
-        return self.folder / f"{subject}.nii.gz"
+        return path_in(self.folder, subject, ".nii.gz")
 
     def probability(self, subject: str) -> Path:
-        return self.folder / "probability" / f"{subject}.nii.gz"
+        return path_in(self.folder / "probability", subject, ".nii.gz")
 
     def settings(self) -> dict[str, Any]:
         """The recorded settings; empty for predictions of another program. Raises DataError for a damaged record."""
@@ -65,7 +66,7 @@ class Predictions:
                 raise UsageError(
                     f"out={self.folder}: was made with other settings ({'; '.join(differing)}); name another folder"
                 )
-            volumes |= entries
+            volumes |= {check_id(subject, record): entry for subject, entry in entries.items()}
         return volumes
 
     def write(self, settings: dict[str, Any], volumes: dict[str, Any], *, rank: int = 0) -> None:

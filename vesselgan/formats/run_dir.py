@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from vesselgan.config import compose
 from vesselgan.core import locks
-from vesselgan.core.atomic_io import PARTIAL, write_text
+from vesselgan.core.atomic_io import PARTIAL, open_to_append, write_text
 from vesselgan.core.errors import CheckpointError, DataError, ResourceError, UsageError, VesselganError, check_readable
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS
@@ -199,7 +199,7 @@ class RunDir:
         null when from its seed. provenance: versions, hardware and time of the session.
         """
         entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
-        with (self.path / SESSIONS).open("a") as file:
+        with open_to_append(self.path / SESSIONS) as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())

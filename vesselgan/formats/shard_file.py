@@ -10,6 +10,7 @@ import numpy as np
 
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, check_readable
+from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
 from vesselgan.formats.intensities import to_stored
@@ -45,7 +46,7 @@ class Record:
     limits: tuple[float, float]
     """Intensities of the volume that became 0 and 255."""
     num_clipped: int
-    """Voxels of the whole volume above the upper limit."""
+    """Non-zero voxels of the whole volume outside the limits."""
     score_XYZ: np.ndarray | None = None
     """float16 in [0, 1]: the generator's label channel; synthetic records alone"""
 
@@ -185,7 +186,8 @@ class ShardFile:
             self.tables = {
                 name: self._dataset(name, dtype, (count, *tail))[:] for name, (dtype, tail) in _TABLES.items()
             }
-            self.subject_ids = [bytes(name).decode("utf-8") for name in self._dataset("subject_id", None, None)[:]]
+            names = self._dataset("subject_id", None, None)[:]
+            self.subject_ids = [check_id(bytes(name).decode("utf-8"), path) for name in names]
             self._check_tables()
         except DataError:
             self.file.close()
@@ -290,18 +292,16 @@ class ShardFile:
             raise self._damaged("the tables name a subject or a kind that does not exist")
 
 
-def check_version(path: Path, version: object, made_by: object) -> None:
+def check_version(path: Path, version: object, made_by: object, *, reads: int = FORMAT_VERSION) -> None:
     """Raises DataError unless this program reads the version of a shard or a manifest."""
-    if version == FORMAT_VERSION:
+    if version == reads:
         return
-    if isinstance(version, int) and version > FORMAT_VERSION:
+    if isinstance(version, int) and version > reads:
         raise NewerFormatError(
             f"{path}: made by {made_by} in format version {version}, this is vesselgan {__version__} and "
-            f"reads {FORMAT_VERSION}; upgrade vesselgan"
+            f"reads {reads}; upgrade vesselgan"
         )
-    raise DataError(
-        f"{path}: format version {version!r} is unknown, this program reads {FORMAT_VERSION}; make the shards again"
-    )
+    raise DataError(f"{path}: format version {version!r} is unknown, this program reads {reads}; make the shards again")
 
 
 def remedy(origin: str) -> str:

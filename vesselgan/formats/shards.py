@@ -21,13 +21,13 @@ filter; image, label and score hold one patch per chunk, uncompressed. N records
     corner        int32   [N, 3]        voxels
     kind          uint8   [N]           enum: grid 0, vessel 1, synthetic 2
     limits        float64 [N, 2]        intensities that became 0 and 255
-    num_clipped   int64   [N]           voxels of the volume above the upper limit
+    num_clipped   int64   [N]           non-zero voxels of the volume outside the limits
 
 Quantisation: an intensity q * 255/65535, q = 0..65535, comes back bit for bit; any other within half a step, 0.00195.
 Labels, scores and tables come back bit for bit. Links, external storage and virtual data sets are refused.
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
-upper_percentile, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
+percentiles, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
 sha256}], extra (free). `patient` says whose visit a subject is, null if unknown; image_sha256 is of its
 volume's voxels; real sets alone have both.
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
@@ -242,4 +242,6 @@ def _size_problem(folder: Path, info: ShardInfo) -> str | None:
     except OSError as error:
         check_readable(path, error)
         return f"{path}: shard is missing or not readable ({error.strerror})"
+    if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+        return f"{path}: a link that leads out of its folder; copy the shard, or link the whole folder"
     return None if size == info.bytes else f"{path}: shard has {size} bytes, the manifest says {info.bytes}"

@@ -17,7 +17,7 @@ from nibabel import orientations
 
 from vesselgan.core.atomic_io import PartialFile
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.nifti import Header, format_sizes, read_header, read_voxels
+from vesselgan.formats.nifti import Header, axes_of, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
 __all__ += ["write_volume"]
@@ -94,8 +94,10 @@ def read_label(
 def read_mask(path: str | Path) -> Volume:
     """A brain mask as uint8 {0, 1}: zero outside, one other value inside. Raises DataError for more values."""
     header, raw = read_voxels(Path(path))
+    if num_bad := int((~np.isfinite(raw)).sum()):
+        raise DataError(f"{path}: {num_bad} of {raw.size} mask voxels are NaN or infinite; set them to 0")
     values = _distinct(raw)
-    if not np.isfinite(raw).all() or min(values) < 0 or len(set(values) - {0.0}) > 1:
+    if min(values) < 0 or len(set(values) - {0.0}) > 1:
         raise DataError(
             f"{path}: a brain mask is 0 outside and one value inside, not {_format_values(values)}; make it binary "
             "(FSL: fslmaths MASK -bin MASK)"
@@ -112,8 +114,8 @@ def read_mask(path: str | Path) -> Volume:
 def grid_difference(first: Header, second: Header) -> str | None:
     """How the voxel grids of two files differ; None if they agree to AFFINE_TOLERANCE_MM at every corner.
 
-    Files of different orientation count as different even if their canonical grids agree: a mirrored label over an
-    image is the commoner cause, and nothing in the header distinguishes the two.
+    Files of different orientation differ even if their canonical grids agree: a mirrored label over an image is the
+    commoner cause, and nothing in the header distinguishes the two.
     """
     if first.shape != second.shape or first.file_shape[:3] != second.file_shape[:3]:
         return f"shapes {format_sizes(first.file_shape)} and {format_sizes(second.file_shape)} differ"
@@ -135,9 +137,7 @@ def write_like(path: str | Path, array_XYZ: np.ndarray, like: str | Path) -> Non
             f"{path}: an array of {format_sizes(array_XYZ.shape)} is not on the grid of {like} "
             f"({format_sizes(header.shape)})"
         )
-    to_file_axes = orientations.ornt_transform(
-        orientations.axcodes2ornt("RAS"), orientations.io_orientation(header.file_affine)
-    )
+    to_file_axes = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), axes_of(header.file_affine))
     array = orientations.apply_orientation(array_XYZ, to_file_axes).reshape(header.file_shape)
     write_volume(path, array, header.file_affine)
 
@@ -163,7 +163,7 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray) ->
 
 
 def _volume(raw: np.ndarray, header: Header, notes: tuple[str, ...], values: tuple[float, ...] = ()) -> Volume:
-    axes = orientations.io_orientation(header.file_affine)
+    axes = axes_of(header.file_affine)
     data_XYZ = np.ascontiguousarray(orientations.apply_orientation(raw, axes))
     return Volume(data_XYZ, header.affine, header.spacing_mm, header.path, header, notes, values)
 
@@ -198,5 +198,5 @@ def _vessel_value(path: Path, values: list[float]) -> tuple[float, str | None]:
 
 
 def _format_values(values: Sequence[float]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:8])
+    shown = ", ".join(np.format_float_positional(np.float32(value), trim="-") for value in values[:8])
     return f"{{{shown}, ...}}" if len(values) > 8 else f"{{{shown}}}"

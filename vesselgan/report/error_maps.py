@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vesselgan.core.errors import DataError
+from vesselgan.core.names import is_id
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, file_name, not_run
 from vesselgan.report.table_3_rows import PRIVATE, completed
@@ -41,8 +42,7 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
     """Source -> subject -> picture. Names from results must not lead out of the folder."""
     maps: dict[str, dict[str, Path]] = {}
     for row in rows:
-        is_inside = all(Path(name).name == name for name in (row["name"], cohort))
-        if folder is not None and is_inside:
+        if folder is not None and is_id(row["name"]) and is_id(cohort):
             paths = sorted((folder / row["name"] / cohort).glob("*.png"))
             maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
     return maps

@@ -17,6 +17,7 @@ from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.core.names import check_id
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
@@ -56,7 +57,7 @@ class Settings:
     is_preprocessed: bool | None
     """Whether data_prep.preprocess made them."""
     scaling: str
-    upper_percentile: float
+    percentiles: list[float]
     threshold: float
     overlap: float
     batch_size: int
@@ -132,7 +133,7 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
         spacing_mm=state.get("spacing_mm"),
         is_preprocessed=state.get("is_preprocessed"),
         scaling=state["scaling"],
-        upper_percentile=state["upper_percentile"],
+        percentiles=state["percentiles"],
         threshold=config.threshold,
         overlap=config.overlap,
         batch_size=config.batch_size,
@@ -154,7 +155,7 @@ def segment_volume(
     for difference in differences(settings, image, volume.spacing_mm):
         log.warning(f"{image}: {difference}; the segmentation may be wrong")
     try:
-        limits = intensity_limits(volume.data_XYZ, settings.upper_percentile)
+        limits = intensity_limits(volume.data_XYZ, settings.percentiles)
     except DataError as error:
         raise DataError(f"{image}: {error}") from error
     probability_XYZ = probability_map(
@@ -263,7 +264,7 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
             if not source.is_dir():
                 raise UsageError(f"input={source}: not a .nii or .nii.gz file")
             continue
-        subject = path.name.removesuffix(suffix)
+        subject = check_id(path.name.removesuffix(suffix), path)
         if subject in images:
             raise DataError(f"{images[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
         images[subject] = path

@@ -60,10 +60,10 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
     for shards in sets:
         if shared := set(shards.subjects) & set(validation.subjects):
             raise DataError(f"{shards.folder} and {validation.folder} share the subjects {', '.join(sorted(shared))}")
-        if shards.manifest.upper_percentile != validation.manifest.upper_percentile:
+        if shards.manifest.percentiles != validation.manifest.percentiles:
             raise DataError(
-                f"{shards.folder} was scaled to percentile {shards.manifest.upper_percentile}, {validation.folder} to "
-                f"{validation.manifest.upper_percentile}: take shards of one scaling"
+                f"{shards.folder} was scaled to the percentiles {shards.manifest.percentiles}, {validation.folder} to "
+                f"{validation.manifest.percentiles}: take shards of one scaling"
             )
         _check_labels(shards, config.data.label_threshold)
     return sets, validation

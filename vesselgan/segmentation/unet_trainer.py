@@ -31,7 +31,7 @@ def training_data(config: TrainUnet, sets: list[ShardSet], validation_set: Shard
     """What `segment` must know of the data."""
     content = {
         "scaling": config.data.scaling,
-        "upper_percentile": validation_set.manifest.upper_percentile,
+        "percentiles": validation_set.manifest.percentiles,
         "patch_shape": list(validation_set.patch_shape),
         "spacing_mm": list(validation_set.spacing_mm),
         "is_preprocessed": learned_from_preprocessed(config.data.cohort_dir),

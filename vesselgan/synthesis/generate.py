@@ -13,6 +13,7 @@ from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import path_in
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
@@ -111,7 +112,7 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
         origin="synthetic",
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
         spacing_mm=spacing_mm,
-        upper_percentile=geometry["upper_percentile"],
+        percentiles=geometry["percentiles"],
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started
@@ -175,7 +176,7 @@ def _write_nifti(shards: ShardSet) -> None:
     """nifti/<subject>/{image,vessel}.nii.gz for every record, on the canonical grid; existing files are kept."""
     out = shards.folder / "nifti"
     for record in tqdm(shards, unit="NIfTI pair", disable=None):
-        folder = out / record.subject
+        folder = path_in(out, record.subject)
         affine = np.array(shards.subjects[record.subject]["affine"])
         for name, array in (("image", record.image_XYZ), ("vessel", record.label_XYZ)):
             path = folder / f"{name}.nii.gz"

@@ -10,7 +10,7 @@ from typing import IO, Any
 import numpy as np
 
 from vesselgan.config.compose import flat
-from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.atomic_io import describe, open_to_append, write_text
 from vesselgan.core.console import log, printable
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
@@ -34,8 +34,8 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         _cut_after(run_dir / METRICS, resume_step)
-        self._metrics = (run_dir / METRICS).open("a", BUFFER_BYTES, encoding="utf-8")
-        self._log = (run_dir / LOG).open("a", BUFFER_BYTES, encoding="utf-8")
+        self._metrics = open_to_append(run_dir / METRICS, BUFFER_BYTES)
+        self._log = open_to_append(run_dir / LOG, BUFFER_BYTES)
         if self._is_new:
             # Events of a session that was killed before its first checkpoint.
             for events in (run_dir / EVENTS).glob("events.out.tfevents.*"):

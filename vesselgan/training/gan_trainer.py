@@ -113,6 +113,6 @@ def patch_geometry(shards: ShardSet) -> FixedState:
     geometry = {
         "patch_shape": list(shards.patch_shape),
         "spacing_mm": list(shards.spacing_mm),
-        "upper_percentile": shards.manifest.upper_percentile,
+        "percentiles": shards.manifest.percentiles,
     }
     return FixedState({"manifest": geometry})

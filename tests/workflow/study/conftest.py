@@ -43,7 +43,7 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
     Cohort(name, 99.9, subjects).write(folder)
     write_manifest(
         folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
-        origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), upper_percentile=99.9, extra={},
+        origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.9), extra={},
     )  # fmt: skip
     return folder
 
@@ -110,8 +110,8 @@ def made_up(stage: Stage) -> dict:
     if stage.name.startswith("generate-"):
         extra = {"run": stage.name.removeprefix("generate-"), "weights_sha256": "ab" * 32}
         shards = [{"file": "made_up.h5", "count": 1, "bytes": 1, "sha256": "0" * 64}]
-        manifest = {"format": "vesselgan-shards", "format_version": 1, "made_by": "vesselgan", "origin": "synthetic"}
-        manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "upper_percentile": 99.9, "count": 1}
+        manifest = {"format": "vesselgan-shards", "format_version": 2, "made_by": "vesselgan", "origin": "synthetic"}
+        manifest |= {"patch_shape": [4, 4, 4], "spacing_mm": [1, 1, 1], "percentiles": (0.0, 99.9), "count": 1}
         return manifest | {"subjects": {}, "shards": shards, "extra": extra}
     if stage.name.startswith("narrow-"):
         return {"format_version": 1, "narrowed": [0.3, 0.5]}

@@ -21,7 +21,7 @@ from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_sha
 from vesselgan.tools.benchmark.interleave import Timing, interleave
 
 SPACING_MM = (0.5, 0.5, 0.7)
-UPPER_PERCENTILE = 99.995
+PERCENTILES = (0.0, 99.995)
 GZIP_LEVEL = 9  # gzip's own default, which the authors use
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -46,7 +46,7 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
     with TemporaryDirectory() as folder:
         npy, shards = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(npy, pairs)
-        dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, UPPER_PERCENTILE))
+        dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, PERCENTILES))
         timings = interleave(
             {
                 "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
@@ -73,7 +73,7 @@ def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
 def phantom_dataset(folder: Path, config: Benchmark) -> ShardDataset:
     """config.num_patches pairs of a phantom in shards in `folder`, as training reads them."""
     image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
-    limits = intensity_limits(image_XYZ, UPPER_PERCENTILE)
+    limits = intensity_limits(image_XYZ, PERCENTILES)
     return _sharded(folder, *_cut(image_XYZ, label_XYZ, config), limits)
 
 
@@ -120,7 +120,7 @@ def _sharded(folder: Path, pairs: list[Pair], corners_N3: np.ndarray, limits: tu
         origin="real",
         subjects={"sub-01": {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()}},
         spacing_mm=SPACING_MM,
-        upper_percentile=UPPER_PERCENTILE,
+        percentiles=PERCENTILES,
         extra={},
     )
     return ShardDataset(ShardSet(folder), cache_bytes=0)

@@ -25,7 +25,7 @@ from vesselgan.formats import volumes
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_shard
 from vesselgan.tools.benchmark.interleave import interleave
-from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE, shape_of
+from vesselgan.tools.benchmark.loader import PERCENTILES, SPACING_MM, shape_of
 
 RANKS = (1, 2)
 
@@ -115,7 +115,7 @@ def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
     image_volume = timed("read image", lambda: volumes.read_image(folder / "image.nii.gz"))
     label_volume = timed("read label", lambda: volumes.read_label(folder / "vessel.nii.gz"))
     timed("hash", lambda: [sha256_of_voxels(v.data_XYZ) for v in (image_volume, label_volume)])
-    limits = timed("limits", lambda: intensity_limits(image_volume.data_XYZ, UPPER_PERCENTILE))
+    limits = timed("limits", lambda: intensity_limits(image_volume.data_XYZ, PERCENTILES))
     scaled_XYZ = timed("scale", lambda: scale_to_255(image_volume.data_XYZ, limits))
     patch_pairs = timed("cut", lambda: _cut(scaled_XYZ, label_volume.data_XYZ, config))
     records = [Record(image, label, "sub", corner, "vessel", limits, 0) for image, label, corner in patch_pairs]

@@ -13,7 +13,7 @@ from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.segmentation.sliding_window import probability_map
 from vesselgan.tools.benchmark.interleave import interleave
-from vesselgan.tools.benchmark.loader import SPACING_MM, UPPER_PERCENTILE, shape_of
+from vesselgan.tools.benchmark.loader import PERCENTILES, SPACING_MM, shape_of
 
 
 def run(config: Benchmark) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def run(config: Benchmark) -> dict[str, Any]:
     unet = compose("train_unet", []).unet
     network = Unet(tuple(unet.filters), unet.dropout).to(device).eval()
     image_XYZ, _, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
-    scaled_XYZ = scale_to_255(image_XYZ, intensity_limits(image_XYZ, UPPER_PERCENTILE))
+    scaled_XYZ = scale_to_255(image_XYZ, intensity_limits(image_XYZ, PERCENTILES))
 
     def segment(batch_size: int) -> None:
         patch_shape, overlap = config.patch_shape, settings.overlap

@@ -1,0 +1,35 @@
+"""Names that come from data and become files: an id is one path component of printable characters."""
+
+from pathlib import Path
+
+from vesselgan.core.errors import DataError
+
+MAX_BYTES = 200
+"""Of an id in UTF-8: file systems take 255, and endings follow (`.nii.gz.partial`)."""
+
+
+def is_id(name: object) -> bool:
+    """Whether `name` can stand for itself as a file, in a message and in a table."""
+    if not isinstance(name, str) or name[:1] in ("", ".") or "/" in name:
+        return False
+    return name.isprintable() and len(name.encode()) <= MAX_BYTES
+
+
+def check_id(name: object, source: str | Path) -> str:
+    """`name`, read from `source`. Raises DataError if it is no id."""
+    if not is_id(name):
+        raise DataError(
+            f"{source}: {name!a} is no id: one name without / and without a leading dot, of printable characters, at "
+            f"most {MAX_BYTES} bytes; rename it"
+        )
+    return str(name)
+
+
+def path_in(folder: str | Path, name: str, ending: str = "") -> Path:
+    """FOLDER/<name><ending>, the one way from a name in data to a file. Raises DataError if `name` is no id."""
+    return Path(folder) / f"{check_id(name, folder)}{ending}"
+
+
+def printable(text: str) -> str:
+    """`text` with escapes for what would break a line or a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
