@@ -14,7 +14,9 @@ def the_papers_cohort() -> Cohort:
     splits = ["train"] * 47 + ["validation"] * 12 + ["test"] * 13
     facts = {"label": None, "mask": None, "shape": (312, 384, 127), "spacing_mm": (0.5, 0.5, 0.7), "limits": (0.0, 1.0)}
     facts |= {"num_clipped": 0, "image_sha256": "", "label_sha256": None, "image": Path("image.nii.gz")}
-    return Cohort("pegasus", 99.99, {f"sub-{i:02d}": Subject(split=split, **facts) for i, split in enumerate(splits)})
+    return Cohort(
+        "pegasus", (0.0, 99.99), {f"sub-{i:02d}": Subject(split=split, **facts) for i, split in enumerate(splits)}
+    )
 
 
 def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> None:

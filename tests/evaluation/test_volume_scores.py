@@ -45,7 +45,7 @@ def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[
         name: write_subject(folder, name, "test", truth * 100.0 + number, truth, mask=mask)
         for number, (name, mask) in enumerate(zip(["sub-1", "sub-2"], masks, strict=True))
     }
-    Cohort("bars", 99.99, subjects).write(folder)
+    Cohort("bars", (0.0, 99.99), subjects).write(folder)
     predictions = {name: folder / "predictions" / f"{name}.nii.gz" for name in subjects}
     write_volume(predictions["sub-1"], bar(2, 7), AFFINE)
     write_volume(predictions["sub-2"], np.zeros(SHAPE, np.uint8), AFFINE)
@@ -145,7 +145,7 @@ def write_bright(folder: Path) -> None:
         image[5, 4, 4] = 80
         image[0, 0, 0] = 110 if split == "test" else 21
         subjects[name] = write_subject(folder, name, split, image, label, mask=True)
-    Cohort("bright", 99.99, subjects).write(folder)
+    Cohort("bright", (0.0, 99.99), subjects).write(folder)
 
 
 def test_the_threshold_is_fitted_on_validation(tmp_path):
@@ -167,7 +167,7 @@ def test_a_threshold_is_not_scored_where_fitted(tmp_path, capsys):
     code, said = refused(capsys, tmp_path, "evaluate=threshold", "split=validation")
     assert code == 2 and "split=validation" in said
     scored = Cohort.read(tmp_path).subjects["sub-2"]
-    other = Cohort("other", 99.99, {"patient-x": dataclasses.replace(scored, split="validation")})
+    other = Cohort("other", (0.0, 99.99), {"patient-x": dataclasses.replace(scored, split="validation")})
     other.write(tmp_path / "other")
     code, said = refused(capsys, tmp_path, "evaluate=threshold", f"fit_cohort={tmp_path}/other")
     assert code == 3 and "sub-2 is patient-x" in said

@@ -114,7 +114,7 @@ def write_head(folder: Path) -> Cohort:
     hashes = {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
     subject = Subject(split="test", shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
                       **paths, **hashes)  # fmt: skip
-    cohort = Cohort("heads <b>", 99.99, {"sub-1": subject})
+    cohort = Cohort("heads <b>", (0.0, 99.99), {"sub-1": subject})
     cohort.write(folder)
     return cohort
 

@@ -26,7 +26,7 @@ def digests(cohort: Path, split: str) -> list[str]:
 def renamed(tiny: Path, folder: Path, subject: str) -> Path:
     """A cohort of one test subject, which is this one of the tiny cohort."""
     theirs = dataclasses.replace(Cohort.read(tiny).subjects[subject], split="test")
-    Cohort("elsewhere", 99.9, {"patient-x": theirs}).write(folder)
+    Cohort("elsewhere", (0.0, 99.9), {"patient-x": theirs}).write(folder)
     return folder
 
 

@@ -40,7 +40,7 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
                          f"{seed + number:064x}", None)
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
-    Cohort(name, 99.9, subjects).write(folder)
+    Cohort(name, (0.0, 99.9), subjects).write(folder)
     write_manifest(
         folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
         origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.9), extra={},
