@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TextIO, TypeVar
 
 from vesselgan.core import console
 from vesselgan.core.console import log
-from vesselgan.core.errors import ResourceError, UsageError, VesselganError
+from vesselgan.core.errors import ResourceError, UsageError, VesselganError, system_failures
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Comm
@@ -109,7 +109,8 @@ def run(configure: Callable[[], Result], work: Callable[[Result, MpiWorld], None
         comm, rank = world.comm, world.rank
         console.set_rank(rank)
         _gather(world, None, config_error)
-        work(config, world)  # type: ignore[arg-type]  # _gather raises unless there is a config
+        with system_failures():
+            work(config, world)  # type: ignore[arg-type]  # _gather raises unless there is a config
     except VesselganError as error:
         is_shared = isinstance(error, RanksFailed)
         if not is_shared or rank == 0:

@@ -44,6 +44,17 @@ def test_every_score_of_two_bars_one_voxel_apart():
     assert not set(MASKED) & set(inside)
 
 
+def test_masks_of_integers_score_as_of_bool():
+    truth = np.zeros((8, 8, 8), bool)
+    predicted, mask = truth.copy(), truth.copy()
+    truth[2:4, 2, 2], predicted[3:6, 2, 2], mask[:4] = True, True, True
+    expected = score("a", truth, predicted, mask, (0.5, 0.5, 0.7))
+    assert expected[0]["false_positive_outside_mm3"] > 0
+    for dtype in (np.uint8, np.int64, np.float32):
+        integers = (side.astype(dtype) for side in (truth, predicted, mask))
+        assert score("a", *integers, (0.5, 0.5, 0.7)) == expected
+
+
 def test_every_score_has_a_unit():
     whole, inside = score("sub-1", bar(1, 6), bar(2, 7), left_half(), SPACING)
     counts = {"truth_voxels", "predicted_voxels", "truth_components", "predicted_components"}

@@ -6,7 +6,8 @@
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vesselgan.core.console import log, lost_product, set_up
@@ -18,6 +19,7 @@ SYSTEM_ERRNOS = {
     if (number := getattr(errno, name, None)) is not None
 }
 """Why the operating system does not read a file whose content may be whole."""
+FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
 class VesselganError(Exception):
@@ -81,11 +83,27 @@ def check_readable(path: str | Path, error: Exception) -> None:
         ) from error
 
 
+@contextmanager
+def system_failures() -> Iterator[None]:
+    """Raises ResourceError for what the operating system refuses within: a full disk, a permission, a file server."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRNOS | FULL_OR_READ_ONLY:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        raise ResourceError(
+            f"{where}{error.strerror}; look at disk space, quota, permissions and the file server, then repeat the "
+            "same command"
+        ) from error
+
+
 def exit_on_error(call: Callable[[], None]) -> None:
     """Runs `call`; a VesselganError becomes one line on stderr and its exit code, others a traceback (exit 1)."""
     set_up()
     try:
-        call()
+        with system_failures():
+            call()
         if (lost := lost_product()) is not None:
             raise ResourceError(f"stdout: the output is incomplete ({lost.strerror}); make room and repeat the command")
     except VesselganError as error:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.metrics.centreline import centreline_dice, count_components
+from vesselgan.metrics.masks import as_masks
 from vesselgan.metrics.overlap import dice, precision, recall
 from vesselgan.metrics.surface import distances
 
@@ -45,10 +46,13 @@ def score(
     *,
     regions: tuple[str, ...] = REGIONS,
 ) -> list[Entry]:
-    """One entry per region; `intracranial` applies the brain mask to both sides and needs one.
+    """One entry per region; `intracranial` applies the brain mask to both sides and needs one. Masks: bool, or 0 and 1.
 
     With one empty side Dice, clDice, precision and recall are 0 and distances the volume's diagonal; with two, 1 and 0.
     """
+    truth_XYZ, predicted_XYZ = as_masks(truth_XYZ, predicted_XYZ)
+    if mask_XYZ is not None:
+        mask_XYZ, _ = as_masks(mask_XYZ, truth_XYZ)
     entries = []
     for region in regions:
         if region == "all":
