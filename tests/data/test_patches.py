@@ -116,7 +116,7 @@ def test_sets_that_do_not_fit_are_refused(make_set: MakeSet) -> None:
         dataset(real, make_set("wide", shape=(4, 4, 4)))
     with pytest.raises(UsageError, match="data.scaling"):
         dataset(real, scaling="slice")
-    with pytest.raises(UsageError, match="train.batch_size"):
+    with pytest.raises(UsageError, match="batch_size=11"):
         stream(dataset(real), batch_size=11, seed=7, start=0, stop=1)
 
 

@@ -155,7 +155,7 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     content[-10] ^= 1
     cached.write_bytes(content)
     assert np.array_equal(features(), first)
-    assert "damaged (wrong checksum)" in capsys.readouterr().out
+    assert "damaged (wrong checksum)" in capsys.readouterr().err
     # Anything that changes a feature has a file of its own; what does not, has not.
     assert not np.array_equal(features(Preprocessing("noise", 12, "volume")), first)
     still = features(Preprocessing("zero", 11, "volume"))

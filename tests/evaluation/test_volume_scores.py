@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,9 @@ def write_subject(folder: Path, name: str, split: str, image: np.ndarray, label:
     if mask:
         write_volume(paths["mask"], half, AFFINE)
     roles = (paths["image"], paths["label"], paths["mask"] if mask else None)
-    return Subject(split, *roles, SHAPE, SPACING, (0.0, 255.0), 0, sha256_of(paths["image"]), "0" * 64)
+    return Subject(
+        split, *roles, SHAPE, SPACING, (0.0, 255.0), 0, sha256_of(paths["image"]), sha256(name.encode()).hexdigest()
+    )
 
 
 def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[str, Path]:
