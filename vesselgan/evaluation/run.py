@@ -10,7 +10,7 @@ from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
 from vesselgan.evaluation.memorisation import audit_memorisation, check_gate
 from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
-from vesselgan.formats.results import write_result
+from vesselgan.formats.results import Result, write_result
 
 PRINTED = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
 """The scores of volumes that are printed; the file has all."""
@@ -24,7 +24,7 @@ JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
 }
 
 
-def evaluate(config: Evaluate) -> None:
+def evaluate(config: Evaluate) -> Result:
     """Runs the job `config.evaluate` and writes its result to `config.out`, atomically.
 
     Raises PrivacyError after writing, if an audit's gate is required to be open and is not.
@@ -36,6 +36,7 @@ def evaluate(config: Evaluate) -> None:
     log.info(f"wrote {config.out}")
     if result["job"] == "memorisation":
         check_gate(config, result)
+    return result
 
 
 def _summary_lines(result: dict[str, Any]) -> list[str]:

@@ -72,7 +72,7 @@ class Settings:
     """The volumes that it may not be scored on (segmentation.training_provenance); null if unknown."""
 
 
-def segment(config: Segment) -> None:
+def segment(config: Segment) -> Predictions:
     """Write OUT/<subject>.nii.gz, {0, 1} in the image's own number type, for a file, a folder or a cohort's split.
 
     Each image is scaled as in training (percentile from the checkpoint) and predicted in float32 whatever the run's
@@ -108,6 +108,7 @@ def segment(config: Segment) -> None:
             out.merge(recorded, volumes)
     finally:
         distributed.stop()
+    return out
 
 
 def join_ranks(config: Segment) -> World:

@@ -13,7 +13,7 @@ from vesselgan.config.schema import TrainUnet, UnetRun
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.cohort import shards_dir
-from vesselgan.formats.run_dir import EVENTS
+from vesselgan.formats.run_dir import EVENTS, RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.unet import Unet, check_unet_shape, init_unet_weights
 from vesselgan.runtime.distributed import run_on_rank0
@@ -30,10 +30,11 @@ PROGRAM = "deepspeed launch/train_unet.py"
 NETWORK = "unet"
 
 
-def train_unet(command: Command) -> None:
+def train_unet(command: Command) -> RunDir:
     """Train, or resume, the U-Net that `command` describes; a finished run says so and returns."""
     run_dir, precision = run_dir_of(command.config), command.config.unet.precision
     run_in_session(command, _run, run_dir=run_dir, program=PROGRAM, precision=precision, key="unet.precision")
+    return RunDir(run_dir)
 
 
 def run_dir_of(config: TrainUnet) -> Path:

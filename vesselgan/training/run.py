@@ -28,10 +28,11 @@ from vesselgan.training.sample_images import log_real_images
 PROGRAM = "deepspeed launch/train_gan.py"
 
 
-def train_gan(command: Command) -> None:
+def train_gan(command: Command) -> RunDir:
     """Train, or resume, the GAN that `command` describes; a finished run says so and returns."""
     run_dir, precision = run_dir_of(command.config), command.config.variant.precision
     run_in_session(command, _run, run_dir=run_dir, program=PROGRAM, precision=precision, key="variant.precision")
+    return RunDir(run_dir)
 
 
 def run_dir_of(config: TrainGan) -> Path:

@@ -12,7 +12,7 @@ from vesselgan.workflow.study.sources import run_sources
 from vesselgan.workflow.study.sweep import run_sweep
 
 
-def run(config: Study) -> None:
+def run(config: Study) -> Path:
     """Run the study's stages, skipping what is done; exits with the code of the first command that fails."""
     check_checkout("the study")
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
@@ -27,3 +27,4 @@ def run(config: Study) -> None:
     home = Path(config.work_dir) / "studies" / config.name
     result = {"data_sources": run_sources, "sweep": run_sweep}[config.study](config, home)
     log.info(f"\nresult  {result.resolve()}\ntime    {clock(time.monotonic() - started)}")
+    return result
