@@ -59,7 +59,7 @@ class Pace:
         self.save_s = 0.0
         """The last checkpoint with all that is done beside it; an estimate before the first."""
         self.write_s = 0.0
-        """Writing the last checkpoint of this session."""
+        """Writing the last checkpoint of the session."""
         self.earlier_s = 0.0
         """Training in earlier sessions."""
         self.start()
