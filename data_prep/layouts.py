@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.core.names import check_id, printable
+from vesselgan.core.names import check_id, on_one_line
 
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
@@ -91,7 +91,7 @@ def find_subjects(
     if not ids:
         raise DataError(
             f"{root}: no file fits data.layout.image={patterns['image']!r}; "
-            + (f"there are {', '.join(map(printable, names[:3]))}, ..." if names else "the folder holds no files")
+            + (f"there are {', '.join(map(on_one_line, names[:3]))}, ..." if names else "the folder holds no files")
         )
     subjects = [_subject_files(root, subject, patterns, matches, rename) for subject in ids]
     warnings = [
@@ -107,7 +107,7 @@ def find_subjects(
     }
     unmatched = {name for name in names if name.lower().endswith(VOLUME_ENDINGS)} - matched
     if unmatched:
-        examples = ", ".join(map(printable, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
+        examples = ", ".join(map(on_one_line, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
         shown = f": {examples}" if rename is str else ""  # file names could reveal pseudonymous ids
         warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(unmatched)}){shown}")
     similar = tuple(tuple(map(rename, group)) for group in similar_ids(ids))
@@ -128,7 +128,7 @@ def without_paths(text: str, files: SubjectFiles) -> str:
         text = text.replace(f": {path}", "")
     for kind in KINDS:
         if (path := getattr(files, kind)) is not None:
-            target = f", a link to {printable(os.readlink(path))}" if path.is_symlink() else ""
+            target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
             text = text.replace(f"{path}{target}", kind).replace(str(path), kind)
     return text
 

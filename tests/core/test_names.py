@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.core.names import is_id, path_in, printable
+from vesselgan.core.names import is_id, path_in, on_one_line
 
 HOSTILE = ("", ".", "..", "../up", "/etc/x", "a/b", ".hidden", "two\nlines", "\x1b[2J", "a\0b", "a\u202eb", "\udcfc")
 
@@ -24,4 +24,4 @@ def test_an_id_names_a_file_of_its_folder(name: str) -> None:
 
 
 def test_escapes_stand_for_what_breaks_a_line() -> None:
-    assert printable("Mü\n\x1b[2J\udcfc") == r"Mü\n\x1b[2J\udcfc"
+    assert on_one_line("Mü\n\x1b[2J\udcfc") == r"Mü\n\x1b[2J\udcfc"

@@ -1,7 +1,6 @@
 """What a type cannot say of a setting: ranges and choices. A rule stands beside its field and says what is allowed."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +27,6 @@ SHARE = rule(lambda v: 0 <= v <= 1, "must lie between 0 and 1")
 SHARE_BELOW_1 = rule(lambda v: 0 <= v < 1, "must lie between 0 and 1, below 1")
 THREE_SIZES = rule(lambda v: len(v) == 3 and all(n > 0 for n in v), "must be three sizes above 0")
 ALL_POSITIVE = rule(lambda v: all(n > 0 for n in v), "must be above 0")
-FLOAT32 = rule(lambda v: math.isfinite(v) and abs(v) < 3.4e38, "must be a finite number of single precision")
 SPLITS = one_of("train", "validation", "test")
 DEVICE = one_of("cuda", "cpu")
 WEIGHTS = one_of("standing", "running", "ema")

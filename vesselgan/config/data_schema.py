@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import FLOAT32, MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
+from vesselgan.config.checks import MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
 from vesselgan.core.names import is_id
 
 
@@ -79,9 +79,9 @@ class Prepare:
     split: Split
     label_values: list[int] | None
     """Label values that mean vessel, for labels of several classes; null: a binary label."""
-    label_binarize_threshold: float | None = field(metadata=FLOAT32)
+    label_binarize_threshold: float | None
     """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
-    nan_value: float | None = field(metadata=FLOAT32)
+    nan_value: float | None
     """Replaces NaN and infinite voxels; null: such a volume is an error."""
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""

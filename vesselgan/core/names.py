@@ -30,6 +30,6 @@ def path_in(folder: str | Path, name: str, ending: str = "") -> Path:
     return Path(folder) / f"{check_id(name, folder)}{ending}"
 
 
-def printable(text: str) -> str:
-    """`text` with escapes for what would break a line or a terminal."""
+def on_one_line(text: str) -> str:
+    """A name from data, for a message: with escapes for what is not printable, line feeds among them."""
     return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

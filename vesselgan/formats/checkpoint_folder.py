@@ -23,6 +23,8 @@ from vesselgan.core.names import is_id
 
 FORMAT_VERSION = 2
 CHECKPOINTS, LATEST = "checkpoints", "latest"
+STANDING, EMA = "generator_standing", "generator_ema"
+"""Stems of what `generate` can sample from, beside the last weights."""
 STATE, MANIFEST = "state.json", "manifest.json"
 STATE_KEYS = ("step", "state", "engines", "is_kept")
 SUFFIXES = (".partial", ".old", ".set_aside")
@@ -92,7 +94,7 @@ def prune(folder: Path, newest: str, *, keep_last: int, keep: Collection[str]) -
         try:
             is_complete = not damage(folder / name, files=())
         except ResourceError as error:
-            warn(f"{error}; training continues")
+            log.warning(f"{error}; training continues")
             continue
         num_complete += is_complete
         if (is_complete and num_complete <= keep_last) or name in keep or (is_complete and _is_kept(folder / name)):
@@ -100,7 +102,7 @@ def prune(folder: Path, newest: str, *, keep_last: int, keep: Collection[str]) -
         try:
             delete(folder / name)
         except OSError as error:
-            warn(f"{folder / name}: cannot be deleted ({error.strerror}); training continues")
+            log.warning(f"{folder / name}: cannot be deleted ({error.strerror}); training continues")
 
 
 def set_aside_newer(folder: Path, name: str) -> None:
@@ -108,7 +110,7 @@ def set_aside_newer(folder: Path, name: str) -> None:
     for newer in (other for other in names_in(folder) if other > name):
         aside = f"{newer}.{time.time_ns()}.set_aside"
         os.rename(folder / newer, folder / aside)
-        warn(f"{folder / newer}: newer than {name}, from which this run resumes; renamed to {aside}")
+        log.warning(f"{folder / newer}: newer than {name}, from which this run resumes; renamed to {aside}")
 
 
 def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] | None = None) -> Path | None:
@@ -129,7 +131,7 @@ def find_checkpoint(run_dir: Path, name: str | None, *, files: Collection[str] |
         problem = damage(folder / candidate, files=files)
         if not problem:
             return folder / candidate
-        warn(f"{folder / candidate}: {problem}; using the one before it")
+        log.warning(f"{folder / candidate}: {problem}; using the one before it")
     if names:
         raise CheckpointError(
             f"{folder}: none of {', '.join(names)} is whole; restore one from a backup, or start a new run_dir"
@@ -187,10 +189,6 @@ def read_state(path: Path) -> dict[str, Any]:
     if missing := [key for key in STATE_KEYS if key not in content]:
         raise CheckpointError(f"{path / STATE}: lacks {', '.join(missing)}")
     return content
-
-
-def warn(text: str) -> None:
-    log.warning(text)
 
 
 def _is_kept(path: Path) -> bool:

@@ -21,7 +21,7 @@ from nibabel.spatialimages import HeaderDataError
 
 from vesselgan.core import memory
 from vesselgan.core.errors import DataError, ResourceError
-from vesselgan.core.names import printable
+from vesselgan.core.names import on_one_line
 
 MAX_VOXELS = 2**30  # 1024 x 1024 x 1024: four times the largest head scan in use
 MAX_GZIP_RATIO = 1032  # of deflate
@@ -80,7 +80,7 @@ def _open(path: Path) -> Iterator[Stream]:
     except _BROKEN as error:
         raise DataError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
     except OSError as error:
-        target = f", a link to {printable(os.readlink(path))}" if path.is_symlink() else ""
+        target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
         raise DataError(f"{path}{target}: cannot be read ({error.strerror or error})") from error
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from vesselgan.config.schema import Variant
 from vesselgan.core.errors import CheckpointError, NumericError, UsageError
 from vesselgan.data.patches import HALF_RANGE
-from vesselgan.formats.checkpoint_folder import name_of
+from vesselgan.formats.checkpoint_folder import EMA, STANDING, name_of
 from vesselgan.formats.intensities import from_stored, to_stored
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record
@@ -27,7 +27,7 @@ from vesselgan.runtime.distributed import choose_device
 # Those of configs/generate.yaml.
 BATCH_SIZE = 8
 LABEL_THRESHOLD = 0.3
-FILES = {"standing": ("generator", "generator_standing"), "running": ("generator",), "ema": ("generator_ema",)}
+FILES = {"standing": ("generator", STANDING), "running": ("generator",), "ema": (EMA,)}
 """The choices of `weights` -> the tensors of a checkpoint; later ones replace earlier ones of the same name."""
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vesselgan.formats.checkpoint_folder import EMA, STANDING
 from vesselgan.models.blocks import BatchNorm3d
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.noise import NoiseSampler, Stream
 from vesselgan.trainer.checkpointer import CheckpointPart
 
 STANDING_BATCHES = 100
-STANDING, EMA = "generator_standing", "generator_ema"
-"""Stems of files in a checkpoint."""
 
 
 class MovingAverage:

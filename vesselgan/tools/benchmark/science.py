@@ -8,7 +8,8 @@ from typing import Any
 from vesselgan.config.schema import Benchmark
 from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
-from vesselgan.tools.benchmark.correctness import ROOT, run_command
+from vesselgan.tools.benchmark.correctness import run_command
+from vesselgan.workflow.stage import ROOT
 
 # On a GPU the volumes of the paper, with patches of an eighth of its size; on a CPU the demo's.
 FULL_SIZE = {
