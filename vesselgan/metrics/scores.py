@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.centreline import centreline_dice, count_components
-from vesselgan.metrics.masks import as_masks
+from vesselgan.metrics.masks import as_mask, as_masks
 from vesselgan.metrics.overlap import dice, precision, recall
 from vesselgan.metrics.surface import distances
 
@@ -52,7 +53,11 @@ def score(
     """
     truth_XYZ, predicted_XYZ = as_masks(truth_XYZ, predicted_XYZ)
     if mask_XYZ is not None:
-        mask_XYZ, _ = as_masks(mask_XYZ, truth_XYZ)
+        mask_XYZ = as_mask(mask_XYZ, "brain mask")
+        if mask_XYZ.shape != truth_XYZ.shape:
+            raise DataError(
+                f"brain mask of shape {mask_XYZ.shape}, truth of {truth_XYZ.shape}: bring them onto one grid"
+            )
     entries = []
     for region in regions:
         if region == "all":
