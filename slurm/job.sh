@@ -114,7 +114,7 @@ study() {
 
 ask_study() { kill -TERM "$1" 2>/dev/null || true; }
 
-# Queue this job again. Where that cannot be done from here, say how; the chain must not go on with half a run.
+# Queue this job again. Where that cannot be done from here, say how; the chain must not continue with half a run.
 requeue() {
     # Slurm's end, not the warning before it. Where it wants the job again it queues it itself.
     [ "$asked_by" != TERM ] || fail 143 "$1 is saved; ended by SIGTERM: cancelled, preempted or out of time"

@@ -1,4 +1,4 @@
-"""A save that fails: training goes on, within bounds, and the last good checkpoint stays."""
+"""After a failed save training continues, for a limited number of them; the last good checkpoint stays."""
 
 import errno
 import json

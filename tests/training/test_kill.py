@@ -1,4 +1,4 @@
-"""Ranks that die, hang or cannot meet: the others leave, say who it was, and what was saved goes on."""
+"""Ranks that die, hang or cannot meet: the others leave, say who it was, and training resumes from what was saved."""
 
 import json
 import os
@@ -68,7 +68,7 @@ def test_the_other_names_a_dead_rank(ranks, train_here, tmp_path, lost):
     _, errors = other.communicate(timeout=200)
     assert other.returncode == 6, errors
     assert f"lost rank {lost} of 2" in errors and "Traceback" not in errors
-    # One rank goes on from what two have saved.
+    # One rank resumes what two have saved.
     step = int(saved(tmp_path / "run")[-1].split("_")[1])
     train_here(tmp_path / "run", *WORDS[:-2], f"train.max_steps={step + 2}", "allow_config_change=[train.max_steps]")
     assert saved(tmp_path / "run")[-1] == f"step_{step + 2:08d}"

@@ -1,4 +1,4 @@
-"""A run that goes on is the run that it was, and says what is not as it was."""
+"""A resumed run is the same run, and says what has changed."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""A request to stop, in whatever a run is just doing: it saves at the next boundary, and goes on to the same bytes."""
+"""A request to stop, in whatever a run is just doing: it saves at the next boundary, and resumes to the same bytes."""
 
 import json
 import os

@@ -46,7 +46,7 @@ def check_changes(run_dir: Path, changes: list[Change], allowed: Collection[str]
         keys = ",".join(change.key for change in refused)
         raise CheckpointError(
             f"{run_dir}: this run was started with other settings: {'; '.join(map(str, refused))}. Name another "
-            f"--run_dir, or go on with the new ones from here: allow_config_change=[{keys}]"
+            f"--run_dir, or continue with the new ones from here: allow_config_change=[{keys}]"
         )
 
 

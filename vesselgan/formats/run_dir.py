@@ -1,4 +1,4 @@
-"""The run directory: made before step 0, compared and held while a run goes on, marked when finished.
+"""The run directory: made before step 0, compared and locked while a run trains, marked when finished.
 
 config.yaml, deepspeed_<network>.json    the settings that hold now
 provenance.json                          what it was started with, and the content of its data

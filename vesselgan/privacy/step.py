@@ -261,6 +261,6 @@ def _secret_key(run_dir: Path) -> int:
         problem = "lost" if text is None else f"holds no key of {KEY_BITS // 4} hexadecimal digits"
         remedy = "put it back, or start a new run directory" if has_begun else "remove it, and a new one is drawn"
         raise CheckpointError(
-            f"{path}: {problem}, so the run cannot go on with the noise and sampling of its accountant; {remedy}"
+            f"{path}: {problem}, so the run cannot continue with the noise and sampling of its accountant; {remedy}"
         )
     return int(text, 16)

@@ -107,7 +107,7 @@ class RunLog:
                 call(self._writer)
         except OSError as error:
             self._writer = None
-            log.warning(f"TensorBoard gets no more of the session ({error.strerror}); metrics.jsonl goes on")
+            log.warning(f"TensorBoard events end here ({error.strerror}); {METRICS} continues")
 
 
 def _try_flush(file: IO[str]) -> None:

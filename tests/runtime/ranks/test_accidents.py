@@ -1,4 +1,4 @@
-"""What is not finite on one rank changes nothing on any, is counted on all, and the next step goes on."""
+"""What is not finite on one rank changes nothing on any, is counted on all, and the next step is taken."""
 
 import math
 
