@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.core.names import is_id, path_in, on_one_line
+from vesselgan.core.names import is_id, on_one_line, path_in
 
 HOSTILE = ("", ".", "..", "../up", "/etc/x", "a/b", ".hidden", "two\nlines", "\x1b[2J", "a\0b", "a\u202eb", "\udcfc")
 
