@@ -66,7 +66,7 @@ def straight(train_here, tmp_path_factory):
 
 @pytest.mark.parametrize(("variant", "precision"), [("sn", "bf16"), ("c_sn_mp", "fp16"), ("gp", "fp32")])
 def test_a_broken_run_resumes_to_the_same_bytes(train_here, tmp_path, variant, precision):
-    words = (*SN[2:], f"variant={variant}", f"variant.precision={precision}", "train.ema_decay=0.9")
+    words = (*SN[2:], f"variant={variant}", f"variant.precision={precision}", "variant.ema_decay=0.9")
     words += ("data.augment=true", "train.log_every=2", "--deepspeed_config", f"ds_{precision}.json")
     train_here(tmp_path / "straight", *words)
     broken = broken_at(tmp_path / "straight", tmp_path / "broken", 2)
@@ -263,7 +263,7 @@ def test_a_checkpoint_takes_what_was_predicted(train_here, tmp_path, monkeypatch
     monkeypatch.setattr(
         checkpoint, "expected_bytes", lambda *a, **k: predicted.append(expected(*a, **k)) or predicted[-1]
     )
-    train_here(tmp_path / "run", *SN[:2], "train.max_steps=1", "train.ema_decay=0.9")
+    train_here(tmp_path / "run", *SN[:2], "train.max_steps=1", "variant.ema_decay=0.9")
     sizes = [path.stat().st_size for path in (tmp_path / "run/checkpoints/step_00000001").glob("*.safetensors")]
     # Each file begins with a table of its tensors, some 100 bytes for each.
     assert len(sizes) == 6 and 0 <= sum(sizes) - predicted[0] < 6 * 20_000

@@ -56,7 +56,7 @@ def test_two_ranks_equal_the_joined_batch(train, tmp_path, variant):
 
 def test_resume_at_five_equals_ten_straight(train, tmp_path):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    words = ("variant=sn", "train.max_steps=10", "train.checkpoint_every=5", "train.ema_decay=0.9", *FP32)
+    words = ("variant=sn", "train.max_steps=10", "train.checkpoint_every=5", "variant.ema_decay=0.9", *FP32)
     result = train(straight, *words)
     assert result.returncode == 0, result.stderr
     # As a kill after step 5's checkpoint would leave it, with lines beyond it in the log.

@@ -12,7 +12,7 @@ from vesselgan.runtime.checkpoint import read_weights
 WIDTH, LATENT, BATCH = 8, 128, 4
 # Rates at which the weights move in so few steps as far as a real run's do between two looks at it.
 WORDS = ("variant=sn", "variant.precision=fp32", "train.max_steps=60", f"train.batch_size={BATCH}")
-WORDS += ("variant.learning_rate_generator=5e-3", "variant.learning_rate_critic=5e-3", "train.ema_decay=0.9")
+WORDS += ("variant.learning_rate_generator=5e-3", "variant.learning_rate_critic=5e-3", "variant.ema_decay=0.9")
 
 
 def load(run_dir: Path, kind: str) -> Generator:

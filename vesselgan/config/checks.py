@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from vesselgan.config.flow import check_networks
 from vesselgan.config.private import check_accountable
 from vesselgan.core.errors import UsageError
 
@@ -46,6 +47,8 @@ def check(config: Any, prefix: str = "") -> None:
         value, key = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
             check(value, key + ".")
+            if hasattr(value, "flow"):
+                check_networks(value)
             if getattr(value, "dp", None) is not None:
                 check_accountable(value)
         for number in value if isinstance(value, list) else [value]:

@@ -28,11 +28,11 @@ from vesselgan.config.data_schema import (
     TrainingData,
 )
 from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
-from vesselgan.config.training_schema import Dp, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
+from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Data", "Dp", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine", "Memorisation"]
-__all__ += ["Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages", "Train"]
-__all__ += ["TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
+__all__ = ["Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine"]
+__all__ += ["Memorisation", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages"]
+__all__ += ["Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
 @dataclass
@@ -59,11 +59,12 @@ class Generate:
     checkpoint: str | None
     num_patches: int = field(metadata=POSITIVE)
     seed: int = field(metadata=NOT_NEGATIVE)
-    weights: str = field(metadata=WEIGHTS)
+    weights: str | None = field(metadata=WEIGHTS)
     """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
-    of training; `ema`: the weights' moving average with standing statistics (train.ema_decay)."""
-    label_threshold: float = field(metadata=SHARE)
-    """Label threshold that the manifest recommends to readers and that the NIfTI labels use."""
+    of training; `ema`: the weights' moving average with standing statistics (variant.ema_decay); null: `ema` where the
+    variant keeps one, else `standing`."""
+    label_threshold: float | None = field(metadata=SHARE)
+    """Label threshold that the manifest recommends to readers and that the NIfTI labels use; null: the variant's."""
     batch_size: int = field(metadata=POSITIVE)
     nifti: bool
     out: str | None
@@ -218,7 +219,7 @@ class Study:
     """A U-Net of every source, in a sweep of every GAN, for each."""
     num_patches: int = field(metadata=POSITIVE)
     """Synthetic patches of every GAN."""
-    weights: str = field(metadata=WEIGHTS)
+    weights: str | None = field(metadata=WEIGHTS)
     """Which of the generator's weights make them, as in `generate`."""
     labels: LabelThresholds
     image: StudyImages

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE_BELOW_1, one_of, rule
+from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE, SHARE_BELOW_1, one_of, rule
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
@@ -38,19 +38,35 @@ class Dp:
 
 
 @dataclass
+class Flow:
+    """Flow matching in place of a GAN: one network learns the velocity from noise to a patch (Lipman 2023)."""
+
+    position: bool
+    """Whether the network knows the patch's place in the head. Samples get places as frequent as in the training set,
+    from a coarse histogram."""
+    time_shift: float = field(
+        metadata=rule(lambda v: 0.01 <= v <= 100, "must lie between 0.01 and 100; 1 draws all times alike")
+    )
+    """s of t = s u / (1 + (s - 1) u) with u uniform, 0 the patch and 1 noise: above 1 more of the times near noise, in
+    training and in the sampler's steps."""
+    num_steps: int = field(metadata=rule(lambda v: 1 <= v <= 1000, "must lie between 1 and 1000"))
+    """Euler steps of the sampler, a forward each."""
+
+
+@dataclass
 class Variant:
-    """One row of the paper's comparison: networks, losses, precision, optimizer."""
+    """How samples are learned: a GAN's networks and losses (a row of the paper's comparison) or a flow's; optimizer."""
 
     name: str
     width: int = field(
         metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
     )
-    """Generator channels at the start, critic channels at the end (paper: 512, complex 1024)."""
+    """Generator channels at the start, critic channels at the end (paper: 512, complex 1024); a flow's at the top."""
     latent_size: int = field(metadata=POSITIVE)
-    critic_norm: str = field(metadata=one_of("instance", "spectral"))
-    """`instance` or `spectral`."""
-    generator_norm: str = field(metadata=one_of("batch", "group"))
-    """`batch` or `group`."""
+    critic_norm: str | None = field(metadata=one_of("instance", "spectral"))
+    """`instance` or `spectral`; null: there is no critic (flow)."""
+    generator_norm: str | None = field(metadata=one_of("batch", "group"))
+    """`batch` or `group`; null: the velocity network's own (flow)."""
     precision: str = field(metadata=PRECISION)
     """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
     receives its section."""
@@ -66,8 +82,16 @@ class Variant:
         metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
     )
     """Adam's two decay rates."""
+    final_learning_rate: float = field(metadata=SHARE)
+    """Share of the learning rates that is left at the last step; they fall linearly. 1: constant, as the paper's."""
+    ema_decay: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"))
+    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
+    label_threshold: float = field(metadata=SHARE)
+    """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
     dp: Dp | None
     """Differential privacy of the critic's steps; null: none."""
+    flow: Flow | None
+    """Flow matching in place of critic and generator; null: a GAN."""
 
 
 @dataclass
@@ -96,8 +120,6 @@ class Train:
     max_skipped_steps: int = field(metadata=POSITIVE)
     """Steps in a row that one network may skip for a loss or gradient that is not finite, while no smaller loss scale
     is left to try, before the run ends (exit 5)."""
-    ema_decay: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"))
-    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
     num_workers: int = field(metadata=NOT_NEGATIVE)
     """Processes that read shards; 0: the training process itself."""
 

@@ -135,6 +135,12 @@ class ShardSet:
         shard, row = self._shard(i)
         return shard.subject(row)
 
+    def corner(self, i: int) -> tuple[int, int, int]:
+        """The first voxel of record i in its subject's canonical volume."""
+        shard, row = self._shard(i)
+        x, y, z = shard.tables["corner"][row].tolist()
+        return x, y, z
+
     def kind(self, i: int) -> str:
         """`grid`, `vessel` or `synthetic`."""
         shard, row = self._shard(i)

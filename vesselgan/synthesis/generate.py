@@ -36,16 +36,17 @@ def generate(config: Generate) -> ShardSet:
     finished folder with these settings is left alone, an unfinished one is continued; raises UsageError for others.
     """
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
-    check_settings(counts, config.seed, config.label_threshold)
     trained = read_generator(config.run, config.weights, config.checkpoint)
+    threshold = trained.label_threshold if config.label_threshold is None else config.label_threshold
+    check_settings(counts, config.seed, threshold)
     settings = {
         "run": trained.run,
         "checkpoint": trained.checkpoint,
         "weights_sha256": trained.weights_sha256,
         "num_patches": config.num_patches,
-        "weights": config.weights,
+        "weights": trained.weights,
         "seed": config.seed,
-        "threshold": config.label_threshold,
+        "threshold": threshold,
     }
     if "privacy" in trained.state:
         settings["privacy"] = trained.state["privacy"]
@@ -98,7 +99,7 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
             path = out / f"synthetic_{first // PAIRS_PER_SHARD:05d}.h5"
             info = _existing_shard(path, len(indices), patch_shape)
             if info is None:
-                records = _records(trained, config, indices, bar)
+                records = _records(trained, config, settings["threshold"], indices, bar)
                 info = write_shard(path, records, patch_shape=patch_shape, origin="synthetic")
             else:
                 bar.update(len(indices))
@@ -126,8 +127,10 @@ def canonical_affine(patch_shape: Sequence[int], spacing_mm: Sequence[float]) ->
     return affine
 
 
-def _records(trained: TrainedGenerator, config: Generate, indices: range, bar: tqdm) -> Iterator[Record]:
-    for record in trained.records(indices, config.seed, config.label_threshold, config.batch_size):
+def _records(
+    trained: TrainedGenerator, config: Generate, threshold: float, indices: range, bar: tqdm
+) -> Iterator[Record]:
+    for record in trained.records(indices, config.seed, threshold, config.batch_size):
         yield record
         bar.update()
 

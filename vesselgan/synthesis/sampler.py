@@ -20,13 +20,14 @@ from vesselgan.formats.checkpoint_folder import EMA, STANDING, name_of
 from vesselgan.formats.intensities import from_stored, to_stored
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import Generator, latents, sample_seed
+from vesselgan.models.variants import build_generator
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
 
-# Those of configs/generate.yaml.
 BATCH_SIZE = 8
-LABEL_THRESHOLD = 0.3
+"""As in configs/generate.yaml."""
 FILES = {"standing": ("generator", STANDING), "running": ("generator",), "ema": (EMA,)}
 """The choices of `weights` -> the tensors of a checkpoint; later ones replace earlier ones of the same name."""
 
@@ -39,12 +40,14 @@ class TrainedGenerator:
     kernels.
     """
 
-    network: Generator = field(repr=False)
+    network: Generator | FlowGenerator = field(repr=False)
     run: str
     """The run directory's name."""
     checkpoint: str
     weights: str
     weights_sha256: str
+    label_threshold: float
+    """The variant's: score from which a voxel is vessel."""
     state: dict[str, Any] = field(repr=False)
     """The checkpoint's; `manifest` holds the geometry of the training patches."""
 
@@ -54,24 +57,26 @@ class TrainedGenerator:
         return x, y, z
 
     def sample(
-        self, n: int, seed: int, *, label_threshold: float = LABEL_THRESHOLD, batch_size: int = BATCH_SIZE
+        self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Record]:
         """The first `n` pairs of a seed, equal to what launch/generate.py writes and `ShardSet` reads.
 
-        Raises UsageError for a number out of its range, NumericError for a generator that diverged.
+        label_threshold: None takes the variant's. Raises UsageError for a number out of its range, NumericError for a
+        generator that diverged.
         """
         batches = self.sample_batches(n, seed, label_threshold=label_threshold, batch_size=batch_size)
         return [record for batch in batches for record in batch]
 
     def sample_batches(
-        self, n: int, seed: int, *, label_threshold: float = LABEL_THRESHOLD, batch_size: int = BATCH_SIZE
+        self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
     ) -> Iterator[list[Record]]:
         """The pairs of `sample` in lists of at most `batch_size`, one after the other."""
-        check_settings({"n": n, "batch_size": batch_size}, seed, label_threshold)
+        threshold = self.label_threshold if label_threshold is None else label_threshold
+        check_settings({"n": n, "batch_size": batch_size}, seed, threshold)
         return (
             [
                 replace(record, image_XYZ=from_stored(to_stored(record.image_XYZ)))
-                for record in self.records(range(first, min(first + batch_size, n)), seed, label_threshold, batch_size)
+                for record in self.records(range(first, min(first + batch_size, n)), seed, threshold, batch_size)
             ]
             for first in range(0, n, batch_size)
         )
@@ -83,12 +88,13 @@ class TrainedGenerator:
 
 
 def load_generator(
-    run: str | Path, weights: str = "standing", *, checkpoint: str | None = None, device: str = "auto"
+    run: str | Path, weights: str | None = None, *, checkpoint: str | None = None, device: str = "auto"
 ) -> TrainedGenerator:
     """The generator of a run directory, of its newest complete checkpoint or of `checkpoint`.
 
     weights: `standing`, the last ones with re-estimated statistics of BatchNorm; `running`, with those of training;
-    `ema`, their moving average. device: `auto`, `cpu` or `cuda`.
+    `ema`, their moving average; None: `ema` where the variant keeps one, else `standing`. device: `auto`, `cpu` or
+    `cuda`.
     Raises UsageError for a folder that is no run of a GAN, CheckpointError for weights that are missing or damaged.
     """
     trained = read_generator(run, weights, checkpoint)
@@ -96,26 +102,29 @@ def load_generator(
     return trained
 
 
-def read_generator(run: str | Path, weights: str, checkpoint: str | None) -> TrainedGenerator:
+def read_generator(run: str | Path, weights: str | None, checkpoint: str | None) -> TrainedGenerator:
     """As `load_generator`, on the CPU."""
-    if weights not in FILES:
+    if weights not in (None, *FILES):
         raise UsageError(f"weights={weights!r} is not one of {', '.join(FILES)}")
     run_dir = RunDir(run)
     variant: Variant = run_dir.config("train_gan").variant
+    if weights is None:
+        weights = "standing" if variant.ema_decay is None else "ema"
     tensors: dict[str, Tensor] = {}
     for name in FILES[weights]:
         part, state = read_weights(run_dir.path, name, checkpoint)
         tensors |= part
-    x, y, z = state["manifest"]["patch_shape"]
     with torch.device("meta"):
-        network = Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)
+        network = build_generator(variant, state["manifest"]["patch_shape"])
     try:
         network.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{run}: the generator's weights and the run's settings disagree: {reason}") from error
     name = checkpoint or name_of(state["step"])
-    return TrainedGenerator(network.eval(), run_dir.name, name, weights, _digest(tensors), state)
+    return TrainedGenerator(
+        network.eval(), run_dir.name, name, weights, _digest(tensors), variant.label_threshold, state
+    )
 
 
 def check_settings(counts: dict[str, int], seed: int, label_threshold: float) -> None:
@@ -130,7 +139,7 @@ def check_settings(counts: dict[str, int], seed: int, label_threshold: float) ->
 
 
 def sample_patches(
-    generator: Generator, seed: int, indices: Sequence[int], batch_size: int
+    generator: Generator | FlowGenerator, seed: int, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, patch float32 [2, X, Y, Z] in [-1, 1]); the generator must be in evaluation mode.
 

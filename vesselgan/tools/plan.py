@@ -107,7 +107,7 @@ def costs(config: Plan) -> dict[str, Any]:
         "device": config.device,
         "zero_stage": deepspeed_json["zero_optimization"]["stage"],
         "parameters_generator": counts["generator"],
-        "parameters_critic": counts["critic"],
+        "parameters_critic": counts.get("critic", 0),
         "parameters": sum(counts.values()),
         "tflop_per_step": flop / 1e12,
         "checkpoint_gib": checkpoint_bytes / GIB,
@@ -170,7 +170,7 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
     if ranks > config.train.batch_size:
         config = copy.deepcopy(config)
         config.train.batch_size = ranks
-    batch, has_average = batch_plan(config, ranks), config.train.ema_decay is not None
+    batch, has_average = batch_plan(config, ranks), config.variant.ema_decay is not None
     setup = StepSetup(config.variant, config.patch_shape, batch, deepspeed_json, config.device, has_average)
     cost = step_cost(setup)
     fit = None if config.memory_gib is None else largest_fitting_batch(setup, config.memory_gib * GIB)
@@ -209,7 +209,7 @@ def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     counts = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
     trainable = sum(num_trainable(network) for network in networks.values())
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())
-    averaged = 0 if config.train.ema_decay is None else counts["generator"]
+    averaged = 0 if config.variant.ema_decay is None else counts["generator"]
     return counts, FLOAT32 * (stored + len(moment_names(variant.betas)) * trainable + averaged)
 
 

@@ -5,6 +5,7 @@ Shapes: N samples, C channel (0 image in [-1, 1], 1 vessel label), X Y Z voxels,
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class CollapseMonitor:
 
     session: Session
     schedule: Schedule
-    generator: nn.Module
+    generator: Any
     shards: ShardSet
 
     def metrics(self, interval: Interval) -> dict[str, float]:
@@ -71,7 +72,7 @@ class CollapseMonitor:
             data, dtype = config.data, next(self.generator.parameters()).dtype
             real_NCXYZ = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
             # The same latents through the whole run.
-            z_NL = latents(config.train.seed, range(NUM_SAMPLES), config.variant.latent_size)
+            z_NL = latents(config.train.seed, range(NUM_SAMPLES), self.generator.latent_size)
             metrics |= sample_metrics(self.generator, z_NL.to(self.session.world.device, dtype), real_NCXYZ)
         for line in warning_lines(interval.means | metrics):
             log.line(line)

@@ -21,15 +21,15 @@ from torch.utils.flop_counter import flop_registry
 
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
+from vesselgan.models.variants import build_networks
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.runtime.adam import moment_names
-from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.precision import torch_type
 from vesselgan.trainer.batch_plan import BatchPlan
+from vesselgan.training.flow import flow_step
 from vesselgan.training.gan import critic_step, generator_step
-from vesselgan.training.networks import build_networks
 
 FLOAT32 = 4
 BUCKET = 500_000_000
@@ -69,7 +69,7 @@ class StepCost:
     """Of one rank."""
 
     flop: int
-    """Floating point operations of a step, a multiply-add as two: n_critic critic steps and one generator step."""
+    """Floating point operations of a step, a multiply-add as two; a GAN's has n_critic critic steps."""
     standing_bytes: int
     """Between steps: weights, masters, moments, moving average, the batch."""
     peak_bytes: int
@@ -87,22 +87,27 @@ def step_cost(setup: StepSetup) -> StepCost:
     counter = _StepCounter(memory)
     with mode, counter:
         # Stand-ins with what a step calls.
-        critic, generator = (
-            _EngineStub(name, network, setup, memory, tensor_device)
+        engines: dict[str, Any] = {
+            name: _EngineStub(name, network, setup, memory, tensor_device)
             for name, network in meta_networks(variant, setup.patch_shape).items()
-        )
+        }
+        generator = engines["generator"]
         if setup.has_average:
             memory.allocate("average", FLOAT32 * generator.num_parameters)
         noise: Any = _NoiseStub(per_rank, variant.latent_size)
         batch: Any = torch.empty(per_rank, 2, *setup.patch_shape, device=tensor_device)
         standing = memory.live
-        update_critic: Any = critic_step
-        if variant.dp is not None:
-            update_critic, batch = private_critic_step, PoissonBatch(range(per_rank), batch)
-            memory.allocate("critic/sum", FLOAT32 * critic.num_parameters)
-        update_critic(critic, generator, batch, noise, 0, variant)
-        critic_flop = counter.flop
-        generator_step(cast(Engine, critic), cast(Engine, generator), noise, 0)
+        critic_flop = 0
+        if variant.flow is not None:
+            flow_step(generator, (batch, torch.empty(per_rank, 3)), noise, 0)
+        else:
+            critic, update_critic = engines["critic"], cast(Any, critic_step)
+            if variant.dp is not None:
+                update_critic, batch = private_critic_step, PoissonBatch(range(per_rank), batch)
+                memory.allocate("critic/sum", FLOAT32 * critic.num_parameters)
+            update_critic(critic, generator, batch, noise, 0, variant)
+            critic_flop = counter.flop
+            generator_step(critic, generator, noise, 0)
     return StepCost(
         flop=counter.flop + critic_flop * (variant.n_critic - 1),
         standing_bytes=standing,
@@ -135,9 +140,9 @@ def largest_fitting_batch(setup: StepSetup, limit_bytes: float) -> BatchFit | No
 
 
 def meta_networks(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
-    """`critic` and `generator` on the meta device: shapes without contents."""
+    """The variant's networks on the meta device: shapes without contents."""
     with torch.device("meta"):
-        return dict(zip(("critic", "generator"), build_networks(variant, patch_shape), strict=True))
+        return build_networks(variant, patch_shape)
 
 
 class _EngineStub:
@@ -148,7 +153,8 @@ class _EngineStub:
     def __init__(self, name: str, module: nn.Module, setup: StepSetup, memory: "_Memory", device: torch.device) -> None:
         self.name, self.module, self.device = name, module, device
         self.dtype = torch_type(setup.variant.precision)
-        self.micro_batches = setup.batch.accumulation if name == "critic" else 1
+        is_whole = name == "generator" and setup.variant.flow is None
+        self.micro_batches = 1 if is_whole else setup.batch.accumulation
         self.batch = BatchCounts(0, 0, 0.0)
         self.num_parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
         self._memory, self._size = memory, self.dtype.itemsize
@@ -215,6 +221,12 @@ class _NoiseStub:
 
     def epsilons_N(self, position: int) -> Tensor:
         return torch.empty(self.batch_size)
+
+    def times_N(self, position: int) -> Tensor:
+        return torch.empty(self.batch_size)
+
+    def voxels(self, position: int, shape_CXYZ: Sequence[int], device: torch.device) -> Tensor:
+        return torch.empty(self.batch_size, *shape_CXYZ, device=device)
 
 
 class _StepCounter(TorchDispatchMode):

@@ -1,24 +1,23 @@
-"""The GAN's two networks in their engines, and the DeepSpeed settings of each."""
+"""A run's networks in their engines, and the DeepSpeed settings of each."""
 
 from typing import Any
 
 from torch import nn
 
-from vesselgan.config.schema import Plan, TrainGan
+from vesselgan.config.schema import Plan, TrainGan, Variant
 from vesselgan.core.errors import UsageError
-from vesselgan.models.blocks import init_weights
+from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.privacy.step import PrivateRun
 from vesselgan.runtime.distributed import World
-from vesselgan.runtime.engine import Engine, build
+from vesselgan.runtime.engine import build
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.training.networks import build_networks
 
 Engines = dict[str, Any]
-"""`critic` and `generator`: an Engine each; the critic of a private run is a PrivateEngine."""
+"""`critic` and `generator`, of a flow `generator` alone: an Engine each; a private run's critic is a PrivateEngine."""
 
 
 def batch_plan(config: TrainGan | Plan, ranks: int) -> BatchPlan:
-    """The critic's; the generator, whose BatchNorm needs the whole batch, takes `batch_plan(...).whole()`.
+    """The critic's, or a flow's; a GAN's generator, whose BatchNorm needs the whole batch, takes `.whole()` of it.
 
     Raises UsageError where the batch cannot be divided.
     """
@@ -33,8 +32,10 @@ def batch_plan(config: TrainGan | Plan, ranks: int) -> BatchPlan:
     return batch
 
 
-def engine_settings(batch: BatchPlan, deepspeed_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The DeepSpeed dict of each network; only the critic takes micro-batches."""
+def engine_settings(variant: Variant, batch: BatchPlan, deepspeed_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The DeepSpeed dict of each network; a GAN's generator takes no micro-batches."""
+    if variant.flow is not None:
+        return {"generator": batch.resolve(deepspeed_json)}
     return {"critic": batch.resolve(deepspeed_json), "generator": batch.whole().resolve(deepspeed_json)}
 
 
@@ -45,18 +46,16 @@ def build_engines(
     world: World,
     private: PrivateRun | None,
 ) -> Engines:
-    """Both networks, initialised from the seed, on this rank's device."""
-    variant, seed = config.variant, config.train.seed
-    critic, generator = build_networks(variant, patch_shape)
-    init_weights(critic, seed)
-    init_weights(generator, seed + 1)
+    """Every network, initialised from the seed, on this rank's device."""
+    variant = config.variant
+    rates = {"critic": variant.learning_rate_critic, "generator": variant.learning_rate_generator}
+    networks = build_networks(variant, patch_shape)
+    init_networks(networks, config.train.seed)
 
-    def engine(name: str, network: nn.Module, learning_rate: float) -> Engine:
+    def engine(name: str, network: nn.Module) -> Any:
+        if name == "critic" and private is not None:
+            return private.engine(network, variant, world)
         betas = variant.betas
-        return build(name, network, learning_rate=learning_rate, betas=betas, settings=settings[name], world=world)
+        return build(name, network, learning_rate=rates[name], betas=betas, settings=settings[name], world=world)
 
-    rate = variant.learning_rate_critic
-    return {
-        "critic": engine("critic", critic, rate) if private is None else private.engine(critic, variant, world),
-        "generator": engine("generator", generator, variant.learning_rate_generator),
-    }
+    return {name: engine(name, network) for name, network in networks.items()}

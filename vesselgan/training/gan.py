@@ -97,8 +97,8 @@ def critic_step(
             is_applied = critic.step()
         losses = {"loss/critic": loss, "loss/wasserstein": -wasserstein, "loss/gradient_penalty": penalty.value}
         gradients = {"gp/grad_norm": penalty.grad_norm, "gp/zero_fraction": penalty.zero_fraction}
-        _add_mean(metrics, losses | gradients, num_micro_batches)
-    return _metrics_of_update(critic, metrics, is_applied)
+        add_mean(metrics, losses | gradients, num_micro_batches)
+    return metrics_of_update(critic, metrics, is_applied)
 
 
 def generator_step(
@@ -121,8 +121,8 @@ def generator_step(
     set_trainable(critic.module, True)
     critic.module.train()
     metrics = Scalars()
-    _add_mean(metrics, {"loss/generator": loss}, 1)
-    return _metrics_of_update(generator, metrics, is_applied)
+    add_mean(metrics, {"loss/generator": loss}, 1)
+    return metrics_of_update(generator, metrics, is_applied)
 
 
 def _scores_N(critic: nn.Module, patch_NCXYZ: Tensor, num_micro_batches: int) -> Tensor:
@@ -133,12 +133,13 @@ def _scores_N(critic: nn.Module, patch_NCXYZ: Tensor, num_micro_batches: int) ->
     return torch.cat([checkpoint(critic, chunk_NCXYZ, use_reentrant=False) for chunk_NCXYZ in chunks])
 
 
-def _add_mean(metrics: Scalars, values: Scalars, count: int) -> None:
+def add_mean(metrics: Scalars, values: Scalars, count: int) -> None:
+    """Add to `metrics` the share of one micro-batch of `count`."""
     for name, value in values.items():
         metrics[name] = metrics.get(name, 0.0) + value.detach().to(at_least_float32(value.dtype)) / count
 
 
-def _metrics_of_update(engine: Engine, metrics: Scalars, is_applied: bool) -> Scalars:
+def metrics_of_update(engine: Engine, metrics: Scalars, is_applied: bool) -> Scalars:
     """A skipped update has no losses: it is counted, so that no mean is taken over numbers like NaN."""
     skipped = {f"amp/{engine.name}_skipped": torch.tensor(float(not is_applied))}
     if not is_applied:

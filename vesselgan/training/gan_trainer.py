@@ -1,9 +1,12 @@
-"""The GAN's trainer: its parts, and what each of them needs."""
+"""The trainer of a GAN or a flow: its parts, and what each of them needs."""
 
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from vesselgan.data.patches import ShardDataset, stream
+from vesselgan.data.positions import position_stream
 from vesselgan.formats.shards import ShardSet
 from vesselgan.privacy.step import PrivateRun
 from vesselgan.privacy.step import critic_step as private_critic_step
@@ -18,13 +21,15 @@ from vesselgan.trainer.logger import Logger, Source, loss_scales
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
 from vesselgan.trainer.trainer import Trainer
+from vesselgan.training import flow
 from vesselgan.training.average import SamplingWeights, resumed_average
 from vesselgan.training.collapse import CollapseMonitor
 from vesselgan.training.engines import Engines
 from vesselgan.training.gan import CriticStep, critic_step, train
+from vesselgan.training.learning_rate import LinearDecay
 from vesselgan.training.sample_images import SampleImages
 
-SUMMARY = ("loss/critic", "loss/generator", "loss/wasserstein")
+SUMMARY = ("loss/critic", "loss/generator", "loss/wasserstein", "loss/flow", "loss/flow_image", "loss/flow_label")
 
 
 def build_trainer(
@@ -33,13 +38,18 @@ def build_trainer(
     batch: BatchPlan,
     engines: Engines,
     shards: ShardSet,
+    positions_N3: Tensor | None,
     private: PrivateRun | None,
 ) -> Trainer:
-    """private: of a private variant; None for others. Restores the moving average of a resumed run."""
+    """positions_N3: of the patches, for a flow. private: of a private variant; None for others.
+
+    Restores the moving average of a resumed run.
+    """
     world, variant, settings = session.world, session.config.variant, session.config.train
     generator, phases = engines["generator"].module, Phases(world.device)
     noise = NoiseSampler(settings.seed, settings.batch_size, variant.latent_size, batch.slice_of(world.rank))
-    average = resumed_average(generator, settings.ema_decay, session.run_dir, schedule.start)
+    decay = [LinearDecay(engines, schedule, variant.final_learning_rate)] if variant.final_learning_rate < 1 else []
+    average = resumed_average(generator, variant.ema_decay, session.run_dir, schedule.start)
     private_parts = [] if private is None else [private]
     sources = [*_metric_sources(session, schedule, engines, shards, phases), *(part.metrics for part in private_parts)]
     logger = Logger(session, schedule, every=settings.log_every, summary=SUMMARY, sources=sources)
@@ -54,11 +64,14 @@ def build_trainer(
         save_every_epochs=settings.save_every_epochs,
         phase=phases,
     )
-    batches = _batches(session, schedule, batch, shards, private)
-    update_critic: CriticStep = critic_step if private is None else private_critic_step
-    steps = train(
-        engines["critic"], engines["generator"], batches, noise, variant, schedule.steps, phases, update_critic
-    )
+    batches = _batches(session, schedule, batch, shards, positions_N3, private)
+    if variant.flow is not None:
+        steps = flow.train(engines["generator"], batches, noise, schedule.steps, phases)
+    else:
+        update_critic: CriticStep = critic_step if private is None else private_critic_step
+        steps = train(
+            engines["critic"], engines["generator"], batches, noise, variant, schedule.steps, phases, update_critic
+        )
     return Trainer(
         session,
         schedule,
@@ -66,7 +79,7 @@ def build_trainer(
         SkipLimit(engines, settings.max_skipped_steps, "train.max_skipped_steps", session.run_dir, world),
         logger,
         checkpointer,
-        followers=[*private_parts, *([] if average is None else [average])],
+        followers=[*private_parts, *decay, *([] if average is None else [average])],
         observers=[SampleImages(session, schedule, generator, shards, phases)],
     )
 
@@ -84,7 +97,12 @@ def _metric_sources(
 
 
 def _batches(
-    session: Session, schedule: Schedule, batch: BatchPlan, shards: ShardSet, private: PrivateRun | None
+    session: Session,
+    schedule: Schedule,
+    batch: BatchPlan,
+    shards: ShardSet,
+    positions_N3: Tensor | None,
+    private: PrivateRun | None,
 ) -> Iterator[Any]:
     config, world = session.config, session.world
     dataset = ShardDataset(
@@ -96,16 +114,13 @@ def _batches(
     )
     if private is not None:
         return private.batches(dataset, schedule.batches, config, world)
-    return stream(
-        dataset,
-        batch_size=batch.total,
-        seed=config.train.seed,
-        start=schedule.batches.start,
-        stop=schedule.batches.stop,
-        of_rank=batch.slice_of(world.rank),
-        num_workers=config.train.num_workers,
-        augment=config.data.augment,
-    )
+    positions = schedule.batches
+    order: dict[str, Any] = {"batch_size": batch.total, "seed": config.train.seed}
+    order |= {"start": positions.start, "stop": positions.stop, "of_rank": batch.slice_of(world.rank)}
+    patches = stream(dataset, **order, num_workers=config.train.num_workers, augment=config.data.augment)
+    if positions_N3 is None:
+        return patches
+    return zip(patches, position_stream(positions_N3, **order), strict=True)
 
 
 def patch_geometry(shards: ShardSet) -> FixedState:

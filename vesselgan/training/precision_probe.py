@@ -7,6 +7,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,8 +17,8 @@ from vesselgan.formats.run_dir import write_json
 from vesselgan.losses.gradient_penalty import gradient_penalty
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import init_weights
+from vesselgan.models.variants import build_networks
 from vesselgan.runtime.precision import torch_type
-from vesselgan.training.networks import build_networks
 
 STEPS = 4
 CHOICES = ("fp32", "bf16")
@@ -48,10 +49,12 @@ def measure_step_ms(dtype: torch.dtype) -> float:
     config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
     shape = compose("build_shards", []).data.prepare.patch_shape
     variant, batch = config.variant, max(1, config.train.batch_size // 2)
-    critic, generator = build_networks(variant, shape)
-    for network in (critic, generator):
+    networks = build_networks(variant, shape)
+    for network in networks.values():
         init_weights(network, 0)
         network.to(dtype)
+    critic: Any = networks["critic"]
+    generator = networks["generator"]
     real_NCXYZ = torch.rand(batch, 2, *shape, dtype=dtype)
     times = []
     for _ in range(STEPS + 1):

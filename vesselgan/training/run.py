@@ -1,13 +1,18 @@
-"""One training run of the GAN: check the settings, build the networks, resume or start, train, mark the end."""
+"""One training run of a GAN or a flow: check the settings, build the networks, resume or start, train, mark the end."""
 
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import Plan, TrainGan
+from vesselgan.core.errors import UsageError
+from vesselgan.data.positions import positions_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.privacy.step import PrivateRun, plan_private_run
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import run_on_rank0
@@ -29,7 +34,7 @@ PROGRAM = "deepspeed launch/train_gan.py"
 
 
 def train_gan(command: Command) -> RunDir:
-    """Train, or resume, the GAN that `command` describes; a finished run says so and returns."""
+    """Train, or resume, the GAN or flow that `command` describes; a finished run says so and returns."""
     run_dir, precision = run_dir_of(command.config), command.config.variant.precision
     run_in_session(command, _run, run_dir=run_dir, program=PROGRAM, precision=precision, key="variant.precision")
     return RunDir(run_dir)
@@ -55,14 +60,23 @@ def schedule_of(config: TrainGan | Plan, num_patches: int) -> Schedule:
     )
 
 
+def check_places(config: TrainGan) -> None:
+    """Raises UsageError if patches are turned whose places a network learns."""
+    if config.data.augment and config.variant.flow is not None and config.variant.flow.position:
+        raise UsageError(
+            "data.augment=true with variant.flow.position=true: a turned patch is not at its place; set one to false"
+        )
+
+
 def _run(session: Session) -> None:
     config, world, run_dir = session.config, session.world, session.run_dir
+    check_places(config)
     shards = run_on_rank0(world, lambda: ShardSet(shards_dir(config.data.cohort_dir, "gan", "train")))
     schedule = schedule_of(config, len(shards))
     num_steps = schedule.stop
     private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
     batch = batch_plan(config, world.size)
-    settings = engine_settings(batch, session.deepspeed_json)
+    settings = engine_settings(config.variant, batch, session.deepspeed_json)
     estimate = StepEstimate(config, shards.patch_shape, batch, session)
     with explaining_out_of_memory(estimate):
         engines = build_engines(config, shards.patch_shape, settings, world, private)
@@ -70,9 +84,10 @@ def _run(session: Session) -> None:
     if not session.claim("train_gan", settings, inputs, num_steps, max_minutes=config.train.max_minutes):
         return
     (shards,) = session.copy_to_node([shards])
+    positions_N3 = _positions(engines, shards)
     weights_from = _restore_or_init(session, engines, private)
     schedule = schedule.resumed_from(session.state, limit=None if private is None else private.generator_steps)
-    trainer = build_trainer(session, schedule, batch, engines, shards, private)
+    trainer = build_trainer(session, schedule, batch, engines, shards, positions_N3, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
     session.begin(lines + (private.lines() if private is not None else []), weights_from=weights_from)
     session.log.hparams(config, metrics=HPARAMS_METRICS)
@@ -87,6 +102,16 @@ def _run(session: Session) -> None:
         facts |= private.state() if private is not None else {}
         session.finish(facts, f"{steps} steps in {60 * facts['hours']:.1f} min")
     session.close()
+
+
+def _positions(engines: Engines, shards: ShardSet) -> Tensor | None:
+    """Of every patch, whose histogram a new flow keeps; None where the networks know no position."""
+    generator = engines["generator"].module
+    if not isinstance(generator, FlowGenerator):
+        return None
+    positions_N3 = positions_of(shards)
+    generator.count_positions(positions_N3)
+    return positions_N3
 
 
 def _restore_or_init(session: Session, engines: Engines, private: PrivateRun | None) -> dict[str, Any] | None:

@@ -36,7 +36,7 @@ class StepEstimate:
 
     def __init__(self, config: TrainGan, patch_shape: tuple[int, int, int], batch: BatchPlan, session: Session) -> None:
         self.config, self.world = config, session.world
-        has_average = config.train.ema_decay is not None
+        has_average = config.variant.ema_decay is not None
         self.setup = StepSetup(
             config.variant, patch_shape, batch, session.deepspeed_json, self.world.device.type, has_average
         )
@@ -79,7 +79,7 @@ def summary_lines(estimate: StepEstimate, engines: dict[str, Engine], schedule: 
         f"run directory: {run_dir}",
         f"log: {run_dir / LOG}; curves and images: tensorboard --logdir {run_dir / EVENTS}",
         f"{config.variant.name} in {config.variant.precision}, configuration {config_hash(config)}; "
-        f"parameters: generator {counts['generator']:,}, critic {counts['critic']:,}",
+        f"parameters: {', '.join(f'{name} {count:,}' for name, count in sorted(counts.items(), reverse=True))}",
         *(estimate.lines() if estimate.world.is_main else []),
         f"{origin}; {schedule.stop} steps in all",
     ]

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from vesselgan.config.schema import TrainGan
 from vesselgan.data.patches import HALF_RANGE
@@ -33,7 +33,7 @@ class SampleImages:
 
     session: Session
     schedule: Schedule
-    generator: nn.Module
+    generator: Any
     shards: ShardSet
     phase: Phase
 
@@ -52,7 +52,7 @@ class SampleImages:
         generator.eval()
         dtype = next(generator.parameters()).dtype
         with torch.no_grad():
-            z_NL = latents(config.train.seed, range(NUM_SAMPLES), config.variant.latent_size)
+            z_NL = latents(config.train.seed, range(NUM_SAMPLES), generator.latent_size)
             z_NL = z_NL.to(self.session.world.device, dtype)
             # One at a time: several full patches take more memory than a step of few.
             patches = [generator(z_NL[i : i + 1])[0].float().cpu().numpy() for i in range(NUM_SAMPLES)]

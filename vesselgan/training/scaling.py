@@ -83,7 +83,9 @@ def step_time(machine: Machine, setup: StepSetup, *, flop: float, num_workers: i
     ranks, variant, exchanged = setup.batch.ranks, setup.variant, traffic(setup)
     counts = {name: num_trainable(network) for name, network in meta_networks(variant, setup.patch_shape).items()}
     # Where ZeRO gathers weights each rank updates its partition.
-    num_updated = (variant.n_critic * counts["critic"] + counts["generator"]) / (ranks if exchanged.weight_bytes else 1)
+    num_updated = (variant.n_critic * counts.get("critic", 0) + counts["generator"]) / (
+        ranks if exchanged.weight_bytes else 1
+    )
     voxels = setup.batch.per_rank * variant.n_critic * math.prod(setup.patch_shape)
     is_alone = ranks == 1 or machine.ranks_per_node == 1
     tflop_per_s = machine.tflop_per_s if is_alone else machine.tflop_per_s_shared

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
-from vesselgan.core.errors import ResourceError
+from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import acceptance, loader, machine, metrics, prepare, private, scaling, segment, step
 from vesselgan.tools.benchmark.interleave import load
@@ -21,6 +21,8 @@ def benchmark(config: Benchmark) -> None:
 
     target=acceptance writes a directory instead (acceptance.run).
     """
+    if config.variant.flow is not None and _needs_critic(config):
+        raise UsageError(f"target={config.target} with variant={config.variant.name}: measures a GAN's step")
     if config.target == "acceptance":
         acceptance.run(config)
         return
@@ -45,3 +47,9 @@ def benchmark(config: Benchmark) -> None:
                 file.write(line + "\n")
         except OSError as error:
             raise ResourceError(f"out={config.out}: {describe(error)}; name another file") from error
+
+
+def _needs_critic(config: Benchmark) -> bool:
+    if config.target == "acceptance":
+        return set(config.parts) != {"science"}
+    return config.target in ("step", "machine", "scaling", "private")

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import UsageError
-from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
+from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.runtime import distributed
 from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
@@ -35,7 +35,6 @@ from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
 from vesselgan.tools.benchmark.reference_step import AuthorsCritic, AuthorsGenerator, AuthorsStep, copy_weights
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.gan import critic_step, generator_step
-from vesselgan.training.networks import build_networks
 
 # N batch, C channel, X Y Z voxels, L latent
 WARMUP_STEPS = 12
@@ -121,7 +120,7 @@ def authors_step(config: Benchmark, device: torch.device, dtype: torch.dtype = t
     """Their step with our starting weights and learning rates."""
     variant, shape = config.variant, shape_of(config.patch_shape)
     our_critic, our_generator = networks_of(config)
-    critic = AuthorsCritic(shape, variant.width, variant.critic_norm)
+    critic = AuthorsCritic(shape, variant.width, cast(str, variant.critic_norm))
     generator = AuthorsGenerator(shape, variant.width, variant.latent_size)
     copy_weights(our_critic, critic)
     copy_weights(our_generator, generator)
@@ -236,10 +235,9 @@ def ours(config: Benchmark, device: torch.device, critic: Any, generator: Any) -
 
 def networks_of(config: Benchmark) -> tuple[Critic, Generator]:
     """Critic and generator with their first weights, on the CPU."""
-    critic, generator = build_networks(config.variant, config.patch_shape)
-    init_weights(critic, config.seed)
-    init_weights(generator, config.seed + 1)
-    return critic, generator
+    networks = build_networks(config.variant, config.patch_shape)
+    init_networks(networks, config.seed)
+    return cast(Critic, networks["critic"]), cast(Generator, networks["generator"])
 
 
 def noise_of(config: Benchmark) -> NoiseSampler:
@@ -284,7 +282,7 @@ def _peak_bytes(candidate: Candidate, config: Benchmark) -> int:
 def _authors_flop(config: Benchmark) -> int:
     with torch.device("meta"):
         shape, variant = shape_of(config.patch_shape), config.variant
-        critic = AuthorsCritic(shape, variant.width, variant.critic_norm)
+        critic = AuthorsCritic(shape, variant.width, cast(str, variant.critic_norm))
         generator = AuthorsGenerator(shape, variant.width, variant.latent_size)
         real_NCXYZ = torch.empty(config.batch_size, 2, *shape)
         latent_NL = torch.empty(config.batch_size, variant.latent_size)
@@ -302,8 +300,8 @@ def our_flop(config: Benchmark) -> int:
     with torch.device("meta"):
         networks = build_networks(config.variant, config.patch_shape)
         real_NCXYZ = torch.empty(config.batch_size, 2, *config.patch_shape)
-    critic: Any = BareEngine("critic", networks[0], 0.0, 0.9)
-    generator: Any = BareEngine("generator", networks[1], 0.0, 0.9)
+    critic: Any = BareEngine("critic", networks["critic"], 0.0, 0.9)
+    generator: Any = BareEngine("generator", networks["generator"], 0.0, 0.9)
     noise = noise_of(config)
     with FlopCounterMode(display=False) as counter:
         critic_step(critic, generator, real_NCXYZ, noise, 0, config.variant)

@@ -1,0 +1,95 @@
+"""The velocity network, its sampler and the places of samples."""
+
+import pytest
+import torch
+
+from vesselgan.core.errors import UsageError
+from vesselgan.models.flow import DATA_SD, NUM_BINS, FlowGenerator, init_flow_weights, shifted_times
+
+SHAPE = (16, 8, 4)
+
+
+def flow(**changes) -> FlowGenerator:
+    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 3} | changes
+    network = FlowGenerator(SHAPE, 8, **settings)
+    init_flow_weights(network, 0)
+    return network.eval()
+
+
+def moved(network: FlowGenerator) -> FlowGenerator:
+    """With weights that are zero nowhere."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def test_new_network_predicts_the_best_linear_velocity():
+    """Of independent x (SD DATA_SD) and e (SD 1), regressed on x_t = (1 - t) x + t e."""
+    x_NCXYZ, time_N = torch.randn(2, 2, *SHAPE), torch.tensor([0.25, 0.75])
+    expected = []
+    for x, t in zip(x_NCXYZ, time_N, strict=True):
+        covariance = t - (1 - t) * DATA_SD**2
+        expected.append(covariance / (t**2 + (1 - t) ** 2 * DATA_SD**2) * x)
+    velocity = flow().velocity(x_NCXYZ, time_N, torch.zeros(2, 3))
+    torch.testing.assert_close(velocity, torch.stack(expected))
+
+
+@pytest.mark.parametrize("num_steps", [1, 7])
+def test_constant_velocity_is_integrated_exactly(num_steps):
+    network = flow(num_steps=num_steps)
+    network.velocity = lambda x, time, position: torch.full_like(x, 0.25)  # type: ignore[method-assign]
+    z_NL = 0.1 * torch.randn(2, network.latent_size)
+    start_NCXYZ = z_NL[:, : network.num_voxels].view(2, 2, *SHAPE)
+    image, label = network(z_NL).unbind(1)
+    torch.testing.assert_close(image, start_NCXYZ[:, 0] - 0.25)
+    torch.testing.assert_close(label, (start_NCXYZ[:, 1] - 0.25 + 1) / 2)
+
+
+def test_sample_does_not_depend_on_its_batch():
+    network = moved(flow())
+    z_NL = torch.randn(4, network.latent_size)
+    with torch.no_grad():
+        torch.testing.assert_close(network(z_NL)[2:3], network(z_NL[2:3]), atol=1e-5, rtol=0)
+
+
+def test_velocity_depends_on_time_and_place():
+    network, x = moved(flow()), torch.randn(1, 2, *SHAPE)
+    here = network.velocity(x, torch.tensor([0.5]), torch.zeros(1, 3))
+    assert not torch.allclose(here, network.velocity(x, torch.tensor([0.6]), torch.zeros(1, 3)))
+    assert not torch.allclose(here, network.velocity(x, torch.tensor([0.5]), torch.ones(1, 3)))
+
+
+def test_places_are_as_frequent_as_in_training():
+    network = flow()
+    position_N3 = torch.tensor([[-1.0, 0.1, 1.0]] * 3 + [[0.9, 0.9, -0.9]])
+    network.count_positions(position_N3)
+    drawn_N3 = network.positions(torch.randn(4000, 4, generator=torch.Generator().manual_seed(3)))
+    is_first = drawn_N3[:, 0] < 0
+    assert is_first.float().mean().item() == pytest.approx(0.75, abs=0.03)
+    low, high = drawn_N3[is_first].amin(0), drawn_N3[is_first].amax(0)
+    width = 2 / NUM_BINS
+    assert ((high - low) <= width).all() and ((high - low) > 0.9 * width).all()
+    assert ((low >= torch.tensor([-1.0, 0.0, 1 - width])) & (high <= torch.tensor([width - 1, width, 1.0]))).all()
+
+
+def test_shift_draws_times_towards_noise():
+    u = torch.tensor([0.0, 0.5, 1.0])
+    assert shifted_times(u, 1.0).tolist() == [0.0, 0.5, 1.0]
+    assert shifted_times(u, 2.0).tolist() == pytest.approx([0.0, 2 / 3, 1.0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_agrees_with_float32(dtype):
+    network = moved(flow())
+    x, time, place = torch.randn(2, 2, *SHAPE), torch.tensor([0.1, 0.9]), torch.zeros(2, 3)
+    expected = network.velocity(x, time, place)
+    velocity = network.to(dtype).velocity(x, time, place)
+    assert velocity.dtype == torch.float32
+    assert (velocity - expected).abs().max() < 0.1 * expected.abs().max()  # eight bits through twenty layers
+
+
+def test_odd_patch_is_refused():
+    with pytest.raises(UsageError, match="patch_shape"):
+        FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1)

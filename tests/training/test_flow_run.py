@@ -1,0 +1,96 @@
+"""A flow trains, resumes and samples as a GAN does."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vesselgan.core.errors import UsageError
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import ShardSet
+from vesselgan.synthesis.sampler import load_generator
+
+FLOW = ("variant=flow", "train.max_steps=4", "train.checkpoint_every=2", "train.keep_last=9")
+
+
+def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run_dir / f"checkpoints/step_{step:08d}/generator.safetensors")
+
+
+def logged(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("variant", "precision"), [("flow", "fp32"), ("flow_mp", "fp16")])
+def test_a_broken_flow_resumes_to_the_same_bytes(train_here, tmp_path, variant, precision):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    words = (*FLOW[1:], f"variant={variant}", "--deepspeed_config", f"ds_{precision}.json")
+    train_here(straight, *words)
+    shutil.copytree(straight, broken)
+    shutil.rmtree(broken / "checkpoints/step_00000004")
+    (broken / "finished.json").unlink()
+    train_here(broken, *words)
+    files = sorted((straight / "checkpoints/step_00000004").glob("*.safetensors"))
+    assert [file.name for file in files][:2] == ["generator.optimizer.safetensors", "generator.safetensors"]
+    for file in files:
+        assert file.read_bytes() == (broken / "checkpoints/step_00000004" / file.name).read_bytes(), file.name
+    assert [row["loss/flow"] for row in logged(broken)] == [row["loss/flow"] for row in logged(straight)]
+
+
+@pytest.mark.soak
+def test_two_ranks_train_the_flow_of_one(train, tmp_path):
+    words = (*FLOW, "train.log_every=1", "--deepspeed_config", "ds_fp32.json")
+    for ranks, name in ((1, "one"), (2, "two")):
+        result = train(tmp_path / name, *words, ranks=ranks)
+        assert result.returncode == 0, result.stdout + result.stderr
+    one, two = (weights(tmp_path / name, 4) for name in ("one", "two"))
+    for key in one:
+        # Sums over ranks are added in another order, and Adam divides each gradient by its own size (rate 2e-3).
+        assert (one[key] - two[key]).square().mean().sqrt() < 2e-4, key
+    for a, b in zip(logged(tmp_path / "one"), logged(tmp_path / "two"), strict=True):
+        assert a["loss/flow"] == pytest.approx(b["loss/flow"], rel=1e-3)
+
+
+def test_micro_batches_give_the_same_update(train_here, tmp_path):
+    words = (*FLOW, "train.max_steps=1")
+    train_here(tmp_path / "whole", *words)
+    train_here(tmp_path / "parts", *words, "train.batch_per_gpu=1")
+    whole, parts = (logged(tmp_path / name)[0] for name in ("whole", "parts"))
+    for name in ("loss/flow", "loss/flow_label", "grad_norm/generator"):
+        assert whole[name] == pytest.approx(parts[name], rel=1e-5)
+
+
+def test_samples_take_the_variants_weights_and_threshold(train_here, work_dir, tmp_path):
+    from vesselgan.config.compose import compose
+    from vesselgan.synthesis.generate import generate
+
+    train_here(tmp_path / "run", *FLOW)
+    out = generate(compose("generate", [f"run={tmp_path / 'run'}", "num_patches=3", "batch_size=2"]))
+    trained = load_generator(tmp_path / "run", device="cpu")
+    assert (trained.weights, trained.label_threshold, out.label_threshold) == ("ema", 0.5, 0.5)
+    for i, record in enumerate(trained.sample(3, 990, batch_size=2)):
+        assert (record.image_XYZ == out.image(i)).all() and (record.label_XYZ == out.label(i)).all()
+    assert ShardSet(out.folder).patch_shape == ShardSet(work_dir / "phantom/shards/gan/train").patch_shape
+    description = json.loads((RunDir(tmp_path / "run").path / "architecture.json").read_text())
+    assert list(description) == ["generator"]
+
+
+def test_learning_rate_falls_to_its_share(train_here, tmp_path):
+    """With a share of 0 the last step's rate is a fourth of the first's: Adam's first step moves by the rate."""
+    words = (*FLOW, "variant.final_learning_rate=0", "variant.betas=[0.0,0.5]", "train.checkpoint_every=1")
+    train_here(tmp_path / "run", *words)
+    steps = [weights(tmp_path / "run", step)["last.bias"] for step in (1, 2, 3, 4)]
+    # Adam without momentum moves by at most rate * sqrt((1 - b^t) / (1 - b)), b = 0.5.
+    for t, (before, after) in enumerate(zip(steps, steps[1:], strict=False), 2):
+        rate = 2e-3 * (1 - (t - 1) / 4)
+        assert (after - before).abs().max() <= rate * ((1 - 0.5**t) / 0.5) ** 0.5 * 1.001
+    assert (steps[3] - steps[2]).abs().max() < 0.5e-3 * 1.42
+
+
+@pytest.mark.parametrize("word", ["variant.n_critic=5", "variant.critic_norm=spectral", "data.augment=true"])
+def test_what_a_flow_cannot_use_is_refused(train_here, tmp_path, word):
+    with pytest.raises(UsageError, match=word.partition("=")[0].split(".")[1]):
+        train_here(tmp_path / "run", *FLOW, word)

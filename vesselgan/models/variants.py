@@ -1,0 +1,55 @@
+"""The networks of a variant, from its settings."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import nn
+
+from vesselgan.models.blocks import init_weights
+from vesselgan.models.critic import Critic
+from vesselgan.models.flow import FlowGenerator, init_flow_weights
+from vesselgan.models.generator import Generator
+
+
+class Settings(Protocol):
+    """What config.training_schema.Variant says of the networks."""
+
+    width: int
+    latent_size: int
+    critic_norm: str | None
+    generator_norm: str | None
+    flow: Any
+
+
+def build_networks(variant: Settings, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
+    """`critic` and `generator`, or a flow's `generator` alone, for patches of so many voxels, not yet initialised."""
+    if variant.critic_norm is None:
+        return {"generator": build_generator(variant, patch_shape)}
+    x, y, z = patch_shape
+    critic = Critic((x, y, z), variant.width, variant.critic_norm)
+    return {"critic": critic, "generator": build_generator(variant, patch_shape)}
+
+
+def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator | FlowGenerator:
+    """Samples from latents [N, network.latent_size]; not yet initialised."""
+    x, y, z = patch_shape
+    if variant.flow is not None:
+        flow = variant.flow
+        return FlowGenerator(
+            (x, y, z),
+            variant.width,
+            has_position=flow.position,
+            time_shift=flow.time_shift,
+            num_steps=flow.num_steps,
+        )
+    assert variant.generator_norm is not None, "config.flow"
+    return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)
+
+
+def init_networks(networks: dict[str, nn.Module], seed: int) -> None:
+    """Weights from `seed`, the same on every rank and device."""
+    for offset, name in enumerate(("critic", "generator")):
+        if name in networks:
+            network = networks[name]
+            init = init_flow_weights if isinstance(network, FlowGenerator) else init_weights
+            init(network, seed + offset)
