@@ -8,6 +8,7 @@
     metrics   bAVD against brute force; FID and PRD at the paper's size
     private   a private critic step against a plain one (variant=dpgan)
     machine   the rates of this machine, for plan's step times
+    utility   what samples teach at equal compute: Dice of U-Nets over seconds of training, for each recipe
     scaling   plan's step times against those of training
 
 python launch/benchmark.py target=acceptance parts=[correctness,speed] minutes=10 out=DIR   # or [science]

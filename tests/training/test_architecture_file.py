@@ -9,6 +9,7 @@ from vesselgan.report.training import layers_of, operations
 from vesselgan.training.architecture import describe
 
 VARIANTS = Path(__file__).parents[2] / "configs/variant"
+GANS = sorted(p.stem for p in VARIANTS.glob("[!_]*.yaml") if "critic_norm: null" not in p.read_text())
 
 
 @pytest.mark.parametrize(
@@ -22,7 +23,7 @@ def test_the_layers_have_table_2s_parameters(variant, generator, critic):
         assert sum(layer["parameters"] for layer in network["layers"]) == network["parameters"]
 
 
-@pytest.mark.parametrize("variant", sorted(path.stem for path in VARIANTS.glob("[!_]*.yaml")))
+@pytest.mark.parametrize("variant", GANS)
 def test_the_report_draws_every_variants_networks(variant):
     for network in describe(compose("train_gan", [f"variant={variant}"]).variant, (32, 32, 16)).values():
         lines = [operations(layer) for layer in layers_of(network)]

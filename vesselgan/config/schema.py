@@ -258,7 +258,7 @@ class BuildShards:
 
 
 PARTS = ("correctness", "speed", "science")
-TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private")
+TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private", "utility")
 
 
 @dataclass
@@ -266,7 +266,8 @@ class Benchmark:
     target: str = field(metadata=one_of(*TARGETS))
     """`acceptance`: whether the package works here, and how fast; `loader`: a pair ready for the GAN; `prepare`: shards
     on two ranks; `step`: a training step; `segment`: a whole volume; `metrics`: the scores; `machine`: rates for plan's
-    step times; `scaling`: these times against training on one rank and several; `private`: a private critic step."""
+    step times; `scaling`: these times against training on one rank and several; `private`: a private critic step;
+    `utility`: what samples teach at equal compute."""
     repeats: int = field(metadata=POSITIVE)
     """Rounds; in each every candidate runs once."""
     shape: list[int] = field(metadata=THREE_SIZES)
@@ -300,7 +301,15 @@ class Benchmark:
     cohort_dir: str | None
     """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
     out: str | None
-    """Append the JSON line to this file too; acceptance: its directory, null: work/acceptance."""
+    """Append the JSON line to this file too; acceptance, utility: their directory, null: work/<target>."""
+    recipes: list[str]
+    """Settings of train_gan, a text each (utility)."""
+    seconds: list[float] = field(metadata=ALL_POSITIVE)
+    """Device seconds that every recipe trains for: CPU time, on a GPU wall time (utility)."""
+    num_seeds: int = field(metadata=POSITIVE)
+    """Seeds from `seed` on, of GAN and U-Net (utility)."""
+    num_samples: int = field(metadata=POSITIVE)
+    """Synthetic patches that a U-Net learns from (utility)."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The networks of a run, layer by layer in the order of their calls, for the paper's figure 2."""
+"""The networks of a GAN's run, layer by layer in the order of their calls, for the paper's figure 2."""
 
 from typing import Any
 
@@ -7,25 +7,20 @@ from torch import Tensor, nn
 
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
-from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks
 
 
 def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, Any]:
     """{network: {"input": shape, "layers": [{"kind", "shape", "parameters", ...}], "parameters": sum}} for JSON.
 
-    Every network is built on the meta device and called once; a shape has no batch axis. "kind" is the class;
+    Both networks are built on the meta device and called once; a shape has no batch axis. "kind" is the class;
     convolutions also have their kernel, stride and whether their weight is spectrally normalised.
     """
     with torch.device("meta"):
         networks = build_networks(variant, patch_shape)
-        patch = torch.empty(1, 2, *patch_shape)
-        generator: Any = networks["generator"]
-        if variant.flow is not None:
-            return {"generator": _describe_network(generator, patch)}
         return {
-            "generator": _describe_network(generator, torch.empty(1, generator.latent_size)),
-            "critic": _describe_network(networks["critic"], patch),
+            "generator": _describe_network(networks["generator"], torch.empty(1, variant.latent_size)),
+            "critic": _describe_network(networks["critic"], torch.empty(1, 2, *patch_shape)),
         }
 
 
@@ -36,11 +31,7 @@ def _describe_network(network: nn.Module, batch: Tensor) -> dict[str, Any]:
         module.register_forward_hook(
             lambda layer, _, output: layers.append(_describe_layer(layer, tuple(output.shape[1:])))
         )
-    network.eval()
-    if isinstance(network, FlowGenerator):  # a sample calls its layers many times
-        output = network.velocity(batch, torch.empty(1), torch.empty(1, 3))
-    else:
-        output = network(batch)
+    output = network.eval()(batch)
     if isinstance(network, Critic):  # its last layer is applied in float32, not called
         layers.append(_describe_layer(network.score, (1,)))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())

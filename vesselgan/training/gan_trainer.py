@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vesselgan.config.schema import Variant
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.data.positions import position_stream
 from vesselgan.formats.shards import ShardSet
@@ -20,7 +21,7 @@ from vesselgan.trainer.checkpointer import Checkpointer, FixedState
 from vesselgan.trainer.logger import Logger, Source, loss_scales
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
-from vesselgan.trainer.trainer import Trainer
+from vesselgan.trainer.trainer import Steps, Trainer
 from vesselgan.training import flow
 from vesselgan.training.average import SamplingWeights, resumed_average
 from vesselgan.training.collapse import CollapseMonitor
@@ -65,13 +66,7 @@ def build_trainer(
         phase=phases,
     )
     batches = _batches(session, schedule, batch, shards, positions_N3, private)
-    if variant.flow is not None:
-        steps = flow.train(engines["generator"], batches, noise, schedule.steps, phases)
-    else:
-        update_critic: CriticStep = critic_step if private is None else private_critic_step
-        steps = train(
-            engines["critic"], engines["generator"], batches, noise, variant, schedule.steps, phases, update_critic
-        )
+    steps = _steps(engines, batches, noise, variant, schedule.steps, phases)
     return Trainer(
         session,
         schedule,
@@ -82,6 +77,15 @@ def build_trainer(
         followers=[*private_parts, *decay, *([] if average is None else [average])],
         observers=[SampleImages(session, schedule, generator, shards, phases)],
     )
+
+
+def _steps(
+    engines: Engines, batches: Iterator[Any], noise: NoiseSampler, variant: Variant, steps: range, phase: Phases
+) -> Steps:
+    if variant.flow is not None:
+        return flow.train(engines["generator"], batches, noise, steps, phase)
+    update_critic: CriticStep = critic_step if variant.dp is None else private_critic_step
+    return train(engines["critic"], engines["generator"], batches, noise, variant, steps, phase, update_critic)
 
 
 def _metric_sources(

@@ -93,7 +93,7 @@ def _run(session: Session) -> None:
     session.log.hparams(config, metrics=HPARAMS_METRICS)
     if not schedule.start:
         log_real_images(session.log, shards, scaling=config.data.scaling, label_threshold=config.data.label_threshold)
-    if world.is_main:
+    if world.is_main and "critic" in engines:
         RunDir(run_dir).write_architecture(architecture.describe(config.variant, shards.patch_shape))
     with explaining_out_of_memory(estimate):
         steps = trainer.train()

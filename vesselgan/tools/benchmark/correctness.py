@@ -4,7 +4,6 @@ Each part returns its checks; a check is a number with the limit that it must no
 Shapes: N batch, C channel, X Y Z voxels.
 """
 
-import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.config.schema import Benchmark
-from vesselgan.core import processes
 from vesselgan.losses.segmentation import dice_loss
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import latents
@@ -24,6 +22,7 @@ from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark import step
+from vesselgan.tools.benchmark.pipeline import run_command
 from vesselgan.training.gan import critic_step, generator_step
 from vesselgan.workflow.stage import ROOT
 
@@ -215,13 +214,6 @@ def resume(config: Benchmark) -> list[Check]:
         weights = [_last_weights(work / run) for run in ("straight", "resumed")]
     # Equal to the bit where every kernel repeats, as on a CPU and an H100.
     return [Check("weights, straight against resumed", relative_distance(weights[1], weights[0]), 1e-5)]
-
-
-def run_command(work: Path, *arguments: str) -> None:
-    """`python ARGUMENTS`, output in work/log.txt; RuntimeError with its end where it fails."""
-    code = processes.run_command((sys.executable, *arguments), work / "log.txt", num_ranks=1, head="")
-    if code:
-        raise RuntimeError((work / "log.txt").read_text(errors="replace")[-800:])
 
 
 def _last_weights(run_dir: Path) -> dict[str, Tensor]:

@@ -8,7 +8,18 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.runtime.provenance import collect
-from vesselgan.tools.benchmark import acceptance, loader, machine, metrics, prepare, private, scaling, segment, step
+from vesselgan.tools.benchmark import (
+    acceptance,
+    loader,
+    machine,
+    metrics,
+    prepare,
+    private,
+    scaling,
+    segment,
+    step,
+    utility,
+)
 from vesselgan.tools.benchmark.interleave import load
 from vesselgan.tools.benchmark.measurement import flatten
 
@@ -19,12 +30,15 @@ TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 def benchmark(config: Benchmark) -> None:
     """Print the JSON line of config.target, to a terminal also as a table; append it to config.out if that is set.
 
-    target=acceptance writes a directory instead (acceptance.run).
+    target=acceptance and target=utility write a directory instead.
     """
     if config.variant.flow is not None and _needs_critic(config):
         raise UsageError(f"target={config.target} with variant={config.variant.name}: measures a GAN's step")
     if config.target == "acceptance":
         acceptance.run(config)
+        return
+    if config.target == "utility":
+        utility.run(config)
         return
     before = load()
     result = TARGETS[config.target](config)

@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config.schema import Benchmark
-from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
-from vesselgan.tools.benchmark.correctness import run_command
-from vesselgan.workflow.stage import ROOT
+from vesselgan.tools.benchmark.pipeline import Pipeline
 
 # On a GPU the volumes of the paper, with patches of an eighth of its size; on a CPU the demo's.
 FULL_SIZE = {
@@ -46,35 +44,21 @@ class _Study:
     sizes: dict[str, list[str]]
 
     def run(self) -> dict[str, Any]:
-        config, work, sizes, data = self.config, self.work, self.sizes, self._data()
+        config, work, sizes = self.config, self.work, self.sizes
+        folder = [] if config.cohort_dir is None else [f"data.cohort_dir={config.cohort_dir}"]
+        pipeline = Pipeline(work, ["data=phantom", f"work_dir={work}", *folder], sizes["unet"])
         if config.cohort_dir is None:
-            run_command(work, "-m", "data_prep.make_phantom", *sizes["cohort"], *data)
-            run_command(work, "-m", "data_prep.build_shards", *sizes["shards"], *data)
+            pipeline.make_phantom(sizes["cohort"], sizes["shards"])
         gan = ["--deepspeed_config", f"ds_{config.variant.precision}.json", "--run_dir", str(work / "gan")]
         gan += [f"variant={config.variant.name}", f"variant.precision={config.variant.precision}"]
         gan += [f"train.max_minutes={config.minutes}"]
-        self._launch("train_gan", *gan, *sizes["gan"], *data)
-        self._launch("generate", f"run={work / 'gan'}", *sizes["num_patches"])
-        dice = {"threshold": self._dice("threshold", "evaluate=threshold")}
+        pipeline.launch("train_gan", *gan, *sizes["gan"], *pipeline.data)
+        pipeline.launch("generate", f"run={work / 'gan'}", *sizes["num_patches"])
+        dice = {"threshold": pipeline.dice("threshold", "test", "evaluate=threshold")["all"]}
         for source in ("real", "synthetic"):
-            run_dir, predictions = work / f"unet-{source}", work / f"predictions-{source}"
-            learn = [f"data.source={source}", f"synthetic={work / 'gan/synthetic'}", *sizes["unet"]]
-            self._launch("train_unet", "--run_dir", str(run_dir), *learn, *data)
-            self._launch("segment", f"run={run_dir}", "split=test", f"out={predictions}", *data)
-            dice[source] = self._dice(source, "evaluate=segmentation", f"predictions={predictions}")
+            learn = (f"data.source={source}", f"synthetic={work / 'gan/synthetic'}")
+            dice[source] = pipeline.dice_of_unet(source, "test", *learn)["all"]
         return {"dice": dice, "synthetic_of_real": dice["synthetic"] / dice["real"]}
-
-    def _data(self) -> list[str]:
-        folder = [] if self.config.cohort_dir is None else [f"data.cohort_dir={self.config.cohort_dir}"]
-        return ["data=phantom", f"work_dir={self.work}", *folder]
-
-    def _launch(self, name: str, *arguments: str) -> None:
-        run_command(self.work, str(ROOT / f"launch/{name}.py"), *arguments)
-
-    def _dice(self, name: str, *settings: str) -> float:
-        out = self.work / f"{name}.json"
-        self._launch("evaluate", *settings, f"name={name}", "split=test", f"out={out}", *self._data())
-        return float(read_result(out)["summary"]["all"]["dice"]["mean"])
 
 
 PARTS = {"Dice of U-Nets on unseen volumes": dice_of_synthetic}

@@ -1,0 +1,29 @@
+"""What recipes teach at equal compute, on a phantom small enough for a test."""
+
+import json
+
+import pytest
+
+from vesselgan.config.compose import compose
+from vesselgan.tools.benchmark import utility
+from vesselgan.tools.benchmark.pipeline import Pipeline
+
+RECIPE = "variant=flow preset=demo_flow variant.width=8 variant.flow.num_steps=2"
+
+
+@pytest.mark.soak
+def test_recipes_are_scored_at_equal_seconds(tmp_path, monkeypatch, capsys):
+    unet = ["preset=demo", "unet.max_steps=20", "data.label_threshold=1e-4"]
+    kept = Pipeline(tmp_path, ["data=phantom", f"work_dir={tmp_path}"], unet)
+    monkeypatch.setattr(utility._Recipes, "_pipeline", kept)
+    words = [f'recipes=["{RECIPE}"]', "seconds=[5]", "num_samples=32", f"out={tmp_path}", "target=utility"]
+    utility.run(compose("benchmark", words))
+    rows = {row["name"]: row for row in json.loads((tmp_path / "recipes.json").read_text())}
+    assert list(rows) == ["threshold", "real-990", "recipe0-5s-990"]
+    trained = rows["recipe0-5s-990"]
+    assert trained["device_s"] == pytest.approx(5, abs=3) and trained["steps"] > 10
+    assert all(0 <= row["all"] <= 1 and 0 <= row["intracranial"] <= 1 for row in rows.values())
+    assert (tmp_path / "dice.svg").read_text().startswith("<?xml")
+    before = sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/checkpoints/*"))
+    utility.run(compose("benchmark", words))  # nothing is measured twice
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in tmp_path.glob("*/checkpoints/*"))
