@@ -144,7 +144,13 @@ def test_five_kills_at_random_moments_change_no_byte(train, tmp_path, repository
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     done = train(straight, *words)
     assert done.returncode == 0, done.stderr
-    command = [sys.executable, str(repository / "launch/train_gan.py"), "--run_dir", str(killed), f"work_dir={work_dir}"]
+    command = [
+        sys.executable,
+        str(repository / "launch/train_gan.py"),
+        "--run_dir",
+        str(killed),
+        f"work_dir={work_dir}",
+    ]
     command += ["train.num_workers=0", "train.image_every=1000", *words]
     how = {"env": os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, "text": True}
     for seed in range(5):

@@ -9,7 +9,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
 from vesselgan.tools.benchmark.correctness import run_command
-from vesselgan.workflow.stage import ROOT
+from vesselgan.workflow.stage import module_command
 
 # On a GPU the volumes of the paper, with patches of an eighth of its size; on a CPU the demo's.
 FULL_SIZE = {
@@ -69,7 +69,7 @@ class _Study:
         return ["data=phantom", f"work_dir={self.work}", *folder]
 
     def _launch(self, name: str, *arguments: str) -> None:
-        run_command(self.work, str(ROOT / f"launch/{name}.py"), *arguments)
+        run_command(self.work, "-m", *module_command(name), *arguments)
 
     def _dice(self, name: str, *settings: str) -> float:
         out = self.work / f"{name}.json"
