@@ -38,7 +38,8 @@ FLOORS: dict[str, int] = {
     "tools": 9,
     "cli": 10,
     "launch": 11,
-    # Its __init__ and __main__ alone: the public names, and the command line.
+    # Two modules, no folders: `python -m vesselgan`, and the public names.
+    "__main__": 11,
     "vesselgan": 12,
 }
 NEVER_TORCH = ["vesselgan.core", "vesselgan.config", "vesselgan.viz", "vesselgan.formats", "data_prep"]

@@ -3,7 +3,6 @@
 `@hydra.main` cannot live under the `deepspeed` launcher, which passes --local_rank and --deepspeed_config of its own.
 """
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -37,13 +36,6 @@ COMMANDS: dict[str, type] = {
     "status": schema.Status,
     "doctor": schema.Doctor,
 }
-DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
-RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment"}
-"""Commands that a launcher of ranks may start."""
-JSON_COMMANDS = {"plan": "table", "status": "text", "doctor": "table"}
-"""With --json they print one JSON object instead of this."""
-POSITIONAL = {"status": "run"}
-"""The setting that an argument without = gives."""
 FREE_TO_CHANGE = (
     "work_dir",
     "run_dir",
@@ -102,36 +94,14 @@ def parse(
 
     defaults: overrides that a configuration and its overrides suggest, below these.
     """
-    from vesselgan.config.project import with_project
+    from vesselgan.config import command_line, project
 
-    parser = argparse.ArgumentParser(
-        prog=f"vesselgan {command.replace('_', '-')}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    parser.add_argument("-h", "--help", nargs="?", const="", metavar="GROUP", help="all settings, or those of GROUP")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    if command in DEEPSPEED_COMMANDS:
-        parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
-        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed")
-        parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    if command in RANKED_COMMANDS:
-        parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    if command in JSON_COMMANDS:
-        parser.add_argument("--json", action="store_true", help=f"one JSON object, not a {JSON_COMMANDS[command]}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
-    options = parser.parse_intermixed_args(argv)
-    if options.help is not None:
-        _print_help(command, doc, parser, "" if "=" in options.help else options.help)
+    options = command_line.read(command, doc, argv)
     overrides: list[str] = options.overrides
-    if command in POSITIONAL:
-        overrides = [item if "=" in item else f"{POSITIONAL[command]}={json.dumps(item)}" for item in overrides]
-    for override in overrides:
-        if "=" not in override:
-            raise UsageError(f"`{override}` is not key=value (see --help)")
     run_dir = getattr(options, "run_dir", None)
-    above = with_project(command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)])
+    above = project.with_project(
+        command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)]
+    )
     config = compose(command, above)
     if below := defaults(config, above):
         config = compose(command, [*below, *above])
@@ -144,16 +114,6 @@ def parse(
         wants_json=getattr(options, "json", False),
         overrides=tuple(overrides),
     )
-
-
-def _print_help(command: str, doc: str | None, parser: argparse.ArgumentParser, group: str) -> None:
-    from vesselgan.config import help
-
-    if not group:
-        parser.description = help.paragraphs(doc or "")
-        print(parser.format_help(), end="")
-    print(help.settings_help(command, group))
-    raise SystemExit(0)
 
 
 def compose(command: str, overrides: list[str]) -> Any:

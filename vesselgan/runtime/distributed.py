@@ -223,7 +223,12 @@ def _import_deepspeed() -> None:
     from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.ERROR)
+    level = logging.DEBUG if console.is_debug() else logging.WARNING
+    for part in (logger, *logger.handlers):
+        part.setLevel(level)
+    if not logger.filters:
+        # Our Adam is the untested optimizer, which the tests here test.
+        logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
     # DeepSpeed refuses fp16 without half instructions, which the networks do not need: see models.blocks.compute_dtype.
     type(get_accelerator()).is_fp16_supported = lambda self: True  # type: ignore[method-assign]
     # On a CPU DeepSpeed compiles a shared-memory operator at start (a minute, and a C++ compiler), used only by its
