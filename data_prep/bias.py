@@ -16,7 +16,7 @@ def import_simpleitk() -> Any:
         import SimpleITK
     except ImportError as error:
         raise ResourceError(
-            "preprocess.bias=true needs SimpleITK: pip install 'vesselgan[preprocess]', or say preprocess.bias=false"
+            "preprocess.bias=true needs SimpleITK (or say preprocess.bias=false): pip install 'vesselgan[preprocess]'"
         ) from error
     return SimpleITK
 

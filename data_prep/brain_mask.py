@@ -39,14 +39,14 @@ def choose_tool(mask: str, *, is_given: bool) -> str:
         if not available:
             raise ResourceError(
                 "no brain mask can be made: data.layout.mask is null, FSL's bet is not on PATH and deepbet is not "
-                "installed; do one of: name given masks in data.layout.mask, install FSL, "
-                "pip install 'vesselgan[deepbet]', or go without intracranial scores: preprocess.mask=none"
+                "installed; name given masks in data.layout.mask, install FSL or deepbet (pip install "
+                "'vesselgan[preprocess]'), or go without intracranial scores: preprocess.mask=none"
             )
         return available[0]
     if mask == "given" and not is_given:
         raise UsageError("preprocess.mask=given, but data.layout.mask is null; name the masks or let bet make them")
     if not is_available[mask]:
-        how = "install FSL and put bet on PATH" if mask == "bet" else "pip install 'vesselgan[deepbet]'"
+        how = "install FSL and put bet on PATH" if mask == "bet" else "pip install 'vesselgan[preprocess]'"
         raise ResourceError(f"preprocess.mask={mask}: {TOOLS[mask]} is not there; {how}, or choose another mask")
     return mask
 

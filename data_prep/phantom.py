@@ -13,7 +13,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.ndimage import gaussian_filter, map_coordinates
 
 from data_prep import phantom_anatomy as anatomy
 from data_prep.phantom_anatomy import Calibre, depth_below
@@ -90,6 +89,8 @@ class Field:
         return values
 
     def at(self, points_N3: np.ndarray) -> np.ndarray:
+        from scipy.ndimage import map_coordinates
+
         positions = [self._position(axis, points_N3[:, axis]) for axis in range(3)]
         return map_coordinates(self.nodes, positions, order=3, prefilter=False, mode="nearest")
 
@@ -246,6 +247,8 @@ def _add_vessels(
 
 def _acquire(rng: np.random.Generator, image: np.ndarray, scanner: Scanner) -> np.ndarray:
     """Point spread, Rician noise and gain of the scanner; int16 counts."""
+    from scipy.ndimage import gaussian_filter
+
     image = gaussian_filter(image, scanner.point_spread_voxels, truncate=3.0)
     sigma = np.float32(rng.uniform(*scanner.noise))
     real = sigma * rng.standard_normal(image.shape, dtype=np.float32)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.interpolate import make_interp_spline
 
 MURRAY_EXPONENT = 2.7
 INFLOW_LENGTH_MM = 210.0
@@ -61,6 +60,8 @@ def trunk(
     jitter_mm: float,
 ) -> tuple[Tubes, Tip]:
     """A smooth tube through jittered nodes, its radius going linearly from the first to the second value."""
+    from scipy.interpolate import make_interp_spline
+
     nodes_K3 = np.asarray(nodes, float)
     nodes_K3[1:-1] += rng.normal(0.0, jitter_mm, nodes_K3[1:-1].shape)
     chord_K = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(nodes_K3, axis=0), axis=1))])

@@ -15,7 +15,7 @@ import numpy as np
 from data_prep import bias, brain_mask, denoise, resample
 from data_prep.layouts import SubjectFiles
 from vesselgan.config.schema import Prepare, Preprocessing
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.nifti import MAX_VOXELS, format_sizes
 from vesselgan.formats.volumes import Volume
@@ -59,10 +59,20 @@ class PipelineOutput:
 
 
 def make_pipeline(settings: Preprocessing, prepare: Prepare, *, has_masks: bool) -> Pipeline:
-    """ResourceError for a tool that is not installed."""
-    if settings.bias:
-        bias.import_simpleitk()
-    return Pipeline(settings, prepare, brain_mask.choose_tool(settings.mask, is_given=has_masks))
+    """ResourceError that names every tool that is not installed."""
+    missing, mask_tool = [], "none"
+    try:
+        mask_tool = brain_mask.choose_tool(settings.mask, is_given=has_masks)
+    except ResourceError as error:
+        missing.append(str(error))
+    try:
+        if settings.bias:
+            bias.import_simpleitk()
+    except ResourceError as error:
+        missing.append(str(error))
+    if missing:
+        raise ResourceError("; and ".join(missing))
+    return Pipeline(settings, prepare, mask_tool)
 
 
 def run_pipeline(files: SubjectFiles, pipeline: Pipeline) -> PipelineOutput:

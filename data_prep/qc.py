@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from vesselgan.viz import pictures
 
@@ -92,6 +91,8 @@ def _projection_png(
     limits: tuple[float, float],
 ) -> bytes:
     """PNG of the maximum-intensity projection with the outlines of label and mask, at the true aspect ratio."""
+    from scipy import ndimage
+
     projection_HW = pictures.mip(image_XYZ, axis)
     across, upward = (float(spacing_mm[i]) for i in range(3) if i != axis)
     rows, columns = projection_HW.shape
@@ -115,6 +116,8 @@ def _histogram(voxels: np.ndarray, limits: tuple[float, float]) -> tuple[float, 
 
 def _contrast(image_XYZ: np.ndarray, vessel_XYZ: np.ndarray) -> float | None:
     """None where there is no shell, or a dark one."""
+    from scipy import ndimage
+
     box = tuple(
         slice(max(0, int(indices.min()) - SHELL_VOXELS), int(indices.max()) + SHELL_VOXELS + 1)
         for indices in (np.flatnonzero(vessel_XYZ.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1)))

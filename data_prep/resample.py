@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 
 class TargetGrid(NamedTuple):
@@ -45,6 +44,8 @@ def resample_label(grid: TargetGrid, label_XYZ: np.ndarray) -> np.ndarray:
 
 
 def _affine_transform(grid: TargetGrid, volume_XYZ: np.ndarray, *, order: int) -> np.ndarray:
+    from scipy import ndimage
+
     offset = [(step - 1) / 2 for step in grid.step]
     return ndimage.affine_transform(
         volume_XYZ, np.array(grid.step), offset, output_shape=grid.shape, order=order, mode="nearest"
@@ -53,5 +54,7 @@ def _affine_transform(grid: TargetGrid, volume_XYZ: np.ndarray, *, order: int) -
 
 def _smoothed(volume_XYZ: np.ndarray, grid: TargetGrid) -> np.ndarray:
     """A Gaussian that widens the old voxel's point spread to the new one's (widths add in quadrature)."""
+    from scipy import ndimage
+
     sigmas = [0.5 * np.sqrt(max(step**2 - 1, 0.0)) for step in grid.step]
     return ndimage.gaussian_filter(volume_XYZ, sigmas, mode="nearest") if any(sigmas) else volume_XYZ

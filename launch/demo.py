@@ -1,15 +1,6 @@
-"""The whole pipeline on a small phantom cohort, from NIfTI to a Dice score: python launch/demo.py [work_dir=DIR]"""
+"""Run the whole pipeline on a small phantom cohort: python launch/demo.py"""
 
-from vesselgan.config import compose
-from vesselgan.core.errors import exit_on_error
-
-
-def main() -> None:
-    command = compose.parse("demo", __doc__)
-    from vesselgan.workflow import demo
-
-    demo.run(command.config, command.overrides)
-
+from vesselgan.cli.main import run
 
 if __name__ == "__main__":
-    exit_on_error(main)
+    run("demo")

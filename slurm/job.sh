@@ -87,7 +87,7 @@ train() {
     [ -n "$run_dir" ] || fail 2 "name the run, so that the job can stop and resume it: --run_dir DIR"
     rm -f "$run_dir/requeue"
     # A rank that dies is named by the others, which then leave by themselves; --wait ends those that do not.
-    run_watched ask_run srun --wait=300 "${PYTHON[@]}" "launch/$command.py" "$@"
+    run_watched ask_run srun --wait=300 "${PYTHON[@]}" -m vesselgan "${command//_/-}" "$@"
     rm -f "$run_dir/stop"
     # Written after the save, so it counts more than an exit code, which a launcher may have changed.
     if [ -f "$run_dir/requeue" ]; then
@@ -104,9 +104,9 @@ ask_run() { [ ! -f "$run_dir/config.yaml" ] || : >"$run_dir/stop"; }
 # Run a study, or queue it again when it was asked to stop: study WORD... It is no step of srun, which would kill it at
 # the signal that lets its U-Net save.
 study() {
-    run_watched ask_study "${PYTHON[@]}" launch/study.py "$@"
+    run_watched ask_study "${PYTHON[@]}" -m vesselgan study "$@"
     [ "$code" -ne 0 ] || return 0
-    [ -n "$asked_by" ] || fail "$code" "launch/study.py"
+    [ -n "$asked_by" ] || fail "$code" "vesselgan study"
     # A step of it that takes longer than the job may would be begun for ever.
     [ "${SLURM_RESTART_COUNT:-0}" -lt 100 ] || fail 75 "queued again 100 times already: call pipeline.sh again"
     requeue "the study"
@@ -132,8 +132,8 @@ run_each() {
         if [ -n "$word" ]; then
             command+=("$word")
         elif [ "${#command[@]}" -gt 0 ]; then
-            srun --nodes=1 --ntasks=1 "${PYTHON[@]}" "launch/${command[0]}.py" "${command[@]:1}" ||
-                fail "$?" "launch/${command[0]}.py"
+            srun --nodes=1 --ntasks=1 "${PYTHON[@]}" -m vesselgan "${command[0]//_/-}" "${command[@]:1}" ||
+                fail "$?" "vesselgan ${command[0]}"
             command=()
         fi
     done

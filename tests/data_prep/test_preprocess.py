@@ -355,3 +355,14 @@ def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Pat
     for path in out.rglob("*.nii.gz"):
         assert (other / path.relative_to(out)).read_bytes() == path.read_bytes()
     assert len(list(other.rglob("*.nii.gz"))) == 9
+
+
+def test_every_missing_tool_is_named_at_once(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "SimpleITK", None)
+    monkeypatch.setattr(brain_mask.shutil, "which", lambda name: None)
+    monkeypatch.setattr(brain_mask.importlib.util, "find_spec", lambda name: None)
+    data = cohort(1)
+    data.layout.mask = None
+    with pytest.raises(ResourceError, match=r"deepbet.*and.*SimpleITK.*vesselgan\[preprocess\]"):
+        run(data, replace(PLAIN, bias=True, mask="auto"))
+    assert not (Path(data.cohort_dir) / "preprocessed").exists()

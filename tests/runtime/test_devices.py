@@ -8,7 +8,7 @@ import torch
 
 from vesselgan.core.errors import ResourceError
 from vesselgan.runtime import distributed
-from vesselgan.runtime import precision as precision_module
+from vesselgan.runtime.precision import emulation_notice
 
 
 @pytest.fixture(autouse=True)
@@ -77,15 +77,13 @@ def test_deepspeed_gets_the_tasks_device(afresh, monkeypatch):
     assert (world.local_rank, os.environ["LOCAL_RANK"]) == (1, "0")
 
 
-@pytest.mark.parametrize(("precision", "there"), [("bf16", ["fp16", "fp32"]), ("fp16", ["fp32"])])
-def test_a_missing_precision_lists_what_would_run(world, monkeypatch, precision, there):
-    monkeypatch.setattr(precision_module, "half_is_missing", lambda kind: kind not in there)
-    with pytest.raises(ResourceError, match=f"no {precision}") as error:
-        precision_module.check_precision(precision, world, program="train x=1", key="variant.precision")
-    for kind in ("fp32", "bf16", "fp16"):
-        command = f"train x=1 --deepspeed_config ds_{kind}.json variant.precision={kind}"
-        assert (command in str(error.value)) == (kind in there)
-    precision_module.check_precision("fp32", world, program="train", key="variant.precision")
+@pytest.mark.parametrize(("precision", "has_bf16", "faster"), [("fp16", True, "bf16"), ("bf16", False, "fp32")])
+def test_an_emulated_precision_names_a_faster_one(monkeypatch, precision, has_bf16, faster):
+    monkeypatch.setattr("vesselgan.models.blocks._cpu_has_bfloat16", lambda: has_bf16)
+    cpu, words = torch.device("cpu"), {"program": "train x=1", "key": "variant.precision"}
+    notice = emulation_notice(precision, cpu, **words)
+    assert f"train x=1 --deepspeed_config ds_{faster}.json variant.precision={faster}" in notice
+    assert emulation_notice(faster, cpu, **words) is None
 
 
 def test_without_deepspeed_it_is_exit_6(afresh, monkeypatch):

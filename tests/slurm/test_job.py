@@ -94,7 +94,7 @@ def test_a_failure_before_the_work_is_named(job: Job) -> None:
 
 def test_a_failing_command_gives_its_stage_its_code(job: Job) -> None:
     job.stub("python", "exit 3\n")
-    for template, script in (("evaluate", "launch/generate.py"), ("study", "launch/study.py")):
+    for template, script in (("evaluate", "vesselgan generate"), ("study", "vesselgan study")):
         assert job.run(template)[0] == 3
         assert f"(job 5_0, exit 3): {script}" in job.failure.read_text()
 
@@ -123,7 +123,7 @@ def test_a_saved_run_is_requeued_unless_cancelled(job: Job, number: int) -> None
     run_dir.mkdir()
     (run_dir / "config.yaml").touch()
     (job.stubs / "tasks/0").write_text(f"--run_dir\n{run_dir}\n")
-    job.stub("python", ': >"$STUBS/begun"\nwhile [ ! -e "$3/stop" ]; do sleep 0.05; done\n: >"$3/requeue"\n')
+    job.stub("python", ': >"$STUBS/begun"\nwhile [ ! -e "$5/stop" ]; do sleep 0.05; done\n: >"$5/requeue"\n')
     code, _ = job.stop(job.start("train_gan"), number)
     if number == signal.SIGUSR1:
         assert (code, (job.stubs / "asked").read_text()) == (0, "requeue 6\n")

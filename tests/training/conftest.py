@@ -85,13 +85,9 @@ def train_here(
     work_dir: Path, afresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., dict | None]:
     """Train in this process, on one rank; gives what finished.json says, None without one."""
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-
     from vesselgan.config.compose import parse
     from vesselgan.training.run import train_gan
 
-    # DeepSpeed asks for half instructions; our layers compute in float32 on a CPU and do not need them.
-    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
     # A hundred batches for BatchNorm's statistics, large pictures and the prediction of a step's memory, which is the
     # same for the same settings, would be most of what these few steps take.
     monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 3)

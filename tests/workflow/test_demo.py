@@ -23,11 +23,13 @@ def test_the_probe_decides_precision_and_ranks(tmp_path: Path) -> None:
 
 def verb_of(command: tuple[str, ...]) -> str:
     """The name whose schema reads the command's settings."""
-    return next(Path(word.removeprefix("data_prep.")).stem for word in command if is_verb(word))
+    return command[place_of_verb(command)].removeprefix("data_prep.").replace("-", "_")
 
 
-def is_verb(word: str) -> bool:
-    return Path(word).parent.name == "launch" or word.startswith("data_prep.")
+def place_of_verb(command: tuple[str, ...]) -> int:
+    if "vesselgan" in command:
+        return command.index("vesselgan") + 1
+    return next(place for place, word in enumerate(command) if word.startswith("data_prep."))
 
 
 def test_every_command_is_accepted_by_its_script() -> None:
@@ -36,7 +38,7 @@ def test_every_command_is_accepted_by_its_script() -> None:
     stages = demo.stages_of(compose.compose("demo", list(overrides)), overrides, CPU)
     commands = [command for stage in stages for command in stage.commands]
     for command in commands:
-        start = next(position for position, word in enumerate(command) if is_verb(word))
+        start = place_of_verb(command)
         # parse composes and checks; a setting that the name does not know is an error
         parsed = compose.parse(verb_of(command), None, list(command[start + 1 :]))
         assert str(getattr(parsed.config, "work_dir", work)) == work
@@ -54,5 +56,5 @@ def test_launchers_precision_and_features_are_asked_for() -> None:
     assert {"variant=sn_mp", "variant.precision=bf16"} <= set(gan)
     assert gan[gan.index("--deepspeed_config") + 1] == "ds_bf16.json"
     assert [Path(shards[0]).name, *shards[1:3]] == ["mpiexec", "-n", "2"]
-    config = compose.parse("evaluate", None, list(image[2:])).config
+    config = compose.parse("evaluate", None, list(image[4:])).config
     assert (config.image.extractor, config.image.reference) == ("random", "validation")

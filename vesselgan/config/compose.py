@@ -3,7 +3,6 @@
 `@hydra.main` cannot live under the `deepspeed` launcher, which passes --local_rank and --deepspeed_config of its own.
 """
 
-import argparse
 import dataclasses
 import difflib
 import functools
@@ -11,6 +10,7 @@ import hashlib
 import json
 import re
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,13 +36,6 @@ COMMANDS: dict[str, type] = {
     "status": schema.Status,
     "doctor": schema.Doctor,
 }
-DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
-RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment"}
-"""Commands that a launcher of ranks may start."""
-JSON_COMMANDS = {"plan": "table", "status": "text", "doctor": "table"}
-"""With --json they print one JSON object instead of this."""
-POSITIONAL = {"status": "run"}
-"""The setting that an argument without = gives."""
 FREE_TO_CHANGE = (
     "work_dir",
     "run_dir",
@@ -90,34 +83,28 @@ def config_dir() -> Path:
     return installed if installed.is_dir() else package.parent / "configs"
 
 
-def parse(command: str, doc: str | None, argv: list[str] | None = None) -> Command:
-    """Reads the command line of `command`; exits 0 after --help and --print_config. Raises UsageError for a mistake."""
-    parser = argparse.ArgumentParser(
-        prog=command,
-        description=doc,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        epilog=_settings_help(command),
-    )
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    if command in DEEPSPEED_COMMANDS:
-        parser.add_argument("--deepspeed_config", metavar="JSON", help="a path, or a name in configs/deepspeed")
-        parser.add_argument("--run_dir", metavar="DIR", help="absent: created; unfinished: resumed")
-        parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    if command in RANKED_COMMANDS:
-        parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
-    if command in JSON_COMMANDS:
-        parser.add_argument("--json", action="store_true", help=f"one JSON object, not a {JSON_COMMANDS[command]}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
-    options = parser.parse_intermixed_args(argv)
+def parse(
+    command: str,
+    doc: str | None,
+    argv: list[str] | None = None,
+    *,
+    defaults: Callable[[Any, list[str]], list[str]] = lambda config, overrides: [],
+) -> Command:
+    """Reads the command line of `command`; exits 0 after --help and --print_config. Raises UsageError for a mistake.
+
+    defaults: overrides that a configuration and its overrides suggest, below these.
+    """
+    from vesselgan.config import command_line, project
+
+    options = command_line.read(command, doc, argv)
     overrides: list[str] = options.overrides
-    if command in POSITIONAL:
-        overrides = [item if "=" in item else f"{POSITIONAL[command]}={json.dumps(item)}" for item in overrides]
-    for override in overrides:
-        if "=" not in override:
-            raise UsageError(f"`{override}` is not key=value (see --help)")
     run_dir = getattr(options, "run_dir", None)
-    config = compose(command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)])
+    above = project.with_project(
+        command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)]
+    )
+    config = compose(command, above)
+    if below := defaults(config, above):
+        config = compose(command, [*below, *above])
     if options.print_config:
         print(to_yaml(config), end="")
         raise SystemExit(0)
@@ -214,7 +201,7 @@ def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        group = _group_of(hint)
+        group = group_of(hint)
         if group is not None:
             keys |= keys_of(group, f"{prefix}{field.name}.")
         else:
@@ -222,7 +209,7 @@ def keys_of(kind: type, prefix: str = "") -> dict[str, str]:
     return keys
 
 
-def _group_of(hint: Any) -> type | None:
+def group_of(hint: Any) -> type | None:
     """The dataclass that is a setting's type (or null); None for a plain setting."""
     kinds = [kind for kind in (hint, *typing.get_args(hint)) if isinstance(kind, type)]
     return next((kind for kind in kinds if dataclasses.is_dataclass(kind)), None)
@@ -237,7 +224,7 @@ def groups() -> dict[str, list[str]]:
     }
 
 
-def _groups_of(command: str) -> dict[str, list[str]]:
+def groups_of(command: str) -> dict[str, list[str]]:
     """Those of `groups` that the command's defaults list offers."""
     defaults = (config_dir() / f"{command}.yaml").read_text().split("defaults:")[1].split("]")[0]
     return {name: choices for name, choices in groups().items() if f"{name}:" in defaults}
@@ -249,7 +236,7 @@ def _checked(command: str, overrides: list[str]) -> list[str]:
     from hydra.errors import HydraException
 
     known = keys_of(COMMANDS[command])
-    choices = _groups_of(command)
+    choices = groups_of(command)
     checked = []
     for override in overrides:
         if "${" in override:
@@ -307,7 +294,7 @@ def _without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> di
     kept: dict[str, Any] = {}
     for name, value in values.items():
         if name in hints:
-            group = _group_of(hints[name])
+            group = group_of(hints[name])
             if group is not None and isinstance(value, dict):
                 value = _without_foreign_keys(value, group, f"{prefix}{name}.")
             if hints[name] in (str, str | None) and isinstance(value, int | float):
@@ -335,11 +322,3 @@ def _plain_message(error: Exception) -> str:
     if "Missing mandatory value" in first or "MissingMandatoryValue" in type(error).__name__:
         return f"{key or first} has no default; give it, for example {key or 'key'}=VALUE"
     return f"{key}: {first}" if key and key not in first else first
-
-
-def _settings_help(command: str) -> str:
-    lines = ["settings (key: type):"]
-    lines += [f"  {key}: {kind}" for key, kind in keys_of(COMMANDS[command]).items()]
-    lines += ["groups:"]
-    lines += [f"  {name}={'|'.join(files)}" for name, files in _groups_of(command).items()]
-    return "\n".join(lines)

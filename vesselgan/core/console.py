@@ -107,6 +107,11 @@ def _drop_the_rest() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def is_debug() -> bool:
+    """Whether VESSELGAN_LOG=debug asks for what the libraries say too: DeepSpeed's lines, the profiler's."""
+    return os.environ.get("VESSELGAN_LOG", "").lower() == "debug"
+
+
 def set_rank(rank: int) -> None:
     """From here on this process is `rank`."""
     _filter.rank = rank

@@ -30,7 +30,7 @@ def beside_python(program: str) -> str:
     path = Path(sys.executable).parent / program
     executable = str(path) if path.is_file() else shutil.which(program)
     if executable is None:
-        raise ResourceError(f"{program} is not installed: pip install -e '.[mpich]', or load the site's own")
+        raise ResourceError(f"{program} is not installed: pip install 'vesselgan[mpich]', or load the site's own")
     return executable
 
 

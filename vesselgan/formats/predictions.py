@@ -2,7 +2,7 @@
 
 <subject>.nii.gz                    the label, on its image's grid
 probability/<subject>.nii.gz        on request, likewise
-segmentation.json                   {"format_version", "settings", "volumes": {subject: entry}}
+segmentation.json                   {"format_version", "settings", "volumes": {subject: entry}, "cohort_dir"}
 segmentation.rank-<rank>.json       the entries of one rank of a job that still runs, or was stopped
 """
 
@@ -20,8 +20,10 @@ FORMAT_VERSION = 1
 class Predictions:
     """Segmented volumes and the settings that they were made with; equal settings mean equal predictions."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, cohort_dir: str | None = None) -> None:
+        """cohort_dir: of new predictions, the cohort that is segmented; None for other files."""
         self.folder = Path(folder)
+        self._cohort_dir = cohort_dir
         self.record = self.folder / "segmentation.json"
         """Exists once any volume is segmented."""
 
@@ -41,6 +43,11 @@ class Predictions:
             check_readable(self.record, error)
             raise DataError(f"{self.record}: not readable ({error}); segment into a new folder") from error
         return settings
+
+    def cohort_dir(self) -> Path | None:
+        """The cohort that was segmented; None for other files. The record must be readable, as `settings` checks."""
+        name = json.loads(self.record.read_text()).get("cohort_dir")
+        return Path(name) if isinstance(name, str) else None
 
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The entries by subject, those of stopped ranks included; makes a new folder's record.
@@ -73,6 +80,7 @@ class Predictions:
         """Writes the entries of one rank; rank 0 writes the common record."""
         path = self.folder / f"segmentation.rank-{rank}.json" if rank else self.record
         content = {"format_version": FORMAT_VERSION, "settings": settings, "volumes": volumes}
+        content["cohort_dir"] = self._cohort_dir
         write_text(path, json.dumps(content, indent=1) + "\n")
 
     def merge(self, settings: dict[str, Any], volumes: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     if torch_device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or size)
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // max(1, local_size)))
-    _import_deepspeed_quietly()
+    _import_deepspeed()
     import deepspeed
 
     try:
@@ -208,7 +208,7 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _import_deepspeed_quietly() -> None:
+def _import_deepspeed() -> None:
     import logging
     import warnings
 
@@ -220,9 +220,17 @@ def _import_deepspeed_quietly() -> None:
             f"DeepSpeed cannot be imported ({error}); install it into this environment: "
             f"{sys.executable} -m pip install -c constraints.txt deepspeed"
         ) from error
+    from deepspeed.accelerator import get_accelerator
     from deepspeed.utils import logger
 
-    logger.setLevel(logging.ERROR)
+    level = logging.DEBUG if console.is_debug() else logging.WARNING
+    for part in (logger, *logger.handlers):
+        part.setLevel(level)
+    if not logger.filters:
+        # Our Adam is the untested optimizer, which the tests here test.
+        logger.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    # DeepSpeed refuses fp16 without half instructions, which the networks do not need: see models.blocks.compute_dtype.
+    type(get_accelerator()).is_fp16_supported = lambda self: True  # type: ignore[method-assign]
     # On a CPU DeepSpeed compiles a shared-memory operator at start (a minute, and a C++ compiler), used only by its
     # inference. `import deepspeed.comm.torch` would yield torch itself, hence sys.modules.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]

@@ -1,10 +1,9 @@
-"""The precision of a network on this device: torch's type, and whether DeepSpeed supports it."""
+"""The precision of a network on this device: torch's type, and whether the device computes in it."""
 
 import torch
 
 from vesselgan.config.training_schema import PRECISIONS
-from vesselgan.core.errors import ResourceError
-from vesselgan.runtime.distributed import World
+from vesselgan.models.blocks import compute_dtype
 
 
 def torch_type(precision: str) -> torch.dtype:
@@ -12,24 +11,21 @@ def torch_type(precision: str) -> torch.dtype:
     return getattr(torch, PRECISIONS[precision])
 
 
-def check_precision(precision: str, world: World, *, program: str, key: str) -> None:
-    """ResourceError, with the commands that run here, if DeepSpeed does not support `precision`; after `start`.
+def is_emulated(precision: str, device: torch.device) -> bool:
+    """Whether the layers compute in float32 and store `precision`."""
+    dtype = torch_type(precision)
+    return compute_dtype(torch.empty(0, dtype=dtype, device=device)) != dtype
+
+
+def emulation_notice(precision: str, device: torch.device, *, program: str, key: str) -> str | None:
+    """A line that says so and names a faster command; None where `precision` is not emulated.
 
     program: the command line so far; key: the setting of the precision.
     """
-    supported = [kind for kind in ("fp16", "bf16", "fp32") if not half_is_missing(kind)]
-    if precision not in supported:
-        commands = "".join(f"\n    {program} --deepspeed_config ds_{kind}.json {key}={kind}" for kind in supported)
-        raise ResourceError(
-            f"this {world.device.type} has no {precision} that DeepSpeed supports; what would run here:{commands}"
-        )
-
-
-def half_is_missing(precision: str) -> bool:
-    """Whether DeepSpeed does not support `precision` on this accelerator; after `start`."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    if precision == "fp16":
-        return not accelerator.is_fp16_supported()
-    return precision == "bf16" and not accelerator.is_bf16_supported()
+    if not is_emulated(precision, device):
+        return None
+    faster = next(kind for kind in ("bf16", "fp32") if not is_emulated(kind, device))
+    return (
+        f"{precision} is emulated on this {device.type}: stored in half, computed in float32; faster here: "
+        f"{program} --deepspeed_config ds_{faster}.json {key}={faster}"
+    )

@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
+from vesselgan.config import project
 from vesselgan.core.version import __version__
 
 PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "nibabel", "hydra-core", "monai")
 
 
 def collect() -> dict[str, Any]:
-    """Versions of the packages, the processor or GPU, the command and the time (UTC)."""
+    """Versions of the packages, the processor or GPU, the project file, the command and the time (UTC)."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "vesselgan": __version__,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "hardware": {"gpu": gpu, "cpu": _cpu_name(), "cores": os.cpu_count()},
+        "project": project.record(),
         "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

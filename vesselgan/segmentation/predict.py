@@ -79,7 +79,7 @@ def segment(config: Segment) -> Predictions:
     precision. The folder's record holds the settings and each volume's checksums; a volume that it lists unchanged
     is kept, so a stopped job resumes. Ranks divide the volumes. Raises UsageError if OUT holds something else.
     """
-    out = Predictions(config.out)
+    out = Predictions(config.out, cohort_dir=config.data.cohort_dir if config.input is None else None)
     trained: TrainUnet = RunDir(config.run).config("train_unet")
     settings, weights = read_run(config, trained)
     recorded = asdict(settings)

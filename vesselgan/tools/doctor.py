@@ -20,6 +20,7 @@ from vesselgan.core import limits, locks
 from vesselgan.core.atomic_io import PartialFile, describe, sync_folder, write_text
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats import checkpoint_folder
+from vesselgan.runtime.precision import emulation_notice
 
 OK, NOTE, BAD = "ok", "note", "BAD"
 GIB = 2**30
@@ -106,19 +107,12 @@ def check_gpus(driver: str | None, *, is_wanted: bool) -> list[HealthCheck]:
 
 
 def check_precisions() -> list[HealthCheck]:
-    """Number types in which DeepSpeed trains on this machine, by the conditions that it checks itself."""
-    if torch.cuda.is_available():
-        major, minor = torch.cuda.get_device_capability()
-        supported = {"fp16": (major, minor) >= (7, 0), "bf16": torch.cuda.is_bf16_supported()}
-    else:
-        supported = {"fp16": bool(torch.ops.mkldnn._is_mkldnn_fp16_supported()), "bf16": True}
+    """Whether this machine computes in the half precisions, or stores them and computes in float32."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checks = []
-    for name, other in (("fp16", "bf16"), ("bf16", "fp16")):
-        if supported[name]:
-            checks.append(HealthCheck(name, OK, "trains"))
-        else:
-            remedy = f"instead: --deepspeed_config ds_{other}.json variant.precision={other}, or fp32"
-            checks.append(HealthCheck(name, NOTE, "refused by DeepSpeed", remedy))
+    for name in ("fp16", "bf16"):
+        notice = emulation_notice(name, device, program="deepspeed launch/train_gan.py", key="variant.precision")
+        checks.append(HealthCheck(name, OK, "trains") if notice is None else HealthCheck(name, NOTE, notice))
     return checks
 
 

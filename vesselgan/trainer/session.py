@@ -20,7 +20,7 @@ from vesselgan.runtime import checkpoint, distributed
 from vesselgan.runtime.distributed import World, run_on_all_ranks, run_on_rank0
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.launchers import ranks_from_environment
-from vesselgan.runtime.precision import check_precision
+from vesselgan.runtime.precision import emulation_notice
 from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.rank_failure import naming_lost_ranks
 from vesselgan.trainer.run_log import RunLog
@@ -37,8 +37,15 @@ class Session:
     """Open from `begin` on."""
 
     def __init__(
-        self, config: Any, run_dir: Path, world: World, deepspeed_json: dict[str, Any], stopper: Stopper
+        self,
+        config: Any,
+        run_dir: Path,
+        world: World,
+        deepspeed_json: dict[str, Any],
+        stopper: Stopper,
+        slow_because: str | None = None,
     ) -> None:
+        """slow_because: a line on a precision that is emulated here."""
         self.config, self.run_dir, self.world, self.stopper = config, run_dir, world, stopper
         self.deepspeed_json = deepspeed_json
         """With the section of the configuration's precision."""
@@ -47,7 +54,8 @@ class Session:
         """Settings, and data, that are not the last session's."""
         self.state: dict[str, Any] = {"step": 0}
         """Of the checkpoint that the session starts from; of a new run the step alone."""
-        self._lines: list[str] = []
+        self.slow_because = slow_because
+        self._lines: list[str] = [] if slow_because is None else [slow_because]
 
     def claim(
         self,
@@ -144,8 +152,8 @@ def run_in_session(
 ) -> None:
     """Call `run` on every rank; `key` is the setting that holds `precision`.
 
-    Raises UsageError if the DeepSpeed JSON states another precision, ResourceError if the device has none of it or a
-    limit of the process would end the run.
+    Raises UsageError if the DeepSpeed JSON states another precision, ResourceError if the device is missing or a limit
+    of the process would end the run.
     """
     runtime = command.config.runtime
     if ranks_from_environment(os.environ)[0] == 0:
@@ -161,8 +169,8 @@ def run_in_session(
             run_on_all_ranks(world, lambda: _refuse(problems))
             # Inside: a launcher must not end the other ranks before they have named the lost one.
             with naming_lost_ranks(world):
-                check_precision(precision, world, program=program, key=key)
-                run(Session(command.config, run_dir, world, deepspeed_json, stopper))
+                notice = emulation_notice(precision, world.device, program=program, key=key)
+                run(Session(command.config, run_dir, world, deepspeed_json, stopper, notice))
     finally:
         distributed.stop()
 

@@ -9,7 +9,6 @@ import io
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 Colour = tuple[int, int, int]
 
@@ -47,6 +46,8 @@ def overlay(
 
 def outline(picture_HW3: np.ndarray, mask_HW: np.ndarray, *, colour: Colour = LABEL) -> np.ndarray:
     """A copy of the picture with the mask's border, one pixel inside the mask, drawn in `colour`."""
+    from scipy import ndimage
+
     inside = np.asarray(mask_HW) > 0
     drawn = picture_HW3.copy()
     drawn[inside & ~ndimage.binary_erosion(inside, border_value=1)] = colour

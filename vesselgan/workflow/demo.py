@@ -14,7 +14,16 @@ from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
 from vesselgan.report import tables
-from vesselgan.workflow.stage import Stage, check_checkout, python, quoted, run_stage, script, script_path, setting
+from vesselgan.workflow.stage import (
+    Stage,
+    module_command,
+    python,
+    quoted,
+    run_stage,
+    setting,
+    stop_at_signals,
+    vesselgan,
+)
 
 UNETS = {
     "real": ("U-Net on real patches", ("data.source=real",)),
@@ -40,10 +49,9 @@ class Choice:
 def run(config: Demo, overrides: tuple[str, ...]) -> None:
     """Run every stage that is not done, then print the scores; `overrides` go to every command about the cohort.
 
-    Exits with the code of the first command that fails. Raises UsageError outside a checkout, ResourceError without
-    MPI.
+    Exits with the code of the first command that fails. Raises ResourceError without MPI.
     """
-    check_checkout("the demo")
+    stop_at_signals()
     started = time.monotonic()
     work = Path(config.work_dir)
     probe = probe_stage(work / "demo/precision.json")
@@ -87,8 +95,8 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
         f"weights={config.weights}",
         f"label_threshold={config.data.label_threshold}",
     )
-    generate = script("generate", setting("run", gan), *settings)
-    report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
+    generate = vesselgan("generate", setting("run", gan), *settings)
+    report = vesselgan("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
     return [
         *_data_stages(config, overrides),
         _gan_stage(gan, choice, overrides),
@@ -118,7 +126,8 @@ def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     settings = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}", *overrides)
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
-    command = (*launcher, "--master_port", processes.PORT, script_path("train_gan"), *options, *settings)
+    launcher = (*launcher, "--master_port", processes.PORT, "--module")
+    command = (*launcher, *module_command("train_gan"), *options, *settings)
     title = f"SN-MP GAN, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
     return Stage("gan", title, (command,), (RunDir(gan).finished_file,), choice.num_ranks)
 
@@ -131,14 +140,14 @@ def _unet_stage(name: str, work: Path, gan: Path, overrides: tuple[str, ...]) ->
     title, source = UNETS[name]
     run_dir = _unet_dir(work, name)
     synthetic = () if name == "real" else (setting("synthetic", RunDir(gan).synthetic),)
-    command = script("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
+    command = vesselgan("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
     return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     folders = [_unet_dir(work, name) for name in UNETS]
     commands = [
-        script("segment", setting("run", folder), "split=test", setting("out", folder / "predictions"), *overrides)
+        vesselgan("segment", setting("run", folder), "split=test", setting("out", folder / "predictions"), *overrides)
         for folder in folders
     ]
     outputs = tuple(folder / "predictions" for folder in folders)
@@ -153,7 +162,7 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
         jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
     outputs = {name: work / f"results/{name}.json" for name in jobs}
     commands = [
-        script("evaluate", *settings, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
+        vesselgan("evaluate", *settings, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
         for name, settings in jobs.items()
     ]
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
@@ -169,7 +178,7 @@ def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
         setting("image.synthetic", RunDir(gan).synthetic),
         setting("out", out),
     )
-    command = script("evaluate", *settings, *IMAGE_SCORES, *overrides)
+    command = vesselgan("evaluate", *settings, *IMAGE_SCORES, *overrides)
     return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
 
 

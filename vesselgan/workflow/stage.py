@@ -15,9 +15,7 @@ from types import FrameType
 
 from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.errors import UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
 TITLE_WIDTH = 42
 TAIL_LINES = 25
 
@@ -41,10 +39,8 @@ class Stage:
         return [sha256_of(path) for path in self.inputs]
 
 
-def check_checkout(what: str) -> None:
-    """Raise UsageError outside a checkout, and let signals stop the pipeline cleanly."""
-    if not (ROOT / "launch").is_dir():
-        raise UsageError(f"{ROOT} has no launch folder: {what} runs from a checkout (see the README)")
+def stop_at_signals() -> None:
+    """Let signals stop the pipeline cleanly."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
             signal.signal(number, _stop)
@@ -54,13 +50,14 @@ def python(*arguments: str) -> tuple[str, ...]:
     return (sys.executable, *arguments)
 
 
-def script_path(name: str) -> str:
-    """launch/<name>.py, short where the demo runs from the checkout's root."""
-    return os.path.relpath(ROOT / "launch" / f"{name}.py") if Path.cwd() == ROOT else str(ROOT / f"launch/{name}.py")
+def vesselgan(name: str, *arguments: str) -> tuple[str, ...]:
+    """A command of vesselgan, by the name of its settings."""
+    return python("-m", *module_command(name), *arguments)
 
 
-def script(name: str, *arguments: str) -> tuple[str, ...]:
-    return python(script_path(name), *arguments)
+def module_command(name: str) -> tuple[str, str]:
+    """What follows `python -m`, or the launcher's --module."""
+    return "vesselgan", name.replace("_", "-")
 
 
 def quoted(value: object) -> str:

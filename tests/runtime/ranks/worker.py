@@ -1,8 +1,7 @@
 """One rank of the tests in this folder: python worker.py FOLDER, ranks by RANK and WORLD_SIZE.
 
 FOLDER/plan.json says what to do, FOLDER/start_<norm>.safetensors where both networks start and on which patches;
-results go to FOLDER/ranks_<size>/. DeepSpeed believes that this processor has half instructions; ours compute in
-float32 there.
+results go to FOLDER/ranks_<size>/.
 """
 
 import json
@@ -18,9 +17,6 @@ from vesselgan.runtime import distributed
 
 def main(folder: Path) -> None:
     world = distributed.start("cpu")
-    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-
-    CPU_Accelerator.is_fp16_supported = lambda self: True
     plan = json.loads((folder / "plan.json").read_text())
     starts = {norm: load_file(folder / f"start_{norm}.safetensors") for norm in ("instance", "spectral")}
     out = folder / f"ranks_{world.size}"

@@ -23,8 +23,8 @@ def parsed(stage: Stage) -> list[tuple[str, object]]:
     """(command, configuration) of a stage's commands; a setting that the command does not know is an error."""
     found = []
     for command in stage.commands:
-        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
-        command_name = Path(command[start]).stem
+        start = command.index("vesselgan") + 1
+        command_name = command[start].replace("-", "_")
         found.append((command_name, compose.parse(command_name, None, list(command[start + 1 :])).config))
     return found
 
@@ -33,9 +33,9 @@ def error_lines(stage: Stage) -> list[tuple[str, dict[str, object]]]:
     """(command_name, key -> value) of a stage's commands, as they are written."""
     found = []
     for command in stage.commands:
-        start = next(place for place, text in enumerate(command) if Path(text).parent.name == "launch")
+        start = command.index("vesselgan") + 1
         pairs = (text.split("=", 1) for text in command[start + 1 :] if "=" in text)
-        found.append((Path(command[start]).stem, {key: json.loads(value) for key, value in pairs}))
+        found.append((command[start].replace("-", "_"), {key: json.loads(value) for key, value in pairs}))
     return found
 
 

@@ -24,7 +24,7 @@ from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark import step
 from vesselgan.tools.benchmark.pipeline import run_command
 from vesselgan.training.gan import critic_step, generator_step
-from vesselgan.workflow.stage import ROOT
+from vesselgan.workflow.stage import module_command
 
 PATCH_SHAPE, WIDTH = (32, 32, 16), 64
 LOSS_SCALE = 4096.0
@@ -210,7 +210,7 @@ def resume(config: Benchmark) -> list[Check]:
         for run, steps in (("straight", 20), ("resumed", 10), ("resumed", 20)):
             arguments = [*train, f"train.max_steps={steps}", "allow_config_change=[train.max_steps]"]
             arguments += ["--deepspeed_config", f"ds_{config.variant.precision}.json", "--run_dir", str(work / run)]
-            run_command(work, str(ROOT / "launch/train_gan.py"), *arguments)
+            run_command(work, "-m", *module_command("train_gan"), *arguments)
         weights = [_last_weights(work / run) for run in ("straight", "resumed")]
     # Equal to the bit where every kernel repeats, as on a CPU and an H100.
     return [Check("weights, straight against resumed", relative_distance(weights[1], weights[0]), 1e-5)]

@@ -9,7 +9,7 @@ from pathlib import Path
 from vesselgan.core import processes
 from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
-from vesselgan.workflow.stage import ROOT
+from vesselgan.workflow.stage import module_command
 
 
 def run_command(work: Path, *arguments: str) -> float:
@@ -41,8 +41,8 @@ class Pipeline:
     """Settings of every U-Net."""
 
     def launch(self, name: str, *arguments: str) -> float:
-        """launch/NAME.py; seconds as of `run_command`."""
-        return run_command(self.work, str(ROOT / f"launch/{name}.py"), *arguments)
+        """`vesselgan NAME`; seconds as of `run_command`."""
+        return run_command(self.work, "-m", *module_command(name), *arguments)
 
     def make_phantom(self, cohort: list[str], shards: list[str]) -> None:
         run_command(self.work, "-m", "data_prep.make_phantom", *cohort, *self.data)

@@ -1,11 +1,14 @@
 """A step's time by kind of work, and the machine's peak rate."""
 
+import os
 import time
 from collections.abc import Callable
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from vesselgan.core import console
 
 # The first kind with a key that is part of an operation's name.
 KINDS = {
@@ -20,6 +23,8 @@ ROUNDS = 5
 def shares_of(step: Callable[[], None], device: torch.device) -> tuple[dict[str, float], float]:
     """(kind of work -> its share of one step's time on `device`, `other` the rest; seconds that `device` was busy)."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    if not console.is_debug():
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above the lines on its start and stop
     with profile(activities=activities) as recorded:
         step()
     kind_us = dict.fromkeys([*KINDS, "other"], 0.0)

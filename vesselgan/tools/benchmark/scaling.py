@@ -17,7 +17,7 @@ from vesselgan.core.errors import ResourceError
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark import loader, machine
 from vesselgan.tools.plan import costs
-from vesselgan.workflow.stage import ROOT
+from vesselgan.workflow.stage import module_command
 
 LOG_EVERY, READINGS = 4, 3
 """Steps per reading of the clock, and readings; one before does not count."""
@@ -65,12 +65,12 @@ def _train(ranks: int, overrides: list[str], config: Benchmark, folder: Path) ->
     run_dir, steps = folder / f"run-{ranks}", LOG_EVERY * (READINGS + 1)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     command = [sys.executable, *launcher]
-    command += [str(ROOT / "launch" / "train_gan.py"), f"--run_dir={run_dir}", *overrides]
+    command += ["-m", *module_command("train_gan"), f"--run_dir={run_dir}", *overrides]
     command += [f"data.cohort_dir={folder / 'cohort'}", f"work_dir={folder}", f"train.max_steps={steps}"]
     command += [f"train.log_every={LOG_EVERY}", "train.image_every=1000000", "train.checkpoint_every=1000000"]
     command += [f"runtime.device={config.runtime.device}"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if process.returncode != 0:
         raise ResourceError(
             f"training on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"

@@ -28,7 +28,7 @@ from vesselgan.runtime.adam import AdamWithoutMomentum
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.engine import Engine, build
 from vesselgan.runtime.noise import NoiseSampler, Stream
-from vesselgan.runtime.precision import check_precision, torch_type
+from vesselgan.runtime.precision import torch_type
 from vesselgan.tools.benchmark.interleave import Timing, interleave
 from vesselgan.tools.benchmark.loader import shape_of
 from vesselgan.tools.benchmark.profile import matmul_flop_per_s, shares_of
@@ -209,7 +209,6 @@ def engines_and_step(config: Benchmark, *, zero_stage: int | None = None) -> tup
         raw = raw | {"zero_optimization": raw["zero_optimization"] | {"stage": zero_stage}}
     deepspeed_json = deepspeed_config.complete(name, raw, variant.precision)
     settings = BatchPlan.of(config.batch_size, None, ranks=1).resolve(deepspeed_json)
-    check_precision(variant.precision, world, program="python launch/benchmark.py", key="variant.precision")
     rates = (variant.learning_rate_critic, variant.learning_rate_generator)
     critic, generator = (
         build(name, network, learning_rate=rate, betas=variant.betas, settings=settings, world=world)

@@ -1,4 +1,4 @@
-"""The entry of launch/study.py."""
+"""The entry of `vesselgan study`."""
 
 import time
 from pathlib import Path
@@ -7,14 +7,14 @@ from vesselgan.config.schema import Study
 from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.core.processes import clock
-from vesselgan.workflow.stage import check_checkout
+from vesselgan.workflow.stage import stop_at_signals
 from vesselgan.workflow.study.sources import run_sources
 from vesselgan.workflow.study.sweep import run_sweep
 
 
 def run(config: Study) -> Path:
     """Run the study's stages, skipping what is done; exits with the code of the first command that fails."""
-    check_checkout("the study")
+    stop_at_signals()
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UsageError(f"seeds={config.seeds}: name at least one, none twice")
     if not config.name or Path(config.name).name != config.name:

@@ -12,7 +12,7 @@ from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.results import write_result
 from vesselgan.formats.shards import read_manifest
-from vesselgan.workflow.stage import Stage, script
+from vesselgan.workflow.stage import Stage, vesselgan
 from vesselgan.workflow.study.steps import (
     Gan,
     StageRunner,
@@ -65,7 +65,7 @@ def run_sources(config: Study, home: Path) -> Path:
         override("name", config.name),
         override("sources", home / "sources.json"),
     ]
-    command = script("evaluate", *overrides, override("out", comparison))
+    command = vesselgan("evaluate", *overrides, override("out", comparison))
     # By content too: a study with fewer sources than before runs no new stage, but has another result.
     inputs = (home / "sources.json",)
     stage = Stage("comparison", "everything compared with real", (command,), (comparison,), inputs=inputs)
@@ -78,7 +78,7 @@ def run_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, 
     overrides = [override("results", home / "results"), override("runs", [str(gan.run) for gan in gans])]
     overrides += [override("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
     overrides += [override("cohorts", config.test_cohorts), override("error_maps", home / "errors")]
-    command = script("report", *overrides, override("out", home / "report"), *settings_for("report", config, "data"))
+    command = vesselgan("report", *overrides, override("out", home / "report"), *settings_for("report", config, "data"))
     page = home / "report/index.html"
     runner.run(Stage("report", "report", (command,), (page,), inputs=results), ["comparison"])
     return page
@@ -155,7 +155,7 @@ def run_unet(
             override("split", "test"),
             override("out", predictions),
         ]
-        command = script("segment", *overrides, *settings_for("segment", config, "runtime"))
+        command = vesselgan("segment", *overrides, *settings_for("segment", config, "runtime"))
         done = Predictions(predictions).record
         segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
         runner.run(segmented, [training.name])
@@ -169,7 +169,7 @@ def run_unet(
         if seed == config.seeds[0]:
             overrides.append(override("error_maps", home / "errors" / source.name / cohort))
         scored = Stage(
-            f"score-{scores.stem}", f"  {cohort} scored", (script("evaluate", *overrides),), (home / scores,)
+            f"score-{scores.stem}", f"  {cohort} scored", (vesselgan("evaluate", *overrides),), (home / scores,)
         )
         runner.run(scored, [segmented.name])
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
@@ -190,7 +190,7 @@ def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: St
             override("split", "test"),
             override("out", home / scores),
         ]
-        command = script("evaluate", *overrides)
+        command = vesselgan("evaluate", *overrides)
         runner.run(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (command,), (home / scores,)))
         row["results"][cohort] = {"none": str(scores)}
     return row

@@ -18,7 +18,7 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
-from vesselgan.workflow.stage import Stage, run_stage, script
+from vesselgan.workflow.stage import Stage, run_stage, vesselgan
 
 GENERATION_SEED = 990
 
@@ -87,7 +87,7 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
         if not setting.startswith("data.label_threshold=")
     ]
     overrides += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
-    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *overrides),), (out,))
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (vesselgan("evaluate", *overrides),), (out,))
 
 
 def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
@@ -153,7 +153,7 @@ def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
         "weights": config.weights,
         "out": out,
     }
-    command = script(
+    command = vesselgan(
         "generate", *(override(*item) for item in settings.items()), *settings_for("generate", config, "runtime")
     )
     return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (command,), (out / MANIFEST,))
@@ -164,7 +164,7 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     out = home / "gans" / gan.name / "thresholds.json"
     settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
     settings += settings_for("evaluate", config, "data", "labels")
-    command = script("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
+    command = vesselgan("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 
 
@@ -190,7 +190,7 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
         own |= {"data.label_threshold": source.label_threshold, "synthetic": synthetic_dir(home, source.gan)}
     groups = settings_for("train_unet", config, "data", "unet", "runtime")
     shared = [setting for setting in groups if setting.split("=")[0] not in own]
-    command = script("train_unet", "--run_dir", str(run_dir), *shared, *(override(*item) for item in own.items()))
+    command = vesselgan("train_unet", "--run_dir", str(run_dir), *shared, *(override(*item) for item in own.items()))
     return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (RunDir(run_dir).finished_file,))
 
 

@@ -14,7 +14,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.workflow.stage import Stage, script
+from vesselgan.workflow.stage import Stage, vesselgan
 from vesselgan.workflow.study.steps import (
     Gan,
     StageRunner,
@@ -94,7 +94,8 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
         shared = settings_for("train_gan", config, "data", "runtime")
         shared += settings_for("train_gan", gan, "variant", "train")
         overrides = [setting for setting in shared if setting.split("=")[0] not in own]
-        command = script("train_gan", "--run_dir", str(run_dir), *overrides, *(override(*item) for item in own.items()))
+        overrides += [override(*item) for item in own.items()]
+        command = vesselgan("train_gan", "--run_dir", str(run_dir), *overrides)
         stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (RunDir(run_dir).finished_file,))
         grid.append((Gan(name, run_dir, variant.name, None), stage))
     return grid

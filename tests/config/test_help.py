@@ -1,0 +1,37 @@
+"""--help: every setting with its default, its choices and the sentence of the schema, at the terminal's width."""
+
+import pytest
+
+from vesselgan.config import compose, help
+from vesselgan.core.errors import UsageError
+
+
+@pytest.mark.parametrize("command", compose.COMMANDS)
+def test_every_setting_stands_in_the_help(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    text = help.settings_help(command)
+    for key in compose.keys_of(compose.COMMANDS[command]):
+        assert f"\n  {key}=" in text or f"\n  {key}  (" in text, key
+    for group, choices in compose.groups_of(command).items():
+        assert all(choice in text for choice in choices), group
+    assert max(len(line) for line in text.splitlines() if " " in line.strip()) <= 60
+
+
+def test_defaults_are_those_that_hydra_composes():
+    config = compose.flat(compose.compose("train_gan", []))
+    defaults = help.defaults_of("train_gan")
+    settled = {key: value for key, value in defaults.items() if key in config and "${" not in str(value)}
+    assert settled == {key: config[key] for key in settled} and len(settled) > 40
+
+
+def test_a_group_shows_itself_and_what_lies_in_it():
+    text = help.settings_help("train_gan", "variant")
+    assert "variant.precision=fp16  (one of fp32, fp16, bf16)" in text and "masters are float32" in text
+    assert "variant.dp.clip_norm" in text and "train.epochs" not in text
+    with pytest.raises(UsageError, match="variant.dp"):
+        help.settings_help("train_gan", "varaint")
+
+
+def test_a_sentence_is_inherited_with_its_field():
+    docs = help.field_docs(compose.schema.TrainingRuntime)
+    assert "exit 6" in docs["device"] and "cuDNN" in docs["deterministic"]

@@ -1,0 +1,165 @@
+"""What `--help` prints of a command's settings: default, choices and the sentence that stands below the field."""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import json
+import re
+import shutil
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any
+
+from vesselgan.config import compose
+from vesselgan.config.project import flat_values
+from vesselgan.core.errors import UsageError
+
+NO_DEFAULT = "???"
+INTERPOLATION = re.compile(r"\$\{\.*([\w.]+)\}")
+COMMAND = re.compile("(vesselgan|deepspeed|srun|python|mpiexec) ")
+MIN_WIDTH = 40
+PLAIN_TYPES = {"list[str]": "list of texts", "list[int]": "list of whole numbers", "list[float]": "list of numbers"}
+PLAIN_TYPES |= {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", " | None": " or null"}
+
+
+def settings_help(command: str, group: str = "") -> str:
+    """The settings of `command`, by group; those of one group alone if it is named. Raises UsageError without it."""
+    sections = _sections(compose.COMMANDS[command], "")
+    if group and group not in sections:
+        groups = ", ".join(name for name in sections if name)
+        raise UsageError(f"{command} has no group `{group}` of settings; --help GROUP takes one of {groups}")
+    defaults = defaults_of(command)
+    offered = compose.groups_of(command)
+    lines = []
+    for name, (kind, fields) in sections.items():
+        if not group or name == group or name.startswith(f"{group}."):
+            lines += ["", *_heading(name, kind, offered.get(name, []), defaults)]
+            lines += [line for field in fields for line in _setting(name, kind, field, defaults)]
+    if not group:
+        for name in offered.keys() - sections.keys():
+            lines += ["", *wrapped(f"{name}=NAME", f"{name}: several settings at once, of {', '.join(offered[name])}.")]
+    return "\n".join(lines)
+
+
+def wrapped(head: str, text: str) -> list[str]:
+    """`head`, and below it, further indented, `text`, both at the terminal's width."""
+    below = textwrap.wrap(text, width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [*textwrap.wrap(head, width(), initial_indent="  ", subsequent_indent=" " * 6), *below]
+
+
+def width() -> int:
+    """Of the terminal, as COLUMNS or the terminal itself says."""
+    return max(MIN_WIDTH, shutil.get_terminal_size((100, 24)).columns)
+
+
+def paragraphs(text: str) -> str:
+    """`text` at the terminal's width; commands stay as they are, to be copied."""
+    blocks = [textwrap.dedent(block) for block in inspect.cleandoc(text).split("\n\n")]
+    shown = [textwrap.indent(b, " " * 4) if COMMAND.match(b) else textwrap.fill(b, width()) for b in blocks]
+    return "\n\n".join(shown)
+
+
+def defaults_of(command: str) -> dict[str, Any]:
+    """Dotted key -> default, read from configs/ without Hydra; expressions as they stand there."""
+    return flat_values(_read(compose.config_dir() / f"{command}.yaml"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of configs/ with what its defaults list names, the later over the earlier."""
+    import yaml
+
+    content = yaml.safe_load(path.read_text()) or {}
+    values: dict[str, Any] = {}
+    for entry in content.pop("defaults", ["_self_"]):
+        if entry == "_self_":
+            _merge(values, content)
+        elif isinstance(entry, str):
+            _merge(values, _read(path.parent / f"{entry}.yaml"))
+        else:
+            for group, name in entry.items():
+                if name is not None:
+                    _merge(values, {group: _read(path.parent / group / f"{name}.yaml")})
+    return values
+
+
+def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
+    for key, other in others.items():
+        if isinstance(values.get(key), dict) and isinstance(other, dict):
+            _merge(values[key], other)
+        else:
+            values[key] = other
+
+
+def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.Field[Any]]]]:
+    """Group -> (its dataclass, its settings), the command's own settings under the empty name."""
+    hints = typing.get_type_hints(kind)
+    plain, deeper = [], {}
+    for field in dataclasses.fields(kind):
+        group = compose.group_of(hints[field.name])
+        if group is None:
+            plain.append(field)
+        else:
+            deeper |= _sections(group, f"{name}.{field.name}" if name else field.name)
+    return {name: (kind, plain), **deeper}
+
+
+def _heading(name: str, kind: type, choices: list[str], defaults: dict[str, Any]) -> list[str]:
+    if not name:
+        return ["settings, key=value:"]
+    lines = textwrap.wrap(f"{name}: {_sentences(kind)}".rstrip(": "), width())
+    if choices:
+        lines += textwrap.wrap(f"{name}=NAME chooses one of {', '.join(choices)}", width())
+    return lines
+
+
+def _sentences(kind: type) -> str:
+    """The docstring of a dataclass, or of the one that it extends; not the signature that dataclasses invent."""
+    docs = (base.__doc__ or "" for base in kind.__mro__ if dataclasses.is_dataclass(base))
+    return next((" ".join(doc.split()) for doc in docs if "(" not in doc.split(" ")[0]), "")
+
+
+def _setting(group: str, kind: type, field: dataclasses.Field[Any], defaults: dict[str, Any]) -> list[str]:
+    key = f"{group}.{field.name}" if group else field.name
+    default = "" if key not in defaults else "=" + _text(defaults[key])
+    allowed = [_type_name(typing.get_type_hints(kind)[field.name])]
+    if "rule" in field.metadata:
+        message = field.metadata["rule"][1].removeprefix("must ").removeprefix("be ").removeprefix("lie ")
+        allowed = [message] if message.startswith("one of") else [*allowed, message]
+    return wrapped(f"{key}{default}  ({', '.join(allowed)})", field_docs(kind).get(field.name, ""))
+
+
+def _text(value: Any) -> str:
+    if value == NO_DEFAULT:
+        return "... to be given"
+    return INTERPOLATION.sub(r"<\1>", value) if isinstance(value, str) else json.dumps(value)
+
+
+def _type_name(hint: Any) -> str:
+    name = hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+    for python, plain in PLAIN_TYPES.items():
+        name = name.replace(python, plain)
+    return name
+
+
+@functools.cache
+def field_docs(kind: type) -> dict[str, str]:
+    """Field -> the sentence below it in the class of the schema that declares it."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = _class_bodies(inspect.getsourcefile(base) or "")[base.__name__]
+        for statement, following in zip(body, [*body[1:], None], strict=True):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                docs[statement.target.id] = " ".join(str(following.value.value).split())
+    return docs
+
+
+@functools.cache
+def _class_bodies(file: str) -> dict[str, list[ast.stmt]]:
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    return {node.name: node.body for node in tree.body if isinstance(node, ast.ClassDef)}

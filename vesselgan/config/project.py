@@ -1,0 +1,119 @@
+"""A project file: what the commands of one study share, so that nobody types it again.
+
+    data: pairs                     # a layout of configs/data, or the path of a layout file of your own
+    data.name: mine
+    data.root: /data/my_cohort
+    data.prepare.split: {validation: 5, test: 5}
+    work_dir: /scratch/mine
+
+`project=FILE` names it, or the variable VESSELGAN_PROJECT. Its settings stand above configs/ and below what is typed; a
+command takes those that it has. Paths are those of the command line: relative to the working directory.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from vesselgan.config import compose
+from vesselgan.core.errors import UsageError, check_readable
+
+VARIABLE = "VESSELGAN_PROJECT"
+KEY = "project="
+ENDINGS = (".yaml", ".yml")
+BASE_LAYOUT = "pairs"
+"""What a layout file of your own extends unless its defaults list names another."""
+
+
+def with_project(command: str, typed: Sequence[str]) -> list[str]:
+    """The overrides of `command`: of the project file, if any, and above them those that are `typed`.
+
+    Layout files are read. Raises UsageError for a file that cannot be read, and for keys that no command has.
+    """
+    path = _named_in(typed)
+    own = [word for word in typed if not word.startswith(KEY)]
+    settings = {} if path is None else _checked(path, flat_values(_load(path)))
+    chosen = groups_chosen(own)
+    groups = compose.groups_of(command)
+    known = compose.keys_of(compose.COMMANDS[command])
+    kept = [
+        _override(key, value)
+        for key, value in settings.items()
+        if (key in known or key in groups) and key.split(".")[0] not in chosen
+    ]
+    return [word for override in [*kept, *own] for word in _with_layout(override, known)]
+
+
+def groups_chosen(overrides: Sequence[str]) -> set[str]:
+    """Groups that `overrides` choose, `data=pairs`, themselves or by a preset; the settings below go by that choice."""
+    words = dict(word.split("=", 1) for word in overrides if "=" in word)
+    chosen = words.keys() & compose.groups().keys()
+    preset = compose.config_dir() / "preset" / f"{words.get('preset')}.yaml"
+    if preset.is_file():
+        entries = [entry for entry in _load(preset).get("defaults", []) if isinstance(entry, dict)]
+        chosen |= {key.removeprefix("override /") for entry in entries for key in entry}
+    return chosen
+
+
+def record() -> dict[str, str] | None:
+    """File name and SHA-256 of this process's project file, for the provenance; None without one."""
+    path = _named_in(sys.argv[1:])
+    return None if path is None else {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _named_in(words: Sequence[str]) -> Path | None:
+    named = [word.removeprefix(KEY) for word in words if word.startswith(KEY)]
+    name = named[-1] if named else os.environ.get(VARIABLE)
+    return Path(name) if name else None
+
+
+def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` of `path`. Raises UsageError, naming every key that no command has."""
+    known = {key for kind in compose.COMMANDS.values() for key in compose.keys_of(kind)} | compose.groups().keys()
+    if unknown := [key for key in settings if key not in known]:
+        raise UsageError(
+            f"{path}: no command has the settings {', '.join(unknown)} (vesselgan COMMAND --help lists them)"
+        )
+    return settings
+
+
+def _with_layout(override: str, known: Collection[str]) -> list[str]:
+    """`override`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
+    key, _, name = override.partition("=")
+    if key != "data" or not name.strip("\"'").endswith(ENDINGS):
+        return [override]
+    path = Path(name.strip("\"'"))
+    content = _load(path)
+    bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
+    settings = _checked(path, flat_values({"name": path.stem, **content}, "data."))
+    return [f"data={bases[0]}", *(_override(key, value) for key, value in settings.items() if key in known)]
+
+
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of a file of settings."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _override(key: str, value: Any) -> str:
+    if key in compose.groups():
+        return f"{key}={value}"
+    return f"{key}={json.dumps(value)}"
+
+
+def _load(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = compose.plain_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        check_readable(path, error)
+        raise UsageError(f"{path}: cannot be read as settings ({error})") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UsageError(f"{path}: must hold settings, key: value")
+    return content
