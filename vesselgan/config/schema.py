@@ -181,9 +181,7 @@ class Demo:
     work_dir: str
     data: Data
     num_patches: int = field(metadata=POSITIVE)
-    """Synthetic patches that the U-Nets learn from."""
-    weights: str = field(metadata=WEIGHTS)
-    """Which of the generator's weights make them, as in `generate`."""
+    """Synthetic patches of each generator, that the U-Nets learn from."""
 
 
 @dataclass

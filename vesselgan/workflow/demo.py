@@ -25,11 +25,18 @@ from vesselgan.workflow.stage import (
     vesselgan,
 )
 
-UNETS = {
-    "real": ("U-Net on real patches", ("data.source=real",)),
-    "synthetic": ("U-Net on synthetic patches", ("data.source=synthetic",)),
-    "shuffled": ("U-Net on synthetic, labels shuffled", ("data.source=synthetic", "data.shuffle_labels=true")),
+GENERATORS = {
+    "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo")),
+    "flow": ("flow", ("variant=flow", "preset=demo_flow")),
 }
+"""The paper's, and the recipe that teaches best: name -> title, settings."""
+UNETS = {
+    "real": ("U-Net on real patches", None, ("data.source=real",)),
+    "sn_mp": ("U-Net on the GAN's patches", "sn_mp", ("data.source=synthetic",)),
+    "synthetic": ("U-Net on the flow's patches", "flow", ("data.source=synthetic",)),
+    "shuffled": ("the same, labels shuffled", "flow", ("data.source=synthetic", "data.shuffle_labels=true")),
+}
+"""Name -> title, whose patches, settings."""
 IMAGE_SCORES = (
     *("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3"),
     *("image.num_pairs=50", "image.max_label_patches=200"),
@@ -38,7 +45,7 @@ IMAGE_SCORES = (
 
 @dataclass(frozen=True)
 class Choice:
-    """Where, in which precision and on how many ranks the GAN trains."""
+    """Where, in which precision and on how many ranks the generators train."""
 
     device: str
     precision: str
@@ -69,16 +76,16 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 
 
 def probe_stage(out: Path) -> Stage:
-    """Chooses the GAN's precision; the choice is kept, so that a resumed GAN trains in its own."""
+    """Chooses the precision; the choice is kept, so that a resumed run trains in its own."""
     command = python("-m", "vesselgan.training.precision_probe", "--out", str(out))
     return Stage("probe", "precision probe", (command,), (out,), 2)
 
 
 def read_choice(path: Path) -> Choice:
-    """The probe's choice; the GAN gets two ranks on a CPU, and up to two GPUs."""
+    """The probe's choice; two ranks on a CPU, and up to two GPUs."""
     probe = json.loads(path.read_text())
     num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-    summary = f"the GAN trains in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+    summary = f"generators train in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
     if probe["step_ms"]:
         summary += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
     return Choice(probe["device"], probe["precision"], num_ranks, summary)
@@ -86,25 +93,18 @@ def read_choice(path: Path) -> Choice:
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
     """The pipeline after the probe, in order."""
-    # The demo's own settings.
-    overrides = tuple(override for override in overrides if not override.startswith(("num_patches=", "weights=")))
+    # The demo's own setting.
+    overrides = tuple(override for override in overrides if not override.startswith("num_patches="))
     work = Path(config.work_dir)
-    gan = work / "runs/demo-gan"
-    settings = (
-        f"num_patches={config.num_patches}",
-        f"weights={config.weights}",
-        f"label_threshold={config.data.label_threshold}",
-    )
-    generate = vesselgan("generate", setting("run", gan), *settings)
-    report = vesselgan("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
+    runs = ",".join(quoted(_generator_dir(work, name)) for name in GENERATORS)
+    report = vesselgan("report", f"runs=[{runs}]", "preset=demo", *overrides)
     return [
         *_data_stages(config, overrides),
-        _gan_stage(gan, choice, overrides),
-        Stage("generate", "synthetic patches", (generate,), (RunDir(gan).synthetic / MANIFEST,)),
-        *(_unet_stage(name, work, gan, overrides) for name in UNETS),
+        *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
+        *(_unet_stage(name, work, overrides) for name in UNETS),
         _segment_stage(work, overrides),
         _evaluate_stage(config, overrides),
-        _image_stage(work, gan, overrides),
+        _image_stage(work, overrides),
         Stage("report", "report", (report,), (work / "report/index.html",)),
     ]
 
@@ -121,26 +121,38 @@ def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     ]
 
 
-def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
+def _generator_dir(work: Path, name: str) -> Path:
+    return work / f"runs/demo-{name}"
+
+
+def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> list[Stage]:
+    """Its training, and its synthetic patches."""
+    title, settings = GENERATORS[name]
+    run_dir = _generator_dir(Path(config.work_dir), name)
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
-    settings = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}", *overrides)
-    options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
-    command = (*launcher, *module_command("train_gan"), *options, *settings)
-    title = f"SN-MP GAN, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
-    return Stage("gan", title, (command,), (RunDir(gan).finished_file,), choice.num_ranks)
+    options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(run_dir))
+    words = (*settings, f"variant.precision={choice.precision}", *overrides)
+    command = (*launcher, *module_command("train_gan"), *options, *words)
+    generate = vesselgan("generate", setting("run", run_dir), f"num_patches={config.num_patches}")
+    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
+    return [
+        Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
+        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
+    ]
 
 
 def _unet_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-unet-{name}"
 
 
-def _unet_stage(name: str, work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
-    title, source = UNETS[name]
+def _unet_stage(name: str, work: Path, overrides: tuple[str, ...]) -> Stage:
+    title, generator, source = UNETS[name]
     run_dir = _unet_dir(work, name)
-    synthetic = () if name == "real" else (setting("synthetic", RunDir(gan).synthetic),)
-    command = vesselgan("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
+    if generator is not None:
+        source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
+    command = vesselgan("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *overrides)
     return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
 
 
@@ -168,18 +180,15 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
 
 
-def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
+def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     """Image scores with the network that needs no download; few repeats, to save time."""
-    out = work / "results/image.json"
-    settings = (
-        "preset=demo",
-        "evaluate=image",
-        "name=sn_mp",
-        setting("image.synthetic", RunDir(gan).synthetic),
-        setting("out", out),
-    )
-    command = vesselgan("evaluate", *settings, *IMAGE_SCORES, *overrides)
-    return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
+    outputs = {name: work / f"results/image-{name}.json" for name in GENERATORS}
+    commands = []
+    for name, out in outputs.items():
+        synthetic = setting("image.synthetic", RunDir(_generator_dir(work, name)).synthetic)
+        settings = ("preset=demo", "evaluate=image", f"name={name}", synthetic, setting("out", out))
+        commands.append(vesselgan("evaluate", *settings, *IMAGE_SCORES, *overrides))
+    return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()))
 
 
 def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:
