@@ -123,11 +123,12 @@ def test_nothing_of_a_subject_leaves_with_samples(train_here, work_dir, tmp_path
     assert affines == 2 * [[[1, 0, 0, -15.5], [0, 1, 0, -15.5], [0, 0, 1.5, -11.25], [0, 0, 0, 1]]]
 
 
-def test_generation_says_how_empty_labels_are(train_here, tmp_path, capfd):
+def test_generation_says_how_far_samples_are(train_here, tmp_path, capfd):
     train_here(tmp_path / "run", "variant=sn", "train.max_steps=1")
     capfd.readouterr()
     # A generator of one step scores nothing above 0.99. The real bars fill 3 x 3 of 32 x 16 voxels.
     generate(compose("generate", [f"run={tmp_path / 'run'}", "num_patches=2", "label_threshold=0.99"]))
     screen = "".join(capfd.readouterr())
-    assert "2 of 2 patches empty, vessel fraction 0; training set: 0 of 24 empty, vessel fraction 0.0176" in screen
-    assert "not like those of the training set" in screen
+    assert "2 of 2 labels empty, vessel fraction 0," in screen
+    assert "training set: 0 of 24 labels empty, vessel fraction 0.0176" in screen
+    assert "vessel fraction 0 against 0.0176" in screen

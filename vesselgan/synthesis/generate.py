@@ -14,19 +14,17 @@ from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import path_in
-from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
-from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, content_hash, write_manifest, write_shard
+from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
+from vesselgan.synthesis.comparison import log_comparison
 from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
 SETTINGS = "generation.json"
-FAR = 3.0
-"""Ratio of the vessel fractions of synthetic and training labels from which a set gets a warning."""
 
 
 def generate(config: Generate) -> ShardSet:
@@ -61,7 +59,7 @@ def generate(config: Generate) -> ShardSet:
         log.info(f"generating {config.num_patches} patches of {shape} from {origin}, on {device}")
         _write_shards(out, trained, config, settings)
     shards = ShardSet(out)
-    _log_labels(shards, RunDir(config.run))
+    log_comparison(shards, RunDir(config.run))
     if config.nifti:
         _write_nifti(shards)
     return shards
@@ -133,35 +131,6 @@ def _records(
     for record in trained.records(indices, config.seed, threshold, config.batch_size):
         yield record
         bar.update()
-
-
-def _log_labels(synthetic: ShardSet, run: RunDir) -> None:
-    """Logs how empty the labels are, beside those that the GAN learned from; a warning if they are far apart."""
-    num_empty, fraction = _emptiness(synthetic)
-    line = (
-        f"labels at threshold {synthetic.label_threshold:g}: {num_empty} of {len(synthetic)} patches empty, vessel "
-        f"fraction {fraction:.3g}"
-    )
-    folder = shards_dir(run.config("train_gan").data.cohort_dir, "gan", "train")
-    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
-        log.info(f"{line}; not compared with the training set's, which is not in {folder}")
-        is_far = not fraction
-    else:
-        training = ShardSet(folder)
-        num_empty, expected = _emptiness(training)
-        log.info(f"{line}; training set: {num_empty} of {len(training)} empty, vessel fraction {expected:.3g}")
-        is_far = not expected / FAR <= fraction <= FAR * expected
-    if is_far:
-        log.warning(
-            f"{synthetic.folder}: these labels are not like those of the training set; choose a threshold with "
-            "launch/evaluate.py evaluate=label_threshold, or train the GAN longer"
-        )
-
-
-def _emptiness(shards: ShardSet) -> tuple[int, float]:
-    """(number of patches without vessel, vessel fraction of the set) at the recommended threshold."""
-    fractions = [float(shards.label(i).mean()) for i in range(len(shards))]
-    return fractions.count(0.0), float(np.mean(fractions))
 
 
 def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -> ShardInfo | None:

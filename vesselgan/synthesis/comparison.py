@@ -1,0 +1,87 @@
+"""Whether synthetic patches are like those of the training set, said before a U-Net learns from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from vesselgan.core.console import log
+from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
+
+MAX_PATCHES = 1000
+"""Of a set, all over it."""
+FEW_VOXELS = 4
+"""Components of fewer are specks: a vessel's voxels touch more."""
+FAR = {"vessel fraction": 3.0, "range of patch means": 2.0, "contrast within patches": 2.0}
+"""Ratio of synthetic to training patches, either way, from which a set gets a warning."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a set of patches at its recommended label threshold; intensities 0..255."""
+
+    num_empty: int
+    num_patches: int
+    vessel_fraction: float
+    low: float
+    high: float
+    """5th and 95th percentile of the patches' means."""
+    contrast: float
+    """Median over patches of the standard deviation within one."""
+    specks: float
+    """Share of the labels' connected components that have fewer than FEW_VOXELS voxels."""
+
+    @classmethod
+    def of(cls, shards: ShardSet) -> "Summary":
+        numbers = np.unique(np.linspace(0, len(shards) - 1, MAX_PATCHES).round().astype(int))
+        fractions, means, contrasts, sizes = [], [], [], []
+        for i in map(int, numbers):
+            image_XYZ, label_XYZ = shards.pair(i)
+            fractions.append(float(label_XYZ.mean()))
+            means.append(float(image_XYZ.mean()))
+            contrasts.append(float(image_XYZ.std()))
+            components_XYZ, _ = ndimage.label(label_XYZ, np.ones((3, 3, 3)))
+            sizes.append(np.bincount(components_XYZ.ravel())[1:])
+        low, high = np.percentile(means, [5, 95])
+        all_sizes = np.concatenate(sizes)
+        specks = float(np.mean(all_sizes < FEW_VOXELS)) if len(all_sizes) else 0.0
+        contrast = float(np.median(contrasts))
+        return cls(fractions.count(0.0), len(numbers), float(np.mean(fractions)), low, high, contrast, specks)
+
+    def line(self) -> str:
+        return (
+            f"{self.num_empty} of {self.num_patches} labels empty, vessel fraction {self.vessel_fraction:.3g}, "
+            f"{self.specks:.0%} of components under {FEW_VOXELS} voxels; "
+            f"patch means {self.low:.0f} to {self.high:.0f}, contrast within a patch {self.contrast:.1f}"
+        )
+
+    def differences(self, training: "Summary") -> list[str]:
+        """What differs by more than FAR allows."""
+        pairs = {
+            "vessel fraction": (self.vessel_fraction, training.vessel_fraction),
+            "range of patch means": (self.high - self.low, training.high - training.low),
+            "contrast within patches": (self.contrast, training.contrast),
+        }
+        far = {name: (a, b) for name, (a, b) in pairs.items() if not b / FAR[name] <= a <= b * FAR[name]}
+        return [f"{name} {a:.3g} against {b:.3g}" for name, (a, b) in far.items()]
+
+
+def log_comparison(synthetic: ShardSet, run: RunDir) -> None:
+    """Logs both sets' summaries; a warning where they are far apart, or nothing is labelled."""
+    summary = Summary.of(synthetic)
+    log.info(f"at label threshold {synthetic.label_threshold:g}: {summary.line()}")
+    folder = shards_dir(run.config("train_gan").data.cohort_dir, "gan", "train")
+    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
+        log.info(f"not compared with the training set, which is not in {folder}")
+        differences = [] if summary.vessel_fraction else ["no label has a vessel"]
+    else:
+        training = Summary.of(ShardSet(folder))
+        log.info(f"training set: {training.line()}")
+        differences = summary.differences(training)
+    if differences:
+        log.warning(
+            f"{synthetic.folder}: not like the training set: {'; '.join(differences)}; train longer, or choose a "
+            "label threshold with evaluate=label_threshold"
+        )
