@@ -22,8 +22,8 @@ def project(repository: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def wheel_names(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """File names inside a wheel built from a copy of what is tracked or new, without a network."""
+def wheel(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of what is tracked or new, without a network."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     skip = shutil.ignore_patterns(".git", ".venv", "work", "build", "*.egg-info", "__pycache__", ".*_cache", "tests")
@@ -35,6 +35,11 @@ def wheel_names(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> l
     )
     assert done.returncode == 0, done.stderr
     (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def wheel_names(wheel: Path) -> list[str]:
     return zipfile.ZipFile(wheel).namelist()
 
 
@@ -56,6 +61,18 @@ def test_the_packages_listed_are_the_folders(repository: Path, project: dict) ->
     folders = {".".join(p.parent.relative_to(repository).parts) for p in python_files(repository)}
     assert set(project["tool"]["setuptools"]["packages"]) == folders | {"vesselgan.configs"}
     assert all((repository / folder.replace(".", "/") / "__init__.py").is_file() for folder in folders)
+
+
+def test_the_wheel_needs_no_checkout(wheel: Path, tmp_path: Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    (entries,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
+    assert "vesselgan = vesselgan.cli.main:main" in entries.read_text()
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    where = "import vesselgan.cli.main as m; print(m.__file__)"
+    for words in (["-c", where], ["-m", "vesselgan", "train-gan", "variant=sn", "--print_config"]):
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        assert str(tmp_path) in done.stdout or "width: 512" in done.stdout
 
 
 def requirement_names(requirements: list[str]) -> set[str]:

@@ -1,5 +1,7 @@
 """`vesselgan COMMAND`: which commands there are, and whose cohort they are about."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -125,3 +127,15 @@ def test_python_m_vesselgan_lists_the_commands(tmp_path):
         [sys.executable, "-m", "vesselgan"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert "build-shards" in result.stdout
+
+
+@pytest.mark.parametrize("name", cli.STAGES)
+def test_the_examples_of_help_compose(name):
+    text = (cli.STAGES[name].__doc__ or "").replace("\\\n", " ")
+    examples = re.findall(r"(?:vesselgan|--module vesselgan) ([a-z-]+) ?(.*)", text)
+    examples = [words for command, words in examples if command == name.replace("_", "-")]
+    assert examples
+    for words in examples:
+        typed = shlex.split(words, comments=True)
+        overrides = [f"run={word}" if name == "status" else word for word in typed if not word.startswith("--")]
+        compose.compose(name, [word for word in overrides if "=" in word])

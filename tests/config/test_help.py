@@ -1,5 +1,7 @@
 """--help: every setting with its default, its choices and the sentence of the schema, at the terminal's width."""
 
+import re
+
 import pytest
 
 from vesselgan.config import compose, help
@@ -10,8 +12,10 @@ from vesselgan.core.errors import UsageError
 def test_every_setting_stands_in_the_help(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     text = help.settings_help(command)
+    entries = dict(re.findall(r"\n  ([\w.]+)(?==|  \()((?:.*(?:\n {6}.*)*))", text))
     for key in compose.keys_of(compose.COMMANDS[command]):
-        assert f"\n  {key}=" in text or f"\n  {key}  (" in text, key
+        sentence = entries[key].split(")\n", 1)[1:]
+        assert sentence and sentence[0].strip(), f"{key} has no sentence in the schema"
     for group, choices in compose.groups_of(command).items():
         assert all(choice in text for choice in choices), group
     assert max(len(line) for line in text.splitlines() if " " in line.strip()) <= 60

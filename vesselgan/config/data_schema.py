@@ -12,7 +12,9 @@ class Layout:
     `{session}` for one of several visits, `*` for anything inside one name."""
 
     image: str
+    """The angiogram."""
     label: str | None
+    """Its vessel label; null: none (such a cohort is only segmented)."""
     mask: str | None
     """Brain mask; null: none (intracranial scores are then refused)."""
 
@@ -24,7 +26,9 @@ class Split:
     train: int | None = field(metadata=NOT_NEGATIVE)
     """0 for an external cohort, on which models of another one are only tested."""
     validation: int = field(metadata=NOT_NEGATIVE)
+    """Subjects on which checkpoints, thresholds and settings are chosen."""
     test: int | None = field(metadata=NOT_NEGATIVE)
+    """Subjects that nothing is chosen on."""
     seed: int = field(metadata=NOT_NEGATIVE)
     csv: str | None
     """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
@@ -41,6 +45,7 @@ class Data:
             "must be a plain name of one folder",
         )
     )
+    """What the cohort is called: in results, in reports, and by default as its folder below work_dir."""
     root: str
     """Folder of the NIfTI files."""
     cohort_dir: str
@@ -86,6 +91,7 @@ class Prepare:
     reflect_pad: bool
     """Reflect a volume thinner than the patch at its far edge; false: such a volume is an error."""
     pairs_per_shard: int = field(metadata=POSITIVE)
+    """At most so many pairs in one HDF5 file."""
     follow_links: bool
     """Read volumes that a link places outside data.root; false: such a link is an error."""
     quarantine: bool
@@ -169,8 +175,11 @@ class Phantom:
     """A synthetic full-head TOF cohort."""
 
     num_subjects: int = field(metadata=POSITIVE)
+    """How many heads."""
     shape: list[int] = field(metadata=THREE_SIZES)
+    """Voxels of a volume along X, Y, Z."""
     spacing_mm: list[float] = field(metadata=THREE_SIZES)
+    """Edges of a voxel."""
     seed: int = field(metadata=NOT_NEGATIVE)
     slab_mm: float = field(metadata=POSITIVE)
     """Height of one slab of the scan, in mm of a head of adult size."""

@@ -46,7 +46,9 @@ class StudyImages:
     extractor: str | None = field(metadata=EXTRACTOR)
     """As in image scores; null: `medicalnet`, once its weights are given."""
     weights: str | None
+    """As in image scores."""
     weights_sha256: str | None = field(metadata=SHA256)
+    """As in image scores."""
 
 
 @dataclass

@@ -18,6 +18,20 @@ from vesselgan.core.errors import UsageError
 
 NO_DEFAULT = "???"
 INTERPOLATION = re.compile(r"\$\{\.*([\w.]+)\}")
+EVERYWHERE = {
+    "work_dir": "Folder below which cohorts, runs, results and reports lie unless they are named.",
+    "seed": "The same seed gives the same result.",
+    "checkpoint": "Name of the checkpoint; null: the newest complete one, of a finished U-Net the best.",
+    "patch_shape": "Voxels of a patch along X, Y, Z.",
+    "batch_size": "Patches that are computed at a time.",
+    "learning_rate": "Adam's.",
+    "learning_rate_critic": "Adam's, for the critic.",
+    "learning_rate_generator": "Adam's, for the generator.",
+    "log_every": "Steps between logged means.",
+    "num_workers": "Processes that read shards; 0: the training process itself.",
+    "update_mparameters_per_s_shared": "The same of each rank while ranks_per_node are at work on one batch.",
+}
+"""What means the same wherever it stands."""
 COMMAND = re.compile("(vesselgan|deepspeed|srun|python|mpiexec) ")
 MIN_WIDTH = 40
 PLAIN_TYPES = {"list[str]": "list of texts", "list[int]": "list of whole numbers", "list[float]": "list of numbers"}
@@ -127,7 +141,8 @@ def _setting(group: str, kind: type, field: dataclasses.Field[Any], defaults: di
     if "rule" in field.metadata:
         message = field.metadata["rule"][1].removeprefix("must ").removeprefix("be ").removeprefix("lie ")
         allowed = [message] if message.startswith("one of") else [*allowed, message]
-    return wrapped(f"{key}{default}  ({', '.join(allowed)})", field_docs(kind).get(field.name, ""))
+    docs = field_docs(kind)
+    return wrapped(f"{key}{default}  ({', '.join(allowed)})", docs.get(field.name) or EVERYWHERE.get(field.name, ""))
 
 
 def _text(value: Any) -> str:

@@ -58,6 +58,7 @@ class Generate:
     """Run directory of a GAN."""
     checkpoint: str | None
     num_patches: int = field(metadata=POSITIVE)
+    """How many pairs (paper: 11,750 for a U-Net)."""
     seed: int = field(metadata=NOT_NEGATIVE)
     weights: str | None = field(metadata=WEIGHTS)
     """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
@@ -67,6 +68,7 @@ class Generate:
     """Label threshold that the manifest recommends to readers and that the NIfTI labels use; null: the variant's."""
     batch_size: int = field(metadata=POSITIVE)
     nifti: bool
+    """Write every pair as NIfTI too, into OUT/nifti."""
     out: str | None
     """Null: run/synthetic."""
     runtime: Runtime
@@ -76,8 +78,10 @@ class Generate:
 class TrainUnet:
     work_dir: str
     run_dir: str | None
+    """Null: work_dir/runs/unet-<source>-<hash of the configuration>."""
     checkpoint: str | None
     allow_config_change: list[str]
+    """Settings, or groups of them, that may change when a run resumes."""
     data: LearningData
     unet: UnetRun
     synthetic: str | None
@@ -94,9 +98,13 @@ class Segment:
     """A NIfTI file or a folder of them; null: the cohort's `split`."""
     data: Data
     split: str = field(metadata=SPLITS)
+    """Subjects that are segmented where no `input` is named."""
     out: str
+    """Folder of the predicted labels; the same command resumes there."""
     threshold: float = field(metadata=SHARE)
+    """Voxels of at least this probability are vessel."""
     overlap: float = field(metadata=SHARE_BELOW_1)
+    """Share of a window that its neighbour covers too."""
     batch_size: int = field(metadata=POSITIVE)
     min_component_voxels: int | None = field(metadata=POSITIVE)
     """Remove connected parts of fewer voxels; null: none, as in the paper."""
@@ -118,6 +126,7 @@ class Evaluate:
     name: str
     """What the result is called in tables."""
     predictions: str | None
+    """Folder of predicted labels, SUBJECT.nii.gz, as `segment` writes it (segmentation)."""
     error_maps: str | None
     """Folder for error maps of each prediction, with pictures; null: none."""
     fit_cohort: str | None
@@ -127,16 +136,19 @@ class Evaluate:
     labels: LabelSweep
     data: Data
     split: str = field(metadata=SPLITS)
+    """Subjects that are scored."""
     image: ImageScores
     memorisation: Memorisation
     work_dir: str
     out: str
+    """The result, a JSON file."""
     runtime: Runtime
 
 
 @dataclass
 class Report:
     results: str
+    """Folder of the results, one JSON file each."""
     runs: list[str]
     """Run directories of GANs whose losses and samples are shown."""
     synthetic: list[str]
@@ -147,6 +159,7 @@ class Report:
     """Folder of error maps, <source>/<cohort>/<subject>.png; null: none."""
     data: Data
     out: str
+    """Folder of the page, its tables and figures."""
     work_dir: str
 
 
@@ -159,6 +172,7 @@ class Plan:
     ranks: list[int] = field(
         metadata=rule(lambda v: len(v) > 0 and all(n > 0 for n in v), "must be a list of counts above 0, such as [1,8]")
     )
+    """Numbers of ranks to plan for."""
     train: Train
     num_pairs: int = field(metadata=POSITIVE)
     """Training patches (paper: 2,350); with train.epochs they give the steps."""

@@ -58,11 +58,13 @@ class Variant:
     """How samples are learned: a GAN's networks and losses (a row of the paper's comparison) or a flow's; optimizer."""
 
     name: str
+    """The row's name, from which runs are named."""
     width: int = field(
         metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
     )
     """Generator channels at the start, critic channels at the end (paper: 512, complex 1024); a flow's at the top."""
     latent_size: int = field(metadata=POSITIVE)
+    """Values of the noise that a sample is made from (GAN)."""
     critic_norm: str | None = field(metadata=one_of("instance", "spectral"))
     """`instance` or `spectral`; null: there is no critic (flow)."""
     generator_norm: str | None = field(metadata=one_of("batch", "group"))
@@ -104,6 +106,7 @@ class Train:
     """Patches that a rank's critic sees at a time (gradient accumulation); null: its slice, batch_size / ranks. The
     update is the same. The generator, whose BatchNorm needs the whole batch, sees its slice at once."""
     epochs: int = field(metadata=POSITIVE)
+    """Passes over the training patches."""
     max_steps: int | None = field(metadata=POSITIVE)
     """Stop after so many generator steps; null: epochs decide."""
     max_minutes: float | None = field(metadata=POSITIVE)
@@ -111,6 +114,7 @@ class Train:
     seed: int = field(metadata=NOT_NEGATIVE)
     log_every: int = field(metadata=POSITIVE)
     image_every: int = field(metadata=POSITIVE)
+    """Generator steps between sample images."""
     checkpoint_every: int = field(metadata=POSITIVE)
     """Generator steps between checkpoints."""
     keep_last: int = field(metadata=POSITIVE)
@@ -129,9 +133,11 @@ class Machine:
     """Rates of a rank's machine, as `launch/benchmark.py target=machine` measures them."""
 
     description: str
+    """Which machine, measured when."""
     device: str = field(metadata=DEVICE)
     """`cpu` or `cuda`."""
     ranks_per_node: int = field(metadata=POSITIVE)
+    """Ranks that share a node's memory and links."""
     tflop_per_s: float = field(metadata=POSITIVE)
     """10^12 operations of a training step that a patch more in it adds, with one rank at work."""
     tflop_per_s_shared: float = field(metadata=POSITIVE)
@@ -189,18 +195,23 @@ class Unet:
     filters: list[int] = field(
         metadata=rule(lambda v: len(v) >= 2 and all(n > 0 for n in v), "must be two or more channel counts above 0")
     )
+    """Channels of each level, from the finest on."""
     dropout: float = field(metadata=SHARE_BELOW_1)
+    """Share of features that is dropped in training."""
     learning_rate: float = field(metadata=POSITIVE)
     precision: str = field(metadata=PRECISION)
+    """As for the GAN: fp32, fp16 or bf16, of weights and activations."""
     batch_size: int = field(metadata=POSITIVE)
     """Samples per step over all ranks."""
     batch_per_gpu: int | None = field(metadata=POSITIVE)
+    """Samples that a rank sees at a time (gradient accumulation); null: its slice of the batch."""
     max_steps: int = field(metadata=POSITIVE)
     """Optimizer steps; the same number for real, synthetic and both, so that sources are compared at equal effort."""
     validate_every: int = field(metadata=POSITIVE)
     """Steps between validations on the real validation patches; a checkpoint is written at each."""
     log_every: int = field(metadata=POSITIVE)
     keep_last: int = field(metadata=POSITIVE)
+    """Checkpoints kept beside the best."""
     max_skipped_steps: int = field(metadata=POSITIVE)
     """Steps in a row that may be skipped for a loss or gradient that is not finite, as for the GAN (exit 5)."""
     num_workers: int = field(metadata=NOT_NEGATIVE)
