@@ -13,7 +13,7 @@ from vesselgan.report.training import section as training_section
 
 
 def said(*results: dict, variants: dict | None = None) -> str:
-    return in_words(in_paper_order(from_results(results, ["dice", "bavd_mm"], variants or {})))
+    return " ".join(in_words(in_paper_order(from_results(results, ["dice", "bavd_mm"], variants or {})))).strip()
 
 
 def test_the_sentence_compares_synthetic_with_real_and_threshold(four_results):
@@ -38,11 +38,11 @@ def test_the_sentence_compares_synthetic_with_real_and_threshold(four_results):
         ({"real": 0.8, "threshold": 0.6}, "real patches reaches Dice 0.80 on 2 whole test volumes, more than the best"),
         (
             {"threshold": 0.6},
-            "The best single threshold reaches Dice 0.60 on 2 whole test volumes. No U-Net was scored",
+            "The best single threshold reaches Dice 0.60 on 2 whole test volumes; no U-Net was scored",
         ),
         (
             {"synthetic": 0.4, "shuffled": 0.41},
-            "Shuffled labels do as well (0.41), so its own labels taught it nothing.",
+            "Shuffled labels do as well (0.41), so the synthetic labels taught it nothing.",
         ),
         ({"synthetic": 0.4, "real": 0.8, "both": 0.85}, "Real and synthetic patches together reach 0.85."),
     ],
@@ -56,13 +56,13 @@ def test_the_best_of_several_generators_is_named(make_result):
         return make_result(name, dice) | {"segmented_with": {"source": "synthetic"}, "gan": {"run": name}}
 
     text = said(of("a", 0.4), of("b", 0.6), variants={"a": "sn", "b": "c_sn_mp"})
-    assert "on those of c-SN-MP, the best of 2 generators, a U-Net reaches Dice 0.60" in text
+    assert text.startswith("A U-Net trained on synthetic patches alone (of c-SN-MP, the best of 2 generators) reaches")
 
 
 def test_a_private_generator_stands_with_its_budget(make_result):
     privacy = {"epsilon": 1200.0, "delta": 1e-4, "unit": "patch", "noise_multiplier": 0.3}
     private = make_result("synthetic", 0.3) | {"segmented_with": {"privacy": privacy}}
-    assert "private steps (epsilon 1.2e+03 per patch at delta 0.0001: no differential privacy)" in said(private)
+    assert "noised steps, epsilon 1.2e+03 per patch at delta 0.0001: no differential privacy)" in said(private)
 
 
 def test_another_cohort_adds_a_sentence(make_result, four_results):
@@ -70,7 +70,8 @@ def test_another_cohort_adds_a_sentence(make_result, four_results):
     for row in made["rows"]:
         row["scores"]["far"] = row["scores"]["phantom"]
     made["cohorts"].append("far")
-    assert in_words(made).endswith("On 2 volumes of far, which nothing was trained on: 0.80, real patches 0.90.")
+    text = "On 2 volumes of far, where nothing was trained, synthetic ones reach 0.80, real patches 0.90."
+    assert in_words(made)[1] == text
 
 
 def test_few_volumes_are_a_warning(four_results):
@@ -80,8 +81,18 @@ def test_few_volumes_are_a_warning(four_results):
     assert table.frame.loc["real"].tolist() == ["0.900", "0.50", "0.900", "0.50"]
 
 
+def test_a_study_alone_is_a_report(road, four_results):
+    study = from_results(four_results, ["dice", "bavd_mm"], {})
+    study |= {"job": "comparison", "format_version": 1, "name": "main", "unet_steps": 5, "units": {}}
+    for path in (road / "results").iterdir():
+        path.unlink()
+    (road / "results/comparison.json").write_text(json.dumps(study))
+    text = page.report(compose("report", [f"work_dir='{road}'", "runs=[]"])).read_text()
+    assert "alone reaches Dice 0.80" in text and "Study main" in text and "Appendix" not in text
+
+
 def test_nothing_scored_is_said():
-    assert answer([from_results([], ["dice"], {})], [], None, {}, []).sentences[0].startswith("No U-Net was scored yet")
+    assert answer([from_results([], ["dice"], {})], [], None, {}, []).sentence.startswith("No U-Net was scored yet")
     assert not any(by_kind(from_results([], ["dice"], {})).values())
 
 

@@ -1,6 +1,6 @@
 """The head of the page: the answer in a sentence, a chart and four pictures, a table, warnings."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,9 @@ Row = dict[str, Any]
 class Answer:
     """What stands above the sections of the page."""
 
-    sentences: list[str] = field(default_factory=lambda: [NOTHING])
-    """The first is the headline; one for each comparison."""
+    sentence: str = NOTHING
+    further: list[str] = field(default_factory=list)
+    """What else the first comparison says, and the sentences of the others."""
     blocks: list[Block] = field(default_factory=list)
     """Chart and table."""
     pictures: list[Block] = field(default_factory=list)
@@ -60,8 +61,10 @@ def answer(
     if not scored:
         return Answer(pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
-    sentences = [in_words(first), *(f"{comparison['name']}: {in_words(comparison)}" for comparison in others)]
-    return Answer(sentences, [_chart(first), *_table(first)], _pictures(first, real, galleries), warnings)
+    sentence, further = in_words(first)
+    more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others)]
+    pictures = _pictures(first, real, galleries)
+    return Answer(sentence, [text for text in more if text], [_chart(first), *_table(first)], pictures, warnings)
 
 
 def by_kind(comparison: Row) -> dict[str, list[Row]]:
@@ -82,8 +85,8 @@ def _dice(row: Row, cohort: str) -> float | None:
     return None if summary is None else float(summary["mean"])
 
 
-def in_words(comparison: Row) -> str:
-    """What the scores of the first cohort say, and of the best source those of the other cohorts."""
+def in_words(comparison: Row) -> tuple[str, str]:
+    """(What the scores of the first cohort say, what else is worth a sentence)."""
     cohort = comparison["cohorts"][0]
     sources = by_kind(comparison)
     best = next(iter([*sources["synthetic"], *sources[PRIVATE]]), None)
@@ -92,40 +95,43 @@ def in_words(comparison: Row) -> str:
     if best is None:
         return _without_synthetic(comparison, real, threshold)
     value = _dice(best, cohort) or 0.0
-    texts = [f"{_subject(best, len(sources[best['kind']]))} reaches Dice {value:.2f} on {_volumes(best, comparison)}"]
+    text = f"{_subject(best, len(sources[best['kind']]))} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
     against = "" if threshold is None else f"{_than(value, threshold)} the best single threshold ({threshold:.2f})"
-    if real:
-        texts[0] += f": {value / real:.2f} of one trained on real patches ({real:.2f}){against and f', and {against}'}."
-        texts += [] if against else ["No threshold was scored beside it."]
+    if real is not None:
+        share = f"{value / real:.2f} of one" if real else "where one"
+        beside = f"{share} trained on real patches {'' if real else 'reaches '}({real:.2f})"
+        text += f": {beside}, and {against}." if against else f": {beside}. No threshold was scored beside it."
     elif against:
-        texts[0] += f", {against}."
-        texts.append("No U-Net was trained on real patches, so what synthetic ones cost is not known.")
+        text += f", {against}. No U-Net was trained on real patches, so what synthetic ones cost is not known."
     else:
-        texts[0] += "."
-        texts.append("There is nothing to compare it with: neither real patches nor a threshold were scored.")
+        text += ". There is nothing to compare it with: neither real patches nor a threshold were scored."
+    return text, " ".join(_further(best, value, sources, dice, comparison))
+
+
+def _further(
+    best: Row, value: float, sources: dict[str, list[Row]], dice: dict[str, float | None], comparison: Row
+) -> Iterator[str]:
+    """Controls, further kinds of training data, further cohorts."""
     shuffled = dice.get("shuffled")
     if shuffled is not None and shuffled > value - EQUAL:
-        texts.append(f"Shuffled labels do as well ({shuffled:.2f}), so its own labels taught it nothing.")
-    if "both" in dice:
-        texts.append(f"Real and synthetic patches together reach {dice['both']:.2f}.")
-    if best["kind"] != PRIVATE and PRIVATE in dice:
-        texts.append(f"{_private(sources[PRIVATE][0])}: {dice[PRIVATE]:.2f}.")
-    texts += [_elsewhere(best, sources, comparison, other) for other in comparison["cohorts"][1:]]
-    return " ".join(filter(None, texts))
+        yield f"Shuffled labels do as well ({shuffled:.2f}), so the synthetic labels taught it nothing."
+    if (both := dice.get("both")) is not None:
+        yield f"Real and synthetic patches together reach {both:.2f}."
+    if best["kind"] != PRIVATE and (private := dice.get(PRIVATE)) is not None:
+        row = sources[PRIVATE][0]
+        yield f"Patches of {model_of(row)} with noised steps ({budget(row['privacy'])}) reach {private:.2f}."
+    for cohort in comparison["cohorts"][1:]:
+        if (elsewhere := _dice(best, cohort)) is not None:
+            real = next((_dice(row, cohort) for row in sources["real"]), None)
+            number = counted(_scores(best, cohort)["dice"]["n"], "volume")
+            beside = f", real patches {real:.2f}" if real is not None else ""
+            yield f"On {number} of {cohort}, where nothing was trained, synthetic ones reach {elsewhere:.2f}{beside}."
 
 
 def _subject(row: Row, count: int) -> str:
-    if row["kind"] == PRIVATE:
-        return (
-            f"A U-Net trained on synthetic patches alone, of a generator with private steps ({budget(row['privacy'])}),"
-        )
-    if count == 1:
-        return "A U-Net trained on synthetic patches alone"
-    return f"Trained on synthetic patches alone, on those of {model_of(row)}, the best of {count} generators, a U-Net"
-
-
-def _private(row: Row) -> str:
-    return f"With private steps ({budget(row['privacy'])})"
+    about = [f"of {model_of(row)}, the best of {count} generators"] if count > 1 else []
+    about += [f"made with noised steps, {budget(row['privacy'])}"] if row["kind"] == PRIVATE else []
+    return "A U-Net trained on synthetic patches alone" + (f" ({'; '.join(about)})" if about else "")
 
 
 def _than(value: float, other: float) -> str:
@@ -138,26 +144,16 @@ def _volumes(row: Row, comparison: Row) -> str:
     return counted(number, f"whole {comparison.get('split', 'test')} volume")
 
 
-def _without_synthetic(comparison: Row, real: float | None, threshold: float | None) -> str:
+def _without_synthetic(comparison: Row, real: float | None, threshold: float | None) -> tuple[str, str]:
     best = next(row for rows in by_kind(comparison).values() for row in rows)
     volumes = _volumes(best, comparison)
     if real is not None:
-        against = f", {_than(real, threshold)} the best single threshold ({threshold:.2f})" if threshold else ""
+        against = "" if threshold is None else f", {_than(real, threshold)} the best single threshold ({threshold:.2f})"
         text = f"A U-Net trained on real patches reaches Dice {real:.2f} on {volumes}{against}."
-        return f"{text} None was trained on synthetic patches alone yet."
+        return text, "None was trained on synthetic patches alone yet."
     if threshold is not None:
-        return f"The best single threshold reaches Dice {threshold:.2f} on {volumes}. {NOTHING}"
-    return NOTHING
-
-
-def _elsewhere(best: Row, sources: dict[str, list[Row]], comparison: Row, cohort: str) -> str:
-    """The best source's Dice on another cohort."""
-    if (value := _dice(best, cohort)) is None:
-        return ""
-    real = next((_dice(row, cohort) for row in sources["real"]), None)
-    number = counted(_scores(best, cohort)["dice"]["n"], "volume")
-    beside = f", real patches {real:.2f}" if real is not None else ""
-    return f"On {number} of {cohort}, which nothing was trained on: {value:.2f}{beside}."
+        return f"The best single threshold reaches Dice {threshold:.2f} on {volumes}; no U-Net was scored yet.", ""
+    return NOTHING, ""
 
 
 def _warnings(comparison: Row) -> list[str]:
@@ -217,7 +213,7 @@ def _table(comparison: Row) -> list[Block]:
     heads = pd.MultiIndex.from_tuples([(REGIONS[region], SHOWN[metric][0]) for region, metric in columns])
     titles = [row["title"].replace("; ", "\n") for row in sources]
     number = _scores(sources[0], cohort)["dice"]["n"]
-    sd = " (SD)" if number >= MIN_FOR_SPREAD else ""
+    sd = " and SD" if number >= MIN_FOR_SPREAD else ""
     frame = pd.DataFrame(rows, index=titles, columns=heads, dtype=object)
     caption = (
         f"mean{sd} over {counted(number, 'volume')} of {cohort}. Dice: overlap with the label, 1 is perfect. bAVD: "
@@ -228,7 +224,10 @@ def _table(comparison: Row) -> list[Block]:
 
 
 def _cell(summary: Row | None, digits: int) -> str:
-    return "\N{EN DASH}" if summary is None else mean_sd(summary["mean"], summary["sd"], digits, n=summary["n"])
+    if summary is None:
+        return "\N{EN DASH}"
+    mean, _, sd = mean_sd(summary["mean"], summary["sd"], digits, n=summary["n"]).partition(" ")
+    return f"{mean}\nSD {sd.strip('()')}" if sd else mean
 
 
 def _pictures(comparison: Row | None, real: Gallery | None, galleries: dict[Path, Gallery]) -> list[Block]:

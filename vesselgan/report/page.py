@@ -107,8 +107,8 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
         scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only)
         for group, members in groups.items()
     ]
-    appendix = [table_3.section(single) for single in singles.values()]
-    if not studies and not groups:
+    appendix = [_titled(table_3.section(single), group[0], is_only) for group, single in singles.items()]
+    if not comparisons:
         appendix = [table_3.section(_comparison_of([], runs))]
     agreed = agreement.section(results, comparisons)
     sections = [
@@ -121,7 +121,7 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
         deviations.section(runs),
-        *(_titled(section, group[0], is_only) for section, group in zip(appendix, singles or [("", "")], strict=True)),
+        *appendix,
         provenance.section(config, results, runs),
     ]
     return answer.answer(comparisons, runs, real, galleries, results), sections

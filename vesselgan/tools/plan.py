@@ -111,9 +111,8 @@ def costs(config: Plan) -> dict[str, Any]:
         mechanism, critic_steps = _mechanism(config)
         steps, privacy = critic_steps // config.variant.n_critic, _privacy(mechanism, critic_steps)
     tflop_per_step = flop / 1e12
-    for rank_plan in rank_plans:
-        is_its_device = config.machine.device == config.device
-        rank_plan["hours"] = steps * rank_plan["step"]["step_ms"] / 3.6e6 if is_its_device else None
+    for one in rank_plans if config.machine.device == config.device else ():
+        one["hours"] = steps * one["step"]["step_ms"] / 3.6e6
     width, precision = config.variant.width, config.variant.precision
     return {
         "variant": config.variant.name,
