@@ -244,3 +244,10 @@ def test_a_comparison_that_lacks_something_is_refused():
     with pytest.raises(DataError, match="rows"):
         comparisons([{key: value for key, value in comparison().items() if key != "rows"}])
     assert comparisons([{"job": "segmentation"}]) == []
+    for damage in ({"rows": 3}, {"rows": [{}]}, {"rows": [comparison()["rows"][0] | {"title": 3}]}, {"cohorts": []}):
+        with pytest.raises(DataError, match="damaged"):
+            comparisons([comparison() | damage])
+    text = comparison()
+    text["rows"][0]["scores"]["first"]["all"]["dice"] = {"mean": "0.9"}
+    with pytest.raises(DataError, match="damaged"):
+        comparisons([text])

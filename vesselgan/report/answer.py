@@ -1,5 +1,6 @@
 """The head of the page: the answer in a sentence, a chart and four pictures, a table, warnings."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +8,11 @@ from typing import Any
 
 import pandas as pd
 
-from vesselgan.formats.shards import content_hash
 from vesselgan.metrics.statistics import MIN_PATIENTS
+from vesselgan.privacy.attacks.copies import OPEN
 from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, counted, mean_sd
 from vesselgan.report.runs import Run
-from vesselgan.report.samples import Gallery
+from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
 from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of
 from vesselgan.report.tables import REGIONS
@@ -57,7 +58,9 @@ def answer(
     scored = [comparison for comparison in scored if any(by_kind(comparison).values())]
     warnings = [text for comparison in scored for text in _warnings(comparison)]
     warnings += [f"{run.title}: {text}." for run in runs for text in run.warnings]
-    warnings += _closed_gates(galleries, results)
+    for gallery in galleries.values():
+        gates = [gate for gate in audits_of(gallery.shards, results) if gate[0] != OPEN]
+        warnings += [f"{gallery.title}: memorisation gate {verdict}: {reason}" for verdict, reason in gates]
     if not scored:
         return Answer(pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
@@ -82,7 +85,7 @@ def _scores(row: Row, cohort: str, region: str = "all") -> Row:
 
 def _dice(row: Row, cohort: str) -> float | None:
     summary = _scores(row, cohort).get("dice")
-    return None if summary is None else float(summary["mean"])
+    return None if summary is None or not math.isfinite(summary["mean"]) else float(summary["mean"])
 
 
 def in_words(comparison: Row) -> tuple[str, str]:
@@ -170,18 +173,6 @@ def _warnings(comparison: Row) -> list[str]:
     texts += [f"{title}: {counted(n, 'empty prediction')}." for title, n in empty_predictions(comparison).items()]
     if labels := empty_labels(comparison):
         texts.append(f"{counted(labels, 'test label')} without a vessel voxel.")
-    return texts
-
-
-def _closed_gates(galleries: dict[Path, Gallery], results: Sequence[Row]) -> list[str]:
-    """Memorisation gates of the shown patches that are not open."""
-    texts = []
-    for gallery in galleries.values():
-        content = content_hash(gallery.shards.folder)
-        for audit in results:
-            is_its = audit.get("job") == "memorisation" and audit.get("inputs", {}).get("synthetic shards") == content
-            if is_its and audit.get("verdict") not in (None, "open"):
-                texts.append(f"{gallery.title}: memorisation gate {audit['verdict']}; {audit.get('reason')}.")
     return texts
 
 

@@ -175,8 +175,8 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
     ]
 
 
-def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
-    """The verdicts of evaluate=memorisation on exactly these patches."""
+def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(verdict, reason) of every evaluate=memorisation on exactly these patches; raises DataError for a damaged one."""
     content = content_hash(synthetic.folder)
     verdicts = []
     for audit in results:
@@ -184,10 +184,15 @@ def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]
             continue
         if missing := AUDIT_KEYS - set(audit):
             raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; run its evaluation again")
-        if audit["inputs"].get("synthetic shards") == content:
+        if isinstance(audit["inputs"], dict) and audit["inputs"].get("synthetic shards") == content:
             override = audit["override_privacy_gate"]
             reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"
-            verdicts.append(Text(f"{reason}.", f"Memorisation gate: {audit['verdict']}."))
+            verdicts.append((str(audit["verdict"]), f"{reason}."))
+    return verdicts
+
+
+def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
+    verdicts = [Text(reason, f"Memorisation gate: {verdict}.") for verdict, reason in audits_of(synthetic, results)]
     return verdicts or [not_run("no result of evaluate=memorisation for these patches")]
 
 

@@ -63,9 +63,24 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the results of job `comparison`; raises DataError for one that lacks a key."""
     selected = [result for result in results if result.get("job") == "comparison"]
     for result in selected:
+        name = result.get("name")
         if missing := [key for key in ("name", "cohorts", "seeds", "rows", "units", "unet_steps") if key not in result]:
-            raise DataError(f"the comparison {result.get('name')!r} lacks {', '.join(missing)}; run its study again")
+            raise DataError(f"the comparison {name!r} lacks {', '.join(missing)}; run its study again")
+        try:
+            is_whole = bool(result["cohorts"]) and all(_is_row(row) for row in result["rows"])
+        except (AttributeError, TypeError, KeyError):
+            is_whole = False
+        if not is_whole:
+            raise DataError(f"the comparison {name!r} has no cohort or a damaged row; run its study again")
     return selected
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    summaries = [s for regions in row["scores"].values() for scores in regions.values() for s in scores.values()]
+    numbers = [s[key] for s in summaries for key in ("mean", "median", "n")]
+    numbers += [value for s in summaries for value in s["values"].values()]
+    texts = [row[key] for key in ("name", "kind", "title")]
+    return all(isinstance(text, str) for text in texts) and all(isinstance(n, int | float) for n in numbers)
 
 
 def table_of(comparison: dict[str, Any], name: str, region: str) -> pd.DataFrame:
