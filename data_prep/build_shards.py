@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from data_prep import build_state, lock, mpi, pseudonyms
+from data_prep import build_state, lock, mpi, pseudonyms, resolve_layout
 from data_prep.build_state import BuildState
 from data_prep.check import assign_splits, check_cohort, check_label_settings
 from data_prep.layouts import CohortFiles
@@ -61,6 +61,7 @@ class ShardRecords:
 def build(config: BuildShards, world: MpiWorld) -> None:
     """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
+    resolve_layout.resolve(data, world)
     cohort_files = mpi.run_on_rank0(world, lambda: find_cohort(data))
     with lock.exclusive(world, Path(data.cohort_dir) / ".build_shards.lock"):
         cohort = resolve_cohort(data, cohort_files, world)

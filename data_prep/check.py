@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_prep import mpi, patients, pseudonyms, qc, qc_page, splits
+from data_prep import mpi, patients, pseudonyms, qc, qc_page, resolve_layout, splits
 from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
@@ -309,6 +309,7 @@ def check(data: PreparedData, world: MpiWorld, *, with_page: bool = False) -> No
     `with_page`: write <cohort_dir>/qc.html, also for a cohort that cannot be used.
     """
     check_label_settings(data.prepare)
+    resolve_layout.resolve(data, world)
     if with_page:
         check_output_folder(data.cohort_dir, "data.cohort_dir", data.root)
     cohort_files = mpi.run_on_rank0(world, lambda: files_of(data))

@@ -1,14 +1,14 @@
 """Find a cohort's subjects and their files by the patterns of its layout; exact ids, whatever the folder's order.
 
 A pattern is a path below the cohort's root: `{subject}` stands for the subject's id, `{session}` for one of several
-visits, `*` for anything inside one name.
+visits, `*` for anything inside one name, `{a,b}` for one of several texts, `[...]` for a part that may be absent.
 """
 
 import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,8 @@ VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", 
 MAX_SHOWN = 5  # names of volumes in one warning
 # dcm2niix: IMG_Eq_1, IMG_Tilt_1, IMG1a
 _CONVERTER_SUFFIX = re.compile(r"(_eq(_\d+)?|_tilt(_\d+)?|(?<=\d)[a-z])+$")
-_TOKEN = re.compile(r"(\{subject\}|\{session\}|\*)")
+_TOKEN = re.compile(r"(\{subject\}|\{session\}|\{[^{}]*,[^{}]*\}|[*\[\]])")
+_OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def find_subjects(
         raise DataError(
             f"{root}: no file fits data.layout.image={patterns['image']!r}; "
             + (f"there are {', '.join(map(on_one_line, names[:3]))}, ..." if names else "the folder holds no files")
+            + _hint(root, names, patterns["image"])
         )
     subjects = [_subject_files(root, subject, patterns, matches, rename) for subject in ids]
     warnings = [
@@ -147,7 +149,7 @@ def _subject_files(
         if candidates:
             chosen[kind] = candidates[0].path
         else:
-            absent[kind] = root / pattern.replace("{subject}", subject).replace("{session}", image.session)
+            absent[kind] = root / _example(pattern, subject, image.session)
     return SubjectFiles(
         subject=rename(subject),
         image=image.path,
@@ -159,6 +161,28 @@ def _subject_files(
         ),
         absent=tuple(absent.values()),
     )
+
+
+def has_files(root: str | Path, pattern: str) -> bool:
+    """Whether any file below `root` fits the pattern."""
+    expression = re.compile(_expression(pattern))
+    return any(expression.fullmatch(name) for name in _list_files(Path(root), max_depth=pattern.count("/")))
+
+
+def _hint(root: Path, names: Sequence[str], pattern: str) -> str:
+    """The folder below `root` that would have been right."""
+    expression = re.compile(f"(?P<folder>.+)/{_expression(pattern)}")
+    fits = next((fit["folder"] for name in names if (fit := expression.fullmatch(name))), None)
+    return "" if fits is None else f"; it fits below data.root={on_one_line(str(root / fits))}"
+
+
+def _example(pattern: str, subject: str, session: str) -> str:
+    """The path that was looked for; alternatives and `*` stay, optional parts are those of the session."""
+
+    def keep(part: re.Match[str]) -> str:
+        return part[1] if session and "{session}" in part[1] else ""
+
+    return _OPTIONAL.sub(keep, pattern).replace("{subject}", subject).replace("{session}", session)
 
 
 def _skipped_sessions(subject: str, sessions: list[_Match], rename: Callable[[str], str]) -> str:
@@ -174,6 +198,8 @@ def _check_patterns(patterns: dict[str, str]) -> None:
         setting = f"data.layout.{kind}={pattern!r}"
         if "{subject}" not in pattern or pattern.startswith("/") or ".." in pattern.split("/"):
             raise UsageError(f"{setting}: must be a path below data.root that contains {{subject}}")
+        if any(sign in _OPTIONAL.sub("", pattern) for sign in "[]"):
+            raise UsageError(f"{setting}: a part that may be absent stands in [...], one after the other")
         if "{session}" in pattern and "{session}" not in patterns["image"]:
             raise UsageError(f"{setting}: has a {{session}} that data.layout.image has not; write * for any one visit")
 
@@ -215,12 +241,16 @@ def _expression(pattern: str) -> str:
 
     An id does not begin with a dot: it becomes a file's name later.
     """
-    first = {"{subject}": r"(?P<subject>[^/.][^/]*)", "{session}": "(?P<session>[^/]+)", "*": "[^/]*"}
-    repeated = {"{subject}": "(?P=subject)", "{session}": "(?P=session)", "*": first["*"]}
-    tokens = _TOKEN.split(pattern)
-    return "".join(
-        (repeated if token in tokens[:i] else first).get(token, re.escape(token)) for i, token in enumerate(tokens)
-    )
+    first = {"{subject}": r"(?P<subject>[^/.][^/]*)", "{session}": "(?P<session>[^/]+)"}
+    repeated = {"{subject}": "(?P=subject)", "{session}": "(?P=session)"}
+    tokens, signs = _TOKEN.split(pattern), {"*": "[^/]*", "[": "(?:", "]": ")?"}
+    texts = []
+    for i, token in enumerate(tokens):
+        if token[:1] == "{" and "," in token:
+            texts.append(f"(?:{'|'.join(map(re.escape, token[1:-1].split(',')))})")
+        else:
+            texts.append((signs | (repeated if token in tokens[:i] else first)).get(token, re.escape(token)))
+    return "".join(texts)
 
 
 def _list_files(root: Path, *, max_depth: int) -> Iterator[str]:

@@ -32,9 +32,9 @@ from vesselgan.core import atomic_io
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
+from vesselgan.formats.cohort import PHANTOM_SETTINGS
 from vesselgan.formats.nifti import format_sizes
 
-SETTINGS = "phantom.json"
 LAYOUT = Layout("{subject}/image.nii.gz", "{subject}/vessel.nii.gz", "{subject}/brain_mask.nii.gz")
 NAMES = ("image.nii.gz", "vessel.nii.gz", "brain_mask.nii.gz")
 
@@ -79,14 +79,14 @@ def check_root(config: MakePhantom) -> None:
     if root.exists() and not root.is_dir():
         raise DataError(f"data.root={root} is a file; give a folder")
     names = {name for name in (os.listdir(root) if root.exists() else []) if not name.startswith(".")}
-    names -= {SETTINGS + atomic_io.PARTIAL}
-    if SETTINGS in names:
-        _check_settings(root / SETTINGS, config.phantom)
-        _check_subjects(root, config.phantom, names - {SETTINGS})
+    names -= {PHANTOM_SETTINGS + atomic_io.PARTIAL}
+    if PHANTOM_SETTINGS in names:
+        _check_settings(root / PHANTOM_SETTINGS, config.phantom)
+        _check_subjects(root, config.phantom, names - {PHANTOM_SETTINGS})
     elif names:
         raise DataError(
-            f"{root} holds {', '.join(sorted(names)[:3])} and no {SETTINGS}: it is no phantom cohort and stays as "
-            "it is; give data.root=FOLDER or work_dir=FOLDER for a new one"
+            f"{root} holds {', '.join(sorted(names)[:3])} and no {PHANTOM_SETTINGS}: it is no phantom cohort and "
+            "stays as it is; give data.root=FOLDER or work_dir=FOLDER for a new one"
         )
 
 
@@ -95,9 +95,9 @@ def record_settings(config: MakePhantom) -> list[int]:
     check_root(config)
     root = Path(config.data.root)
     try:
-        atomic_io.write_text(root / SETTINGS, json.dumps(_settings(config.phantom), indent=2) + "\n")
+        atomic_io.write_text(root / PHANTOM_SETTINGS, json.dumps(_settings(config.phantom), indent=2) + "\n")
     except OSError as error:
-        raise ResourceError(f"{root / SETTINGS}: {atomic_io.describe(error)}") from error
+        raise ResourceError(f"{root / PHANTOM_SETTINGS}: {atomic_io.describe(error)}") from error
     return [n for n in range(1, config.phantom.num_subjects + 1) if not (root / subject_id(n)).is_dir()]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from data_prep import lock, mpi, pseudonyms
+from data_prep import lock, mpi, pseudonyms, resolve_layout
 from data_prep.check import check_label_settings
 from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
 from data_prep.mpi import MpiWorld
@@ -55,6 +55,7 @@ def preprocess(command: Command, world: MpiWorld) -> None:
     """Preprocess what is missing of the cohort. The errors of vesselgan.core.errors, on all ranks together."""
     config: Preprocess = command.config
     out, repair = Path(config.out), config.data.prepare.repair
+    resolve_layout.resolve(config.data, world)
     cohort_files, pipeline = mpi.run_on_rank0(world, lambda: prepare(config))
     with lock.exclusive(world, out / ".preprocess.lock"):
         started_s = time.monotonic()

@@ -16,6 +16,7 @@ from data_prep.qc_results import CheckResult, CohortReport
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import describe, write_text
 from vesselgan.core.errors import ResourceError
+from vesselgan.formats.cohort import is_phantom
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.viz import plots
 from vesselgan.viz.pages import render
@@ -58,6 +59,7 @@ def write_page(data: PreparedData, report: CohortReport, assigned: dict[str, str
         "subjects": "1 subject" if len(entries) == 1 else f"{len(entries)} subjects",
         "counts": {verdict: sum(e.verdict == verdict for e in entries) for verdict in ("ok", "warning", "UNUSABLE")},
         "warnings": report.warnings,
+        "shows_patients": not is_phantom(data.root),
         "entries": sorted(entries, key=lambda entry: (-entry.suspicion, entry.subject)),
         "axes": AXES,
         "time": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",

@@ -4,7 +4,8 @@
 #
 #     slurm/pipeline.sh [--dry-run] [--until STAGE] [SETTINGS]
 #
-# SETTINGS: a file with lines like the next ones, for what is different from them.
+# SETTINGS: a file with lines like the next ones, for what is different from them; slurm/phantom.settings and
+# slurm/pairs.settings are examples. --dry-run submits nothing and sums GPU-hours and starts.
 WORK=work
 NAME=paper                           # of the chain; several with VARIANTS of their own may share WORK
 COHORT=pegasus                       # data.name; its folder is WORK/COHORT
@@ -14,6 +15,8 @@ VARIANTS=(gp sn sn_mp c_sn_mp)       # GANs, each with every seed; 'dpgan varian
 SEEDS=(1 2 3)                        # of the GANs; the GANs of one seed are one study: the paper's tables, once
 PREPARE=() GAN=() STUDY=()           # settings of one command; of the U-Nets too: STUDY=('seeds=[1,2,3]')
 IMAGE=()                             # of evaluate=image: (image.weights=FILE); empty: patches are not scored by it
+CARD=                                # of launch/plan.py (A100), to estimate the GANs' hours in --dry-run
+PYTHON=(.venv/bin/python)            # for that estimate
 SBATCH_PREPARE=() SBATCH_GAN=() SBATCH_STUDY=() SBATCH_REPORT=() # for sbatch: --partition, --account, --gres, --time
 
 set -euo pipefail
@@ -112,6 +115,67 @@ submit() {
     printf '%s\n' "${job[$name]}" "$folder" >"$home/$name.job"
 }
 
+# asked OPTION TEMPLATE SBATCH-OPTION...: what sbatch is given for it, else what the template asks for.
+asked() {
+    local value word
+    value=$(sed -n "s/^#SBATCH --$1=//p" "slurm/$2.sbatch")
+    for word in "${@:3}"; do [[ $word != --"$1"=* ]] || value=${word#*=}; done
+    echo "$value"
+}
+
+# Hours of one GPU that a GAN of these words takes; nothing where plan knows no answer.
+declare -A known=()
+estimate() {
+    local words=() word json='' shards=$WORK/$COHORT/shards/gan/train/manifest.json text
+    for word in "$@"; do
+        [[ $word != preset=* ]] || return 0
+        [[ $word != variant[.=]* && $word != train.* || $word == train.seed=* ]] || words+=("$word")
+    done
+    text=${words[*]}
+    if [ -z "${known[$text]+yes}" ]; then
+        known[$text]=''
+        [ ! -f "$shards" ] || json=$(tr -d '[:space:]' <"$shards")
+        [[ ! $json =~ \"patch_shape\":(\[[0-9,]+\]) ]] || words+=("patch_shape=${BASH_REMATCH[1]}")
+        [[ ! $json =~ \"count\":([0-9]+),\"subjects\" ]] || words+=("num_pairs=${BASH_REMATCH[1]}")
+        json=$(PYTHONPATH=$PWD "${PYTHON[@]}" launch/plan.py "${words[@]}" --json) || true
+        [[ ! $json =~ \"hours_by_card\":[^}]*\""$CARD"\":\ ([0-9.]+) ]] || known[$text]=${BASH_REMATCH[1]}
+        [ -n "${known[$text]}" ] || echo "note: launch/plan.py knows no hours of $CARD for: $text" >&2
+    fi
+    hours=${known[$text]}
+}
+
+# sum_up NAME TEMPLATE SBATCH-OPTION...: the stage's GPU-hours, estimated or by its time limit, and the starts it takes.
+gpu_hours=0
+sum_up() {
+    local name=$1 task hours lines='' gpus nodes limit command
+    limit=$(asked time "${@:2}") nodes=$(asked nodes "${@:2}") gpus=$(asked gres "${@:2}")
+    case $gpus in gpu*:[0-9]*) gpus=${gpus##*:} ;; gpu*) gpus=1 ;; *) gpus=0 ;; esac
+    for task in ${waiting[$name]}; do
+        hours=''
+        mapfile -t command <<<"${words_of[$name $task]}"
+        [[ -z $CARD || $name != train_gan ]] || estimate "${command[@]}"
+        lines+="${hours:--}"$'\n'
+    done
+    lines=$(awk -v gpus="$gpus" -v nodes="${nodes:-1}" -v limit="$limit" -v card="$CARD" '
+        function many(n, noun) { return n " " noun (n == 1 ? "" : "s") }
+        BEGIN {
+            n = split(limit, d, "-"); k = split(d[n], t, ":"); gpus *= nodes
+            if (n > 1) most = 24 * d[1] + t[1] + t[2] / 60 + t[3] / 3600
+            else most = k == 1 ? t[1] / 60 : k == 2 ? t[1] / 60 + t[2] / 3600 : t[1] + t[2] / 60 + t[3] / 3600
+        }
+        $1 == "-" { bound += gpus * most; tasks++ }
+        $1 != "-" && NF { about += $1; left = $1 / (gpus ? gpus : 1); tasks++
+            for (starts++; left > most; left -= most) starts++ }
+        END {
+            text = many(tasks, "task") " of " many(gpus, "GPU") ", limit " limit
+            if (about) text = text sprintf(": about %.1f GPU-hours of %s, %s", about, card, many(starts, "start"))
+            if (bound) text = text sprintf(": at most %.1f GPU-hours at each start", bound)
+            printf "%.1f\n%s\n", about + bound, text
+        }' <<<"$lines")
+    echo "  $name: ${lines#*$'\n'}"
+    gpu_hours=$(awk -v a="$gpu_hours" -v b="${lines%%$'\n'*}" 'BEGIN { printf "%.1f", a + b }')
+}
+
 # stage NAME TEMPLATE SBATCH-OPTION...: submit what waits, to begin after all before it.
 after=''
 stage() {
@@ -138,6 +202,7 @@ stage() {
         mapfile -t command <<<"${words_of[$name $task]}"
         echo -n "  $name $task:" && show "${command[@]}"
     done
+    sum_up "$name" "${@:2}"
 }
 
 # dpgan-noise_multiplier-0.5 of dpgan variant.dp.noise_multiplier=0.5.
@@ -187,3 +252,4 @@ stage prepare prepare "${SBATCH_PREPARE[@]}"
 stage train_gan train_gan "${SBATCH_GAN[@]}"
 stage study study "${SBATCH_STUDY[@]}"
 stage report evaluate "${SBATCH_REPORT[@]}"
+[ -z "$is_dry" ] || echo "sum: $gpu_hours GPU-hours"

@@ -12,6 +12,7 @@ from data_prep import check, qc
 from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
+from vesselgan.formats.cohort import PHANTOM_SETTINGS
 
 ALONE = MpiWorld(0, 1, None)
 MakeCohort = Callable[..., PreparedData]
@@ -54,6 +55,13 @@ def test_the_page_fetches_nothing(cohort: MakeCohort) -> None:
     assert len(sources) == 9 and all(value.startswith("data:image/png;base64,") for value in sources)
     assert not re.search(r"https?:|<script|@import|url\((?!#)", page)
     assert "default-src 'none'" in page
+
+
+def test_patients_are_announced_and_phantoms_are_not(cohort: MakeCohort) -> None:
+    data = cohort(2)
+    assert "This page shows patient data" in page_of(data)
+    (Path(data.root) / PHANTOM_SETTINGS).write_text("{}")
+    assert "patient data" not in page_of(data)
 
 
 def test_names_are_escaped_and_paths_left_out(cohort: MakeCohort) -> None:

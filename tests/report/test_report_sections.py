@@ -60,7 +60,7 @@ def test_kendalls_tau_needs_three_unequal_scores():
 def test_our_models_are_joined_by_weights(make_result):
     image = {"name": "first", "scores": {"fid": {"mean": 0.5}, "prd_auc": {"mean": 0.6}}}
     synthetic = make_result("synthetic", 0.8) | {"gan": {"run": "a", "weights_sha256": "12"}}
-    made = table_3_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], "sn")
+    made = table_3_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], {"a": "sn"})
     (model,) = agreement._models("here", made, "phantom", "all", {("a", "12"): image})
     assert model == ("here", "SN", 0.5, 0.6, pytest.approx(0.8), pytest.approx(1.0))
     for other in (("a", "34"), ("b", "12"), None):  # a later checkpoint, another run, patches that do not say
@@ -133,7 +133,7 @@ def test_figure_3_shows_vessels_inside_the_mask(tmp_path):
 
 def comparison_of(make_result) -> dict:
     results = [make_result("real", 0.9), make_result("synthetic", 0.8)]
-    return table_3_rows.from_results(results, ["dice", "bavd_voxels"], "sn_mp")
+    return table_3_rows.from_results(results, ["dice", "bavd_voxels"], {"a": "sn_mp"})
 
 
 def write_maps(folder: Path, sources: list[str], subjects: list[str]) -> None:
@@ -146,20 +146,20 @@ def write_maps(folder: Path, sources: list[str], subjects: list[str]) -> None:
 def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     write_maps(tmp_path, ["real"], ["sub-07", "sub-08", "sub-09"])
     write_maps(tmp_path, ["synthetic"], ["sub-08"])
-    parts, files = error_maps.section(comparison_of(make_result), tmp_path)
-    (figure,) = parts["Table 3"]
+    part = error_maps.section([comparison_of(make_result)], tmp_path)
+    (figure,), files = part.blocks, part.files
     assert isinstance(figure, Figure) and len(figure.panels[0].cells) == 2 and "Subject sub-08" in figure.caption
     assert sorted(files) == ["figure-7-phantom-real.png", "figure-7-phantom-synthetic.png"]
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
 
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
-    (text,) = error_maps.section(comparison_of(make_result), None)[0]["Table 3"]
-    assert text.text.startswith("not run: Figure 7")
+    (text,) = error_maps.section([comparison_of(make_result)], None).blocks
+    assert text.text.startswith("not run: no error maps")
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
-        error_maps.section(comparison_of(make_result), tmp_path)
+        error_maps.section([comparison_of(make_result)], tmp_path)
 
 
 def test_a_source_cannot_leave_the_maps_folder(tmp_path, make_result):
@@ -167,7 +167,7 @@ def test_a_source_cannot_leave_the_maps_folder(tmp_path, make_result):
     comparison = comparison_of(make_result)
     comparison["rows"] = [row | {"name": "../secret"} for row in comparison["rows"]]
     (tmp_path / "maps").mkdir()
-    assert error_maps.section(comparison, tmp_path / "maps")[1] == {}
+    assert error_maps.section([comparison], tmp_path / "maps").files == {}
 
 
 def test_a_damaged_architecture_is_a_data_error(road):

@@ -9,7 +9,7 @@ from vesselgan.core.errors import DataError
 from vesselgan.report import paper, table_3_notes
 from vesselgan.report.blocks import Figure, Section, markdown
 from vesselgan.report.table_3 import FURTHER, SHOWN, comparisons, section, table_of
-from vesselgan.report.table_3_rows import completed, from_results
+from vesselgan.report.table_3_rows import from_results, in_paper_order
 from vesselgan.viz import plots
 
 PATIENTS = [f"sub-{number}" for number in range(6)]
@@ -130,19 +130,36 @@ def test_a_private_gan_stands_in_no_other_box(monkeypatch):
     assert len(boxes) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net <dp>" in title for title in boxes)
 
 
-def test_every_source_of_the_paper_has_its_row():
+def test_sources_not_run_share_one_line():
     text = text_of(section(comparison()))
-    (gp, gp_inside) = lines_of(text, "U-Net on GP")
-    # Table 3: GP 0.793 (0.024), 2.648 (1.189), 0.807 (0.03), 1.895 (1.061); inside the brain 0.827 (0.015) ...
-    assert gp[1:] == [
-        f"not run; paper {s}" for s in ("0.793 (0.024)", "2.648 (1.189)", "0.807 (0.030)", "1.895 (1.061)")
+    # Dice of all vessels in Tables 3, A.1 and B.1; SN-MP was run.
+    assert [line for line in text.splitlines() if line.startswith("not run: U-Net")] == [
+        "not run: U-Net on GP (0.793), U-Net on SN (0.804), U-Net on c-SN-MP (0.820).",
+        "not run: U-Net on real and GP (0.902), U-Net on real and SN (0.906), U-Net on real and c-SN-MP (0.907).",
+        "not run: U-Net on DPGAN, epsilon 1e2 (0.085), U-Net on DPGAN, epsilon 1e3 (0.562), "
+        "U-Net on DPGAN, epsilon 1e6 (0.581).",
     ]
-    assert gp_inside[1] == "not run; paper 0.827 (0.015)"
-    assert len(lines_of(text, "U-Net on real and c-SN-MP")) == 2  # Table A.1, both regions
-    (budget, inside) = lines_of(text, "U-Net on DPGAN; epsilon 1e3")
-    assert budget[1:3] == ["not run; paper 0.562 (0.050)", "not run; paper 6.307 (2.406)"]
-    assert inside[4] == "not run; paper 2.698 (0.604)"
-    assert lines_of(text, "U-Net on SN-MP") == []  # it was run
+    assert not any("not run" in line for line in text.splitlines() if line.startswith("|"))
+
+
+def test_two_patients_have_no_spread(make_result):
+    made = from_results([make_result("real", 0.9), make_result("synthetic", 0.8)], [*SHOWN, *FURTHER], {})
+    text = text_of(section(made))
+    table, *_ = text.split("## Table A.1")
+    assert (
+        "median" not in table and "| 0.900;" in table and not any(isinstance(b, Figure) for b in section(made).blocks)
+    )
+
+
+def test_a_distance_beyond_the_head_is_explained():
+    made = comparison()
+    for name, precision in (("shuffled", 0.05), ("sn_mp", 0.7)):
+        (entry,) = (entry for entry in made["rows"] if entry["name"] == name)
+        region = dict(facts(0.9), values={"a": 0.9}), dict(facts(precision), values={"a": precision}), facts(448.2)
+        entry["scores"]["first"]["all"] |= dict(zip(("recall", "precision", "bavd_voxels"), region, strict=True))
+    (note,) = table_3_notes.bavd_notes(made)
+    # 0.9 / 0.05: a prediction of 18 times the label's voxels.
+    assert "U-Net <shuffled> (first) predicts 18 times as many, its bAVD is 448 voxels" in note and "sn_mp" not in note
 
 
 PRIVACY = {
@@ -162,23 +179,19 @@ def test_what_no_epsilon_covers_is_said():
 
 
 def private_titles(source: dict) -> list[str]:
-    return table_of(completed({"cohorts": ["first"], "rows": [source]}), "Table B.1", "all").index.tolist()
+    return table_of(in_paper_order({"cohorts": ["first"], "rows": [source]}), "Table B.1", "all").index.tolist()
 
 
 def test_a_private_gan_stands_beside_its_budget():
     private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY}
     assert private_titles(private) == [
-        "U-Net on DPGAN\nepsilon 1e2",
         "U-Net <dp>\nepsilon 1.2e+03 per patch at delta 0.00043: no differential privacy\nnoise multiplier 0.3\n"
         "label threshold 0.4",
-        "U-Net on DPGAN\nepsilon 1e6",
     ]
-    made = completed({"cohorts": ["first"], "rows": [private]})
-    cells = cells_of(made, "Table B.1", "all")[1]
-    # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406); the second cohort was not run: 0.567 (0.041).
-    numbers = ["0.562 (0.050)", "6.307 (2.406)", "0.567 (0.041)"]
-    assert [cell[-1] for cell in cells][:3] == [f"paper {number}" for number in numbers]
-    assert [cell[0] for cell in cells][2:] == ["not run", "not run"]
+    made = in_paper_order({"cohorts": ["first"], "rows": [private]})
+    (cells,) = cells_of(made, "Table B.1", "all")
+    # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406).
+    assert [cell[-1] for cell in cells] == ["paper 0.562 (0.050)", "paper 6.307 (2.406)"]
     assert "dp" not in [r["name"] for r in made["rows"] if r["kind"] == "synthetic"]
 
 
@@ -199,7 +212,7 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
         make_result("synthetic", 0.8, title="U-Net on synthetic"),
         make_result("x", 0.1),
     ]
-    made = from_results(results, [*SHOWN, *FURTHER], "sn_mp")
+    made = from_results(results, [*SHOWN, *FURTHER], {"some-gan": "sn_mp"})
     assert [(r["name"], r["kind"], r["variant"]) for r in made["rows"]] == [
         ("real", "real", None), ("synthetic", "synthetic", "sn_mp")
     ]  # fmt: skip
@@ -208,14 +221,18 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
     assert (dice["mean"], dice["median"], dice["n"]) == (pytest.approx(0.8), pytest.approx(0.8), 2)
     assert dice["sd"] == pytest.approx(0.02 / 2**0.5)
     line = lines_of(text_of(section(made)), "U-Net on synthetic; SN-MP")[0]
-    assert line[1] == "0.800 (0.014); median 0.800; 0.889 of real; paper 0.782 (0.020)"
-    assert section(made).title == "The paper's tables"
+    assert line[1] == "0.800; 0.889 of real; paper 0.782 (0.020)"
+    assert section(made).title == "Appendix: the paper's tables"
 
 
-def test_nothing_gives_the_papers_numbers_alone():
-    part = section(from_results([], SHOWN, None))
-    # Rows of the paper: 4 + real, 4 + real, 3; two regions; four cells.
-    assert text_of(part).count("| not run") == (5 + 5 + 3) * 2 * 4
+def test_results_of_several_generators_are_sources(make_result):
+    def of(name: str, run: str) -> dict:
+        return make_result(name, 0.5) | {"segmented_with": {"source": "synthetic"}, "gan": {"run": run}}
+
+    made = from_results([of("first", "a"), of("second", "b")], SHOWN, {"a": "sn", "b": "c_sn_mp"})
+    assert [(r["name"], r["kind"], r["variant"]) for r in made["rows"]] == [
+        ("first", "synthetic", "sn"), ("second", "synthetic", "c_sn_mp")
+    ]  # fmt: skip
 
 
 def test_every_paper_row_of_the_mapping_is_there():
@@ -227,3 +244,10 @@ def test_a_comparison_that_lacks_something_is_refused():
     with pytest.raises(DataError, match="rows"):
         comparisons([{key: value for key, value in comparison().items() if key != "rows"}])
     assert comparisons([{"job": "segmentation"}]) == []
+    for damage in ({"rows": 3}, {"rows": [{}]}, {"rows": [comparison()["rows"][0] | {"title": 3}]}, {"cohorts": []}):
+        with pytest.raises(DataError, match="damaged"):
+            comparisons([comparison() | damage])
+    text = comparison()
+    text["rows"][0]["scores"]["first"]["all"]["dice"] = {"mean": "0.9"}
+    with pytest.raises(DataError, match="damaged"):
+        comparisons([text])

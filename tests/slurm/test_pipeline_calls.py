@@ -213,6 +213,46 @@ def test_the_next_call_names_tasks_that_ended(chain: Chain) -> None:
     assert "last time" not in chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")  # the new jobs have not begun
 
 
+def test_a_dry_run_sums_hours_and_starts(chain: Chain) -> None:
+    chain.finish(*COHORT)
+    (chain.work / "pegasus/shards/gan/train/manifest.json").write_text(
+        '{"patch_shape": [\n 16,\n 16], "count": 12, "subjects": {}}'
+    )
+    # 30.5 hours of one card; on two, 15.25 hours, so two starts of 10 hours for each of the two seeds.
+    (chain.stubs / "plan").write_text(
+        '#!/bin/bash\necho "$@" >>"$STUBS/asked"\n'
+        """echo '{"hours_by_card": {"V100": 99.0, "A100": 30.5}, "share_of_peak": 0.1}'\n"""
+    )
+    (chain.stubs / "plan").chmod(0o755)
+    said = chain.call(
+        "--dry-run", CARD="A100", PYTHON=f"('{chain.stubs / 'plan'}')", SEEDS="(1 2)", GAN="(train.max_steps=2)",
+        SBATCH_GAN="(--gres=gpu:a100:2 --time=10:00:00)", SBATCH_STUDY="(--time=1-12)", SBATCH_REPORT="(--gres=none)",
+    )  # fmt: skip
+    assert "train_gan: 2 tasks of 2 GPUs, limit 10:00:00: about 61.0 GPU-hours of A100, 4 starts\n" in said
+    assert "study: 2 tasks of 1 GPU, limit 1-12: at most 72.0 GPU-hours at each start\n" in said
+    assert "report: 2 tasks of 0 GPUs" in said and said.endswith("sum: 133.0 GPU-hours\n")
+    (asked,) = (chain.stubs / "asked").read_text().splitlines()  # once for both seeds
+    assert asked == "launch/plan.py variant=sn train.max_steps=2 patch_shape=[16,16] num_pairs=12 --json"
+    assert chain.submitted() == {}
+
+
+@pytest.mark.parametrize("name", ["phantom", "pairs"])
+def test_the_examples_are_commands_that_parse(chain: Chain, repository: Path, name: str) -> None:
+    example = (repository / f"slurm/{name}.settings").read_text()
+    chain.settings = chain.stubs / "copy.settings"
+    chain.settings.write_text(f"{example}\nWORK='{chain.work}' CARD=''\n")
+    path = f"{chain.stubs}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        [str(chain.script), str(chain.settings)], env=os.environ | {"PATH": path, "STUBS": str(chain.stubs)}, check=True
+    )
+    commands = {"prepare": "build_shards", "train_gan": "train_gan", "study": "study"}
+    for words in chain.submitted().values():
+        if command := commands.get(str(option(words, "job-name"))):
+            settings = (Path(words[-1]) / "0").read_text().splitlines()
+            settings = settings[2:] if settings[0] == "--run_dir" else settings
+            assert parse(command, None, settings).config.data.name == {"phantom": "phantom", "pairs": "mine"}[name]
+
+
 @pytest.mark.parametrize(
     ("options", "said"), [(["--untli"], "--untli"), (["--until", "gan"], "--until gan"), (["no-such"], "no-such: ")]
 )

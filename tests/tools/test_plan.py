@@ -8,6 +8,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
+from vesselgan.tools import gpu_hours
 from vesselgan.tools.plan import RankPlan, costs, plan
 
 
@@ -73,6 +74,32 @@ def test_a_step_takes_what_its_terms_take():
     link_ms = 1e3 * 63 / 64 * 3 * sent["gradient_bytes"] / 2**30 / machine.link_gib_per_s
     assert many["step"]["traffic_ms"] == pytest.approx(link_ms + sent["calls"] * machine.call_ms * 6)
     assert many["efficiency"] < four["efficiency"] <= 1
+
+
+def test_hours_of_cards_are_operations_over_rates():
+    facts = words("variant=sn_mp variant.width=64 patch_shape=[32,32,32]")
+    # 0.08 of 312 TFLOP/s.
+    hours = facts["steps"] * facts["tflop_per_step"] / (0.08 * 312) / 3600
+    assert facts["hours_by_card"]["A100"] == pytest.approx(hours) and facts["hours_paper"] == 77
+    single = gpu_hours.hours_by_card(tflop_per_step=1, steps=3600, precision="fp32", width=1024)
+    assert single["V100"] == pytest.approx(1 / (0.115 * 15.7))
+    assert gpu_hours.hours_by_card(tflop_per_step=1, steps=1, precision="bf16", width=8)["V100"] is None
+
+
+def test_the_estimate_is_the_measured_h100():
+    # 59 and 159 ms a step, over 58,700 steps; the shares have two digits.
+    for name, step_s in (("sn_mp", 0.059), ("c_sn_mp", 0.159)):
+        assert words(f"variant={name}")["hours_by_card"]["H100"] == pytest.approx(58_700 * step_s / 3600, rel=0.02)
+
+
+def test_a_measured_machine_gives_hours(capsys):
+    settings = "variant=sn_mp variant.width=64 patch_shape=[32,32,32]".split()
+    (elsewhere,) = costs(compose("plan", settings))["ranks"]  # a CPU's rates for a GPU
+    (here,) = costs(compose("plan", [*settings, "machine.device=cuda"]))["ranks"]
+    assert elsewhere["hours"] is None and here["hours"] == pytest.approx(58_700 * here["step"]["step_ms"] / 3.6e6)
+    plan(parse("plan", None, settings))
+    text = capsys.readouterr().out
+    assert "~" in text and "0.08" in text and "paper, TITAN RTX" in text and "AMD EPYC" not in text
 
 
 def test_what_cannot_run_is_not_planned():

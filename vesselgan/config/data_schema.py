@@ -9,7 +9,8 @@ from vesselgan.core.names import is_id
 @dataclass
 class Layout:
     """Where a cohort keeps a subject's files: patterns below data.root, `{subject}` standing for the subject's id,
-    `{session}` for one of several visits, `*` for anything inside one name."""
+    `{session}` for one of several visits, `*` for anything inside one name, `{a,b}` for one of several texts, `[...]`
+    for a part that may be absent. One that begins with `?` is for a kind that the whole cohort may lack."""
 
     image: str
     """The angiogram."""
@@ -17,6 +18,9 @@ class Layout:
     """Its vessel label; null: none (such a cohort is only segmented)."""
     mask: str | None
     """Brain mask; null: none (intracranial scores are then refused)."""
+    dataset_json: str | None = None
+    """nnU-Net's dataset.json below data.root, which says what label values mean; null: data.prepare.label_values
+    does."""
 
 
 @dataclass

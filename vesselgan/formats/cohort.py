@@ -33,6 +33,8 @@ from vesselgan.formats.volumes import Volume
 FORMAT_VERSION = 2
 COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
+PHANTOM_SETTINGS = "phantom.json"
+"""In the folder of a cohort that `data_prep.make_phantom` made: nobody's volumes."""
 ROLES = ("image", "label", "mask")
 SPLITS = ("train", "validation", "test")
 
@@ -77,6 +79,11 @@ class Subject:
         )
 
 
+def is_phantom(root: str | Path) -> bool:
+    """Whether the volumes below `root` were made by `data_prep.make_phantom`."""
+    return (Path(root) / PHANTOM_SETTINGS).is_file()
+
+
 @dataclass(frozen=True)
 class Cohort:
     name: str
@@ -85,6 +92,11 @@ class Cohort:
     subjects: dict[str, Subject]
     is_pseudonymous: bool = False
     """Subjects have pseudonyms, and the paths of their files stand in a private file."""
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether every volume lies in a phantom's folder, so that no patient is shown with it."""
+        return all(is_phantom(subject.image.parent.parent) for subject in self.subjects.values())
 
     def of_split(self, split: str) -> dict[str, Subject]:
         """The subjects of one split, in order. Raises UsageError for an unknown split, DataError for an empty one."""

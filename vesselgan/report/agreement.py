@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import stats
 
 from vesselgan.report import paper, table_1
-from vesselgan.report.blocks import Block, Figure, Panel, Section, Table, csv_text, not_run, text_frame
+from vesselgan.report.blocks import Block, Figure, Panel, Section, Table, csv_text, text_frame
 from vesselgan.report.runs import gan_of
-from vesselgan.report.table_3_rows import completed
+from vesselgan.report.table_3_rows import in_paper_order, model_of
 from vesselgan.report.tables import REGIONS
 from vesselgan.viz import plots
 
@@ -73,7 +73,7 @@ def _models(
     region: str,
     by_gan: dict[tuple[str, str] | None, dict[str, Any]],
 ) -> Iterator[Model]:
-    rows = completed(comparison)["rows"]
+    rows = in_paper_order(comparison)["rows"]
     for row in rows:
         gan = gan_of(row.get("gan"))
         image = by_gan.get(gan) if gan else None
@@ -86,13 +86,9 @@ def _models(
 
 def _name(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """The paper's name of the model, with the row's own if several GANs share it."""
-    title = _title(row)
-    is_shared = sum(other["kind"] == row["kind"] and _title(other) == title for other in rows) > 1
+    title = model_of(row)
+    is_shared = sum(other["kind"] == row["kind"] and model_of(other) == title for other in rows) > 1
     return f"{title} ({row['name']})" if is_shared and title != row["name"] else title
-
-
-def _title(row: dict[str, Any]) -> str:
-    return str(paper.VARIANTS.get(row.get("variant") or "", row["name"]))
 
 
 def _paper_models(region: str) -> Iterator[Model]:
@@ -102,17 +98,18 @@ def _paper_models(region: str) -> Iterator[Model]:
         yield title, name, fid, auc, unet.pegasus_dice.mean, unet.pegasus_bavd.mean
 
 
-def section(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Section:
+def section(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> Section | None:
+    """None if fewer than MIN_MODELS generators have both image scores and segmentation scores."""
     frame = all_models(results, comparisons)
-    sets = list(frame.groupby("scores of", sort=False))
+    sets = [(str(title), models) for title, models in frame.groupby("scores of", sort=False)]
+    if max((len(models) for _, models in sets[: -len(REGIONS)]), default=0) < MIN_MODELS:
+        return None
     rows = []
     for title, models in sets:
         taus = [kendall(models, *pair) for pair in PAIRS]
         rows.append([title, str(len(models)), *("not defined" if t is None else f"{t:.2f}" for t in taus)])
     blocks: list[Block] = [Table(text_frame(rows, COLUMNS), "Kendall's tau", CAPTION, style="wide")]
-    if len(sets) == len(REGIONS):
-        blocks.append(not_run("needs image scores and segmentation scores of the same GANs"))
-    blocks += [_plots(str(title), models) for title, models in sets if len(models) > 1]
+    blocks += [_plots(title, models) for title, models in sets if len(models) > 1]
     return Section("Image quality against segmentation", blocks, {"image-against-segmentation.csv": csv_text(frame)})
 
 

@@ -15,6 +15,8 @@ import pandas as pd
 from vesselgan.viz.plots import Chart
 
 NOT_RUN = "not run"
+MIN_FOR_SPREAD = 3
+"""Below so many values an SD, a median or a box says nothing, and is left out."""
 FORMULA_SIGNS = ("=", "+", "-", "@")
 SIGNED_NUMBER = re.compile(r"[-+]?([\d.,]+|inf|nan)?( \([\w.,+\- ]*\))?")
 """`-0.12 (0.01)`, a bare dash."""
@@ -120,6 +122,12 @@ def not_run(reason: str) -> Text:
     return Text(f"{NOT_RUN}: {reason}", style="notrun")
 
 
+def not_run_rows(names: Iterable[str]) -> list[Text]:
+    """One line for all rows of a table that were not run; none if all were."""
+    names = list(names)
+    return [not_run(f"{', '.join(names)}.")] if names else []
+
+
 def file_name(text: str) -> str:
     """`text` as a name that every file system takes."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
@@ -130,10 +138,10 @@ def counted(number: int, noun: str, plural: str = "") -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def mean_sd(mean: float, sd: float | None, digits: int = 3) -> str:
-    """`0.912 (0.010)`; without an SD, which one value has not, the mean alone."""
+def mean_sd(mean: float, sd: float | None, digits: int = 3, *, n: int = MIN_FOR_SPREAD) -> str:
+    """`0.912 (0.010)`; of fewer than MIN_FOR_SPREAD values (`n`) the mean alone."""
     text = f"{mean:.{digits}f}"
-    return text if sd is None or np.isnan(sd) else f"{text} ({sd:.{digits}f})"
+    return text if sd is None or np.isnan(sd) or n < MIN_FOR_SPREAD else f"{text} ({sd:.{digits}f})"
 
 
 def text_frame(rows: Iterable[Sequence[str]], columns: Sequence[str]) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The brain mask that separates a cohort's intracranial vessels from the others (the paper's figure 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,18 @@ def section(folders: Sequence[str]) -> Section:
             continue
         blocks += _figure(Cohort.read(folder), files)
     return Section("Cohorts", blocks, files)
+
+
+def show_patients(folders: Sequence[str], names: Iterable[str]) -> bool:
+    """Whether these folders, or cohorts of these names, hold anything but phantoms.
+
+    A name that no folder stands for counts as patients', and so do shards without a cohort.
+    """
+    cohorts = [Cohort.read(folder) for folder in folders if (Path(folder) / COHORT).is_file()]
+    if any(not cohort.is_phantom for cohort in cohorts):
+        return True
+    unknown = [f for f in folders if Path(f).is_dir() and not (Path(f) / COHORT).is_file()]
+    return bool(unknown or set(names) - {cohort.name for cohort in cohorts})
 
 
 def choose_subject(cohort: Cohort) -> str | None:

@@ -9,10 +9,12 @@ from typing import Any
 
 from vesselgan.config import compose
 from vesselgan.core.errors import UsageError
+from vesselgan.report import paper
 from vesselgan.report.blocks import Block, Files, Section, Table, Text, csv_text, numbers_csv, text_frame
 from vesselgan.report.runs import Run
 
 GROUPS = ("variant", "train", "data")
+PAPER_VARIANTS = paper.VARIANTS | {"dpgan": "DPGAN"}
 NOT_SCIENCE = ("data.name", "data.root", "data.cohort_dir", "data.layout")
 COLUMNS = ("point", "the paper's text", "the authors' code", "vesselgan")
 
@@ -62,18 +64,18 @@ POINTS = (
 
 
 def changed_settings(run: Run) -> list[tuple[str, Any, Any]] | None:
-    """Returns (setting, the paper's value, the run's) where they differ; None for a variant that configs/ has not.
+    """Returns (setting, its value in configs/ with the run's variant, the run's) where they differ.
 
-    The paper's values are those of configs/ with the run's variant.
+    For the paper's variants those are the paper's values. None for a variant that configs/ has not.
     """
     if not re.fullmatch(r"\w+", run.variant or ""):
         return None
     try:
-        paper = compose.flat(compose.compose("train_gan", [f"variant={run.variant}"]))
+        defaults = compose.flat(compose.compose("train_gan", [f"variant={run.variant}"]))
     except UsageError:
         return None
     changed = []
-    for key, value in paper.items():
+    for key, value in defaults.items():
         is_science = key.split(".")[0] in GROUPS and not compose.is_free_to_change(key)
         if not is_science or any(key.startswith(name) for name in NOT_SCIENCE) or not _has(run, key):
             continue
@@ -96,14 +98,16 @@ def section(runs: Sequence[Run]) -> Section:
         changed = changed_settings(run)
         rows = [[key, _format(value), _format(run_value)] for key, value, run_value in changed or []]
         csv_rows += [[run.title, *row] for row in rows]
-        cohort = run.setting("data.name") or "unknown"
-        where = f"trained on cohort {cohort}, not on PEGASUS{_patch_shape(run)}"
+        cohort = str(run.setting("data.name") or "unknown")
+        where = f"trained on cohort {cohort}{', not on PEGASUS' * (cohort != 'pegasus')}{_patch_shape(run)}."
+        is_papers = changed is not None and bool(PAPER_VARIANTS.get(run.variant or ""))
+        where += "" if is_papers else " The paper has no such variant."
         if rows:
-            caption = f"{where}. Settings with other values:"
+            caption = f"{where} Settings with other values:"
             blocks.append(Table(text_frame(rows, columns), f"{run.title}:", caption, style="plain"))
         else:
-            other = "The paper has no such variant." if changed is None else "Every setting has the paper's value."
-            blocks.append(Text(f"{where}. {other}", f"{run.title}:"))
+            same = " Every setting has the paper's value." if is_papers else ""
+            blocks.append(Text(f"{where}{same}", f"{run.title}:"))
     points = text_frame([[p.name, p.text, p.code, _with_setting(p, runs)] for p in POINTS], COLUMNS)
     blocks.append(Table(points, "What the paper leaves open,", "for all runs.", style="plain prose"))
     files: Files = {

@@ -1,6 +1,7 @@
 """Error maps of one subject per cohort, one for each source (the paper's figures 7 and B.2)."""
 
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,31 +12,28 @@ from PIL import Image, UnidentifiedImageError
 from vesselgan.core.errors import DataError
 from vesselgan.core.names import is_id
 from vesselgan.report import figures
-from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, file_name, not_run
-from vesselgan.report.table_3_rows import PRIVATE, completed
+from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, file_name, not_run
+from vesselgan.report.table_3_rows import PRIVATE, in_paper_order
 from vesselgan.report.tables import REGIONS
 
 MAX_WIDTH = 1000
 """Pixels of a map in the page; the file beside it has full size."""
-KINDS = {"Table 3": ("synthetic", "real", "shuffled"), "Table B.1": (PRIVATE,)}
-NAMES = {"Table 3": "Figure 7", "Table B.1": "Figure B.2"}
+KINDS = {"Figure 7": ("synthetic", "real", "shuffled"), "Figure B.2": (PRIVATE,)}
 MEANINGS = {"tp": "true positive", "fp": "false positive", "fn": "false negative"}
 
 
-def section(comparison: dict[str, Any], folder: Path | None) -> tuple[dict[str, list[Block]], Files]:
-    """Returns (blocks by the table that the maps belong to, the pictures for beside the page).
+def section(comparisons: Sequence[dict[str, Any]], folder: Path | None) -> Section:
+    """The maps of every comparison, in the page and as files beside it.
 
     folder: holds <source>/<cohort>/<subject>.png, as evaluate writes them. Raises DataError for a damaged picture.
     """
-    blocks: dict[str, list[Block]] = {}
+    blocks: list[Block] = []
     files: Files = {}
-    for table, kinds in KINDS.items():
-        name = NAMES[table]
-        rows = [row for row in completed(comparison)["rows"] if row["kind"] in kinds and row["scores"]]
+    for comparison, (name, kinds) in itertools.product(map(in_paper_order, comparisons), KINDS.items()):
+        rows = [row for row in comparison["rows"] if row["kind"] in kinds and row["scores"]]
         maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
-        shown = [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
-        blocks[table] = shown or [not_run(f"{name}, error maps: none were written (error_maps=DIR)")]
-    return blocks, files
+        blocks += [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
+    return Section("Where the U-Nets err", blocks or [not_run("no error maps were written (error_maps=DIR)")], files)
 
 
 def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:

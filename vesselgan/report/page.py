@@ -1,9 +1,11 @@
 """The report: one HTML file that opens offline, from results, run directories, shards and the cohort.
 
-What was not run is marked as such. Tables and figures have the paper's numbers.
+The answer comes first, then what it rests on, in the order of interest; the paper's tables are an appendix. What was
+not run is named in a line.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
     agreement,
+    answer,
     cohorts,
     deviations,
     error_maps,
@@ -25,11 +28,13 @@ from vesselgan.report import (
     scores,
     table_1,
     table_3,
+    table_3_notes,
     table_3_rows,
     tables,
     training,
 )
-from vesselgan.report.blocks import NOT_RUN, Figure, Files, Section, file_name
+from vesselgan.report.answer import Answer
+from vesselgan.report.blocks import Block, Figure, Files, Section, file_name
 from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.viz.pages import render
 
@@ -51,10 +56,10 @@ def report(config: Report) -> Path:
         raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
     synthetic: Sequence[str | None] = config.synthetic or [None] * len(config.runs)
     runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
-    sections = build_sections(config, results, runs)
+    head, sections = build(config, results, runs)
     files: Files = {name: content for section in sections for name, content in section.files.items()}
-    files |= _charts(sections)
-    page = _page(config.data.name, results, runs, sections)
+    files |= _charts([head.blocks, *(section.blocks for section in sections)])
+    page = _page(config, results, head, sections)
     out = Path(config.out)
     try:
         write_all(out, page, files)
@@ -66,9 +71,9 @@ def report(config: Report) -> Path:
     return out / PAGE
 
 
-def _charts(sections: Sequence[Section]) -> Files:
+def _charts(parts: Sequence[Sequence[Block]]) -> Files:
     """Every chart as PNG and SVG, numbered in the page's order."""
-    figures = [block for section in sections for block in section.blocks if isinstance(block, Figure)]
+    figures = [block for blocks in parts for block in blocks if isinstance(block, Figure)]
     files: Files = {}
     for number, chart in enumerate((chart for figure in figures for chart in figure.charts), 1):
         stem = f"{CHARTS}/{number:02d}-{file_name(chart.title)[:60].lower()}"
@@ -86,41 +91,50 @@ def write_all(out: Path, page: str, files: Files) -> None:
     write_text(out / PAGE, page)
 
 
-def build_sections(config: Report, results: Results, runs: list[Run]) -> list[Section]:
-    """Returns all sections in the order of the page."""
-    real = _training_shards(config)
+def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, list[Section]]:
+    """Returns the head of the page and all sections in their order."""
+    training_shards = _training_shards(config)
     for run in runs:
-        _check_patches(run, real)
+        _check_patches(run, training_shards)
     groups = _groups(results)
     studies = table_3.comparisons(results)
-    comparisons = studies or _comparisons_of([same for same, _ in groups.values()] or [[]], runs)
-    if not groups and not studies:
-        groups = {(config.data.name, "test"): ([], [])}
-    is_only = len(groups) == 1
-    sections = [scores.section(*group, *members, is_only=is_only) for group, members in groups.items()]
-    maps_dir = Path(config.error_maps) if config.error_maps else None
-    for comparison in comparisons:
-        maps, files = error_maps.section(comparison, maps_dir)
-        study = table_3.section(comparison, maps)
-        title = study.title if studies or len(comparisons) == 1 else f"{study.title}, {comparison['name']}"
-        sections.append(Section(title, study.blocks, study.files | files))
-    return [
-        *sections,
+    singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
+    comparisons = [*studies, *singles.values()]
+    comparisons.sort(key=lambda comparison: comparison["cohorts"][0] != config.data.name)
+    real, galleries = samples.read_galleries(runs, training_shards, _thresholds(studies), config.data.label_threshold)
+    is_only = len(groups) < 2
+    scored = [
+        scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only)
+        for group, members in groups.items()
+    ]
+    appendix = [_titled(table_3.section(single), group[0], is_only) for group, single in singles.items()]
+    if not comparisons:
+        appendix = [table_3.section(_comparison_of([], runs))]
+    agreed = agreement.section(results, comparisons)
+    sections = [
+        *map(table_3.section, studies),
+        *scored,
+        error_maps.section(comparisons, Path(config.error_maps) if config.error_maps else None),
+        samples.section(runs, real, galleries, results),
         table_1.section(results, runs),
-        agreement.section(results, comparisons),
-        samples.section(runs, real, _thresholds(comparisons), config.data.label_threshold, results),
+        *([agreed] if agreed else []),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
         deviations.section(runs),
+        *appendix,
         provenance.section(config, results, runs),
     ]
+    return answer.answer(comparisons, runs, real, galleries, results), sections
 
 
-def _comparisons_of(groups: Sequence[Results], runs: Sequence[Run]) -> Results:
-    """Comparisons from segmentation results, without a study; if there is one run, it is their GAN."""
-    variant = runs[0].variant if len(runs) == 1 else None
-    metrics = [*table_3.SHOWN, *table_3.FURTHER]
-    return [table_3_rows.from_results(members, metrics, variant) for members in groups]
+def _titled(section: Section, cohort: str, is_only: bool) -> Section:
+    return section if is_only else replace(section, title=f"{section.title}, {cohort}")
+
+
+def _comparison_of(results: Results, runs: Sequence[Run]) -> dict[str, Any]:
+    """A comparison of segmentation results, without a study."""
+    variants = {run.folder.resolve().name: run.variant for run in runs}
+    return table_3_rows.from_results(results, [*table_3.SHOWN, *table_3.FURTHER], variants)
 
 
 def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
@@ -150,15 +164,20 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
         )
 
 
-def _page(cohort: str, results: Results, runs: Sequence[Run], sections: Sequence[Section]) -> str:
-    groups = _groups(results).values()
-    aims = [aim for same, _ in groups for aim in tables.aims(tables.segmentation_scores(same))]
-    passed = sum(aim.verdict == "pass" for aim in aims)
-    missing = sum(aim.verdict == NOT_RUN for aim in aims)
-    chips = [f"cohort {cohort}"] + ([f"{passed} of {len(aims)} aims reached"] if aims else [])
-    chips += [f"{missing} not run"] if missing else []
-    chips += [", ".join([f"GAN {run.title}", *(f"warning: {text}" for text in run.warnings)]) for run in runs]
+def _page(config: Report, results: Results, head: Answer, sections: Sequence[Section]) -> str:
+    aims = [aim for same, _ in _groups(results).values() for aim in tables.aims(tables.segmentation_scores(same))]
+    judged = [aim for aim in aims if aim.measured is not None]
+    passed = sum(aim.verdict == "pass" for aim in judged)
+    chips = [f"cohort {config.data.name}"] + ([f"{passed} of {len(judged)} aims reached"] if judged else [])
     chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
-    title = f"Synthetic vessel patches: {cohort}"
-    values = {"title": title, "chips": chips, "sections": sections, "citation": paper.CITATION}
+    cohort_names = {result["cohort"] for result in results if isinstance(result.get("cohort"), str)}
+    cohort_names |= {cohort for comparison in table_3.comparisons(results) for cohort in comparison["cohorts"]}
+    values = {
+        "title": f"Synthetic vessel patches, cohort {config.data.name}",
+        "shows_patients": cohorts.show_patients([config.data.cohort_dir, *config.cohorts], cohort_names),
+        "head": head,
+        "chips": chips,
+        "sections": sections,
+        "citation": paper.CITATION,
+    }
     return render("vesselgan.report", "report.html", values)

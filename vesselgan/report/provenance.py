@@ -27,7 +27,9 @@ def section(config: Report, results: Sequence[dict[str, Any]], runs: Sequence[Ru
     settings = f"settings {config_hash(config)}"
     rows = [("This page", made_with, settings)]
     for run in runs:
-        rows.append((f"GAN {run.title}", _summary(run.provenance), f"settings {run.settings_hash[:12] or 'unknown'}"))
+        rows.append(
+            (f"Generator {run.title}", _summary(run.provenance), f"settings {run.settings_hash[:12] or 'unknown'}")
+        )
     for result in results:
         title = str(result.get("title") or result.get("name") or result.get("job") or "result")
         inputs = result.get("inputs")

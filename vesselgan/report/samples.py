@@ -1,7 +1,9 @@
 """Every model's samples beside real patches (the paper's figures 4 and B.1), and their nearest training patches."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,65 +46,87 @@ class Gallery:
     """The shown patches of one model, or the real ones."""
 
     title: str
+    shards: ShardSet
     samples: list[Sample]
-    spacing_mm: tuple[float, ...]
+    label_threshold: float | None
+    white: float
+    """The intensity shown as white; the same in all galleries."""
 
-    def render(self, white: float) -> list[Pictures]:
+    @functools.cached_property
+    def drawn(self) -> list[Pictures]:
+        spacing_mm = self.shards.spacing_mm
         return [
             (
-                figures.axial(sample, self.spacing_mm, white),
-                figures.axial_label(sample, self.spacing_mm, white),
-                figures.vessels(sample, self.spacing_mm),
+                figures.axial(sample, spacing_mm, self.white),
+                figures.axial_label(sample, spacing_mm, self.white),
+                figures.vessels(sample, spacing_mm),
             )
             for sample in self.samples
         ]
 
+    @property
+    def first(self) -> list[Picture]:
+        """The first sample's projection and vessels, for the head of the page."""
+        if not self.samples:
+            return []
+        image = figures.projection(self.samples[0], self.shards.spacing_mm, self.white)
+        shown = {"image": image, "vessel label": self.drawn[0][2]}
+        origin = self.shards.origin.capitalize()
+        return [Picture([(picture, f"{origin} patch, {what}")], origin, what) for what, picture in shown.items()]
+
+
+def read_galleries(
+    runs: Sequence[Run], training: ShardSet | None, thresholds: dict[tuple[str, str], float], default: float | None
+) -> tuple[Gallery | None, dict[Path, Gallery]]:
+    """Returns (the real patches' gallery, the gallery of each run that has synthetic shards).
+
+    training: the shards that the generators were trained on. thresholds: label thresholds by `gan_of`, `default` for
+    other generators.
+    """
+    chosen: dict[Path | None, tuple[str, ShardSet, float | None]] = {}
+    if training is not None:
+        chosen[None] = "Real", training, default
+    for run in runs:
+        if run.synthetic is not None:
+            shards = ShardSet(run.synthetic)
+            chosen[run.folder] = (run.title, shards, _threshold(shards, thresholds, default))
+    samples = {key: _choose(*about[1:], stream=0 if key else 1) for key, about in chosen.items()}
+    white = figures.window(samples.get(None) or [sample for group in samples.values() for sample in group])
+    made: dict[Path | None, Gallery] = {
+        key: Gallery(title, shards, samples[key], threshold, white)
+        for key, (title, shards, threshold) in chosen.items()
+    }
+    return made.get(None), {folder: gallery for folder, gallery in made.items() if folder is not None}
+
 
 def section(
     runs: Sequence[Run],
-    training: ShardSet | None,
-    thresholds: dict[tuple[str, str], float],
-    default: float | None,
+    real: Gallery | None,
+    galleries: dict[Path, Gallery],
     results: Sequence[dict[str, Any]] = (),
 ) -> Section:
-    """Figures 4 and B.1, and each run's nearest training patches.
-
-    training: the shards that the GANs were trained on, or None. thresholds: label thresholds by `gan_of`, `default`
-    for other GANs. results: among them the memorisation audits.
-    """
-    blocks: list[Block] = []
+    """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the memorisation audits."""
+    missing = [run.title for run in runs if run.folder not in galleries]
+    blocks: list[Block] = [
+        not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing
+    ]
     files: Files = {}
-    real = _choose("Real", training, default, stream=1) if training is not None else Gallery("Real", [], ())
-    shards = {run.folder: ShardSet(run.synthetic) for run in runs if run.synthetic is not None}
-    labels_at = {folder: _threshold(patches, thresholds, default) for folder, patches in shards.items()}
-    galleries = {
-        run.folder: _choose(run.title, shards[run.folder], labels_at[run.folder], stream=0)
-        for run in runs
-        if run.folder in shards
-    }
-    white = figures.window(real.samples or [sample for gallery in galleries.values() for sample in gallery.samples])
-    rendered_real = (real, real.render(white))
+    if not runs:
+        blocks.append(not_run("no run directory was given (runs=[DIR])"))
     for is_private, name in FIGURES.items():
-        group = [run for run in runs if run.is_private == is_private]
-        missing = [run.title for run in group if run.folder not in shards]
-        blocks += [not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing]
-        folders = [run.folder for run in group if run.folder in shards]
-        if folders:
-            rendered = [(galleries[folder], galleries[folder].render(white)) for folder in folders]
-            blocks += _sample_figures(name, [rendered_real, *rendered], [labels_at[folder] for folder in folders])
-            sheet = [list(row) for _, drawn in [*rendered, rendered_real] if drawn for row in zip(*drawn, strict=True)]
+        group = [galleries[run.folder] for run in runs if run.is_private == is_private and run.folder in galleries]
+        if group:
+            shown = [*([real] if real else []), *group]
+            blocks += _sample_figures(name, shown)
+            sheet = [list(row) for gallery in reversed(shown) for row in zip(*gallery.drawn, strict=True)]
             files[f"{name.lower().replace(' ', '-')}.png"] = pictures.encode_png(pictures.sheet(sheet))
-        else:
-            blocks.append(not_run(f"{name}, samples of {'private ' if is_private else ''}GANs: no run has any"))
     for run in runs:
-        if run.folder in shards:
-            synthetic, samples = shards[run.folder], galleries[run.folder].samples
-            blocks += [Heading(f"Nearest training patches of {run.title}"), *_audit(synthetic, results)]
-            if training is None:
+        if (gallery := galleries.get(run.folder)) is not None:
+            blocks += [Heading(f"Nearest training patches of {run.title}"), *_audit(gallery.shards, results)]
+            if real is None:
                 blocks.append(not_run("the cohort has no training shards"))
                 continue
-            stem = f"nearest-{file_name(run.folder.name)}"
-            blocks += _neighbours(synthetic, training, samples, white, labels_at[run.folder], stem, files)
+            blocks += _neighbours(gallery, real.shards, f"nearest-{file_name(run.folder.name)}", files)
     return Section("Synthetic patches", blocks, files)
 
 
@@ -112,26 +136,24 @@ def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], defa
     return patches.label_threshold if chosen is None else chosen
 
 
-def _choose(title: str, shards: ShardSet, label_threshold: float | None, *, stream: int) -> Gallery:
+def _choose(shards: ShardSet, label_threshold: float | None, *, stream: int) -> list[Sample]:
     indices = figures.choose_with_vessels(shards, NUM_SHOWN, stream=stream, label_threshold=label_threshold)
-    return Gallery(title, figures.read_samples(shards, indices, label_threshold), shards.spacing_mm)
+    return figures.read_samples(shards, indices, label_threshold)
 
 
-def _sample_figures(
-    name: str, rendered: Sequence[tuple[Gallery, list[Pictures]]], thresholds: Sequence[float | None]
-) -> list[Block]:
+def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
     """Slices with labels, then the labels in 3D."""
     slices, surfaces = [], []
-    for gallery, drawn in rendered:
-        none = "" if gallery.samples else "not run: no training shards"
-        pairs = list(zip(gallery.samples, drawn, strict=True))
+    for gallery in galleries:
+        pairs = list(zip(gallery.samples, gallery.drawn, strict=True))
         cells = [
             Picture([(image, f"{s.name}, image"), (label, f"{s.name}, vessel label")], text=s.name)
             for s, (image, label, _) in pairs
         ]
-        slices.append(Panel(cells, gallery.title, none, grid="four"))
+        slices.append(Panel(cells, gallery.title, grid="four"))
         cells = [Picture([(surface, f"{s.name}, vessels in 3D")], s.name, s.vessels) for s, (*_, surface) in pairs]
-        surfaces.append(Panel(cells, gallery.title, none, grid="pair"))
+        surfaces.append(Panel(cells, gallery.title, grid="pair"))
+    thresholds = [gallery.label_threshold for gallery in galleries if gallery.shards.origin == "synthetic"]
     distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
     return [
         Figure(
@@ -153,8 +175,8 @@ def _sample_figures(
     ]
 
 
-def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
-    """The verdicts of evaluate=memorisation on exactly these patches."""
+def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
+    """(verdict, reason) of every evaluate=memorisation on exactly these patches; raises DataError for a damaged one."""
     content = content_hash(synthetic.folder)
     verdicts = []
     for audit in results:
@@ -162,26 +184,24 @@ def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]
             continue
         if missing := AUDIT_KEYS - set(audit):
             raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; run its evaluation again")
-        if audit["inputs"].get("synthetic shards") == content:
+        if isinstance(audit["inputs"], dict) and audit["inputs"].get("synthetic shards") == content:
             override = audit["override_privacy_gate"]
             reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"
-            verdicts.append(Text(f"{reason}.", f"Memorisation gate: {audit['verdict']}."))
+            verdicts.append((str(audit["verdict"]), f"{reason}."))
+    return verdicts
+
+
+def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
+    verdicts = [Text(reason, f"Memorisation gate: {verdict}.") for verdict, reason in audits_of(synthetic, results)]
     return verdicts or [not_run("no result of evaluate=memorisation for these patches")]
 
 
-def _neighbours(
-    synthetic: ShardSet,
-    training: ShardSet,
-    samples: Sequence[Sample],
-    white: float,
-    label_threshold: float | None,
-    stem: str,
-    files: Files,
-) -> list[Block]:
+def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:
     """Each shown sample beside its nearest training patch, and the distances between real patches of two subjects.
 
     Adds to `files` STEM.png, a row per shown sample, and STEM.csv, every distance.
     """
+    synthetic, samples = gallery.shards, gallery.samples
     drawn = figures.choose(len(synthetic), NUM_COMPARED, stream=3)
     drawn_real = figures.choose(len(training), NUM_COMPARED, stream=2)
     queries = [("shown", synthetic, sample.index) for sample in samples]
@@ -198,8 +218,8 @@ def _neighbours(
     panels, sheet = [], []
     for sample, neighbour in zip(samples, neighbours, strict=False):
         if neighbour is not None:
-            (match,) = figures.read_samples(training, [neighbour.index], label_threshold)
-            drawing = _draw_pair(sample, match, training.spacing_mm, white)
+            (match,) = figures.read_samples(training, [neighbour.index], gallery.label_threshold)
+            drawing = _draw_pair(sample, match, training.spacing_mm, gallery.white)
             sheet.append([image for image, _ in drawing])
             text = f"{sample.name} | {match.name} | distance {neighbour.distance:.3f}"
             panels.append(Panel([Picture([image]) for image in drawing], text=text, grid="pair"))

@@ -15,7 +15,6 @@ import pandas as pd
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
-    NOT_RUN,
     Block,
     Figure,
     Panel,
@@ -26,6 +25,7 @@ from vesselgan.report.blocks import (
     markdown,
     mean_sd,
     not_run,
+    not_run_rows,
     numbers_csv,
     text_frame,
 )
@@ -43,8 +43,9 @@ STATISTICS = {
 UNITS = {"voxel": "voxels", "intensity of 0..255": "of 255"}
 KINDS = {"grid": "grid patches", "vessel": "vessel-centred ones"}
 FLOOR_COLUMNS = ("model", "patches", "FID", "FID, real against real", "PRD-AUC", "PRD-AUC, real against real")
+INTERVAL, NOT_DEFINED = "95 % interval", "not defined"
 LABEL_COLUMNS = (
-    *("statistic", "real", "synthetic", "distance", "95 % interval"),
+    *("statistic", "real", "synthetic", "distance", INTERVAL),
     *("patches per half", "half to synthetic", "half to half"),
 )
 CSV_COLUMNS = ("table", "features", "model", "score", "statistic", "n", "number")
@@ -55,8 +56,8 @@ KEYS = (
 )
 """Of an image result."""
 RANDOM = "random features, not comparable"
-INTERVAL_NOTE = "Mean (SD over seeds), [95 % interval, jackknife over patients; none below five patients]."
-PAPER_NOTE = "The paper: its own cohort, patches and number of samples, scored against its training split."
+INTERVAL_NOTE = "Mean (SD over seeds, from three on), [95 % interval by the jackknife over patients, from five on]."
+PAPER_NOTE = "The paper's scores are of its own cohort and number of patches, against its training split."
 LABEL_NOTE = (
     "Distance: Wasserstein-1 in the statistic's unit. The last columns compare one half of the real patients with the "
     "synthetic set and, as the floor, with the other half."
@@ -79,9 +80,6 @@ class Group:
 
     def name_of(self, result: Result) -> str:
         return str(result["name"]) if self.is_comparable else f"{result['name']} ({RANDOM})"
-
-
-EMPTY = Group("MedicalNet features", True, ())
 
 
 def groups(results: Iterable[Result]) -> list[Group]:
@@ -126,41 +124,44 @@ def _title(result: Result) -> str:
 
 
 def score_table(group: Group, runs: Sequence[Run] = ()) -> pd.DataFrame:
-    """Table 1, a row of texts per model: the paper's models in its order, run or not, then others.
+    """Table 1, a row of texts per model: the paper's models in its order, then others.
 
-    The paper's models and numbers are there only if the features are comparable.
+    The paper's numbers stand below ours only if the features are comparable.
     """
     variants = [(variant_of(result, runs) if group.is_comparable else "", result) for result in group.results]
     rows: list[list[str]] = []
-    for key, title in paper.VARIANTS.items() if group.is_comparable else ():
-        members = [result for name, result in variants if name == key]
-        for result in members:
+    for key, title in paper.VARIANTS.items():
+        for result in [result for name, result in variants if name == key]:
             name = title if result["name"] in (title, key) else f"{title} ({result['name']})"
             rows.append(_score_row(result, name, title))
-        if not members:
-            rows.append(_score_row(None, title, title))
     rows += [_score_row(result, group.name_of(result)) for name, result in variants if name not in paper.VARIANTS]
     scales = "".join(f", {counted(n, 'scale')}" for n in {result["ms_ssim"]["num_scales"] for result in group.results})
     return text_frame(rows, ["model", *(name for name, *_ in SCORES.values()), f"MS-SSIM{scales}", "feature distance"])
 
 
-def _score_row(result: Result | None, name: str, model: str = "") -> list[str]:
+def _score_row(result: Result, name: str, model: str = "") -> list[str]:
     """`model`: the paper's, whose numbers stand below ours."""
     cells = [name]
     for k, (score, (_, digits, paper_digits)) in enumerate(SCORES.items()):
-        lines = [NOT_RUN]
-        if result is not None:
-            summary = result["scores"][score]
-            lines = [mean_sd(summary["mean"], summary["sd"], digits)]
-            if summary["interval"]:
-                lines.append("[{:.{d}f}, {:.{d}f}]".format(*summary["interval"], d=digits))
+        summary = result["scores"][score]
+        lines = [mean_sd(summary["mean"], summary["sd"], digits, n=len(result["method"]["seeds"]))]
+        if summary["interval"]:
+            lines.append("[{:.{d}f}, {:.{d}f}]".format(*summary["interval"], d=digits))
         lines += [f"paper {paper.TABLE_1[model][k]:.{paper_digits}f}"] if model else []
         cells.append("\n".join(lines))
     for key in ("ms_ssim", "pairwise_distance"):
-        real, synthetic = (None, None) if result is None else (result[key]["real"], result[key]["synthetic"])
-        text = "not defined" if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}"
-        cells.append(NOT_RUN if result is None else text)
+        real, synthetic = result[key]["real"], result[key]["synthetic"]
+        cells.append(NOT_DEFINED if synthetic is None else f"{synthetic:.3f}\nreal {real:.3f}")
     return cells
+
+
+def missing_models(group: Group, runs: Sequence[Run]) -> list[str]:
+    """The paper's models that were not scored, with the paper's numbers; none if the features compare with nothing."""
+    scored = {variant_of(result, runs) for result in group.results}
+    missing = [title for key, title in paper.VARIANTS.items() if key not in scored and group.is_comparable]
+    return [
+        f"{title} (paper: FID {paper.TABLE_1[title][0]}, PRD-AUC {paper.TABLE_1[title][1]:.2f})" for title in missing
+    ]
 
 
 def variant_of(result: Result, runs: Sequence[Run]) -> str:
@@ -176,7 +177,7 @@ def floor_rows(group: Group) -> list[list[str]]:
     for result in group.results:
         floor = result["floor"]
         if floor is None:
-            rows.append([group.name_of(result), *["not defined"] * (len(FLOOR_COLUMNS) - 1)])
+            rows.append([group.name_of(result), *[NOT_DEFINED] * (len(FLOOR_COLUMNS) - 1)])
             continue
         cells = [group.name_of(result), _count(floor["n"])]
         for name, (_, digits, _) in SCORES.items():
@@ -206,18 +207,19 @@ def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
     """Images and labels of synthetic patches."""
     scored = groups(results)
     blocks: list[Block] = []
-    for group in scored if any(group.is_comparable for group in scored) else [*scored, EMPTY]:
+    for group in scored:
         caption = f"{group.title}.{group.warning}"
         blocks.append(Table(score_table(group, runs), "Table 1, image quality.", caption))
+        blocks += not_run_rows(missing_models(group, runs))
         blocks += [_note(INTERVAL_NOTE), *[_note(PAPER_NOTE)] * group.is_comparable]
-        if not group.results:
-            continue
         caption = f"The same against one half of the real patients, beside the other half.{group.warning}"
         floors = text_frame(floor_rows(group), FLOOR_COLUMNS)
         blocks += [_curves(group), Table(floors, caption=caption, style="wide")]
         for result in group.results:
             title = f"Labels of {group.name_of(result)}, threshold {result['label_threshold']:g}"
             labels = text_frame(label_rows(result), LABEL_COLUMNS)
+            if (labels[INTERVAL] == NOT_DEFINED).all():
+                labels = labels.drop(columns=INTERVAL)
             blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
             blocks += map(_note, _label_notes(result))
     if not scored:
@@ -321,11 +323,11 @@ def _label_notes(result: Result) -> list[str]:
 
 
 def _interval(interval: Sequence[float] | None, spec: str) -> str:
-    return "not defined" if interval is None else " to ".join(format(edge, spec) for edge in interval)
+    return NOT_DEFINED if interval is None else " to ".join(format(edge, spec) for edge in interval)
 
 
 def _number(value: float | None) -> str:
-    return "not defined" if value is None else f"{value:.4g}"
+    return NOT_DEFINED if value is None else f"{value:.4g}"
 
 
 def _count(counts: Sequence[int]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vesselgan.report import paper
-from vesselgan.report.blocks import NOT_RUN, Table, text_frame
+from vesselgan.report.blocks import Table, text_frame
 from vesselgan.report.runs import Run
 
 MIB_PER_GIB = 1024
@@ -17,10 +17,8 @@ NOTE = (
 
 
 def rows(runs: Sequence[Run]) -> list[list[str]]:
-    """Returns the rows under COLUMNS: the runs, the paper's models that were not run, then the paper's rows."""
-    present = {paper.VARIANTS.get(run.variant or "") for run in runs}
+    """Returns the rows under COLUMNS: the runs, then the paper's rows."""
     ours = [_run_row(run) for run in runs]
-    ours += [[model, *[NOT_RUN] * (len(COLUMNS) - 1)] for model in paper.TABLE_2 if model not in present]
     settings = [paper.TABLE_2_DEVICE, "1", "128 x 128 x 64", "4", "58,700"]
     return ours + [
         [f"{model} (paper)", *settings, f"{parameters}", f"{memory:,}", f"{hours}"]

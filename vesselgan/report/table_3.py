@@ -1,6 +1,6 @@
 """Tables 3, A.1 and B.1 of the paper from a study's comparison, our numbers beside the paper's.
 
-Every source of the paper has its row, run or not. Without a study the rows come from segmentation results
+Sources of the paper that were not run share one line. Without a study the rows come from segmentation results
 (`table_3_rows.from_results`).
 """
 
@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from vesselgan.config.private import PROTECTS_NOBODY
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
+    MIN_FOR_SPREAD,
     NOT_RUN,
     Block,
     Figure,
@@ -25,11 +25,12 @@ from vesselgan.report.blocks import (
     markdown,
     mean_sd,
     not_run,
+    not_run_rows,
     numbers_csv,
     text_frame,
 )
-from vesselgan.report.table_3_notes import about, note_of, text_values
-from vesselgan.report.table_3_rows import PRIVATE, completed, paper_scores
+from vesselgan.report.table_3_notes import about, bavd_notes, budget, note_of, text_values
+from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, missing_titles, paper_scores
 from vesselgan.report.tables import REGIONS
 from vesselgan.viz import plots
 
@@ -62,9 +63,24 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns the results of job `comparison`; raises DataError for one that lacks a key."""
     selected = [result for result in results if result.get("job") == "comparison"]
     for result in selected:
+        name = result.get("name")
         if missing := [key for key in ("name", "cohorts", "seeds", "rows", "units", "unet_steps") if key not in result]:
-            raise DataError(f"the comparison {result.get('name')!r} lacks {', '.join(missing)}; run its study again")
+            raise DataError(f"the comparison {name!r} lacks {', '.join(missing)}; run its study again")
+        try:
+            is_whole = bool(result["cohorts"]) and all(_is_row(row) for row in result["rows"])
+        except (AttributeError, TypeError, KeyError):
+            is_whole = False
+        if not is_whole:
+            raise DataError(f"the comparison {name!r} has no cohort or a damaged row; run its study again")
     return selected
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    summaries = [s for regions in row["scores"].values() for scores in regions.values() for s in scores.values()]
+    numbers = [s[key] for s in summaries for key in ("mean", "median", "n")]
+    numbers += [value for s in summaries for value in s["values"].values()]
+    texts = [row[key] for key in ("name", "kind", "title")]
+    return all(isinstance(text, str) for text in texts) and all(isinstance(n, int | float) for n in numbers)
 
 
 def table_of(comparison: dict[str, Any], name: str, region: str) -> pd.DataFrame:
@@ -72,8 +88,8 @@ def table_of(comparison: dict[str, Any], name: str, region: str) -> pd.DataFrame
     rows = []
     for row in _of_kinds(comparison, TABLES[name][1]):
         title = row["title"].replace("; ", "\n")
-        if row.get("privacy") and row["scores"]:
-            title += _budget(row["privacy"])
+        if row.get("privacy"):
+            title += f"\n{budget(row['privacy'])}\nnoise multiplier {row['privacy']['noise_multiplier']:g}"
         if row.get("label_threshold") is not None:
             title += f"\nlabel threshold {row['label_threshold']:g}"
         cells = []
@@ -96,16 +112,6 @@ def _summary(row: dict[str, Any], cohort: str, region: str, metric: str) -> dict
     return summary
 
 
-def _budget(privacy: dict[str, Any]) -> str:
-    """The privacy budget that was spent; no epsilon if the noise is not secret."""
-    spent = f"\nepsilon {privacy['epsilon']:.3g} per {privacy['unit']} at delta {privacy['delta']:.2g}"
-    if not privacy.get("is_key_secret", True):
-        spent = "\nno epsilon, as its noise seed is known: no differential privacy"
-    elif privacy["epsilon"] >= PROTECTS_NOBODY:
-        spent += ": no differential privacy"
-    return f"{spent}\nnoise multiplier {privacy['noise_multiplier']:g}"
-
-
 def _not_covered(comparison: dict[str, Any]) -> str:
     """A sentence on what no epsilon of these rows covers; empty if there is none."""
     texts = (text for row in comparison["rows"] for text in (row.get("privacy") or {}).get("not_covered", ()))
@@ -126,7 +132,7 @@ def _real_mean(comparison: dict[str, Any], cohort: str, region: str, metric: str
 
 
 def _format(summary: dict[str, Any], metric: str, real: float | None, row: dict[str, Any]) -> str:
-    lines = [mean_sd(summary["mean"], summary["sd"]), f"median {summary['median']:.3f}"]
+    lines = _mean_and_median(summary)
     if summary["interval"] is not None:
         lines.append(f"[{summary['interval'][0]:.3f}, {summary['interval'][1]:.3f}]")
     if metric == "dice" and real and row["name"] != "real":
@@ -135,6 +141,11 @@ def _format(summary: dict[str, Any], metric: str, real: float | None, row: dict[
         p = f" (p {difference['p_holm']:.3f})" if difference["p_holm"] is not None else ""
         lines.append(f"{difference['mean']:+.3f} to real{p}")
     return "\n".join(lines)
+
+
+def _mean_and_median(summary: dict[str, Any]) -> list[str]:
+    median = [f"median {summary['median']:.3f}"] if summary["n"] >= MIN_FOR_SPREAD else []
+    return [mean_sd(summary["mean"], summary["sd"], n=summary["n"]), *median]
 
 
 def _format_paper(row: dict[str, Any], region: str, metric: str, number: int) -> str:
@@ -181,17 +192,17 @@ def _numbers(summary: dict[str, Any]) -> list[tuple[str, str, float | None]]:
     return numbers
 
 
-def section(comparison: dict[str, Any], error_maps: dict[str, list[Block]] | None = None) -> Section:
-    """Everything about one study: tables, box plots, and `error_maps`, blocks by the table that they belong to."""
-    full = completed(comparison)
+def section(comparison: dict[str, Any]) -> Section:
+    """Everything about one study: tables and box plots."""
+    comparison = in_paper_order(comparison)
     blocks: list[Block] = [Text(about(comparison))]
     for name, (title, kinds) in TABLES.items():
         blocks.append(Heading(f"{name}: {title}"))
-        for region in _regions(comparison):
-            blocks.append(Table(table_of(full, name, region), f"{name}, {REGIONS[region].lower()}"))
-        if name in BOXES:
-            blocks.append(_boxes(full, kinds, BOXES[name]))
-        blocks += (error_maps or {}).get(name, [])
+        if _of_kinds(comparison, kinds[:1]):
+            for region in _regions(comparison):
+                blocks.append(Table(table_of(comparison, name, region), f"{name}, {REGIONS[region].lower()}"))
+            blocks += _boxes(comparison, kinds, BOXES[name]) if name in BOXES else []
+        blocks += not_run_rows(missing_titles(comparison, kinds))
         if name == "Table B.1" and (note := _not_covered(comparison)):
             blocks.append(Text(note, style="note"))
     if _of_kinds(comparison, ALL_KINDS):
@@ -199,13 +210,14 @@ def section(comparison: dict[str, Any], error_maps: dict[str, list[Block]] | Non
         for region in _regions(comparison):
             tables = (_further_table(comparison, cohort, region) for cohort in comparison["cohorts"])
             blocks += [table for table in tables if table is not None]
-    blocks += [Text(note_of(comparison), style="note"), Text(text_values(), style="note")]
+    notes = [*bavd_notes(comparison), note_of(comparison), text_values()]
+    blocks += [Text(note, style="note") for note in notes]
     stem = f"study-{file_name(comparison['name'])}"
     files: dict[str, str | bytes] = {
         f"{stem}.md": markdown(blocks),
         f"{stem}.csv": numbers_csv(csv_rows(comparison), CSV_COLUMNS),
     }
-    title = "The paper's tables" if comparison["unet_steps"] is None else f"Study {comparison['name']}"
+    title = "Appendix: the paper's tables" if comparison["unet_steps"] is None else f"Study {comparison['name']}"
     return Section(title, blocks, files)
 
 
@@ -217,29 +229,28 @@ def _further_table(comparison: dict[str, Any], cohort: str, region: str) -> Tabl
     rows = []
     for metric in _further_metrics(comparison, region):
         summaries = [_summary(row, cohort, region, metric) for row in sources]
-        texts = [
-            NOT_RUN if s is None else f"{mean_sd(s['mean'], s['sd'])}\nmedian {s['median']:.3f}" for s in summaries
-        ]
+        texts = [NOT_RUN if s is None else "\n".join(_mean_and_median(s)) for s in summaries]
         rows.append([FURTHER[metric], *texts])
     frame = text_frame(rows, ["score", *(row["name"] for row in sources)])
-    return Table(frame, f"{cohort}, {REGIONS[region].lower()}:", "mean (SD), median")
+    return Table(frame, f"{cohort}, {REGIONS[region].lower()}")
 
 
-def _boxes(comparison: dict[str, Any], kinds: tuple[str, ...], name: str) -> Block:
-    """Box plots over patients, a panel per cohort, region and score."""
+def _boxes(comparison: dict[str, Any], kinds: tuple[str, ...], name: str) -> list[Block]:
+    """Box plots over patients, a panel per cohort, region and score; none of fewer than MIN_FOR_SPREAD patients."""
     rows = _of_kinds(comparison, kinds)
     panels = []
-    is_run = any(row["scores"] for row in _of_kinds(comparison, kinds[:1]))
-    for cohort in comparison["cohorts"] if is_run else ():
+    for cohort in comparison["cohorts"]:
         for region in _regions(comparison):
             for metric, score in SHOWN.items():
                 summaries = [(row["title"], _summary(row, cohort, region, metric)) for row in rows]
-                boxes = [(title, list(s["values"].values())) for title, s in summaries if s]
+                boxes = [
+                    (title, list(s["values"].values())) for title, s in summaries if s and s["n"] >= MIN_FOR_SPREAD
+                ]
                 if boxes:
                     title = f"{cohort}, {REGIONS[region].lower()}: {score}"
                     high = 1.0 if metric == "dice" else None
                     panels.append(Panel([plots.boxes(boxes, x_label=score, title=title, high=high)]))
     if not panels:
-        return not_run(f"{name}, distribution over patients: no U-Net of this table was scored")
+        return [not_run(f"{name}, distribution over patients: a box needs {MIN_FOR_SPREAD} patients")]
     caption = "Median (line), quartiles (box), range (whiskers) over patients; each patient is the mean over seeds."
-    return Figure(f"{name}, distribution over patients", panels, caption)
+    return [Figure(f"{name}, distribution over patients", panels, caption)]

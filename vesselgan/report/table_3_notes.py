@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vesselgan.config.private import PROTECTS_NOBODY
 from vesselgan.report import paper
 from vesselgan.report.blocks import counted
 from vesselgan.report.tables import REGIONS
@@ -11,14 +12,17 @@ PAPER_NOTE = (
     "to expect at full size."
 )
 NOTE = (
-    "Mean (SD over patients of their means over seeds), median, [95 % bootstrap interval over patients and seeds; none "
-    "below five patients]. Dice as a share of real's; difference to real with Holm-adjusted Wilcoxon p; the controls "
-    "(best global threshold, shuffled labels) are not tested. {steps} " + PAPER_NOTE
+    "A cell holds the mean over patients (SD of the patients' means over seeds), the median, [the 95 % bootstrap "
+    "interval over patients and seeds], Dice as a share of that of real patches, and the difference to real patches "
+    "with its Holm-adjusted Wilcoxon p. SD and median need three patients, interval and test five. The controls (best "
+    "global threshold, shuffled labels) are not tested. {steps} " + PAPER_NOTE
 )
 SINGLE_NOTE = (
-    "Mean (SD over patients), median, Dice as a share of real's; one U-Net each. Intervals and tests need a study. "
-    "Synthetic patches are assumed to be of the one GAN given to this page. " + PAPER_NOTE
+    "A cell holds the mean (SD) over patients, the median, and Dice as a share of that of real patches; SD and median "
+    "need three patients. Every row is one U-Net; intervals and tests need a study. " + PAPER_NOTE
 )
+INFLATED = 2.0
+"""Predicted voxels per voxel of the label from which bAVD is explained."""
 EMPTY = "Dice 0 and the volume's diagonal as distance; 1 and 0 if both sides are empty"
 
 
@@ -50,6 +54,37 @@ def about(comparison: dict[str, Any]) -> str:
     if labels := empty_labels(comparison):
         empty.append(counted(labels, "label"))
     return "; ".join(texts) + "." + (f" Empty, and scored as such ({EMPTY}): {', '.join(empty)}." if empty else "")
+
+
+def budget(privacy: dict[str, Any]) -> str:
+    """The privacy budget that was spent; no epsilon if the noise is not secret."""
+    if not privacy.get("is_key_secret", True):
+        return "no epsilon, as its noise seed is known: no differential privacy"
+    spent = f"epsilon {privacy['epsilon']:.3g} per {privacy['unit']} at delta {privacy['delta']:.2g}"
+    return f"{spent}: no differential privacy" if privacy["epsilon"] >= PROTECTS_NOBODY else spent
+
+
+def bavd_notes(comparison: dict[str, Any]) -> list[str]:
+    """Why a bAVD may exceed the head: a sentence if a source predicts far more voxels than the label has."""
+    texts = []
+    for row in comparison["rows"]:
+        for cohort, regions in row["scores"].items():
+            scores = regions.get("all", {})
+            if not {"precision", "recall", "bavd_voxels"} <= set(scores):
+                continue
+            precision = scores["precision"]["values"]
+            ratios = [recall / precision[s] for s, recall in scores["recall"]["values"].items() if precision.get(s)]
+            if ratios and (ratio := sum(ratios) / len(ratios)) > INFLATED:
+                where = f" ({cohort})" if len(comparison["cohorts"]) > 1 else ""
+                bavd, title = scores["bavd_voxels"]["mean"], row["title"].split("; ")[0]
+                texts.append(f"{title}{where} predicts {ratio:.0f} times as many, its bAVD is {bavd:.0f} voxels")
+    if not texts:
+        return []
+    return [
+        "bAVD may exceed the head: it sums the distances of all predicted voxels and divides by the number of the "
+        "label's voxels (the paper's equation 4), so whoever predicts many times as many is charged for each. "
+        f"{'; '.join(texts)}."
+    ]
 
 
 def empty_predictions(comparison: dict[str, Any]) -> dict[str, int]:

@@ -13,32 +13,34 @@ from vesselgan.report import paper
 from vesselgan.report.tables import REGIONS
 
 PRIVATE = "private"
-SECOND = "second cohort"
 KINDS = ("real", "synthetic", "both", "shuffled", "threshold")
 """Names of segmentation results, which are the kinds of their rows."""
 
 
-def completed(comparison: dict[str, Any]) -> dict[str, Any]:
-    """Returns the comparison with a row for every source of the paper, without scores if it was not run.
-
-    A row with `privacy` is of kind `private`. A second cohort is added if there is one alone, as in the paper.
-    """
+def in_paper_order(comparison: dict[str, Any]) -> dict[str, Any]:
+    """Returns the comparison with its rows in the paper's order; a row with `privacy` is of kind `private`."""
     rows = [row | {"kind": PRIVATE} if row.get("privacy") else row for row in comparison["rows"]]
-    keys = {_key(row) for row in rows}
-    paper_rows = _paper_rows()
-    order = [_key(row) for row in paper_rows]
-    rows += [row for row in paper_rows if _key(row) not in keys]
-    rows = sorted(rows, key=lambda row: order.index(_key(row)) if _key(row) in order else len(order))
-    cohorts = [*comparison["cohorts"], *[SECOND] * (len(comparison["cohorts"]) < 2)]
-    return comparison | {"cohorts": cohorts, "rows": rows}
+    order = list(_paper_titles())
+    return comparison | {"rows": sorted(rows, key=lambda r: order.index(_key(r)) if _key(r) in order else len(order))}
+
+
+def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str]:
+    """The paper's sources of these kinds that were not run, each with the paper's Dice of all vessels."""
+    run = {_key(row) for row in in_paper_order(comparison)["rows"]}
+    missing = [(key, title) for key, title in _paper_titles().items() if key[0] in kinds and key not in run]
+    return [f"{title} ({scores.pegasus_dice.mean:.3f})" for key, title in missing if (scores := _scores(key, "all"))]
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """The paper's (kind, model) of the row's source."""
     if row["kind"] == PRIVATE:
         return PRIVATE, _budget(float(row["privacy"]["epsilon"]))
-    name = paper.VARIANTS.get(row.get("variant") or "", row["name"])
-    return row["kind"], "real" if row["kind"] == "real" else name
+    return row["kind"], "real" if row["kind"] == "real" else model_of(row)
+
+
+def model_of(row: dict[str, Any]) -> str:
+    """The paper's name of the row's generator, else the row's own."""
+    return str(paper.VARIANTS.get(row.get("variant") or "", row["name"]))
 
 
 def _budget(epsilon: float) -> str:
@@ -46,53 +48,66 @@ def _budget(epsilon: float) -> str:
     return f"epsilon 1e{round(math.log10(epsilon))}" if 0 < epsilon < math.inf else f"epsilon {epsilon:g}"
 
 
-def _paper_rows() -> list[dict[str, Any]]:
-    def row(kind: str, title: str, variant: str | None = None, epsilon: float | None = None) -> dict[str, Any]:
-        name = variant or kind
-        privacy = None if epsilon is None else {"epsilon": epsilon}
-        return {"name": name, "kind": kind, "title": title, "variant": variant, "scores": {}, "privacy": privacy}
-
-    rows = [row("synthetic", f"U-Net on {title}", variant) for variant, title in paper.VARIANTS.items()]
-    rows += [row("both", f"U-Net on real and {title}", variant) for variant, title in paper.VARIANTS.items()]
-    rows += [row("real", "U-Net on real")]
-    budgets = [float(name.removeprefix("epsilon ")) for name in paper.TABLE_B1["all"]]
-    return rows + [row(PRIVATE, f"U-Net on DPGAN; {_budget(b)}", None, b) for b in budgets]
+def _paper_titles() -> dict[tuple[str, str], str]:
+    """(kind, model) of the paper's sources -> title, in its order."""
+    titles = {("synthetic", model): f"U-Net on {model}" for model in paper.VARIANTS.values()}
+    titles |= {("both", model): f"U-Net on real and {model}" for model in paper.VARIANTS.values()}
+    titles[("real", "real")] = "U-Net on real"
+    return titles | {(PRIVATE, budget): f"U-Net on DPGAN, {budget}" for budget in paper.TABLE_B1["all"]}
 
 
 def paper_scores(row: dict[str, Any], region: str) -> paper.Scores | None:
     """The paper's scores of this source, or None."""
-    kind, model = _key(row)
+    return _scores(_key(row), region)
+
+
+def _scores(key: tuple[str, str], region: str) -> paper.Scores | None:
+    kind, model = key
     tables = {"real": paper.TABLE_3, "synthetic": paper.TABLE_3, "both": paper.TABLE_A1, PRIVATE: paper.TABLE_B1}
     return tables[kind][region].get(f"real + {model}" if kind == "both" else model) if kind in tables else None
 
 
-def from_results(results: Sequence[dict[str, Any]], metrics: Iterable[str], variant: str | None) -> dict[str, Any]:
+def from_results(
+    results: Sequence[dict[str, Any]], metrics: Iterable[str], variants: dict[str, str | None]
+) -> dict[str, Any]:
     """Returns a comparison of one cohort from its segmentation results, each a source with one U-Net.
 
-    variant: of the GAN that made the synthetic patches. There are no intervals and no tests.
+    variants: run directory's name -> variant; a result that does not name its GAN is of the only one. There are no
+    intervals and no tests.
     """
     cohort = results[0]["cohort"] if results else paper.COHORTS[0]
     metrics = list(metrics)
+    only = next(iter(variants.values())) if len(variants) == 1 else None
     rows = []
     for result in results:
-        if (kind := result["name"]) not in KINDS:
+        if (kind := _kind_of(result)) is None:
             continue
         scores = {region: _score_region(result, region, metrics) for region in REGIONS}
-        gan_variant = variant if kind in ("synthetic", "both") else None
-        suffix = f"; {paper.VARIANTS.get(gan_variant, gan_variant)}" if gan_variant else ""
+        gan = str((result.get("gan") or {}).get("run"))
+        variant = variants.get(gan) or only if kind in ("synthetic", "both") else None
+        suffix = f"; {paper.VARIANTS.get(variant, variant)}" if variant else ""
+        own = "" if result["name"] == kind else f"; {result['name']}"
         rows.append(
             {
                 "name": result["name"],
                 "kind": kind,
-                "title": (result.get("title") or result["name"]) + suffix,
-                "variant": gan_variant,
+                "title": (result.get("title") or result["name"]) + suffix + own,
+                "variant": variant,
                 "gan": result.get("gan"),
                 "empty": {cohort: [result["empty"]]} if "empty" in result else {},
-                "privacy": result.get("segmented_with", {}).get("privacy") if kind == "synthetic" else None,
+                "privacy": (result.get("segmented_with") or {}).get("privacy") if kind == "synthetic" else None,
                 "scores": {cohort: {region: by_metric for region, by_metric in scores.items() if by_metric}},
             }
         )
-    return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None}
+    split = results[0]["split"] if results else "test"
+    return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
+
+
+def _kind_of(result: dict[str, Any]) -> str | None:
+    """The kind that the result's name says, else what its U-Net learned from; None if neither does."""
+    settings = result.get("segmented_with") or {}
+    kind = "shuffled" if settings.get("shuffle_labels") else settings.get("source")
+    return next((name for name in (result["name"], kind) if name in KINDS), None)
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from vesselgan.core.errors import DataError
 from vesselgan.formats.results import Result, Results
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
-from vesselgan.report.blocks import NOT_RUN, mean_sd
+from vesselgan.report.blocks import MIN_FOR_SPREAD, NOT_RUN, mean_sd
 
 REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
 METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
-METHODS = {  # result's name -> title of the rows that the table always has
+METHODS = {  # result's name -> title; run or not
     "threshold": "Best global threshold",
     "real": "U-Net on real",
     "synthetic": "U-Net on synthetic",
@@ -53,32 +53,52 @@ class Scores:
         frame = self.frame.query("row == @row and region == @region and metric == @metric and statistic == 'value'")
         return frame.set_index("subject").number
 
+    @property
+    def columns(self) -> list[tuple[str, str]]:
+        """(region, metric) of the regions that were scored; all if none was."""
+        scored = set(self.frame.region[self.frame.row != PAPER])
+        return [column for column in COLUMNS if column[0] in scored or not scored]
+
+    @property
+    def missing(self) -> list[str]:
+        """Titles of the rows that were not run."""
+        run = set(self.frame.row)
+        return [_first(title) for name, title in self.titles.items() if name not in run]
+
     def table(self, *, has_subjects: bool = False) -> pd.DataFrame:
-        """Texts by title, region and metric: mean (SD), below it the median and, if wanted, every subject."""
+        """Texts by title, region and metric: mean (SD), below it the median and, if wanted, every subject.
+
+        Rows that were not run are left out; the last is the paper's.
+        """
         texts = {
             key: _cell(group, has_subjects)
             for key, group in self.frame.groupby(["row", "region", "metric"], sort=False)
         }
-        none = dict.fromkeys(self.titles, NOT_RUN) | {PAPER: "\n".join(["\N{NO-BREAK SPACE}", *"\N{EN DASH}" * 3])}
-        titles = self.titles | {PAPER: "\n".join([PAPER_TITLE, *PAPER_SOURCES.values()])}
-        rows = [[texts.get((name, *column), none[name]) for column in COLUMNS] for name in titles]
-        return pd.DataFrame(rows, index=list(titles.values()), columns=HEADS, dtype=object)
+        run = set(self.frame.row)
+        titles = {name: title for name, title in self.titles.items() if name in run}
+        titles |= {PAPER: "\n".join([PAPER_TITLE, *PAPER_SOURCES.values()])}
+        none = dict.fromkeys(titles, "\N{EN DASH}") | {PAPER: "\n".join(["\N{NO-BREAK SPACE}", *"\N{EN DASH}" * 3])}
+        rows = [[texts.get((name, *column), none[name]) for column in self.columns] for name in titles]
+        return pd.DataFrame(rows, index=list(titles.values()), columns=_heads(self.columns), dtype=object)
 
     def by_subject(self) -> pd.DataFrame:
         """Texts by title, subject, region and metric."""
         values = self.frame[self.frame.statistic == "value"]
         values = values.assign(text=values.number.map(format_value), row=pd.Categorical(values.row, [*self.titles]))
         texts = values.pivot(index=["row", "subject"], columns=["region", "metric"], values="text").sort_index()
-        texts = texts.reindex(columns=COLUMNS).fillna("\N{EN DASH}")
+        texts = texts.reindex(columns=self.columns).fillna("\N{EN DASH}")
         names, subjects = texts.index.get_level_values(0), texts.index.get_level_values(1)
         is_first = ~names.duplicated()
         titles = [_first(self.titles[name]) if first else "" for name, first in zip(names, is_first, strict=True)]
-        columns = pd.MultiIndex.from_tuples([("", "subject"), *HEADS])
+        columns = pd.MultiIndex.from_tuples([("", "subject"), *_heads(self.columns)])
         return pd.DataFrame(np.column_stack([subjects, texts]), index=titles, columns=columns)
 
 
 COLUMNS = [(region, metric) for region in REGIONS for metric in METRICS]
-HEADS = pd.MultiIndex.from_product([REGIONS.values(), METRICS.values()])
+
+
+def _heads(columns: Iterable[tuple[str, str]]) -> pd.MultiIndex:
+    return pd.MultiIndex.from_tuples([(REGIONS[region], METRICS[metric]) for region, metric in columns])
 
 
 @dataclass(frozen=True)
@@ -211,12 +231,13 @@ def _cell(numbers: pd.DataFrame, has_subjects: bool) -> str:
     The paper's cells have a line per source.
     """
     means, sds = (numbers.number[numbers.statistic == name].tolist() for name in ("mean", "sd"))
-    texts = [format_value(mean) if math.isnan(mean) else mean_sd(mean, sd) for mean, sd in zip(means, sds, strict=True)]
     values = numbers[numbers.statistic == "value"]
     if values.empty:
+        texts = [mean_sd(mean, sd) for mean, sd in zip(means, sds, strict=True)]
         return "\n".join(["\N{NO-BREAK SPACE}", *texts])
     defined = values.number.dropna()
-    lines = [texts[0]] + ([f"median {defined.median():.3f}"] if len(defined) else [])
+    lines = [mean_sd(means[0], sds[0], n=len(defined)) if len(defined) else format_value(means[0])]
+    lines += [f"median {defined.median():.3f}"] if len(defined) >= MIN_FOR_SPREAD else []
     lines += [f"{len(values) - len(defined)} not defined"] if 0 < len(defined) < len(values) else []
     if has_subjects:
         lines += [f"{subject} {format_value(v)}" for subject, v in zip(values.subject, values.number, strict=True)]
@@ -245,8 +266,9 @@ def format_text(scores: Scores) -> str:
     """The table for a terminal of 80 columns, one block per region, then the aims."""
     firsts = scores.table().iloc[:-1].rename(_first).map(_first)
     texts = []
-    for name in REGIONS.values():
-        texts += [f"{name}: mean (SD)", firsts[name].to_string(), ""]
+    for name in firsts.columns.unique(level=0) if len(firsts) else ():
+        texts += [f"{name}: mean" + " (SD)" * (len(scores.subjects) >= MIN_FOR_SPREAD), firsts[name].to_string(), ""]
+    texts += [f"{NOT_RUN}: {', '.join(scores.missing)}", ""] if scores.missing else []
     return "\n".join([*texts, *(format_aim(aim) for aim in aims(scores))])
 
 

@@ -30,6 +30,11 @@ PANELS = (
     ("Losses", {"loss/critic": "critic, with penalty", "loss/generator": "generator"}),
     ("Critic", {"loss/wasserstein": "Wasserstein estimate", "loss/gradient_penalty": "gradient penalty"}),
 )
+"""Of a GAN; another generator's losses share one panel under their own names."""
+HOW_TO_READ_A_GAN = (
+    "a GAN's losses do not fall like a classifier's. The Wasserstein estimate should rise quickly, then shrink slowly "
+    "and stay positive while the penalty stays small. If it drifts off to one side, training has failed."
+)
 NORMS = {"BatchNorm3d": "batch norm, ReLU", "GroupNorm3d": "group norm, ReLU", "InstanceNorm3d": "instance norm"}
 """Layers that are drawn in the box of the layer before them -> their text."""
 
@@ -58,23 +63,26 @@ def _losses(run: Run) -> Block:
     if not len(run.steps):
         return not_run("losses: this run has logged nothing yet")
     panels = []
-    for title, names in PANELS:
+    known = {name for _, names in PANELS for name in names}
+    others = {
+        name: name.removeprefix("loss/") for name in run.scalars if name.startswith("loss/") and name not in known
+    }
+    for title, names in (*PANELS, ("Loss", others)):
         series = [plots.Series(text, run.steps, run.scalars[n]) for n, text in names.items() if n in run.scalars]
         if series:
             panels.append(Panel([plots.lines(series, x_label="generator step", y_label="value", title=title)]))
     details = ["finished" if run.finished is not None else "not finished"]
     if "time/step_ms" in run.scalars:
         details.append(f"{np.nanmedian(run.scalars['time/step_ms']):.0f} ms each")
-    for network in ("critic", "generator"):
-        total = float(np.nanmax(run.scalars.get(f"amp/{network}_skipped_total", np.zeros(1))))
-        details += [f"{counted(int(total), f'{network} step')} skipped"] if total > 0 else []
+    for name, values in run.scalars.items():
+        if name.startswith("amp/") and name.endswith("_skipped_total") and (total := np.nanmax(values)) > 0:
+            network = name.removeprefix("amp/").removesuffix("_skipped_total")
+            details.append(f"{counted(int(total), f'{network} step')} skipped")
     return Figure(
         f"Losses over {int(run.steps[-1]):,} generator steps ({', '.join(details)})",
         panels,
         "Faint: as logged; strong: running mean.",
-        how_to_read="a GAN's losses do not fall like a classifier's. The Wasserstein estimate should rise quickly, "
-        "then shrink slowly and stay positive while the penalty stays small. If it drifts off to one side, training "
-        "has failed.",
+        how_to_read=HOW_TO_READ_A_GAN if "loss/wasserstein" in run.scalars else "",
     )
 
 
@@ -109,8 +117,8 @@ def layers_of(network: dict[str, Any]) -> list[dict[str, Any]]:
 
 def operations(layer: dict[str, Any]) -> list[str]:
     """The operations of a layer as texts."""
-    if layer["kind"] == "Linear":
-        return ["linear", *layer["after"]]
+    if "kernel" not in layer:
+        return [layer["kind"].lower(), *layer["after"]]
     kernel = "×".join(map(str, layer["kernel"]))
     upsampling = "2× up, " if layer["kind"].startswith("Upsample") else ""
     stride = f", stride {layer['stride'][0]}" if layer["stride"][0] > 1 else ""

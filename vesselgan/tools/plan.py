@@ -10,7 +10,9 @@ from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.privacy.accountant import Mechanism, PatientCounts, paper_settings, plan_mechanism, summary_lines
+from vesselgan.report import paper
 from vesselgan.runtime.adam import moment_names
+from vesselgan.tools import gpu_hours
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.cost import FLOAT32, StepSetup, largest_fitting_batch, meta_networks, step_cost
 from vesselgan.training.engines import batch_plan
@@ -21,7 +23,7 @@ GIB = 2**30
 COLUMNS = "variant|precision|parameters|ranks|ZeRO|batch per GPU|TFLOP a step|peak GiB|checkpoint GiB|run GiB|hours"
 TIME_TERMS = ("compute", "update", "traffic", "load", "storage", "step")
 TIME_COLUMNS = "variant|ranks|batch|compute ms|update|traffic|load|storage|step ms|slowest|patches/s|efficiency|"
-TIME_COLUMNS += "gradients MiB"
+TIME_COLUMNS += "gradients MiB|hours"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class RankPlan:
     efficiency: float
     """Patches per second of this rank over those of a single rank with the same batch_per_rank."""
     traffic: Traffic
+    hours: float | None
+    """Of the run by the machine's rates; null if the machine is of another device."""
 
 
 def plan(command: Command) -> None:
@@ -63,8 +67,14 @@ def plan(command: Command) -> None:
         return
     print(_table([tuple(COLUMNS.split("|")), *(row for plan in plans for row in _rows(plan))]))
     machine = config.machine
-    print(f"\nby the rates of {machine.description} ({machine.device}); yours: launch/benchmark.py target=machine")
-    print(_table([tuple(TIME_COLUMNS.split("|")), *(row for plan in plans for row in _time_rows(plan))]))
+    if machine.device == config.device:
+        print(f"\nby the rates of {machine.description} ({machine.device}); yours: launch/benchmark.py target=machine")
+        print(_table([tuple(TIME_COLUMNS.split("|")), *(row for plan in plans for row in _time_rows(plan))]))
+    if config.device == "cuda":
+        shares = " or ".join(dict.fromkeys(f"{gpu_hours.share_of_peak(plan['width']):g}" for plan in plans))
+        print(f"\n{gpu_hours.NOTE.format(shares=shares)}")
+        columns = ("variant", "steps", *gpu_hours.CARDS, f"paper, {paper.TABLE_2_DEVICE}")
+        print(_table([columns, *map(_hours_row, plans)]))
     for plan in plans:
         for line in _privacy_lines(plan):
             print(line)
@@ -83,6 +93,8 @@ def costs(config: Plan) -> dict[str, Any]:
     checkpoint_gib: one checkpoint (float32 weights, buffers, Adam's moments, the moving average if there is one);
     run_gib: the most on disk at once, one being written and those of train.save_every_epochs included;
     steps: generator steps of the run; hours: of the run at step_seconds, null without it;
+    hours_by_card: estimates for one GPU of each kind, at share_of_peak of its data sheet's rate; hours_paper: the
+    paper's for this variant, or null;
     ranks: one RankPlan for each number of ranks. GiB are 2^30 bytes.
     A private variant adds what `_privacy` returns.
     """
@@ -98,6 +110,10 @@ def costs(config: Plan) -> dict[str, Any]:
     else:
         mechanism, critic_steps = _mechanism(config)
         steps, privacy = critic_steps // config.variant.n_critic, _privacy(mechanism, critic_steps)
+    tflop_per_step = flop / 1e12
+    for one in rank_plans if config.machine.device == config.device else ():
+        one["hours"] = steps * one["step"]["step_ms"] / 3.6e6
+    width, precision = config.variant.width, config.variant.precision
     return {
         "variant": config.variant.name,
         "width": config.variant.width,
@@ -109,11 +125,16 @@ def costs(config: Plan) -> dict[str, Any]:
         "parameters_generator": counts["generator"],
         "parameters_critic": counts.get("critic", 0),
         "parameters": sum(counts.values()),
-        "tflop_per_step": flop / 1e12,
+        "tflop_per_step": tflop_per_step,
         "checkpoint_gib": checkpoint_bytes / GIB,
         "run_gib": (config.train.keep_last + _num_saved(config, steps) + 1) * checkpoint_bytes / GIB,
         "steps": steps,
         "hours": None if config.step_seconds is None else steps * config.step_seconds / 3600,
+        "hours_by_card": gpu_hours.hours_by_card(
+            tflop_per_step=tflop_per_step, steps=steps, precision=precision, width=width
+        ),
+        "share_of_peak": gpu_hours.share_of_peak(width),
+        "hours_paper": gpu_hours.paper_hours(config.variant.name),
         "ranks": rank_plans,
         **privacy,
     }
@@ -192,6 +213,7 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
         patches_per_s=1e3 * batch.total * config.variant.n_critic / step.step_ms,
         efficiency=step_alone.step_ms / step.step_ms,
         traffic=traffic(setup),
+        hours=None,
     )
     return rank_plan, cost.flop
 
@@ -231,7 +253,13 @@ def _time_rows(plan: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
             *(f"{step[f'{term}_ms']:.0f}" for term in TIME_TERMS),
             *(step["slowest"], f"{rank_plan['patches_per_s']:.2f}", f"{rank_plan['efficiency']:.2f}"),
             f"{rank_plan['traffic']['gradient_bytes'] / MIB:.1f}",
+            f"{rank_plan['hours']:.1f}",
         )
+
+
+def _hours_row(plan: dict[str, Any]) -> tuple[Any, ...]:
+    hours = ["-" if h is None else f"~{h:.1f}" for h in plan["hours_by_card"].values()]
+    return (plan["variant"], f"{plan['steps']:,}", *hours, plan["hours_paper"] or "-")
 
 
 def _table(rows: list[tuple[Any, ...]]) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from vesselgan.viz.palette import LIGHT, SERIES
 
 STYLE = Path(__file__).with_name("vesselgan.mplstyle")
-WIDTH, HEIGHT, SMALL = 560, 290, 270
-"""Of a figure, in points; SMALL is the width of four beside each other."""
+WIDTH, HEIGHT, NARROW, SMALL = 560, 290, 440, 270
+"""Of a figure, in points; NARROW is that of rows with names, SMALL the width of four beside each other."""
 MAX_POINTS = 500
 FAINT, DOT = 0.32, 0.62
 DPI = 144
@@ -193,12 +193,12 @@ def boxes(rows: Sequence[tuple[str, Sequence[float]]], *, x_label: str, title: s
 
 
 def _rows_size(rows: Sequence[Any]) -> tuple[float, float]:
-    return WIDTH, 80 + 36 * len(rows)
+    return NARROW, 80 + 36 * len(rows)
 
 
 def _name_rows(axes: Any, names: list[str], x_label: str) -> None:
     """Names on the left, the first on top."""
-    wrapped = [_plain(textwrap.fill(name, 34, max_lines=2, placeholder=" ...")) for name in names]
+    wrapped = [_plain(textwrap.fill(name, 22, max_lines=2, placeholder=" ...")) for name in names]
     axes.set_yticks(range(len(names)), wrapped, color=LIGHT["ink"])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")

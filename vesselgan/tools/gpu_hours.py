@@ -1,0 +1,43 @@
+"""How long a run takes on one GPU that nobody has measured: its operations over a share of the card's rate."""
+
+from vesselgan.report import paper
+
+CARDS = {  # 10^12 dense operations per second by the makers' data sheets: half with float32 sums, float32 without TF32
+    "V100": (125.0, 15.7),
+    "A100": (312.0, 19.5),
+    "H100": (989.0, 67.0),
+    "L40S": (362.0, 91.6),
+    "RTX 3090": (71.0, 35.6),
+    "RTX 4090": (165.0, 82.6),
+}
+NO_BF16 = ("V100",)
+WIDE = 1024
+SHARES = {False: 0.08, True: 0.115}
+"""Of the data sheet's rate that a full-size step reaches, by whether the network has WIDE channels. Measured on an
+H100, batch 4, fp16: 59 ms for 4.6 TFLOP of SN-MP, 159 ms for 18.1 of c-SN-MP; 0.10 and 0.15 of its measured matmul
+rate.
+"""
+NOTE = """hours of the whole run on one GPU, estimated: a step reaches {shares} of the card's data sheet rate, as it
+does on an H100 in fp16; other cards and fp32 were not measured. To measure yours, there:
+python launch/benchmark.py target=machine machine_file=configs/machine/NAME.yaml, then plan with machine=NAME"""
+
+
+def share_of_peak(width: int) -> float:
+    """The share that is assumed for networks of this width."""
+    return SHARES[width >= WIDE]
+
+
+def hours_by_card(*, tflop_per_step: float, steps: int, precision: str, width: int) -> dict[str, float | None]:
+    """Card -> estimated hours of `steps` steps; None where the card has not this precision."""
+    hours: dict[str, float | None] = {}
+    for card, (half, single) in CARDS.items():
+        peak = single if precision == "fp32" else half
+        is_missing = precision == "bf16" and card in NO_BF16
+        hours[card] = None if is_missing else steps * tflop_per_step / (peak * share_of_peak(width)) / 3600
+    return hours
+
+
+def paper_hours(variant: str | None) -> int | None:
+    """The paper's hours on a TITAN RTX, for its 128x128x64 patches, batch of 4 and 100 epochs."""
+    name = paper.VARIANTS.get(variant or "")
+    return paper.TABLE_2[name][2] if name else None
