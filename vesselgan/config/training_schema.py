@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE_BELOW_1, one_of, rule
+from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE_BELOW_1, one_of, read_if, rule
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
@@ -56,7 +56,10 @@ class Variant:
     receives its section."""
     penalty_weight: float = field(metadata=NOT_NEGATIVE)
     """lambda of equation 1."""
-    penalty_reduction: str = field(metadata=one_of("sample", "batch"))
+    penalty_reduction: str = field(
+        metadata=one_of("sample", "batch")
+        | read_if(lambda c: c.variant.penalty_weight > 0, "variant.penalty_weight above 0")
+    )
     """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
     n_critic: int = field(metadata=POSITIVE)
     """Critic steps, each on a fresh batch, per generator step."""
@@ -79,7 +82,7 @@ class Train:
     batch_per_gpu: int | None = field(metadata=POSITIVE)
     """Patches that a rank's critic sees at a time (gradient accumulation); null: its slice, batch_size / ranks. The
     update is the same. The generator, whose BatchNorm needs the whole batch, sees its slice at once."""
-    epochs: int = field(metadata=POSITIVE)
+    epochs: int = field(metadata=POSITIVE | read_if(lambda c: c.train.max_steps is None, "train.max_steps=null"))
     max_steps: int | None = field(metadata=POSITIVE)
     """Stop after so many generator steps; null: epochs decide."""
     max_minutes: float | None = field(metadata=POSITIVE)

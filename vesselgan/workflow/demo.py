@@ -8,8 +8,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from vesselgan.config.compose import readable
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
+from vesselgan.core.console import printable
 from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
@@ -55,7 +57,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
     for number, stage in enumerate(stages_of(config, overrides, choice), 2):
         is_stale = run_stage(work / "demo", stage, f"[{number:2}/{total}]", is_stale=is_stale)
     results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
-    print(f"\n{tables.format_text(tables.segmentation_scores(results))}\n")
+    print(f"\n{printable(tables.format_text(tables.segmentation_scores(results)))}\n")
     print(f"report  {(work / 'report/index.html').resolve()}")
     print(f"time    {processes.clock(time.monotonic() - started)}")
 
@@ -88,7 +90,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
         f"label_threshold={config.data.label_threshold}",
     )
     generate = script("generate", setting("run", gan), *settings)
-    report = script("report", f"runs=[{quoted(gan)}]", "preset=demo", *overrides)
+    report = _launch("report", overrides, f"runs=[{quoted(gan)}]", "preset=demo")
     return [
         *_data_stages(config, overrides),
         _gan_stage(gan, choice, overrides),
@@ -101,14 +103,20 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     ]
 
 
+def _launch(name: str, overrides: tuple[str, ...], *own: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """launch/<name>.py with settings of its own and those of the demo's overrides that it reads."""
+    return script(name, *options, *own, *readable(name, overrides, own))
+
+
 def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
     sets = (("gan", "train"), ("unet", "train"), ("unet", "validation"))
     manifests = [shards_dir(cohort, *purpose_and_split) / MANIFEST for purpose_and_split in sets]
-    make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
+    words = {name: readable(name, overrides, ()) for name in ("make_phantom", "check", "build_shards")}
+    make, build = (on_mpi(f"data_prep.{name}", *words[name]) for name in ("make_phantom", "build_shards"))
     return [
         Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
-        Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
+        Stage("check", "check of the cohort", (python("-m", "data_prep.check", *words["check"]),)),
         Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests), 2),
     ]
 
@@ -116,7 +124,8 @@ def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
 def _gan_stage(gan: Path, choice: Choice, overrides: tuple[str, ...]) -> Stage:
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
-    settings = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}", *overrides)
+    own = ("variant=sn_mp", "preset=demo", f"variant.precision={choice.precision}")
+    settings = (*own, *readable("train_gan", overrides, own))
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(gan))
     command = (*launcher, "--master_port", processes.PORT, script_path("train_gan"), *options, *settings)
     title = f"SN-MP GAN, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
@@ -131,14 +140,15 @@ def _unet_stage(name: str, work: Path, gan: Path, overrides: tuple[str, ...]) ->
     title, source = UNETS[name]
     run_dir = _unet_dir(work, name)
     synthetic = () if name == "real" else (setting("synthetic", RunDir(gan).synthetic),)
-    command = script("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *synthetic, *overrides)
+    options = ("--run_dir", str(run_dir))
+    command = _launch("train_unet", overrides, "preset=demo", *source, *synthetic, options=options)
     return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     folders = [_unet_dir(work, name) for name in UNETS]
     commands = [
-        script("segment", setting("run", folder), "split=test", setting("out", folder / "predictions"), *overrides)
+        _launch("segment", overrides, setting("run", folder), "split=test", setting("out", folder / "predictions"))
         for folder in folders
     ]
     outputs = tuple(folder / "predictions" for folder in folders)
@@ -153,7 +163,7 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
         jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
     outputs = {name: work / f"results/{name}.json" for name in jobs}
     commands = [
-        script("evaluate", *settings, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
+        _launch("evaluate", overrides, *settings, f"name={name}", "split=test", setting("out", outputs[name]))
         for name, settings in jobs.items()
     ]
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
@@ -169,7 +179,7 @@ def _image_stage(work: Path, gan: Path, overrides: tuple[str, ...]) -> Stage:
         setting("image.synthetic", RunDir(gan).synthetic),
         setting("out", out),
     )
-    command = script("evaluate", *settings, *IMAGE_SCORES, *overrides)
+    command = _launch("evaluate", overrides, *settings, *IMAGE_SCORES)
     return Stage("image", "FID, PRD, labels; random features", (command,), (out,))
 
 

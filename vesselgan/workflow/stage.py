@@ -16,6 +16,7 @@ from types import FrameType
 from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import UsageError
+from vesselgan.core.names import on_one_line
 
 ROOT = Path(__file__).resolve().parents[2]
 TITLE_WIDTH = 42
@@ -120,7 +121,8 @@ def failure_message(title: str, code: int, log: Path) -> str:
     text = log.read_text(errors="replace")
     error_lines = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
     shown = error_lines or text.splitlines()[-TAIL_LINES:]
-    return "\n".join([*shown, f"error: `{title}` ended with code {code}; all of its output is in {log}"])
+    end = f"error: `{title}` ended with code {code}; all of its output is in {log}"
+    return "\n".join([*map(on_one_line, shown), end])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

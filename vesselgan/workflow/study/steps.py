@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import COMMANDS, flat, keys_of
+from vesselgan.config.checks import unread
+from vesselgan.config.compose import flat
+from vesselgan.config.overrides import COMMANDS, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
@@ -81,20 +83,16 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
         override("image.synthetic", synthetic_dir(home, gan)),
         override("data.label_threshold", label_threshold),
     ]
-    overrides += [
-        setting
-        for setting in settings_for("evaluate", config, "data", "runtime")
-        if not setting.startswith("data.label_threshold=")
-    ]
+    overrides += settings_for("evaluate", config, "data", "runtime")
     overrides += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
     return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (script("evaluate", *overrides),), (out,))
 
 
 def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
-    """Every setting of these groups of a configuration that `command_name` has too, as overrides."""
+    """Every setting that counts in these groups of `config` and that `command_name` has too, as overrides."""
     known = keys_of(COMMANDS[command_name])
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
-    return [override(key, value) for key, value in values.items() if key in known]
+    return [override(key, value) for key, value in values.items() if key in known and unread(config, key) is None]
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
@@ -163,7 +161,7 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     """The label thresholds that the label statistics do not rule out."""
     out = home / "gans" / gan.name / "thresholds.json"
     settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
-    settings += settings_for("evaluate", config, "data", "labels")
+    settings += [override("data.cohort_dir", config.data.cohort_dir), *settings_for("evaluate", config, "labels")]
     command = script("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 
