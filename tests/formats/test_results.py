@@ -21,3 +21,11 @@ def test_what_is_no_result_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(DataError, match="odd.json"):
         list(Results(tmp_path))
+
+
+def test_no_result_is_read_through_a_link(tmp_path: Path) -> None:
+    write_result(tmp_path / "elsewhere" / "a.json", {"job": "image", "name": "a"})
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").symlink_to(tmp_path / "elsewhere" / "a.json")
+    with pytest.raises(DataError, match="a link leads out of"):
+        list(Results(tmp_path / "results"))
