@@ -161,7 +161,7 @@ def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]
         if audit.get("job") != "memorisation":
             continue
         if missing := AUDIT_KEYS - set(audit):
-            raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; run its evaluation again")
+            raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; remove it and evaluate again")
         if audit["inputs"].get("synthetic shards") == content:
             override = audit["override_privacy_gate"]
             reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"

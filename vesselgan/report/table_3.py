@@ -63,7 +63,9 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     selected = [result for result in results if result.get("job") == "comparison"]
     for result in selected:
         if missing := [key for key in ("name", "cohorts", "seeds", "rows", "units", "unet_steps") if key not in result]:
-            raise DataError(f"the comparison {result.get('name')!r} lacks {', '.join(missing)}; run its study again")
+            raise DataError(
+                f"the comparison {result.get('name')!r} lacks {', '.join(missing)}; remove it and run its study again"
+            )
     return selected
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
+from vesselgan.core.names import on_one_line
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.report.runs import warnings_of
 
@@ -61,7 +62,7 @@ def format_status(report: dict[str, Any]) -> str:
         f"step {report['step']}{rate}; {checkpoint}; {sessions}; {report['run']}",
         *(f"warning: {text}" for text in report["warnings"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(on_one_line, lines))
 
 
 def format_age(seconds: float) -> str:
