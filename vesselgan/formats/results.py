@@ -26,7 +26,10 @@ class Results:
         paths = sorted(self.folder.glob("*.json"))
         check_inside(self.folder, paths)
         for path in paths:
-            yield path, read_result(path)
+            result = read_result(path)
+            if not isinstance(result.get("job"), str) or not isinstance(result.get("name"), str):
+                raise DataError(f"{path}: names no job or has no name of its own; remove it and evaluate again")
+            yield path, result
 
 
 def read_result(path: str | Path) -> Result:
