@@ -127,7 +127,9 @@ def check_read(command: str, config: Any, overrides: Sequence[str]) -> None:
         key, _, value = override.lstrip("+").partition("=")
         if key == "preset":
             preset = yaml.safe_load((config_dir() / f"preset/{yaml.safe_load(value)}.yaml").read_text())
-            if "defaults" not in preset and not any(is_known(name, keys_of(type(config))) for name in _leaves(preset)):
+            if "defaults" not in preset and not any(
+                is_known(name, keys_of(COMMANDS[command])) for name in _leaves(preset)
+            ):
                 raise UsageError(f"{override}: holds nothing that {command} reads ({', '.join(_leaves(preset))})")
         elif (condition := unread(config, key)) is not None:
             raise UsageError(f"`{override}` would change nothing: {command} reads {key} with {condition} alone")

@@ -126,8 +126,11 @@ class Segment:
     """Remove connected parts of fewer voxels; null: none, as in the paper."""
     probability: bool
     """Write the probability maps too, into OUT/probability."""
-    work_dir: str
+    work_dir: str = field(metadata=OF_COHORT)
     runtime: Runtime
+
+
+JOBS_OF_COHORTS = ("segmentation", "threshold", "image", "label_threshold", "memorisation")
 
 
 def _for_jobs(*jobs: str) -> Rule:
@@ -136,9 +139,7 @@ def _for_jobs(*jobs: str) -> Rule:
 
 @dataclass
 class Evaluate:
-    evaluate: str = field(
-        metadata=one_of("segmentation", "threshold", "image", "label_threshold", "comparison", "memorisation")
-    )
+    evaluate: str = field(metadata=one_of(*JOBS_OF_COHORTS, "comparison"))
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
     `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
     threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
@@ -153,13 +154,11 @@ class Evaluate:
     sources: str | None = field(metadata=_for_jobs("comparison"))
     """A study's sources.json."""
     labels: LabelSweep = field(metadata=_for_jobs("label_threshold"))
-    data: EvaluationData = field(
-        metadata=_for_jobs("segmentation", "threshold", "image", "label_threshold", "memorisation")
-    )
+    data: EvaluationData = field(metadata=_for_jobs(*JOBS_OF_COHORTS))
     split: str = field(metadata=SPLITS | _for_jobs("segmentation", "threshold"))
     image: ImageScores = field(metadata=_for_jobs("image"))
     memorisation: Memorisation = field(metadata=_for_jobs("memorisation"))
-    work_dir: str
+    work_dir: str = field(metadata=_for_jobs(*JOBS_OF_COHORTS))
     out: str
     runtime: Runtime = field(metadata=_for_jobs("image"))
 

@@ -167,8 +167,7 @@ class RunDir:
         if self.exists() and self.has_begun():
             changes = config_changes(self.config(command), config)
             for network, settings in engine_settings.items():
-                before = self._json(_engine_file(network), CheckpointError)
-                changes += engine_changes(network, before or settings, settings)
+                changes += engine_changes(network, self._required(_engine_file(network)), settings)
             changes += input_changes(self._required(PROVENANCE)["inputs"], inputs)
             check_changes(self.path, changes, config.allow_config_change)
             return changes

@@ -90,7 +90,7 @@ def shift_label(label_XYZ: np.ndarray, voxels: int = 2) -> np.ndarray:
 
 def skeleton_length_mm(skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """Length of the minimum spanning forest over touching voxels: 0 for a single voxel, a step less for a ring."""
-    skeleton_XYZ, spacing_mm = as_mask(skeleton_XYZ, "skeleton", ndim=3), as_spacing(spacing_mm, 3)
+    skeleton_XYZ, edges_mm = as_mask(skeleton_XYZ, "skeleton", ndim=3), as_spacing(spacing_mm, 3)
     index_XYZ = np.full(np.add(skeleton_XYZ.shape, 2), -1)
     inner = (slice(1, -1),) * 3
     voxels_V3 = np.argwhere(skeleton_XYZ)
@@ -104,7 +104,7 @@ def skeleton_length_mm(skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) ->
         exists_V = neighbour_V >= 0
         rows.append(np.flatnonzero(exists_V))
         columns.append(neighbour_V[exists_V])
-        length = float(np.linalg.norm((np.array(step) - 1) * spacing_mm))
+        length = float(np.linalg.norm((np.array(step) - 1) * edges_mm))
         lengths.append(np.full(int(exists_V.sum()), length))
     edges = (np.concatenate(rows), np.concatenate(columns))
     graph = sparse.coo_matrix((np.concatenate(lengths), edges), shape=(len(voxels_V3), len(voxels_V3)))
