@@ -221,7 +221,10 @@ class RunDir:
         if not self.finished_file.is_file():
             return False
         is_changed = any(not change.is_free for change in changes)
-        return not (is_changed and self._required(FINISHED).get("steps", num_steps) < num_steps)
+        steps = self._required(FINISHED).get("steps", num_steps)
+        if not isinstance(steps, int):
+            raise _damaged(self.finished_file, f"steps is {steps!r}", CheckpointError)
+        return not (is_changed and steps < num_steps)
 
     def mark_finished(self, facts: dict[str, Any]) -> None:
         write_json(self.finished_file, facts)
