@@ -5,6 +5,7 @@ import functools
 import importlib.util
 import json
 import os
+import random
 import shutil
 import sys
 import traceback
@@ -20,8 +21,8 @@ from vesselgan.config import compose
 from vesselgan.core.errors import exit_on_error
 from vesselgan.viz import plots, rendering
 
-NUM_CASES = 150
-"""Of all pairs of damage and command, spread evenly; VESSELGAN_DAMAGE=all tries every one."""
+NUM_CASES = 100
+"""Drawn from some 1,900 pairs of damage and command, always the same; VESSELGAN_DAMAGE=all tries every one."""
 ALLOWED = {0, 2, 3, 4, 6, 7}
 IN_TRAINING = (
     "config.yaml",
@@ -222,9 +223,10 @@ def test_no_damage_ends_in_a_traceback(
     pipeline.build()
     shutil.copytree(work, whole, symlinks=True)
     chosen = list(cases(work))
-    step = 1 if os.environ.get("VESSELGAN_DAMAGE") == "all" else max(1, len(chosen) // NUM_CASES)
+    if os.environ.get("VESSELGAN_DAMAGE") != "all":
+        chosen = random.Random(0).sample(chosen, NUM_CASES)
     failures = []
-    for path, damage, command in chosen[::step]:
+    for path, damage, command in chosen:
         shutil.rmtree(work)
         shutil.copytree(whole, work, symlinks=True)
         damage(path)

@@ -98,7 +98,10 @@ class RunDir:
 
     def requeue(self) -> dict[str, Any] | None:
         """What a stopped run asks of its next session, which may remove it at any time."""
-        return self._json(REQUEUE)
+        request = self._json(REQUEUE)
+        if request is not None and not {"step", "reason"} <= request.keys():
+            raise _damaged(self.path / REQUEUE, "it lacks step or reason")
+        return request
 
     def sessions(self) -> list[dict[str, Any]]:
         """One entry per start, the newest last."""

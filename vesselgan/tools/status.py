@@ -32,11 +32,13 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         raise UsageError(f"{run_dir}: holds no run; name a run directory, for example work/runs/NAME")
     metrics, requeue = run.metrics(TAIL_BYTES), run.requeue()
     last = metrics[-1] if metrics else {}
+    step_ms = last.get("time/step_ms")
+    step_ms = step_ms if isinstance(step_ms, int | float) and step_ms > 0 else None
     report = {
         "run": str(run_dir),
         "step": last.get("step", 0),
-        "step_ms": last.get("time/step_ms"),
-        "steps_per_second": 1000 / last["time/step_ms"] if last.get("time/step_ms") else None,
+        "step_ms": step_ms,
+        "steps_per_second": 1000 / step_ms if step_ms else None,
         "checkpoint": next(iter(run.checkpoints()), None),
         "checkpoint_age_s": run.checkpoint_age_s(),
         "silent_s": run.silent_s(),

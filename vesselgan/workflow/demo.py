@@ -12,6 +12,7 @@ from vesselgan.config.compose import readable
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
 from vesselgan.core.console import printable
+from vesselgan.core.errors import DataError, check_readable
 from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
@@ -70,11 +71,16 @@ def probe_stage(out: Path) -> Stage:
 
 def read_choice(path: Path) -> Choice:
     """The probe's choice; the GAN gets two ranks on a CPU, and up to two GPUs."""
-    probe = json.loads(path.read_text())
-    num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-    summary = f"the GAN trains in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
-    if probe["step_ms"]:
-        summary += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
+    try:
+        probe = json.loads(path.read_text())
+        num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
+        summary = f"the GAN trains in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+        steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_readable(path, error)
+        raise DataError(f"{path}: no choice of a precision ({error}); remove it and start the demo again") from error
+    if steps:
+        summary += f"; a step of the probe: {steps}"
     return Choice(probe["device"], probe["precision"], num_ranks, summary)
 
 

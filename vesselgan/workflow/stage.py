@@ -109,8 +109,8 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
 def _is_done(stage: Stage, marker: Path) -> bool:
     try:
         record = json.loads(marker.read_text())
-        commands, inputs = record["commands"], record["inputs"]
-    except (OSError, ValueError, KeyError, AttributeError):
+        commands, inputs, _ = record["commands"], record["inputs"], processes.clock(record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     is_same = commands == [list(command) for command in stage.commands] and inputs == stage.digests()
     return is_same and all(path.exists() for path in stage.outputs)

@@ -23,6 +23,7 @@ from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, script
 
 GENERATION_SEED = 990
+UNET_FACTS = {"steps", "best_checkpoint", "validation_dice", "validation_loss"}
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,11 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
 
 def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:
     """The facts of a U-Net that `unet_stage` has trained."""
-    facts = RunDir(unet_dir(home, source, seed)).finished()
+    run = RunDir(unet_dir(home, source, seed))
+    facts = run.finished()
     assert facts is not None, "a stage that ran leaves its outputs"
+    if missing := UNET_FACTS - facts.keys():
+        raise DataError(f"{run.finished_file}: lacks {', '.join(sorted(missing))}; remove {run.path} and start again")
     return facts
 
 
@@ -207,7 +211,9 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     folder = home / "gans" / gan.name
     runner.run(generate_stage(config, home, gan))
     runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
-    narrowed = read_result(folder / "thresholds.json")["narrowed"]
+    narrowed = read_result(folder / "thresholds.json").get("narrowed")
+    if not isinstance(narrowed, list) or not all(isinstance(threshold, float) for threshold in narrowed):
+        raise DataError(f"{folder / 'thresholds.json'}: names no label thresholds; remove it and start again")
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
