@@ -32,6 +32,7 @@ from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.memory import format_bytes
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
 from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
@@ -230,7 +231,7 @@ def check_space(data: PreparedData, missing: list[PlannedShard]) -> None:
     free = shutil.disk_usage(data.cohort_dir).free
     if needed > free:
         raise ResourceError(
-            f"{data.cohort_dir}: the shards to come need {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free; "
+            f"{data.cohort_dir}: the shards to come need {format_bytes(needed)}, {format_bytes(free)} are free; "
             "make room or move work_dir"
         )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.core.names import check_id, on_one_line
+from vesselgan.core.names import check_id, check_inside, on_one_line
 
 KINDS = ("image", "label", "mask")
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
@@ -226,14 +226,8 @@ def _match(root: Path, names: Iterable[str], pattern: str, kind: str) -> dict[st
 
 def _check_links(root: Path, matches: _Matches) -> None:
     """DataError for a file that a link places outside `root`."""
-    real_root = os.path.realpath(root)
     paths = (match.path for of_kind in matches.values() for of in of_kind.values() for match in of)
-    outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(real_root)]
-    if outside:
-        raise DataError(
-            f"{outside[0]}: a link leads out of data.root ({len(outside)} such files); copy what it names, or "
-            "data.prepare.follow_links=true reads it"
-        )
+    check_inside(root, paths, "copy what it names, or data.prepare.follow_links=true reads it")
 
 
 def _expression(pattern: str) -> str:

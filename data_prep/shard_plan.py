@@ -153,4 +153,7 @@ class LoadedSubject:
 
 def _check_unchanged(name: str, path: Path | str, volume_XYZ: np.ndarray, sha256: str | None) -> None:
     if sha256_of_voxels(volume_XYZ) != sha256:
-        raise DataError(f"{path} (subject {name}): its voxels changed since they were checked; start the build again")
+        raise DataError(
+            f"{path} (subject {name}): its voxels changed since they were checked, but not its size and time; put the "
+            "earlier file back, or touch it and start the build again: then the new one is checked"
+        )

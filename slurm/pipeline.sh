@@ -9,7 +9,7 @@
 WORK=work
 NAME=paper                           # of the chain; several with VARIANTS of their own may share WORK
 COHORT=pegasus                       # data.name; its folder is WORK/COHORT
-DATA=(data=pegasus)                  # for every command that reads the cohort
+DATA=(data=pegasus)                  # for every command that reads the cohort; data.root=DIR belongs to PREPARE
 TEST_COHORTS=()                      # folders of further cohorts, prepared before, on which the U-Nets are tested too
 VARIANTS=(gp sn sn_mp c_sn_mp)       # GANs, each with every seed; 'dpgan variant.dp.noise_multiplier=0.5' is one too
 SEEDS=(1 2 3)                        # of the GANs; the GANs of one seed are one study: the paper's tables, once

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vesselgan.cli import main as cli
-from vesselgan.config import compose
+from vesselgan.config import compose, overrides
 from vesselgan.formats.manifest import write_manifest
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.shard_file import ShardInfo
@@ -50,7 +50,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 
 def test_every_command_is_listed_with_a_sentence():
-    assert set(cli.COMMANDS.values()) == set(compose.COMMANDS)
+    assert set(cli.COMMANDS.values()) == set(overrides.COMMANDS)
     text = cli.overview()
     assert all(f"\n  {name}\n      " in text for name in cli.COMMANDS)
 

@@ -5,32 +5,95 @@ import re
 
 import pytest
 
-from vesselgan.config import checks, compose, deepspeed
+from vesselgan.config import checks, compose, deepspeed, overrides
 from vesselgan.core.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
 NEEDED["status"] = ["run=x"]
-VARIANTS = compose.groups()["variant"]
-JSONS = sorted(path.name for path in (compose.config_dir() / "deepspeed").glob("*.json"))
+VARIANTS = overrides.groups()["variant"]
+JSONS = sorted(path.name for path in (overrides.config_dir() / "deepspeed").glob("*.json"))
 
 
-@pytest.mark.parametrize("command", compose.COMMANDS)
+@pytest.mark.parametrize("command", overrides.COMMANDS)
 def test_every_command_composes_from_its_file(command):
     config = compose.compose(command, NEEDED.get(command, []))
-    assert isinstance(config, compose.COMMANDS[command])
+    assert isinstance(config, overrides.COMMANDS[command])
 
 
 WITHOUT_PRESET = ("generate", "plan", "demo", "benchmark", "status", "doctor")
-WITH_PRESET = [command for command in compose.COMMANDS if command not in WITHOUT_PRESET]
+WITH_PRESET = [command for command in overrides.COMMANDS if command not in WITHOUT_PRESET]
+
+
+NIFTI_COMMANDS = ("check", "preprocess", "build_shards", "make_phantom")
+WITHOUT_DEMO = {"segment", *NIFTI_COMMANDS}
 
 
 @pytest.mark.parametrize("command", WITH_PRESET)
-@pytest.mark.parametrize("preset", compose.groups()["preset"])
-def test_every_preset_fits_every_command_that_takes_one(command, preset):
-    compose.compose(command, [*NEEDED.get(command, []), f"preset={preset}"])
+@pytest.mark.parametrize("preset", overrides.groups()["preset"])
+def test_a_preset_fits_or_is_refused(command, preset):
+    words = [*NEEDED.get(command, []), f"preset={preset}"]
+    if command in {"demo": WITHOUT_DEMO, "preprocessed": {*WITH_PRESET} - {*NIFTI_COMMANDS}}.get(preset, set()):
+        with pytest.raises(UsageError, match=f"preset={preset}: holds nothing that {command} reads"):
+            compose.compose(command, words)
+    else:
+        compose.compose(command, words)
 
 
-@pytest.mark.parametrize("data", compose.groups()["data"])
+SYNTHETIC = ["data.source=synthetic", "synthetic=x"]
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "ignored", "remedy"),
+    [
+        ("segment", ["input=x"], ["data=phantom"], "input=null"),
+        ("segment", ["input=x"], ["split=train"], "input=null"),
+        ("train_unet", [], ["synthetic=x"], "data.source=synthetic"),
+        ("train_unet", [], ["data.label_threshold=0.2"], "data.source=synthetic"),
+        ("train_unet", [*SYNTHETIC, "unet.num_workers=2"], ["data.cache_gib=1"], "num_workers=0"),
+        ("train_gan", ["preset=demo"], ["train.epochs=3"], "train.max_steps=null"),
+        ("train_gan", ["variant=dpgan"], ["variant.penalty_reduction=batch"], "variant.penalty_weight"),
+        ("evaluate", ["evaluate=threshold"], ["predictions=x"], "evaluate=segmentation"),
+        ("evaluate", ["evaluate=image"], ["split=validation"], "evaluate=segmentation or threshold"),
+        ("evaluate", ["evaluate=comparison"], ["data=phantom"], "evaluate=segmentation"),
+        ("evaluate", [], ["image.num_seeds=2"], "evaluate=image"),
+        ("evaluate", ["evaluate=memorisation"], ["data.label_threshold=0.2"], "evaluate=image"),
+        ("study", [], ["sweep.batch_sizes=[4]"], "study=sweep"),
+        ("study", ["study=sweep"], ["test_cohorts=[x]"], "study=data_sources"),
+        ("study", ["study=sweep"], ["sweep.variant=sn"], "sweep.learning_rates"),
+        ("plan", [], ["num_patients=3"], "a private variant"),
+        ("preprocess", ["preprocess.bias=false"], ["preprocess.bias_shrink=2"], "preprocess.bias=true"),
+        ("build_shards", ["data.prepare.split.csv=x"], ["data.prepare.split.seed=1"], "data.prepare.split.csv=null"),
+        ("check", [], ["data.prepare.key_file=x"], "data.prepare.pseudonymise=true"),
+        ("benchmark", ["target=metrics"], ["variant=sn_mp"], "target=acceptance"),
+    ],
+)
+def test_a_typed_setting_counts_or_is_refused(command, words, ignored, remedy):
+    words = [*NEEDED.get(command, []), *words]
+    with pytest.raises(UsageError, match="would change nothing") as refusal:
+        compose.compose(command, [*words, *ignored])
+    assert ignored[0] in str(refusal.value) and remedy in str(refusal.value)
+    assert compose.readable(command, (*ignored, "nothing=x", "out=x"), tuple(words)) in ((), ("out=x",))
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [("segment", "data.root=x"), ("train_gan", "data.root=x"), ("make_phantom", "data.prepare.seed=1")],
+)
+def test_a_setting_of_others_names_its_readers(command, key):
+    with pytest.raises(UsageError, match=f"{command} does not read `{key.split('=')[0]}`.*build_shards"):
+        compose.compose(command, [*NEEDED.get(command, []), key])
+
+
+def test_the_place_of_data_is_no_part_of_a_run():
+    there, here = (compose.compose("train_gan", words) for words in (["data.cohort_dir=/there"], ["work_dir=here"]))
+    assert (
+        compose.config_hash(there)
+        == compose.config_hash(here)
+        != compose.config_hash(compose.compose("train_gan", ["data.name=another"]))
+    )
+
+
+@pytest.mark.parametrize("data", overrides.groups()["data"])
 def test_every_cohort_composes_once_its_folder_is_named(data):
     config = compose.compose("build_shards", [f"data={data}", "data.root=/somewhere", "work_dir=elsewhere"])
     assert config.data.cohort_dir == f"elsewhere/{config.data.name}"
@@ -77,7 +140,7 @@ def test_the_default_is_the_papers_best_model():
         ("train.batch_size=four", "train.batch_size"),
         ("data.label_threshold=1.5", "data.label_threshold"),
         ("data.prepare.patch_shape=[64,64,32]", "`data."),
-        ("data.root=/a=b", "quotes"),
+        ("data.cohort_dir=/a=b", "quotes"),
         ("train.epochs=", "train.epochs"),
     ],
 )
@@ -92,7 +155,7 @@ def test_a_wrong_override_names_what_is_right(override, named):
 )
 def test_no_expression_comes_from_outside(text, tmp_path, monkeypatch):
     with pytest.raises(UsageError):
-        compose.compose("train_gan", [f'data.root="{text}"'])
+        compose.compose("train_gan", [f'data.cohort_dir="{text}"'])
     config = compose.compose("train_gan", [])
     (tmp_path / "config.yaml").write_text(compose.to_yaml(config).replace("work_dir: work", f"work_dir: '{text}'"))
     with pytest.raises(UsageError, match="plain values"):
@@ -102,8 +165,8 @@ def test_no_expression_comes_from_outside(text, tmp_path, monkeypatch):
 @pytest.mark.parametrize("text", ["${oc.env:HOME}", "x${oc.decode:1}", "${a${oc.env:X}}", "${"])
 def test_configs_may_name_settings_alone(text):
     with pytest.raises(UsageError):
-        compose._check_expressions({"data": [{"root": text}]})
-    compose._check_expressions({"root": "${work_dir}/${.name}", "names": ["${..data.name}", "$TMPDIR"]})
+        overrides.check_expressions({"data": [{"root": text}]})
+    overrides.check_expressions({"root": "${work_dir}/${.name}", "names": ["${..data.name}", "$TMPDIR"]})
 
 
 def test_a_runs_settings_hold_no_alias(tmp_path):
@@ -116,7 +179,7 @@ def test_a_runs_settings_hold_no_alias(tmp_path):
 def test_what_overrides_may_say():
     with pytest.raises(UsageError, match="run=VALUE"):
         compose.compose("generate", [])
-    assert compose.compose("train_gan", ['data.root="/a=b"']).data.root == "/a=b"
+    assert compose.compose("train_gan", ['data.cohort_dir="/a=b"']).data.cohort_dir == "/a=b"
 
 
 @pytest.mark.parametrize("text", ["2024_11_26", "1e3", "12e4567", "3.10", "+5", "007", "0x1F", "true", "NaN", "-.5"])
@@ -161,14 +224,14 @@ def test_settings_stand_on_both_sides_of_options():
 
 
 def test_a_group_of_other_commands_is_no_setting() -> None:
-    with pytest.raises(UsageError, match="study has no setting `variant`"):
+    with pytest.raises(UsageError, match="study does not read `variant`"):
         compose.compose("study", ["variant=sn"])
 
 
-@pytest.mark.parametrize("command", compose.COMMANDS)
+@pytest.mark.parametrize("command", overrides.COMMANDS)
 def test_every_number_is_finite_and_bounded(command):
     config = compose.compose(command, NEEDED.get(command, []))
-    for key, kind in compose.keys_of(compose.COMMANDS[command]).items():
+    for key, kind in overrides.keys_of(overrides.COMMANDS[command]).items():
         *groups, name = key.split(".")
         group = functools.reduce(lambda at, group: at and getattr(at, group), groups, config)
         if group is None or not kind.startswith("float"):

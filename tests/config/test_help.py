@@ -4,19 +4,19 @@ import re
 
 import pytest
 
-from vesselgan.config import compose, help
+from vesselgan.config import compose, help, overrides, schema
 from vesselgan.core.errors import UsageError
 
 
-@pytest.mark.parametrize("command", compose.COMMANDS)
+@pytest.mark.parametrize("command", overrides.COMMANDS)
 def test_every_setting_stands_in_the_help(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     text = help.settings_help(command)
     entries = dict(re.findall(r"\n  ([\w.]+)(?==|  \()((?:.*(?:\n {6}.*)*))", text))
-    for key in compose.keys_of(compose.COMMANDS[command]):
+    for key in overrides.keys_of(overrides.COMMANDS[command]):
         sentence = entries[key].split(")\n", 1)[1:]
         assert sentence and sentence[0].strip(), f"{key} has no sentence in the schema"
-    for group, choices in compose.groups_of(command).items():
+    for group, choices in overrides.groups_of(command).items():
         assert all(choice in text for choice in choices), group
     assert max(len(line) for line in text.splitlines() if " " in line.strip()) <= 60
 
@@ -37,5 +37,5 @@ def test_a_group_shows_itself_and_what_lies_in_it():
 
 
 def test_a_sentence_is_inherited_with_its_field():
-    docs = help.field_docs(compose.schema.TrainingRuntime)
+    docs = help.field_docs(schema.TrainingRuntime)
     assert "exit 6" in docs["device"] and "cuDNN" in docs["deterministic"]

@@ -28,3 +28,12 @@ def test_the_smallest_limit_of_all_groups_counts(
     assert memory.available_bytes() == 4096
     (tmp_path / task).write_text("2048\n")
     assert memory.available_bytes() == memory.total_bytes() == 2048
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1023, "1.00 KiB"), (5 * 2**30, "5.00 GiB"), (80 * 2**20, "80.0 MiB"),
+     (3e17, "266 PiB"), (float("inf"), "no known limit")],
+)  # fmt: skip
+def test_a_size_is_never_all_zeros(num_bytes: float, text: str) -> None:
+    assert memory.format_bytes(num_bytes) == text

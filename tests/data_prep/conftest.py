@@ -70,8 +70,6 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
             root=str(root),
             cohort_dir=str(tmp_path / "work" / "tiny"),
             layout=layout,
-            scaling="volume",
-            label_threshold=0.3,
             prepare=prepare,
         )
 

@@ -57,7 +57,9 @@ def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[
 
 def run(folder: Path, *settings: str) -> dict:
     out = folder / "result.json"
-    words = [f"data.cohort_dir={folder}", "name=real", f"predictions={folder}/predictions", f"out={out}", *settings]
+    words = [f"data.cohort_dir={folder}", "name=real", f"out={out}", *settings]
+    if "evaluate=threshold" not in settings:
+        words.insert(0, f"predictions={folder}/predictions")
     evaluate(parse("evaluate", None, words).config)
     return json.loads(out.read_text())
 
@@ -88,10 +90,12 @@ def test_scores_of_hand_made_bars(tmp_path):
 def test_a_result_says_what_went_in(tmp_path):
     predictions = write_two(tmp_path)
     settings = {"run": "unet-a", "source": "synthetic", "shuffle_labels": True, "threshold": 0.4}
-    (tmp_path / "predictions" / "segmentation.json").write_text(json.dumps({"settings": settings}))
+    (tmp_path / "predictions" / "segmentation.json").write_text(
+        json.dumps({"format_version": 2, "settings": settings, "volumes": {"sub-1": {"warnings": ["coarse"]}}})
+    )
     result = run(tmp_path)
     expected = {"format_version": 1, "job": "segmentation", "name": "real", "cohort": "bars", "split": "test"}
-    expected |= {"threshold": 0.4, "segmented_with": settings}
+    expected |= {"threshold": 0.4, "segmented_with": settings, "input_warnings": {"sub-1": ["coarse"]}}
     assert {key: result[key] for key in expected} == expected
     assert "labels shuffled" in result["title"] and result["training_overlap"].startswith("not checked")
     assert result["units"]["bavd_voxels"] == "voxel" and set(result["units"]) == set(result["summary"]["all"])

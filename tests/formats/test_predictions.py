@@ -43,6 +43,14 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
         Predictions(tmp_path / "own").settings()
 
 
+def test_a_record_of_an_older_form_is_refused(tmp_path: Path) -> None:
+    out = Predictions(tmp_path)
+    out.record.write_text('{"format_version": 1, "settings": {}, "volumes": {}}')
+    for read in (out.settings, lambda: out.open({})):
+        with pytest.raises(DataError, match="segmentation.json: format version 1"):
+            read()
+
+
 @pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines"])
 def test_predictions_stay_in_their_folder(tmp_path: Path, hostile: str) -> None:
     out = Predictions(tmp_path / "out")

@@ -21,3 +21,18 @@ def test_what_is_no_result_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.json").write_text(text)
     with pytest.raises(DataError, match="odd.json"):
         list(Results(tmp_path))
+
+
+@pytest.mark.parametrize("result", [{"name": "a"}, {"job": ["image"], "name": "a"}, {"job": "image"}])
+def test_a_result_without_job_is_not_passed_over(tmp_path: Path, result: dict) -> None:
+    write_result(tmp_path / "a.json", result)
+    with pytest.raises(DataError, match="a.json"):
+        list(Results(tmp_path))
+
+
+def test_no_result_is_read_through_a_link(tmp_path: Path) -> None:
+    write_result(tmp_path / "elsewhere" / "a.json", {"job": "image", "name": "a"})
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "a.json").symlink_to(tmp_path / "elsewhere" / "a.json")
+    with pytest.raises(DataError, match="a link leads out of"):
+        list(Results(tmp_path / "results"))

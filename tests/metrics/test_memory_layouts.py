@@ -14,12 +14,20 @@ from vesselgan.metrics.centreline import centreline_dice, count_components
 from vesselgan.metrics.diversity import mean_nearest_distance, mean_pairwise_distance
 from vesselgan.metrics.frechet import frechet_distance
 from vesselgan.metrics.jackknife import jackknife_interval
-from vesselgan.metrics.label_statistics import label_statistics
+from vesselgan.metrics.label_scores import histogram
+from vesselgan.metrics.label_statistics import (
+    consistency,
+    distance,
+    label_statistics,
+    shift_label,
+    skeleton_length_mm,
+)
 from vesselgan.metrics.nearest_neighbours import standardise
 from vesselgan.metrics.overlap import dice, precision, recall
-from vesselgan.metrics.prd import prd_auc, prd_curve
-from vesselgan.metrics.statistics import describe
+from vesselgan.metrics.prd import curve_of_clusters, prd_auc, prd_curve
+from vesselgan.metrics.statistics import compare, describe, holm, mean_and_sd, signed_rank
 from vesselgan.metrics.surface import balanced_average_hausdorff, distances
+from vesselgan.privacy.attacks.copies import chances_of, judge
 
 Metric = Callable[[np.ndarray, np.ndarray], object]
 SPACING_MM = (0.5, 0.7, 1.1)
@@ -135,3 +143,53 @@ def test_a_curve_of_nothing_is_refused(settings: dict[str, int]) -> None:
     features = np.random.default_rng(0).normal(size=(8, 2))
     with pytest.raises(UsageError):
         prd_curve(features, features, **settings)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda bad: holm([0.1, bad]),
+        lambda bad: signed_rank(np.array([0.1, 0.2, bad])),
+        lambda bad: mean_and_sd([0.1, bad]),
+        lambda bad: jackknife_interval(bad, [0.1] * 5),
+        lambda bad: distance(np.array([1.0, bad]), np.ones(2)),
+        lambda bad: consistency(np.full((3, 3, 3), bad), np.eye(3)[None].repeat(3, 0)),
+        lambda bad: skeleton_length_mm(np.ones((2, 2, 2)), (1, 1, bad)),
+        lambda bad: histogram(np.array([bad])),
+        lambda bad: judge(np.array([0.5, bad]), np.ones(2), ["a", "b"]),
+        lambda bad: judge(np.ones(2), np.array([0.5, bad]), ["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_no_statistic_takes_what_is_not_finite(call: Callable[[float], object], bad: float) -> None:
+    with pytest.raises(DataError):
+        call(bad)
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    cube, flat, curve = np.ones((3, 3, 3)), np.ones((3, 3)), np.ones((12, 3))
+    for call in (
+        lambda: compare(np.ones((3, 2)), np.ones((4, 2)), seed=0),
+        lambda: describe(np.ones(3), seed=0),
+        lambda: describe(np.ones((0, 3)), seed=0),
+        lambda: holm([1.5]),
+        lambda: signed_rank(flat),
+        lambda: (centreline_dice(flat, flat), 1),
+        lambda: (count_components(flat), 1),
+        lambda: label_statistics(np.ones((4, 4, 4)), cube, SPACING_MM),
+        lambda: label_statistics(flat, flat, SPACING_MM),
+        lambda: distances(cube, cube, (1, 1)),
+        lambda: mean_nearest_distance(curve, np.ones((12, 4))),
+        lambda: curve_of_clusters(np.array([[0, 3]]), np.array([[0, 1]]), num_clusters=3),
+        lambda: curve_of_clusters(np.array([[0, -1]]), np.array([[0, 1]]), num_clusters=3),
+        lambda: judge(np.ones(0), np.ones(2), ["a", "b"]),
+        lambda: judge(np.ones(2), np.ones(2), ["a"]),
+        lambda: judge(-np.ones(2), np.ones(2), ["a", "b"]),
+        lambda: chances_of(3, 0),
+    ):
+        with pytest.raises(DataError):
+            call()
+    with pytest.raises(UsageError):
+        shift_label(cube, 0)
+    with pytest.raises(UsageError):
+        jackknife_interval(0.5, [0.1] * 5, confidence=1.0)

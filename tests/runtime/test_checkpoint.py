@@ -265,5 +265,5 @@ def test_the_disk_needed_is_known_before(tiny, tmp_path, monkeypatch):
     there = sum(file.stat().st_size for file in (tmp_path / "checkpoints").rglob("*") if file.is_file())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4 * 2**30 - there))
     checkpoint.check_disk(tmp_path, 2**30, keep_last=2, num_kept=1)
-    with pytest.raises(ResourceError, match="5.000 GiB.* 4.000 GiB"):
+    with pytest.raises(ResourceError, match="5.00 GiB.* 4.00 GiB"):
         checkpoint.check_disk(tmp_path, 2**30, keep_last=3, num_kept=1)

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from vesselgan.config.compose import parse, to_yaml
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
+from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, init_unet_weights
@@ -113,8 +115,8 @@ def write_checkpoint(folder: Path, unet: Unet) -> None:
     folder.mkdir(parents=True)
     save_file(unet.state_dict(), folder / "unet.safetensors")
     state = {"step": 1, "scaling": "volume", "percentiles": (0.0, 99.9), "patch_shape": list(PATCH)}
-    state |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": True}
-    content = {"format_version": 2, "step": 1, "state": state, "engines": {}, "is_kept": False}
+    state |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": False}
+    content = {"format_version": FORMAT_VERSION, "step": 1, "state": state, "engines": {}, "is_kept": False}
     (folder / "state.json").write_text(json.dumps(content))
     names = ("unet.safetensors", "state.json")
     entries = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
@@ -154,11 +156,12 @@ def test_output_lies_on_the_inputs_grid(run_dir, tmp_path, axes):
 
 def test_input_is_file_folder_or_split(run_dir, tiny_cohort, tmp_path):
     def inputs(*settings: str) -> dict[str, Path]:
-        words = [f"run={run_dir}", "out=out", f"data.cohort_dir={tiny_cohort}", *settings]
+        cohort = [] if settings[0].startswith("input=") else [f"data.cohort_dir={tiny_cohort}"]
+        words = [f"run={run_dir}", "out=out", *cohort, *settings]
         return find_inputs(parse("segment", None, words).config)[0]
 
     images = {name: tiny_cohort / "nifti" / name / "image.nii.gz" for name in ("sub-4", "sub-5")}
-    assert inputs() == images
+    assert inputs("split=test") == images
     assert list(inputs("split=validation")) == ["sub-3"]
     assert inputs(f"input={images['sub-4']}") == {"image": images["sub-4"]}
     folder = tmp_path / "folder"
@@ -291,15 +294,36 @@ def test_what_ranks_left_behind_when_stopped_is_kept(run_dir, tmp_path):
     assert not (tmp_path / "out" / "segmentation.rank-1.json").exists()
 
 
-def test_images_unlike_the_learned_ones_are_said(run_dir, tmp_path, caplog):
+def test_images_of_other_spacing_are_said(run_dir, tmp_path, caplog):
     for name, spacing in (("same", 0.5), ("coarse", 0.9)):
         write_volume(tmp_path / name / "image.nii.gz", image(*PATCH), np.diag([spacing, 0.5, 0.7, 1]))
-        (tmp_path / name / "image.json").write_text("{}")
     run_segment(run_dir, tmp_path / "out", f"input={tmp_path / 'same' / 'image.nii.gz'}")
-    assert not caplog.records or "may be wrong" not in caplog.text
+    assert "may be wrong" not in caplog.text and Predictions(tmp_path / "out").warnings() == {}
     run_segment(run_dir, tmp_path / "out-coarse", f"input={tmp_path / 'coarse' / 'image.nii.gz'}")
-    assert "voxels of 0.9 x 0.5 x 0.7 mm, the U-Net learned from 0.5 x 0.5 x 0.7 mm" in caplog.text
-    assert "preprocessed" not in caplog.text
-    (tmp_path / "same" / "image.json").unlink()
-    run_segment(run_dir, tmp_path / "out-raw", f"input={tmp_path / 'same' / 'image.nii.gz'}")
-    assert "not preprocessed, the U-Net learned from preprocessed volumes" in caplog.text
+    text = "voxels of 0.9 x 0.5 x 0.7 mm, the U-Net learned from 0.5 x 0.5 x 0.7 mm"
+    assert text in caplog.text and Predictions(tmp_path / "out-coarse").warnings() == {"image": [text]}
+
+
+def test_images_preprocessed_otherwise_are_refused(run_dir, tmp_path, caplog):
+    path = tmp_path / "in" / "image.nii.gz"
+    write_volume(path, image(*PATCH), np.diag([0.5, 0.5, 0.7, 1]))
+    predict.check_preprocessing(None, [path])
+    with pytest.raises(DataError, match="not preprocessed.*allow_mismatch=true"):
+        predict.check_preprocessing(True, [path])
+    path.with_name("image.json").write_text("{}")
+    with pytest.raises(DataError, match="learned from raw volumes"):
+        run_segment(run_dir, tmp_path / "out", f"input={path}")
+    assert not (tmp_path / "out").exists()
+    run_segment(run_dir, tmp_path / "out", f"input={path}", "allow_mismatch=true")
+    assert "may be wrong" in caplog.text
+
+
+def test_links_out_of_the_input_folder_are_refused(run_dir, tmp_path):
+    write_volume(tmp_path / "elsewhere" / "head.nii.gz", image(*PATCH), np.eye(4))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "head.nii.gz").symlink_to(tmp_path / "elsewhere" / "head.nii.gz")
+    words = [f"run={run_dir}", "out=out", f"input={tmp_path / 'in'}"]
+    with pytest.raises(DataError, match="leads out of .*follow_links=true"):
+        find_inputs(parse("segment", None, words).config)
+    assert list(find_inputs(parse("segment", None, [*words, "follow_links=true"]).config)[0]) == ["head"]
+    assert list(find_inputs(parse("segment", None, [*words[:2], f"input={tmp_path / 'in/head.nii.gz'}"]).config)[0])

@@ -249,7 +249,8 @@ def config_of(cohort: Path, *settings: str):
 def test_sources_are_real_synthetic_or_both(tiny_cohort, synthetic_set):
     sizes = {}
     for source in ("real", "synthetic", "both"):
-        sets, validation = open_shards(config_of(tiny_cohort, f"data.source={source}", f"synthetic={synthetic_set}"))
+        words = [f"data.source={source}"] + [f"synthetic={synthetic_set}"] * (source != "real")
+        sets, validation = open_shards(config_of(tiny_cohort, *words))
         sizes[source] = [(shards.origin, len(shards)) for shards in sets]
         assert (validation.origin, len(validation)) == ("real", 12)
     assert sizes == {

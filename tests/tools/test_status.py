@@ -120,6 +120,12 @@ def test_another_hosts_lock_holds_while_the_run_writes(run_dir: Path) -> None:
     assert run_status(run_dir, stalled_minutes=10)["state"] == "stopped"
 
 
+def test_no_text_of_a_file_moves_the_cursor(run_dir: Path) -> None:
+    (run_dir / "lock").write_text("process 7 on a-node\x1b[2J\nfinished: all is well, job 12\n")
+    lines = format_status(run_status(run_dir, stalled_minutes=10)).splitlines()
+    assert "a-node\\x1b[2J\\nfinished" in lines[0] and len(lines) == 2
+
+
 def test_an_unstarted_run_is_stopped_a_folder_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("")
     facts = run_status(tmp_path, stalled_minutes=10)

@@ -4,8 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from vesselgan.config import compose
-from vesselgan.workflow import demo
+from vesselgan.core.errors import DataError
+from vesselgan.workflow import demo, stage
 from vesselgan.workflow.demo import Choice
 
 CPU = Choice("cpu", "bf16", 2, "")
@@ -19,6 +22,19 @@ def test_the_probe_decides_precision_and_ranks(tmp_path: Path) -> None:
     answer |= {"device": "cuda", "num_devices": 1, "precision": "fp16", "step_ms": {}}
     (tmp_path / "a.json").write_text(json.dumps(answer))
     assert demo.read_choice(tmp_path / "a.json").num_ranks == 1
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"device": "cpu", "precision": "bf16", "step_ms": 3}'])
+def test_a_damaged_choice_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "precision.json").write_text(text)
+    with pytest.raises(DataError, match="precision.json"):
+        demo.read_choice(tmp_path / "precision.json")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "7", '{"commands": [], "inputs": [], "seconds": "x"}'])
+def test_a_damaged_marker_is_a_stage_to_run(tmp_path: Path, text: str) -> None:
+    (tmp_path / "stage.json").write_text(text)
+    assert not stage._is_done(stage.Stage("stage", "", ()), tmp_path / "stage.json")
 
 
 def verb_of(command: tuple[str, ...]) -> str:

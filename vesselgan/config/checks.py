@@ -1,4 +1,4 @@
-"""What a type cannot say of a setting: ranges and choices. A rule stands beside its field and says what is allowed."""
+"""What a type cannot say of a setting: ranges and choices, and when it is read. A rule stands beside its field."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,12 +9,17 @@ from vesselgan.config.private import check_accountable
 from vesselgan.core.errors import UsageError
 
 Rule = dict[str, tuple[Callable[[Any], bool], str]]
-"""Metadata of a dataclass field."""
+"""Metadata of a dataclass field; several are joined by |."""
 
 
 def rule(is_allowed: Callable[[Any], bool], message: str) -> Rule:
     """message: what is allowed."""
     return {"rule": (is_allowed, message)}
+
+
+def read_if(is_read: Callable[[Any], bool], condition: str) -> Rule:
+    """The field, or the group, is read where `is_read` of the command's configuration is true: with `condition`."""
+    return {"read_if": (is_read, condition)}
 
 
 def one_of(*choices: str) -> Rule:
@@ -58,6 +63,20 @@ def check(config: Any, prefix: str = "") -> None:
             is_allowed, message = field.metadata["rule"]
             if not is_allowed(value):
                 raise UsageError(f"{key}={value}: {message}")
+
+
+def unread(config: Any, key: str) -> str | None:
+    """The condition that fails where `config` makes its command pass over the setting `key`; None where it is read."""
+    holder = config
+    for name in key.split("."):
+        fields = {field.name: field for field in dataclasses.fields(holder)} if dataclasses.is_dataclass(holder) else {}
+        if name not in fields:
+            return None
+        is_read, condition = fields[name].metadata.get("read_if", (None, ""))
+        if is_read is not None and not is_read(config):
+            return str(condition)
+        holder = getattr(holder, name)
+    return None
 
 
 def _is_bounded(value: Any) -> bool:

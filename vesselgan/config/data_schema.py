@@ -1,8 +1,12 @@
-"""Settings of a cohort: where it lies, how it is split, prepared, preprocessed and read; the phantom."""
+"""Settings of a cohort: where it lies, how it is split, prepared, preprocessed and read; the phantom.
+
+A command's `data` holds what that command reads: a setting that it lacks is refused.
+"""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from vesselgan.config.checks import MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, rule
+from vesselgan.config.checks import MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, read_if, rule
 from vesselgan.core.names import is_id
 
 
@@ -23,17 +27,20 @@ class Layout:
     does."""
 
 
+DRAWN = NOT_NEGATIVE | read_if(lambda c: c.data.prepare.split.csv is None, "data.prepare.split.csv=null")
+
+
 @dataclass
 class Split:
     """How subjects are divided. Numbers of subjects; train or test may be null: all that the others leave."""
 
-    train: int | None = field(metadata=NOT_NEGATIVE)
+    train: int | None = field(metadata=DRAWN)
     """0 for an external cohort, on which models of another one are only tested."""
-    validation: int = field(metadata=NOT_NEGATIVE)
+    validation: int = field(metadata=DRAWN)
     """Subjects on which checkpoints, thresholds and settings are chosen."""
-    test: int | None = field(metadata=NOT_NEGATIVE)
+    test: int | None = field(metadata=DRAWN)
     """Subjects that nothing is chosen on."""
-    seed: int = field(metadata=NOT_NEGATIVE)
+    seed: int = field(metadata=DRAWN)
     csv: str | None
     """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
     where its id does not (dp.unit=patient)."""
@@ -41,7 +48,7 @@ class Split:
 
 @dataclass
 class Data:
-    """A cohort: where it lies and how its patches are read."""
+    """A prepared cohort."""
 
     name: str = field(
         metadata=rule(
@@ -50,15 +57,17 @@ class Data:
         )
     )
     """What the cohort is called: in results, in reports, and by default as its folder below work_dir."""
+    cohort_dir: str
+    """Its folder: cohort.json, shards/gan/<split>, shards/unet/<split>."""
+
+
+@dataclass
+class SourceData(Data):
+    """A cohort as NIfTI files."""
+
     root: str
     """Folder of the NIfTI files."""
-    cohort_dir: str
-    """Folder of the results: cohort.json, shards/gan/<split>, shards/unet/<split>."""
     layout: Layout
-    scaling: str = field(metadata=one_of("volume", "patch"))
-    """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
-    label_threshold: float | None = field(metadata=SHARE)
-    """Stored scores from this on are vessel in synthetic labels (paper: 0.3); null: as their manifest recommends."""
 
 
 @dataclass
@@ -104,7 +113,9 @@ class Prepare:
     """Rebuild the shards that fail verification."""
     pseudonymise: bool
     """Replace subjects' ids by a keyed hash in everything that is written; file paths go to a private file."""
-    key_file: str | None
+    key_file: str | None = field(
+        metadata=read_if(lambda c: c.data.prepare.pseudonymise, "data.prepare.pseudonymise=true")
+    )
     """Path of the secret that the hash needs; read, never stored."""
     seed: int = field(metadata=NOT_NEGATIVE)
 
@@ -115,20 +126,34 @@ class Prepare:
 
 
 @dataclass
-class PreparedData(Data):
+class PreparedData(SourceData):
+    """check, preprocess and build_shards are given a cohort in the same words; each reads its part of `prepare`."""
+
     prepare: Prepare
+
+
+SCALING = one_of("volume", "patch")
 
 
 @dataclass
 class TrainingData(Data):
+    scaling: str = field(metadata=SCALING)
+    """`volume`: limits per volume, stored in the record; `patch`: the authors' min-max per patch, applied when read."""
     augment: bool
     """Flip and rotate training patches at random (by seed and position); the paper does not."""
-    cache_gib: float = field(metadata=NOT_NEGATIVE)
+    cache_gib: float = field(
+        metadata=NOT_NEGATIVE | read_if(lambda c: _num_workers(c) == 0, "num_workers=0 of train or unet")
+    )
     """Keep patches in memory when all of them fit into so many GiB (3 bytes a voxel: the paper's 2,350 are 7.4 GB);
-    each rank has its own. Used with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
+    each rank has its own. Read with train.num_workers=0 (unet.num_workers=0) alone: readers of their own have none."""
     local_copy_dir: str | None
     """Folder on each node's own disk to which the shards are copied, once per node and verified, and read from; may
     name a variable of the node, '$TMPDIR'. Null: read where they are."""
+
+
+def _num_workers(config: Any) -> int:
+    """Of a command that trains GANs or U-Nets."""
+    return int((config.unet if hasattr(config, "unet") else config.train).num_workers)
 
 
 @dataclass
@@ -139,10 +164,43 @@ class GanData(TrainingData):
 
 @dataclass
 class LearningData(TrainingData):
+    label_threshold: float | None = field(
+        metadata=SHARE | read_if(lambda c: c.data.source != "real", "data.source=synthetic or both")
+    )
+    """Stored scores from this on are vessel in synthetic labels (paper: 0.3); null: as their manifest recommends."""
     source: str = field(metadata=one_of("real", "synthetic", "both"))
     """`real`, `synthetic` or `both`."""
     shuffle_labels: bool
     """The control: every image gets another patch's label."""
+
+
+OF_IMAGES = read_if(lambda c: c.evaluate == "image", "evaluate=image")
+
+
+@dataclass
+class EvaluationData(Data):
+    scaling: str = field(metadata=SCALING | OF_IMAGES)
+    """As in training."""
+    label_threshold: float | None = field(metadata=SHARE | OF_IMAGES)
+    """Of synthetic labels; null: as their manifest recommends."""
+
+
+@dataclass
+class ReportData(Data):
+    label_threshold: float | None = field(metadata=SHARE)
+    """Of the synthetic patches that are shown; null: a study's choice, or as their manifest recommends."""
+
+
+@dataclass
+class DemoData(SourceData):
+    scaling: str = field(metadata=SCALING)
+    """As in training."""
+    label_threshold: float | None = field(metadata=SHARE)
+    """That the synthetic patches are generated with."""
+
+
+DENOISED = read_if(lambda c: c.preprocess.denoise, "preprocess.denoise=true")
+BIAS_CORRECTED = read_if(lambda c: c.preprocess.bias, "preprocess.bias=true")
 
 
 @dataclass
@@ -151,18 +209,20 @@ class Preprocessing:
 
     denoise: bool
     """Non-local means."""
-    denoise_strength: float = field(metadata=POSITIVE)
+    denoise_strength: float = field(metadata=POSITIVE | DENOISED)
     """Cut-off of patch distances, in noise standard deviations."""
-    denoise_patch: int = field(metadata=rule(lambda v: v >= 3 and v % 2 == 1, "must be an odd number from 3 on"))
+    denoise_patch: int = field(
+        metadata=rule(lambda v: v >= 3 and v % 2 == 1, "must be an odd number from 3 on") | DENOISED
+    )
     """Edge of the patches that are compared, voxels."""
-    denoise_distance: int = field(metadata=POSITIVE)
+    denoise_distance: int = field(metadata=POSITIVE | DENOISED)
     """How far away patches are looked for, voxels."""
     bias: bool
     """N4 non-uniformity correction."""
-    bias_shrink: int = field(metadata=POSITIVE)
+    bias_shrink: int = field(metadata=POSITIVE | BIAS_CORRECTED)
     """The bias field is fitted on the volume shrunk by this factor."""
     bias_iterations: list[int] = field(
-        metadata=rule(lambda v: len(v) > 0 and all(n > 0 for n in v), "must be counts above 0")
+        metadata=rule(lambda v: len(v) > 0 and all(n > 0 for n in v), "must be counts above 0") | BIAS_CORRECTED
     )
     """At most so many per resolution level, coarse to fine."""
     spacing_mm: list[float] | None = field(metadata=THREE_SIZES)
@@ -170,7 +230,9 @@ class Preprocessing:
     mask: str = field(metadata=one_of("auto", "given", "bet", "deepbet", "none"))
     """Source of the brain mask: `given` (data.layout.mask), `bet` (FSL), `deepbet`, `none`, or `auto`: the first of
     the three that is available."""
-    bet_fraction: float = field(metadata=SHARE)
+    bet_fraction: float = field(
+        metadata=SHARE | read_if(lambda c: c.preprocess.mask in ("auto", "bet"), "preprocess.mask=bet or auto")
+    )
     """FSL bet's -f (paper: 0.05)."""
 
 

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import config_dir
+from vesselgan.config.overrides import config_dir
 from vesselgan.config.training_schema import PRECISIONS
 from vesselgan.core.errors import UsageError
 

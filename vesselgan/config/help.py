@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config import compose
+from vesselgan.config import overrides
 from vesselgan.config.project import flat_values
 from vesselgan.core.errors import UsageError
 
@@ -40,12 +40,12 @@ PLAIN_TYPES |= {"str": "text", "int": "whole number", "float": "number", "bool":
 
 def settings_help(command: str, group: str = "") -> str:
     """The settings of `command`, by group; those of one group alone if it is named. Raises UsageError without it."""
-    sections = _sections(compose.COMMANDS[command], "")
+    sections = _sections(overrides.COMMANDS[command], "")
     if group and group not in sections:
         groups = ", ".join(name for name in sections if name)
         raise UsageError(f"{command} has no group `{group}` of settings; --help GROUP takes one of {groups}")
     defaults = defaults_of(command)
-    offered = compose.groups_of(command)
+    offered = overrides.groups_of(command)
     lines = []
     for name, (kind, fields) in sections.items():
         if not group or name == group or name.startswith(f"{group}."):
@@ -77,7 +77,7 @@ def paragraphs(text: str) -> str:
 
 def defaults_of(command: str) -> dict[str, Any]:
     """Dotted key -> default, read from configs/ without Hydra; expressions as they stand there."""
-    return flat_values(_read(compose.config_dir() / f"{command}.yaml"))
+    return flat_values(_read(overrides.config_dir() / f"{command}.yaml"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.F
     hints = typing.get_type_hints(kind)
     plain, deeper = [], {}
     for field in dataclasses.fields(kind):
-        group = compose.group_of(hints[field.name])
+        group = overrides.group_of(hints[field.name])
         if group is None:
             plain.append(field)
         else:

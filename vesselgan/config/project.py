@@ -18,7 +18,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config import compose
+from vesselgan.config import compose, overrides
 from vesselgan.core.errors import UsageError, check_readable
 
 VARIABLE = "VESSELGAN_PROJECT"
@@ -28,30 +28,37 @@ BASE_LAYOUT = "pairs"
 """What a layout file of your own extends unless its defaults list names another."""
 
 
-def with_project(command: str, typed: Sequence[str]) -> list[str]:
-    """The overrides of `command`: of the project file, if any, and above them those that are `typed`.
+def settings_of(command: str, typed: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(overrides of the project file and of a layout file, if any; those that are `typed` beside them, above).
 
-    Layout files are read. Raises UsageError for a file that cannot be read, and for keys that no command has.
+    Raises UsageError for a file that cannot be read, and for keys that no command has.
     """
     path = _named_in(typed)
     own = [word for word in typed if not word.startswith(KEY)]
     settings = {} if path is None else _checked(path, flat_values(_load(path)))
     chosen = groups_chosen(own)
-    groups = compose.groups_of(command)
-    known = compose.keys_of(compose.COMMANDS[command])
+    groups = overrides.groups_of(command)
+    known = overrides.keys_of(overrides.COMMANDS[command])
     kept = [
         _override(key, value)
         for key, value in settings.items()
         if (key in known or key in groups) and key.split(".")[0] not in chosen
     ]
-    return [word for override in [*kept, *own] for word in _with_layout(override, known)]
+    layouts = [word for word in own if _is_layout_file(word)]
+    below = [word for override in [*kept, *layouts] for word in _with_layout(override, known)]
+    return below, [word for word in own if word not in layouts]
 
 
-def groups_chosen(overrides: Sequence[str]) -> set[str]:
-    """Groups that `overrides` choose, `data=pairs`, themselves or by a preset; the settings below go by that choice."""
-    words = dict(word.split("=", 1) for word in overrides if "=" in word)
-    chosen = words.keys() & compose.groups().keys()
-    preset = compose.config_dir() / "preset" / f"{words.get('preset')}.yaml"
+def _is_layout_file(override: str) -> bool:
+    key, _, name = override.partition("=")
+    return key == "data" and name.strip("\"'").endswith(ENDINGS)
+
+
+def groups_chosen(words_typed: Sequence[str]) -> set[str]:
+    """Groups that these overrides choose, as `data=pairs`, or a preset of theirs; the settings below go by that."""
+    words = dict(word.split("=", 1) for word in words_typed if "=" in word)
+    chosen = words.keys() & overrides.groups().keys()
+    preset = overrides.config_dir() / "preset" / f"{words.get('preset')}.yaml"
     if preset.is_file():
         entries = [entry for entry in _load(preset).get("defaults", []) if isinstance(entry, dict)]
         chosen |= {key.removeprefix("override /") for entry in entries for key in entry}
@@ -72,7 +79,7 @@ def _named_in(words: Sequence[str]) -> Path | None:
 
 def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """`settings` of `path`. Raises UsageError, naming every key that no command has."""
-    known = {key for kind in compose.COMMANDS.values() for key in compose.keys_of(kind)} | compose.groups().keys()
+    known = {key for kind in overrides.COMMANDS.values() for key in overrides.keys_of(kind)} | overrides.groups().keys()
     if unknown := [key for key in settings if key not in known]:
         raise UsageError(
             f"{path}: no command has the settings {', '.join(unknown)} (vesselgan COMMAND --help lists them)"
@@ -82,10 +89,9 @@ def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _with_layout(override: str, known: Collection[str]) -> list[str]:
     """`override`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
-    key, _, name = override.partition("=")
-    if key != "data" or not name.strip("\"'").endswith(ENDINGS):
+    if not _is_layout_file(override):
         return [override]
-    path = Path(name.strip("\"'"))
+    path = Path(override.partition("=")[2].strip("\"'"))
     content = _load(path)
     bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
     settings = _checked(path, flat_values({"name": path.stem, **content}, "data."))
@@ -101,7 +107,7 @@ def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _override(key: str, value: Any) -> str:
-    if key in compose.groups():
+    if key in overrides.groups():
         return f"{key}={value}"
     return f"{key}={json.dumps(value)}"
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from vesselgan.config.benchmark_schema import Benchmark
 from vesselgan.config.checks import (
     ALL_POSITIVE,
     DEVICE,
@@ -12,11 +13,15 @@ from vesselgan.config.checks import (
     SPLITS,
     THREE_SIZES,
     WEIGHTS,
+    Rule,
     one_of,
+    read_if,
     rule,
 )
 from vesselgan.config.data_schema import (
     Data,
+    DemoData,
+    EvaluationData,
     GanData,
     Layout,
     LearningData,
@@ -24,15 +29,17 @@ from vesselgan.config.data_schema import (
     Prepare,
     PreparedData,
     Preprocessing,
+    ReportData,
+    SourceData,
     Split,
     TrainingData,
 )
 from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
 from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData", "Machine"]
-__all__ += ["Memorisation", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split", "StudyImages"]
-__all__ += ["Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
+__all__ = ["Benchmark", "Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData"]
+__all__ += ["Machine", "Memorisation", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split"]
+__all__ += ["StudyImages", "Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
 @dataclass
@@ -84,9 +91,12 @@ class TrainUnet:
     """Settings, or groups of them, that may change when a run resumes."""
     data: LearningData
     unet: UnetRun
-    synthetic: str | None
-    """Folder of synthetic shards, for source synthetic and both."""
+    synthetic: str | None = field(metadata=read_if(lambda c: c.data.source != "real", "data.source=synthetic or both"))
+    """Folder of synthetic shards."""
     runtime: TrainingRuntime
+
+
+OF_COHORT = read_if(lambda c: c.input is None, "input=null")
 
 
 @dataclass
@@ -96,8 +106,12 @@ class Segment:
     checkpoint: str | None
     input: str | None
     """A NIfTI file or a folder of them; null: the cohort's `split`."""
-    data: Data
-    split: str = field(metadata=SPLITS)
+    follow_links: bool = field(metadata=read_if(lambda c: c.input is not None, "input"))
+    """Read images that a link places outside the folder `input`; false: such a link is an error."""
+    allow_mismatch: bool
+    """Segment images that were not preprocessed as those that the U-Net learned from; false: that is an error."""
+    data: Data = field(metadata=OF_COHORT)
+    split: str = field(metadata=SPLITS | OF_COHORT)
     """Subjects that are segmented where no `input` is named."""
     out: str
     """Folder of the predicted labels; the same command resumes there."""
@@ -110,39 +124,44 @@ class Segment:
     """Remove connected parts of fewer voxels; null: none, as in the paper."""
     probability: bool
     """Write the probability maps too, into OUT/probability."""
-    work_dir: str
+    work_dir: str = field(metadata=OF_COHORT)
     runtime: Runtime
+
+
+JOBS_OF_COHORTS = ("segmentation", "threshold", "image", "label_threshold", "memorisation")
+
+
+def _for_jobs(*jobs: str) -> Rule:
+    return read_if(lambda c: c.evaluate in jobs, "evaluate=" + " or ".join(jobs))
 
 
 @dataclass
 class Evaluate:
-    evaluate: str = field(
-        metadata=one_of("segmentation", "threshold", "image", "label_threshold", "comparison", "memorisation")
-    )
+    evaluate: str = field(metadata=one_of(*JOBS_OF_COHORTS, "comparison"))
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
     `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
     threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
     training patches."""
     name: str
     """What the result is called in tables."""
-    predictions: str | None
+    predictions: str | None = field(metadata=_for_jobs("segmentation"))
     """Folder of predicted labels, SUBJECT.nii.gz, as `segment` writes it (segmentation)."""
-    error_maps: str | None
+    error_maps: str | None = field(metadata=_for_jobs("segmentation"))
     """Folder for error maps of each prediction, with pictures; null: none."""
-    fit_cohort: str | None
+    fit_cohort: str | None = field(metadata=_for_jobs("threshold"))
     """cohort_dir whose validation subjects the global threshold is fitted on; null: the scored cohort's own."""
-    sources: str | None
-    """A study's sources.json (comparison)."""
-    labels: LabelSweep
-    data: Data
-    split: str = field(metadata=SPLITS)
+    sources: str | None = field(metadata=_for_jobs("comparison"))
+    """A study's sources.json."""
+    labels: LabelSweep = field(metadata=_for_jobs("label_threshold"))
+    data: EvaluationData = field(metadata=_for_jobs(*JOBS_OF_COHORTS))
+    split: str = field(metadata=SPLITS | _for_jobs("segmentation", "threshold"))
     """Subjects that are scored."""
-    image: ImageScores
-    memorisation: Memorisation
-    work_dir: str
+    image: ImageScores = field(metadata=_for_jobs("image"))
+    memorisation: Memorisation = field(metadata=_for_jobs("memorisation"))
+    work_dir: str = field(metadata=_for_jobs(*JOBS_OF_COHORTS))
     out: str
     """The result, a JSON file."""
-    runtime: Runtime
+    runtime: Runtime = field(metadata=_for_jobs("image"))
 
 
 @dataclass
@@ -157,7 +176,7 @@ class Report:
     """cohort_dir of further cohorts, beside the one of `data`."""
     error_maps: str | None
     """Folder of error maps, <source>/<cohort>/<subject>.png; null: none."""
-    data: Data
+    data: ReportData
     out: str
     """Folder of the page, its tables and figures."""
     work_dir: str
@@ -176,7 +195,9 @@ class Plan:
     train: Train
     num_pairs: int = field(metadata=POSITIVE)
     """Training patches (paper: 2,350); with train.epochs they give the steps."""
-    num_patients: int = field(metadata=POSITIVE)
+    num_patients: int = field(
+        metadata=POSITIVE | read_if(lambda c: c.variant.dp is not None or c.variants, "a private variant")
+    )
     """Training patients (paper: 47), for what a private variant spends."""
     device: str = field(metadata=DEVICE)
     """`cuda` or `cpu`: where it would run; neither is needed to plan."""
@@ -193,9 +214,14 @@ class Plan:
 @dataclass
 class Demo:
     work_dir: str
-    data: Data
+    data: DemoData
     num_patches: int = field(metadata=POSITIVE)
     """Synthetic patches of each generator, that the U-Nets learn from."""
+
+
+OF_GRID = read_if(lambda c: c.sweep.learning_rates or c.sweep.batch_sizes, "sweep.learning_rates or sweep.batch_sizes")
+OF_SWEEP = read_if(lambda c: c.study == "sweep", "study=sweep")
+OF_SOURCES = read_if(lambda c: c.study == "data_sources", "study=data_sources")
 
 
 @dataclass
@@ -204,11 +230,11 @@ class Sweep:
 
     checkpoints: list[str]
     """Of every run that is named; empty: the newest."""
-    variant: str
+    variant: str = field(metadata=OF_GRID)
     """Of GANs to train; a name in configs/variant."""
-    overrides: list[str]
+    overrides: list[str] = field(metadata=OF_GRID)
     """Further settings of GANs to train, as for train_gan, below `variant` and `train` or a preset:
-    ["train.epochs=50", "preset=demo"]."""
+    ["train.max_steps=50", "preset=demo"]."""
     learning_rates: list[float] = field(metadata=ALL_POSITIVE)
     """The critic's, for GANs to train; the generator's keeps its ratio to it."""
     batch_sizes: list[int] = field(metadata=ALL_POSITIVE)
@@ -225,7 +251,7 @@ class Study:
     work_dir: str
     runs: list[str]
     """Run directories of trained GANs."""
-    test_cohorts: list[str]
+    test_cohorts: list[str] = field(metadata=OF_SOURCES)
     """cohort_dir of further cohorts to test on, beside the training cohort's own test subjects."""
     seeds: list[int] = field(metadata=rule(lambda v: all(n >= 0 for n in v), "must be seeds of 0 or more"))
     """A U-Net of every source, in a sweep of every GAN, for each."""
@@ -234,8 +260,8 @@ class Study:
     weights: str | None = field(metadata=WEIGHTS)
     """Which of the generator's weights make them, as in `generate`."""
     labels: LabelThresholds
-    image: StudyImages
-    sweep: Sweep
+    image: StudyImages = field(metadata=OF_SOURCES)
+    sweep: Sweep = field(metadata=OF_SWEEP)
     data: TrainingData
     unet: Unet
     """Every U-Net takes all of unet.max_steps, without early stopping."""
@@ -269,65 +295,10 @@ class BuildShards:
     """Of `gan` and `unet`."""
 
 
-PARTS = ("correctness", "speed", "science")
-TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "machine", "scaling", "private", "utility")
-
-
-@dataclass
-class Benchmark:
-    target: str = field(metadata=one_of(*TARGETS))
-    """`acceptance`: whether the package works here, and how fast; `loader`: a pair ready for the GAN; `prepare`: shards
-    on two ranks; `step`: a training step; `segment`: a whole volume; `metrics`: the scores; `machine`: rates for plan's
-    step times; `scaling`: these times against training on one rank and several; `private`: a private critic step;
-    `utility`: what samples teach at equal compute."""
-    repeats: int = field(metadata=POSITIVE)
-    """Rounds; in each every candidate runs once."""
-    shape: list[int] = field(metadata=THREE_SIZES)
-    """Voxels of the phantom volumes that are measured on (loader, prepare)."""
-    patch_shape: list[int] = field(metadata=THREE_SIZES)
-    variant: Variant
-    """Whose step, width and precision (step)."""
-    batch_size: int = field(metadata=POSITIVE)
-    """Samples of a step (step)."""
-    threads: int = field(metadata=POSITIVE)
-    """CPU threads (step)."""
-    runtime: Runtime
-    """Where the step runs (step)."""
-    num_patches: int = field(metadata=POSITIVE)
-    """Patches per round (loader), vessel-centred patches per volume and purpose (prepare)."""
-    num_subjects: int = field(metadata=POSITIVE)
-    """Volumes of the cohort that is built (prepare)."""
-    ranks_per_node: int | None = field(metadata=POSITIVE)
-    """Ranks that are probed at once (machine, scaling); null: one per GPU, else one per core."""
-    folder: str | None
-    """Where the shards would lie, whose file system is read (machine); null: where temporary files lie."""
-    machine_file: str | None
-    """Write the rates there (machine): configs/machine/NAME.yaml is plan's machine=NAME."""
-    seed: int = field(metadata=NOT_NEGATIVE)
-    parts: list[str] = field(
-        metadata=rule(lambda v: bool(v) and set(v) <= set(PARTS), "must name some of " + ", ".join(PARTS))
-    )
-    """`correctness`, `speed`, `science` (acceptance)."""
-    minutes: float = field(metadata=POSITIVE)
-    """Time limit, what does not fit is reported as not run; `science`: for how long the GAN trains (acceptance)."""
-    cohort_dir: str | None
-    """Directory of a cohort with shards (acceptance, science); null: a phantom cohort is made."""
-    out: str | None
-    """Append the JSON line to this file too; acceptance, utility: their directory, null: work/<target>."""
-    recipes: list[str]
-    """Settings of train_gan, a text each (utility)."""
-    seconds: list[float] = field(metadata=ALL_POSITIVE)
-    """Device seconds that every recipe trains for: CPU time, on a GPU wall time (utility)."""
-    num_seeds: int = field(metadata=POSITIVE)
-    """Seeds from `seed` on, of GAN and U-Net (utility)."""
-    num_samples: int = field(metadata=POSITIVE)
-    """Synthetic patches that a U-Net learns from (utility)."""
-
-
 @dataclass
 class MakePhantom:
     work_dir: str
-    data: PreparedData
+    data: SourceData
     phantom: Phantom
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE, SHARE_BELOW_1, one_of, rule
+from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE, SHARE_BELOW_1, one_of, read_if, rule
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
@@ -53,6 +53,9 @@ class Flow:
     """Euler steps of the sampler, a forward each."""
 
 
+OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")
+
+
 @dataclass
 class Variant:
     """How samples are learned: a GAN's networks and losses (a row of the paper's comparison) or a flow's; optimizer."""
@@ -63,23 +66,28 @@ class Variant:
         metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
     )
     """Generator channels at the start, critic channels at the end (paper: 512, complex 1024); a flow's at the top."""
-    latent_size: int = field(metadata=POSITIVE)
+    latent_size: int = field(metadata=POSITIVE | OF_GAN)
     """Values of the noise that a sample is made from (GAN)."""
-    critic_norm: str | None = field(metadata=one_of("instance", "spectral"))
+    critic_norm: str | None = field(metadata=one_of("instance", "spectral") | OF_GAN)
     """`instance` or `spectral`; null: there is no critic (flow)."""
-    generator_norm: str | None = field(metadata=one_of("batch", "group"))
+    generator_norm: str | None = field(metadata=one_of("batch", "group") | OF_GAN)
     """`batch` or `group`; null: the velocity network's own (flow)."""
     precision: str = field(metadata=PRECISION)
     """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
     receives its section."""
-    penalty_weight: float = field(metadata=NOT_NEGATIVE)
+    penalty_weight: float = field(metadata=NOT_NEGATIVE | OF_GAN)
     """lambda of equation 1."""
-    penalty_reduction: str = field(metadata=one_of("sample", "batch"))
+    penalty_reduction: str = field(
+        metadata=one_of("sample", "batch")
+        | read_if(lambda c: c.variant.penalty_weight > 0 and c.variant.flow is None, "variant.penalty_weight above 0")
+    )
     """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
-    n_critic: int = field(metadata=POSITIVE)
+    n_critic: int = field(metadata=POSITIVE | OF_GAN)
     """Critic steps, each on a fresh batch, per generator step."""
-    learning_rate_critic: float = field(metadata=POSITIVE)
+    learning_rate_critic: float = field(metadata=POSITIVE | OF_GAN)
+    """Adam's, of the critic."""
     learning_rate_generator: float = field(metadata=POSITIVE)
+    """Adam's, of the generator or the velocity network."""
     betas: list[float] = field(
         metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
     )
@@ -90,7 +98,7 @@ class Variant:
     """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
     label_threshold: float = field(metadata=SHARE)
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
-    dp: Dp | None
+    dp: Dp | None = field(metadata=OF_GAN)
     """Differential privacy of the critic's steps; null: none."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
@@ -105,7 +113,7 @@ class Train:
     batch_per_gpu: int | None = field(metadata=POSITIVE)
     """Patches that a rank's critic sees at a time (gradient accumulation); null: its slice, batch_size / ranks. The
     update is the same. The generator, whose BatchNorm needs the whole batch, sees its slice at once."""
-    epochs: int = field(metadata=POSITIVE)
+    epochs: int = field(metadata=POSITIVE | read_if(lambda c: c.train.max_steps is None, "train.max_steps=null"))
     """Passes over the training patches."""
     max_steps: int | None = field(metadata=POSITIVE)
     """Stop after so many generator steps; null: epochs decide."""

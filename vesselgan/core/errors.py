@@ -19,6 +19,8 @@ SYSTEM_ERRNOS = {
     if (number := getattr(errno, name, None)) is not None
 }
 """Why the operating system does not read a file whose content may be whole."""
+MISPLACED = {errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG}
+"""What lies where a file belongs is none: a folder, a link in a circle."""
 FULL_OR_READ_ONLY = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
 
 
@@ -85,10 +87,18 @@ def check_readable(path: str | Path, error: Exception) -> None:
 
 @contextmanager
 def system_failures() -> Iterator[None]:
-    """Raises ResourceError for what the operating system refuses within: a full disk, a permission, a file server."""
+    """Raises ResourceError for what the operating system refuses within: a full disk, a permission, a file server.
+
+    DataError for a named file that is none.
+    """
     try:
         yield
     except OSError as error:
+        if error.errno in MISPLACED and error.filename is not None:
+            raise DataError(
+                f"{error.filename}: {error.strerror}, where a file of this command belongs; put back what was "
+                "there, or make it again"
+            ) from error
         if error.errno not in SYSTEM_ERRNOS | FULL_OR_READ_ONLY:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""

@@ -1,8 +1,23 @@
 """The memory that a process may take: the machine's, within what a batch system allows. Standard library alone."""
 
+import math
 from pathlib import Path
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def format_bytes(num_bytes: float) -> str:
+    """`3.74 GiB`: in the unit that leaves digits before the point, for a message."""
+    if math.isinf(num_bytes):
+        return "no known limit"
+    power = 0
+    while num_bytes >= 1000 and power < len(UNITS) - 1:
+        num_bytes, power = num_bytes / 1024, power + 1
+    digits = 0 if power == 0 or num_bytes >= 100 else 1 if num_bytes >= 10 else 2
+    return f"{num_bytes:.{digits}f} {UNITS[power]}"
 
 
 def available_bytes() -> float:

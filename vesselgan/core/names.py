@@ -1,5 +1,7 @@
 """Names that come from data and become files: an id is one path component of printable characters."""
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from vesselgan.core.errors import DataError
@@ -28,6 +30,14 @@ def check_id(name: object, source: str | Path) -> str:
 def path_in(folder: str | Path, name: str, ending: str = "") -> Path:
     """FOLDER/<name><ending>, the one way from a name in data to a file. Raises DataError if `name` is no id."""
     return Path(folder) / f"{check_id(name, folder)}{ending}"
+
+
+def check_inside(root: str | Path, paths: Iterable[Path], remedy: str = "copy what it names") -> None:
+    """Raises DataError for a file that a link places outside the folder `root`, which is read."""
+    real_root = os.path.realpath(root)
+    outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(real_root)]
+    if outside:
+        raise DataError(f"{outside[0]}: a link leads out of {root} ({len(outside)} such files); {remedy}")
 
 
 def on_one_line(text: str) -> str:

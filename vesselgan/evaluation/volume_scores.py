@@ -15,6 +15,7 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_inside
 from vesselgan.evaluation import error_maps
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
@@ -43,11 +44,15 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
     overlap = check_unseen(learned_from, subjects, config)
     regions = regions_of(subjects)
     paths = {name: predictions.label(name) for name in subjects}
+    check_inside(predictions.folder, paths.values())
     if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise DataError(
             f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run launch/segment.py on "
             f"split {config.split} of cohort {cohort.name} first"
         )
+    warnings = {name: texts for name, texts in predictions.warnings().items() if name in subjects}
+    for name, texts in warnings.items():
+        log.warning(f"{name}: scores of a questionable segmentation: {'; '.join(texts)}")
     entries: list[Entry] = []
     inputs: dict[str, str] = {}
     for name, subject in subjects.items():
@@ -63,6 +68,7 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
         "title": _title(settings, config.name),
         "threshold": settings.get("threshold"),
         "segmented_with": settings,
+        "input_warnings": warnings,
         "training_overlap": overlap,
         "gan": (learned_from or {}).get("gan"),
     }

@@ -21,7 +21,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, ResourceError, check_readable
 from vesselgan.core.names import is_id
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 CHECKPOINTS, LATEST = "checkpoints", "latest"
 STANDING, EMA = "generator_standing", "generator_ema"
 """Stems of what `generate` can sample from, beside the last weights."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from vesselgan.core.atomic_io import PARTIAL, describe, open_to_append, write_bytes
 from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.locks import wait_for_lock
+from vesselgan.core.memory import format_bytes
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20
@@ -53,7 +54,7 @@ def _copy(folder: Path, target: Path) -> None:
     needed, free = sum(shard.bytes for shard in manifest.shards), shutil.disk_usage(target).free
     if needed > free:
         raise ResourceError(
-            f"{target}: the shards of {folder} need {needed / 2**30:.1f} GiB, the disk has {free / 2**30:.1f} GiB: "
+            f"{target}: the shards of {folder} need {format_bytes(needed)}, the disk has {format_bytes(free)}: "
             "make room, name another data.local_copy_dir, or null"
         )
     for shard in manifest.shards:

@@ -260,8 +260,9 @@ def _check_memory(path: Path, header: Header) -> None:
     free = memory.available_bytes()
     if needed > free:
         raise ResourceError(
-            f"{path}: its {format_sizes(header.shape)} voxels need {needed / 2**30:.1f} GiB of memory, "
-            f"{free / 2**30:.1f} GiB are available; ask for more memory, or remove the volume if it cannot be so large"
+            f"{path}: its {format_sizes(header.shape)} voxels need {memory.format_bytes(needed)} of memory, "
+            f"{memory.format_bytes(free)} are available; ask for more memory, or remove the volume if it cannot be so "
+            "large"
         )
 
 

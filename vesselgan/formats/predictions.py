@@ -14,7 +14,7 @@ from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import check_id, path_in
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Predictions:
@@ -35,14 +35,12 @@ class Predictions:
 
     def settings(self) -> dict[str, Any]:
         """The recorded settings; empty for predictions of another program. Raises DataError for a damaged record."""
-        try:
-            settings: dict[str, Any] = json.loads(self.record.read_text())["settings"]
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            check_readable(self.record, error)
-            raise DataError(f"{self.record}: not readable ({error}); segment into a new folder") from error
-        return settings
+        return _read(self.record)[0] if self.record.exists() else {}
+
+    def warnings(self) -> dict[str, list[str]]:
+        """Subject -> in what its image is unlike those that the U-Net learned from; subjects without are left out."""
+        volumes = _read(self.record)[1] if self.record.exists() else {}
+        return {name: list(entry["warnings"]) for name, entry in volumes.items() if entry.get("warnings")}
 
     def cohort_dir(self) -> Path | None:
         """The cohort that was segmented; None for other files. The record must be readable, as `settings` checks."""
@@ -60,12 +58,7 @@ class Predictions:
             self.write(settings, {})
         volumes: dict[str, Any] = {}
         for record in [self.record, *sorted(self._rank_records())]:
-            try:
-                content = json.loads(record.read_text())
-                stored, entries = content["settings"], content["volumes"]
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                check_readable(record, error)
-                raise UsageError(f"{record}: not readable ({error}); remove the folder or name another one") from error
+            stored, entries = _read(record)
             differing = [
                 f"{key}: {stored.get(key)} -> {value}" for key, value in settings.items() if stored.get(key) != value
             ]
@@ -95,7 +88,25 @@ class Predictions:
             return False
         if probability and not self.probability(subject).is_file():
             return False
-        return entry["output_sha256"] == sha256_of(self.label(subject)) and entry["image_sha256"] == sha256_of(image)
+        hashes = entry.get("output_sha256"), entry.get("image_sha256")
+        return hashes == (sha256_of(self.label(subject)), sha256_of(image))
 
     def _rank_records(self) -> list[Path]:
         return list(self.folder.glob("segmentation.rank-*.json"))
+
+
+def _read(record: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(settings, entry of each subject) of a record. Raises DataError for a damaged one or one of another version."""
+    try:
+        content = json.loads(record.read_text())
+        version, settings, volumes = content["format_version"], {**content["settings"]}, {**content["volumes"]}
+        if not all(isinstance(entry, dict) for entry in volumes.values()):
+            raise ValueError("a volume without its entry")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(record, error)
+        raise DataError(f"{record}: not readable ({error}); segment into a new folder") from error
+    if version != FORMAT_VERSION:
+        raise DataError(
+            f"{record}: format version {version!r}, this version reads {FORMAT_VERSION}; segment into a new folder"
+        )
+    return settings, volumes

@@ -7,6 +7,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.names import check_inside
 
 FORMAT_VERSION = 1
 Result = dict[str, Any]
@@ -15,15 +16,20 @@ Result = dict[str, Any]
 class Results:
     """The results in a folder, sorted by file name; none if the folder does not exist.
 
-    Raises DataError for a file that is not JSON or is of another format version.
+    Raises DataError for a file that is not JSON, is of another format version, or a link that leads out of the folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
     def __iter__(self) -> Iterator[tuple[Path, Result]]:
-        for path in sorted(self.folder.glob("*.json")):
-            yield path, read_result(path)
+        paths = sorted(self.folder.glob("*.json"))
+        check_inside(self.folder, paths)
+        for path in paths:
+            result = read_result(path)
+            if not isinstance(result.get("job"), str) or not isinstance(result.get("name"), str):
+                raise DataError(f"{path}: names no job or has no name of its own; remove it and evaluate again")
+            yield path, result
 
 
 def read_result(path: str | Path) -> Result:
@@ -32,10 +38,12 @@ def read_result(path: str | Path) -> Result:
         result = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         check_readable(path, error)
-        raise DataError(f"{path}: not readable as a result ({error}); run its evaluation again") from error
+        raise DataError(f"{path}: not readable as a result ({error}); remove it and evaluate again") from error
     version = result.get("format_version") if isinstance(result, dict) else None
     if version != FORMAT_VERSION:
-        raise DataError(f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; evaluate again")
+        raise DataError(
+            f"{path}: results format {version!r}, this version reads {FORMAT_VERSION}; remove it and evaluate again"
+        )
     content: Result = result
     return content
 

@@ -98,7 +98,10 @@ class RunDir:
 
     def requeue(self) -> dict[str, Any] | None:
         """What a stopped run asks of its next session, which may remove it at any time."""
-        return self._json(REQUEUE)
+        request = self._json(REQUEUE)
+        if request is not None and not {"step", "reason"} <= request.keys():
+            raise _damaged(self.path / REQUEUE, "it lacks step or reason")
+        return request
 
     def sessions(self) -> list[dict[str, Any]]:
         """One entry per start, the newest last."""
@@ -167,8 +170,7 @@ class RunDir:
         if self.exists() and self.has_begun():
             changes = config_changes(self.config(command), config)
             for network, settings in engine_settings.items():
-                before = self._json(_engine_file(network), CheckpointError)
-                changes += engine_changes(network, before or settings, settings)
+                changes += engine_changes(network, self._required(_engine_file(network)), settings)
             changes += input_changes(self._required(PROVENANCE)["inputs"], inputs)
             check_changes(self.path, changes, config.allow_config_change)
             return changes
@@ -222,7 +224,10 @@ class RunDir:
         if not self.finished_file.is_file():
             return False
         is_changed = any(not change.is_free for change in changes)
-        return not (is_changed and self._required(FINISHED).get("steps", num_steps) < num_steps)
+        steps = self._required(FINISHED).get("steps", num_steps)
+        if not isinstance(steps, int):
+            raise _damaged(self.finished_file, f"steps is {steps!r}", CheckpointError)
+        return not (is_changed and steps < num_steps)
 
     def mark_finished(self, facts: dict[str, Any]) -> None:
         write_json(self.finished_file, facts)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, check_readable
+from vesselgan.core.memory import format_bytes
 from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats.checksums import read_chunk
@@ -91,7 +92,7 @@ def write_shard(
     except Exception as error:
         if partial.error is None:  # not the disk: a bad record, or its maker
             raise
-        needed = f"{'about' if expected else 'at least'} {max(expected, len(tables)) * patch_bytes / 2**20:.1f} MiB"
+        needed = f"{'about' if expected else 'at least'} {format_bytes(max(expected, len(tables)) * patch_bytes)}"
         raise ResourceError(
             f"{path}: {describe(partial.error)} at patch {len(tables)}; this shard needs {needed} free: "
             "make room and start again (finished shards are kept)"

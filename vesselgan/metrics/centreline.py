@@ -3,7 +3,7 @@
 import numpy as np
 from scipy import ndimage
 
-from vesselgan.metrics.masks import as_mask, as_masks
+from vesselgan.metrics.masks import as_array, as_mask, as_masks
 from vesselgan.metrics.surface import bounding_box
 
 TOUCHING = np.ones((3, 3, 3), bool)
@@ -15,7 +15,7 @@ def centreline_dice(truth: np.ndarray, predicted: np.ndarray) -> float:
 
     3D masks. Both empty: 1. One empty: 0. DataError: see `as_masks`.
     """
-    truth, predicted = as_masks(truth, predicted)
+    truth, predicted = as_masks(as_array(truth, "truth", ndim=3), predicted)
     if not truth.any() or not predicted.any():
         return 0.0 if truth.any() or predicted.any() else 1.0
     precision, sensitivity = _fraction(centreline(predicted), truth), _fraction(centreline(truth), predicted)
@@ -30,6 +30,7 @@ def centreline(mask_XYZ: np.ndarray) -> np.ndarray:
     """
     from skimage.morphology import skeletonize
 
+    mask_XYZ = as_mask(mask_XYZ, "mask", ndim=3)
     lines_XYZ = np.zeros(mask_XYZ.shape, bool)
     if not mask_XYZ.any():
         return lines_XYZ
@@ -54,7 +55,7 @@ def _components_without(lines: np.ndarray, components: np.ndarray, num_component
 
 def count_components(mask_XYZ: np.ndarray) -> int:
     """Number of connected components of a mask (26-connectivity)."""
-    mask_XYZ = as_mask(mask_XYZ, "mask")
+    mask_XYZ = as_mask(mask_XYZ, "mask", ndim=3)
     return int(ndimage.label(mask_XYZ[bounding_box(mask_XYZ)], TOUCHING)[1]) if mask_XYZ.any() else 0
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.frechet import as_features
 
 WINDOW, SIGMA = 11, 1.5
@@ -43,6 +43,8 @@ def ms_ssim(first_NXYZ: Tensor, second_NXYZ: Tensor, *, data_range: float) -> Te
     scales = num_scales(first_NXYZ.shape[1:])
     if scales == 0:
         raise DataError(f"patches of {list(first_NXYZ.shape[1:])} voxels: MS-SSIM needs {WINDOW} on every axis")
+    if first_NXYZ.shape != second_NXYZ.shape:
+        raise DataError(f"patches of {list(first_NXYZ.shape)} and {list(second_NXYZ.shape)}: expected one shape")
     if not (first_NXYZ.isfinite().all() and second_NXYZ.isfinite().all() and 0 < data_range < math.inf):
         raise DataError(f"MS-SSIM needs finite patches and data_range={data_range} finite and above 0")
     metric = MultiScaleSSIMMetric(3, data_range, kernel_size=WINDOW, kernel_sigma=SIGMA, weights=scale_weights(scales))
@@ -56,6 +58,8 @@ def mean_similarity(
 
     `read` returns patch i as float32 [X, Y, Z].
     """
+    if count < 2 or num_pairs < 1:
+        raise UsageError(f"{num_pairs} pairs of {count} patches: a pair needs two different ones")
     rng = np.random.default_rng(seed)
     values = []
     for _ in range(num_pairs):
@@ -76,4 +80,6 @@ def mean_nearest_distance(features_NF: np.ndarray, reference_MF: np.ndarray) -> 
     from scipy.spatial.distance import cdist
 
     features, reference = as_features(features_NF, "features"), as_features(reference_MF, "reference")
+    if features.shape[1] != reference.shape[1]:
+        raise DataError(f"{features.shape[1]} and {reference.shape[1]} features: use one extractor for both")
     return float(cdist(features, reference).min(axis=1).mean())

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
+from vesselgan.core.errors import UsageError
 from vesselgan.metrics.masks import as_finite
 from vesselgan.metrics.statistics import MIN_PATIENTS
 
@@ -22,7 +23,10 @@ def jackknife_interval(
     SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. The bootstrap would
     put samples twice into a set, which biases distances of distributions. Clipped to 0 .. upper_limit.
     """
-    values = as_finite(leave_one_out, "leave_one_out").astype(np.float64)
+    as_finite(estimate, "estimate", ndim=0)
+    if not 0 < confidence < 1:
+        raise UsageError(f"confidence={confidence}: must lie between 0 and 1")
+    values = as_finite(leave_one_out, "leave_one_out", ndim=1).astype(np.float64)
     count = len(values)
     if count < MIN_PATIENTS:
         return None

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.feature_scores import split_patients
 from vesselgan.metrics.jackknife import jackknife_interval, leave_one_out, paired_groups
 from vesselgan.metrics.label_statistics import UNITS, LabelStatistics, distance, values_of
+from vesselgan.metrics.masks import as_finite
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 RADIUS_BIN_MM, MAX_RADIUS_MM = 0.25, 5.0
@@ -21,7 +23,10 @@ def compare_labels(
     real and synthetic: equal numbers of patches; patients: the patient of each real patch. distance: Wasserstein-1
     between the two sets, in the statistic's unit; interval: jackknife over patients; floor: see `label_floor`.
     """
-    assert len(real) == len(synthetic) == len(patients), (len(real), len(synthetic), len(patients))
+    if not len(real) == len(synthetic) == len(patients):
+        raise DataError(
+            f"{len(real)} real patches, {len(synthetic)} synthetic ones, {len(patients)} patients: expected one number"
+        )
     groups = paired_groups(patients, seed)
     comparison: dict[str, Any] = {}
     for name, unit in UNITS.items():
@@ -85,6 +90,7 @@ def label_floor(
 
 def histogram(radius_mm: np.ndarray) -> list[float]:
     """Fractions of centreline voxels by radius, in bins of RADIUS_BIN_MM; the last bin holds all larger radii."""
+    radius_mm = as_finite(radius_mm, "radius_mm", ndim=1)
     edges = np.arange(0, MAX_RADIUS_MM + RADIUS_BIN_MM / 2, RADIUS_BIN_MM)
     counts, _ = np.histogram(np.minimum(radius_mm, np.nextafter(edges[-1], 0)), edges)
     return (counts / max(1, radius_mm.size)).tolist()

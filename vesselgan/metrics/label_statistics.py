@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, sparse, stats
 
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.centreline import TOUCHING, centreline
-from vesselgan.metrics.masks import LARGEST, as_finite, as_mask
+from vesselgan.metrics.masks import LARGEST, as_array, as_finite, as_mask, as_spacing
 
 # Statistic -> unit. One value per patch, except radius_mm (per centreline voxel) and component_voxels (per component).
 UNITS = {
@@ -50,9 +50,8 @@ def label_statistics(image_XYZ: np.ndarray, label_XYZ: np.ndarray, spacing_mm: S
 
     DataError for a label of other values, an image that is not finite, and edges of voxels that are not above 0.
     """
-    image_XYZ, vessel_XYZ = as_finite(image_XYZ, "image", largest=LARGEST), as_mask(label_XYZ, "label")
-    if not all(0 < edge < LARGEST for edge in spacing_mm):
-        raise DataError(f"spacing_mm={spacing_mm}: expected finite lengths above 0")
+    vessel_XYZ = as_mask(label_XYZ, "label", ndim=3)
+    as_spacing(spacing_mm, 3)
     components_XYZ, num_components = ndimage.label(vessel_XYZ, TOUCHING)
     skeleton_XYZ = centreline(vessel_XYZ)
     inside_V, rim_V = _inside_and_rim(image_XYZ, vessel_XYZ)
@@ -76,11 +75,14 @@ def consistency(image_XYZ: np.ndarray, label_XYZ: np.ndarray) -> float | None:
     The area under the ROC curve near the label, invariant to brightness and contrast of the patch: 1 if the label is
     exactly the bright vessel, 0.5 if it is unrelated to the image. None for a label that is empty or has no rim.
     """
-    return _brighter(*_inside_and_rim(as_finite(image_XYZ, "image"), as_mask(label_XYZ, "label")))
+    return _brighter(*_inside_and_rim(image_XYZ, as_mask(label_XYZ, "label", ndim=3)))
 
 
 def shift_label(label_XYZ: np.ndarray, voxels: int = 2) -> np.ndarray:
     """The label shifted along every axis, padded with zeros: the control of a misplaced label."""
+    label_XYZ = as_array(label_XYZ, "label", ndim=3)
+    if voxels < 1:
+        raise UsageError(f"voxels={voxels}: a label is shifted by 1 or more")
     shifted_XYZ = np.zeros_like(label_XYZ)
     shifted_XYZ[voxels:, voxels:, voxels:] = label_XYZ[:-voxels, :-voxels, :-voxels]
     return shifted_XYZ
@@ -88,6 +90,7 @@ def shift_label(label_XYZ: np.ndarray, voxels: int = 2) -> np.ndarray:
 
 def skeleton_length_mm(skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> float:
     """Length of the minimum spanning forest over touching voxels: 0 for a single voxel, a step less for a ring."""
+    skeleton_XYZ, edges_mm = as_mask(skeleton_XYZ, "skeleton", ndim=3), as_spacing(spacing_mm, 3)
     index_XYZ = np.full(np.add(skeleton_XYZ.shape, 2), -1)
     inner = (slice(1, -1),) * 3
     voxels_V3 = np.argwhere(skeleton_XYZ)
@@ -101,7 +104,7 @@ def skeleton_length_mm(skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) ->
         exists_V = neighbour_V >= 0
         rows.append(np.flatnonzero(exists_V))
         columns.append(neighbour_V[exists_V])
-        length = float(np.linalg.norm((np.array(step) - 1) * np.asarray(spacing_mm)))
+        length = float(np.linalg.norm((np.array(step) - 1) * edges_mm))
         lengths.append(np.full(int(exists_V.sum()), length))
     edges = (np.concatenate(rows), np.concatenate(columns))
     graph = sparse.coo_matrix((np.concatenate(lengths), edges), shape=(len(voxels_V3), len(voxels_V3)))
@@ -117,10 +120,14 @@ def values_of(patches: Sequence[LabelStatistics], name: str) -> np.ndarray:
 
 def distance(first: np.ndarray, second: np.ndarray) -> float | None:
     """Wasserstein-1 distance of two samples of one statistic, in its unit; None if either is empty."""
+    first, second = as_finite(first, "first", ndim=1), as_finite(second, "second", ndim=1)
     return float(stats.wasserstein_distance(first, second)) if first.size and second.size else None
 
 
 def _inside_and_rim(image_XYZ: np.ndarray, vessel_XYZ: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    image_XYZ = as_finite(image_XYZ, "image", largest=LARGEST)
+    if image_XYZ.shape != vessel_XYZ.shape:
+        raise DataError(f"image of shape {image_XYZ.shape}, label of {vessel_XYZ.shape}: bring both onto one grid")
     rim_XYZ = ndimage.maximum_filter(vessel_XYZ, 2 * RIM + 1) & ~vessel_XYZ
     native = image_XYZ.dtype.newbyteorder("=")  # sums of swapped bytes round otherwise
     return image_XYZ[vessel_XYZ].astype(native), image_XYZ[rim_XYZ].astype(native)

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.masks import LARGEST, as_finite
 
 BLOCK = 32  # training patches compared at once
@@ -71,6 +72,8 @@ def nearest(
     while True:
         queries_QV, count = np.empty((max_queries, num_voxels), np.float32), 0
         while block := list(islice(remaining, min(BLOCK, max_queries - count))):
+            if wrong := [np.shape(image) for image in block if np.shape(image) != tuple(training.patch_shape)]:
+                raise DataError(f"images of {wrong[0]}, training patches of {tuple(training.patch_shape)}: no distance")
             block_BV = np.stack([standardise(image) for image in block])
             if orientations is not None:
                 block_BV = orientations.split(block_BV)

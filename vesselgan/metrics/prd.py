@@ -83,6 +83,11 @@ def curve_of_clusters(
     """(precision [A], recall [A]) from the samples' clusters (Sajjadi 2018), means over runs."""
     if num_angles < 2:
         raise UsageError(f"num_angles={num_angles}: a curve needs 2 or more")
+    for clusters_RN in (real_RN, generated_RN):
+        if np.ndim(clusters_RN) != 2 or not np.size(clusters_RN) or not 0 <= np.min(clusters_RN) <= np.max(clusters_RN):
+            raise DataError(f"clusters of shape {np.shape(clusters_RN)}: expected indices [runs, samples] from 0 on")
+        if np.max(clusters_RN) >= num_clusters:
+            raise DataError(f"cluster {np.max(clusters_RN)} of num_clusters={num_clusters}: they are counted from 0")
     slope_A = np.tan(np.linspace(EPSILON, np.pi / 2 - EPSILON, num_angles))
     precisions, recalls = [], []
     for real_N, generated_N in zip(real_RN, generated_RN, strict=True):

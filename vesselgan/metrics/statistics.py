@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import wilcoxon
 
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.masks import as_finite
 
 MIN_PATIENTS = 5
@@ -45,7 +46,10 @@ def compare(values_PS: np.ndarray, reference_PS: np.ndarray, *, seed: int) -> Su
     both sides and seeds for each. `p` is two-sided, of the Wilcoxon signed-rank test over patients, before `holm`.
     """
     values_PS, reference_PS = _check(values_PS), _check(reference_PS)
-    assert len(values_PS) == len(reference_PS), "a paired comparison needs the same patients on both sides"
+    if len(values_PS) != len(reference_PS):
+        raise DataError(
+            f"{len(values_PS)} and {len(reference_PS)} patients: a paired comparison needs the same on both"
+        )
     difference_P = values_PS.mean(axis=1) - reference_PS.mean(axis=1)
     is_enough = len(difference_P) >= MIN_PATIENTS
     means = _bootstrap_means([values_PS, reference_PS], seed) if is_enough else None
@@ -60,6 +64,7 @@ def compare(values_PS: np.ndarray, reference_PS: np.ndarray, *, seed: int) -> Su
 
 def signed_rank(difference_P: np.ndarray) -> float:
     """Two-sided p of the Wilcoxon signed-rank test; zero differences are left out, and without others p is 1."""
+    difference_P = as_finite(difference_P, "differences", ndim=1)
     if not np.any(difference_P):
         return 1.0
     return float(wilcoxon(difference_P, zero_method="wilcox").pvalue)
@@ -67,6 +72,8 @@ def signed_rank(difference_P: np.ndarray) -> float:
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """The p values adjusted for their number (Holm 1979); a null stands for no test and does not count."""
+    if any(p is not None and not 0 <= p <= 1 for p in p_values):  # a NaN too
+        raise DataError(f"p values {list(p_values)}: expected numbers from 0 to 1, or null for no test")
     tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -78,14 +85,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
     """Returns the mean and standard deviation (n - 1) of the values that are defined; None where they are too few."""
-    defined = [value for value in values if value is not None]
+    defined = as_finite([value for value in values if value is not None], "values").tolist()
     mean = statistics.fmean(defined) if defined else None
     return mean, statistics.stdev(defined) if len(defined) > 1 else None
 
 
 def _check(values_PS: np.ndarray) -> np.ndarray:
-    values_PS = as_finite(values_PS, "scores").astype(float)
-    assert values_PS.ndim == 2 and values_PS.size, "scores are patients x seeds"
+    values_PS = as_finite(values_PS, "scores", ndim=2).astype(float)
+    if not values_PS.size:
+        raise DataError(f"scores of shape {values_PS.shape}: expected at least one patient and one seed")
     return values_PS
 
 

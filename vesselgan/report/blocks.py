@@ -156,7 +156,7 @@ def csv_text(frame: pd.DataFrame) -> str:
 
     A text that a spreadsheet would compute gets an apostrophe in front: names come from files.
     """
-    frame = frame.map(_no_formula)
+    frame = frame.map(_no_formula).rename(columns=_no_formula)
     if frame.index.name is not None:
         frame.index = frame.index.map(_no_formula)
     return frame.to_csv(index=frame.index.name is not None, lineterminator="\n")

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vesselgan.core.errors import DataError
-from vesselgan.core.names import is_id
+from vesselgan.core.names import check_inside, is_id
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, file_name, not_run
 from vesselgan.report.table_3_rows import PRIVATE, in_paper_order
@@ -42,6 +42,7 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
     for row in rows:
         if folder is not None and is_id(row["name"]) and is_id(cohort):
             paths = sorted((folder / row["name"] / cohort).glob("*.png"))
+            check_inside(folder, paths)
             maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
     return maps
 

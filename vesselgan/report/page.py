@@ -14,6 +14,7 @@ from vesselgan.config.schema import Report
 from vesselgan.core.atomic_io import write_bytes, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.core.memory import format_bytes
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.report import (
@@ -66,7 +67,7 @@ def report(config: Report) -> Path:
     except OSError as error:
         raise ResourceError(f"{out}: the report cannot be written ({error.strerror}); name another out=DIR") from error
     if (size := len(page.encode())) > LARGE_PAGE:
-        log.warning(f"{out / PAGE} has {size / 1e6:.0f} MB; name fewer runs or cohorts in one report")
+        log.warning(f"{out / PAGE} has {format_bytes(size)}; name fewer runs or cohorts in one report")
     log.info(f"wrote {out / PAGE}")
     return out / PAGE
 

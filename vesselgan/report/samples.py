@@ -183,7 +183,7 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
         if audit.get("job") != "memorisation":
             continue
         if missing := AUDIT_KEYS - set(audit):
-            raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; run its evaluation again")
+            raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; remove it and evaluate again")
         if isinstance(audit["inputs"], dict) and audit["inputs"].get("synthetic shards") == content:
             override = audit["override_privacy_gate"]
             reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"

@@ -92,7 +92,9 @@ def groups(results: Iterable[Result]) -> list[Group]:
         if result.get("job") != "image":
             continue
         if missing := [key for key in KEYS if key not in result]:
-            raise DataError(f"image result {result.get('name')!r} lacks {', '.join(missing)}; run its evaluation again")
+            raise DataError(
+                f"image result {result.get('name')!r} lacks {', '.join(missing)}; remove it and evaluate again"
+            )
         members = by_method.setdefault(_method(result), [])
         if any(member["name"] == result["name"] for member in members):
             raise DataError(f"two image results are called {result['name']!r}; evaluate one with another name=")

@@ -31,22 +31,27 @@ def _run_row(run: Run) -> list[str]:
         return [run.title, *["not finished"] * (len(COLUMNS) - 1)]
     record = run.finished
     parameters = record.get("parameters")
+    parameters = list(parameters.values()) if isinstance(parameters, dict) else []
     memory_gib = record.get("reserved_gib_per_rank", record.get("peak_gib_per_rank"))
     return [
         run.title,
         str(record.get("device_name") or record.get("device") or UNKNOWN),
         _number(record.get("ranks"), ",.0f"),
-        " x ".join(str(side) for side in record["patch_shape"]) if "patch_shape" in record else UNKNOWN,
+        " x ".join(map(str, shape)) if isinstance(shape := record.get("patch_shape"), list) else UNKNOWN,
         _number(record.get("batch_size"), ",.0f"),
         _number(record.get("steps"), ",.0f"),
-        _number(sum(parameters.values()) / 1e6, ".3f") if isinstance(parameters, dict) else UNKNOWN,
-        _number(memory_gib and memory_gib * MIB_PER_GIB, ",.0f"),
+        _number(sum(parameters) / 1e6, ".3f") if parameters and all(map(_is_number, parameters)) else UNKNOWN,
+        _number(memory_gib * MIB_PER_GIB, ",.0f") if _is_number(memory_gib) else UNKNOWN,
         _number(record.get("hours"), ".2f"),
     ]
 
 
 def _number(value: Any, spec: str) -> str:
-    return format(value, spec) if isinstance(value, int | float) else UNKNOWN
+    return format(value, spec) if _is_number(value) else UNKNOWN
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def table(runs: Sequence[Run]) -> Table:

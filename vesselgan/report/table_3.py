@@ -65,13 +65,13 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for result in selected:
         name = result.get("name")
         if missing := [key for key in ("name", "cohorts", "seeds", "rows", "units", "unet_steps") if key not in result]:
-            raise DataError(f"the comparison {name!r} lacks {', '.join(missing)}; run its study again")
+            raise DataError(f"the comparison {name!r} lacks {', '.join(missing)}; remove it and run its study again")
         try:
             is_whole = bool(result["cohorts"]) and all(_is_row(row) for row in result["rows"])
         except (AttributeError, TypeError, KeyError):
             is_whole = False
         if not is_whole:
-            raise DataError(f"the comparison {name!r} has no cohort or a damaged row; run its study again")
+            raise DataError(f"the comparison {name!r} has no cohort or damaged rows; remove it, run its study again")
     return selected
 
 

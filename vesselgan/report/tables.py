@@ -132,7 +132,9 @@ def read_results(folder: str | Path) -> list[Result]:
 def _check_segmentation(result: Result, path: Path) -> None:
     for key, kind in (("name", str), ("cohort", str), ("split", str), ("subjects", list)):
         if not isinstance(result.get(key), kind):
-            raise DataError(f"{path}: a segmentation result needs {key!r} as {kind.__name__}; run its evaluation again")
+            raise DataError(
+                f"{path}: a segmentation result needs {key!r} as {kind.__name__}; remove it and evaluate again"
+            )
     for entry in result["subjects"]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("subject"), str)
         if not is_entry or entry.get("region") not in REGIONS:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vesselgan.core.atomic_io import describe
 from vesselgan.core.errors import CheckpointError, NumericError, ResourceError
+from vesselgan.core.memory import format_bytes
 from vesselgan.formats import checkpoint_folder as folders
 from vesselgan.formats.checkpoint_folder import name_of as name_of
 from vesselgan.formats.checkpoint_folder import optimizer_file, weights_file
@@ -84,8 +85,8 @@ def save(
         except OSError as cause:
             shutil.rmtree(partial, ignore_errors=True)
             raise ResourceError(
-                f"{partial}: a checkpoint of {_size(num_bytes)}: {describe(cause)}; earlier ones are complete. Make "
-                "room; the same command resumes from them"
+                f"{partial}: a checkpoint of {format_bytes(num_bytes)}: {describe(cause)}; earlier ones are complete. "
+                "Make room; the same command resumes from them"
             ) from cause
         folders.prune(final.parent, final.name, keep_last=keep_last, keep=keep)
 
@@ -186,13 +187,14 @@ def check_disk(run_dir: Path, num_bytes: int, *, keep_last: int, num_kept: int =
     used = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     count = keep_last + num_kept + 1
     needed, free = count * num_bytes, shutil.disk_usage(run_dir).free + used
-    line = f"checkpoints of {_size(num_bytes)} each, {count} at most, one of them being written: {_size(needed)}"
+    line = f"checkpoints of {format_bytes(num_bytes)} each, {count} at most, one of them being written: "
+    line += format_bytes(needed)
     if needed > free:
         raise ResourceError(
-            f"{run_dir}: {line}; the disk has {_size(free)} for them: make room, lower train.keep_last "
+            f"{run_dir}: {line}; the disk has {format_bytes(free)} for them: make room, lower train.keep_last "
             "(unet.keep_last), or raise train.save_every_epochs"
         )
-    return f"{line}; free {_size(free)}"
+    return f"{line}; free {format_bytes(free)}"
 
 
 def _write(partial: Path | None, files: dict[str, dict[str, LazyTensor]], content: dict[str, Any]) -> Exception | None:
@@ -237,7 +239,3 @@ def _check_architecture(
         if lines:
             listed = ", ".join(lines[:8]) + (f" and {len(lines) - 8} more" if len(lines) > 8 else "")
             raise CheckpointError(f"{path}: the {network} has another architecture; differing: {listed}")
-
-
-def _size(num_bytes: float) -> str:
-    return f"{num_bytes / 2**30:.3f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:.2f} MiB"

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.console import log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
-from vesselgan.core.names import check_id
+from vesselgan.core.names import check_id, check_inside
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
@@ -86,6 +86,8 @@ def segment(config: Segment) -> Predictions:
     inputs, nan_value = find_inputs(config)
     if any(path.parent.resolve() == out.folder.resolve() for path in inputs.values()):
         raise UsageError(f"out={config.out} is the folder of the images: name another one, inputs are never changed")
+    if not config.allow_mismatch:
+        check_preprocessing(settings.is_preprocessed, inputs.values())
     world = join_ranks(config)
     try:
         unet = load_unet(weights, trained, config.run).to(world.device)
@@ -153,8 +155,9 @@ def segment_volume(
 ) -> dict[str, Any]:
     """Segment one image; returns its entry in the record."""
     volume = read_image(image, nan_value=nan_value)
-    for difference in differences(settings, image, volume.spacing_mm):
-        log.warning(f"{image}: {difference}; the segmentation may be wrong")
+    warnings = differences(settings, image, volume.spacing_mm)
+    for warning in warnings:
+        log.warning(f"{image}: {warning}; the segmentation may be wrong")
     try:
         limits = intensity_limits(volume.data_XYZ, settings.percentiles)
     except DataError as error:
@@ -179,6 +182,7 @@ def segment_volume(
         "limits": list(limits),
         "num_vessel_voxels": int(np.count_nonzero(label_XYZ)),
         "num_removed_components": num_removed,
+        "warnings": warnings,
         "image_sha256": sha256_of(image),
         "output_sha256": sha256_of(out.label(subject)),
     }
@@ -192,13 +196,28 @@ def differences(settings: Settings, image: Path, spacing_mm: Sequence[float]) ->
     if any(not 1 / SPACING_RATIO <= ratio <= SPACING_RATIO for ratio in ratios):
         sizes = " x ".join(f"{s:g}" for s in spacing_mm)
         found.append(f"voxels of {sizes} mm, the U-Net learned from {' x '.join(f'{s:g}' for s in learned or [])} mm")
-    if settings.is_preprocessed is not None and settings.is_preprocessed != is_preprocessed(image):
-        found.append(
-            "not preprocessed, the U-Net learned from preprocessed volumes (python -m data_prep.preprocess)"
-            if settings.is_preprocessed
-            else "preprocessed, the U-Net learned from raw volumes"
-        )
+    if settings.is_preprocessed not in (None, is_preprocessed(image)):
+        found.append(_preprocessing_mismatch(is_trained_on_preprocessed=not is_preprocessed(image)))
     return found
+
+
+def check_preprocessing(of_training: bool | None, images: Collection[Path]) -> None:
+    """Raises DataError for images that were not preprocessed as the training volumes were; None: unknown."""
+    if wrong := [image for image in images if of_training not in (None, is_preprocessed(image))]:
+        raise DataError(
+            f"{wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: "
+            f"{_preprocessing_mismatch(is_trained_on_preprocessed=bool(of_training))}; what it segments there means "
+            "nothing. Where they were prepared alike with another program: allow_mismatch=true"
+        )
+
+
+def _preprocessing_mismatch(*, is_trained_on_preprocessed: bool) -> str:
+    if is_trained_on_preprocessed:
+        return (
+            "not preprocessed by data_prep.preprocess (no image.json beside image.nii.gz), the U-Net learned from "
+            "volumes that were"
+        )
+    return "preprocessed, the U-Net learned from raw volumes"
 
 
 def _in_words(entry: dict[str, Any]) -> str:
@@ -269,6 +288,8 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
         if subject in images:
             raise DataError(f"{images[subject]} and {path} would both become {subject}.nii.gz; rename one of them")
         images[subject] = path
+    if source.is_dir() and not config.follow_links:
+        check_inside(source, images.values(), "copy what it names, or follow_links=true reads it")
     if not images:
         raise DataError(f"input={source}: holds no .nii or .nii.gz file (folders below it are not searched)")
     return images, None

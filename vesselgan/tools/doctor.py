@@ -19,6 +19,8 @@ from vesselgan.config.schema import Doctor
 from vesselgan.core import limits, locks
 from vesselgan.core.atomic_io import PartialFile, describe, sync_folder, write_text
 from vesselgan.core.errors import ResourceError
+from vesselgan.core.memory import format_bytes
+from vesselgan.core.names import on_one_line
 from vesselgan.formats import checkpoint_folder
 from vesselgan.runtime.precision import emulation_notice
 
@@ -55,7 +57,7 @@ def check_machine(command: Command) -> None:
     else:
         for check in checks:
             remedy = f"; {check.remedy}" if check.remedy else ""
-            print(f"{check.name:15} {check.status:5} {check.message}{remedy}", flush=True)
+            print(on_one_line(f"{check.name:15} {check.status:5} {check.message}{remedy}"), flush=True)
     if failed := [check for check in checks if check.status == BAD]:
         raise ResourceError(f"{host}: fix " + "; ".join(f"{c.name}: {c.message}: {c.remedy}" for c in failed))
 
@@ -166,9 +168,9 @@ def check_disk(work_dir: Path, min_free_gib: float) -> list[HealthCheck]:
 
 def check_folder(folder: Path, min_free_gib: float) -> list[HealthCheck]:
     """Free space, and a trial of the very calls with which runs and shards are written."""
-    free_gib = shutil.disk_usage(folder).free / GIB
-    space = HealthCheck("disk", OK, f"{free_gib:.1f} GiB free in {folder}")
-    if free_gib < min_free_gib:
+    free = shutil.disk_usage(folder).free
+    space = HealthCheck("disk", OK, f"{format_bytes(free)} free in {folder}")
+    if free < min_free_gib * GIB:
         remedy = f"make room for {min_free_gib:g} GiB, or name another work_dir"
         space = HealthCheck("disk", BAD, space.message, remedy)
     trial = folder / f".vesselgan-doctor-{socket.gethostname()}-{os.getpid()}"

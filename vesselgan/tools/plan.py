@@ -9,6 +9,8 @@ from typing import Any
 from vesselgan.config import deepspeed
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
+from vesselgan.core.errors import UsageError
+from vesselgan.core.memory import format_bytes
 from vesselgan.privacy.accountant import Mechanism, PatientCounts, paper_settings, plan_mechanism, summary_lines
 from vesselgan.report import paper
 from vesselgan.runtime.adam import moment_names
@@ -20,7 +22,7 @@ from vesselgan.training.run import schedule_of
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
 GIB = 2**30
-COLUMNS = "variant|precision|parameters|ranks|ZeRO|batch per GPU|TFLOP a step|peak GiB|checkpoint GiB|run GiB|hours"
+COLUMNS = "variant|precision|parameters|ranks|ZeRO|batch per GPU|TFLOP a step|peak|checkpoint|run|hours"
 TIME_TERMS = ("compute", "update", "traffic", "load", "storage", "step")
 TIME_COLUMNS = "variant|ranks|batch|compute ms|update|traffic|load|storage|step ms|slowest|patches/s|efficiency|"
 TIME_COLUMNS += "gradients MiB|hours"
@@ -171,7 +173,9 @@ def _configs(command: Command) -> list[Plan]:
     """The configuration of each of `variants`, or the one."""
     if not command.config.variants:
         return [command.config]
-    others = [override for override in command.overrides if override.split("=")[0] not in ("variant", "variants")]
+    if any(override.startswith("variant=") for override in command.overrides):
+        raise UsageError("variant and variants exclude each other: name one")
+    others = [override for override in command.overrides if override.split("=")[0] != "variants"]
     return [compose("plan", [f"variant={name}", *others]) for name in command.config.variants]
 
 
@@ -240,8 +244,8 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
     for rank_plan in plan["ranks"]:
         yield (
             *(plan["variant"], plan["precision"], f"{plan['parameters']:,}", rank_plan["ranks"], plan["zero_stage"]),
-            *(rank_plan["batch_per_gpu"], f"{plan['tflop_per_step']:.2f}", f"{rank_plan['peak_gib']:.2f}"),
-            *(f"{plan['checkpoint_gib']:.2f}", f"{plan['run_gib']:.2f}", hours),
+            *(rank_plan["batch_per_gpu"], f"{plan['tflop_per_step']:.2f}", format_bytes(rank_plan["peak_gib"] * GIB)),
+            *(format_bytes(plan["checkpoint_gib"] * GIB), format_bytes(plan["run_gib"] * GIB), hours),
         )
 
 

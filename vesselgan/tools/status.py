@@ -8,6 +8,7 @@ from typing import Any
 
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
+from vesselgan.core.names import on_one_line
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.report.runs import warnings_of
 
@@ -31,11 +32,13 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
         raise UsageError(f"{run_dir}: holds no run; name a run directory, for example work/runs/NAME")
     metrics, requeue = run.metrics(TAIL_BYTES), run.requeue()
     last = metrics[-1] if metrics else {}
+    step_ms = last.get("time/step_ms")
+    step_ms = step_ms if isinstance(step_ms, int | float) and step_ms > 0 else None
     report = {
         "run": str(run_dir),
         "step": last.get("step", 0),
-        "step_ms": last.get("time/step_ms"),
-        "steps_per_second": 1000 / last["time/step_ms"] if last.get("time/step_ms") else None,
+        "step_ms": step_ms,
+        "steps_per_second": 1000 / step_ms if step_ms else None,
         "checkpoint": next(iter(run.checkpoints()), None),
         "checkpoint_age_s": run.checkpoint_age_s(),
         "silent_s": run.silent_s(),
@@ -61,7 +64,7 @@ def format_status(report: dict[str, Any]) -> str:
         f"step {report['step']}{rate}; {checkpoint}; {sessions}; {report['run']}",
         *(f"warning: {text}" for text in report["warnings"]),
     ]
-    return "\n".join(lines)
+    return "\n".join(map(on_one_line, lines))
 
 
 def format_age(seconds: float) -> str:

@@ -10,6 +10,7 @@ import torch
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
 from vesselgan.core.errors import ResourceError
+from vesselgan.core.memory import format_bytes
 from vesselgan.runtime.device_memory import (
     is_out_of_memory,
     limit_bytes,
@@ -54,7 +55,7 @@ class StepEstimate:
         if fit.batch.total < total:
             ranks = -(-total // fit.batch.per_rank)
             settings += f" on {ranks} ranks, or train.batch_size={fit.batch.total} on these"
-        return f"{settings}: predicted to take up to {gib(fit.cost.peak_bytes)} per rank"
+        return f"{settings}: predicted to take up to {format_bytes(fit.cost.peak_bytes)} per rank"
 
     def lines(self) -> list[str]:
         """For the log: the device, and the memory of a step there."""
@@ -62,8 +63,8 @@ class StepEstimate:
         limit, basis = limit_bytes(device), "tensors" if device.type == "cuda" else "beside the program itself"
         line = (
             f"device: {self.world.size} x {device.type} ({device_name(device)}); a step is predicted to take up "
-            f"to {gib(cost.peak_bytes)} per rank ({basis}), {gib(cost.standing_bytes)} between steps; there are "
-            f"{gib(limit)}"
+            f"to {format_bytes(cost.peak_bytes)} per rank ({basis}), {format_bytes(cost.standing_bytes)} between "
+            f"steps; there are {format_bytes(limit)}"
         )
         if cost.peak_bytes <= limit:
             return [line]
@@ -123,14 +124,10 @@ def explaining_out_of_memory(estimate: StepEstimate) -> Iterator[None]:
             raise
         device, config = estimate.world.device, estimate.config
         raise ResourceError(
-            f"out of memory on {device.type} ({device_name(device)}, {gib(limit_bytes(device))}) with "
+            f"out of memory on {device.type} ({device_name(device)}, {format_bytes(limit_bytes(device))}) with "
             f"variant={config.variant.name}, patches of {list(estimate.setup.patch_shape)}, "
             f"train.batch_size={config.train.batch_size} on {estimate.world.size} ranks: peak "
-            f"{gib(peak_bytes(device))} so far. To make it fit: {estimate.remedy()}. The run resumes from its last "
-            "checkpoint where allow_config_change=[...] names what was changed "
+            f"{format_bytes(peak_bytes(device))} so far. To make it fit: {estimate.remedy()}. The run resumes from its "
+            "last checkpoint where allow_config_change=[...] names what was changed "
             f"({str(error).splitlines()[0] if str(error) else type(error).__name__})"
         ) from error
-
-
-def gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"

@@ -8,8 +8,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from vesselgan.config.compose import readable
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
+from vesselgan.core.console import printable
+from vesselgan.core.errors import DataError, check_readable
 from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
@@ -70,7 +73,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
     for number, stage in enumerate(stages_of(config, overrides, choice), 2):
         is_stale = run_stage(work / "demo", stage, f"[{number:2}/{total}]", is_stale=is_stale)
     results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
-    print(f"\n{tables.format_text(tables.segmentation_scores(results))}\n")
+    print(f"\n{printable(tables.format_text(tables.segmentation_scores(results)))}\n")
     print(f"report  {(work / 'report/index.html').resolve()}")
     print(f"time    {processes.clock(time.monotonic() - started)}")
 
@@ -83,11 +86,16 @@ def probe_stage(out: Path) -> Stage:
 
 def read_choice(path: Path) -> Choice:
     """The probe's choice; two ranks on a CPU, and up to two GPUs."""
-    probe = json.loads(path.read_text())
-    num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-    summary = f"generators train in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
-    if probe["step_ms"]:
-        summary += "; a step of the probe: " + ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
+    try:
+        probe = json.loads(path.read_text())
+        num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
+        summary = f"generators train in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+        steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_readable(path, error)
+        raise DataError(f"{path}: no choice of a precision ({error}); remove it and start the demo again") from error
+    if steps:
+        summary += f"; a step of the probe: {steps}"
     return Choice(probe["device"], probe["precision"], num_ranks, summary)
 
 
@@ -97,7 +105,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     overrides = tuple(override for override in overrides if not override.startswith("num_patches="))
     work = Path(config.work_dir)
     runs = ",".join(quoted(_generator_dir(work, name)) for name in GENERATORS)
-    report = vesselgan("report", f"runs=[{runs}]", "preset=demo", *overrides)
+    report = _launch("report", overrides, f"runs=[{runs}]", "preset=demo")
     return [
         *_data_stages(config, overrides),
         *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
@@ -109,14 +117,20 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     ]
 
 
+def _launch(name: str, overrides: tuple[str, ...], *own: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """A command with settings of its own and those of the demo's overrides that it reads."""
+    return vesselgan(name, *options, *own, *readable(name, overrides, own))
+
+
 def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     root, cohort = Path(config.data.root), Path(config.data.cohort_dir)
     sets = (("gan", "train"), ("unet", "train"), ("unet", "validation"))
     manifests = [shards_dir(cohort, *purpose_and_split) / MANIFEST for purpose_and_split in sets]
-    make, build = on_mpi("data_prep.make_phantom", *overrides), on_mpi("data_prep.build_shards", *overrides)
+    words = {name: readable(name, overrides, ()) for name in ("make_phantom", "check", "build_shards")}
+    make, build = (on_mpi(f"data_prep.{name}", *words[name]) for name in ("make_phantom", "build_shards"))
     return [
         Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
-        Stage("check", "check of the cohort", (python("-m", "data_prep.check", *overrides),)),
+        Stage("check", "check of the cohort", (python("-m", "data_prep.check", *words["check"]),)),
         Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests), 2),
     ]
 
@@ -133,7 +147,8 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(run_dir))
-    words = (*settings, f"variant.precision={choice.precision}", *overrides)
+    words = (*settings, f"variant.precision={choice.precision}")
+    words = (*words, *readable("train_gan", overrides, words))
     command = (*launcher, *module_command("train_gan"), *options, *words)
     generate = vesselgan("generate", setting("run", run_dir), f"num_patches={config.num_patches}")
     title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
@@ -152,14 +167,14 @@ def _unet_stage(name: str, work: Path, overrides: tuple[str, ...]) -> Stage:
     run_dir = _unet_dir(work, name)
     if generator is not None:
         source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
-    command = vesselgan("train_unet", "--run_dir", str(run_dir), "preset=demo", *source, *overrides)
+    command = _launch("train_unet", overrides, "preset=demo", *source, options=("--run_dir", str(run_dir)))
     return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     folders = [_unet_dir(work, name) for name in UNETS]
     commands = [
-        vesselgan("segment", setting("run", folder), "split=test", setting("out", folder / "predictions"), *overrides)
+        _launch("segment", overrides, setting("run", folder), "split=test", setting("out", folder / "predictions"))
         for folder in folders
     ]
     outputs = tuple(folder / "predictions" for folder in folders)
@@ -174,7 +189,7 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
         jobs[name] = ("evaluate=segmentation", setting("predictions", _unet_dir(work, name) / "predictions"), maps)
     outputs = {name: work / f"results/{name}.json" for name in jobs}
     commands = [
-        vesselgan("evaluate", *settings, f"name={name}", "split=test", setting("out", outputs[name]), *overrides)
+        _launch("evaluate", overrides, *settings, f"name={name}", "split=test", setting("out", outputs[name]))
         for name, settings in jobs.items()
     ]
     return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
@@ -187,7 +202,7 @@ def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     for name, out in outputs.items():
         synthetic = setting("image.synthetic", RunDir(_generator_dir(work, name)).synthetic)
         settings = ("preset=demo", "evaluate=image", f"name={name}", synthetic, setting("out", out))
-        commands.append(vesselgan("evaluate", *settings, *IMAGE_SCORES, *overrides))
+        commands.append(_launch("evaluate", overrides, *settings, *IMAGE_SCORES))
     return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()))
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 
 from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.names import on_one_line
 
 TITLE_WIDTH = 42
 TAIL_LINES = 25
@@ -105,8 +106,8 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
 def _is_done(stage: Stage, marker: Path) -> bool:
     try:
         record = json.loads(marker.read_text())
-        commands, inputs = record["commands"], record["inputs"]
-    except (OSError, ValueError, KeyError, AttributeError):
+        commands, inputs, _ = record["commands"], record["inputs"], processes.clock(record["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
         return False
     is_same = commands == [list(command) for command in stage.commands] and inputs == stage.digests()
     return is_same and all(path.exists() for path in stage.outputs)
@@ -117,7 +118,8 @@ def failure_message(title: str, code: int, log: Path) -> str:
     text = log.read_text(errors="replace")
     error_lines = list(dict.fromkeys(line for line in re.split(r"[\r\n]+", text) if line.startswith("error: ")))
     shown = error_lines or text.splitlines()[-TAIL_LINES:]
-    return "\n".join([*shown, f"error: `{title}` ended with code {code}; all of its output is in {log}"])
+    end = f"error: `{title}` ended with code {code}; all of its output is in {log}"
+    return "\n".join([*map(on_one_line, shown), end])
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

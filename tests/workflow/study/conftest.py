@@ -57,11 +57,12 @@ def study(tmp_path: Path) -> Callable[..., Study]:
     other = write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=50)
     learned_from = content_hash(own / "shards/gan/train")
     runs = [write_gan(tmp_path / "runs" / variant, variant, learned_from) for variant in ("gp", "sn_mp")]
-    fixed = [steps.override("runs", [str(run) for run in runs]), steps.override("test_cohorts", [str(other)])]
+    fixed = [steps.override("runs", [str(run) for run in runs])]
     fixed += [steps.override("work_dir", tmp_path / "work"), steps.override("data.cohort_dir", own)]
 
     def make(*overrides: str) -> Study:
-        return compose("study", [*SETTINGS, *fixed, *overrides])
+        cohorts = [] if "study=sweep" in overrides else [steps.override("test_cohorts", [str(other)])]
+        return compose("study", [*SETTINGS, *fixed, *cohorts, *overrides])
 
     return make
 

@@ -94,7 +94,7 @@ def test_the_report_gets_the_studys_patches(study, walked):
 
 
 def test_image_scores_need_a_named_network(study, walked, tmp_path):
-    config = study(steps.override("image.weights", tmp_path / "resnet.pth"), "data.label_threshold=0.2")
+    config = study(steps.override("image.weights", tmp_path / "resnet.pth"))
     with pytest.raises(DataError, match="resnet.pth: no such file"):
         run_sources(config, home_of(config))
     assert walked == []  # not after hours

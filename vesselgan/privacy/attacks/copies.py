@@ -22,6 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import binom, binomtest
 
+from vesselgan.core.errors import DataError
+from vesselgan.metrics.masks import as_finite
 from vesselgan.metrics.statistics import MIN_PATIENTS
 
 OPEN, CLOSED, UNDECIDED = "open", "closed", "inconclusive"
@@ -66,8 +68,9 @@ class Judgement:
 def judge(distance_N: np.ndarray, held_out_M: np.ndarray, patients: Sequence[str]) -> Judgement:
     """The verdict on generated patches from the distances of both kinds to their nearest training patches.
 
-    patients: whose each held-out patch is. At least one patch on either side.
+    patients: whose each held-out patch is. DataError without a patch on either side, and for a distance below 0.
     """
+    distance_N, held_out_M = _checked(distance_N, held_out_M, patients)
     n, m = len(distance_N), len(held_out_M)
     threshold = float(held_out_M.min())
     below, verbatim = int((distance_N < threshold).sum()), int((distance_N < VERBATIM).sum())
@@ -111,6 +114,18 @@ def judge(distance_N: np.ndarray, held_out_M: np.ndarray, patients: Sequence[str
     )
 
 
+def _checked(distance_N: np.ndarray, held_out_M: np.ndarray, patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    distance_N = as_finite(distance_N, "distances", ndim=1)
+    held_out_M = as_finite(held_out_M, "held-out distances", ndim=1)
+    n, m = len(distance_N), len(held_out_M)
+    if not n or not m or len(patients) != m or min(distance_N.min(), held_out_M.min()) < 0:
+        raise DataError(
+            f"{n} synthetic patches, {m} held-out ones of {len(patients)} patients: expected at least one of each, a "
+            "patient for each held-out one, and distances of 0 or more"
+        )
+    return distance_N, held_out_M
+
+
 def _too_few(n: int, m: int, num_patients: int, power: float, needed: int | None) -> str:
     found = f"copies of {SHARE:.0%} would be found with probability {power:.2f} only, wanted is {LEAST_POWER}"
     if needed is None:
@@ -124,6 +139,8 @@ def _too_few(n: int, m: int, num_patients: int, power: float, needed: int | None
 
 def chances_of(n: int, m: int) -> np.ndarray:
     """[n]: the chance that k or more of n patches lie below the smallest of m others like them, for k = 1 .. n."""
+    if n < 1 or m < 1:
+        raise DataError(f"n={n}, m={m}: an audit needs patches on both sides")
     taken = np.arange(n)
     return np.cumprod((n - taken) / (n + m - taken))
 

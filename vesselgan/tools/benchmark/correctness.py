@@ -202,10 +202,15 @@ def resume(config: Benchmark) -> list[Check]:
     """Ten steps and ten more after a restart, against twenty, with deterministic kernels, through the launcher."""
     with tempfile.TemporaryDirectory(prefix="vesselgan-") as name:
         work = Path(name)
-        data = ["data=phantom", f"work_dir={work}", "preset=demo"]
+        data = ["data=phantom", f"work_dir={work}"]
         run_command(work, "-m", "data_prep.make_phantom", *data)
         run_command(work, "-m", "data_prep.build_shards", *data)
-        train = [*data, f"variant={config.variant.name}", f"variant.precision={config.variant.precision}"]
+        train = [
+            *data,
+            "preset=demo",
+            f"variant={config.variant.name}",
+            f"variant.precision={config.variant.precision}",
+        ]
         train += [f"runtime.device={config.runtime.device}", "runtime.deterministic=true", "variant.width=32"]
         for run, steps in (("straight", 20), ("resumed", 10), ("resumed", 20)):
             arguments = [*train, f"train.max_steps={steps}", "allow_config_change=[train.max_steps]"]

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.compose import COMMANDS, flat, keys_of
+from vesselgan.config.checks import unread
+from vesselgan.config.compose import flat
+from vesselgan.config.overrides import COMMANDS, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
@@ -21,6 +23,7 @@ from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, vesselgan
 
 GENERATION_SEED = 990
+UNET_FACTS = {"steps", "best_checkpoint", "validation_dice", "validation_loss"}
 
 
 @dataclass(frozen=True)
@@ -81,20 +84,16 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
         override("image.synthetic", synthetic_dir(home, gan)),
         override("data.label_threshold", label_threshold),
     ]
-    overrides += [
-        setting
-        for setting in settings_for("evaluate", config, "data", "runtime")
-        if not setting.startswith("data.label_threshold=")
-    ]
+    overrides += settings_for("evaluate", config, "data", "runtime")
     overrides += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
     return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (vesselgan("evaluate", *overrides),), (out,))
 
 
 def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
-    """Every setting of these groups of a configuration that `command_name` has too, as overrides."""
+    """Every setting that counts in these groups of `config` and that `command_name` has too, as overrides."""
     known = keys_of(COMMANDS[command_name])
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
-    return [override(key, value) for key, value in values.items() if key in known]
+    return [override(key, value) for key, value in values.items() if key in known and unread(config, key) is None]
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
@@ -163,7 +162,7 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     """The label thresholds that the label statistics do not rule out."""
     out = home / "gans" / gan.name / "thresholds.json"
     settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
-    settings += settings_for("evaluate", config, "data", "labels")
+    settings += [override("data.cohort_dir", config.data.cohort_dir), *settings_for("evaluate", config, "labels")]
     command = vesselgan("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
     return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
 
@@ -196,8 +195,11 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
 
 def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:
     """The facts of a U-Net that `unet_stage` has trained."""
-    facts = RunDir(unet_dir(home, source, seed)).finished()
+    run = RunDir(unet_dir(home, source, seed))
+    facts = run.finished()
     assert facts is not None, "a stage that ran leaves its outputs"
+    if missing := UNET_FACTS - facts.keys():
+        raise DataError(f"{run.finished_file}: lacks {', '.join(sorted(missing))}; remove {run.path} and start again")
     return facts
 
 
@@ -209,7 +211,9 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     folder = home / "gans" / gan.name
     runner.run(generate_stage(config, home, gan))
     runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
-    narrowed = read_result(folder / "thresholds.json")["narrowed"]
+    narrowed = read_result(folder / "thresholds.json").get("narrowed")
+    if not isinstance(narrowed, list) or not all(isinstance(threshold, float) for threshold in narrowed):
+        raise DataError(f"{folder / 'thresholds.json'}: names no label thresholds; remove it and start again")
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
