@@ -109,7 +109,8 @@ def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
 def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.Field[Any]]]]:
     """Group -> (its dataclass, its settings), the command's own settings under the empty name."""
     hints = typing.get_type_hints(kind)
-    plain, deeper = [], {}
+    plain: list[dataclasses.Field[Any]] = []
+    deeper: dict[str, tuple[type, list[dataclasses.Field[Any]]]] = {}
     for field in dataclasses.fields(kind):
         group = overrides.group_of(hints[field.name])
         if group is None:

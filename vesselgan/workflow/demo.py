@@ -147,8 +147,8 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
     options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(run_dir))
-    words = (*settings, f"variant.precision={choice.precision}")
-    words = (*words, *readable("train_gan", overrides, words))
+    own = (*settings, f"variant.precision={choice.precision}")
+    words = (*own, *readable("train_gan", overrides, own))
     command = (*launcher, *module_command("train_gan"), *options, *words)
     generate = vesselgan("generate", setting("run", run_dir), f"num_patches={config.num_patches}")
     title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
