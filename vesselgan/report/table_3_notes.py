@@ -81,8 +81,8 @@ def bavd_notes(comparison: dict[str, Any]) -> list[str]:
     if not texts:
         return []
     return [
-        "bAVD may exceed the head: it sums the distances of all predicted voxels and divides by the number of the "
-        "label's voxels (the paper's equation 4), so whoever predicts many times as many is charged for each. "
+        "bAVD may be larger than the head: it sums the distances of all predicted voxels and divides by the number of "
+        "the label's voxels (the paper's equation 4), so whoever predicts many times as many is charged for each. "
         f"{'; '.join(texts)}."
     ]
 
