@@ -122,7 +122,7 @@ def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.F
 
 def _heading(name: str, kind: type, choices: list[str]) -> list[str]:
     if not name:
-        return ["settings, key=value (and project=FILE: those of a file, below what is typed):"]
+        return textwrap.wrap("settings, key=value (and project=FILE: those of a file, below what is typed):", width())
     lines = textwrap.wrap(f"{name}: {_sentences(kind)}".rstrip(": "), width())
     if choices:
         lines += textwrap.wrap(f"{name}=NAME chooses one of {', '.join(choices)}", width())
