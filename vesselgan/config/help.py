@@ -49,7 +49,7 @@ def settings_help(command: str, group: str = "") -> str:
     lines = []
     for name, (kind, fields) in sections.items():
         if not group or name == group or name.startswith(f"{group}."):
-            lines += ["", *_heading(name, kind, offered.get(name, []), defaults)]
+            lines += ["", *_heading(name, kind, offered.get(name, []))]
             lines += [line for field in fields for line in _setting(name, kind, field, defaults)]
     if not group:
         for name in offered.keys() - sections.keys():
@@ -120,9 +120,9 @@ def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.F
     return {name: (kind, plain), **deeper}
 
 
-def _heading(name: str, kind: type, choices: list[str], defaults: dict[str, Any]) -> list[str]:
+def _heading(name: str, kind: type, choices: list[str]) -> list[str]:
     if not name:
-        return ["settings, key=value:"]
+        return textwrap.wrap("settings, key=value (and project=FILE: those of a file, below what is typed):", width())
     lines = textwrap.wrap(f"{name}: {_sentences(kind)}".rstrip(": "), width())
     if choices:
         lines += textwrap.wrap(f"{name}=NAME chooses one of {', '.join(choices)}", width())

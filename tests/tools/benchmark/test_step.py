@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
@@ -111,9 +110,13 @@ def test_a_private_step_is_compared_with_a_plain(capsys: pytest.CaptureFixture) 
     assert facts["private_over_plain"]["cpu"] == facts["private"]["cpu_ms"] / facts["plain"]["cpu_ms"]
 
 
-def test_steps_without_a_baseline_are_refused() -> None:
+def test_a_private_step_needs_a_private_variant() -> None:
     with pytest.raises(UsageError, match="variant=dpgan"):
         run_module.benchmark(small("target=private"))
-    config = small("variant.precision=fp16")
-    with pytest.raises(UsageError, match="fp32 or bf16"):
-        step_module.run(replace(config, runtime=replace(config.runtime, device="cpu")))
+
+
+@pytest.mark.soak
+def test_emulated_fp16_is_measured_alone(afresh: Callable[[], None]) -> None:
+    afresh()
+    result = step_module.run(small("variant.precision=fp16", "runtime.device=cpu", "repeats=1"))
+    assert result["engine"]["cpu_ms"] > 0 and "authors" not in result
