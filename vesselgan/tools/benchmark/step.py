@@ -20,7 +20,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vesselgan.config import deepspeed as deepspeed_config
 from vesselgan.config.schema import Benchmark
-from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import compute_dtype
 from vesselgan.models.critic import Critic
 from vesselgan.models.generator import Generator
