@@ -99,9 +99,8 @@ def parse(
     options = command_line.read(command, doc, argv)
     overrides: list[str] = options.overrides
     run_dir = getattr(options, "run_dir", None)
-    above = project.with_project(
-        command, overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)]
-    )
+    own = [] if run_dir is None else [project.override("run_dir", run_dir)]
+    above = project.with_project(command, [*overrides, *own])
     config = compose(command, above)
     if below := defaults(config, above):
         config = compose(command, [*below, *above])

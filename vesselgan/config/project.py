@@ -40,11 +40,11 @@ def with_project(command: str, typed: Sequence[str]) -> list[str]:
     groups = compose.groups_of(command)
     known = compose.keys_of(compose.COMMANDS[command])
     kept = [
-        _override(key, value)
+        override(key, value)
         for key, value in settings.items()
         if (key in known or key in groups) and key.split(".")[0] not in chosen
     ]
-    return [word for override in [*kept, *own] for word in _with_layout(override, known)]
+    return [word for setting in [*kept, *own] for word in _with_layout(setting, known)]
 
 
 def groups_chosen(overrides: Sequence[str]) -> set[str]:
@@ -80,16 +80,16 @@ def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _with_layout(override: str, known: Collection[str]) -> list[str]:
-    """`override`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
-    key, _, name = override.partition("=")
+def _with_layout(setting: str, known: Collection[str]) -> list[str]:
+    """`setting`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
+    key, _, name = setting.partition("=")
     if key != "data" or not name.strip("\"'").endswith(ENDINGS):
-        return [override]
+        return [setting]
     path = Path(name.strip("\"'"))
     content = _load(path)
     bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
     settings = _checked(path, flat_values({"name": path.stem, **content}, "data."))
-    return [f"data={bases[0]}", *(_override(key, value) for key, value in settings.items() if key in known)]
+    return [f"data={bases[0]}", *(override(key, value) for key, value in settings.items() if key in known)]
 
 
 def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -100,10 +100,11 @@ def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
+    """As it would be typed."""
     if key in compose.groups():
         return f"{key}={value}"
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _load(path: Path) -> dict[str, Any]:
