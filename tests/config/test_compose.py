@@ -193,6 +193,11 @@ def test_a_text_stays_what_was_typed(text, tmp_path):
     assert compose.parse("status", None, [text]).config.run == text
 
 
+def test_a_folder_keeps_its_letters():
+    assert compose.parse("train_gan", None, ["--run_dir", "/Köln/läuft"]).config.run_dir == "/Köln/läuft"
+    assert compose.parse("status", None, ["/Köln"]).config.run == "/Köln"
+
+
 def test_a_number_for_a_text_is_refused():
     with pytest.raises(UsageError, match="data.layout.label"):
         compose.compose("check", ["data.layout={image: a, label: 3.10}"])

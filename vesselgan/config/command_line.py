@@ -1,9 +1,9 @@
 """The options of each command, and what `--help` prints."""
 
 import argparse
-import json
 
 from vesselgan.config import help
+from vesselgan.config.project import override
 from vesselgan.core.errors import UsageError
 
 DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
@@ -39,7 +39,7 @@ def read(command: str, doc: str | None, argv: list[str] | None) -> argparse.Name
         _print_help(command, doc, parser, "" if "=" in options.help else options.help)
     if command in POSITIONAL:
         words = options.overrides
-        options.overrides = [w if "=" in w else f"{POSITIONAL[command]}={json.dumps(w)}" for w in words]
+        options.overrides = [word if "=" in word else override(POSITIONAL[command], word) for word in words]
     for word in options.overrides:
         if "=" not in word:
             raise UsageError(f"`{word}` is not key=value (see --help)")

@@ -80,8 +80,8 @@ def parse(
     options = command_line.read(command, doc, argv)
     overrides: list[str] = options.overrides
     run_dir = getattr(options, "run_dir", None)
-    typed = overrides if run_dir is None else [*overrides, "run_dir=" + json.dumps(run_dir)]
-    below, above = project.settings_of(command, typed)
+    own = [] if run_dir is None else [project.override("run_dir", run_dir)]
+    below, above = project.settings_of(command, [*overrides, *own])
     config = compose(command, above, below=below)
     if suggested := defaults(config, [*below, *above]):
         config = compose(command, above, below=[*suggested, *below])

@@ -40,17 +40,17 @@ def settings_of(command: str, typed: Sequence[str]) -> tuple[list[str], list[str
     groups = overrides.groups_of(command)
     known = overrides.keys_of(overrides.COMMANDS[command])
     kept = [
-        _override(key, value)
+        override(key, value)
         for key, value in settings.items()
         if (key in known or key in groups) and key.split(".")[0] not in chosen
     ]
     layouts = [word for word in own if _is_layout_file(word)]
-    below = [word for override in [*kept, *layouts] for word in _with_layout(override, known)]
+    below = [word for setting in [*kept, *layouts] for word in _with_layout(setting, known)]
     return below, [word for word in own if word not in layouts]
 
 
-def _is_layout_file(override: str) -> bool:
-    key, _, name = override.partition("=")
+def _is_layout_file(setting: str) -> bool:
+    key, _, name = setting.partition("=")
     return key == "data" and name.strip("\"'").endswith(ENDINGS)
 
 
@@ -87,15 +87,15 @@ def _checked(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _with_layout(override: str, known: Collection[str]) -> list[str]:
-    """`override`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
-    if not _is_layout_file(override):
-        return [override]
-    path = Path(override.partition("=")[2].strip("\"'"))
+def _with_layout(setting: str, known: Collection[str]) -> list[str]:
+    """`setting`, or what `data=FILE.yaml` stands for: a layout of configs/data and the file's settings above it."""
+    if not _is_layout_file(setting):
+        return [setting]
+    path = Path(setting.partition("=")[2].strip("\"'"))
     content = _load(path)
     bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
     settings = _checked(path, flat_values({"name": path.stem, **content}, "data."))
-    return [f"data={bases[0]}", *(_override(key, value) for key, value in settings.items() if key in known)]
+    return [f"data={bases[0]}", *(override(key, value) for key, value in settings.items() if key in known)]
 
 
 def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -106,10 +106,11 @@ def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _override(key: str, value: Any) -> str:
+def override(key: str, value: Any) -> str:
+    """As it would be typed."""
     if key in overrides.groups():
         return f"{key}={value}"
-    return f"{key}={json.dumps(value)}"
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """The cohort that a run, a set of shards, predictions or results belong to, as they record it."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from vesselgan.config.project import flat_values, override
 from vesselgan.config.schema import Evaluate
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.predictions import Predictions
@@ -30,16 +30,14 @@ class RecordedCohort:
         return all(asdict(data)[key] == value for key, value in self.data.items())
 
     def overrides(self) -> list[str]:
-        layout = {f"data.layout.{role}": pattern for role, pattern in self.data.get("layout", {}).items()}
-        plain = {f"data.{key}": value for key, value in self.data.items() if key != "layout"}
-        return [f"{key}={json.dumps(value)}" for key, value in {**plain, **layout}.items()]
+        return [override(key, value) for key, value in flat_values({"data": self.data}).items()]
 
 
 def recorded_cohort(config: Any) -> RecordedCohort | None:
     """The cohort of what `config`, a command's settings, names first; None if it names nothing that records one."""
     for path in _named(config):
         data = _data_of(path, Path(config.work_dir))
-        if data:
+        if isinstance(data, dict):
             return RecordedCohort({key: data[key] for key in IDENTITY if key in data}, path)
     return None
 

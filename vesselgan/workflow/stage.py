@@ -63,7 +63,7 @@ def module_command(name: str) -> tuple[str, str]:
 
 def quoted(value: object) -> str:
     """`value` as Hydra reads it back."""
-    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(str(value))
+    return str(value) if re.fullmatch(r"[\w./-]+", str(value)) else json.dumps(str(value), ensure_ascii=False)
 
 
 def setting(key: str, value: object) -> str:

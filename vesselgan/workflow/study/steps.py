@@ -68,7 +68,8 @@ class StageRunner:
 
 def override(key: str, value: Any) -> str:
     """An override as Hydra reads it back, whatever the value is."""
-    return f"{key}={json.dumps(value if not isinstance(value, Path) else str(value), separators=(',', ':'))}"
+    plain = str(value) if isinstance(value, Path) else value
+    return f"{key}={json.dumps(plain, separators=(',', ':'), ensure_ascii=False)}"
 
 
 def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> Stage:
