@@ -248,7 +248,8 @@ def judge(pipeline: Pipeline, whole: Path, damaged: Path, command: str, code: in
         if not before.is_file() or before.is_symlink() or now == damaged or damaged in now.parents:
             continue
         is_training = command in TRAINING and now.is_relative_to(pipeline.work / "runs")
-        if is_training and now.name in IN_TRAINING:
+        # A run that falls back to an earlier checkpoint takes the steps after it again.
+        if is_training and (now.name in IN_TRAINING or now.parent == damaged.parent):
             continue
         if not now.is_file():
             return f"{now} is gone; exit {code}: {said}"
