@@ -241,7 +241,8 @@ def judge(pipeline: Pipeline, whole: Path, damaged: Path, command: str, code: in
     """What is wrong with the end of a command; empty if nothing is."""
     if code not in ALLOWED:
         return f"{code}\n{said}"
-    if code and damaged.name not in said and str(damaged.parent) not in said and str(damaged.parent.parent) not in said:
+    folders = [path for path in damaged.parents if len(path.parts) >= len(pipeline.work.parts) + 2]
+    if code and not any(place in said for place in (damaged.name, damaged.parent.name, *map(str, folders))):
         return f"exit {code} names another file: {said}"
     for before in whole.rglob("*"):
         now = pipeline.work / before.relative_to(whole)

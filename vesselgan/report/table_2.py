@@ -43,7 +43,7 @@ def _run_row(run: Run) -> list[str]:
         _number(record.get("batch_size"), ",.0f"),
         _number(record.get("steps"), ",.0f"),
         _number(sum(parameters) / 1e6, ".3f") if parameters and all(map(_is_number, parameters)) else UNKNOWN,
-        _number(memory_gib * MIB_PER_GIB, ",.0f") if _is_number(memory_gib) else UNKNOWN,
+        _number(memory_gib * MIB_PER_GIB, ",.0f") if isinstance(memory_gib, int | float) else UNKNOWN,
         _number(record.get("hours"), ".2f"),
     ]
 
