@@ -31,7 +31,7 @@ IN_TRAINING = (
     "latest",
     "lock",
     "architecture.json",
-    "manifest.json",
+    "metrics.jsonl",
 )
 """Files of a run that its next session may write anew."""
 
