@@ -21,7 +21,7 @@ from vesselgan.config import compose
 from vesselgan.core.errors import exit_on_error
 from vesselgan.viz import plots, rendering
 
-NUM_CASES = 100
+NUM_CASES = 80
 """Drawn from some 1,900 pairs of damage and command, always the same; VESSELGAN_DAMAGE=all tries every one."""
 ALLOWED = {0, 2, 3, 4, 6, 7}
 IN_TRAINING = (
