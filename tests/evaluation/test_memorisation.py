@@ -10,8 +10,9 @@ import pytest
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
+from vesselgan.evaluation import reference
 from vesselgan.evaluation.run import evaluate
-from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 
 NUM_TRAINING, NUM_HELD_OUT = 100, 850
 ENOUGH = 1000  # beside which 850 held-out patches are
@@ -197,3 +198,13 @@ def test_what_cannot_be_audited_is_refused(
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(road))
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"sha256": "x", "hashes": {}}', '{"a": ["x"]}', ""])
+def test_a_damaged_cache_hides_no_overlap(real_shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, text):
+    shards = ShardSet(real_shards / "gan/train")
+    hashes = reference._cached_hashes(shards, tmp_path)
+    assert len(hashes) > 1 and reference._cached_hashes(shards, tmp_path) == hashes
+    next(tmp_path.iterdir()).write_text(text)
+    assert reference._cached_hashes(shards, tmp_path) == hashes
+    assert "damaged" in caplog.text

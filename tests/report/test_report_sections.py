@@ -193,7 +193,7 @@ def test_an_own_variant_is_compared_with_nothing(make_run, name):
 def test_the_size_of_a_large_page_is_printed(road, monkeypatch, capsys):
     monkeypatch.setattr(page, "LARGE_PAGE", 10_000)
     page.report(compose.compose("report", [f"work_dir='{road}'", "runs=[]"]))
-    assert re.search(r"warning: .*index.html has \d+ MB", capsys.readouterr().err)
+    assert re.search(r"warning: .*index.html has [\d.]+ KiB", capsys.readouterr().err)
 
 
 def test_the_same_inputs_give_the_same_page(road, drawn_charts):

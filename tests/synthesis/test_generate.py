@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from vesselgan.config import compose
 from vesselgan.config.schema import Generate, Runtime
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
+from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.shards import ShardSet, read_manifest, verify
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
@@ -60,7 +61,7 @@ def write_checkpoint(run_dir: Path, generator: Generator, step: int) -> None:
     save_file(generator.state_dict(), folder / "generator.safetensors")
     manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.7], "percentiles": (0.0, 99.99)}
     report = {
-        "format_version": 2,
+        "format_version": FORMAT_VERSION,
         "step": step,
         "engines": {},
         "is_kept": False,

@@ -2,15 +2,17 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 from vesselgan.config.compose import compose
+from vesselgan.core.errors import DataError
 from vesselgan.runtime.device_memory import is_out_of_memory, limit_bytes, peak_bytes
 from vesselgan.runtime.timing import Phases
 from vesselgan.trainer.progress import Pace, Progress
-from vesselgan.trainer.run_log import RunLog
+from vesselgan.trainer.run_log import RunLog, cut_metrics
 
 CPU = torch.device("cpu")
 
@@ -29,6 +31,7 @@ def test_a_killed_session_leaves_no_curve(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for value in (1.0, 2.0):
+        cut_metrics(tmp_path, 0)
         log = RunLog(tmp_path, is_main=True, resume_step=0)
         log.hparams(compose("train_gan", []), metrics=["loss"])
         log.scalars(1, {"loss": value})
@@ -89,3 +92,13 @@ def test_the_peak_follows_what_is_taken():
     held = torch.ones(2**26)  # 256 MiB
     assert peak_bytes(CPU) >= before and held.sum() == 2**26
     assert 2**28 < peak_bytes(CPU) < limit_bytes(CPU)
+
+
+def test_metrics_after_the_checkpoint_are_cut(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"st']))
+    cut_metrics(tmp_path, 2)
+    assert (tmp_path / "metrics.jsonl").read_text() == "\n".join(lines[:2]) + "\n"
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\n[]\n" + lines[0].encode())
+    with pytest.raises(DataError, match="metrics.jsonl: line 1"):
+        cut_metrics(tmp_path, 2)

@@ -1,14 +1,17 @@
 """The real patches that synthetic ones are compared with, and the check that the generator never saw them."""
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError
+from vesselgan.core.console import log
+from vesselgan.core.errors import DataError, check_readable
 from vesselgan.evaluation.features import patch_hashes
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
@@ -91,11 +94,23 @@ def match_kinds(reference: ShardSet, training: ShardSet | None, seed: int) -> tu
 
 
 def _cached_hashes(shards: ShardSet, cache_dir: Path) -> dict[str, int]:
-    """Hex digest -> index (see `patch_hashes`), cached by the shards' content."""
+    """Hex digest -> index (see `patch_hashes`), cached by the shards' content. A damaged entry is computed again."""
     path = cache_dir / f"hashes-{content_hash(shards.folder)[:32]}.json"
     try:
-        return {str(digest): int(index) for digest, index in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError):
-        hashes = {digest.hex(): index for digest, index in patch_hashes(shards).items()}
-        write_text(path, json.dumps(hashes) + "\n")
-        return hashes
+        cached = json.loads(path.read_text())
+        if cached["sha256"] == _digest(cached["hashes"]):
+            hashes: dict[str, int] = cached["hashes"]
+            return hashes
+        log.warning(f"{path}: damaged; computed again")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(path, error)
+        log.warning(f"{path}: damaged ({error}); computed again")
+    hashes = {digest.hex(): index for digest, index in patch_hashes(shards).items()}
+    write_text(path, json.dumps({"sha256": _digest(hashes), "hashes": hashes}) + "\n")
+    return hashes
+
+
+def _digest(hashes: Any) -> str:
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

@@ -87,18 +87,21 @@ def delete_leftovers(folder: Path) -> None:
 def prune(folder: Path, newest: str, *, keep_last: int, keep: Collection[str]) -> None:
     """Delete all but the last `keep_last` complete checkpoints up to `newest`, which was just published.
 
-    Those named in `keep` and those saved with `is_kept` stay. A failed delete is a warning; the next save tries again.
+    Those named in `keep` and those saved with `is_kept` stay; a damaged one goes with a warning. A failed delete
+    is a warning; the next save tries again.
     """
     num_complete = 0
     for name in (name for name in names_in(folder) if name <= newest):
         try:
-            is_complete = not damage(folder / name, files=())
+            problem = damage(folder / name, files=())
         except ResourceError as error:
             log.warning(f"{error}; training continues")
             continue
-        num_complete += is_complete
-        if (is_complete and num_complete <= keep_last) or name in keep or (is_complete and _is_kept(folder / name)):
+        num_complete += not problem
+        if name in keep or (not problem and (num_complete <= keep_last or _is_kept(folder / name))):
             continue
+        if problem:
+            log.warning(f"{folder / name}: {problem}; deleted")
         try:
             delete(folder / name)
         except OSError as error:

@@ -83,7 +83,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         check_readable(path, error)
-        raise DataError(f"{path}: cannot be read ({error}); make the shards again") from error
+        raise DataError(f"{path}: cannot be read ({error}); remove it and make the shards again") from error
     if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
         raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
     check_version(path, content.get("format_version"), content.get("made_by"), reads=FORMAT_VERSION)
@@ -92,7 +92,9 @@ def read_manifest(folder: str | Path) -> Manifest:
     except DataError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); make the shards again") from error
+        raise DataError(
+            f"{path}: damaged ({type(error).__name__}: {error}); remove it and make the shards again"
+        ) from error
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Manifest:

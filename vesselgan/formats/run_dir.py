@@ -171,7 +171,10 @@ class RunDir:
             changes = config_changes(self.config(command), config)
             for network, settings in engine_settings.items():
                 changes += engine_changes(network, self._required(_engine_file(network)), settings)
-            changes += input_changes(self._required(PROVENANCE)["inputs"], inputs)
+            learned_from = self._required(PROVENANCE).get("inputs")
+            if not isinstance(learned_from, dict):
+                raise _damaged(self.path / PROVENANCE, "it names no inputs", CheckpointError)
+            changes += input_changes(learned_from, inputs)
             check_changes(self.path, changes, config.allow_config_change)
             return changes
         ours = {_engine_file(network) for network in engine_settings}

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import log
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import path_in
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
@@ -70,9 +70,13 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
-        stored = json.loads((out / SETTINGS).read_text())
-    except (OSError, ValueError):
-        raise UsageError(f"{out}: is not empty and was not made by generate; choose another folder with out=") from None
+        stored = {**json.loads((out / SETTINGS).read_text())}
+    except (OSError, ValueError, TypeError) as error:
+        check_readable(out / SETTINGS, error)
+        raise UsageError(
+            f"{out}: is not empty and has no readable {SETTINGS}, so it was not made by generate or is damaged; choose "
+            "another folder with out=, or delete this one"
+        ) from error
     differing = [f"{key}: {stored.get(key)} -> {settings[key]}" for key in settings if stored.get(key) != settings[key]]
     if differing:
         raise UsageError(

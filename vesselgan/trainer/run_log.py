@@ -10,8 +10,9 @@ from typing import IO, Any
 import numpy as np
 
 from vesselgan.config.compose import flat
-from vesselgan.core.atomic_io import describe, open_to_append, write_text
+from vesselgan.core.atomic_io import describe, open_to_append, write_bytes
 from vesselgan.core.console import log, printable
+from vesselgan.core.errors import DataError
 from vesselgan.formats.run_dir import EVENTS, LOG, METRICS
 
 BUFFER_BYTES = 2**20
@@ -21,7 +22,7 @@ HPARAMS = ("variant.", "data.", "train.")
 
 
 class RunLog:
-    """Lines, scalars and images of one run; `resume_step` cuts what was logged beyond the checkpoint.
+    """Lines, scalars and images of one run that starts after `resume_step` steps.
 
     A disk that takes no line ends no run: lines are tried again with the next ones, TensorBoard's are given up.
     """
@@ -33,7 +34,6 @@ class RunLog:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        _cut_after(run_dir / METRICS, resume_step)
         self._metrics = open_to_append(run_dir / METRICS, BUFFER_BYTES)
         self._log = open_to_append(run_dir / LOG, BUFFER_BYTES)
         if self._is_new:
@@ -118,14 +118,20 @@ def _try_flush(file: IO[str]) -> None:
         log.warning(f"{file.name}: {describe(error)}; its lines wait in memory")
 
 
-def _cut_after(path: Path, step: int) -> None:
+def cut_metrics(run_dir: Path, step: int) -> None:
+    """Removes what was logged after `step`, the checkpoint's, and a last line that a killed run left half written.
+
+    Raises DataError for any other damaged line.
+    """
+    path = run_dir / METRICS
     if not path.is_file():
         return
-    kept = []
-    for line in path.read_text().splitlines():
+    lines, kept = path.read_bytes().splitlines(), []
+    for number, line in enumerate(lines, 1):
         try:
-            if json.loads(line)["step"] <= step:
+            if int(json.loads(line)["step"]) <= step:
                 kept.append(line)
-        except ValueError:  # the last line of a killed run may be half written
-            continue
-    write_text(path, "".join(line + "\n" for line in kept))
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(lines):
+                raise DataError(f"{path}: line {number} is damaged ({error}); remove the line") from error
+    write_bytes(path, b"".join(line + b"\n" for line in kept))

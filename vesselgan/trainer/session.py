@@ -23,7 +23,7 @@ from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.runtime.precision import emulation_notice
 from vesselgan.runtime.provenance import collect
 from vesselgan.runtime.rank_failure import naming_lost_ranks
-from vesselgan.trainer.run_log import RunLog
+from vesselgan.trainer.run_log import RunLog, cut_metrics
 from vesselgan.trainer.stopper import Stopper, remove_requeue
 
 EngineSettings = dict[str, dict[str, Any]]
@@ -120,6 +120,7 @@ class Session:
         entry |= {"weights_from": weights_from}
 
         def record() -> None:
+            cut_metrics(self.run_dir, step)
             before = [session.get("threads", threads) for session in run.sessions()[-1:]]
             if step and self.world.device.type == "cpu" and before not in ([], [threads]):
                 log.warning(
