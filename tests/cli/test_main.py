@@ -29,7 +29,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A GAN's run on a cohort of its own, with a synthetic set."""
     monkeypatch.chdir(tmp_path)
-    settings = ["data=pairs", "data.name=mine", "data.root=/data/mine", "data.layout.image='{subject}.nii'"]
+    settings = ["data=pairs", "data.name=mine"]
     run = tmp_path / "work/runs/gan"
     (run / "synthetic").mkdir(parents=True)
     (run / "config.yaml").write_text(compose.to_yaml(compose.compose("train_gan", settings)))
@@ -83,8 +83,8 @@ def test_the_cohort_is_that_of_what_is_named(words, run_dir, called, monkeypatch
     write_set(Path("moved"), "gan")
     call(monkeypatch, *words)
     data = called[0].data
-    assert (data.name, data.root, data.cohort_dir) == ("mine", "/data/mine", "work/mine")
-    assert data.layout.image == "{subject}.nii" and "cohort mine (work/mine), as" in capsys.readouterr().out
+    assert (data.name, data.cohort_dir) == ("mine", "work/mine")
+    assert "cohort mine (work/mine), as" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("typed", ["data=phantom", "data.name=other", "data.cohort_dir=elsewhere", "preset=other"])
@@ -114,10 +114,10 @@ def test_results_of_one_cohort_head_the_report(phantom_cohort_json, called, monk
     from vesselgan.formats.results import write_result
 
     Path("work/results").mkdir()
-    write_result("work/results/a.json", {"cohort": "mine"})
+    write_result("work/results/a.json", {"job": "segmentation", "name": "a", "cohort": "mine"})
     call(monkeypatch, "report")
     assert called[0].data.name == "mine"
-    write_result("work/results/b.json", {"cohort": "phantom"})
+    write_result("work/results/b.json", {"job": "segmentation", "name": "b", "cohort": "phantom"})
     call(monkeypatch, "report")
     assert called[1].data.name == "phantom"
 

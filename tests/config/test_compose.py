@@ -25,7 +25,7 @@ WITH_PRESET = [command for command in overrides.COMMANDS if command not in WITHO
 
 
 NIFTI_COMMANDS = ("check", "preprocess", "build_shards", "make_phantom")
-WITHOUT_DEMO = {"segment", *NIFTI_COMMANDS}
+WITHOUT_DEMO = {"segment", "evaluate", "report", *NIFTI_COMMANDS}
 
 
 @pytest.mark.parametrize("command", WITH_PRESET)

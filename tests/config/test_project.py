@@ -32,7 +32,7 @@ def test_a_project_serves_every_command(own, monkeypatch):
     assert (check.data.name, check.data.root, check.data.cohort_dir) == ("mine", "/data/my cohort", "/scratch/mine")
     assert (check.data.prepare.split.test, check.data.prepare.patch_shape) == (5, [32, 32, 16])
     gan = parse("train_gan", None, [own]).config
-    assert (gan.data.layout.image, gan.work_dir) == ("{subject}/tof.nii.gz", "/scratch")
+    assert (check.data.layout.image, gan.work_dir) == ("{subject}/tof.nii.gz", "/scratch")
     assert parse("generate", None, [own, "run=x"]).config.num_patches == 50
     monkeypatch.setenv(project.VARIABLE, own.removeprefix(project.KEY))
     assert parse("report", None, []).config.results == "/scratch/results"
@@ -70,13 +70,14 @@ def test_a_file_of_no_settings_is_refused(text, tmp_path):
 
 def test_a_layout_file_extends_a_shipped_one(tmp_path):
     (tmp_path / "scanner.yaml").write_text("defaults: [pegasus, _self_]\nscaling: patch\n")
-    data = parse("check", None, [f"data={tmp_path / 'scanner.yaml'}"]).config.data
-    assert (data.name, data.scaling, data.layout.image) == ("scanner", "patch", "{subject}/001_img_denoised.nii.gz")
+    file = f"data={tmp_path / 'scanner.yaml'}"
+    data = parse("check", None, [file]).config.data
+    assert (data.name, data.layout.image) == ("scanner", "{subject}/001_img_denoised.nii.gz")
+    assert parse("train_gan", None, [file]).config.data.scaling == "patch"
 
 
 def test_the_same_settings_have_the_same_name(own):
-    typed = ["data=pairs", "data.name=mine", "data.root=/data/my cohort", "work_dir=/scratch"]
-    typed += ["data.layout={image: '{subject}/tof.nii.gz', label: null, mask: null}"]
+    typed = ["data=pairs", "data.name=mine", "work_dir=/scratch"]
     assert config_hash(parse("train_gan", None, [own]).config) == config_hash(compose("train_gan", typed))
 
 

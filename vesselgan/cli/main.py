@@ -15,7 +15,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError, exit_on_error
 from vesselgan.core.version import __version__
 
-COHORT_KEYS = ("data.name=", "data.root=", "data.cohort_dir=", "data.layout")
+COHORT_KEYS = ("data.name=", "data.cohort_dir=")
 COMMANDS = {name.replace("_", "-"): name for name in (*PREPARATION, *STAGES)}
 """As it is typed -> its name."""
 

@@ -13,7 +13,7 @@ from vesselgan.formats.results import Results
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, read_manifest
 
-IDENTITY = ("name", "root", "cohort_dir", "layout")
+IDENTITY = ("name", "cohort_dir")
 """Settings of `data` that say which cohort it is, not how it is read."""
 Data = dict[str, Any]
 

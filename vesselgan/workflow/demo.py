@@ -105,7 +105,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     overrides = tuple(override for override in overrides if not override.startswith("num_patches="))
     work = Path(config.work_dir)
     runs = ",".join(quoted(_generator_dir(work, name)) for name in GENERATORS)
-    report = _launch("report", overrides, f"runs=[{runs}]", "preset=demo")
+    report = _launch("report", overrides, f"runs=[{runs}]")
     return [
         *_data_stages(config, overrides),
         *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
@@ -201,7 +201,7 @@ def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     commands = []
     for name, out in outputs.items():
         synthetic = setting("image.synthetic", RunDir(_generator_dir(work, name)).synthetic)
-        settings = ("preset=demo", "evaluate=image", f"name={name}", synthetic, setting("out", out))
+        settings = ("evaluate=image", f"name={name}", synthetic, setting("out", out))
         commands.append(_launch("evaluate", overrides, *settings, *IMAGE_SCORES))
     return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()))
 
