@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vesselgan.core.errors import UsageError
-from vesselgan.models.flow import DATA_SD, NUM_BINS, FlowGenerator, init_flow_weights, shifted_times
+from vesselgan.models.flow import NUM_BINS, FlowGenerator, init_flow_weights, shifted_times
 
 SHAPE = (16, 8, 4)
 
@@ -25,26 +25,23 @@ def moved(network: FlowGenerator) -> FlowGenerator:
     return network
 
 
-def test_new_network_predicts_the_best_linear_velocity():
-    """Of independent x (SD DATA_SD) and e (SD 1), regressed on x_t = (1 - t) x + t e."""
-    x_NCXYZ, time_N = torch.randn(2, 2, *SHAPE), torch.tensor([0.25, 0.75])
-    expected = []
-    for x, t in zip(x_NCXYZ, time_N, strict=True):
-        covariance = t - (1 - t) * DATA_SD**2
-        expected.append(covariance / (t**2 + (1 - t) ** 2 * DATA_SD**2) * x)
-    velocity = flow().velocity(x_NCXYZ, time_N, torch.zeros(2, 3))
-    torch.testing.assert_close(velocity, torch.stack(expected))
-
-
 @pytest.mark.parametrize("num_steps", [1, 7])
-def test_constant_velocity_is_integrated_exactly(num_steps):
+def test_a_known_patch_is_reached_exactly(num_steps):
+    """Whose denoised patch is the same everywhere on the path: the path is straight."""
     network = flow(num_steps=num_steps)
-    network.velocity = lambda x, time, position: torch.full_like(x, 0.25)  # type: ignore[method-assign]
-    z_NL = 0.1 * torch.randn(2, network.latent_size)
-    start_NCXYZ = z_NL[:, : network.num_voxels].view(2, 2, *SHAPE)
-    image, label = network(z_NL).unbind(1)
-    torch.testing.assert_close(image, start_NCXYZ[:, 0] - 0.25)
-    torch.testing.assert_close(label, (start_NCXYZ[:, 1] - 0.25 + 1) / 2)
+    patch_CXYZ = torch.rand(2, *SHAPE)
+    network.denoised = lambda x, time, position: patch_CXYZ.expand_as(x)  # type: ignore[method-assign]
+    image, label = network(torch.randn(2, network.latent_size)).unbind(1)
+    torch.testing.assert_close(image, patch_CXYZ[0].expand_as(image))
+    torch.testing.assert_close(label, (patch_CXYZ[1].expand_as(label) + 1) / 2)
+
+
+def test_steps_follow_the_shifted_times():
+    times: list[float] = []
+    network = flow(num_steps=2)
+    network.denoised = lambda x, time, position: times.append(time[0].item()) or x  # type: ignore[method-assign]
+    network(torch.randn(1, network.latent_size))
+    assert times == pytest.approx([1.0, 2 / 3])
 
 
 def test_sample_does_not_depend_on_its_batch():
@@ -54,11 +51,11 @@ def test_sample_does_not_depend_on_its_batch():
         torch.testing.assert_close(network(z_NL)[2:3], network(z_NL[2:3]), atol=1e-5, rtol=0)
 
 
-def test_velocity_depends_on_time_and_place():
+def test_denoising_depends_on_time_and_place():
     network, x = moved(flow()), torch.randn(1, 2, *SHAPE)
-    here = network.velocity(x, torch.tensor([0.5]), torch.zeros(1, 3))
-    assert not torch.allclose(here, network.velocity(x, torch.tensor([0.6]), torch.zeros(1, 3)))
-    assert not torch.allclose(here, network.velocity(x, torch.tensor([0.5]), torch.ones(1, 3)))
+    here = network.denoised(x, torch.tensor([0.5]), torch.zeros(1, 3))
+    assert not torch.allclose(here, network.denoised(x, torch.tensor([0.6]), torch.zeros(1, 3)))
+    assert not torch.allclose(here, network.denoised(x, torch.tensor([0.5]), torch.ones(1, 3)))
 
 
 def test_places_are_as_frequent_as_in_training():
@@ -84,10 +81,10 @@ def test_shift_draws_times_towards_noise():
 def test_half_agrees_with_float32(dtype):
     network = moved(flow())
     x, time, place = torch.randn(2, 2, *SHAPE), torch.tensor([0.1, 0.9]), torch.zeros(2, 3)
-    expected = network.velocity(x, time, place)
-    velocity = network.to(dtype).velocity(x, time, place)
-    assert velocity.dtype == torch.float32
-    assert (velocity - expected).abs().max() < 0.1 * expected.abs().max()  # eight bits through twenty layers
+    expected = network.denoised(x, time, place)
+    denoised = network.to(dtype).denoised(x, time, place)
+    assert denoised.dtype == torch.float32
+    assert (denoised - expected).abs().max() < 0.1 * expected.abs().max()  # eight bits through twenty layers
 
 
 def test_odd_patch_is_refused():

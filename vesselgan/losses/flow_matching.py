@@ -1,4 +1,4 @@
-"""Flow matching: the straight path from a patch to noise, and the loss of a predicted velocity (Lipman 2023, Liu 2023).
+"""Flow matching: the straight path from a patch to noise, and the loss of a denoised patch (Lipman 2023, Liu 2023).
 
 Shapes: N batch, C channel, X Y Z voxels.
 """
@@ -8,13 +8,13 @@ from torch import Tensor
 
 def point_on_path(patch_NCXYZ: Tensor, noise_NCXYZ: Tensor, time_N: Tensor) -> Tensor:
     """x_t = (1 - t) x + t e: the patch x at time 0, the noise e at time 1."""
-    time_N1111 = time_N.view(-1, 1, 1, 1, 1).to(patch_NCXYZ.dtype)
-    return patch_NCXYZ.lerp(noise_NCXYZ, time_N1111)
+    return patch_NCXYZ.lerp(noise_NCXYZ, time_N.view(-1, 1, 1, 1, 1).to(patch_NCXYZ.dtype))
 
 
-def velocity_errors(velocity_NCXYZ: Tensor, patch_NCXYZ: Tensor, noise_NCXYZ: Tensor) -> Tensor:
-    """Mean squared difference of a predicted velocity from that of the path, e - x, per channel [C], at least float32.
+def denoising_errors(denoised_NCXYZ: Tensor, patch_NCXYZ: Tensor) -> Tensor:
+    """Mean squared error per channel [C], at least float32; the loss is the mean of the channels.
 
-    The loss is the mean of the channels.
+    The velocity e - x is (x_t - x) / t, so this is its squared error times t^2. Without that weight nearly clean
+    patches outweigh those whose vessels are still to be decided.
     """
-    return (velocity_NCXYZ - (noise_NCXYZ - patch_NCXYZ)).square().mean((0, 2, 3, 4))
+    return (denoised_NCXYZ - patch_NCXYZ).square().mean((0, 2, 3, 4))

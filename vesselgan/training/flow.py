@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from torch import Tensor
 from torch.profiler import record_function
 
-from vesselgan.losses.flow_matching import point_on_path, velocity_errors
+from vesselgan.losses.flow_matching import denoising_errors, point_on_path
 from vesselgan.models.flow import FlowGenerator, shifted_times, with_signed_label
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import NoiseSampler
@@ -34,7 +34,7 @@ def train(
 def flow_step(
     generator: Engine, batch: Batch, noise: NoiseSampler, step: int, phase: Phase = record_function
 ) -> Scalars:
-    """One update of the velocity network, in micro-batches if the engine takes them: the update is the same."""
+    """One update of the network, in micro-batches if the engine takes them: the update is the same."""
     network, device = generator.module, generator.device
     assert isinstance(network, FlowGenerator)
     patch_NCXYZ, position_N3 = batch
@@ -46,9 +46,9 @@ def flow_step(
     for patch, e, position, time in zip(*(value.chunk(num_micro_batches) for value in values), strict=True):
         position, time = position.to(device), time.to(device)
         patch = with_signed_label(patch.to(device, non_blocking=True))
-        with phase("flow/velocity"):
-            velocity = network.velocity(point_on_path(patch, e, time), time, position)
-            error_C = velocity_errors(velocity, patch, e)
+        with phase("flow/denoise"):
+            denoised = network.denoised(point_on_path(patch, e, time), time, position)
+            error_C = denoising_errors(denoised, patch)
             loss = error_C.mean()
         with phase("flow/backward"):
             generator.backward(loss)
