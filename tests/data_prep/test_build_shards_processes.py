@@ -37,7 +37,7 @@ def command(data: PreparedData, folder: Path, *, ranks: int = 0) -> list[str]:
     words = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
     prepare, split = asdict(data.prepare), asdict(data.prepare.split)
     settings = {f"data.prepare.split.{key}": value for key, value in split.items()}
-    settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key != "split"}
+    settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key not in ("split", "key_file")}
     settings |= {"data.name": data.name, "data.root": data.root, "data.cohort_dir": str(folder)}
     texts = {key: yaml.safe_dump(value, default_flow_style=True).split("\n")[0] for key, value in settings.items()}
     return [*words, "-m", "data_prep.build_shards", "data=phantom", *(f"{key}={text}" for key, text in texts.items())]

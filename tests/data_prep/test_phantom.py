@@ -98,8 +98,8 @@ def test_intensities_and_vessel_share_are_calibrated(phantom_subjects: list) -> 
         assert 1.5 * 0.85 <= np.median(rim) / brain <= 2.0 * 1.15
 
 
-def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects: list, tmp_path: Path) -> None:
-    prepare = configured(tmp_path).data.prepare
+def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects: list) -> None:
+    prepare = compose("build_shards", []).data.prepare
     for image, vessel, _ in phantom_subjects:
         _, high = intensity_limits(image.astype(np.float32), prepare.percentiles)
         assert (image[vessel == 1] > high).mean() <= prepare.max_clipped_vessel_share
@@ -137,9 +137,9 @@ def dice_above(levels: np.ndarray, image: np.ndarray, truth: np.ndarray) -> np.n
 
 
 @pytest.mark.parametrize("is_scaled", [True, False])
-def test_one_global_threshold_does_not_solve_it(phantom_subjects: list, tmp_path: Path, is_scaled: bool) -> None:
+def test_one_global_threshold_does_not_solve_it(phantom_subjects: list, is_scaled: bool) -> None:
     """Fitted on two subjects, scored on the other two, both ways round; on the scaled images and on plain counts."""
-    percentiles = configured(tmp_path).data.prepare.percentiles
+    percentiles = compose("build_shards", []).data.prepare.percentiles
     levels = np.linspace(0, 255, 256) if is_scaled else np.linspace(0, 1500, 301)
     whole, intracranial = [], []
     for image, vessel, mask in phantom_subjects:

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def opened(*words: str) -> Extractor:
-    image = compose("evaluate", ["name=x", "out=x", *words]).image
+    image = compose("evaluate", ["evaluate=image", "name=x", "out=x", *words]).image
     return open_extractor(image.extractor, image.weights, image.weights_sha256, image.seed)
 
 

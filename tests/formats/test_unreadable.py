@@ -21,7 +21,7 @@ READERS = {
     "result.json": lambda folder: read_result(folder / "result.json"),
     "finished.json": lambda folder: RunDir(folder).finished(),
     "state.json": read_state,
-    "segment.json": lambda folder: Predictions(folder).settings(),
+    "segmentation.json": lambda folder: Predictions(folder).settings(),
 }
 
 
@@ -29,6 +29,7 @@ READERS = {
 @pytest.mark.parametrize("file", READERS)
 def test_an_unreadable_record_is_not_damaged(tmp_path, monkeypatch, file, number):
     opened = io.open
+    (tmp_path / file).touch()
 
     def refuse(name: object, *arguments: object, **options: object) -> object:
         if str(name).startswith(str(tmp_path)):

@@ -10,7 +10,7 @@ SHAPE = (16, 8, 4)
 
 
 def flow(**changes) -> FlowGenerator:
-    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 3} | changes
+    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 3, "sampler_shift": 0.5} | changes
     network = FlowGenerator(SHAPE, 8, **settings)
     init_flow_weights(network, 0)
     return network.eval()
@@ -41,7 +41,7 @@ def test_steps_follow_the_shifted_times():
     network = flow(num_steps=2)
     network.denoised = lambda x, time, position: times.append(time[0].item()) or x  # type: ignore[method-assign]
     network(torch.randn(1, network.latent_size))
-    assert times == pytest.approx([1.0, 2 / 3])
+    assert times == pytest.approx([1.0, 1 / 3])
 
 
 def test_sample_does_not_depend_on_its_batch():
@@ -89,4 +89,4 @@ def test_half_agrees_with_float32(dtype):
 
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
-        FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1)
+        FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, sampler_shift=1.0)

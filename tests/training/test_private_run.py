@@ -17,7 +17,7 @@ from vesselgan.privacy.step import KEY_FILE, _secret_key, plan_private_run
 from vesselgan.runtime.checkpoint import read_weights
 
 TrainHere = Callable[..., dict | None]
-DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.epochs=1", "train.checkpoint_every=2"]
+DPGAN = ["variant=dpgan", "variant.dp.delta=1e-5", "train.checkpoint_every=2"]
 SEEDED = [*DPGAN, "variant.dp.noise_seed=5"]
 
 
@@ -57,7 +57,7 @@ def test_a_run_resumes_only_with_its_account(train_here: TrainHere, tmp_path: Pa
     with pytest.raises(CheckpointError, match=r"noise_multiplier: 0\.5 -> 0\.4"):
         train_here(tmp_path / "run", *on, "variant.dp.noise_multiplier=0.4")
     with pytest.raises(CheckpointError, match="account"):
-        train_here(tmp_path / "other", *SEEDED, f"init_from={tmp_path / 'run'}")
+        train_here(tmp_path / "other", *SEEDED, "train.max_steps=1", f"init_from={tmp_path / 'run'}")
     resumed = train_here(tmp_path / "run", *on)
     assert resumed["privacy"] == whole["privacy"] and whole["privacy"]["steps"] == 20
     for network in ("critic", "generator"):
@@ -172,7 +172,12 @@ def test_visits_of_one_patient_are_one_unit(train_here: TrainHere, work_dir: Pat
         )  # fmt: skip
         return ShardSet(folder)
 
-    words = [*SEEDED, f"data.cohort_dir={tmp_path / 'visits'}", "variant.dp.noise_multiplier=2", "train.batch_size=1"]
+    words = [
+        *SEEDED,
+        f"data.cohort_dir={tmp_path / 'visits'}",
+        "variant.dp.noise_multiplier=2",
+        "train.batch_size=1",
+    ]
     by_patient = [*words, "variant.dp.unit=patient", "train.max_steps=1"]
     say({})
     with pytest.raises(PrivacyError, match="anon-a, anon-b, anon-c") as raised:

@@ -60,7 +60,10 @@ def groups_chosen(words_typed: Sequence[str]) -> set[str]:
     chosen = words.keys() & overrides.groups().keys()
     preset = overrides.config_dir() / "preset" / f"{words.get('preset')}.yaml"
     if preset.is_file():
-        entries = [entry for entry in _load(preset).get("defaults", []) if isinstance(entry, dict)]
+        import yaml
+
+        defaults = yaml.safe_load(preset.read_text(encoding="utf-8")).get("defaults", [])
+        entries = [entry for entry in defaults if isinstance(entry, dict)]
         chosen |= {key.removeprefix("override /") for entry in entries for key in entry}
     return chosen
 

@@ -45,13 +45,20 @@ class FlowGenerator(Float32Buffers):
     position_counts: Tensor
 
     def __init__(
-        self, patch_shape: tuple[int, int, int], width: int, *, has_position: bool, time_shift: float, num_steps: int
+        self,
+        patch_shape: tuple[int, int, int],
+        width: int,
+        *,
+        has_position: bool,
+        time_shift: float,
+        num_steps: int,
+        sampler_shift: float,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps: Euler steps of a sample. UsageError for a shape that is odd."""
+        """Shifts of training and sampler: see `shifted_times`. num_steps: Euler steps. UsageError for an odd shape."""
         super().__init__()
         check_width(width)
         self.patch_shape, self.has_position = patch_shape, has_position
-        self.time_shift, self.num_steps = time_shift, num_steps
+        self.time_shift, self.num_steps, self.sampler_shift = time_shift, num_steps, sampler_shift
         self.num_voxels = 2 * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
@@ -110,7 +117,7 @@ class FlowGenerator(Float32Buffers):
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
         position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
-        times = shifted_times(torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64), self.time_shift)
+        times = shifted_times(torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64), self.sampler_shift)
         for before, after in pairwise(times.tolist()):
             time_N = x_NCXYZ.new_full((len(x_NCXYZ),), before)
             patch_NCXYZ = self.denoised(x_NCXYZ, time_N, position_N3)

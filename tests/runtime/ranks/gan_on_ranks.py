@@ -96,7 +96,7 @@ def engine(network: str, case: dict[str, Any], config: TrainGan, start: dict[str
         raw[variant.precision] = {"enabled": True}
     if variant.precision == "fp16":
         raw["fp16"] |= {"hysteresis": 1} | case["fp16"]
-    settings = engine_settings(batch_plan(config, world.size), raw)[network]
+    settings = engine_settings(config.variant, batch_plan(config, world.size), raw)[network]
     return build(network, module, learning_rate=rate, betas=variant.betas, settings=settings, world=world)
 
 
