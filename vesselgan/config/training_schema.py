@@ -39,7 +39,7 @@ class Dp:
 
 @dataclass
 class Flow:
-    """Flow matching in place of a GAN: one network learns the velocity from noise to a patch (Lipman 2023)."""
+    """Flow matching in place of a GAN: one network learns the way from noise to a patch (Lipman 2023)."""
 
     position: bool
     """Whether the network knows the patch's place in the head. Samples get places as frequent as in the training set,
@@ -75,7 +75,7 @@ class Variant:
     critic_norm: str | None = field(metadata=one_of("instance", "spectral") | OF_GAN)
     """`instance` or `spectral`; null: there is no critic (flow)."""
     generator_norm: str | None = field(metadata=one_of("batch", "group") | OF_GAN)
-    """`batch` or `group`; null: the velocity network's own (flow)."""
+    """`batch` or `group`; null: there is no such generator (flow)."""
     precision: str = field(metadata=PRECISION)
     """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
     receives its section."""
@@ -91,7 +91,7 @@ class Variant:
     learning_rate_critic: float = field(metadata=POSITIVE | OF_GAN)
     """Adam's, of the critic."""
     learning_rate_generator: float = field(metadata=POSITIVE)
-    """Adam's, of the generator or the velocity network."""
+    """Adam's, of the generator or a flow's network."""
     betas: list[float] = field(
         metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
     )
