@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import importlib.util
 import json
 import os
 import random
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vesselgan.cli.main import run
 from vesselgan.config import compose
-from vesselgan.core.errors import exit_on_error
 from vesselgan.viz import plots, rendering
 
 NUM_CASES = 80
@@ -48,7 +47,7 @@ COHORT = [
 ]
 PHANTOM = ["phantom.num_subjects=3", "phantom.shape=[32,36,24]", "phantom.spacing_mm=[2.5,2.5,2.5]"]
 GAN = ["variant=sn", "variant.width=8", "variant.latent_size=8", "train.batch_size=2", "train.num_workers=0"]
-GAN += ["runtime.device=cpu", "train.ema_decay=0.9", "train.log_every=1", "train.keep_last=5"]
+GAN += ["runtime.device=cpu", "variant.ema_decay=0.9", "train.log_every=1", "train.keep_last=5"]
 UNET = ["unet.filters=[2,4]", "unet.batch_size=2", "unet.num_workers=0", "unet.validate_every=1", "unet.log_every=1"]
 UNET += ["runtime.device=cpu", "unet.keep_last=5"]
 MORE = "allow_config_change=[train.max_steps,unet.max_steps]"
@@ -59,8 +58,8 @@ IMAGE += ["image.num_clusters=2", "image.batch_size=4", "image.max_patches=4", "
 class Pipeline:
     """A work folder and the commands that read it, each run in this process."""
 
-    def __init__(self, work: Path, repository: Path, afresh: Callable[[], None], capsys: Any) -> None:
-        self.work, self.repository, self.afresh, self.capsys = work, repository, afresh, capsys
+    def __init__(self, work: Path, afresh: Callable[[], None], capsys: Any) -> None:
+        self.work, self.afresh, self.capsys = work, afresh, capsys
         gan, unet, out = work / "runs/gan", work / "runs/unet", work / "out"
         learn = ["data.source=synthetic", f"synthetic={gan / 'synthetic'}", f"--run_dir={unet}", *UNET]
         patches = f"synthetic={gan / 'synthetic'}"
@@ -108,11 +107,10 @@ class Pipeline:
             arguments.append(f"work_dir={self.work}")
         self.afresh()
         self.capsys.readouterr()
-        main = main_of(name, self.repository)
         before, sys.argv = sys.argv, [name, *arguments]
         code: int | str = 0
         try:
-            main()
+            run(name)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
         except BaseException:
@@ -121,17 +119,6 @@ class Pipeline:
             sys.argv = before
         captured = self.capsys.readouterr()
         return code, captured.out + captured.err
-
-
-@functools.cache
-def main_of(command: str, repository: Path) -> Callable[[], None]:
-    script = repository / f"launch/{command}.py"
-    spec = importlib.util.find_spec(f"data_prep.{command}")
-    if script.is_file():
-        spec = importlib.util.spec_from_file_location(f"launch_{command}", script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return functools.partial(exit_on_error, module.main) if script.is_file() else module.main
 
 
 def truncate(path: Path) -> None:
@@ -208,18 +195,22 @@ def cases(work: Path) -> Iterator[tuple[Path, Callable[[Path], Any], str]]:
 
 @pytest.mark.soak
 def test_no_damage_ends_in_a_traceback(
-    repository: Path, tmp_path: Path, afresh: Callable[[], None], capsys: Any, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, afresh: Callable[[], None], capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    composed = functools.cache(lambda command, words: real_compose(command, list(words)))
     real_compose = compose.compose
-    monkeypatch.setattr(compose, "compose", lambda command, words: copy.deepcopy(composed(command, tuple(words))))
+    composed = functools.cache(lambda command, words, below: real_compose(command, list(words), below=below))
+    monkeypatch.setattr(
+        compose,
+        "compose",
+        lambda command, words, *, below=(): copy.deepcopy(composed(command, tuple(words), tuple(below))),
+    )
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     # Drawing reads nothing and takes most of a report's time.
     chart = plots.draw("", (100, 100), lambda axes: None)
     monkeypatch.setattr(plots, "draw", lambda title, size, paint: replace(chart, title=title))
     monkeypatch.setattr(rendering, "render_vessels", lambda *label, size, **options: np.zeros((size, size, 3), "u1"))
     work, whole = tmp_path / "work", tmp_path / "whole"
-    pipeline = Pipeline(work, repository, afresh, capsys)
+    pipeline = Pipeline(work, afresh, capsys)
     pipeline.build()
     shutil.copytree(work, whole, symlinks=True)
     chosen = list(cases(work))

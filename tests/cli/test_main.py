@@ -114,7 +114,7 @@ def test_results_of_one_cohort_head_the_report(phantom_cohort_json, called, monk
     from vesselgan.formats.results import write_result
 
     Path("work/results").mkdir()
-    write_result("work/results/a.json", {"job": "segmentation", "name": "a", "cohort": "mine"})
+    write_result("work/results/segmentation.json", {"job": "segmentation", "name": "a", "cohort": "mine"})
     call(monkeypatch, "report")
     assert called[0].data.name == "mine"
     write_result("work/results/b.json", {"job": "segmentation", "name": "b", "cohort": "phantom"})

@@ -36,7 +36,7 @@ class RecordedCohort:
 def recorded_cohort(config: Any) -> RecordedCohort | None:
     """The cohort of what `config`, a command's settings, names first; None if it names nothing that records one."""
     for path in _named(config):
-        data = _data_of(path, Path(config.work_dir))
+        data = _data_of(path, Path(config.work_dir), is_results=str(path) == getattr(config, "results", None))
         if isinstance(data, dict):
             return RecordedCohort({key: data[key] for key in IDENTITY if key in data}, path)
     return None
@@ -53,7 +53,7 @@ def _named(config: Any) -> Iterator[Path]:
         yield from map(Path, value if isinstance(value, list) else [value] if value else [])
 
 
-def _data_of(path: Path, work_dir: Path) -> Data | None:
+def _data_of(path: Path, work_dir: Path, *, is_results: bool) -> Data | None:
     if (run := RunDir(path)).exists():
         return run.settings()[0].get("data")
     if (path / MANIFEST).is_file():
@@ -61,7 +61,8 @@ def _data_of(path: Path, work_dir: Path) -> Data | None:
         name = str(read_manifest(path).extra.get("run"))
         runs = [RunDir(path.parent), RunDir(work_dir / "runs" / name)]
         return next((run.settings()[0].get("data") for run in runs if run.exists() and run.name == name), None)
-    if (predictions := Predictions(path)).record.is_file():
+    # A result may have the name of a record of predictions.
+    if not is_results and (predictions := Predictions(path)).record.is_file():
         predictions.settings()
         folders = [predictions.cohort_dir()]
     else:

@@ -150,11 +150,13 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     own = (*settings, f"variant.precision={choice.precision}")
     words = (*own, *readable("train_gan", overrides, own))
     command = (*launcher, *module_command("train_gan"), *options, *words)
-    generate = vesselgan("generate", setting("run", run_dir), f"num_patches={config.num_patches}")
+    patches = (f"num_patches={config.num_patches}", "batch_size=32")
+    generate = vesselgan("generate", setting("run", run_dir), *patches)
     title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
     return [
         Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
-        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
+        # On one thread: two wait for each other longer than they compute patches this small.
+        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,), 2),
     ]
 
 
