@@ -29,7 +29,8 @@ Network = Callable[[Tensor], Tensor]
 def full_size(config: Benchmark, variant: str) -> tuple[Benchmark, torch.device]:
     """The benchmark of `variant` in the precision of `config`, and its device; small and in fp32 on a CPU."""
     device = distributed.choose_device(config.runtime.device, 0)
-    named = replace(compose("benchmark", [f"variant={variant}"]).variant, precision=config.variant.precision)
+    chosen = compose("benchmark", ["target=acceptance", f"variant={variant}"]).variant
+    named = replace(chosen, precision=config.variant.precision)
     if device.type == "cpu":
         config = replace(config, patch_shape=[32, 32, 16], repeats=1)
         named = replace(named, width=16, precision="fp32")
