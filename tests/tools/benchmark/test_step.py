@@ -93,10 +93,11 @@ def test_the_linear_layers_share_is_found() -> None:
 
 @pytest.mark.soak
 def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> None:
-    run_module.benchmark(small("target=metrics", "shape=[64,64,32]"))
+    run_module.benchmark(compose("benchmark", ["target=metrics", "shape=[64,64,32]", "repeats=1"]))
     facts = json.loads(capsys.readouterr().out)
     assert facts["bavd"]["ratio_cpu"] > 0 and facts["fid_s"] > 0 and facts["prd_s"] > 0
-    run_module.benchmark(small("target=segment", "shape=[64,48,32]", "patch_shape=[32,32,32]"))
+    words = ["target=segment", "shape=[64,48,32]", "patch_shape=[32,32,32]", "batch_size=3", "repeats=1"]
+    run_module.benchmark(compose("benchmark", words))
     facts = json.loads(capsys.readouterr().out)
     assert facts["ratio_wall"] > 0 and facts["windows_at_most"] >= 2 * 2 * 1
     assert dict(flatten({"a": {"b": 1.23456, "c": [1]}})) == {"a.b": "1.235", "a.c": "[1]"}

@@ -8,12 +8,12 @@ from vesselgan.config.compose import compose
 from vesselgan.tools.benchmark import utility
 from vesselgan.tools.benchmark.pipeline import Pipeline
 
-RECIPE = "variant=flow preset=demo_flow variant.width=8 variant.flow.num_steps=2"
+RECIPE = "variant=flow preset=demo_flow variant.width=8 variant.flow.num_steps=2 variant.label_threshold=1e-3"
 
 
 @pytest.mark.soak
 def test_recipes_are_scored_at_equal_seconds(tmp_path, monkeypatch, capsys):
-    unet = ["preset=demo", "unet.max_steps=20", "data.label_threshold=1e-4"]
+    unet = ["preset=demo", "unet.max_steps=20"]
     kept = Pipeline(tmp_path, ["data=phantom", f"work_dir={tmp_path}"], unet)
     monkeypatch.setattr(utility._Recipes, "_pipeline", kept)
     words = [f'recipes=["{RECIPE}"]', "seconds=[5]", "num_samples=32", f"out={tmp_path}", "target=utility"]
