@@ -1,5 +1,6 @@
 """The pipeline's commands as processes, for measurements of what samples teach."""
 
+import os
 import resource
 import sys
 import time
@@ -18,10 +19,12 @@ def run_command(work: Path, *arguments: str) -> float:
     Returns seconds of the device: CPU time of all its processes and threads; wall time where a GPU does the work.
     """
     used, started = _children_cpu_s(), time.monotonic()
-    code = processes.run_command((sys.executable, *arguments), work / "log.txt", num_ranks=1, head="")
+    is_gpu = distributed.choose_device("auto", 0).type == "cuda"
+    # One thread on a CPU: threads that wait for each other use up time without computing.
+    num_ranks = 1 if is_gpu else os.cpu_count() or 1
+    code = processes.run_command((sys.executable, *arguments), work / "log.txt", num_ranks=num_ranks, head="")
     if code:
         raise RuntimeError((work / "log.txt").read_text(errors="replace")[-800:])
-    is_gpu = distributed.choose_device("auto", 0).type == "cuda"
     return time.monotonic() - started if is_gpu else _children_cpu_s() - used
 
 
