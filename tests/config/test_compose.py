@@ -32,7 +32,11 @@ WITHOUT_DEMO = {"segment", "evaluate", "report", *NIFTI_COMMANDS}
 @pytest.mark.parametrize("preset", overrides.groups()["preset"])
 def test_a_preset_fits_or_is_refused(command, preset):
     words = [*NEEDED.get(command, []), f"preset={preset}"]
-    if command in {"demo": WITHOUT_DEMO, "preprocessed": {*WITH_PRESET} - {*NIFTI_COMMANDS}}.get(preset, set()):
+    if command in {
+        "demo": WITHOUT_DEMO,
+        "demo_flow": WITHOUT_DEMO,
+        "preprocessed": {*WITH_PRESET} - {*NIFTI_COMMANDS},
+    }.get(preset, set()):
         with pytest.raises(UsageError, match=f"preset={preset}: holds nothing that {command} reads"):
             compose.compose(command, words)
     else:

@@ -64,7 +64,9 @@ class Benchmark:
     """Directory of a cohort with shards (science); null: a phantom cohort is made."""
     out: str | None
     """Append the JSON line to this file too; acceptance, utility: their directory, null: work/TARGET."""
-    recipes: list[str] = field(metadata=OF_UTILITY)
+    recipes: list[str] = field(
+        metadata=rule(lambda v: len(v) > 0, "must name one or more texts of settings") | OF_UTILITY
+    )
     """Settings of train_gan, a text each."""
     seconds: list[float] = field(metadata=ALL_POSITIVE | OF_UTILITY)
     """Device seconds that every recipe trains for: CPU time, on a GPU wall time."""

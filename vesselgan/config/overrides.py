@@ -121,18 +121,30 @@ def is_known(key: str, known: Collection[str]) -> bool:
 
 def check_read(command: str, config: Any, overrides: Sequence[str]) -> None:
     """Raises UsageError for an override that `config` makes the command pass over: it would change nothing."""
-    import yaml
-
+    known = keys_of(COMMANDS[command]).keys() | groups_of(command).keys()
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key == "preset":
-            preset = yaml.safe_load((config_dir() / f"preset/{yaml.safe_load(value)}.yaml").read_text())
-            if "defaults" not in preset and not any(
-                is_known(name, keys_of(COMMANDS[command])) for name in _leaves(preset)
-            ):
-                raise UsageError(f"{override}: holds nothing that {command} reads ({', '.join(_leaves(preset))})")
+            names = preset_keys(value.strip("\"'"))
+            if not any(is_known(name, known) for name in names):
+                raise UsageError(f"{override}: holds nothing that {command} reads ({', '.join(names)})")
         elif (condition := unread(config, key)) is not None:
             raise UsageError(f"`{override}` would change nothing: {command} reads {key} with {condition} alone")
+
+
+def preset_keys(name: str) -> list[str]:
+    """The groups that a preset chooses and the settings that it makes; none for a name that there is not."""
+    import yaml
+
+    path = config_dir() / "preset" / f"{name}.yaml"
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names: list[str] = []
+    for entry in values.pop("defaults", []):
+        if isinstance(entry, dict):
+            names += [group.removeprefix("override /") for group in entry]
+        elif entry != "_self_":
+            names += preset_keys(entry)
+    return [*names, *_leaves(values)]
 
 
 def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:

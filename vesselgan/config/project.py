@@ -57,15 +57,7 @@ def _is_layout_file(setting: str) -> bool:
 def groups_chosen(words_typed: Sequence[str]) -> set[str]:
     """Groups that these overrides choose, as `data=pairs`, or a preset of theirs; the settings below go by that."""
     words = dict(word.split("=", 1) for word in words_typed if "=" in word)
-    chosen = words.keys() & overrides.groups().keys()
-    preset = overrides.config_dir() / "preset" / f"{words.get('preset')}.yaml"
-    if preset.is_file():
-        import yaml
-
-        defaults = yaml.safe_load(preset.read_text(encoding="utf-8")).get("defaults", [])
-        entries = [entry for entry in defaults if isinstance(entry, dict)]
-        chosen |= {key.removeprefix("override /") for entry in entries for key in entry}
-    return chosen
+    return (words.keys() | overrides.preset_keys(words.get("preset", ""))) & overrides.groups().keys()
 
 
 def record() -> dict[str, str] | None:

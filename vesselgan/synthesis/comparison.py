@@ -9,6 +9,7 @@ from vesselgan.core.console import log
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
+from vesselgan.metrics.centreline import TOUCHING
 
 MAX_PATCHES = 1000
 """Of a set, all over it."""
@@ -42,7 +43,7 @@ class Summary:
             fractions.append(float(label_XYZ.mean()))
             means.append(float(image_XYZ.mean()))
             contrasts.append(float(image_XYZ.std()))
-            components_XYZ, _ = ndimage.label(label_XYZ, np.ones((3, 3, 3)))
+            components_XYZ, _ = ndimage.label(label_XYZ, TOUCHING)
             sizes.append(np.bincount(components_XYZ.ravel())[1:])
         low, high = np.percentile(means, [5, 95])
         all_sizes = np.concatenate(sizes)

@@ -84,8 +84,8 @@ def _run(session: Session) -> None:
     if not session.claim("train_gan", settings, inputs, num_steps, max_minutes=config.train.max_minutes):
         return
     (shards,) = session.copy_to_node([shards])
-    positions_N3 = _positions(engines, shards)
     weights_from = _restore_or_init(session, engines, private)
+    positions_N3 = _positions(engines, shards)
     schedule = schedule.resumed_from(session.state, limit=None if private is None else private.generator_steps)
     trainer = build_trainer(session, schedule, batch, engines, shards, positions_N3, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
@@ -105,7 +105,7 @@ def _run(session: Session) -> None:
 
 
 def _positions(engines: Engines, shards: ShardSet) -> Tensor | None:
-    """Of every patch, whose histogram a new flow keeps; None where the networks know no position."""
+    """Of every patch; None for a GAN. A flow keeps their histogram, also where its weights are another run's."""
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):
         return None

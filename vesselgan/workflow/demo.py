@@ -32,7 +32,7 @@ GENERATORS = {
     "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo")),
     "flow": ("flow", ("variant=flow", "preset=demo_flow")),
 }
-"""The paper's, and the recipe that teaches best: name -> title, settings."""
+"""The paper's, and what one would take today: name -> title, settings."""
 UNETS = {
     "real": ("U-Net on real patches", None, ("data.source=real",)),
     "sn_mp": ("U-Net on the GAN's patches", "sn_mp", ("data.source=synthetic",)),

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vesselgan.core import processes
+from vesselgan.core.errors import ResourceError
 from vesselgan.formats.results import read_result
 from vesselgan.runtime import distributed
 from vesselgan.workflow.stage import module_command
 
 
 def run_command(work: Path, *arguments: str) -> float:
-    """`python ARGUMENTS`, output in work/log.txt; RuntimeError with its end where it fails.
+    """`python ARGUMENTS`, output in work/log.txt; ResourceError with its end where it fails.
 
     Returns seconds of the device: CPU time of all its processes and threads; wall time where a GPU does the work.
     """
@@ -24,7 +25,8 @@ def run_command(work: Path, *arguments: str) -> float:
     num_ranks = 1 if is_gpu else os.cpu_count() or 1
     code = processes.run_command((sys.executable, *arguments), work / "log.txt", num_ranks=num_ranks, head="")
     if code:
-        raise RuntimeError((work / "log.txt").read_text(errors="replace")[-800:])
+        end = (work / "log.txt").read_text(errors="replace")[-800:]
+        raise ResourceError(f"a command ended with code {code}; all of its output is in {work / 'log.txt'}:\n{end}")
     return time.monotonic() - started if is_gpu else _children_cpu_s() - used
 
 

@@ -25,20 +25,19 @@ from vesselgan.tools.benchmark.measurement import flatten
 
 MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
 TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
+DIRECTORIES = {"acceptance": acceptance.run, "utility": utility.run}
+"""Targets that write one instead of a line."""
 
 
 def benchmark(config: Benchmark) -> None:
     """Print the JSON line of config.target, to a terminal also as a table; append it to config.out if that is set.
 
-    target=acceptance and target=utility write a directory instead.
+    A target of DIRECTORIES writes a directory instead.
     """
     if config.variant.flow is not None and _needs_critic(config):
         raise UsageError(f"target={config.target} with variant={config.variant.name}: measures a GAN's step")
-    if config.target == "acceptance":
-        acceptance.run(config)
-        return
-    if config.target == "utility":
-        utility.run(config)
+    if config.target in DIRECTORIES:
+        DIRECTORIES[config.target](config)
         return
     before = load()
     result = TARGETS[config.target](config)

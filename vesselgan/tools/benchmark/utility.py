@@ -4,9 +4,12 @@ Scores are Dice on the cohort's whole validation volumes; the test volumes stay 
 real patches, and the best global threshold, which is fitted on validation and so is scored on the training volumes.
 """
 
+import hashlib
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,6 @@ import pandas as pd
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
-from vesselgan.core.names import path_in
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark.pipeline import Pipeline
 from vesselgan.viz import plots
@@ -44,83 +46,77 @@ class _Recipes:
     out: Path
 
     def rows(self) -> list[dict[str, Any]]:
-        config, pipeline = self.config, self._pipeline
+        config = self.config
         if config.cohort_dir is None and not (self.out / "phantom/cohort.json").is_file():
-            pipeline.make_phantom([], [])
+            self._pipeline.make_phantom([], [])
         seeds = range(config.seed, config.seed + config.num_seeds)
-        rows = [self._kept("threshold", lambda: pipeline.dice("threshold", "train", "evaluate=threshold"), {})]
-        for seed in seeds:
-            learn = ("data.source=real", f"unet.seed={seed}")
-            name = f"real-{seed}"
-            rows.append(self._kept(name, lambda n=name, w=learn: pipeline.dice_of_unet(n, SPLIT, *w), {"seed": seed}))
-        for number, recipe in enumerate(config.recipes):
-            for seconds in config.seconds:
-                rows += [self._trained(number, recipe, seconds, seed) for seed in seeds]
-        return rows
+        rows = [self._kept({"source": "threshold"}, self._threshold)]
+        rows += [self._kept({"source": "real", "seed": seed}, partial(self._real, seed)) for seed in seeds]
+        return rows + [
+            self._kept(
+                {"source": recipe, "seconds": seconds, "seed": seed}, partial(self._trained, recipe, seconds, seed)
+            )
+            for recipe in config.recipes
+            for seconds in config.seconds
+            for seed in seeds
+        ]
 
     @property
     def _pipeline(self) -> Pipeline:
         folder = [] if self.config.cohort_dir is None else [f"data.cohort_dir={self.config.cohort_dir}"]
         return Pipeline(self.out, ["data=phantom", f"work_dir={self.out}", *folder], ["preset=demo"])
 
-    def _trained(self, number: int, recipe: str, seconds: float, seed: int) -> dict[str, Any]:
-        name = f"recipe{number}-{seconds:g}s-{seed}"
+    def _threshold(self, name: str) -> dict[str, Any]:
+        return self._pipeline.dice(name, "train", "evaluate=threshold")
 
-        def measure() -> dict[str, Any]:
-            step_s, start_s = self._step_seconds(number, recipe)
-            run_dir, steps = path_in(self.out, name), max(1, round(seconds / step_s))
-            words = (*shlex.split(recipe), f"train.seed={seed}", f"train.max_steps={steps}")
-            used = self._train(run_dir, *words) - start_s
-            sampling = self._pipeline.launch("generate", f"run={run_dir}", f"num_patches={self.config.num_samples}")
-            learn = ("data.source=synthetic", f"synthetic={RunDir(run_dir).synthetic}", f"unet.seed={seed}")
-            scores = self._pipeline.dice_of_unet(f"of-{name}", SPLIT, *learn)
-            return {"steps": steps, "device_s": used, "sampling_s": sampling, **scores}
+    def _real(self, seed: int, name: str) -> dict[str, Any]:
+        return self._pipeline.dice_of_unet(name, SPLIT, "data.source=real", f"unet.seed={seed}")
 
-        return self._kept(name, measure, {"recipe": recipe, "seconds": seconds, "seed": seed})
+    def _trained(self, recipe: str, seconds: float, seed: int, name: str) -> dict[str, Any]:
+        probe = self._kept({"probe": recipe}, partial(self._step_seconds, recipe))
+        run_dir, steps = self.out / name, max(1, round(seconds / probe["step_s"]))
+        words = (*shlex.split(recipe), f"train.seed={seed}", f"train.max_steps={steps}")
+        used = self._train(run_dir, *words) - probe["start_s"]
+        sampling = self._pipeline.launch("generate", f"run={run_dir}", f"num_patches={self.config.num_samples}")
+        learn = ("data.source=synthetic", f"synthetic={RunDir(run_dir).synthetic}", f"unet.seed={seed}")
+        scores = self._pipeline.dice_of_unet(f"of-{name}", SPLIT, *learn)
+        return {"steps": steps, "device_s": used, "sampling_s": sampling, **scores}
+
+    def _step_seconds(self, recipe: str, name: str) -> dict[str, Any]:
+        """Device seconds of a step, and of start and end."""
+        words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
+        few, many = (
+            self._train(self.out / f"{name}-{steps}", *words, f"train.max_steps={steps}") for steps in PROBE_STEPS
+        )
+        step_s = max(many - few, 1e-3) / (PROBE_STEPS[1] - PROBE_STEPS[0])
+        return {"step_s": step_s, "start_s": max(0.0, few - PROBE_STEPS[0] * step_s)}
 
     def _train(self, run_dir: Path, *words: str) -> float:
         return self._pipeline.launch("train_gan", "--run_dir", str(run_dir), *words, *self._pipeline.data)
 
-    def _step_seconds(self, number: int, recipe: str) -> tuple[float, float]:
-        """(device seconds of a step, of start and end)."""
-
-        def measure() -> dict[str, Any]:
-            words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
-            few, many = (
-                self._train(path_in(self.out, f"probe{number}-{steps}"), *words, f"train.max_steps={steps}")
-                for steps in PROBE_STEPS
-            )
-            step_s = max(many - few, 1e-3) / (PROBE_STEPS[1] - PROBE_STEPS[0])
-            return {"step_s": step_s, "start_s": max(0.0, few - PROBE_STEPS[0] * step_s)}
-
-        kept = self._kept(f"probe{number}", measure, {"recipe": recipe})
-        return kept["step_s"], kept["start_s"]
-
-    def _kept(self, name: str, measure: Any, facts: dict[str, Any]) -> dict[str, Any]:
-        """The measurement of these facts, from its file if it was made before."""
-        path = path_in(self.out, f"{name}.row.json")
+    def _kept(self, facts: dict[str, Any], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+        """The row of `measure`, made once for these facts, cohort and number of samples; its name stands for all."""
+        whole = {**facts, "cohort": self.config.cohort_dir, "num_samples": self.config.num_samples}
+        name = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:8]
+        path = self.out / f"{name}.row.json"
         if path.is_file():
-            row = json.loads(path.read_text())
-            if all(row.get(key) == value for key, value in facts.items()):
-                return row
-        row = {"name": name} | facts | measure()
+            return json.loads(path.read_text())
+        row = {"name": name, **whole, **measure(name)}
         write_text(path, json.dumps(row, indent=1) + "\n")
-        log.info(
-            f"{name}: " + ", ".join(f"{key} {value:.3g}" for key, value in row.items() if isinstance(value, float))
-        )
+        numbers = [f"{key} {value:.3g}" for key, value in row.items() if isinstance(value, float)]
+        log.info(f"{next(iter(facts.values()))}: {', '.join(numbers)}")
         return row
 
 
 def _curves(table: pd.DataFrame) -> plots.Chart:
     """Dice over device seconds, a line per recipe, with the real patches' and the threshold's as level ones."""
-    measured = table[table["recipe"].notna()] if "recipe" in table else table.iloc[:0]
-    ends = np.array([0.0, float(measured["device_s"].max()) if len(measured) else 1.0])
-    levels = {
-        "real patches": table[table["name"].str.startswith("real")],
-        "threshold, training volumes": table[table["name"] == "threshold"],
-    }
-    series = [plots.Series(name, ends, np.full(2, float(rows["all"].mean()))) for name, rows in levels.items()]
-    for recipe, rows in measured.groupby("recipe", sort=False):
+    measured = table[table["device_s"].notna()]
+    ends = np.array([0.0, float(measured["device_s"].max())])
+    series = []
+    for source, title in (("real", "real patches"), ("threshold", "threshold, training volumes")):
+        level = float(table.loc[table["source"] == source, "all"].mean())
+        series.append(plots.Series(title, ends, np.full(2, level)))
+    for recipe, rows in measured.groupby("source", sort=False):
         means = rows.groupby("seconds")[["device_s", "all"]].mean()
         x, y = means["device_s"].to_numpy(float), means["all"].to_numpy(float)
         series.append(plots.Series(str(recipe), x, y))
