@@ -7,6 +7,7 @@ real patches, and the best global threshold, which is fitted on validation and s
 import hashlib
 import json
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,6 @@ def _curves(table: pd.DataFrame) -> plots.Chart:
     for recipe, rows in measured.groupby("source", sort=False):
         means = rows.groupby("seconds")[["device_s", "all"]].mean()
         x, y = means["device_s"].to_numpy(float), means["all"].to_numpy(float)
-        series.append(plots.Series(str(recipe), x, y))
+        series.append(plots.Series(textwrap.shorten(str(recipe), 44, placeholder=" ..."), x, y))
     axes = {"x_label": "device seconds of training", "y_label": "Dice, validation volumes"}
     return plots.lines(series, **axes, title="What samples teach", middle=100)
