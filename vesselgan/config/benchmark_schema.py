@@ -69,7 +69,7 @@ class Benchmark:
     )
     """Settings of train_gan, a text each."""
     seconds: list[float] = field(metadata=ALL_POSITIVE | OF_UTILITY)
-    """Device seconds that every recipe trains for: CPU time, on a GPU wall time."""
+    """Seconds that every recipe trains for, by its own log: on a GPU, or on one thread of an idle CPU."""
     num_seeds: int = field(metadata=POSITIVE | OF_UTILITY)
     """Seeds from `seed` on, of generator and U-Net."""
     num_samples: int = field(metadata=POSITIVE | OF_UTILITY)

@@ -50,11 +50,7 @@ class Flow:
     """s of t = s u / (1 + (s - 1) u) with u uniform, 0 the patch and 1 noise: above 1 more of the training's times lie
     near noise, where what kind of patch it becomes is decided."""
     num_steps: int = field(metadata=rule(lambda v: 1 <= v <= 1000, "must lie between 1 and 1000"))
-    """Euler steps of the sampler, a forward each."""
-    sampler_shift: float = field(
-        metadata=rule(lambda v: 0.01 <= v <= 100, "must lie between 0.01 and 100; 1 makes all steps alike")
-    )
-    """The same s of the sampler's steps: below 1 they are finer near the patch, and its contrast is higher."""
+    """Steps of the sampler, a forward each."""
 
 
 OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")

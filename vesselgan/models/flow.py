@@ -52,13 +52,12 @@ class FlowGenerator(Float32Buffers):
         has_position: bool,
         time_shift: float,
         num_steps: int,
-        sampler_shift: float,
     ) -> None:
-        """Shifts of training and sampler: see `shifted_times`. num_steps: Euler steps. UsageError for an odd shape."""
+        """time_shift: see `shifted_times`. num_steps: of the sampler. UsageError for an odd shape."""
         super().__init__()
         check_width(width)
         self.patch_shape, self.has_position = patch_shape, has_position
-        self.time_shift, self.num_steps, self.sampler_shift = time_shift, num_steps, sampler_shift
+        self.time_shift, self.num_steps = time_shift, num_steps
         self.num_voxels = 2 * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
@@ -117,11 +116,12 @@ class FlowGenerator(Float32Buffers):
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
         position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
-        times = shifted_times(torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64), self.sampler_shift)
-        for before, after in pairwise(times.tolist()):
-            time_N = x_NCXYZ.new_full((len(x_NCXYZ),), before)
-            patch_NCXYZ = self.denoised(x_NCXYZ, time_N, position_N3)
-            x_NCXYZ = patch_NCXYZ.lerp(x_NCXYZ, after / before)
+        times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
+        previous_NCXYZ = x_NCXYZ
+        for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
+            patch_NCXYZ = self.denoised(x_NCXYZ, x_NCXYZ.new_full((len(x_NCXYZ),), before), position_N3)
+            middle_NCXYZ = patch_NCXYZ.lerp(previous_NCXYZ, -ahead) if ahead else patch_NCXYZ
+            x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
         return with_unit_label(x_NCXYZ).to(self.fine_last.weight.dtype)
 
     def positions(self, z_N4: Tensor) -> Tensor:
@@ -176,6 +176,19 @@ def with_unit_label(x_NCXYZ: Tensor) -> Tensor:
 def shifted_times(u: Tensor, shift: float) -> Tensor:
     """t = s u / (1 + (s - 1) u) of u in [0, 1]; a shift s above 1 draws times towards noise."""
     return shift * u / (1 + (shift - 1) * u)
+
+
+def extrapolations(times: Sequence[float]) -> list[float]:
+    """Per step, how far the predicted patch goes on past the last one's, towards the middle of the step.
+
+    DPM-Solver++ (2M) of Lu 2022, in l = log((1 - t) / t): twelve steps are as good as some forty of Euler. None where
+    the path begins and ends: there l is infinite.
+    """
+    weights = [0.0] * (len(times) - 1)
+    for k in range(2, len(times) - 2):
+        before, now, after = (math.log((1 - t) / t) for t in times[k - 1 : k + 2])
+        weights[k] = (after - now) / (2 * (now - before))
+    return weights
 
 
 @torch.no_grad()

@@ -41,7 +41,6 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             has_position=flow.position,
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
-            sampler_shift=flow.sampler_shift,
         )
     assert variant.generator_norm is not None, "config.flow"
     return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)

@@ -7,6 +7,7 @@ real patches, and the best global threshold, which is fitted on validation and s
 import hashlib
 import json
 import shlex
+import statistics
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,8 +25,8 @@ from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark.pipeline import Pipeline
 from vesselgan.viz import plots
 
-PROBE_STEPS = (5, 25)
-"""Two short trainings, whose difference is the time of a step without what a start and an end take."""
+PROBE_STEPS, READINGS = 30, 6
+"""A short training, from whose log the seconds of a step are read, without the first reading."""
 SPLIT = "validation"
 
 
@@ -74,26 +75,24 @@ class _Recipes:
         return self._pipeline.dice_of_unet(name, SPLIT, "data.source=real", f"unet.seed={seed}")
 
     def _trained(self, recipe: str, seconds: float, seed: int, name: str) -> dict[str, Any]:
-        probe = self._kept({"probe": recipe}, partial(self._step_seconds, recipe))
+        probe = self._kept({"probe": recipe}, partial(self._probe, recipe))
         run_dir, steps = self.out / name, max(1, round(seconds / probe["step_s"]))
-        words = (*shlex.split(recipe), f"train.seed={seed}", f"train.max_steps={steps}")
-        used = self._train(run_dir, *words) - probe["start_s"]
+        used = steps * self._step_s(run_dir, steps, *shlex.split(recipe), f"train.seed={seed}")
         sampling = self._pipeline.launch("generate", f"run={run_dir}", f"num_patches={self.config.num_samples}")
         learn = ("data.source=synthetic", f"synthetic={RunDir(run_dir).synthetic}", f"unet.seed={seed}")
         scores = self._pipeline.dice_of_unet(f"of-{name}", SPLIT, *learn)
         return {"steps": steps, "device_s": used, "sampling_s": sampling, **scores}
 
-    def _step_seconds(self, recipe: str, name: str) -> dict[str, Any]:
-        """Device seconds of a step, and of start and end."""
+    def _probe(self, recipe: str, name: str) -> dict[str, Any]:
         words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
-        few, many = (
-            self._train(self.out / f"{name}-{steps}", *words, f"train.max_steps={steps}") for steps in PROBE_STEPS
-        )
-        step_s = max(many - few, 1e-3) / (PROBE_STEPS[1] - PROBE_STEPS[0])
-        return {"step_s": step_s, "start_s": max(0.0, few - PROBE_STEPS[0] * step_s)}
+        return {"step_s": self._step_s(self.out / name, PROBE_STEPS, *words)}
 
-    def _train(self, run_dir: Path, *words: str) -> float:
-        return self._pipeline.launch("train_gan", "--run_dir", str(run_dir), *words, *self._pipeline.data)
+    def _step_s(self, run_dir: Path, steps: int, *words: str) -> float:
+        """Trains; the median seconds of a step, by the run's own log."""
+        words = (*words, f"train.max_steps={steps}", f"train.log_every={max(1, steps // READINGS)}")
+        self._pipeline.launch("train_gan", "--run_dir", str(run_dir), *words, *self._pipeline.data)
+        rows = RunDir(run_dir).metrics()
+        return statistics.median(row["time/step_ms"] for row in rows[1:] or rows) / 1e3
 
     def _kept(self, facts: dict[str, Any], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """The row of `measure`, made once for these facts, cohort and number of samples; its name stands for all."""
