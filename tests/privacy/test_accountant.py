@@ -31,7 +31,7 @@ def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> Non
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"] == 70_026_243  # both networks at half width, as the authors' code has them
     # 100 epochs of 587 whole batches; 15.466 for 58,750 steps (constants of the accountant's tests).
-    assert (record["critic_steps"], record["steps"], record["unit"]) == (58_700, 11_740, "patch")
+    assert (record["private_steps"], record["steps"], record["unit"]) == (58_700, 11_740, "patch")
     assert record["delta"] == 1 / 2350 and record["noise_multiplier"] == 0.5
     assert record["epsilon_patch"] == pytest.approx(15.466, rel=1e-3)
     assert record["epsilon_patient"] > 50 * record["epsilon_patch"]

@@ -23,10 +23,15 @@ def logged(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("variant", "precision"), [("flow", "fp32"), ("flow_mp", "fp16")])
-def test_a_broken_flow_resumes_to_the_same_bytes(train_here, tmp_path, variant, precision):
+PRIVATE = ("variant.dp.noise_seed=5", "variant.dp.delta=1e-5")
+
+
+@pytest.mark.parametrize(
+    ("variant", "precision", "own"), [("flow", "fp32", ()), ("flow_mp", "fp16", ()), ("dp_flow", "fp32", PRIVATE)]
+)
+def test_a_broken_flow_resumes_to_the_same_bytes(train_here, tmp_path, variant, precision, own):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    words = (*FLOW[1:], f"variant={variant}", "--deepspeed_config", f"ds_{precision}.json")
+    words = (*FLOW[1:], f"variant={variant}", "--deepspeed_config", f"ds_{precision}.json", *own)
     train_here(straight, *words)
     shutil.copytree(straight, broken)
     shutil.rmtree(broken / "checkpoints/step_00000004")
@@ -73,6 +78,15 @@ def test_samples_take_the_variants_weights_and_threshold(train_here, work_dir, t
     for i, record in enumerate(trained.sample(3, 990, batch_size=2)):
         assert (record.image_XYZ == out.image(i)).all() and (record.label_XYZ == out.label(i)).all()
     assert ShardSet(out.folder).patch_shape == ShardSet(work_dir / "phantom/shards/gan/train").patch_shape
+
+
+def test_a_private_flow_spends_and_hides_places(train_here, tmp_path):
+    """Where patches were cut is the patients'; samples come from everywhere alike."""
+    facts = train_here(tmp_path / "run", "variant=dp_flow", "train.max_steps=3", *PRIVATE)
+    assert facts["privacy"]["steps"] == 3
+    counts = weights(tmp_path / "run", 3)["position_counts"]
+    assert (counts == counts.flatten()[0]).all()
+    assert all(row["dp/epsilon"] > 0 for row in logged(tmp_path / "run"))
 
 
 def test_learning_rate_falls_to_its_share(train_here, tmp_path):

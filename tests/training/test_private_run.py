@@ -13,7 +13,7 @@ import pytest
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
 from vesselgan.formats.shards import ShardSet, write_manifest, write_shard
-from vesselgan.privacy.step import KEY_FILE, _secret_key, plan_private_run
+from vesselgan.privacy.run import KEY_FILE, _secret_key, plan_private_run
 from vesselgan.runtime.checkpoint import read_weights
 
 TrainHere = Callable[..., dict | None]

@@ -1,4 +1,4 @@
-"""The private critic on real shards: no unit moves the sum by more than the clipping norm, whoever is with it."""
+"""The private network on real shards: no unit moves the sum by more than the clipping norm, whoever is with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from vesselgan.config.compose import compose
 from vesselgan.data.patches import ShardDataset
+from vesselgan.data.positions import positions_of
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.blocks import init_weights
-from vesselgan.models.critic import Critic
-from vesselgan.models.generator import Generator
+from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.privacy.poisson import PoissonSampler
-from vesselgan.privacy.step import critic_step, plan_private_run
+from vesselgan.privacy.run import plan_private_run
+from vesselgan.privacy.step import critic_step, flow_step
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.noise import NoiseSampler, latents_by_patch_NL
 
@@ -29,12 +29,14 @@ def world(rank: int = 0, size: int = 1) -> World:
     return World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"))
 
 
-@pytest.fixture(params=["patch", "patient"])
+@pytest.fixture(params=["dpgan patch", "dpgan patient", "dp_flow patch"])
 def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> SumOf:
     """The clipped sum of one step, all of it flat, over ranks that take their parts in turn; `without` one record."""
-    rate = {"patch": 8, "patient": 2}[request.param]
-    words = ["variant=dpgan", "variant.width=8", f"variant.dp.unit={request.param}", f"variant.dp.clip_norm={CLIP}"]
-    words += ["variant.dp.delta=1e-5", "variant.dp.noise_multiplier=1", "variant.dp.noise_seed=4", "data.augment=true"]
+    variant, unit = request.param.split()
+    rate = {"patch": 8, "patient": 2}[unit]
+    words = [f"variant={variant}", "variant.width=8", f"variant.dp.unit={unit}", f"variant.dp.clip_norm={CLIP}"]
+    words += ["variant.dp.delta=1e-5", "variant.dp.noise_multiplier=1", "variant.dp.noise_seed=4"]
+    words += ["data.augment=true"] if variant == "dpgan" else []
     config = compose("train_gan", [*words, f"train.batch_size={rate}", "train.num_workers=0"])
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
     private = plan_private_run(config, shards, 10)
@@ -47,11 +49,10 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
         )
         total = torch.zeros(1)
         for rank in range(ranks):
-            critic = Critic(shards.patch_shape, 8, "instance")
-            generator = Generator(shards.patch_shape, 8, config.variant.latent_size, "group")
-            init_weights(critic, 1)
-            init_weights(generator, 2)
-            engine = private.engine(critic, config.variant, world())
+            networks = build_networks(config.variant, shards.patch_shape)
+            init_networks(networks, 1)
+            generator = networks["generator"]
+            engine = private.engine(networks[private.network], config.variant, world())
             engine.key, engine.counters.global_steps = private.key, POSITION
             engine._optimizer.noise_multiplier = 0.0
             seen: list[Tensor] = []
@@ -60,9 +61,13 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
                 engine.inner_optimizer, "step", lambda p=parameters, s=seen: s.extend(g.grad.flatten() for g in p)
             )
             draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size)
-            batches = private.batches(dataset, range(POSITION, POSITION + 1), config, world(rank, ranks))
+            one = range(POSITION, POSITION + 1)
+            batch = next(private.batches(dataset, one, config, world(rank, ranks), positions_of(shards)))
             still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
-            critic_step(engine, still, next(batches), draws, POSITION, config.variant)
+            if variant == "dp_flow":
+                flow_step(engine, batch, POSITION)
+            else:
+                critic_step(engine, still, batch, draws, POSITION, config.variant)
             total = total + torch.cat(seen).double() * config.train.batch_size
         return total
 

@@ -12,5 +12,7 @@ def check_networks(variant: Any) -> None:
             raise UsageError(f"variant.{key}={getattr(variant, key)}: a GAN needs one, a variant with `flow` has none")
     if variant.flow is not None and variant.n_critic != 1:
         raise UsageError("variant.n_critic with variant.flow: there is no critic; leave it out")
-    if variant.flow is not None and variant.dp is not None:
-        raise UsageError("variant.dp with variant.flow: gradients per unit of a flow are not built; leave it out")
+    if variant.dp is not None and (variant.dp.weight_clip is None) != (variant.flow is not None):
+        raise UsageError(
+            f"variant.dp.weight_clip={variant.dp.weight_clip}: a GAN's private critic needs one, a flow has none"
+        )

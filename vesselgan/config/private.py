@@ -16,7 +16,7 @@ from vesselgan.core.errors import UsageError
 
 PROTECTS_NOBODY = 10.0
 """Epsilon from which there is no differential privacy to speak of: an attacker's odds may grow by e^10 = 22,000."""
-REMEDY = "variant=dpgan has settings that hold"
+REMEDY = "variant=dpgan and variant=dp_flow have settings that hold"
 
 
 def check_accountable(variant: Any) -> None:
@@ -41,7 +41,7 @@ def _rules(variant: Any) -> list[tuple[bool, str, str]]:
             "set generator_norm=group",
         ),
         (
-            variant.penalty_weight != 0,
+            variant.flow is None and variant.penalty_weight != 0,
             f"variant.penalty_weight={variant.penalty_weight} with variant.dp",
             "gradients per unit have no second derivatives under Opacus, so there is no gradient penalty; set "
             "penalty_weight=0, dp.weight_clip bounds the critic",

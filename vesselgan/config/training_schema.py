@@ -13,7 +13,7 @@ PRECISION = one_of(*PRECISIONS)
 
 @dataclass
 class Dp:
-    """Differential privacy of the critic (appendix B)."""
+    """Differential privacy of the network that sees patches: the critic (appendix B), or a flow."""
 
     unit: str = field(metadata=one_of("patch", "patient"))
     """The unit of epsilon, which is sampled and clipped as one: `patch` (the paper's) or `patient`, as the shards'
@@ -30,8 +30,8 @@ class Dp:
         metadata=rule(lambda v: 0 < v <= 1e9, "must lie above 0, at most 1e9; more is no differential privacy")
     )
     """The run stops before the step that would pass it; null: no limit."""
-    weight_clip: float = field(metadata=SCALE)
-    """The critic's weights are kept within plus and minus this (Arjovsky 2017)."""
+    weight_clip: float | None = field(metadata=SCALE)
+    """The critic's weights are kept within plus and minus this (Arjovsky 2017); a flow's are not, null."""
     noise_seed: int | None = field(metadata=NOT_NEGATIVE)
     """Null: sampling and noise from a secret key, kept in the run directory alone. A number: repeatable, but whoever
     knows it can subtract the noise."""
@@ -98,8 +98,8 @@ class Variant:
     """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
     label_threshold: float = field(metadata=SHARE)
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
-    dp: Dp | None = field(metadata=OF_GAN)
-    """Differential privacy of the critic's steps; null: none."""
+    dp: Dp | None
+    """Differential privacy; null: none."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
 

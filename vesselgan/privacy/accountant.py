@@ -34,7 +34,7 @@ class PatientCounts:
 
 @dataclass(frozen=True)
 class Mechanism:
-    """The subsampled Gaussian mechanism of a run's critic steps."""
+    """The subsampled Gaussian mechanism of a run's private steps."""
 
     unit: str
     """`patch` or `patient`: what is sampled and clipped as one, and added or removed in the definition of epsilon."""
@@ -53,7 +53,7 @@ class Mechanism:
         return self.batch_size / self.num_units
 
     def epsilon(self, unit: str, steps: int) -> float:
-        """Epsilon by RDP for `unit` after `steps` critic steps.
+        """Epsilon by RDP for `unit` after `steps` private steps.
 
         For a unit other than the sampled one: a patient is a group of independently sampled patches; a patch is in a
         step with 1 / `patches_per_patient` of its patient's probability.
@@ -103,7 +103,7 @@ class Mechanism:
 
 
 def _mechanism(dp: Dp, patients: PatientCounts, batch_size: int, steps: int) -> Mechanism:
-    """Of a run of `steps` critic steps; with dp.noise_multiplier null, the noise that keeps all within the target."""
+    """Of a run of `steps` private steps; with dp.noise_multiplier null, the noise that keeps all within the target."""
     num_units = patients.num_patients if dp.unit == "patient" else patients.num_patches
     delta = 1 / num_units if dp.delta is None else dp.delta
     if delta > min(LARGEST_DELTA, 1 / num_units):
@@ -129,7 +129,7 @@ def _mechanism(dp: Dp, patients: PatientCounts, batch_size: int, steps: int) -> 
 def plan_mechanism(
     variant: Variant, patients: PatientCounts, *, batch_size: int, generator_steps: int
 ) -> tuple[Mechanism, int]:
-    """(mechanism, critic steps) of a run of `generator_steps`, shortened where dp.target_epsilon would be exceeded.
+    """(mechanism, private steps) of a run of `generator_steps`, shortened where dp.target_epsilon would be exceeded.
 
     PrivacyError for a delta that is too large or a target that not even one step keeps.
     """
@@ -140,8 +140,8 @@ def plan_mechanism(
         allowed = mechanism.steps_within(variant.dp.target_epsilon, steps) // variant.n_critic
         if allowed == 0:
             raise PrivacyError(
-                f"variant.dp.target_epsilon={variant.dp.target_epsilon}: the first {variant.n_critic} steps of the "
-                f"critic exceed it (noise multiplier {mechanism.noise_multiplier:.4g}); use more noise, a smaller "
+                f"variant.dp.target_epsilon={variant.dp.target_epsilon}: the first {variant.n_critic} private "
+                f"steps exceed it (noise multiplier {mechanism.noise_multiplier:.4g}); use more noise, a smaller "
                 "batch or a larger target"
             )
         steps = allowed * variant.n_critic
@@ -149,11 +149,11 @@ def plan_mechanism(
 
 
 def summary_lines(mechanism: Mechanism, steps: int) -> list[str]:
-    """A summary of what `steps` critic steps spend: both units, both accountants, what is not covered."""
+    """A summary of what `steps` private steps spend: both units, both accountants, what is not covered."""
     prv = mechanism.epsilon_prv(steps)
     prv_text = "PRV is no help at this size" if prv is None else f"PRV: {prv:.4g}"
     lines = [
-        f"privacy: {steps:,} steps of the critic, each of {mechanism.num_units:,} {plural(mechanism.unit)} in a "
+        f"privacy: {steps:,} private steps, each of {mechanism.num_units:,} {plural(mechanism.unit)} in a "
         f"step with chance {mechanism.sample_rate:.3g}, clipping norm {mechanism.clip_norm:g}, noise "
         f"multiplier {mechanism.noise_multiplier:.4g}"
     ]

@@ -62,7 +62,7 @@ class PrivateEngine:
         module: nn.Module,
         optimizer: Any,
         *,
-        weight_clip: float,
+        weight_clip: float | None,
         world: World,
     ) -> None:
         self.name, self.module, self.device = name, module, world.device
@@ -125,9 +125,10 @@ class PrivateEngine:
         self._optimizer.step()
         self._norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for parameter in parameters:
-                parameter.clamp_(-self._weight_clip, self._weight_clip)
+        if self._weight_clip is not None:
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.clamp_(-self._weight_clip, self._weight_clip)
         self.counters.global_steps += 1
         self._reduce_batch()
         return True
@@ -163,7 +164,7 @@ def build_private(
     noise_multiplier: float,
     clip_norm: float,
     expected_batch: float,
-    weight_clip: float,
+    weight_clip: float | None,
     world: World,
 ) -> PrivateEngine:
     """`module` on this rank's device with a private Adam; every rank gets rank 0's parameters.

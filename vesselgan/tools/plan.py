@@ -110,8 +110,8 @@ def costs(config: Plan) -> dict[str, Any]:
     if config.variant.dp is None:
         steps, privacy = schedule_of(config, config.num_pairs).stop, {}
     else:
-        mechanism, critic_steps = _mechanism(config)
-        steps, privacy = critic_steps // config.variant.n_critic, _privacy(mechanism, critic_steps)
+        mechanism, private_steps = _mechanism(config)
+        steps, privacy = private_steps // config.variant.n_critic, _privacy(mechanism, private_steps)
     tflop_per_step = flop / 1e12
     for one in rank_plans if config.machine.device == config.device else ():
         one["hours"] = steps * one["step"]["step_ms"] / 3.6e6
@@ -143,26 +143,26 @@ def costs(config: Plan) -> dict[str, Any]:
 
 
 def _mechanism(config: Plan) -> tuple[Mechanism, int]:
-    """(the mechanism, critic steps of the run) for patients with the same number of patches each."""
+    """(the mechanism, private steps of the run) for patients with the same number of patches each."""
     patients = PatientCounts(config.num_pairs, config.num_patients, -(-config.num_pairs // config.num_patients))
     steps = schedule_of(config, config.num_pairs).stop
     return plan_mechanism(config.variant, patients, batch_size=config.train.batch_size, generator_steps=steps)
 
 
 def _privacy(mechanism: Mechanism, steps: int) -> dict[str, Any]:
-    """What `steps` critic steps spend, as JSON:
+    """What `steps` private steps spend, as JSON:
 
-    critic_steps: what is accounted for, n_critic in each of the run's `steps`, which are the generator's and spend
-    nothing; unit, delta, noise_multiplier, sample_rate; epsilon_patch, epsilon_patient: of all critic_steps by RDP at
-    that delta; epsilon_prv: the other accountant's bound for the unit, null where it is no help; not_covered;
-    privacy_lines: the same as text; paper_settings: see privacy.accountant.
+    private_steps: what is accounted for, n_critic in each of the run's `steps`; unit, delta, noise_multiplier,
+    sample_rate; epsilon_patch, epsilon_patient: of all private_steps by RDP at that delta; epsilon_prv: the other
+    accountant's bound for the unit, null where it is no help; not_covered; privacy_lines: the same as text;
+    paper_settings: see privacy.accountant.
     """
     spent = mechanism.to_json(steps)
     return {
         "epsilon_patch": mechanism.epsilon("patch", steps),
         "epsilon_patient": mechanism.epsilon("patient", steps),
         "epsilon_prv": mechanism.epsilon_prv(steps),
-        "critic_steps": steps,
+        "private_steps": steps,
         **{key: spent[key] for key in ("unit", "delta", "noise_multiplier", "sample_rate", "not_covered")},
         "privacy_lines": summary_lines(mechanism, steps),
         "paper_settings": paper_settings(),

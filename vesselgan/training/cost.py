@@ -25,6 +25,7 @@ from vesselgan.models.variants import build_networks
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
+from vesselgan.privacy.step import flow_step as private_flow_step
 from vesselgan.runtime.adam import moment_names
 from vesselgan.runtime.precision import torch_type
 from vesselgan.trainer.batch_plan import BatchPlan
@@ -98,13 +99,18 @@ def step_cost(setup: StepSetup) -> StepCost:
         batch: Any = torch.empty(per_rank, 2, *setup.patch_shape, device=tensor_device)
         standing = memory.live
         critic_flop = 0
-        if variant.flow is not None:
+        if variant.dp is not None:
+            private = engines.get("critic", generator)
+            memory.allocate(f"{private.name}/sum", FLOAT32 * private.num_parameters)
+            private_batch = PoissonBatch(range(per_rank), batch, torch.empty(per_rank, 3))
+        if variant.flow is not None and variant.dp is not None:
+            private_flow_step(generator, private_batch, 0)
+        elif variant.flow is not None:
             flow_step(generator, (batch, torch.empty(per_rank, 3)), noise, 0)
         else:
             critic, update_critic = engines["critic"], cast(Any, critic_step)
             if variant.dp is not None:
-                update_critic, batch = private_critic_step, PoissonBatch(range(per_rank), batch)
-                memory.allocate("critic/sum", FLOAT32 * critic.num_parameters)
+                update_critic, batch = private_critic_step, private_batch
             update_critic(critic, generator, batch, noise, 0, variant)
             critic_flop = counter.flop
             generator_step(critic, generator, noise, 0)

@@ -7,13 +7,14 @@ from torch import nn
 from vesselgan.config.schema import Plan, TrainGan, Variant
 from vesselgan.core.errors import UsageError
 from vesselgan.models.variants import build_networks, init_networks
-from vesselgan.privacy.step import PrivateRun
+from vesselgan.privacy.run import PrivateRun
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import build
 from vesselgan.trainer.batch_plan import BatchPlan
 
 Engines = dict[str, Any]
-"""`critic` and `generator`, of a flow `generator` alone: an Engine each; a private run's critic is a PrivateEngine."""
+"""`critic` and `generator`, of a flow `generator` alone: an Engine each; the one that sees patches in a private
+run is a PrivateEngine."""
 
 
 def batch_plan(config: TrainGan | Plan, ranks: int) -> BatchPlan:
@@ -53,7 +54,7 @@ def build_engines(
     init_networks(networks, config.train.seed)
 
     def engine(name: str, network: nn.Module) -> Any:
-        if name == "critic" and private is not None:
+        if private is not None and name == private.network:
             return private.engine(network, variant, world)
         betas = variant.betas
         return build(name, network, learning_rate=rates[name], betas=betas, settings=settings[name], world=world)

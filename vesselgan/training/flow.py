@@ -4,7 +4,8 @@ As for the GAN, everything random is a function of (seed, step): noise and times
 of ranks. Not the paper's: what one would take today.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import Tensor
 from torch.profiler import record_function
@@ -22,13 +23,16 @@ Batch = tuple[Tensor, Tensor]
 
 
 def train(
-    generator: Engine, batches: Iterator[Batch], noise: NoiseSampler, steps: range, phase: Phase
+    batches: Iterator[Any], steps: range, phase: Phase, update: Callable[[Any, int], Scalars]
 ) -> Iterator[tuple[int, list[Scalars]]]:
-    """Yields (steps done, metrics of the update, on the device) after every step."""
+    """Yields (steps done, metrics of the update, on the device) after every step.
+
+    update: of (batch, step); `flow_step`, or that of privacy.step.
+    """
     for step in steps:
         with phase("data_wait"):
             batch = next(batches)
-        yield step + 1, [flow_step(generator, batch, noise, step, phase)]
+        yield step + 1, [update(batch, step)]
 
 
 def flow_step(

@@ -9,8 +9,9 @@ from vesselgan.config.schema import Variant
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.data.positions import position_stream
 from vesselgan.formats.shards import ShardSet
-from vesselgan.privacy.step import PrivateRun
+from vesselgan.privacy.run import PrivateRun
 from vesselgan.privacy.step import critic_step as private_critic_step
+from vesselgan.privacy.step import flow_step as private_flow_step
 from vesselgan.runtime.device_memory import peak_bytes
 from vesselgan.runtime.distributed import maximum_over_ranks
 from vesselgan.runtime.noise import NoiseSampler
@@ -83,7 +84,14 @@ def _steps(
     engines: Engines, batches: Iterator[Any], noise: NoiseSampler, variant: Variant, steps: range, phase: Phases
 ) -> Steps:
     if variant.flow is not None:
-        return flow.train(engines["generator"], batches, noise, steps, phase)
+        generator = engines["generator"]
+        if variant.dp is not None:
+            return flow.train(
+                batches, steps, phase, lambda batch, step: private_flow_step(generator, batch, step, phase)
+            )
+        return flow.train(
+            batches, steps, phase, lambda batch, step: flow.flow_step(generator, batch, noise, step, phase)
+        )
     update_critic: CriticStep = critic_step if variant.dp is None else private_critic_step
     return train(engines["critic"], engines["generator"], batches, noise, variant, steps, phase, update_critic)
 
@@ -117,7 +125,7 @@ def _batches(
         cache_bytes=int(config.data.cache_gib * 2**30),
     )
     if private is not None:
-        return private.batches(dataset, schedule.batches, config, world)
+        return private.batches(dataset, schedule.batches, config, world, positions_N3)
     positions = schedule.batches
     order: dict[str, Any] = {"batch_size": batch.total, "seed": config.train.seed}
     order |= {"start": positions.start, "stop": positions.stop, "of_rank": batch.slice_of(world.rank)}

@@ -13,7 +13,7 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.flow import FlowGenerator
-from vesselgan.privacy.step import PrivateRun, plan_private_run
+from vesselgan.privacy.run import PrivateRun, plan_private_run
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import run_on_rank0
 from vesselgan.trainer.schedule import Schedule
@@ -85,7 +85,7 @@ def _run(session: Session) -> None:
         return
     (shards,) = session.copy_to_node([shards])
     weights_from = _restore_or_init(session, engines, private)
-    positions_N3 = _positions(engines, shards)
+    positions_N3 = _positions(engines, shards, is_private=private is not None)
     schedule = schedule.resumed_from(session.state, limit=None if private is None else private.generator_steps)
     trainer = build_trainer(session, schedule, batch, engines, shards, positions_N3, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
@@ -104,13 +104,18 @@ def _run(session: Session) -> None:
     session.close()
 
 
-def _positions(engines: Engines, shards: ShardSet) -> Tensor | None:
-    """Of every patch; None for a GAN. A flow keeps their histogram, also where its weights are another run's."""
+def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tensor | None:
+    """Of every patch; None for a GAN.
+
+    A flow keeps their histogram, also where its weights are another run's. Not a private one: where patches were cut
+    is the patients' own, so its samples come from everywhere alike.
+    """
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):
         return None
     positions_N3 = positions_of(shards)
-    generator.count_positions(positions_N3)
+    if not is_private:
+        generator.count_positions(positions_N3)
     return positions_N3
 
 
@@ -119,7 +124,7 @@ def _restore_or_init(session: Session, engines: Engines, private: PrivateRun | N
 
     def accept(state: dict[str, Any]) -> None:
         if private is not None:
-            private.load_or_init(session, state, engines["critic"])
+            private.load_or_init(session, state, engines[private.network])
 
     if session.restore(engines, accept):
         return None
