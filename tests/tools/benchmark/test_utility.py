@@ -19,7 +19,7 @@ def test_recipes_are_scored_at_equal_seconds(tmp_path, monkeypatch, capsys):
     words = [f'recipes=["{RECIPE}"]', "seconds=[5]", "num_samples=32", f"out={tmp_path}", "target=utility"]
     utility.run(compose("benchmark", words))
     rows = {row["source"]: row for row in json.loads((tmp_path / "recipes.json").read_text())}
-    assert list(rows) == ["threshold", "real", RECIPE]
+    assert list(rows) == ["threshold", "real", "real, labels shuffled", RECIPE]
     trained = rows[RECIPE]
     assert 0 < trained["device_s"] < 60 and trained["steps"] > 0  # starts and ends take as long as so short a training
     assert all(0 <= row["all"] <= 1 and 0 <= row["intracranial"] <= 1 for row in rows.values())

@@ -23,7 +23,9 @@ from vesselgan.tools.benchmark.interleave import interleave
 def run(config: Benchmark) -> dict[str, Any]:
     """Per candidate: CPU and wall time of a critic step, and the growth of a process of its own; private over plain."""
     if config.variant.dp is None or config.variant.flow is not None:
-        raise UsageError(f"target=private with variant={config.variant.name}, which has no private critic: variant=dpgan")
+        raise UsageError(
+            f"target=private with variant={config.variant.name}, which has no private critic: variant=dpgan"
+        )
     device = distributed.choose_device(config.runtime.device, 0)
     peaks = step.peaks_of(CANDIDATES, config)
     torch.set_num_threads(config.threads)

@@ -1,7 +1,8 @@
 """What samples teach at equal compute: every recipe trains for the same seconds, then a U-Net learns from its samples.
 
-Scores are Dice on the cohort's whole validation volumes; the test volumes stay unseen. Beside the recipes: a U-Net on
-real patches, and the best global threshold, which is fitted on validation and so is scored on the training volumes.
+Scores are Dice on the cohort's whole validation volumes; the test volumes stay unseen. Beside the recipes: U-Nets on
+real patches and on real patches with each other's labels, and the best global threshold, which is fitted on validation
+and so is scored on the training volumes.
 """
 
 import hashlib
@@ -53,7 +54,9 @@ class _Recipes:
             self._pipeline.make_phantom([], [])
         seeds = range(config.seed, config.seed + config.num_seeds)
         rows = [self._kept({"source": "threshold"}, self._threshold)]
-        rows += [self._kept({"source": "real", "seed": seed}, partial(self._real, seed)) for seed in seeds]
+        rows += [self._kept({"source": "real", "seed": seed}, partial(self._real, seed, False)) for seed in seeds]
+        shuffled = partial(self._real, config.seed, True)
+        rows.append(self._kept({"source": "real, labels shuffled", "seed": config.seed}, shuffled))
         return rows + [
             self._kept(
                 {"source": recipe, "seconds": seconds, "seed": seed}, partial(self._trained, recipe, seconds, seed)
@@ -71,8 +74,9 @@ class _Recipes:
     def _threshold(self, name: str) -> dict[str, Any]:
         return self._pipeline.dice(name, "train", "evaluate=threshold")
 
-    def _real(self, seed: int, name: str) -> dict[str, Any]:
-        return self._pipeline.dice_of_unet(name, SPLIT, "data.source=real", f"unet.seed={seed}")
+    def _real(self, seed: int, is_shuffled: bool, name: str) -> dict[str, Any]:
+        words = (f"unet.seed={seed}", f"data.shuffle_labels={str(is_shuffled).lower()}")
+        return self._pipeline.dice_of_unet(name, SPLIT, "data.source=real", *words)
 
     def _trained(self, recipe: str, seconds: float, seed: int, name: str) -> dict[str, Any]:
         probe = self._kept({"probe": recipe}, partial(self._probe, recipe))
