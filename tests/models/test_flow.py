@@ -10,7 +10,7 @@ SHAPE = (16, 8, 4)
 
 
 def flow(**changes) -> FlowGenerator:
-    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 3} | changes
+    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 3, "guidance": 0.0} | changes
     network = FlowGenerator(SHAPE, 8, **settings)
     init_flow_weights(network, 0)
     return network.eval()
@@ -36,21 +36,34 @@ def test_a_known_patch_is_reached_exactly(num_steps):
     torch.testing.assert_close(label, (patch_CXYZ[1].expand_as(label) + 1) / 2)
 
 
-def test_few_steps_are_nearly_exact():
-    """Of normal patches of mean 0.1 and SD 0.3, whose denoiser is known: a sample is its noise, scaled and shifted."""
-    mean, sd = 0.1, 0.3
+MEAN, SD = 0.1, 0.3
+
+
+def normal_patches(num_steps, guidance=0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise, and the image sampled from it, of a flow that knows patches to be normal with MEAN and SD."""
 
     def denoised(x_NCXYZ, time_N, position_N3):
         t = time_N.view(-1, 1, 1, 1, 1)
-        share = (1 - t) * sd**2 / (((1 - t) * sd) ** 2 + t**2)
-        return mean + share * (x_NCXYZ - (1 - t) * mean)
+        share = (1 - t) * SD**2 / (((1 - t) * SD) ** 2 + t**2)
+        return MEAN + share * (x_NCXYZ - (1 - t) * MEAN)
 
+    network = flow(num_steps=num_steps, guidance=guidance).double()
+    network.denoised = denoised  # type: ignore[method-assign]
+    z_NL = torch.linspace(-1, 1, network.latent_size, dtype=torch.float64)[None]
+    return z_NL[:, : network.num_voxels].view(2, *SHAPE)[0], network(z_NL)[0, 0]
+
+
+def test_few_steps_are_nearly_exact():
+    """A sample of normal patches is its noise, scaled and shifted."""
     for num_steps, largest in ((12, 0.01), (48, 0.0025)):  # 0.045 and 0.012 for plain Euler steps
-        network = flow(num_steps=num_steps).double()
-        network.denoised = denoised  # type: ignore[method-assign]
-        z_NL = torch.linspace(-1, 1, network.latent_size, dtype=torch.float64)[None]
-        expected = mean + sd * z_NL[:, : network.num_voxels].view(1, 2, *SHAPE)
-        assert (network(z_NL)[:, 0] - expected[:, 0]).abs().max() < largest
+        noise, image = normal_patches(num_steps)
+        assert (image - (MEAN + SD * noise)).abs().max() < largest
+
+
+def test_guidance_widens_about_the_mean():
+    noise, image = normal_patches(24, guidance=0.2)
+    ratio = (image - MEAN) / (SD * noise)
+    assert (ratio > 1.05).all() and (ratio < 1.4).all()
 
 
 def test_sample_does_not_depend_on_its_batch():
@@ -98,4 +111,4 @@ def test_half_agrees_with_float32(dtype):
 
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
-        FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1)
+        FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, guidance=0.0)

@@ -51,6 +51,9 @@ class Flow:
     near noise, where what kind of patch it becomes is decided."""
     num_steps: int = field(metadata=rule(lambda v: 1 <= v <= 1000, "must lie between 1 and 1000"))
     """Steps of the sampler, a forward each."""
+    guidance: float = field(metadata=rule(lambda v: 0 <= v <= 10, "must lie between 0 and 10; 0 is none"))
+    """How much more than predicted samples differ from the mean patch of their place, early on; small networks
+    underrate it."""
 
 
 OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")

@@ -52,12 +52,13 @@ class FlowGenerator(Float32Buffers):
         has_position: bool,
         time_shift: float,
         num_steps: int,
+        guidance: float,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps: of the sampler. UsageError for an odd shape."""
+        """time_shift: see `shifted_times`. num_steps, guidance: see `forward`. UsageError for an odd shape."""
         super().__init__()
         check_width(width)
         self.patch_shape, self.has_position = patch_shape, has_position
-        self.time_shift, self.num_steps = time_shift, num_steps
+        self.time_shift, self.num_steps, self.guidance = time_shift, num_steps, guidance
         self.num_voxels = 2 * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
@@ -76,7 +77,9 @@ class FlowGenerator(Float32Buffers):
         self.last = Conv3d(width, BLOCK**3 * fine, kernel_size=1)
         self.fine_norms = nn.ModuleList([GroupNorm3d(2 * fine), GroupNorm3d(fine)])
         self.fine_middle = Conv3d(2 * fine, fine, kernel_size=3, padding=1)
+        self.fine_scale_shift = Linear(num_features, 2 * fine)
         self.fine_last = NarrowConv3d(fine, 2)
+        self.gate = Linear(num_features, 2)
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
     def denoised(self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
@@ -99,7 +102,11 @@ class FlowGenerator(Float32Buffers):
             h = up(torch.cat([F.interpolate(lift(h), scale_factor=2), skip], 1), features_NF)
         h = torch.cat([_from_blocks(self.last(F.silu(self.last_norm(h)))), fine_NCXYZ], 1)
         h = self.fine_middle(F.silu(self.fine_norms[0](h.contiguous(memory_format=LAST))))
-        return self.fine_last(F.silu(self.fine_norms[1](h))).to(x_NCXYZ.dtype)
+        features_NF = F.silu(features_NF)
+        h = _modulated(self.fine_norms[1](h), self.fine_scale_shift(features_NF))
+        # Near the patch nothing is left to denoise: without a gate for it, what is fine gets lost on the way.
+        kept_NC111 = self.gate(features_NF)[:, :, None, None, None].to(x_NCXYZ.dtype)
+        return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ)
 
     def _inputs(self, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
         """Sines and cosines of time and position, at several frequencies."""
@@ -112,15 +119,21 @@ class FlowGenerator(Float32Buffers):
         return torch.cat([angles_NF.sin(), angles_NF.cos()], 1)
 
     def forward(self, z_NL: Tensor) -> Tensor:
-        """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1]."""
+        """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1].
+
+        `num_steps` steps of equal time. With `guidance` g every predicted patch is drawn g t further away from the one
+        that noise alone predicts, the mean at this place: a small network underrates how much patches differ.
+        """
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
         position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
         times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
-        previous_NCXYZ = x_NCXYZ
+        first_NCXYZ = previous_NCXYZ = None
         for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
             patch_NCXYZ = self.denoised(x_NCXYZ, x_NCXYZ.new_full((len(x_NCXYZ),), before), position_N3)
-            middle_NCXYZ = patch_NCXYZ.lerp(previous_NCXYZ, -ahead) if ahead else patch_NCXYZ
+            first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
+            patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + self.guidance * before)
+            middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
             x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
         return with_unit_label(x_NCXYZ).to(self.fine_last.weight.dtype)
 
@@ -156,9 +169,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_NCXYZ: Tensor, features_NF: Tensor) -> Tensor:
         h = self.first(F.silu(self.first_norm(x_NCXYZ)))
-        scale_NC111, shift_NC111 = self.scale_shift(F.silu(features_NF))[:, :, None, None, None].chunk(2, 1)
-        h = self.second(F.silu(torch.addcmul(shift_NC111, self.second_norm(h), 1 + scale_NC111)))
+        h = self.second(F.silu(_modulated(self.second_norm(h), self.scale_shift(F.silu(features_NF)))))
         return self.shortcut(x_NCXYZ) + h
+
+
+def _modulated(x_NCXYZ: Tensor, scale_shift_N2C: Tensor) -> Tensor:
+    scale_NC111, shift_NC111 = scale_shift_N2C[:, :, None, None, None].chunk(2, 1)
+    return torch.addcmul(shift_NC111, x_NCXYZ, 1 + scale_NC111)
 
 
 def with_signed_label(patch_NCXYZ: Tensor) -> Tensor:
@@ -198,7 +215,9 @@ def init_flow_weights(network: nn.Module, seed: int) -> None:
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv3d | nn.Linear) and not layer.weight.is_meta:
             sd = (
-                0.0 if name.endswith(("second", "scale_shift", "fine_last")) else math.sqrt(2 / layer.weight[0].numel())
+                0.0
+                if name.endswith(("second", "scale_shift", "fine_last", "gate"))
+                else math.sqrt(2 / layer.weight[0].numel())
             )
             layer.weight.copy_(torch.empty(layer.weight.shape).normal_(0.0, 1.0, generator=generator) * sd)
             assert layer.bias is not None

@@ -41,6 +41,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             has_position=flow.position,
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
+            guidance=flow.guidance,
         )
     assert variant.generator_norm is not None, "config.flow"
     return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)
