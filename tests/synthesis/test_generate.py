@@ -156,6 +156,20 @@ def test_samples_are_what_generate_writes(tmp_path: Path, kind: type) -> None:
     assert shards.label_threshold == 0.3
 
 
+def test_threads_change_no_byte(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    network = sampler.load_generator(tmp_path / "run", "running", device="cpu").network
+    before = torch.get_num_threads()
+    samples = {}
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        samples[threads] = list(sampler.sample_patches(network, 5, range(7), 2))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    for (i, one), (j, three) in zip(samples[1], samples[3], strict=True):
+        assert i == j and np.array_equal(one, three)
+
+
 def test_sampling_has_the_commands_defaults() -> None:
     config = compose.compose("generate", ["run=x"])
     assert (config.batch_size, config.label_threshold, config.weights) == (sampler.BATCH_SIZE, None, None)

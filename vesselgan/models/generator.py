@@ -37,6 +37,7 @@ class Generator(nn.Module):
         check_patch_shape(patch_shape)
         check_width(width)
         self.latent_size = latent_size
+        self.patch_shape = patch_shape
         self.start_shape = (width, *(int(side) // 8 for side in patch_shape))
         # This bias differs from voxel to voxel, so the normalisation after it does not undo it: it is trained.
         self.start = Linear(latent_size, math.prod(self.start_shape))

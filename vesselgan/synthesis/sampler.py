@@ -4,7 +4,10 @@ Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +31,8 @@ from vesselgan.runtime.distributed import choose_device
 
 BATCH_SIZE = 8
 """As in configs/generate.yaml."""
+SMALL_BATCH, MAX_WORKERS = 2**20, 8
+"""Voxels up to which threads of a CPU take a batch each: several at one so small wait longer than they compute."""
 FILES = {"standing": ("generator", STANDING), "running": ("generator",), "ema": (EMA,)}
 """The choices of `weights` -> the tensors of a checkpoint; later ones replace earlier ones of the same name."""
 
@@ -149,13 +154,35 @@ def sample_patches(
     if generator.training:
         raise UsageError("the generator is in training mode, where a sample depends on its batch; call eval() first")
     device = next(generator.parameters()).device
-    for first in range(0, len(indices), batch_size):
-        batch = list(indices[first : first + batch_size])
+    batches = [list(indices[first : first + batch_size]) for first in range(0, len(indices), batch_size)]
+
+    def sample(batch: list[int]) -> np.ndarray:
         padded = batch + [batch[-1]] * (batch_size - len(batch))
-        z_NL = latents(seed, padded, generator.latent_size)
         with torch.inference_mode():
-            patches_NCXYZ = generator(z_NL.to(device)).float().cpu().numpy()
+            return generator(latents(seed, padded, generator.latent_size).to(device)).float().cpu().numpy()
+
+    num_voxels = batch_size * math.prod(generator.patch_shape)
+    is_small = device.type == "cpu" and num_voxels <= SMALL_BATCH
+    num_workers = min(torch.get_num_threads(), MAX_WORKERS) if is_small else 1
+    for batch, patches_NCXYZ in zip(batches, _in_order(sample, batches, num_workers), strict=True):
         yield from zip(batch, patches_NCXYZ, strict=False)
+
+
+def _in_order(
+    function: Callable[[list[int]], np.ndarray], arguments: Sequence[list[int]], num_workers: int
+) -> Iterator[np.ndarray]:
+    """The results in order, at most `num_workers` ahead; each worker computes on one thread."""
+    if num_workers == 1:
+        yield from map(function, arguments)
+        return
+    with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending: deque[Future[np.ndarray]] = deque()
+        for argument in arguments:
+            pending.append(pool.submit(function, argument))
+            if len(pending) > num_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Record:
