@@ -1,8 +1,8 @@
 """Cut a cohort into verified shards of paired patches: check, split by subject, scale, cut, write; over MPI.
 
-    python -m data_prep.build_shards data=phantom
+    vesselgan build-shards data=phantom
     mpiexec -n 2 python -m mpi4py -m data_prep.build_shards data=phantom
-    python -m data_prep.build_shards data=pairs data.name=clinic data.root=/data/clinic data.prepare.repair=true
+    vesselgan build-shards data=pairs data.name=clinic data.root=/data/clinic data.prepare.repair=true
 
 Writes <cohort_dir>/cohort.json, shards/gan/train, shards/unet/train and shards/unet/validation. Killed at any moment it
 leaves nothing that looks complete, and the next run builds only what is missing. The bytes do not depend on the number
@@ -286,7 +286,7 @@ def write_manifests(
 
 
 def main() -> None:
-    """Entry of `python -m data_prep.build_shards`."""
+    """Entry of `vesselgan build-shards`."""
     mpi.run(lambda: parse("build_shards", __doc__).config, build)
 
 

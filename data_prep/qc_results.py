@@ -95,7 +95,7 @@ def spacing_warnings(spacings_mm: Iterable[Sequence[float]]) -> list[str]:
     shown = ", ".join(format_sizes(spacing) for spacing in spacings[:4]) + (", ..." if len(spacings) > 4 else "")
     return [
         f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales; "
-        "data_prep.preprocess with preprocess.spacing_mm=[X,Y,Z] brings all to one"
+        "`vesselgan preprocess preprocess.spacing_mm=[X,Y,Z]` brings all to one"
     ]
 
 

@@ -1,4 +1,4 @@
-"""The jobs of launch/evaluate.py: from a configuration to one JSON file of results."""
+"""The jobs of `vesselgan evaluate`: from a configuration to one JSON file of results."""
 
 from collections.abc import Callable
 from typing import Any

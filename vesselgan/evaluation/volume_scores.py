@@ -37,7 +37,7 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
     cohort = Cohort.read(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
     if config.predictions is None:
-        raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that launch/segment.py wrote")
+        raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that `vesselgan segment` wrote")
     predictions = Predictions(config.predictions)
     settings = predictions.settings()
     learned_from = settings.pop("learned_from", None)
@@ -47,8 +47,8 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
     check_inside(predictions.folder, paths.values())
     if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise DataError(
-            f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run launch/segment.py on "
-            f"split {config.split} of cohort {cohort.name} first"
+            f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run `vesselgan segment` "
+            f"on split {config.split} of cohort {cohort.name} first"
         )
     warnings = {name: texts for name, texts in predictions.warnings().items() if name in subjects}
     for name, texts in warnings.items():

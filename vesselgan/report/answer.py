@@ -25,7 +25,7 @@ EQUAL = 0.005
 """Differences of Dice below it are none at the two digits of a sentence."""
 NOTHING = (
     "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known "
-    "(launch/study.py, or launch/segment.py and launch/evaluate.py)."
+    "(`vesselgan study`, or `vesselgan segment` and `vesselgan evaluate`)."
 )
 PATCHES = "One of either kind, chosen by seed: maximum intensity projection, and the surface of the vessel label."
 

@@ -108,7 +108,7 @@ def section(
     """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the memorisation audits."""
     missing = [run.title for run in runs if run.folder not in galleries]
     blocks: list[Block] = [
-        not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing
+        not_run(f"{title} has no synthetic shards (`vesselgan generate run=DIR`)") for title in missing
     ]
     files: Files = {}
     if not runs:

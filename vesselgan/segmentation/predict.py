@@ -55,7 +55,7 @@ class Settings:
     spacing_mm: list[float] | None
     """Of the volumes that it learned from; null if unknown, as the next."""
     is_preprocessed: bool | None
-    """Whether data_prep.preprocess made them."""
+    """Whether `vesselgan preprocess` made them."""
     scaling: str
     percentiles: list[float]
     threshold: float
@@ -214,7 +214,7 @@ def check_preprocessing(of_training: bool | None, images: Collection[Path]) -> N
 def _preprocessing_mismatch(*, is_trained_on_preprocessed: bool) -> str:
     if is_trained_on_preprocessed:
         return (
-            "not preprocessed by data_prep.preprocess (no image.json beside image.nii.gz), the U-Net learned from "
+            "not preprocessed by `vesselgan preprocess` (no image.json beside image.nii.gz), the U-Net learned from "
             "volumes that were"
         )
     return "preprocessed, the U-Net learned from raw volumes"

@@ -19,7 +19,7 @@ rate.
 """
 NOTE = """hours of the whole run on one GPU, estimated: a step reaches {shares} of the card's data sheet rate, as it
 does on an H100 in fp16; other cards and fp32 were not measured. To measure yours, there:
-python launch/benchmark.py target=machine machine_file=configs/machine/NAME.yaml, then plan with machine=NAME"""
+vesselgan benchmark target=machine machine_file=configs/machine/NAME.yaml, then plan with machine=NAME"""
 
 
 def share_of_peak(width: int) -> float:
