@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -46,6 +47,8 @@ def settings_help(command: str, group: str = "") -> str:
         raise UsageError(f"{command} has no group `{group}` of settings; --help GROUP takes one of {groups}")
     defaults = defaults_of(command)
     offered = overrides.groups_of(command)
+    if presets := overrides.presets_of(command):
+        offered["preset"] = presets
     lines = []
     for name, (kind, fields) in sections.items():
         if not group or name == group or name.startswith(f"{group}."):
@@ -53,7 +56,8 @@ def settings_help(command: str, group: str = "") -> str:
             lines += [line for field in fields for line in _setting(name, kind, field, defaults)]
     if not group:
         for name in offered.keys() - sections.keys():
-            lines += ["", *wrapped(f"{name}=NAME", f"{name}: several settings at once, of {', '.join(offered[name])}.")]
+            lines += ["", f"{name}=NAME makes several settings at once:"]
+            lines += [line for choice in offered[name] for line in wrapped(f"{name}={choice}", _comment(name, choice))]
     return "\n".join(lines)
 
 
@@ -96,6 +100,13 @@ def _read(path: Path) -> dict[str, Any]:
                 if name is not None:
                     _merge(values, {group: _read(path.parent / group / f"{name}.yaml")})
     return values
+
+
+def _comment(group: str, name: str) -> str:
+    """What a file of configs/ says of itself: the comment that it begins with."""
+    lines = (overrides.config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.removeprefix("# ") for line in comment if "@package" not in line)
 
 
 def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
