@@ -174,7 +174,7 @@ def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subjec
                     f"{config.split} of {config.data.cohort_dir} holds; score volumes that it has not seen"
                 )
         count = sum(len(sha256s) for sha256s in volumes.values())
-        overlap = f"none: {len(subjects)} against {count} learned from or chosen on, by their voxels"
+        overlap = f"none; {len(subjects)} compared with the {count} learned from or chosen on, by their voxels"
         if learned_from["unknown"]:
             overlap = f"not checked in part: {'; '.join(learned_from['unknown'])}; {overlap}"
     log.info(f"training volumes among the scored ones: {overlap}")

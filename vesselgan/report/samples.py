@@ -157,9 +157,10 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
     distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
     return [
         Figure(
-            f"{name}, mid-axial slices",
+            f"{name}, axial slices",
             slices,
-            f"Image above, vessel label below (synthetic labels: threshold {distinct}); one grey scale for all. "
+            "The slice with most vessel: image above, vessel label below (synthetic labels: threshold "
+            f"{distinct}); one grey scale for all. "
             f"{figures.CHOICE}",
             how_to_read="every bright vessel should have a label and every label lie on a vessel, in synthetic as in "
             "real patches.",
@@ -229,7 +230,7 @@ def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -
     pairs = Figure(
         "Each synthetic sample (left) beside its nearest training patch (right)",
         panels,
-        "Mid-axial slice above, maximum intensity projection below. Nearest of "
+        "The axial slice with most vessel above, maximum intensity projection below. Nearest of "
         f"{counted(len(training), 'training patch', 'training patches')} by the L2 distance per voxel between "
         "standardised images: 0 for a copy, 1.41 for unrelated images.",
         how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "
