@@ -63,8 +63,15 @@ def settings_help(command: str, group: str = "") -> str:
 
 def wrapped(head: str, text: str) -> list[str]:
     """`head`, and below it, further indented, `text`, both at the terminal's width."""
-    below = textwrap.wrap(text, width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [*textwrap.wrap(head, width(), initial_indent="  ", subsequent_indent=" " * 6), *below]
+    below = _wrap(text, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [*_wrap(head, initial_indent="  ", subsequent_indent=" " * 6), *below]
+
+
+def _wrap(text: str, *, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
+    """Lines of the terminal's width; a command's name such as build-shards is not broken."""
+    return textwrap.wrap(
+        text, width(), initial_indent=initial_indent, subsequent_indent=subsequent_indent, break_on_hyphens=False
+    )
 
 
 def width() -> int:
@@ -75,7 +82,7 @@ def width() -> int:
 def paragraphs(text: str) -> str:
     """`text` at the terminal's width; commands stay as they are, to be copied."""
     blocks = [textwrap.dedent(block) for block in inspect.cleandoc(text).split("\n\n")]
-    shown = [textwrap.indent(b, " " * 4) if COMMAND.match(b) else textwrap.fill(b, width()) for b in blocks]
+    shown = [textwrap.indent(b, " " * 4) if COMMAND.match(b) else "\n".join(_wrap(b)) for b in blocks]
     return "\n\n".join(shown)
 
 
@@ -133,10 +140,10 @@ def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.F
 
 def _heading(name: str, kind: type, choices: list[str]) -> list[str]:
     if not name:
-        return textwrap.wrap("settings, key=value (and project=FILE: those of a file, below what is typed):", width())
-    lines = textwrap.wrap(f"{name}: {_sentences(kind)}".rstrip(": "), width())
+        return _wrap("settings, key=value (and project=FILE: those of a file, below what is typed):")
+    lines = _wrap(f"{name}: {_sentences(kind)}".rstrip(": "))
     if choices:
-        lines += textwrap.wrap(f"{name}=NAME chooses one of {', '.join(choices)}", width())
+        lines += _wrap(f"{name}=NAME chooses one of {', '.join(choices)}")
     return lines
 
 

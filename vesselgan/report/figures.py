@@ -44,9 +44,13 @@ class Sample:
         return int(area_Z.argmax()) if area_Z.any() else len(area_Z) // 2
 
     @property
+    def vessel_fraction(self) -> float:
+        return float(np.mean(self.label_XYZ > 0))
+
+    @property
     def vessels(self) -> str:
-        share = 100.0 * float(np.mean(self.label_XYZ > 0))
-        return f"{share:.1f} % vessel in {counted(rendering.count_components(self.label_XYZ), 'component')}"
+        components = counted(rendering.count_components(self.label_XYZ), "component")
+        return f"{100.0 * self.vessel_fraction:.1f} % vessel in {components}"
 
 
 def choose(total: int, count: int, *, stream: int) -> list[int]:

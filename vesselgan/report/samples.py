@@ -161,7 +161,7 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
             slices,
             "The slice with most vessel: image above, vessel label below (synthetic labels: threshold "
             f"{distinct}); one grey scale for all. "
-            f"{figures.CHOICE}",
+            f"{figures.CHOICE}{_exceptions(galleries)}",
             how_to_read="every bright vessel should have a label and every label lie on a vessel, in synthetic as in "
             "real patches.",
         ),
@@ -174,6 +174,12 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
             "that touch no face are artefacts.",
         ),
     ]
+
+
+def _exceptions(galleries: Sequence[Gallery]) -> str:
+    """A sentence on each gallery that shows patches with less vessel than figures.CHOICE says."""
+    short = [g for g in galleries if any(s.vessel_fraction < figures.MIN_VESSEL_FRACTION for s in g.samples)]
+    return "".join(f" Too few of the patches tried of {g.title} have as much." for g in short)
 
 
 def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -3,14 +3,16 @@
 from vesselgan.report import paper
 
 CARDS = {  # 10^12 dense operations per second by the makers' data sheets: half with float32 sums, float32 without TF32
+    "T4": (65.0, 8.1),
     "V100": (125.0, 15.7),
     "A100": (312.0, 19.5),
     "H100": (989.0, 67.0),
+    "L4": (121.0, 30.3),
     "L40S": (362.0, 91.6),
     "RTX 3090": (71.0, 35.6),
     "RTX 4090": (165.0, 82.6),
 }
-NO_BF16 = ("V100",)
+NO_BF16 = ("T4", "V100")
 WIDE = 1024
 SHARES = {False: 0.08, True: 0.115}
 """Of the data sheet's rate that a full-size step reaches, by whether the network has WIDE channels. Measured on an
