@@ -2,7 +2,7 @@
 
     vesselgan check data=phantom
     vesselgan check data=pairs data.name=clinic data.root=/data/clinic data.prepare.quarantine=true
-    mpiexec -n 8 python -m mpi4py -m data_prep.check data=phantom_paper
+    mpiexec -n 8 python -m mpi4py -m vesselgan check data=phantom_paper
 
 Exit 3 when a subject is unusable, unless data.prepare.quarantine=true sets such subjects aside by name. Writes
 <cohort_dir>/qc.html, a page of projections and histograms with the most suspicious subject first (qc=false: nothing).

@@ -1,7 +1,7 @@
 """Write the phantom cohort: seeded full-head angiograms with vessel label and brain mask, as ordinary NIfTI; over MPI.
 
     vesselgan make-phantom
-    mpiexec -n 2 python -m mpi4py -m data_prep.make_phantom
+    mpiexec -n 2 python -m mpi4py -m vesselgan make-phantom
     vesselgan make-phantom preset=paper
     vesselgan make-phantom preset=other
     vesselgan make-phantom phantom.num_subjects=20 phantom.seed=7 work_dir=work/more

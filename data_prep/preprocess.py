@@ -1,7 +1,7 @@
 """Denoise, correct, resample and mask a cohort's volumes, each step on request; over MPI; NIfTI in, NIfTI out.
 
     vesselgan preprocess data=pairs data.name=clinic data.root=/data/clinic
-    mpiexec -n 8 python -m mpi4py -m data_prep.preprocess data=pairs data.name=clinic data.root=/data/clinic
+    mpiexec -n 8 python -m mpi4py -m vesselgan preprocess data=pairs data.name=clinic data.root=/data/clinic
     vesselgan preprocess data=phantom preprocess.spacing_mm=[0.5,0.5,0.7] preprocess.bias=false
 
 Writes <cohort_dir>/preprocessed/<subject>/{image,vessel,brain_mask}.nii.gz, each with a JSON beside it that holds its
@@ -29,7 +29,7 @@ from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pi
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
@@ -216,7 +216,9 @@ def summary(out: Path, cohort_files: CohortFiles, results: Sequence[SubjectResul
     lines += [f"set aside: {result.subject}: {result.fault}" for result in results if result.fault is not None]
     num_kept = len(cohort_files.subjects) - len(results)
     num_subjects = len(done) + num_kept
-    lines.append(f"{out}: {num_subjects} subjects ({len(done)} made now in {seconds:.0f} s, {num_kept} were there)")
+    lines.append(
+        f"{out}: {counted(num_subjects, 'subject')} ({len(done)} made now in {seconds:.0f} s, {num_kept} were there)"
+    )
     return "\n".join(lines)
 
 

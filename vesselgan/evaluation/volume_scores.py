@@ -13,7 +13,7 @@ import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import check_inside
 from vesselgan.evaluation import error_maps
@@ -102,7 +102,7 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
             inputs |= hash_files(prefix + name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
     thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
     values = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
-    log.info(f"best threshold on {len(fit_subjects)} validation subjects (0..255): {values}")
+    log.info(f"best threshold on {counted(len(fit_subjects), 'validation subject')} (0..255): {values}")
     metadata = {
         "title": THRESHOLD_TITLE,
         "threshold": thresholds["all"],

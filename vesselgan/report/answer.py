@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from vesselgan.core.console import counted
 from vesselgan.metrics.statistics import MIN_PATIENTS
 from vesselgan.privacy.attacks.copies import OPEN
-from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, counted, mean_sd
+from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
 from vesselgan.report.runs import Run
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.formats.shards import ShardSet
-from vesselgan.report.blocks import counted
 from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # of the choice of patches; fixed before any patch was looked at

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import nearest_neighbours
@@ -21,7 +22,6 @@ from vesselgan.report.blocks import (
     Picture,
     Section,
     Text,
-    counted,
     file_name,
     not_run,
     numbers_csv,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vesselgan.core.console import counted
 from vesselgan.report import tables
 from vesselgan.report.blocks import (
     MIN_FOR_SPREAD,
@@ -12,7 +13,6 @@ from vesselgan.report.blocks import (
     Section,
     Table,
     Text,
-    counted,
     csv_text,
     file_name,
     markdown,

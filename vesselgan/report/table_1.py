@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
@@ -21,7 +22,6 @@ from vesselgan.report.blocks import (
     Section,
     Table,
     Text,
-    counted,
     markdown,
     mean_sd,
     not_run,

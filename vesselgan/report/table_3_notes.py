@@ -3,8 +3,8 @@
 from typing import Any
 
 from vesselgan.config.private import PROTECTS_NOBODY
+from vesselgan.core.console import counted
 from vesselgan.report import paper
-from vesselgan.report.blocks import counted
 from vesselgan.report.tables import REGIONS
 
 PAPER_NOTE = (

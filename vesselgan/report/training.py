@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.run_dir import ARCHITECTURE
 from vesselgan.report import table_2
@@ -17,7 +18,6 @@ from vesselgan.report.blocks import (
     Panel,
     Section,
     Text,
-    counted,
     csv_text,
     markdown,
     not_run,

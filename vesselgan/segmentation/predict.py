@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.core.names import check_id, check_inside
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
@@ -93,9 +93,8 @@ def segment(config: Segment) -> Predictions:
         unet = load_unet(weights, trained, config.run).to(world.device)
         volumes = distributed.run_on_rank0(world, lambda: out.open(recorded))
         ranks = f", on {world.size} ranks" if world.size > 1 else ""
-        log.info(
-            f"segmenting {len(inputs)} volumes with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}"
-        )
+        count = counted(len(inputs), "volume")
+        log.info(f"segmenting {count} with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}")
         for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
             image, head = inputs[subject], f"[{number}/{len(inputs)}] {subject}"
             if out.is_up_to_date(subject, volumes.get(subject), image, probability=settings.probability):
