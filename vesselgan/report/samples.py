@@ -200,7 +200,7 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
 
 def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
     verdicts = [Text(reason, f"Memorisation gate: {verdict}.") for verdict, reason in audits_of(synthetic, results)]
-    return verdicts or [not_run("no result of evaluate=memorisation for these patches")]
+    return verdicts or [not_run("the memorisation gate of these patches (`vesselgan evaluate evaluate=memorisation`)")]
 
 
 def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:

@@ -225,7 +225,7 @@ def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
             blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
             blocks += map(_note, _label_notes(result))
     if not scored:
-        blocks.append(not_run("no result of evaluate=image"))
+        blocks.append(not_run("FID, PRD and MS-SSIM (`vesselgan evaluate evaluate=image`)"))
     files: dict[str, str | bytes] = {
         "table-1.md": markdown(blocks),
         "table-1.csv": numbers_csv(csv_rows(scored), CSV_COLUMNS),
