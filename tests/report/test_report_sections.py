@@ -155,7 +155,7 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
     (text,) = error_maps.section([comparison_of(make_result)], None).blocks
-    assert text.text.startswith("not run: no error maps")
+    assert text.text.startswith("not run: error maps")
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
