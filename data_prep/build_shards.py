@@ -1,8 +1,8 @@
 """Cut a cohort into verified shards of paired patches: check, split by subject, scale, cut, write; over MPI.
 
-    python -m data_prep.build_shards data=phantom
-    mpiexec -n 2 python -m mpi4py -m data_prep.build_shards data=phantom
-    python -m data_prep.build_shards data=pairs data.name=clinic data.root=/data/clinic data.prepare.repair=true
+    vesselgan build-shards data=phantom
+    mpiexec -n 2 python -m mpi4py -m vesselgan build-shards data=phantom
+    vesselgan build-shards data=pairs data.name=clinic data.root=/data/clinic data.prepare.repair=true
 
 Writes <cohort_dir>/cohort.json, shards/gan/train, shards/unet/train and shards/unet/validation. Killed at any moment it
 leaves nothing that looks complete, and the next run builds only what is missing. The bytes do not depend on the number
@@ -30,7 +30,7 @@ from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, PreparedData
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats import volumes
@@ -85,7 +85,9 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
         unchanged = mpi.run_on_rank0(world, lambda: unchanged_cohort(data, state))
         if unchanged is not None:
             aside = f"; set aside: {', '.join(state.set_aside)}" if state.set_aside else ""
-            text = f"{data.name}: {len(unchanged.subjects)} subjects, unchanged since they were checked{aside}"
+            text = (
+                f"{data.name}: {counted(len(unchanged.subjects), 'subject')}, unchanged since they were checked{aside}"
+            )
             log.info(text)
             return unchanged
     report = check_cohort(data, cohort_files, world)
@@ -184,7 +186,7 @@ def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     for (purpose, split), members in sets.items():
         num_pairs, num_built = sum(shard.count for shard in members), sum(shard in missing for shard in members)
         counts = f"{num_built} built, {len(members) - num_built} were there"
-        log.info(f"{purpose}/{split}: {num_pairs} pairs in {len(members)} shards ({counts})")
+        log.info(f"{purpose}/{split}: {counted(num_pairs, 'pair')} in {counted(len(members), 'shard')} ({counts})")
     if missing:
         outcome = f"built in {time.monotonic() - started_s:.1f} s"
     elif not shards:
@@ -286,7 +288,7 @@ def write_manifests(
 
 
 def main() -> None:
-    """Entry of `python -m data_prep.build_shards`."""
+    """Entry of `vesselgan build-shards`."""
     mpi.run(lambda: parse("build_shards", __doc__).config, build)
 
 

@@ -1,8 +1,8 @@
 """Check a cohort's headers and voxels before anything costs money: one table, and every fault of every subject.
 
-    python -m data_prep.check data=phantom
-    python -m data_prep.check data=pairs data.name=clinic data.root=/data/clinic data.prepare.quarantine=true
-    mpiexec -n 8 python -m mpi4py -m data_prep.check data=phantom_paper
+    vesselgan check data=phantom
+    vesselgan check data=pairs data.name=clinic data.root=/data/clinic data.prepare.quarantine=true
+    mpiexec -n 8 python -m mpi4py -m vesselgan check data=phantom_paper
 
 Exit 3 when a subject is unusable, unless data.prepare.quarantine=true sets such subjects aside by name. Writes
 <cohort_dir>/qc.html, a page of projections and histograms with the most suspicious subject first (qc=false: nothing).
@@ -329,7 +329,7 @@ def check(data: PreparedData, world: MpiWorld, *, with_page: bool = False) -> No
 
 
 def main() -> None:
-    """Entry of `python -m data_prep.check`."""
+    """Entry of `vesselgan check`."""
     mpi.run(
         lambda: parse("check", __doc__).config, lambda config, world: check(config.data, world, with_page=config.qc)
     )

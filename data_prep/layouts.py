@@ -80,7 +80,7 @@ def find_subjects(
     if not root.is_dir():
         raise DataError(
             f"data.root={root}: no such folder; give the folder that holds the cohort "
-            "(the phantom's: python -m data_prep.make_phantom)"
+            "(the phantom's: `vesselgan make-phantom`)"
         )
     patterns = {kind: getattr(layout, kind) for kind in KINDS if getattr(layout, kind) is not None}
     _check_patterns(patterns)

@@ -1,10 +1,10 @@
 """Write the phantom cohort: seeded full-head angiograms with vessel label and brain mask, as ordinary NIfTI; over MPI.
 
-    python -m data_prep.make_phantom
-    mpiexec -n 2 python -m mpi4py -m data_prep.make_phantom
-    python -m data_prep.make_phantom preset=paper
-    python -m data_prep.make_phantom preset=other
-    python -m data_prep.make_phantom phantom.num_subjects=20 phantom.seed=7 work_dir=work/more
+    vesselgan make-phantom
+    mpiexec -n 2 python -m mpi4py -m vesselgan make-phantom
+    vesselgan make-phantom preset=paper
+    vesselgan make-phantom preset=other
+    vesselgan make-phantom phantom.num_subjects=20 phantom.seed=7 work_dir=work/more
 
 Writes data.root/sub-01/{image,vessel,brain_mask}.nii.gz and so on, and data.root/phantom.json, which holds the
 settings. A subject is written completely or not at all, so the same command resumes a stopped run; more subjects may be
@@ -156,7 +156,7 @@ def _check_subjects(root: Path, phantom: Phantom, names: set[str]) -> None:
 
 
 def main() -> None:
-    """Entry of `python -m data_prep.make_phantom`."""
+    """Entry of `vesselgan make-phantom`."""
     mpi.run(lambda: parse("make_phantom", __doc__).config, make_cohort)
 
 

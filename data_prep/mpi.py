@@ -1,6 +1,6 @@
 """One process or many: the only module that knows MPI.
 
-Start many with `mpiexec -n N python -m mpi4py -m data_prep.COMMAND ...`; without `-m mpi4py` a crash of one rank leaves
+Start many with `mpiexec -n N python -m mpi4py -m vesselgan COMMAND ...`; without `-m mpi4py` a crash of one rank leaves
 the others waiting. Ranks fail together: an error of one is gathered, printed once by rank 0, and ends them all.
 """
 

@@ -1,8 +1,8 @@
 """Denoise, correct, resample and mask a cohort's volumes, each step on request; over MPI; NIfTI in, NIfTI out.
 
-    python -m data_prep.preprocess data=pairs data.name=clinic data.root=/data/clinic
-    mpiexec -n 8 python -m mpi4py -m data_prep.preprocess data=pairs data.name=clinic data.root=/data/clinic
-    python -m data_prep.preprocess data=phantom preprocess.spacing_mm=[0.5,0.5,0.7] preprocess.bias=false
+    vesselgan preprocess data=pairs data.name=clinic data.root=/data/clinic
+    mpiexec -n 8 python -m mpi4py -m vesselgan preprocess data=pairs data.name=clinic data.root=/data/clinic
+    vesselgan preprocess data=phantom preprocess.spacing_mm=[0.5,0.5,0.7] preprocess.bias=false
 
 Writes <cohort_dir>/preprocessed/<subject>/{image,vessel,brain_mask}.nii.gz, each with a JSON beside it that holds its
 provenance. check and build_shards read them with preset=preprocessed in place of data.root. The same command resumes
@@ -29,7 +29,7 @@ from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pi
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
@@ -216,7 +216,9 @@ def summary(out: Path, cohort_files: CohortFiles, results: Sequence[SubjectResul
     lines += [f"set aside: {result.subject}: {result.fault}" for result in results if result.fault is not None]
     num_kept = len(cohort_files.subjects) - len(results)
     num_subjects = len(done) + num_kept
-    lines.append(f"{out}: {num_subjects} subjects ({len(done)} made now in {seconds:.0f} s, {num_kept} were there)")
+    lines.append(
+        f"{out}: {counted(num_subjects, 'subject')} ({len(done)} made now in {seconds:.0f} s, {num_kept} were there)"
+    )
     return "\n".join(lines)
 
 
@@ -229,7 +231,7 @@ def next_command(config: Preprocess, overrides: Sequence[str]) -> str:
     kept += ["preset=preprocessed"] + ([] if is_default else [f"data.root={config.out}"])
     kept += ["data.layout.label=null"] if config.data.layout.label is None else []
     kept += ["data.layout.mask=null"] if config.preprocess.mask == "none" else []
-    return f"continue with: python -m data_prep.check {shlex.join(kept)}"
+    return f"continue with: vesselgan check {shlex.join(kept)}"
 
 
 def _write_volume(path: Path, array_XYZ: np.ndarray, output: PipelineOutput, subject: SubjectFiles) -> None:
@@ -286,7 +288,7 @@ def _differences(stored: Any, settings: Any, prefix: str = "") -> list[str]:
 
 
 def main() -> None:
-    """Entry of `python -m data_prep.preprocess`."""
+    """Entry of `vesselgan preprocess`."""
     mpi.run(lambda: parse("preprocess", __doc__), preprocess)
 
 

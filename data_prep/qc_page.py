@@ -15,6 +15,7 @@ from data_prep.qc import AXES, Preview
 from data_prep.qc_results import CheckResult, CohortReport
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import describe, write_text
+from vesselgan.core.console import counted
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats.cohort import is_phantom
 from vesselgan.formats.nifti import format_sizes
@@ -56,7 +57,7 @@ def write_page(data: PreparedData, report: CohortReport, assigned: dict[str, str
     ]
     values = {
         "title": f"Quality of cohort {data.name}",
-        "subjects": "1 subject" if len(entries) == 1 else f"{len(entries)} subjects",
+        "subjects": counted(len(entries), "subject"),
         "counts": {verdict: sum(e.verdict == verdict for e in entries) for verdict in ("ok", "warning", "UNUSABLE")},
         "warnings": report.warnings,
         "shows_patients": not is_phantom(data.root),

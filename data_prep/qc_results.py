@@ -8,6 +8,7 @@ import numpy as np
 from data_prep import splits
 from data_prep.layouts import SubjectFiles
 from data_prep.qc import Preview
+from vesselgan.core.console import counted
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.formats.volumes import Header
 
@@ -79,8 +80,7 @@ def table(report: CohortReport) -> str:
 def summary(report: CohortReport, assigned: dict[str, str]) -> str:
     """Counts of usable subjects and of each split, and who was set aside."""
     num_warned = sum(bool(result.warnings) for result in report.usable)
-    subjects = "1 subject" if len(report.results) == 1 else f"{len(report.results)} subjects"
-    text = f"{subjects}: {len(report.usable)} usable, {num_warned} of them with warnings"
+    text = f"{counted(len(report.results), 'subject')}: {len(report.usable)} usable, {num_warned} of them with warnings"
     if report.unusable:
         text += f"; set aside: {', '.join(report.unusable)}"
     splits_of = list(assigned.values())
@@ -95,7 +95,7 @@ def spacing_warnings(spacings_mm: Iterable[Sequence[float]]) -> list[str]:
     shown = ", ".join(format_sizes(spacing) for spacing in spacings[:4]) + (", ..." if len(spacings) > 4 else "")
     return [
         f"{len(spacings)} voxel spacings in one cohort ({shown} mm): a patch shows vessels at several scales; "
-        "data_prep.preprocess with preprocess.spacing_mm=[X,Y,Z] brings all to one"
+        "`vesselgan preprocess preprocess.spacing_mm=[X,Y,Z]` brings all to one"
     ]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.config.schema import Split
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import check_id
 
@@ -56,7 +57,7 @@ def draw(subjects: Sequence[str], split: Split) -> dict[str, str]:
 
 def _too_few(num_subjects: int, shown: str, num_needed: int, unset: list[str]) -> str:
     """The message, with numbers that work for so many subjects."""
-    who = "1 subject" if num_subjects == 1 else f"{num_subjects} subjects"
+    who = counted(num_subjects, "subject")
     rest = f"any for {unset[0]}" if unset else "no more"
     remedy = "lower the numbers of data.prepare.split"
     if unset == ["train"]:

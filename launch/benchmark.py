@@ -1,4 +1,4 @@
-"""Measure ratios against the authors' way: python launch/benchmark.py"""
+"""Measure this machine: python launch/benchmark.py"""
 
 from vesselgan.cli.main import run
 

@@ -17,6 +17,7 @@ def test_every_setting_stands_in_the_help(command, monkeypatch):
         sentence = entries[key].split(")\n", 1)[1:]
         assert sentence and sentence[0].strip(), f"{key} has no sentence in the schema"
     for group, choices in overrides.groups_of(command).items():
+        choices = overrides.presets_of(command) if group == "preset" else choices
         assert all(choice in text for choice in choices), group
     assert max(len(line) for line in text.splitlines() if " " in line.strip()) <= 60
 
@@ -39,3 +40,9 @@ def test_a_group_shows_itself_and_what_lies_in_it():
 def test_a_sentence_is_inherited_with_its_field():
     docs = help.field_docs(schema.TrainingRuntime)
     assert "exit 6" in docs["device"] and "cuDNN" in docs["deterministic"]
+
+
+def test_help_offers_the_presets_that_fit():
+    text = help.settings_help("check")
+    assert "preset=preprocessed" in text and "preset=demo" not in text
+    assert "Minutes on two cores" in help.settings_help("train_gan")

@@ -335,7 +335,7 @@ def test_the_command_it_names_next_works(
     words = ("data.layout.label=null", "preprocess.mask=none", "preprocess.denoise=false", "preprocess.bias=false")
     ended = command(*words, module=preprocess)
     assert ended.code == 0
-    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("continue with: python -m ")[2]))
+    monkeypatch.setattr(sys, "argv", shlex.split(ended.out.partition("continue with: vesselgan ")[2]))
     check.main()
 
 

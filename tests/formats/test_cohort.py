@@ -103,7 +103,7 @@ def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_cohort_says_how_to_make_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data_prep.build_shards") as caught:
+    with pytest.raises(DataError, match="vesselgan build-shards") as caught:
         Cohort.read(tmp_path)
     assert caught.value.exit_code == 3
 

@@ -305,7 +305,7 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -
 
 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="data_prep.build_shards"):
+    with pytest.raises(DataError, match="vesselgan build-shards"):
         ShardSet(tmp_path / "nowhere")
 
 

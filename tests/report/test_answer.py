@@ -19,8 +19,8 @@ def said(*results: dict, variants: dict | None = None) -> str:
 def test_the_sentence_compares_synthetic_with_real_and_threshold(four_results):
     # 0.80 / 0.90 = 0.889; two subjects.
     assert said(*four_results) == (
-        "A U-Net trained on synthetic patches alone reaches Dice 0.80 on 2 whole test volumes: 0.89 of one trained on "
-        "real patches (0.90), and more than the best single threshold (0.60)."
+        "A U-Net trained on synthetic patches alone reaches Dice 0.80 on 2 whole test volumes: 89% of what real "
+        "patches give (0.90), and more than the best single threshold (0.60)."
     )
 
 
@@ -29,10 +29,10 @@ def test_the_sentence_compares_synthetic_with_real_and_threshold(four_results):
     [
         (
             {"synthetic": 0.4, "real": 0.8, "threshold": 0.6},
-            "0.50 of one trained on real patches (0.80), and less than",
+            "50% of what real patches give (0.80), and less than",
         ),
         ({"synthetic": 0.6, "real": 0.8, "threshold": 0.602}, "and as much as the best single threshold (0.60)."),
-        ({"synthetic": 0.4, "real": 0.8}, "0.50 of one trained on real patches (0.80). No threshold was scored"),
+        ({"synthetic": 0.4, "real": 0.8}, "50% of what real patches give (0.80). No threshold was scored"),
         ({"synthetic": 0.4, "threshold": 0.6}, "volumes, less than the best single threshold (0.60). No U-Net was"),
         ({"synthetic": 0.4}, "Dice 0.40 on 2 whole test volumes. There is nothing to compare it with"),
         ({"real": 0.8, "threshold": 0.6}, "real patches reaches Dice 0.80 on 2 whole test volumes, more than the best"),
@@ -76,7 +76,7 @@ def test_another_cohort_adds_a_sentence(make_result, four_results):
 
 def test_few_volumes_are_a_warning(four_results):
     head = answer([from_results(four_results, ["dice", "bavd_mm"], {})], [], None, {}, [])
-    assert any("2 volumes of phantom cannot tell" in text for text in head.warnings)
+    assert any("2 volumes of cohort phantom cannot tell" in text for text in head.warnings)
     (table,) = (block for block in head.blocks if block.kind == "table")
     assert table.frame.loc["real"].tolist() == ["0.900", "0.50", "0.900", "0.50"]
 

@@ -64,3 +64,11 @@ def test_damaged_run_is_named(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=name):
         runs.read_run(tmp_path)
+
+
+def test_the_slice_shown_holds_most_vessel():
+    label = np.zeros((4, 4, 6), np.uint8)
+    sample = figures.Sample(0, "s", "grid", np.zeros(label.shape), label)
+    assert sample.z == 3
+    label[:2, 0, 1], label[:3, 0, 5] = 1, 1
+    assert sample.z == 5

@@ -155,7 +155,7 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
     (text,) = error_maps.section([comparison_of(make_result)], None).blocks
-    assert text.text.startswith("not run: no error maps")
+    assert text.text.startswith("not run: error maps")
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
@@ -182,7 +182,15 @@ def test_only_settings_unlike_the_papers_are_listed(make_run):
     assert deviations.changed_settings(run) == [("variant.n_critic", 1, 2), ("train.batch_size", 4, 16)]
     part = deviations.section([run])
     rows = list(csv.DictReader(io.StringIO(part.files["deviations.csv"])))
-    assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "paper": "4", "this run": "16"}
+    assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "default": "4", "this run": "16"}
+
+
+def test_a_flow_does_not_differ_in_a_critic(make_run):
+    own = compose.compose("train_gan", ["variant=flow", "data=phantom", "variant.width=32"])
+    own.variant.learning_rate_critic = 1.0
+    run = make_run("mine", yaml.safe_load(compose.to_yaml(own)))
+    assert deviations.changed_settings(run) == [("variant.width", 48, 32)]
+    assert "default" in deviations.section([run]).blocks[0].frame.columns
 
 
 @pytest.mark.parametrize("name", ["../gp", "gp train.batch_size=3", "of_my_own", None])

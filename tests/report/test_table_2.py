@@ -41,4 +41,4 @@ def test_a_run_stands_beside_table_2(tmp_path):
 
 def test_an_unfinished_run_says_so(tmp_path):
     young, *_ = table_2.rows([made(tmp_path / "young", None)])
-    assert young[-1] == "not finished"
+    assert young[0].endswith("\nnot finished") and young[-1] == "-"

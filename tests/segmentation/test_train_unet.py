@@ -175,7 +175,7 @@ def test_bad_patches_for_ever_end_the_run(train, tmp_path, spoil):
         train(folder, *settings, "unet.max_skipped_steps=4", "unet.keep_last=9")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the checkpoints at 4 and 6, saved among them, hold the weights after step 3.
-    for named in ("step 7", "unet.max_skipped_steps=4", "step_00000006", "data_prep.check"):
+    for named in ("step 7", "unet.max_skipped_steps=4", "step_00000006", "vesselgan check"):
         assert named in str(error.value)
     fourth, sixth = weights(folder, 4), weights(folder, 6)
     for name, value in fourth.items():

@@ -49,8 +49,8 @@ def test_scores_refuse_what_was_learned_from(tiny_cohort: Path, afresh: Callable
     with pytest.raises(DataError, match="learned from sub-0, sub-1, sub-2"):
         scored(tiny_cohort, "train")
     result = scored(tiny_cohort, "test")
-    assert result["training_overlap"].startswith("none: 2 against 4")
-    assert scored(tiny_cohort, "validation")["training_overlap"].startswith("none: 1 against 3")
+    assert result["training_overlap"].startswith("none; 2 compared with the 4")
+    assert scored(tiny_cohort, "validation")["training_overlap"].startswith("none; 1 compared with the 3")
     assert digests(tiny_cohort, "train")[0] not in json.dumps(result)
 
 

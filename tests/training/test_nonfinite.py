@@ -71,7 +71,7 @@ def test_bad_data_for_ever_ends_the_run(train_here, tmp_path, spoil, words):
         train_here(folder, *words, "train.max_steps=50", "train.checkpoint_every=2", "train.max_skipped_steps=4")
     assert error.value.exit_code == 5
     # Steps 4 to 7 are bad; the one at 6, saved among them, holds the weights after step 3.
-    for named in ("critic", "step 7", "train.max_skipped_steps=4", "step_00000006", "data_prep.check"):
+    for named in ("critic", "step 7", "train.max_skipped_steps=4", "step_00000006", "vesselgan check"):
         assert named in str(error.value)
     files = sorted((folder / "checkpoints").glob("*/*.safetensors"))
     assert len(files) >= 8

@@ -102,7 +102,7 @@ def test_emulated_fp16_names_pace_and_faster_command(train_here, tmp_path, monke
 
 
 def test_missing_shards_name_the_command(train_here, tmp_path):
-    with pytest.raises(DataError, match="data_prep.build_shards") as raised:
+    with pytest.raises(DataError, match="vesselgan build-shards") as raised:
         train_here(tmp_path / "none", "variant=sn", f"work_dir={tmp_path / 'empty'}")
     assert raised.value.exit_code == 3
 

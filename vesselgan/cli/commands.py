@@ -133,13 +133,15 @@ def status(command: Command) -> None:
 
 
 def benchmark(command: Command) -> None:
-    """Measure a ratio against the authors' way, the candidates round by round in one process; one line of JSON.
+    """Measure this machine: the training step beside the authors' code, loading, scaling; target=acceptance checks all.
 
     vesselgan benchmark target=acceptance parts=[correctness,speed] minutes=10 out=DIR   # or [science]; a page
     vesselgan benchmark target=step variant=c_sn_mp                                      # on a GPU
     vesselgan benchmark target=step variant=sn variant.width=128 patch_shape=[64,64,32]  # on a CPU
     vesselgan benchmark target=loader out=work/benchmarks.jsonl
     vesselgan benchmark target=utility seconds=[100,400]                                 # what samples teach
+
+    Prints one line of JSON. Candidates that are compared take turns in one process.
     """
     from vesselgan.tools.benchmark.run import benchmark
 

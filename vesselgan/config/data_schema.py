@@ -127,7 +127,8 @@ class Prepare:
 
 @dataclass
 class PreparedData(SourceData):
-    """check, preprocess and build_shards are given a cohort in the same words; each reads its part of `prepare`."""
+    """A cohort as NIfTI files, in the same settings for check, preprocess and build-shards; each reads its part of
+    `prepare`."""
 
     prepare: Prepare
 
@@ -159,7 +160,7 @@ def _num_workers(config: Any) -> int:
 @dataclass
 class GanData(TrainingData):
     label_threshold: float = field(metadata=SHARE)
-    """Of sample images: a GAN trains on real labels, which have none."""
+    """Of the sample images that a run writes; the real labels that it learns from need none."""
 
 
 @dataclass

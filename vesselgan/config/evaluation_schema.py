@@ -22,7 +22,7 @@ class ImageScores:
     background: str = field(metadata=one_of("noise", "zero"))
     """Replaces voxels of 0 before features are computed: `noise` (the authors' code) or `zero`."""
     num_clusters: int = field(metadata=AT_LEAST_2)
-    """Of PRD: 10 in the authors' code, 20 in the original."""
+    """Clusters of features for PRD: 10 in the authors' code, 20 in the original."""
     num_runs: int = field(metadata=POSITIVE)
     """Clusterings that a PRD curve is the mean of."""
     num_angles: int = field(metadata=AT_LEAST_2)
@@ -67,7 +67,7 @@ class LabelThresholds:
 
 @dataclass
 class LabelSweep(LabelThresholds):
-    """The same for one set of shards (evaluate=label_threshold)."""
+    """Which threshold makes the labels of one synthetic set most like real ones (evaluate=label_threshold)."""
 
     synthetic: str | None
     """Folder of synthetic shards, whose stored scores are cut."""

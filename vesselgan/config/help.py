@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -46,6 +47,8 @@ def settings_help(command: str, group: str = "") -> str:
         raise UsageError(f"{command} has no group `{group}` of settings; --help GROUP takes one of {groups}")
     defaults = defaults_of(command)
     offered = overrides.groups_of(command)
+    if presets := overrides.presets_of(command):
+        offered["preset"] = presets
     lines = []
     for name, (kind, fields) in sections.items():
         if not group or name == group or name.startswith(f"{group}."):
@@ -53,14 +56,22 @@ def settings_help(command: str, group: str = "") -> str:
             lines += [line for field in fields for line in _setting(name, kind, field, defaults)]
     if not group:
         for name in offered.keys() - sections.keys():
-            lines += ["", *wrapped(f"{name}=NAME", f"{name}: several settings at once, of {', '.join(offered[name])}.")]
+            lines += ["", f"{name}=NAME makes several settings at once:"]
+            lines += [line for choice in offered[name] for line in wrapped(f"{name}={choice}", _comment(name, choice))]
     return "\n".join(lines)
 
 
 def wrapped(head: str, text: str) -> list[str]:
     """`head`, and below it, further indented, `text`, both at the terminal's width."""
-    below = textwrap.wrap(text, width(), initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return [*textwrap.wrap(head, width(), initial_indent="  ", subsequent_indent=" " * 6), *below]
+    below = _wrap(text, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return [*_wrap(head, initial_indent="  ", subsequent_indent=" " * 6), *below]
+
+
+def _wrap(text: str, *, initial_indent: str = "", subsequent_indent: str = "") -> list[str]:
+    """Lines of the terminal's width; a command's name such as build-shards is not broken."""
+    return textwrap.wrap(
+        text, width(), initial_indent=initial_indent, subsequent_indent=subsequent_indent, break_on_hyphens=False
+    )
 
 
 def width() -> int:
@@ -71,7 +82,7 @@ def width() -> int:
 def paragraphs(text: str) -> str:
     """`text` at the terminal's width; commands stay as they are, to be copied."""
     blocks = [textwrap.dedent(block) for block in inspect.cleandoc(text).split("\n\n")]
-    shown = [textwrap.indent(b, " " * 4) if COMMAND.match(b) else textwrap.fill(b, width()) for b in blocks]
+    shown = [textwrap.indent(b, " " * 4) if COMMAND.match(b) else "\n".join(_wrap(b)) for b in blocks]
     return "\n\n".join(shown)
 
 
@@ -98,6 +109,13 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
+def _comment(group: str, name: str) -> str:
+    """What a file of configs/ says of itself: the comment that it begins with."""
+    lines = (overrides.config_dir() / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.removeprefix("# ") for line in comment if "@package" not in line)
+
+
 def _merge(values: dict[str, Any], others: dict[str, Any]) -> None:
     for key, other in others.items():
         if isinstance(values.get(key), dict) and isinstance(other, dict):
@@ -122,10 +140,10 @@ def _sections(kind: type, name: str) -> dict[str, tuple[type, list[dataclasses.F
 
 def _heading(name: str, kind: type, choices: list[str]) -> list[str]:
     if not name:
-        return textwrap.wrap("settings, key=value (and project=FILE: those of a file, below what is typed):", width())
-    lines = textwrap.wrap(f"{name}: {_sentences(kind)}".rstrip(": "), width())
+        return _wrap("settings, key=value (and project=FILE: those of a file, below what is typed):")
+    lines = _wrap(f"{name}: {_sentences(kind)}".rstrip(": "))
     if choices:
-        lines += textwrap.wrap(f"{name}=NAME chooses one of {', '.join(choices)}", width())
+        lines += _wrap(f"{name}=NAME chooses one of {', '.join(choices)}")
     return lines
 
 

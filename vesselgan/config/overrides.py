@@ -121,15 +121,22 @@ def is_known(key: str, known: Collection[str]) -> bool:
 
 def check_read(command: str, config: Any, overrides: Sequence[str]) -> None:
     """Raises UsageError for an override that `config` makes the command pass over: it would change nothing."""
-    known = keys_of(COMMANDS[command]).keys() | groups_of(command).keys()
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
         if key == "preset":
-            names = preset_keys(value.strip("\"'"))
-            if not any(is_known(name, known) for name in names):
-                raise UsageError(f"{override}: holds nothing that {command} reads ({', '.join(names)})")
+            presets = presets_of(command)
+            if value.strip("\"'") not in presets:
+                others = f", only {', '.join(presets)} do" if presets else ""
+                raise UsageError(f"{override}: holds nothing that {command} reads{others}; leave it out")
         elif (condition := unread(config, key)) is not None:
             raise UsageError(f"`{override}` would change nothing: {command} reads {key} with {condition} alone")
+
+
+def presets_of(command: str) -> list[str]:
+    """The presets that hold something the command reads."""
+    known = keys_of(COMMANDS[command]).keys() | groups_of(command).keys()
+    names = groups_of(command).get("preset", [])
+    return [name for name in names if any(is_known(key, known) for key in preset_keys(name))]
 
 
 def preset_keys(name: str) -> list[str]:

@@ -46,7 +46,7 @@ __all__ += ["StudyImages", "Train", "TrainingData", "TrainingRuntime", "Unet", "
 class TrainGan:
     work_dir: str
     run_dir: str | None
-    """Null: work_dir/runs/<variant>-<hash of the configuration>."""
+    """The run's folder; null: work_dir/runs/<variant>-<hash of the configuration>."""
     checkpoint: str | None
     """Name of the checkpoint to resume from; null: the newest complete one."""
     allow_config_change: list[str]
@@ -77,7 +77,7 @@ class Generate:
     nifti: bool
     """Write every pair as NIfTI too, into OUT/nifti."""
     out: str | None
-    """Null: run/synthetic."""
+    """Folder of the new shards; null: RUN/synthetic."""
     runtime: Runtime
 
 
@@ -85,14 +85,14 @@ class Generate:
 class TrainUnet:
     work_dir: str
     run_dir: str | None
-    """Null: work_dir/runs/unet-<source>-<hash of the configuration>."""
+    """The run's folder; null: work_dir/runs/unet-<source>-<hash of the configuration>."""
     checkpoint: str | None
     allow_config_change: list[str]
     """Settings, or groups of them, that may change when a run resumes."""
     data: LearningData
     unet: UnetRun
     synthetic: str | None = field(metadata=read_if(lambda c: c.data.source != "real", "data.source=synthetic or both"))
-    """Folder of synthetic shards."""
+    """Folder of synthetic shards, which `vesselgan generate` wrote."""
     runtime: TrainingRuntime
 
 
@@ -247,7 +247,7 @@ class Study:
     """`data_sources`: U-Nets on real, each GAN's patches and both, on every test cohort; `sweep`: GANs ranked by the
     U-Nets that they train, on the real validation patches."""
     name: str
-    """The folder below work_dir/studies."""
+    """The study's folder below work_dir/studies."""
     work_dir: str
     runs: list[str]
     """Run directories of trained GANs."""
@@ -292,7 +292,7 @@ class BuildShards:
     purposes: list[str] = field(
         metadata=rule(lambda v: bool(v) and set(v) <= {"gan", "unet"}, "must name gan, unet or both")
     )
-    """Of `gan` and `unet`."""
+    """Whose training the shards are for: `gan`, `unet` or both; each is cut in its own way."""
 
 
 @dataclass

@@ -24,6 +24,11 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 subject`, `2 subjects`; `plural` if it is not the noun with an s."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 class _Stream:
     """stdout or stderr, for every writer of the process; a failed write is dropped and kept in `error`."""
 

@@ -1,6 +1,6 @@
 """The results of one study, side by side: the scores of every source, and its paired difference to real.
 
-sources.json, which launch/study.py writes, lists the rows of the paper's tables, each with one result of
+sources.json, which `vesselgan study` writes, lists the rows of the paper's tables, each with one result of
 `evaluate=segmentation` per cohort and seed. All rows of one table have the same patients; a missing result is an error.
 """
 
@@ -25,7 +25,7 @@ BOOTSTRAP_SEED = 990
 def compare_sources(config: Evaluate) -> Result:
     """Returns the comparison that config.sources describes; raises DataError for results that do not fit together."""
     if config.sources is None:
-        raise UsageError("evaluate=comparison needs sources=FILE, the sources.json that launch/study.py writes")
+        raise UsageError("evaluate=comparison needs sources=FILE, the sources.json that `vesselgan study` writes")
     path = Path(config.sources)
     study = read_result(path)
     inputs = {path.name: sha256_of(path)}

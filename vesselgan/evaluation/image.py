@@ -44,7 +44,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     """
     settings = config.image
     if settings.synthetic is None:
-        raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that launch/generate.py wrote")
+        raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that `vesselgan generate` wrote")
     synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
     _check_sets(synthetic, reference)
     config = _with_label_threshold(config, synthetic)
@@ -98,7 +98,7 @@ def _with_label_threshold(config: Evaluate, synthetic: ShardSet) -> Evaluate:
 
 def _check_sets(synthetic: ShardSet, reference: ShardSet) -> None:
     if synthetic.origin != "synthetic":
-        raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py")
+        raise UsageError(f"image.synthetic={synthetic.folder}: holds real patches; name one that was generated")
     if synthetic.patch_shape != reference.patch_shape:
         raise DataError(
             f"{synthetic.folder} has patches of {list(synthetic.patch_shape)} voxels, the reference "

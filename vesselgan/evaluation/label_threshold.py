@@ -2,7 +2,7 @@
 
 The GAN's second channel is a score; a threshold makes a label of it. A good threshold gives as much vessel, in as
 many connected components, as the training labels have. Only synthetic scores and training labels are read here; the
-validation patches decide between the closest few (launch/study.py), and the test subjects are never used.
+validation patches decide between the closest few (`vesselgan study`), and the test subjects are never used.
 """
 
 import math
@@ -25,7 +25,7 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
     """
     settings = config.labels
     if settings.synthetic is None:
-        raise UsageError("evaluate=label_threshold needs labels.synthetic=DIR, which launch/generate.py wrote")
+        raise UsageError("evaluate=label_threshold needs labels.synthetic=DIR, which `vesselgan generate` wrote")
     synthetic = ShardSet(settings.synthetic)
     training = ShardSet(shards_dir(config.data.cohort_dir, "gan", "train"))
     if (synthetic.origin, training.origin) != ("synthetic", "real"):

@@ -26,7 +26,7 @@ def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
     present = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{MANIFEST}"))
     raise DataError(
         f"{root}: no shards of split {split} (there are: {', '.join(present) or 'none'}); make them with "
-        "python -m data_prep.build_shards, or name another split as reference"
+        "`vesselgan build-shards`, or name another split as reference"
     )
 
 

@@ -1,10 +1,10 @@
-"""The jobs of launch/evaluate.py: from a configuration to one JSON file of results."""
+"""The jobs of `vesselgan evaluate`: from a configuration to one JSON file of results."""
 
 from collections.abc import Callable
 from typing import Any
 
 from vesselgan.config.schema import Evaluate
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
@@ -45,7 +45,7 @@ def _summary_lines(result: dict[str, Any]) -> list[str]:
     for region, metrics in result["summary"].items() if result["job"] == "segmentation" else ():
         means = ", ".join(f"{metric} {metrics[metric]['mean']:.3f}" for metric in PRINTED)
         count = metrics["dice"]["n"]
-        lines.append(f"{result['name']}, {region}, {count} subject{'s' * (count != 1)}: {means}")
+        lines.append(f"{result['name']}, {region}, {counted(count, 'subject')}: {means}")
     if result["job"] == "label_threshold":
         lines.append(f"closest label thresholds: {', '.join(f'{threshold:g}' for threshold in result['narrowed'])}")
     return lines

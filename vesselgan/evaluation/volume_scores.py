@@ -13,7 +13,7 @@ import numpy as np
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import check_inside
 from vesselgan.evaluation import error_maps
@@ -37,7 +37,7 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
     cohort = Cohort.read(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
     if config.predictions is None:
-        raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that launch/segment.py wrote")
+        raise UsageError("evaluate=segmentation needs predictions=DIR, the folder that `vesselgan segment` wrote")
     predictions = Predictions(config.predictions)
     settings = predictions.settings()
     learned_from = settings.pop("learned_from", None)
@@ -47,8 +47,8 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
     check_inside(predictions.folder, paths.values())
     if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise DataError(
-            f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run launch/segment.py on "
-            f"split {config.split} of cohort {cohort.name} first"
+            f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run `vesselgan segment` "
+            f"on split {config.split} of cohort {cohort.name} first"
         )
     warnings = {name: texts for name, texts in predictions.warnings().items() if name in subjects}
     for name, texts in warnings.items():
@@ -102,7 +102,7 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
             inputs |= hash_files(prefix + name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
     thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
     values = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
-    log.info(f"best threshold on {len(fit_subjects)} validation subjects (0..255): {values}")
+    log.info(f"best threshold on {counted(len(fit_subjects), 'validation subject')} (0..255): {values}")
     metadata = {
         "title": THRESHOLD_TITLE,
         "threshold": thresholds["all"],
@@ -174,7 +174,7 @@ def check_unseen(learned_from: dict[str, Any] | None, subjects: dict[str, Subjec
                     f"{config.split} of {config.data.cohort_dir} holds; score volumes that it has not seen"
                 )
         count = sum(len(sha256s) for sha256s in volumes.values())
-        overlap = f"none: {len(subjects)} against {count} learned from or chosen on, by their voxels"
+        overlap = f"none; {len(subjects)} compared with the {count} learned from or chosen on, by their voxels"
         if learned_from["unknown"]:
             overlap = f"not checked in part: {'; '.join(learned_from['unknown'])}; {overlap}"
     log.info(f"training volumes among the scored ones: {overlap}")

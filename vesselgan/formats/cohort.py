@@ -34,7 +34,7 @@ FORMAT_VERSION = 2
 COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 PHANTOM_SETTINGS = "phantom.json"
-"""In the folder of a cohort that `data_prep.make_phantom` made: nobody's volumes."""
+"""In the folder of a cohort that `vesselgan make-phantom` made: nobody's volumes."""
 ROLES = ("image", "label", "mask")
 SPLITS = ("train", "validation", "test")
 
@@ -80,7 +80,7 @@ class Subject:
 
 
 def is_phantom(root: str | Path) -> bool:
-    """Whether the volumes below `root` were made by `data_prep.make_phantom`."""
+    """Whether the volumes below `root` were made by `vesselgan make-phantom`."""
     return (Path(root) / PHANTOM_SETTINGS).is_file()
 
 
@@ -118,9 +118,7 @@ class Cohort:
         try:
             content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
         except (FileNotFoundError, NotADirectoryError):
-            raise DataError(
-                f"{path}: no cohort here; make it: python -m data_prep.build_shards data=<your cohort>"
-            ) from None
+            raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
         except (OSError, ValueError, RecursionError) as error:
             check_readable(path, error)
             raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
@@ -256,7 +254,7 @@ def _read_private(path: Path) -> dict[str, Any]:
         check_readable(path, error)
         raise DataError(
             f"{path}: cannot be read ({error}); a pseudonymous cohort keeps the paths of its volumes there: put the "
-            "file back, or start data_prep.build_shards again with the same data.prepare.key_file"
+            "file back, or start `vesselgan build-shards` again with the same data.prepare.key_file"
         ) from error
 
 

@@ -77,6 +77,6 @@ def _copy_shard(folder: Path, target: Path, shard: ShardInfo) -> None:
     if digest.hexdigest() != shard.sha256:
         raise DataError(
             f"{folder / shard.file}: its bytes changed (sha256 differs from the manifest's); make the shards again: "
-            "python -m data_prep.build_shards data.prepare.repair=true"
+            "`vesselgan build-shards data.prepare.repair=true`"
         )
     os.replace(partial, target / shard.file)

@@ -78,8 +78,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{folder}: no shards here ({MANIFEST} is missing); make them: python -m data_prep.build_shards, "
-            "or launch/generate.py for synthetic ones"
+            f"{folder}: no shards here ({MANIFEST} is missing); make them: `vesselgan build-shards`, "
+            "or `vesselgan generate` for synthetic ones"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         check_readable(path, error)

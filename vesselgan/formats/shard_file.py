@@ -309,7 +309,7 @@ def remedy(origin: str) -> str:
     """What to do about a damaged shard."""
     if origin == "synthetic":
         return "remove its folder and generate the patches again"
-    return "rebuild it: python -m data_prep.build_shards with data.prepare.repair=true"
+    return "rebuild it: `vesselgan build-shards data.prepare.repair=true`"
 
 
 def _first_line(error: Exception) -> str:

@@ -80,7 +80,8 @@ def read_label(
     values = _distinct(raw)
     if label_values is not None:
         is_vessel = np.isin(raw, np.asarray(label_values, dtype=raw.dtype))
-        notes = (*notes, f"label values {_format_values(values)}: {_format_values(label_values)} taken as vessel")
+        if set(values) - {0, *label_values}:
+            notes = (*notes, f"label values {_format_values(values)}: {_format_values(label_values)} taken as vessel")
     elif label_binarize_threshold is not None:
         is_vessel = raw >= label_binarize_threshold
         notes = (*notes, f"label values {_format_values(values)}: vessel from {label_binarize_threshold:g} on")

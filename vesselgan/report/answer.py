@@ -8,9 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from vesselgan.core.console import counted
 from vesselgan.metrics.statistics import MIN_PATIENTS
 from vesselgan.privacy.attacks.copies import OPEN
-from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, counted, mean_sd
+from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
 from vesselgan.report.runs import Run
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
@@ -25,7 +26,7 @@ EQUAL = 0.005
 """Differences of Dice below it are none at the two digits of a sentence."""
 NOTHING = (
     "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known "
-    "(launch/study.py, or launch/segment.py and launch/evaluate.py)."
+    "(`vesselgan study`, or `vesselgan segment` and `vesselgan evaluate`)."
 )
 PATCHES = "One of either kind, chosen by seed: maximum intensity projection, and the surface of the vessel label."
 
@@ -101,8 +102,8 @@ def in_words(comparison: Row) -> tuple[str, str]:
     text = f"{_subject(best, len(sources[best['kind']]))} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
     against = "" if threshold is None else f"{_than(value, threshold)} the best single threshold ({threshold:.2f})"
     if real is not None:
-        share = f"{value / real:.2f} of one" if real else "where one"
-        beside = f"{share} trained on real patches {'' if real else 'reaches '}({real:.2f})"
+        share = f"{value / real:.0%} of what" if real else "where"
+        beside = f"{share} real patches give ({real:.2f})"
         text += f": {beside}, and {against}." if against else f": {beside}. No threshold was scored beside it."
     elif against:
         text += f", {against}. No U-Net was trained on real patches, so what synthetic ones cost is not known."
@@ -167,8 +168,8 @@ def _warnings(comparison: Row) -> list[str]:
     texts = []
     if number < MIN_PATIENTS:
         texts.append(
-            f"{counted(number, 'volume')} of {cohort} cannot tell such differences from chance; intervals and tests "
-            f"need {MIN_PATIENTS}."
+            f"{counted(number, 'volume')} of cohort {cohort} cannot tell such differences from chance; intervals "
+            f"and tests need {MIN_PATIENTS}."
         )
     texts += [f"{title}: {counted(n, 'empty prediction')}." for title, n in empty_predictions(comparison).items()]
     if labels := empty_labels(comparison):
@@ -207,8 +208,8 @@ def _table(comparison: Row) -> list[Block]:
     sd = " and SD" if number >= MIN_FOR_SPREAD else ""
     frame = pd.DataFrame(rows, index=titles, columns=heads, dtype=object)
     caption = (
-        f"mean{sd} over {counted(number, 'volume')} of {cohort}. Dice: overlap with the label, 1 is perfect. bAVD: "
-        "balanced average Hausdorff distance to it, 0 is perfect."
+        f"mean{sd} over {counted(number, 'volume')} of cohort {cohort}. Dice: overlap with the label, 1 is perfect. "
+        "bAVD: balanced average Hausdorff distance to it, 0 is perfect."
     )
     notes = [Text(note, style="note") for note in bavd_notes(comparison)]
     return [Table(frame, "Segmentation of whole volumes:", caption, style="head"), *notes]

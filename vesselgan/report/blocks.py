@@ -133,11 +133,6 @@ def file_name(text: str) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
 
 
-def counted(number: int, noun: str, plural: str = "") -> str:
-    """`1 subject`, `2 subjects`; `plural` if it is not the noun with an s."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def mean_sd(mean: float, sd: float | None, digits: int = 3, *, n: int = MIN_FOR_SPREAD) -> str:
     """`0.912 (0.010)`; of fewer than MIN_FOR_SPREAD values (`n`) the mean alone."""
     text = f"{mean:.{digits}f}"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.volumes import read_mask
 from vesselgan.report import figures
-from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, Text, counted, file_name, not_run
+from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, Text, file_name, not_run
 from vesselgan.viz import pictures
 
 SIDE = 320

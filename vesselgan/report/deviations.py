@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vesselgan.config import compose
+from vesselgan.config.checks import unread
 from vesselgan.core.errors import UsageError
 from vesselgan.report import paper
 from vesselgan.report.blocks import Block, Files, Section, Table, Text, csv_text, numbers_csv, text_frame
@@ -66,22 +67,29 @@ POINTS = (
 def changed_settings(run: Run) -> list[tuple[str, Any, Any]] | None:
     """Returns (setting, its value in configs/ with the run's variant, the run's) where they differ.
 
-    For the paper's variants those are the paper's values. None for a variant that configs/ has not.
+    For the paper's variants those are the paper's values; of others, what they do not read is left out. None for a
+    variant that configs/ has not.
     """
     if not re.fullmatch(r"\w+", run.variant or ""):
         return None
     try:
-        defaults = compose.flat(compose.compose("train_gan", [f"variant={run.variant}"]))
+        config = compose.compose("train_gan", [f"variant={run.variant}"])
     except UsageError:
         return None
     changed = []
-    for key, value in defaults.items():
+    for key, value in compose.flat(config).items():
         is_science = key.split(".")[0] in GROUPS and not compose.is_free_to_change(key)
         if not is_science or any(key.startswith(name) for name in NOT_SCIENCE) or not _has(run, key):
             continue
+        if not _is_papers(run) and unread(config, key) is not None:
+            continue  # a flow has no critic to differ in
         if (run_value := run.setting(key)) != value:
             changed.append((key, value, run_value))
     return changed
+
+
+def _is_papers(run: Run) -> bool:
+    return bool(PAPER_VARIANTS.get(run.variant or ""))
 
 
 def _has(run: Run, key: str) -> bool:
@@ -91,7 +99,6 @@ def _has(run: Run, key: str) -> bool:
 
 
 def section(runs: Sequence[Run]) -> Section:
-    columns = ("setting", "paper", "this run")
     blocks: list[Block] = []
     csv_rows = []
     for run in runs:
@@ -100,9 +107,10 @@ def section(runs: Sequence[Run]) -> Section:
         csv_rows += [[run.title, *row] for row in rows]
         cohort = str(run.setting("data.name") or "unknown")
         where = f"trained on cohort {cohort}{', not on PEGASUS' * (cohort != 'pegasus')}{_patch_shape(run)}."
-        is_papers = changed is not None and bool(PAPER_VARIANTS.get(run.variant or ""))
+        is_papers = changed is not None and _is_papers(run)
         where += "" if is_papers else " The paper has no such variant."
         if rows:
+            columns = ("setting", "paper" if is_papers else "default", "this run")
             caption = f"{where} Settings with other values:"
             blocks.append(Table(text_frame(rows, columns), f"{run.title}:", caption, style="plain"))
         else:
@@ -111,7 +119,7 @@ def section(runs: Sequence[Run]) -> Section:
     points = text_frame([[p.name, p.text, p.code, _with_setting(p, runs)] for p in POINTS], COLUMNS)
     blocks.append(Table(points, "What the paper leaves open,", "for all runs.", style="plain prose"))
     files: Files = {
-        "deviations.csv": numbers_csv(csv_rows, ("run", *columns)),
+        "deviations.csv": numbers_csv(csv_rows, ("run", "setting", "default", "this run")),
         "open-points.csv": csv_text(points),
     }
     return Section("What differs from the paper", blocks, files)

@@ -33,7 +33,9 @@ def section(comparisons: Sequence[dict[str, Any]], folder: Path | None) -> Secti
         rows = [row for row in comparison["rows"] if row["kind"] in kinds and row["scores"]]
         maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
         blocks += [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
-    return Section("Where the U-Nets err", blocks or [not_run("no error maps were written (error_maps=DIR)")], files)
+    return Section(
+        "Where the U-Nets err", blocks or [not_run("error maps (`vesselgan evaluate error_maps=DIR`)")], files
+    )
 
 
 def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:

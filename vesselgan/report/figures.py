@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.formats.shards import ShardSet
-from vesselgan.report.blocks import counted
 from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # of the choice of patches; fixed before any patch was looked at
@@ -38,9 +38,19 @@ class Sample:
         )
 
     @property
+    def z(self) -> int:
+        """The axial slice with most vessel; the middle one of a patch without."""
+        area_Z = (self.label_XYZ > 0).sum(axis=(0, 1))
+        return int(area_Z.argmax()) if area_Z.any() else len(area_Z) // 2
+
+    @property
+    def vessel_fraction(self) -> float:
+        return float(np.mean(self.label_XYZ > 0))
+
+    @property
     def vessels(self) -> str:
-        share = 100.0 * float(np.mean(self.label_XYZ > 0))
-        return f"{share:.1f} % vessel in {counted(rendering.count_components(self.label_XYZ), 'component')}"
+        components = counted(rendering.count_components(self.label_XYZ), "component")
+        return f"{100.0 * self.vessel_fraction:.1f} % vessel in {components}"
 
 
 def choose(total: int, count: int, *, stream: int) -> list[int]:
@@ -90,15 +100,15 @@ def _size(shape_HW: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[int, 
 
 
 def axial(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
-    """The mid-axial slice."""
-    picture = pictures.grey(pictures.mid_slice(sample.image_XYZ), 0.0, white, gamma=GAMMA)
+    """The axial slice `sample.z`."""
+    picture = pictures.grey(pictures.axial_slice(sample.image_XYZ, sample.z), 0.0, white, gamma=GAMMA)
     return pictures.enlarge(picture, *_size(picture.shape, spacing_mm))
 
 
 def axial_label(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
-    """The mid-axial slice, darkened, with its label over it."""
+    """The axial slice `sample.z`, darkened, with its label over it."""
     picture = axial(sample, spacing_mm, white) // 2
-    mask = pictures.enlarge_mask(pictures.mid_slice(sample.label_XYZ), *picture.shape[:2])
+    mask = pictures.enlarge_mask(pictures.axial_slice(sample.label_XYZ, sample.z), *picture.shape[:2])
     return pictures.overlay(picture, mask, opacity=0.9)
 
 

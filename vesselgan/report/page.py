@@ -166,11 +166,7 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
 
 
 def _page(config: Report, results: Results, head: Answer, sections: Sequence[Section]) -> str:
-    aims = [aim for same, _ in _groups(results).values() for aim in tables.aims(tables.segmentation_scores(same))]
-    judged = [aim for aim in aims if aim.measured is not None]
-    passed = sum(aim.verdict == "pass" for aim in judged)
-    chips = [f"cohort {config.data.name}"] + ([f"{passed} of {len(judged)} aims reached"] if judged else [])
-    chips.append(f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC")
+    chips = [f"cohort {config.data.name}", f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"]
     cohort_names = {result["cohort"] for result in results if isinstance(result.get("cohort"), str)}
     cohort_names |= {cohort for comparison in table_3.comparisons(results) for cohort in comparison["cohorts"]}
     values = {

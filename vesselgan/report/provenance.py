@@ -10,8 +10,9 @@ from typing import Any
 
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import Report
+from vesselgan.core.console import counted
 from vesselgan.core.version import __version__
-from vesselgan.report.blocks import Section, Table, counted, text_frame
+from vesselgan.report.blocks import Section, Table, text_frame
 from vesselgan.report.runs import Run
 
 KEYS = ("time", "vesselgan", "python", "packages", "hardware")

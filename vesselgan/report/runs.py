@@ -69,7 +69,7 @@ def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"runs: {folder} does not exist; name run directories of launch/train_gan.py")
+        raise UsageError(f"runs: {folder} does not exist; name the run directories of GANs")
     run = RunDir(folder)
     settings, settings_hash = run.settings()
     metrics = run.metrics()

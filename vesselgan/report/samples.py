@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import nearest_neighbours
@@ -21,7 +22,6 @@ from vesselgan.report.blocks import (
     Picture,
     Section,
     Text,
-    counted,
     file_name,
     not_run,
     numbers_csv,
@@ -108,7 +108,7 @@ def section(
     """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the memorisation audits."""
     missing = [run.title for run in runs if run.folder not in galleries]
     blocks: list[Block] = [
-        not_run(f"{title} has no synthetic shards (launch/generate.py run=DIR)") for title in missing
+        not_run(f"{title} has no synthetic shards (`vesselgan generate run=DIR`)") for title in missing
     ]
     files: Files = {}
     if not runs:
@@ -157,10 +157,11 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
     distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
     return [
         Figure(
-            f"{name}, mid-axial slices",
+            f"{name}, axial slices",
             slices,
-            f"Image above, vessel label below (synthetic labels: threshold {distinct}); one grey scale for all. "
-            f"{figures.CHOICE}",
+            "The slice with most vessel: image above, vessel label below (synthetic labels: threshold "
+            f"{distinct}); one grey scale for all. "
+            f"{figures.CHOICE}{_exceptions(galleries)}",
             how_to_read="every bright vessel should have a label and every label lie on a vessel, in synthetic as in "
             "real patches.",
         ),
@@ -173,6 +174,12 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
             "that touch no face are artefacts.",
         ),
     ]
+
+
+def _exceptions(galleries: Sequence[Gallery]) -> str:
+    """A sentence on each gallery that shows patches with less vessel than figures.CHOICE says."""
+    short = [g for g in galleries if any(s.vessel_fraction < figures.MIN_VESSEL_FRACTION for s in g.samples)]
+    return "".join(f" Too few of the patches tried of {g.title} have as much." for g in short)
 
 
 def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -193,7 +200,7 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
 
 def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
     verdicts = [Text(reason, f"Memorisation gate: {verdict}.") for verdict, reason in audits_of(synthetic, results)]
-    return verdicts or [not_run("no result of evaluate=memorisation for these patches")]
+    return verdicts or [not_run("the memorisation gate of these patches (`vesselgan evaluate evaluate=memorisation`)")]
 
 
 def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:
@@ -229,7 +236,7 @@ def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -
     pairs = Figure(
         "Each synthetic sample (left) beside its nearest training patch (right)",
         panels,
-        "Mid-axial slice above, maximum intensity projection below. Nearest of "
+        "The axial slice with most vessel above, maximum intensity projection below. Nearest of "
         f"{counted(len(training), 'training patch', 'training patches')} by the L2 distance per voxel between "
         "standardised images: 0 for a copy, 1.41 for unrelated images.",
         how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "

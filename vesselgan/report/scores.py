@@ -1,25 +1,23 @@
-"""The segmentation section: the table, the aims, a dot plot of every test subject."""
+"""The segmentation section: the table, a dot plot of every test subject."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vesselgan.core.console import counted
 from vesselgan.report import tables
 from vesselgan.report.blocks import (
     MIN_FOR_SPREAD,
     Block,
     Figure,
-    Heading,
     Panel,
     Section,
     Table,
     Text,
-    counted,
     csv_text,
     file_name,
     markdown,
     not_run,
     not_run_rows,
-    text_frame,
 )
 from vesselgan.report.tables import Scores
 from vesselgan.viz import plots
@@ -66,7 +64,7 @@ def section(
         ]
         if not has_subjects:
             blocks.append(Table(scores.by_subject(), caption="The same by subject:"))
-        blocks += [Heading("Aims"), *_aims(tables.aims(scores)), *_dots(scores)]
+        blocks += _dots(scores)
     stem = "segmentation" if is_only else "-".join(["segmentation", file_name(cohort), file_name(split)])
     title = "Segmentation of held-out volumes" + ("" if is_only else f", {cohort}")
     return Section(
@@ -90,16 +88,6 @@ def notes_of(same: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -
 
 def _title(result: dict[str, Any]) -> str:
     return str(result.get("title") or result["name"])
-
-
-def _aims(aims: list[tables.Aim]) -> list[Block]:
-    """A table of those that can be judged, and a line for the others."""
-    judged = [aim for aim in aims if aim.measured is not None]
-    rows = [[aim.text, tables.format_measured(aim), f"at least {aim.target:.2f}", aim.verdict] for aim in judged]
-    frame = text_frame(rows, ("aim", "measured", "target", ""))
-    caption = "Set before the run, judged on mean Dice."
-    table = [Table(frame, caption=caption, style="plain")] if rows else []
-    return [*table, *not_run_rows(aim.text for aim in aims if aim.measured is None)]
 
 
 def _dots(scores: Scores) -> list[Figure]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
@@ -21,7 +22,6 @@ from vesselgan.report.blocks import (
     Section,
     Table,
     Text,
-    counted,
     markdown,
     mean_sd,
     not_run,
@@ -225,7 +225,7 @@ def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
             blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
             blocks += map(_note, _label_notes(result))
     if not scored:
-        blocks.append(not_run("no result of evaluate=image"))
+        blocks.append(not_run("FID, PRD and MS-SSIM (`vesselgan evaluate evaluate=image`)"))
     files: dict[str, str | bytes] = {
         "table-1.md": markdown(blocks),
         "table-1.csv": numbers_csv(csv_rows(scored), CSV_COLUMNS),

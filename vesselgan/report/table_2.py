@@ -28,7 +28,7 @@ def rows(runs: Sequence[Run]) -> list[list[str]]:
 
 def _run_row(run: Run) -> list[str]:
     if run.finished is None:
-        return [run.title, *["not finished"] * (len(COLUMNS) - 1)]
+        return [f"{run.title}\nnot finished", *["-"] * (len(COLUMNS) - 1)]
     record = run.finished
     parameters = record.get("parameters")
     parameters = list(parameters.values()) if isinstance(parameters, dict) else []

@@ -56,6 +56,8 @@ FURTHER = {
     "false_positive_inside_mm3": "false inside mask (mm3)",
     "false_positive_outside_mm3": "false outside mask (mm3)",
 }
+DIGITS = {"component_error": 1, "false_positive_inside_mm3": 0, "false_positive_outside_mm3": 0}
+"""Of the scores that are no fractions of one."""
 CSV_COLUMNS = ("source", "cohort", "region", "metric", "statistic", "patient", "number")
 
 
@@ -143,9 +145,9 @@ def _format(summary: dict[str, Any], metric: str, real: float | None, row: dict[
     return "\n".join(lines)
 
 
-def _mean_and_median(summary: dict[str, Any]) -> list[str]:
-    median = [f"median {summary['median']:.3f}"] if summary["n"] >= MIN_FOR_SPREAD else []
-    return [mean_sd(summary["mean"], summary["sd"], n=summary["n"]), *median]
+def _mean_and_median(summary: dict[str, Any], digits: int = 3) -> list[str]:
+    median = [f"median {summary['median']:.{digits}f}"] if summary["n"] >= MIN_FOR_SPREAD else []
+    return [mean_sd(summary["mean"], summary["sd"], digits, n=summary["n"]), *median]
 
 
 def _format_paper(row: dict[str, Any], region: str, metric: str, number: int) -> str:
@@ -229,7 +231,8 @@ def _further_table(comparison: dict[str, Any], cohort: str, region: str) -> Tabl
     rows = []
     for metric in _further_metrics(comparison, region):
         summaries = [_summary(row, cohort, region, metric) for row in sources]
-        texts = [NOT_RUN if s is None else "\n".join(_mean_and_median(s)) for s in summaries]
+        digits = DIGITS.get(metric, 3)
+        texts = [NOT_RUN if s is None else "\n".join(_mean_and_median(s, digits)) for s in summaries]
         rows.append([FURTHER[metric], *texts])
     frame = text_frame(rows, ["score", *(row["name"] for row in sources)])
     return Table(frame, f"{cohort}, {REGIONS[region].lower()}")

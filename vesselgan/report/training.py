@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.run_dir import ARCHITECTURE
 from vesselgan.report import table_2
@@ -17,7 +18,6 @@ from vesselgan.report.blocks import (
     Panel,
     Section,
     Text,
-    counted,
     csv_text,
     markdown,
     not_run,
@@ -52,7 +52,7 @@ def section(runs: Sequence[Run]) -> Section:
         if networks in titles and run.architecture:
             blocks.append(Text(f"The networks are those of {titles[networks]}."))
         else:
-            blocks.append(_networks(run))
+            blocks += _networks(run)
         titles.setdefault(networks, run.title)
         if run.architecture:
             files[f"figure-2-{len(titles)}.csv"] = _layers_csv(run.architecture)
@@ -86,20 +86,22 @@ def _losses(run: Run) -> Block:
     )
 
 
-def _networks(run: Run) -> Block:
+def _networks(run: Run) -> list[Block]:
     if not run.architecture:
-        return not_run("figure 2: the run directory does not describe its networks")
+        is_gan = "loss/critic" in run.scalars  # figure 2 shows a generator and a critic
+        return [not_run("figure 2: the run directory does not describe its networks")] if is_gan else []
     try:
         diagrams = [_diagram(name, network) for name, network in run.architecture.items()]
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"{run.folder / ARCHITECTURE}: not readable ({error!r}); remove it") from error
-    return Figure(
+    figure = Figure(
         "Figure 2, the networks",
         [Panel([diagram], grid="diagram") for diagram in diagrams],
         "Each box is a layer's output, with its channels and voxels above and its operations below. Height: voxels "
         "along X; shade: channels.",
         grid="one",
     )
+    return [figure]
 
 
 def layers_of(network: dict[str, Any]) -> list[dict[str, Any]]:

@@ -70,7 +70,7 @@ class SkipLimit:
     def _message(self, name: str, engine: CountingEngine, step: int) -> str:
         problem, advice = f"the {engine.skips.reason} was not finite", "lower learning rates, or precision fp32"
         if engine.skips.reason == "loss":
-            advice = "`python -m data_prep.check` finds bad volumes; else " + advice
+            advice = "`vesselgan check` finds bad volumes; else " + advice
         elif engine.scaler is not None:
             problem = f"the gradient overflowed half at the smallest loss scale, {engine.loss_scale:g}"
             advice = "precision bf16, which has float32's range (--deepspeed_config ds_bf16.json)"

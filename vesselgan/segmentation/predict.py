@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vesselgan.config.schema import Segment, TrainUnet
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.core.names import check_id, check_inside
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
@@ -55,7 +55,7 @@ class Settings:
     spacing_mm: list[float] | None
     """Of the volumes that it learned from; null if unknown, as the next."""
     is_preprocessed: bool | None
-    """Whether data_prep.preprocess made them."""
+    """Whether `vesselgan preprocess` made them."""
     scaling: str
     percentiles: list[float]
     threshold: float
@@ -93,9 +93,8 @@ def segment(config: Segment) -> Predictions:
         unet = load_unet(weights, trained, config.run).to(world.device)
         volumes = distributed.run_on_rank0(world, lambda: out.open(recorded))
         ranks = f", on {world.size} ranks" if world.size > 1 else ""
-        log.info(
-            f"segmenting {len(inputs)} volumes with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}"
-        )
+        count = counted(len(inputs), "volume")
+        log.info(f"segmenting {count} with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}")
         for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
             image, head = inputs[subject], f"[{number}/{len(inputs)}] {subject}"
             if out.is_up_to_date(subject, volumes.get(subject), image, probability=settings.probability):
@@ -214,7 +213,7 @@ def check_preprocessing(of_training: bool | None, images: Collection[Path]) -> N
 def _preprocessing_mismatch(*, is_trained_on_preprocessed: bool) -> str:
     if is_trained_on_preprocessed:
         return (
-            "not preprocessed by data_prep.preprocess (no image.json beside image.nii.gz), the U-Net learned from "
+            "not preprocessed by `vesselgan preprocess` (no image.json beside image.nii.gz), the U-Net learned from "
             "volumes that were"
         )
     return "preprocessed, the U-Net learned from raw volumes"

@@ -26,7 +26,7 @@ from vesselgan.trainer.session import Session, run_in_session
 
 BETAS = [0.9, 0.999]
 """Adam's default, as Hilbert 2020."""
-PROGRAM = "deepspeed launch/train_unet.py"
+PROGRAM = "vesselgan train-unet"
 NETWORK = "unet"
 
 
@@ -53,7 +53,7 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
         if config.synthetic is None:
             raise UsageError(
                 f"data.source={config.data.source} needs synthetic=DIR, a folder of generated shards "
-                "(launch/generate.py writes them to RUN/synthetic)"
+                "(`vesselgan generate` writes them to RUN/synthetic)"
             )
         sets.append(_shards_of_origin(Path(config.synthetic), "synthetic"))
     validation = _shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "validation"), "real")
@@ -77,7 +77,8 @@ def _check_labels(shards: ShardSet, threshold: float | None) -> None:
     remedy = "make the shards again from a cohort with vessel labels"
     if shards.origin == "synthetic":
         cut = shards.label_threshold if threshold is None else threshold
-        remedy = f"the label threshold is {cut}: choose another with launch/evaluate.py evaluate=label_threshold"
+        find = f"vesselgan evaluate evaluate=label_threshold name=NAME labels.synthetic={shards.folder} out=FILE"
+        remedy = f"the label threshold is {cut}: `{find}` finds one for data.label_threshold"
     raise DataError(f"{shards.folder}: no patch has vessel and background, so a U-Net learns nothing; {remedy}")
 
 

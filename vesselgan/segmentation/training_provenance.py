@@ -10,7 +10,7 @@ from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_mani
 
 
 def is_preprocessed(image: Path) -> bool:
-    """Whether data_prep.preprocess wrote the image: its provenance lies beside it."""
+    """Whether `vesselgan preprocess` wrote the image: its provenance lies beside it."""
     return image.name == "image.nii.gz" and image.with_name("image.json").is_file()
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import path_in
 from vesselgan.formats.run_dir import RunDir
@@ -56,7 +56,7 @@ def generate(config: Generate) -> ShardSet:
         trained.network.to(device)
         origin = f"{trained.run}, {trained.checkpoint}, seed {config.seed}"
         shape = "x".join(map(str, trained.patch_shape))
-        log.info(f"generating {config.num_patches} patches of {shape} from {origin}, on {device}")
+        log.info(f"generating {counted(config.num_patches, 'patch', 'patches')} of {shape} from {origin}, on {device}")
         _write_shards(out, trained, config, settings)
     shards = ShardSet(out)
     log_comparison(shards, RunDir(config.run))
@@ -119,7 +119,9 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
         extra=settings | {"trained_on": RunDir(config.run).trained_on()},
     )
     seconds = time.perf_counter() - started
-    log.info(f"{out}: {config.num_patches} patches in {len(shards)} shards, {seconds:.1f} s")
+    log.info(
+        f"{out}: {counted(config.num_patches, 'patch', 'patches')} in {counted(len(shards), 'shard')}, {seconds:.1f} s"
+    )
 
 
 def canonical_affine(patch_shape: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
@@ -159,4 +161,4 @@ def _write_nifti(shards: ShardSet) -> None:
             if not path.is_file():
                 write_volume(path, array, affine)
     shards.close()
-    log.info(f"{out}: {len(shards)} pairs of image and label")
+    log.info(f"{out}: {counted(len(shards), 'pair')} of image and label")

@@ -113,7 +113,7 @@ def check_precisions() -> list[HealthCheck]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checks = []
     for name in ("fp16", "bf16"):
-        notice = emulation_notice(name, device, program="deepspeed launch/train_gan.py", key="variant.precision")
+        notice = emulation_notice(name, device, program="vesselgan train-gan", key="variant.precision")
         checks.append(HealthCheck(name, OK, "trains") if notice is None else HealthCheck(name, NOTE, notice))
     return checks
 

@@ -3,14 +3,16 @@
 from vesselgan.report import paper
 
 CARDS = {  # 10^12 dense operations per second by the makers' data sheets: half with float32 sums, float32 without TF32
+    "T4": (65.0, 8.1),
     "V100": (125.0, 15.7),
     "A100": (312.0, 19.5),
     "H100": (989.0, 67.0),
+    "L4": (121.0, 30.3),
     "L40S": (362.0, 91.6),
     "RTX 3090": (71.0, 35.6),
     "RTX 4090": (165.0, 82.6),
 }
-NO_BF16 = ("V100",)
+NO_BF16 = ("T4", "V100")
 WIDE = 1024
 SHARES = {False: 0.08, True: 0.115}
 """Of the data sheet's rate that a full-size step reaches, by whether the network has WIDE channels. Measured on an
@@ -19,7 +21,7 @@ rate.
 """
 NOTE = """hours of the whole run on one GPU, estimated: a step reaches {shares} of the card's data sheet rate, as it
 does on an H100 in fp16; other cards and fp32 were not measured. To measure yours, there:
-python launch/benchmark.py target=machine machine_file=configs/machine/NAME.yaml, then plan with machine=NAME"""
+vesselgan benchmark target=machine machine_file=configs/machine/NAME.yaml, then plan with machine=NAME"""
 
 
 def share_of_peak(width: int) -> float:

@@ -70,7 +70,9 @@ def plan(command: Command) -> None:
     print(_table([tuple(COLUMNS.split("|")), *(row for plan in plans for row in _rows(plan))]))
     machine = config.machine
     if machine.device == config.device:
-        print(f"\nby the rates of {machine.description} ({machine.device}); yours: launch/benchmark.py target=machine")
+        print(
+            f"\nby the rates of {machine.description} ({machine.device}); yours: `vesselgan benchmark target=machine`"
+        )
         print(_table([tuple(TIME_COLUMNS.split("|")), *(row for plan in plans for row in _time_rows(plan))]))
     if config.device == "cuda":
         shares = " or ".join(dict.fromkeys(f"{gpu_hours.share_of_peak(plan['width']):g}" for plan in plans))

@@ -1,6 +1,7 @@
 """A session: one start of a training command, from the check of its settings to the end of its run or to a stop."""
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,8 @@ def run_in_session(
     runtime = command.config.runtime
     if ranks_from_environment(os.environ)[0] == 0:
         remove_requeue(run_dir)
-    program = " ".join([program, *(word for word in command.overrides if not word.startswith(f"{key}="))])
+    words = [word for word in command.overrides if not word.startswith(f"{key}=")]
+    program = f"{program} {shlex.join(words)}".strip()
     name, raw = deepspeed.read(command.deepspeed_config, precision)
     deepspeed_json = deepspeed.complete(name, raw, precision, command=program, key=key)
     world = distributed.start(runtime.device, timeout_minutes=runtime.rank_timeout_minutes)

@@ -16,8 +16,13 @@ PANEL: Colour = (13, 16, 23)  # near black, so that a picture keeps its contrast
 LABEL: Colour = (255, 92, 72)
 
 
+def axial_slice(volume_XYZ: np.ndarray, z: int) -> np.ndarray:
+    """The slice `z` as a picture HxW, upright (see the module's orientation)."""
+    return np.rot90(volume_XYZ[:, :, z])
+
+
 def mid_slice(volume_XYZ: np.ndarray, axis: int = 2) -> np.ndarray:
-    """The middle slice across `axis` as a picture HxW, upright (see the module's orientation)."""
+    """The middle slice across `axis` as a picture HxW, upright."""
     return np.rot90(np.take(volume_XYZ, volume_XYZ.shape[axis] // 2, axis=axis))
 
 

@@ -54,6 +54,7 @@ def test_every_part_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "measures": "passed",
     }
     page = (tmp_path / "index.html").read_text()
+    assert "3 of 4 parts failed: wrong, raises, dies; 1 passed, 0 were not run." in page
     assert "no such kernel" in page and "step.wall_ms" in page and "<here>" not in page
 
 

@@ -82,7 +82,7 @@ def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -
     assert [name for name, row in rows.items() if row["privacy"]] == ["dpgan"]  # not where real patches came beside
     page, tables = ((whole / "report" / name).read_text() for name in ("index.html", "study-whole.md"))
     assert "Table A.1" in page and "No epsilon covers" in page
-    assert all(f"{figure}, mid-axial slices" in page for figure in ("Figure 4", "Figure B.1"))
+    assert all(f"{figure}, axial slices" in page for figure in ("Figure 4", "Figure B.1"))
     assert "Figure 5, PRD curves" in page and "samples of GANs: no run has any" not in page
     private = [line for line in tables.splitlines() if line.startswith("| U-Net on dpgan; ")]
     assert private and all(f"epsilon {spent['epsilon']:.3g} per patch at delta 1e-05" in line for line in private)

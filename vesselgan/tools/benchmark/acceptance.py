@@ -126,10 +126,20 @@ def page(report: dict[str, Any]) -> str:
         groups.setdefault(part["group"], []).append(part | {"rows": _rows_of(part)})
     values = {
         "title": f"Acceptance on {report['device']}",
+        "answer": _in_words(report["parts"]),
+        "when": report["time"].replace("T", " ").replace("+00:00", " UTC"),
         "groups": groups,
         "versions": ", ".join(f"{name} {version}" for name, version in report["packages"].items()),
     }
     return render("vesselgan.tools.benchmark", "acceptance.html", report | values)
+
+
+def _in_words(parts: list[dict[str, Any]]) -> str:
+    """How many parts passed, failed and were not run, the failed ones by name."""
+    by_status = {status: [p["name"] for p in parts if p["status"] == status] for status in ("failed", "not run")}
+    failed, rest = by_status["failed"], len(by_status["not run"])
+    verdict = f"{len(failed)} of {len(parts)} parts failed: {', '.join(failed)}" if failed else "No part failed"
+    return f"{verdict}; {len(parts) - len(failed) - rest} passed, {rest} {'was' if rest == 1 else 'were'} not run."
 
 
 def _rows_of(part: dict[str, Any]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from vesselgan.tools.benchmark.loader import PERCENTILES, SPACING_MM, shape_of
 
 def run(config: Benchmark) -> dict[str, Any]:
     """Seconds of one phantom volume through the paper's U-Net, untrained, with `batch_size` windows at a time and with
-    one, and their ratio; windows overlap as in launch/segment.py."""
+    one, and their ratio; windows overlap as in `vesselgan segment`."""
     torch.set_num_threads(config.threads)
     device = distributed.choose_device(config.runtime.device, 0)
     settings = compose("segment", ["run=none", "out=none"])
