@@ -14,7 +14,7 @@ def drawn(shift: float, *, members: int = 20, others: int = 12, patches: int = 1
     rng = np.random.default_rng(seed)
     is_member = np.repeat(np.arange(members + others) < members, patches)
     patients = np.repeat([f"p{i}" for i in range(members + others)], patches)
-    of_patient = np.repeat(0.5 * rng.normal(size=members + others), patches)
+    of_patient = np.repeat(0.2 * rng.normal(size=members + others), patches)
     return rng.normal(size=len(patients)) + of_patient + shift * is_member, is_member, patients.tolist()
 
 
@@ -56,6 +56,18 @@ def test_p_is_uniform_where_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert alarms == pytest.approx(0.05, abs=0.062)  # four standard errors of 200
     inside = np.mean([one.patch.auc.interval[0] <= 0.5 <= one.patch.auc.interval[1] for one in found])
     assert inside > 0.85
+
+
+def test_few_patches_of_members_are_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership, "NUM_PERMUTATIONS", 199)
+    monkeypatch.setattr(membership, "NUM_DRAWS", 2)
+    monkeypatch.setattr(membership, "NUM_DRAWS_TPR", 2)
+    alarms = []
+    for seed in range(200):
+        score, is_member, patients = drawn(0.0, members=12, patches=60, seed=seed)
+        kept = ~is_member | (np.arange(len(score)) % 60 < 3)
+        alarms.append(attack(score[kept], is_member[kept], np.array(patients)[kept], seed=seed).p <= 0.05)
+    assert np.mean(alarms) == pytest.approx(0.05, abs=0.062)  # four standard errors of 200
 
 
 def test_five_patients_prove_nothing() -> None:

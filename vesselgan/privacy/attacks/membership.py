@@ -1,8 +1,8 @@
 """Whether scores tell members from others: AUC and TPR at 1 % FPR, of patches and of patients, with the controls.
 
-Everything is drawn over patients: their patches are alike. p is of the permutation of patients' membership, exact where
-the split was random. The control is the same attack between two random halves of the members, and of the others, where
-there is nothing to find.
+Everything is drawn over patients: their patches are alike. p is of the permutation of patients' membership, where the
+split was random; for it patients show equally many patches, since few patches scatter more than many. The control is
+the same attack between two random halves of the members, and of the others, where there is nothing to find.
 
 X patches, P patients, B draws
 """
@@ -98,7 +98,20 @@ def attack(score_X: np.ndarray, is_member_X: np.ndarray, patients_X: Sequence[st
     mean_P = np.bincount(owner_X, score_X) / counts_P
     patch = Scores(score_X, owner_X, is_member_P)
     patient = Scores(mean_P, np.arange(len(people)), is_member_P)
-    return Attack(patch.level(seed), patient.level(seed), patch.p_value(seed))
+    most = int(min(np.median(counts_P[is_member_P]), np.median(counts_P[~is_member_P])))
+    shown = _at_most(most, owner_X, seed)
+    return Attack(
+        patch.level(seed), patient.level(seed), Scores(score_X[shown], owner_X[shown], is_member_P).p_value(seed)
+    )
+
+
+def _at_most(most: int, owner_X: np.ndarray, seed: int) -> np.ndarray:
+    """Indices of at most so many patches of each patient, drawn from `seed`."""
+    drawn_X = np.random.default_rng((seed, 4)).permutation(len(owner_X))
+    drawn_X = drawn_X[np.argsort(owner_X[drawn_X], kind="stable")]
+    counts_P = np.bincount(owner_X)
+    place_X = np.arange(len(owner_X)) - np.repeat(np.cumsum(counts_P) - counts_P, counts_P)
+    return drawn_X[place_X < max(1, most)]
 
 
 class Scores:
