@@ -179,6 +179,22 @@ def test_five_patients_cannot_conclude(road: Path, write_set: Write):
     assert result["spaces"]["image"]["attacks"]["distance"]["patch"]["auc"]["interval"] is None
 
 
+def test_one_held_out_patient_cannot_conclude(road: Path, write_set: Write):
+    replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE[:1])
+    write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
+    assert run(road, RECORD)["verdict"] == "cannot conclude"
+
+
+def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write_set: Write):
+    made = write_synthetic(few_held_out, write_set, range(20_000, 20_050), make_patch)
+    names = [f"synthetic-{i}" for i in range(40)]
+    copied = few_held_out / "copied"
+    write_set(copied, range(40), names, origin="synthetic", kind="synthetic", make=replay)
+    result = run(few_held_out, RECORD, f"synthetic=[{made},{copied}]")
+    assert (result["verdict"], result["count"]["synthetic"]) == ("fail", 90)
+    assert result["inputs"]["synthetic shards"] == [content_hash(made), content_hash(copied)]
+
+
 def test_equal_labels_cannot_be_told(few_held_out: Path, write_set: Write):
     def make(seed: int) -> Patch:
         """One label for all."""
@@ -228,6 +244,8 @@ def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys:
     write_manifest(made, **facts, percentiles=(0.0, 99.99), extra={})
     with pytest.raises(UsageError, match="audit needs run=RUN"):
         run(road, "synthetic=[]")
+    with pytest.raises(UsageError, match="twice"):
+        run(road, f"synthetic=[{made},{made}]")
     with pytest.raises(UsageError, match="holds real patches"):
         run(road, f"synthetic=[{road}/phantom/shards/gan/train]")
     with pytest.raises(DataError, match="split test"):

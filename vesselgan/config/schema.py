@@ -172,7 +172,7 @@ class Audit:
     synthetic: list[str]
     """Folders of synthetic shards that are to leave together; empty: run/synthetic."""
     name: str | None
-    """What the result is called; null: the run's name."""
+    """What the result is called; null: the runs that the patches are of."""
     checkpoint: str | None = field(metadata=OF_RUN)
     """Of the network that is attacked; null: the newest complete one."""
     data: Data

@@ -92,10 +92,9 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) ->
     adjusted = evidence.adjusted()
     pointed_at = set.union(*(findings.pointed_at for findings in spaces.values()))
     names = ("synthetic", "training", "held_out", "training_people", "held_out_people", "verbatim")
-    runs = dict.fromkeys(str(shards.manifest.extra.get("run")) for shards in sets.synthetic_sets)
     return {
         "job": "audit",
-        "name": config.name or ", ".join(runs),
+        "name": config.name or ", ".join(sets.runs),
         "cohort": config.data.name,
         "split": config.reference,
         **asdict(found),
@@ -121,7 +120,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) ->
             "min_people": verdict.MIN_PEOPLE,
         },
         "training_overlap": sets.overlap,
-        "notes": [*sets.notes, *_notes(spaces)],
+        "notes": [*sets.notes, *_notes(config, sets, spaces)],
         "override_privacy_gate": config.override_privacy_gate,
         "synthetic": [{"count": len(shards), **shards.manifest.extra} for shards in sets.synthetic_sets],
         "inputs": _inputs(sets),
@@ -157,8 +156,9 @@ def _inputs(sets: AuditSets) -> dict[str, Any]:
     }
 
 
-def _notes(spaces: dict[str, SpaceFindings]) -> list[str]:
-    return [
+def _notes(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) -> list[str]:
+    is_other = config.run is not None and sets.runs != [RunDir(config.run).name]
+    return [f"the network is of {config.run}, the patches of {', '.join(sets.runs)}"] * is_other + [
         f"{space}: one held-out patient is nearer to the training patches than chance explains: `fail` may be a false "
         "alarm; look at the nearest pairs"
         for space, findings in spaces.items()

@@ -14,7 +14,7 @@ from vesselgan.evaluation.reference import (
     training_shards,
 )
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import ShardSet
+from vesselgan.formats.shards import ShardSet, content_hash
 
 Patch = tuple[ShardSet, int]
 
@@ -31,6 +31,11 @@ class AuditSets:
     overlap: str
     """What was compared to find that no patch is in both real sets."""
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> list[str]:
+        """The generators, as the synthetic sets name them."""
+        return list(dict.fromkeys(str(one.manifest.extra.get("run") or one.folder.name) for one in self.synthetic_sets))
 
     @property
     def training_patients(self) -> list[str]:
@@ -79,6 +84,8 @@ def patients(patches: Iterable[Patch]) -> list[str]:
 def _check_fit(synthetic_sets: Sequence[ShardSet], training: ShardSet, held_out: ShardSet) -> list[str]:
     """Raises UsageError or DataError if the sets do not fit; returns notes on what cannot be checked."""
     notes = []
+    if len({content_hash(synthetic.folder) for synthetic in synthetic_sets}) < len(synthetic_sets):
+        raise UsageError(f"synthetic=[{', '.join(str(one.folder) for one in synthetic_sets)}]: names a set twice")
     for synthetic in synthetic_sets:
         if synthetic.origin != "synthetic":
             raise UsageError(f"synthetic={synthetic.folder}: holds real patches; name a folder of launch/generate.py")

@@ -58,7 +58,7 @@ def test_what_is_found_fails(changed: Evidence, said: str) -> None:
         (replace(evidence(), held_out_people=5), "5 held-out patients"),
         (replace(evidence(), training_people=3, held_out_people=2), "3 training and 2 held-out patients"),
         (evidence(share_found=0.3), "of 100 planted ones 30 lie nearer"),
-        (evidence(held_out=50), "held-out patches, "),
+        (evidence(held_out=50), "517 held-out patches (125 patients"),
     ],
 )
 def test_what_cannot_be_told_does_not_pass(changed: Evidence, said: str) -> None:

@@ -117,7 +117,7 @@ def _power(evidence: Evidence) -> list[str]:
     ):
         return [f"{chance}: that takes at least {generated_needed(SHARE * weak.share_found)} synthetic patches"]
     people = math.ceil(needed / max(1, test.held_out) * evidence.held_out_people)
-    return [f"{chance}: that takes {needed} held-out patches, {people} patients with as many as these"]
+    return [f"{chance}: that takes {needed} held-out patches ({people} patients with as many), or more synthetic ones"]
 
 
 def _tried(evidence: Evidence) -> str:
