@@ -28,7 +28,7 @@ def make_patch(seed: int) -> Patch:
     """Noise with a random piece of vessel, no two alike."""
     rng = np.random.default_rng(seed)
     field = ndimage.gaussian_filter(rng.normal(size=SHAPE), 1)
-    label = (field >= np.quantile(field, 0.85)).astype(np.uint8)
+    label = (field >= np.quantile(field, 0.7)).astype(np.uint8)
     return np.clip(110 + 22 * rng.normal(size=SHAPE) + 40 * label, 0, 255).astype(np.float32), label
 
 

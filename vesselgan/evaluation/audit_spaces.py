@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from vesselgan.evaluation.audit_sets import AuditSets, Patch
 from vesselgan.metrics.centreline import centreline
-from vesselgan.metrics.oriented_distances import distances, on_grid
+from vesselgan.metrics.oriented_distances import distances, has_content, on_grid
 from vesselgan.privacy.attacks.copies import CopyTest, find_copies
 from vesselgan.privacy.attacks.membership import Attack, attack, distance_scores
 from vesselgan.privacy.attacks.neighbours import (
@@ -31,8 +31,8 @@ class SpaceDistances:
 
     distance_QR: np.ndarray
     """Rows: synthetic patches, held-out ones, planted copies. Columns: training patches, held-out ones."""
-    is_constant_Q: np.ndarray
-    """Patches of one value: nothing can be copied in them."""
+    has_content_Q: np.ndarray
+    """Nothing can be copied in the other patches."""
     n: int
     t: int
     m: int
@@ -63,7 +63,7 @@ def measure(space: str, sets: AuditSets, *, seed: int) -> SpaceDistances:
     n, t, m = len(sets.synthetic), len(sets.training), len(sets.held_out)
     rows = [on_grid(_arrays(space, sets.synthetic)), real_RXYZ[t:]]
     planted, start = {}, n + m
-    sources = np.flatnonzero(np.ptp(real_RXYZ[:t], axis=(1, 2, 3)) > 0)
+    sources = np.flatnonzero(has_content(real_RXYZ[:t]))
     for number, kind in enumerate(SPACES[space] if len(sources) else ()):
         rng = np.random.default_rng((seed, number))
         chosen = rng.choice(sources, NUM_PLANTED).tolist()
@@ -72,8 +72,7 @@ def measure(space: str, sets: AuditSets, *, seed: int) -> SpaceDistances:
         planted[kind] = slice(start, start + NUM_PLANTED)
         start += NUM_PLANTED
     query_QXYZ = np.concatenate(rows)
-    is_constant_Q = np.ptp(query_QXYZ, axis=(1, 2, 3)) == 0
-    return SpaceDistances(distances(query_QXYZ, real_RXYZ), is_constant_Q, n, t, m, planted)
+    return SpaceDistances(distances(query_QXYZ, real_RXYZ), has_content(query_QXYZ), n, t, m, planted)
 
 
 def find(measured: SpaceDistances, sets: AuditSets, *, seed: int, significance: float) -> SpaceFindings:
@@ -82,7 +81,7 @@ def find(measured: SpaceDistances, sets: AuditSets, *, seed: int, significance: 
     training_patients, held_out_patients = sets.training_patients, sets.held_out_patients
     owners = [*[None] * n, *held_out_patients, *[None] * (len(distance_QR) - n - m)]
     value_Q = nearest_ratio(distance_QR[:, :t], distance_QR[:, t:], left_out(held_out_patients, owners, seed=seed))
-    has_content_Q = ~measured.is_constant_Q
+    has_content_Q = measured.has_content_Q
     kept_M = np.flatnonzero(has_content_Q[n : n + m])
     copies = find_copies(
         value_Q[:n][has_content_Q[:n]],

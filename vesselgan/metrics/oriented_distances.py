@@ -2,15 +2,15 @@
 
 A patch becomes block means on a grid of at most MAX_SIDE per axis. The inner part of one patch is compared with windows
 of the other, both standardised to mean 0 and standard deviation 1: brightness and contrast do not count. The distance
-is the root mean square difference per voxel: 0 for equal patches, 1.41 for unrelated ones. A constant patch is 1.41
-from every patch: it shows nobody.
+is the root mean square difference per voxel: 0 for equal patches, 1.41 for unrelated ones. A patch without content,
+constant or but for a few cells, is 1.41 from every patch: it shows nobody.
 
 Q queries, R references, X Y Z voxels of the grid, S shifts, V voxels of the inner part, P parity components, F flips
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 
@@ -21,6 +21,8 @@ MAX_SIDE = 16
 """Cells per axis that patches are compared on."""
 MAX_SHIFT = 1
 """Cells along each axis, either way."""
+MIN_CELLS = 8
+"""That a patch's variance must be spread over (participation ratio): of a mask's one cell, every shift is a copy."""
 BLOCK_Q, BLOCK_R = 256, 8  # compared at once; their products stay in the processor's cache
 UNRELATED = math.sqrt(2)
 
@@ -46,21 +48,23 @@ def on_grid(patches: Iterable[np.ndarray]) -> np.ndarray:
 def distances(query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray) -> np.ndarray:
     """[Q, R], float32: the smallest distance in any mirroring, shift and, for equal X and Y, exchange of X and Y.
 
-    Mirrorings and the exchange make all turns by 90 degrees about Z, the orientations of the augmentation. Raises
-    DataError for sets of different shapes.
+    Mirrorings and the exchange make all turns by 90 degrees about Z, the orientations of the augmentation. Turns about
+    other axes, where the grid's sides allow, are compared without a shift. Raises DataError for different shapes.
     """
     shape = query_QXYZ.shape[1:]
     if query_QXYZ.ndim != 4 or shape != reference_RXYZ.shape[1:]:
         raise DataError(f"patches of {query_QXYZ.shape} and {reference_RXYZ.shape}: no distance")
-    margins = tuple(MAX_SHIFT if side > 2 * MAX_SHIFT + 1 else 0 for side in shape)
-    inner = tuple(slice(margin, side - margin) for margin, side in zip(margins, shape, strict=True))
+    inner = _inner(shape)
     query_PQV = _parities(_standardised(query_QXYZ[:, *inner]))
     largest_QR = np.zeros((len(query_QXYZ), len(reference_RXYZ)), np.float32)
     for start in range(0, len(reference_RXYZ), BLOCK_R):
         block_BXYZ = reference_RXYZ[start : start + BLOCK_R]
         largest_QB = largest_QR[:, start : start + BLOCK_R]
-        for turned_BXYZ in (block_BXYZ, block_BXYZ.swapaxes(1, 2)) if shape[0] == shape[1] else (block_BXYZ,):
-            windows_PSV = _parities(np.concatenate(list(_windows(turned_BXYZ, margins))))
+        for axes in permutations(range(3)):
+            if tuple(shape[axis] for axis in axes) != shape:
+                continue
+            turned_BXYZ = block_BXYZ.transpose(0, *(axis + 1 for axis in axes))
+            windows_PSV = _parities(np.concatenate(list(_windows(turned_BXYZ, inner, is_shifted=axes[2] == 2))))
             for q in range(0, len(query_QXYZ), BLOCK_Q):
                 rows = slice(q, q + BLOCK_Q)
                 product_QS = _largest_products([query_QV[rows] for query_QV in query_PQV], windows_PSV)
@@ -70,20 +74,34 @@ def distances(query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(2 - 2 * largest_QR / num_voxels, 0))
 
 
-def _windows(block_BXYZ: np.ndarray, margins: Sequence[int]) -> Iterator[np.ndarray]:
-    """The standardised windows of every shift."""
-    for shift in product(*(range(2 * margin + 1) for margin in margins)):
-        sides = zip(shift, margins, block_BXYZ.shape[1:], strict=True)
-        window = tuple(slice(start, start + side - 2 * margin) for start, margin, side in sides)
+def has_content(patch_NXYZ: np.ndarray) -> np.ndarray:
+    """bool [N]: whether the inner part of a patch varies, over MIN_CELLS or more."""
+    return _standardised(patch_NXYZ[:, *_inner(patch_NXYZ.shape[1:])]).any((1, 2, 3))
+
+
+def _inner(shape: Sequence[int]) -> tuple[slice, ...]:
+    """All but the margins that shifts take; whole along a short axis."""
+    margins = (MAX_SHIFT if side > 2 * MAX_SHIFT + 1 else 0 for side in shape)
+    return tuple(slice(margin, side - margin) for margin, side in zip(margins, shape, strict=True))
+
+
+def _windows(block_BXYZ: np.ndarray, inner: Sequence[slice], *, is_shifted: bool) -> Iterator[np.ndarray]:
+    """The standardised windows of every shift, or of none."""
+    for shift in product(*(range(-part.start, part.start + 1) if is_shifted else (0,) for part in inner)):
+        window = (slice(part.start + step, part.stop + step) for part, step in zip(inner, shift, strict=True))
         yield _standardised(block_BXYZ[:, *window])
 
 
 def _standardised(patch_NXYZ: np.ndarray) -> np.ndarray:
-    """Mean 0 and standard deviation 1 of each; a constant one becomes zeros."""
+    """Mean 0 and standard deviation 1 of each; one without content becomes zeros."""
     patch_NXYZ = patch_NXYZ - patch_NXYZ.mean((1, 2, 3), keepdims=True, dtype=np.float64)
-    deviation_N = np.sqrt(np.square(patch_NXYZ).mean((1, 2, 3), keepdims=True))
-    is_constant_N = deviation_N <= 1e-6
-    return np.where(is_constant_N, 0, patch_NXYZ / np.where(is_constant_N, 1, deviation_N)).astype(np.float32)
+    square_NXYZ = np.square(patch_NXYZ)
+    variance_N = square_NXYZ.mean((1, 2, 3), keepdims=True)
+    # (sum of squares)^2 / sum of fourth powers: k for k equal cells among many others.
+    fourth_N = np.square(square_NXYZ).sum((1, 2, 3), keepdims=True)
+    has_content_N = (variance_N > 1e-12) & (square_NXYZ.sum((1, 2, 3), keepdims=True) ** 2 >= MIN_CELLS * fourth_N)
+    scaled_NXYZ = patch_NXYZ / np.sqrt(np.where(has_content_N, variance_N, 1))
+    return np.where(has_content_N, scaled_NXYZ, 0).astype(np.float32)
 
 
 def _parities(patch_NXYZ: np.ndarray) -> list[np.ndarray]:

@@ -36,7 +36,7 @@ class CopyTest:
     """Of one way to compare patches."""
 
     synthetic: int
-    """Patches that hold more than one value: nothing can be copied in the others."""
+    """Patches with content: nothing can be copied in the others."""
     held_out: int
     threshold: float
     """The smallest value of a held-out patch."""
