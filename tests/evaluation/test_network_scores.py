@@ -96,4 +96,5 @@ def test_an_audit_of_a_run_attacks_its_network(image_road: Path, capsys: pytest.
     result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))
     assert (result["network"]["kind"], result["network"]["run"]) == ("critic", RunDir(image_road / "run").name)
     assert result["verdict"] == "cannot conclude" and 0 <= result["network"]["patch"]["auc"]["value"] <= 1
-    assert "critic itself, if it left" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "critic itself, if it left" in said and result["network"]["sentence"] in said

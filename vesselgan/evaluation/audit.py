@@ -24,7 +24,7 @@ from vesselgan.formats.shards import content_hash
 from vesselgan.privacy.attacks import copies, neighbours, verdict
 from vesselgan.privacy.attacks.membership import attack
 from vesselgan.privacy.attacks.planted import SPACES, found_of
-from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, at_most, conclude
+from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, at_most, conclude, if_it_left
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
@@ -46,6 +46,8 @@ def audit(config: Audit) -> Result:
     result = _result(config, sets, spaces) | {"network": network}
     write_result(config.out, result)
     print(tables(result))
+    if network is not None:
+        log.info(network["sentence"])
     for note in result["notes"]:
         log.info(f"note: {note}")
     log.info(f"wrote {config.out}")
@@ -177,7 +179,8 @@ def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
     people = sets.training_patients + sets.held_out_patients
     is_member = np.arange(len(people)) < len(members)
     found = attack(np.concatenate([members, others]), is_member, people, seed=config.seed)
-    return {"kind": network.kind, "run": RunDir(config.run).name, **asdict(found)}
+    sentence = if_it_left(network.kind, found)
+    return {"kind": network.kind, "run": RunDir(config.run).name, "sentence": sentence, **asdict(found)}
 
 
 def _check_gate(config: Audit, result: Result) -> None:

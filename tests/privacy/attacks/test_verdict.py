@@ -71,6 +71,11 @@ def test_many_attacks_raise_no_more_alarms() -> None:
     assert conclude(replace(evidence(), attacks=attacks)).verdict == PASS  # Holm: 9 * 0.02
 
 
+def test_a_network_that_tells_members_must_not_leave() -> None:
+    assert "must not leave" in verdict.if_it_left("critic", attack(0.99, 1e-4))
+    assert "was not seen to tell" in verdict.if_it_left("flow", attack(0.52, 0.3))
+
+
 def test_bounds_are_those_of_the_rule_of_three() -> None:
     assert verdict.at_most(0, 47) == pytest.approx(0.0617, abs=1e-4)
     assert verdict.at_most(0, verdict.MIN_PEOPLE) == pytest.approx(0.259, abs=1e-3)

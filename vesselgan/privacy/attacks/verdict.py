@@ -71,6 +71,16 @@ def conclude(evidence: Evidence) -> Verdict:
     return Verdict(verdict, reasons, f"{'; '.join(reasons) or 'nothing was found'}: {_tried(evidence)}")
 
 
+def if_it_left(network: str, found: Attack) -> str:
+    """What is known of a run's network that is attacked itself: `critic` or `flow`."""
+    auc, interval = found.patch.auc.value, found.patch.auc.interval
+    limits = "" if interval is None else f", 95 % {interval[0]:.2f} to {interval[1]:.2f}"
+    told = f"training patches from held-out ones (AUC {auc:.2f}{limits}; p {found.p:.2g})"
+    if found.p <= SIGNIFICANCE:
+        return f"the {network} tells {told}: it must not leave."
+    return f"the {network} was not seen to tell {told}; this attack alone was tried."
+
+
 def at_most(hits: int, number: int) -> float:
     """The share that `hits` of `number` allow, with 95 % confidence (Clopper-Pearson, one-sided)."""
     return float(binomtest(hits, number, alternative="less").proportion_ci(0.95, "exact").high)
