@@ -11,8 +11,9 @@ which is Rosenbaum's exact test (1954). The n patches share one threshold, so th
 chances of 1 / (m + 1) each would call a blameless generator a copier in a quarter of all audits with n = 1,600 and
 m = 100, not in one of twenty.
 
-Held-out patches that overlap are less than m independent ones, so false alarms are more frequent than the significance;
-`odd_one_out` looks for that. It errs to the closed side. What is missed is known: planted copies measure it.
+Two assumptions. Held-out patches that overlap are less than m independent ones, so false alarms are more frequent than
+the significance; `odd_one_out` looks for that. And values of patches that are smoother than real ones scatter more,
+copied or not. Both err to the closed side. What is missed is known: planted copies measure it.
 """
 
 import math

@@ -30,7 +30,7 @@ def left_out(patients_M: Sequence[str], owners_Q: Sequence[str | None], *, seed:
 def nearest_ratio(to_training_QT: np.ndarray, to_held_out_QM: np.ndarray, left_out_QM: np.ndarray) -> np.ndarray:
     """[Q]: distance to the nearest training patch by that to the nearest held-out one.
 
-    A patch that is smoother than real ones lies nearer to everything, but its ratio stays. VERBATIM is added to both.
+    A patch that is smoother than real ones lies nearer to both kinds. VERBATIM is added to both distances.
     """
     return (to_training_QT.min(1) + VERBATIM) / (kth_smallest(to_held_out_QM, left_out_QM, 1) + VERBATIM)
 
