@@ -76,7 +76,8 @@ def distances(query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray) -> np.ndarray:
 
 def has_content(patch_NXYZ: np.ndarray) -> np.ndarray:
     """bool [N]: whether the inner part of a patch varies, over MIN_CELLS or more."""
-    return _standardised(patch_NXYZ[:, *_inner(patch_NXYZ.shape[1:])]).any((1, 2, 3))
+    inner_NXYZ = _standardised(patch_NXYZ[:, *_inner(patch_NXYZ.shape[1:])])
+    return np.asarray(inner_NXYZ.any((1, 2, 3)))
 
 
 def _inner(shape: Sequence[int]) -> tuple[slice, ...]:
