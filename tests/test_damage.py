@@ -77,7 +77,7 @@ class Pipeline:
             "threshold": ["evaluate", "evaluate=threshold", "name=a", f"out={out}/a.json"],
             "image": ["evaluate", "evaluate=image", "name=a", f"out={out}/a.json", f"image.{patches}", *IMAGE],
             "labels": ["evaluate", "evaluate=label_threshold", "name=a", f"out={out}/a.json", f"labels.{patches}"],
-            "copies": ["evaluate", "evaluate=memorisation", "name=a", f"out={out}/a.json", f"memorisation.{patches}"],
+            "audit": ["audit", f"run={gan}", f"out={out}/a.json", "record_only=true"],
             "report": ["report", f"runs=[{gan}]", f"out={out}"],
             "status_gan": ["status", str(gan)],
             "status_unet": ["status", str(unet)],
@@ -88,7 +88,7 @@ class Pipeline:
         steps = [["make_phantom", *PHANTOM], self.commands["check"], self.commands["build_shards"]]
         steps += [self.commands["finished_gan"], self.commands["generate_again"]]
         steps += [[*self.commands["train_unet"][:-2], "unet.max_steps=2"], self.commands["segment_again"]]
-        results = {"segmentation": "evaluate", "threshold": "threshold", "image": "image", "copies": "copies"}
+        results = {"segmentation": "evaluate", "threshold": "threshold", "image": "image", "audit": "audit"}
         for name, command in results.items():
             words = [word for word in self.commands[command] if not word.startswith(("out=", "name="))]
             steps.append([*words, f"name={name}", f"out={self.work / 'results' / name}.json"])
@@ -161,23 +161,23 @@ DAMAGES += [
 ]
 
 NIFTI = ("check", "build_shards", "segment", "evaluate", "threshold")
-OF_GAN = ("status_gan", "generate", "finished_gan", "train_gan", "report")
+OF_GAN = ("status_gan", "generate", "finished_gan", "train_gan", "report", "audit")
 READERS = {
     "phantom/nifti/*/*.nii.gz": NIFTI,
     "phantom/cohort.json": ("build_shards", "segment", "evaluate", "threshold", "train_unet", "report"),
-    "phantom/shards/gan/train/*": ("train_gan", "build_shards", "copies", "labels", "report", "generate"),
-    "phantom/shards/unet/*/*": ("train_unet", "build_shards", "image"),
+    "phantom/shards/gan/train/*": ("train_gan", "build_shards", "audit", "labels", "report", "generate"),
+    "phantom/shards/unet/*/*": ("train_unet", "build_shards", "image", "audit"),
     "phantom/shards/.build/*": ("build_shards",),
     "runs/gan/*": OF_GAN,
-    "runs/gan/checkpoints/*": ("generate", "train_gan", "status_gan"),
-    "runs/gan/checkpoints/step_00000002/*": ("generate", "train_gan", "status_gan"),
-    "runs/gan/synthetic/*": ("generate_again", "train_unet", "image", "copies", "labels", "report"),
+    "runs/gan/checkpoints/*": ("generate", "train_gan", "status_gan", "audit"),
+    "runs/gan/checkpoints/step_00000002/*": ("generate", "train_gan", "status_gan", "audit"),
+    "runs/gan/synthetic/*": ("generate_again", "train_unet", "image", "audit", "labels", "report"),
     "runs/stopped/*": ("status_stopped",),
     "runs/unet/*": ("status_unet", "segment", "train_unet"),
     "runs/unet/checkpoints/*/*": ("segment", "train_unet"),
     "predictions/*": ("segment_again", "evaluate"),
     "results/*.json": ("report",),
-    "features/*": ("image", "copies"),
+    "features/*": ("image", "audit"),
 }
 
 

@@ -9,8 +9,8 @@ from vesselgan.cli.main import COMMANDS
 CHECKOUT = re.compile(r"launch/\w+\.py|(?<!-m mpi4py )-m data_prep\.")
 NAMED = re.compile(r"`vesselgan ([a-z][\w-]*)")
 
-LEFT = ("vesselgan/cli/", "vesselgan/training/", "vesselgan/evaluation/mem", "vesselgan/config/training_schema.py")
-"""The entry points, which name themselves; and three that still name launch/."""
+LEFT = "vesselgan/cli/"
+"""The entry points, which name themselves."""
 
 
 def texts(repository: Path) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from vesselgan.config import checks, compose, deepspeed, overrides
 from vesselgan.core.errors import UsageError
 
 NEEDED = {"generate": ["run=x"], "segment": ["run=x", "out=y"], "evaluate": ["name=x", "out=y"]}
-NEEDED["status"] = ["run=x"]
+NEEDED |= {"status": ["run=x"], "audit": ["out=y"]}
 VARIANTS = overrides.groups()["variant"]
 JSONS = sorted(path.name for path in (overrides.config_dir() / "deepspeed").glob("*.json"))
 
@@ -25,7 +25,7 @@ WITH_PRESET = [command for command in overrides.COMMANDS if command not in WITHO
 
 
 NIFTI_COMMANDS = ("check", "preprocess", "build_shards", "make_phantom")
-WITHOUT_DEMO = {"segment", "evaluate", "report", *NIFTI_COMMANDS}
+WITHOUT_DEMO = {"segment", "evaluate", "audit", "report", *NIFTI_COMMANDS}
 
 
 @pytest.mark.parametrize("command", WITH_PRESET)
@@ -60,7 +60,7 @@ SYNTHETIC = ["data.source=synthetic", "synthetic=x"]
         ("evaluate", ["evaluate=image"], ["split=validation"], "evaluate=segmentation or threshold"),
         ("evaluate", ["evaluate=comparison"], ["data=phantom"], "evaluate=segmentation"),
         ("evaluate", [], ["image.num_seeds=2"], "evaluate=image"),
-        ("evaluate", ["evaluate=memorisation"], ["data.label_threshold=0.2"], "evaluate=image"),
+        ("audit", ["synthetic=[x]"], ["checkpoint=step_1"], "run"),
         ("study", [], ["sweep.batch_sizes=[4]"], "study=sweep"),
         ("study", ["study=sweep"], ["test_cohorts=[x]"], "study=data_sources"),
         ("study", ["study=sweep"], ["sweep.variant=sn"], "sweep.learning_rates"),

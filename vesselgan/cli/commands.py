@@ -59,7 +59,7 @@ def segment(command: Command) -> None:
 
 
 def evaluate(command: Command) -> None:
-    """Score segmented volumes (Dice, bAVD), or synthetic patches against real ones (FID, PRD, labels, copies).
+    """Score segmented volumes (Dice, bAVD), or synthetic patches against real ones (FID, PRD, labels).
 
         vesselgan evaluate evaluate=segmentation name=real predictions=work/predictions/real out=work/results/real.json
         vesselgan evaluate evaluate=threshold name=threshold out=work/results/threshold.json
@@ -67,12 +67,21 @@ def evaluate(command: Command) -> None:
             image.weights=resnet_10_23dataset.pth out=work/results/image-sn_mp.json
         vesselgan evaluate evaluate=label_threshold name=sn_mp labels.synthetic=work/runs/NAME/synthetic \\
             out=work/results/labels-sn_mp.json
-        vesselgan evaluate evaluate=memorisation name=sn_mp memorisation.synthetic=work/runs/NAME/synthetic \\
-            memorisation.require_open=true out=work/results/memorisation-sn_mp.json
     """
     from vesselgan.evaluation.run import evaluate
 
     evaluate(command.config)
+
+
+def audit(command: Command) -> None:
+    """Audit synthetic patches before they leave: copies, membership, each patient. Exit 7 unless the verdict is `pass`.
+
+    vesselgan audit run=work/runs/sn_mp-1a2b3c4d out=work/results/audit-sn_mp.json
+    vesselgan audit synthetic=[work/a,work/b] name=both out=work/results/audit-both.json
+    """
+    from vesselgan.evaluation.audit import audit
+
+    audit(command.config)
 
 
 def study(command: Command) -> None:
@@ -189,5 +198,5 @@ def build_shards() -> None:
 
 PREPARATION = {"make_phantom": make_phantom, "check": check, "preprocess": preprocess, "build_shards": build_shards}
 STAGES = {"train_gan": train_gan, "generate": generate, "train_unet": train_unet, "segment": segment}
-STAGES |= {"evaluate": evaluate, "study": study, "report": report}
+STAGES |= {"evaluate": evaluate, "audit": audit, "study": study, "report": report}
 STAGES |= {"plan": plan, "doctor": doctor, "status": status, "benchmark": benchmark, "demo": demo}

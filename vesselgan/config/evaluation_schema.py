@@ -1,4 +1,4 @@
-"""Settings of evaluations of synthetic patches: scores, label threshold, memorisation."""
+"""Settings of evaluations of synthetic patches: scores, label threshold."""
 
 from dataclasses import dataclass, field
 
@@ -71,17 +71,3 @@ class LabelSweep(LabelThresholds):
 
     synthetic: str | None
     """Folder of synthetic shards, whose stored scores are cut."""
-
-
-@dataclass
-class Memorisation:
-    """Whether synthetic patches are copies of training patches (evaluate=memorisation)."""
-
-    synthetic: str | None
-    """Folder of synthetic shards, all of which are compared."""
-    reference: str = field(metadata=one_of("validation", "test"))
-    """Split of other people's real patches: `validation` or `test`."""
-    require_open: bool
-    """Exit 7, once the result is written, unless the gate is open: stops a chain of jobs before anything is shared."""
-    override_privacy_gate: str | None = field(metadata=rule(lambda v: bool(v.strip()), "must be a reason in words"))
-    """Why these patches may be shared although the gate is not open; stands in the result."""

@@ -20,6 +20,7 @@ COMMANDS: dict[str, type] = {
     "train_unet": schema.TrainUnet,
     "segment": schema.Segment,
     "evaluate": schema.Evaluate,
+    "audit": schema.Audit,
     "report": schema.Report,
     "plan": schema.Plan,
     "demo": schema.Demo,

@@ -34,11 +34,11 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, Memorisation, StudyImages
+from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, StudyImages
 from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
 __all__ = ["Benchmark", "Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData"]
-__all__ += ["Machine", "Memorisation", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split"]
+__all__ += ["Machine", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split"]
 __all__ += ["StudyImages", "Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
@@ -128,7 +128,7 @@ class Segment:
     runtime: Runtime
 
 
-JOBS_OF_COHORTS = ("segmentation", "threshold", "image", "label_threshold", "memorisation")
+JOBS_OF_COHORTS = ("segmentation", "threshold", "image", "label_threshold")
 
 
 def _for_jobs(*jobs: str) -> Rule:
@@ -140,8 +140,7 @@ class Evaluate:
     evaluate: str = field(metadata=one_of(*JOBS_OF_COHORTS, "comparison"))
     """`segmentation`: predictions against labels; `threshold`: the best global threshold, fitted on validation;
     `image`: synthetic patches against held-out real ones; `label_threshold`: candidates of synthetic labels'
-    threshold; `comparison`: a study's results together; `memorisation`: whether synthetic patches are copies of
-    training patches."""
+    threshold; `comparison`: a study's results together."""
     name: str
     """What the result is called in tables."""
     predictions: str | None = field(metadata=_for_jobs("segmentation"))
@@ -157,11 +156,37 @@ class Evaluate:
     split: str = field(metadata=SPLITS | _for_jobs("segmentation", "threshold"))
     """Subjects that are scored."""
     image: ImageScores = field(metadata=_for_jobs("image"))
-    memorisation: Memorisation = field(metadata=_for_jobs("memorisation"))
     work_dir: str = field(metadata=_for_jobs(*JOBS_OF_COHORTS))
     out: str
     """The result, a JSON file."""
     runtime: Runtime = field(metadata=_for_jobs("image"))
+
+
+OF_RUN = read_if(lambda c: c.run is not None, "run")
+
+
+@dataclass
+class Audit:
+    run: str | None
+    """Run directory of the generator, whose critic, or a flow itself, is attacked too; null: the patches alone."""
+    synthetic: list[str]
+    """Folders of synthetic shards that are to leave together; empty: run/synthetic."""
+    name: str | None
+    """What the result is called; null: the runs that the patches are of."""
+    checkpoint: str | None = field(metadata=OF_RUN)
+    """Of the network that is attacked; null: the newest complete one."""
+    data: Data
+    reference: str = field(metadata=one_of("validation", "test"))
+    """Split of other people's real patches, `validation` or `test`, that training never saw."""
+    seed: int = field(metadata=NOT_NEGATIVE)
+    record_only: bool
+    """Write the result and exit 0 whatever the verdict; false: `fail` and `cannot conclude` end with exit 7."""
+    override_privacy_gate: str | None = field(metadata=rule(lambda v: bool(v.strip()), "must be a reason in words"))
+    """Why these patches may be shared although the audit did not pass; stands in the result, and exit is 0."""
+    work_dir: str
+    out: str
+    """The result, a JSON file."""
+    runtime: Runtime = field(metadata=OF_RUN)
 
 
 @dataclass

@@ -141,7 +141,7 @@ class Train:
 
 @dataclass
 class Machine:
-    """Rates of a rank's machine, as `launch/benchmark.py target=machine` measures them."""
+    """Rates of a rank's machine, as `vesselgan benchmark target=machine` measures them."""
 
     description: str
     """Which machine, measured when."""

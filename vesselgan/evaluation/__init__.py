@@ -1,1 +1,1 @@
-"""Jobs that read shards and NIfTI and write results: segmentation, image quality, the memorisation audit."""
+"""Jobs that read shards and NIfTI and write results: segmentation, image quality, the privacy audit."""

@@ -42,13 +42,13 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     Raises DataError if shards or weights are missing, damaged or do not fit, if the reference holds training patches,
     or if the GAN was trained on other shards than the cohort's.
     """
-    settings = config.image
+    settings, cohort_dir = config.image, config.data.cohort_dir
     if settings.synthetic is None:
         raise UsageError("evaluate=image needs image.synthetic=DIR, the folder that `vesselgan generate` wrote")
-    synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(config, settings.reference)
+    synthetic, (reference, purpose) = ShardSet(settings.synthetic), find_reference(cohort_dir, settings.reference)
     _check_sets(synthetic, reference)
     config = _with_label_threshold(config, synthetic)
-    training, cache_dir = training_shards(config), Path(config.work_dir) / "features"
+    training, cache_dir = training_shards(cohort_dir), Path(config.work_dir) / "features"
     trained_note = check_trained_on(synthetic, training) if training is not None else None
     if settings.reference == "train":
         overlap = "the training split, asked by name"

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, check_readable
@@ -17,10 +16,10 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
-def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
+def find_reference(cohort_dir: str, split: str) -> tuple[ShardSet, str]:
     """Returns (the real patches of `split`, the purpose they were cut for: `gan`, else `unet`)."""
     for purpose in ("gan", "unet"):
-        if ((folder := shards_dir(config.data.cohort_dir, purpose, split)) / MANIFEST).is_file():
+        if ((folder := shards_dir(cohort_dir, purpose, split)) / MANIFEST).is_file():
             return ShardSet(folder), purpose
     root = folder.parent.parent
     present = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{MANIFEST}"))
@@ -30,9 +29,9 @@ def find_reference(config: Evaluate, split: str) -> tuple[ShardSet, str]:
     )
 
 
-def training_shards(config: Evaluate) -> ShardSet | None:
+def training_shards(cohort_dir: str) -> ShardSet | None:
     """The shards that the cohort's GANs are trained on; None if there are none."""
-    folder = shards_dir(config.data.cohort_dir, "gan", "train")
+    folder = shards_dir(cohort_dir, "gan", "train")
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 

@@ -8,7 +8,6 @@ from vesselgan.core.console import counted, log
 from vesselgan.evaluation.comparison import compare_sources
 from vesselgan.evaluation.image import score_patches
 from vesselgan.evaluation.label_threshold import sweep_thresholds
-from vesselgan.evaluation.memorisation import audit_memorisation, check_gate
 from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
 from vesselgan.formats.results import Result, write_result
 
@@ -20,22 +19,16 @@ JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
     "label_threshold": sweep_thresholds,
     "comparison": compare_sources,
     "image": score_patches,
-    "memorisation": audit_memorisation,
 }
 
 
 def evaluate(config: Evaluate) -> Result:
-    """Runs the job `config.evaluate` and writes its result to `config.out`, atomically.
-
-    Raises PrivacyError after writing, if an audit's gate is required to be open and is not.
-    """
+    """Runs the job `config.evaluate` and writes its result to `config.out`, atomically."""
     result = JOBS[config.evaluate](config)
     write_result(config.out, result)
     for line in _summary_lines(result):
         log.info(line)
     log.info(f"wrote {config.out}")
-    if result["job"] == "memorisation":
-        check_gate(config, result)
     return result
 
 

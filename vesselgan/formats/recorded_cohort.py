@@ -47,7 +47,7 @@ def _named(config: Any) -> Iterator[Path]:
     values = [getattr(config, key, None) for key in ("run_dir", "run", "runs", "synthetic", "results")]
     if isinstance(config, Evaluate):
         of_job = {"segmentation": config.predictions, "image": config.image.synthetic}
-        of_job |= {"label_threshold": config.labels.synthetic, "memorisation": config.memorisation.synthetic}
+        of_job |= {"label_threshold": config.labels.synthetic}
         values = [of_job.get(config.evaluate)]
     for value in values:
         yield from map(Path, value if isinstance(value, list) else [value] if value else [])

@@ -4,13 +4,13 @@ Only the images are compared, standardised to mean 0 and standard deviation 1: b
 distance is the root mean square difference per voxel: 0 for equal patches, about 1.41 for unrelated ones of any size.
 A constant patch is 1.41 from every other.
 
-Q query patches, B patches of a block, V voxels, P parity components
+Q query patches, B patches of a block, V voxels
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -57,16 +57,12 @@ def nearest(
     training: Patches,
     *,
     excluded_subjects: Sequence[str | None] | None = None,
-    any_orientation: bool = False,
 ) -> list[Neighbour | None]:
     """For each image [X, Y, Z] its nearest patch in `training`; one pass over `training` per MAX_BYTES of images.
 
     excluded_subjects: per image a subject whose patches do not count; the result is None if no patch is left.
-    any_orientation: the smallest distance over the mirrorings along each axis and, for equal X and Y, their exchange:
-    the orientations of the augmentation (data.augment).
     """
     remaining, neighbours = iter(images), list[Neighbour | None]()
-    orientations = _Orientations(training.patch_shape) if any_orientation else None
     num_voxels = math.prod(training.patch_shape)
     max_queries = max(1, MAX_BYTES // (4 * num_voxels))
     while True:
@@ -74,35 +70,27 @@ def nearest(
         while block := list(islice(remaining, min(BLOCK, max_queries - count))):
             if wrong := [np.shape(image) for image in block if np.shape(image) != tuple(training.patch_shape)]:
                 raise DataError(f"images of {wrong[0]}, training patches of {tuple(training.patch_shape)}: no distance")
-            block_BV = np.stack([standardise(image) for image in block])
-            if orientations is not None:
-                block_BV = orientations.split(block_BV)
-            queries_QV[count : count + len(block)] = block_BV
+            queries_QV[count : count + len(block)] = [standardise(image) for image in block]
             count += len(block)
         done = len(neighbours)
         if count == 0:
             assert excluded_subjects is None or len(excluded_subjects) == done
             return neighbours
         excluded = [None] * count if excluded_subjects is None else excluded_subjects[done : done + count]
-        neighbours += _search(queries_QV[:count], excluded, training, orientations)
+        neighbours += _search(queries_QV[:count], excluded, training)
 
 
 def _search(
     queries_QV: np.ndarray,
     excluded: Sequence[str | None],
     training: Patches,
-    orientations: "_Orientations | None",
 ) -> list[Neighbour | None]:
     smallest_Q = np.full(len(queries_QV), np.inf)
     neighbours: list[Neighbour | None] = [None] * len(queries_QV)
     size_Q = np.einsum("qv,qv->q", queries_QV, queries_QV)
     for start, subjects, block_BV in _blocks(training):
         size_B = np.einsum("bv,bv->b", block_BV, block_BV)
-        if orientations is None:
-            dot_QB = queries_QV @ block_BV.T
-        else:
-            dot_QB = orientations.largest_product(queries_QV, block_BV)
-        square_QB = (size_Q[:, None] + size_B - 2.0 * dot_QB) / queries_QV.shape[1]
+        square_QB = (size_Q[:, None] + size_B - 2.0 * (queries_QV @ block_BV.T)) / queries_QV.shape[1]
         square_QB[(size_Q == 0)[:, None] != (size_B == 0)] = 2.0
         distance_QB = np.sqrt(np.maximum(square_QB, 0.0))
         distance_QB[np.array(excluded, object)[:, None] == np.array(subjects, object)[None]] = np.inf
@@ -118,49 +106,3 @@ def _blocks(training: Patches) -> Iterator[tuple[int, list[str], np.ndarray]]:
         indices = range(start, min(start + BLOCK, len(training)))
         block_BV = np.stack([standardise(training.image(i)) for i in indices])
         yield start, [training.subject(i) for i in indices], block_BV
-
-
-class _Orientations:
-    """All mirrorings of a patch at the cost of one.
-
-    `split` is an orthonormal change of basis into eight components, even or odd along each axis. A mirroring flips the
-    sign of some of them, so products with all eight mirrored patches are signed sums of the components' products.
-    """
-
-    def __init__(self, patch_shape: Sequence[int]) -> None:
-        self.shape = tuple(patch_shape)
-        sizes = [math.prod(halves) for halves in product(*((size - size // 2, size // 2) for size in self.shape))]
-        ends = np.cumsum(sizes)
-        self.components = [slice(int(end) - size, int(end)) for end, size in zip(ends, sizes, strict=True)]
-        bits = list(product((0, 1), repeat=3))
-        self.signs_FP = np.array([[(-1) ** sum(a * b for a, b in zip(f, p, strict=True)) for p in bits] for f in bits])
-        """Sign of each component under each mirroring [F flips, P]."""
-
-    def split(self, block_BV: np.ndarray) -> np.ndarray:
-        components = [block_BV.reshape(-1, *self.shape)]
-        for axis in (1, 2, 3):
-            components = [half for component in components for half in _even_and_odd(component, axis)]
-        return np.concatenate([component.reshape(len(block_BV), -1) for component in components], axis=1)
-
-    def largest_product(self, queries_QV: np.ndarray, block_BV: np.ndarray) -> np.ndarray:
-        """[Q, B]: largest dot product of split queries with the patches of a block, over all orientations."""
-        largest_QB = np.full((len(queries_QV), len(block_BV)), -np.inf, np.float32)
-        for is_exchanged in (False, True) if self.shape[0] == self.shape[1] else (False,):
-            split_BV = self.split(self._exchange_xy(block_BV) if is_exchanged else block_BV)
-            products_PQB = np.stack([queries_QV[:, span] @ split_BV[:, span].T for span in self.components])
-            for signs_P in self.signs_FP.astype(np.float32):
-                np.maximum(largest_QB, np.tensordot(signs_P, products_PQB, axes=1), out=largest_QB)
-        return largest_QB
-
-    def _exchange_xy(self, block_BV: np.ndarray) -> np.ndarray:
-        return block_BV.reshape(-1, *self.shape).swapaxes(1, 2).reshape(len(block_BV), -1)
-
-
-def _even_and_odd(array: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the component even along `axis`, with the middle plane; the odd one): n - n // 2 and n // 2 planes."""
-    planes = np.moveaxis(array, axis, 0)
-    half = len(planes) // 2
-    first, last, middle = planes[:half], planes[::-1][:half], planes[half : len(planes) - half]
-    root = np.float32(math.sqrt(0.5))
-    even = np.concatenate([(first + last) * root, middle])
-    return np.moveaxis(even, 0, axis), np.moveaxis((first - last) * root, 0, axis)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vesselgan.core.console import counted
 from vesselgan.metrics.statistics import MIN_PATIENTS
-from vesselgan.privacy.attacks.copies import OPEN
+from vesselgan.privacy.attacks.verdict import PASS
 from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
 from vesselgan.report.runs import Run
 from vesselgan.report.samples import Gallery, audits_of
@@ -59,14 +59,15 @@ def answer(
     scored = [comparison for comparison in scored if any(by_kind(comparison).values())]
     warnings = [text for comparison in scored for text in _warnings(comparison)]
     warnings += [f"{run.title}: {text}." for run in runs for text in run.warnings]
+    passed: list[str] = []
     for gallery in galleries.values():
-        gates = [gate for gate in audits_of(gallery.shards, results) if gate[0] != OPEN]
-        warnings += [f"{gallery.title}: memorisation gate {verdict}: {reason}" for verdict, reason in gates]
+        for verdict, reason in audits_of(gallery.shards, results):
+            (passed if verdict == PASS else warnings).append(f"{gallery.title}, privacy audit: {verdict}: {reason}")
     if not scored:
-        return Answer(pictures=_pictures(None, real, galleries), warnings=warnings)
+        return Answer(further=passed, pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
     sentence, further = in_words(first)
-    more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others)]
+    more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others), *passed]
     pictures = _pictures(first, real, galleries)
     return Answer(sentence, [text for text in more if text], [_chart(first), *_table(first)], pictures, warnings)
 

@@ -32,7 +32,7 @@ from vesselgan.viz import pictures, plots
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # synthetic, and as many real patches, whose nearest neighbours are compared
-AUDIT_KEYS = {"verdict", "reason", "override_privacy_gate", "inputs"}
+AUDIT_KEYS = {"verdict", "sentence", "override_privacy_gate", "inputs"}
 CSV_COLUMNS = ("kind", "patch", "nearest training patch", "its subject", "distance")
 FIGURES = {False: "Figure 4", True: "Figure B.1"}
 """Whether the GANs are differentially private -> the paper's figure of their samples."""
@@ -105,7 +105,7 @@ def section(
     galleries: dict[Path, Gallery],
     results: Sequence[dict[str, Any]] = (),
 ) -> Section:
-    """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the memorisation audits."""
+    """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the audits."""
     missing = [run.title for run in runs if run.folder not in galleries]
     blocks: list[Block] = [
         not_run(f"{title} has no synthetic shards (`vesselgan generate run=DIR`)") for title in missing
@@ -183,24 +183,27 @@ def _exceptions(galleries: Sequence[Gallery]) -> str:
 
 
 def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(verdict, reason) of every evaluate=memorisation on exactly these patches; raises DataError for a damaged one."""
+    """(verdict, sentence) of every audit of exactly these patches, alone or with others; raises DataError for a damaged
+    one.
+    """
     content = content_hash(synthetic.folder)
     verdicts = []
     for audit in results:
-        if audit.get("job") != "memorisation":
+        if audit.get("job") != "audit":
             continue
         if missing := AUDIT_KEYS - set(audit):
-            raise DataError(f"a memorisation result lacks {', '.join(sorted(missing))}; remove it and evaluate again")
-        if isinstance(audit["inputs"], dict) and audit["inputs"].get("synthetic shards") == content:
+            raise DataError(f"an audit's result lacks {', '.join(sorted(missing))}; remove it and audit again")
+        audited = audit["inputs"].get("synthetic shards") if isinstance(audit["inputs"], dict) else None
+        if isinstance(audited, list) and content in audited:
             override = audit["override_privacy_gate"]
-            reason = audit["reason"] if override is None else f"{audit['reason']}. Overridden: {override}"
-            verdicts.append((str(audit["verdict"]), f"{reason}."))
+            sentence = audit["sentence"] if override is None else f"{audit['sentence']} Overridden: {override}."
+            verdicts.append((str(audit["verdict"]), str(sentence)))
     return verdicts
 
 
 def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
-    verdicts = [Text(reason, f"Memorisation gate: {verdict}.") for verdict, reason in audits_of(synthetic, results)]
-    return verdicts or [not_run("the memorisation gate of these patches (`vesselgan evaluate evaluate=memorisation`)")]
+    verdicts = [Text(sentence, f"Privacy audit: {verdict}.") for verdict, sentence in audits_of(synthetic, results)]
+    return verdicts or [not_run("no audit of these patches (`vesselgan audit run=DIR out=FILE`)")]
 
 
 def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:

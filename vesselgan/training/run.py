@@ -30,7 +30,7 @@ from vesselgan.training.run_summary import (
 )
 from vesselgan.training.sample_images import log_real_images
 
-PROGRAM = "deepspeed launch/train_gan.py"
+PROGRAM = "vesselgan train-gan"
 
 
 def train_gan(command: Command) -> RunDir:

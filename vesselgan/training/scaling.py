@@ -1,6 +1,6 @@
 """The predicted time of a step on any number of ranks: compute, update, traffic, loading and storage.
 
-Every term is a count (training.cost, parameters, collective calls) over a measured rate (`launch/benchmark.py
+Every term is a count (training.cost, parameters, collective calls) over a measured rate (`vesselgan benchmark
 target=machine`). Collectives are ring algorithms: a rank sends and receives 2 (R-1)/R of an all-reduce and (R-1)/R of
 an all-gather, and each call waits log2(R) times. None of it overlaps computing, as with overlap_comm off; loading and
 reading do, as long as the workers keep up.

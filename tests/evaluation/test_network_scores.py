@@ -1,0 +1,100 @@
+"""What a run's own network says of real patches: the critic's scores, and a flow's errors."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from vesselgan.config import compose
+from vesselgan.core.errors import CheckpointError, DataError, NumericError
+from vesselgan.data.patches import ShardDataset
+from vesselgan.evaluation.audit import audit
+from vesselgan.evaluation.network_scores import AttackedNetwork
+from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import ShardSet
+from vesselgan.models.variants import build_networks, init_networks
+
+PATCH = (16, 16, 16)
+CPU = torch.device("cpu")
+WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_run(run_dir: Path, variant: str, scale: float = 1.0) -> dict[str, torch.nn.Module]:
+    """A run directory with one checkpoint of networks that never learned."""
+    config = compose.compose("train_gan", WORDS[variant])
+    networks = build_networks(config.variant, PATCH)
+    init_networks(networks, 1)
+    folder = run_dir / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(compose.to_yaml(config))
+    for name, network in networks.items():
+        tensors = {key: value * scale for key, value in network.state_dict().items()}
+        for file in (name, *(["generator_ema"] if variant == "flow" else [])):
+            save_file(tensors, folder / f"{file}.safetensors")
+    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
+    state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
+    (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
+    entries = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in folder.iterdir()
+    }
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    return networks
+
+
+@pytest.fixture
+def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
+    return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
+
+
+def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet) -> None:
+    critic = write_run(tmp_path / "run", "sn")["critic"].eval()
+    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    with torch.inference_mode():
+        expected = critic(ShardDataset(real)[:]).numpy()
+    rows = [5, *range(11)]
+    assert network.kind == "critic"
+    np.testing.assert_allclose(network.scores(real, rows, seed=0), expected[rows], rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_a_flow_is_judged_by_its_error(tmp_path: Path, real: ShardSet) -> None:
+    write_run(tmp_path / "run", "flow")
+    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    scores = network.scores(real, list(range(12)), seed=0)
+    # A flow that never learned predicts 0, so its error is the patch's mean square, the label being -1 or 1.
+    patch = ShardDataset(real)[:].numpy()
+    expected = -((patch[:, 0] ** 2).mean((1, 2, 3)) + 1) / 2
+    assert network.kind == "flow"
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_networks_that_cannot_be_attacked_are_refused(tmp_path: Path, real: ShardSet) -> None:
+    write_run(tmp_path / "run", "sn", scale=float("inf"))
+    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    with pytest.raises(NumericError, match="not finite"):
+        network.scores(real, [0], seed=0)
+    config = compose.to_yaml(compose.compose("train_gan", ["variant=sn", "variant.width=32"]))
+    (tmp_path / "run/config.yaml").write_text(config)
+    with pytest.raises(CheckpointError, match="disagree"):
+        AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    (tmp_path / "run/provenance.json").write_text(json.dumps({"inputs": {"gan/train": "ab" * 32}}))
+    with pytest.raises(DataError, match="other shards"):
+        AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+
+
+def test_an_audit_of_a_run_attacks_its_network(image_road: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(image_road / "run", "sn")
+    words = [f"work_dir={image_road}", f"run={image_road / 'run'}", f"out={image_road}/a.json", "record_only=true"]
+    result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))
+    assert (result["network"]["kind"], result["network"]["run"]) == ("critic", RunDir(image_road / "run").name)
+    assert result["verdict"] == "cannot conclude" and 0 <= result["network"]["patch"]["auc"]["value"] <= 1
+    said = capsys.readouterr().out
+    assert "critic itself, if it left" in said and result["network"]["sentence"] in said

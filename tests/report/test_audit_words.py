@@ -1,0 +1,37 @@
+"""What an audit found stands at the head of the page, and beside the nearest patches of the run that it is about."""
+
+import json
+
+import pytest
+
+from vesselgan.config.compose import compose
+from vesselgan.core.errors import DataError
+from vesselgan.evaluation.audit import audit
+from vesselgan.report.page import report
+
+
+def page_of(road) -> str:
+    words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
+    return report(compose("report", words)).read_text(encoding="utf-8")
+
+
+def test_the_verdict_is_on_these_very_patches(road, write_set):
+    held_out = road / "phantom" / "shards" / "unet" / "validation"
+    write_set(held_out, origin="real", subjects=["sub-8", "sub-9"], patches=list(range(200, 206)))
+    out, reason = road / "results" / "audit.json", "a <demo> & nothing else"
+    words = [f"work_dir='{road}'", f"out='{out}'", f"synthetic=['{road}/runs/demo-gan/synthetic']", "name=gan"]
+    audit(compose("audit", [*words, f'override_privacy_gate="{reason}"']))
+    result = json.loads(out.read_text())
+    page = page_of(road)
+    assert result["verdict"] == "cannot conclude" and "Privacy audit: cannot conclude." in page
+    assert page.count("6 synthetic patches") == 2 and "privacy audit: cannot conclude: " in page
+    assert "a &lt;demo&gt; &amp; nothing else" in page
+    out.write_text(json.dumps(result | {"verdict": "pass", "sentence": "nothing was found"}))
+    assert page_of(road).count("privacy audit: pass: nothing was found") == 1
+    result["inputs"]["synthetic shards"] = ["ab" * 32]  # of other patches
+    out.write_text(json.dumps(result))
+    assert "Privacy audit: " not in page_of(road)
+    del result["verdict"]
+    out.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="verdict"):
+        page_of(road)

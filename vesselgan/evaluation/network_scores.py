@@ -1,0 +1,83 @@
+"""What a run's network itself says of real patches: the critic's score, or how well a flow denoises them.
+
+This is what leaks if that network leaves, not what its samples tell. A critic has seen every training patch, and so has
+a flow's generator; a GAN's generator never saw one.
+N batch, C channel (0 image, 1 vessel label), X Y Z voxels
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vesselgan.core.errors import CheckpointError, DataError, NumericError
+from vesselgan.data.patches import ShardDataset
+from vesselgan.data.positions import positions_of
+from vesselgan.formats.checkpoint_folder import EMA
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.losses.flow_matching import point_on_path
+from vesselgan.models.flow import FlowGenerator, with_signed_label
+from vesselgan.models.variants import build_networks
+from vesselgan.runtime.checkpoint import read_weights
+
+BATCH_SIZE = 8
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""On a flow's path, from the patch to noise, where its error is measured."""
+
+
+class AttackedNetwork:
+    """The critic of a run, or the generator of a flow (its moving average where it keeps one).
+
+    Raises CheckpointError for weights that are missing or damaged, DataError for a run that learned from other shards
+    than `training`.
+    """
+
+    def __init__(self, run: str, checkpoint: str | None, training: ShardSet, device: torch.device) -> None:
+        run_dir = RunDir(run)
+        config = run_dir.config("train_gan")
+        if run_dir.trained_on() not in (None, content_hash(training.folder)):
+            raise DataError(f"{run}: was trained on other shards than {training.folder}; name their cohort with data=")
+        is_flow = config.variant.flow is not None
+        self.kind, self.scaling, self.device = "flow" if is_flow else "critic", config.data.scaling, device
+        file = (EMA if config.variant.ema_decay is not None else "generator") if is_flow else "critic"
+        tensors, state = read_weights(run_dir.path, file, checkpoint)
+        network = build_networks(config.variant, state["manifest"]["patch_shape"])["generator" if is_flow else "critic"]
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{run}: the {file}'s weights and the run's settings disagree: {reason}") from error
+        self.network: nn.Module = network.to(device).eval()
+
+    @torch.inference_mode()
+    def scores(self, shards: ShardSet, rows: list[int], *, seed: int) -> np.ndarray:
+        """[N] of these patches, higher where the network knows a patch. Raises NumericError if one is not finite."""
+        dataset = ShardDataset(shards, scaling=self.scaling)
+        positions_N3 = positions_of(shards)
+        scores = []
+        for start in range(0, len(rows), BATCH_SIZE):
+            batch = rows[start : start + BATCH_SIZE]
+            patch_NCXYZ, position_N3 = dataset.read(batch).to(self.device), positions_N3[batch].to(self.device)
+            if isinstance(self.network, FlowGenerator):
+                score_N = -self._errors(patch_NCXYZ, position_N3, seed)
+            else:
+                score_N = self.network(patch_NCXYZ)
+            scores.append(score_N.double().cpu().numpy())
+        all_scores = np.concatenate(scores)
+        if not np.isfinite(all_scores).all():
+            raise NumericError(f"{shards.folder}: the {self.kind}'s scores of some patches are not finite; it diverged")
+        return all_scores
+
+    def _errors(self, patch_NCXYZ: Tensor, position_N3: Tensor, seed: int) -> Tensor:
+        """[N]: a flow's mean squared error of the denoised patches over TIMES; every patch gets the same noise."""
+        assert isinstance(self.network, FlowGenerator)
+        source = torch.Generator().manual_seed(seed)
+        noise_CXYZ = torch.randn((len(TIMES), *patch_NCXYZ.shape[1:]), generator=source).to(self.device)
+        patch_NCXYZ = with_signed_label(patch_NCXYZ)
+        errors = []
+        for time, noise in zip(TIMES, noise_CXYZ, strict=True):
+            time_N = torch.full((len(patch_NCXYZ),), time, device=self.device)
+            point_NCXYZ = point_on_path(patch_NCXYZ, noise.expand_as(patch_NCXYZ), time_N)
+            denoised_NCXYZ = self.network.denoised(point_NCXYZ, time_N, position_N3)
+            errors.append((denoised_NCXYZ - patch_NCXYZ).square().mean((1, 2, 3, 4)))
+        return torch.stack(errors).mean(0)
