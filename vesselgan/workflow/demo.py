@@ -155,8 +155,7 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
     return [
         Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
-        # On one thread: two wait for each other longer than they compute patches this small.
-        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,), 2),
+        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
     ]
 
 
