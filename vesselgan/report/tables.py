@@ -1,6 +1,7 @@
 """The segmentation scores of one cohort as one tidy frame, the texts made of it, and the aims."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,9 @@ def segmentation_scores(results: Iterable[Result]) -> Scores:
     names = [*METHODS, *sorted(set(by_name) - set(METHODS))]
     records = [record for name in names for record in _records(name, by_name.get(name, {}))]
     frame = pd.DataFrame([*records, *_paper_records()], columns=list(CSV_COLUMNS))
-    return Scores(frame, {name: _title(name, by_name.get(name, {})) for name in names})
+    titles = {name: _title(name, by_name.get(name, {})) for name in names}
+    counts = Counter(titles.values())
+    return Scores(frame, {name: f"{title} ({name})" if counts[title] > 1 else title for name, title in titles.items()})
 
 
 def _title(name: str, result: Result) -> str:
