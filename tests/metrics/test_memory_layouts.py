@@ -27,7 +27,9 @@ from vesselgan.metrics.overlap import dice, precision, recall
 from vesselgan.metrics.prd import curve_of_clusters, prd_auc, prd_curve
 from vesselgan.metrics.statistics import compare, describe, holm, mean_and_sd, signed_rank
 from vesselgan.metrics.surface import balanced_average_hausdorff, distances
-from vesselgan.privacy.attacks.copies import chances_of, judge
+from vesselgan.privacy.attacks.copies import chances_of, find_copies
+from vesselgan.privacy.attacks.membership import attack, distance_scores
+from vesselgan.privacy.attacks.neighbours import nearest_ratio, patient_similarities
 
 Metric = Callable[[np.ndarray, np.ndarray], object]
 SPACING_MM = (0.5, 0.7, 1.1)
@@ -156,8 +158,14 @@ def test_a_curve_of_nothing_is_refused(settings: dict[str, int]) -> None:
         lambda bad: consistency(np.full((3, 3, 3), bad), np.eye(3)[None].repeat(3, 0)),
         lambda bad: skeleton_length_mm(np.ones((2, 2, 2)), (1, 1, bad)),
         lambda bad: histogram(np.array([bad])),
-        lambda bad: judge(np.array([0.5, bad]), np.ones(2), ["a", "b"]),
-        lambda bad: judge(np.ones(2), np.array([0.5, bad]), ["a", "b"]),
+        lambda bad: find_copies(np.array([0.5, bad]), np.ones(2), ["a", "b"], significance=0.05),
+        lambda bad: find_copies(np.ones(2), np.array([0.5, bad]), ["a", "b"], significance=0.05),
+        lambda bad: attack(np.array([0.5, bad]), np.array([True, False]), ["a", "b"], seed=0),
+        lambda bad: distance_scores(np.array([[bad]]), np.ones((1, 2)), np.zeros((1, 2), bool)),
+        lambda bad: distance_scores(np.ones((1, 2)), np.array([[bad]]), np.zeros((1, 1), bool)),
+        lambda bad: nearest_ratio(np.array([[bad]]), np.ones((1, 2)), np.zeros((1, 2), bool)),
+        lambda bad: nearest_ratio(np.ones((1, 2)), np.array([[bad]]), np.zeros((1, 1), bool)),
+        lambda bad: patient_similarities(np.array([bad]), ["a"], np.ones(1), ["b"], seed=0),
     ],
 )
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -182,9 +190,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         lambda: mean_nearest_distance(curve, np.ones((12, 4))),
         lambda: curve_of_clusters(np.array([[0, 3]]), np.array([[0, 1]]), num_clusters=3),
         lambda: curve_of_clusters(np.array([[0, -1]]), np.array([[0, 1]]), num_clusters=3),
-        lambda: judge(np.ones(0), np.ones(2), ["a", "b"]),
-        lambda: judge(np.ones(2), np.ones(2), ["a"]),
-        lambda: judge(-np.ones(2), np.ones(2), ["a", "b"]),
+        lambda: find_copies(np.ones(2), np.ones(2), ["a"], significance=0.05),
+        lambda: find_copies(-np.ones(2), np.ones(2), ["a", "b"], significance=0.05),
         lambda: chances_of(3, 0),
     ):
         with pytest.raises(DataError):

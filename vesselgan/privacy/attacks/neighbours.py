@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vesselgan.metrics.masks import as_finite
 from vesselgan.metrics.oriented_distances import UNRELATED
 
 VERBATIM = 0.02
@@ -32,11 +33,13 @@ def nearest_ratio(to_training_QT: np.ndarray, to_held_out_QM: np.ndarray, left_o
 
     A patch that is smoother than real ones lies nearer to both kinds. VERBATIM is added to both distances.
     """
+    to_training_QT = as_finite(to_training_QT, "distances", ndim=2)
     return (to_training_QT.min(1) + VERBATIM) / (kth_smallest(to_held_out_QM, left_out_QM, 1) + VERBATIM)
 
 
 def kth_smallest(distance_QR: np.ndarray, left_out_QR: np.ndarray | None, k: int) -> np.ndarray:
     """[Q]: the k-th smallest distance, or the largest where there are fewer; UNRELATED where none is left."""
+    distance_QR = as_finite(distance_QR, "distances", ndim=2)
     distance_QR = distance_QR if left_out_QR is None else np.where(left_out_QR, UNRELATED, distance_QR)
     k = min(k, distance_QR.shape[1])
     kth_Q: np.ndarray = np.partition(distance_QR, k - 1, axis=1)[:, k - 1]
@@ -81,5 +84,5 @@ def patient_similarities(
 
 
 def _by_patient(values: np.ndarray, patients: Sequence[str]) -> dict[str, np.ndarray]:
-    owners = np.array(patients, object)
+    owners, values = np.array(patients, object), as_finite(values, "distances", ndim=1)
     return {patient: values[owners == patient] for patient in dict.fromkeys(patients)}
