@@ -24,7 +24,7 @@ from vesselgan.formats.shards import content_hash
 from vesselgan.privacy.attacks import copies, neighbours, verdict
 from vesselgan.privacy.attacks.membership import attack
 from vesselgan.privacy.attacks.planted import SPACES, found_of
-from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, at_most, conclude, if_it_left
+from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, conclude, if_it_left
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
@@ -142,7 +142,7 @@ def _resolution(evidence: Evidence, pointed_at: int) -> dict[str, Any]:
     """What these numbers of patches and people can and cannot say."""
     return {
         "patients_pointed_at": pointed_at,
-        "patients_at_most": at_most(pointed_at, evidence.training_people),
+        "patients_at_most": copies.at_most(pointed_at, evidence.training_people),
         "smallest_false_positive_rate": {
             "patch": 1 / evidence.held_out,
             "patient": 1 / evidence.held_out_people,

@@ -196,10 +196,10 @@ def shifted_times(u: Tensor, shift: float) -> Tensor:
 
 
 def extrapolations(times: Sequence[float]) -> list[float]:
-    """Per step, how far the predicted patch goes on past the last one's, towards the middle of the step.
+    """Per step, the weight of linear extrapolation from the previous prediction to the middle of the step.
 
-    DPM-Solver++ (2M) of Lu 2022, in l = log((1 - t) / t): twelve steps are as good as some forty of Euler. None where
-    the path begins and ends: there l is infinite.
+    DPM-Solver++ (2M; Lu 2022) in the log signal-to-noise ratio log((1 - t) / t). 0 at both ends of the path, where the
+    ratio is infinite: those steps are Euler's.
     """
     weights = [0.0] * (len(times) - 1)
     for k in range(2, len(times) - 2):

@@ -86,9 +86,14 @@ def find_copies(
         chance=1.0 if below == 0 else float(chances_of(n, m)[below - 1]),
         significance=significance,
         least_count=least_count(n, m, significance),
-        share_at_most=float(binomtest(below, n, alternative="less").proportion_ci(0.95, "exact").high),
+        share_at_most=at_most(below, n),
         is_one_odd=odd_one_out(held_out_M, patients_M, significance),
     )
+
+
+def at_most(hits: int, number: int) -> float:
+    """The share that `hits` of `number` allow, with 95 % confidence (Clopper-Pearson, one-sided)."""
+    return float(binomtest(hits, number, alternative="less").proportion_ci(0.95, "exact").high)
 
 
 def chances_of(n: int, m: int) -> np.ndarray:

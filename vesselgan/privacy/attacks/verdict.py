@@ -8,8 +8,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.stats import binomtest
-
 from vesselgan.metrics.statistics import holm
 from vesselgan.privacy.attacks.copies import LEAST_POWER, SHARE, CopyTest, generated_needed, held_out_needed
 from vesselgan.privacy.attacks.membership import Attack
@@ -75,15 +73,10 @@ def if_it_left(network: str, found: Attack) -> str:
     """What is known of a run's network that is attacked itself: `critic` or `flow`."""
     auc, interval = found.patch.auc.value, found.patch.auc.interval
     limits = "" if interval is None else f", 95 % {interval[0]:.2f} to {interval[1]:.2f}"
-    told = f"training patches from held-out ones (AUC {auc:.2f}{limits}; p {found.p:.2g})"
+    claim = f"training patches from held-out ones (AUC {auc:.2f}{limits}; p {found.p:.2g})"
     if found.p <= SIGNIFICANCE:
-        return f"the {network} tells {told}: it must not leave."
-    return f"the {network} was not seen to tell {told}; this attack alone was tried."
-
-
-def at_most(hits: int, number: int) -> float:
-    """The share that `hits` of `number` allow, with 95 % confidence (Clopper-Pearson, one-sided)."""
-    return float(binomtest(hits, number, alternative="less").proportion_ci(0.95, "exact").high)
+        return f"the {network} tells {claim}: it must not leave."
+    return f"the {network} was not seen to tell {claim}; this attack alone was tried."
 
 
 def _copies(evidence: Evidence) -> list[str]:
