@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -119,3 +120,17 @@ def test_another_error_is_not_out_of_memory(train_here, tmp_path, monkeypatch):
     monkeypatch.setattr(gan, "generator_step", broken)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         train_here(tmp_path / "run", *WORDS, "train.max_steps=1")
+
+
+def test_a_failed_run_leaves_no_open_log(train_here, tmp_path, monkeypatch):
+    from vesselgan.training import gan
+
+    def broken(*arguments):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(gan, "generator_step", broken)
+    with pytest.raises(RuntimeError, match="mat1 and mat2") as failed:
+        train_here(tmp_path / "run", *WORDS, "train.max_steps=1")
+    opened = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert failed.tb is not None, "its frames hold the run"
+    assert not [path for path in opened if path.startswith(str(tmp_path))]

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -95,10 +96,11 @@ class RunLog:
             self._to_tensorboard(lambda writer: writer.flush())
 
     def close(self) -> None:
+        """Again: nothing. Raises OSError where the disk does not take what waits; the files are closed then too."""
         if self.is_main:
-            self._metrics.close()
-            self._log.close()
-            self._to_tensorboard(lambda writer: writer.close())
+            with closing(self._metrics), closing(self._log):
+                self._to_tensorboard(lambda writer: writer.close())
+                self._writer = None
 
     def _to_tensorboard(self, call: Callable[[Any], None]) -> None:
         """`call` with TensorBoard's writer, while that can write: its thread ends at the first error."""

@@ -1,5 +1,6 @@
 """A session: one start of a training command, from the check of its settings to the end of its run or to a stop."""
 
+import contextlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +36,7 @@ class Session:
     """This rank's session: the run directory, the ranks, the log, requests to stop."""
 
     log: RunLog
-    """Open from `begin` on."""
+    """Open from `begin` on, until `close` or the end of the `with` block."""
 
     def __init__(
         self,
@@ -57,6 +58,15 @@ class Session:
         """Of the checkpoint that the session starts from; of a new run the step alone."""
         self.slow_because = slow_because
         self._lines: list[str] = [] if slow_because is None else [slow_because]
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the log of a run that failed; a full disk must not hide why."""
+        if hasattr(self, "log"):
+            with contextlib.suppress(OSError):
+                self.log.close()
 
     def claim(
         self,
@@ -173,7 +183,8 @@ def run_in_session(
             # Inside: a launcher must not end the other ranks before they have named the lost one.
             with naming_lost_ranks(world):
                 notice = emulation_notice(precision, world.device, program=program, key=key)
-                run(Session(command.config, run_dir, world, deepspeed_json, stopper, notice))
+                with Session(command.config, run_dir, world, deepspeed_json, stopper, notice) as session:
+                    run(session)
     finally:
         distributed.stop()
 
