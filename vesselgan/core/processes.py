@@ -38,7 +38,9 @@ def beside_python(program: str) -> str:
 
 def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: str) -> int:
     """As `run_commands`, of one."""
-    return run_commands([command], [log], num_ranks=num_ranks, head=head)[0]
+    (code,) = run_commands([command], [log], num_ranks=num_ranks, head=head)
+    assert code is not None
+    return code
 
 
 def run_commands(

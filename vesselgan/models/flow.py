@@ -137,6 +137,12 @@ class FlowGenerator(Float32Buffers):
             x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
         return with_unit_label(x_NCXYZ).to(self.fine_last.weight.dtype)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """Weight matrices between the first layers and the last, for Muon."""
+        ends = [self.fine_first, self.fine_last, self.gate]
+        is_end = {id(parameter) for layer in ends for parameter in layer.parameters()}
+        return [p for p in self.parameters() if p.ndim > 1 and id(p) not in is_end]
+
     def positions(self, z_N4: Tensor) -> Tensor:
         """Four normal numbers each -> a bin of the histogram, uniform within it: [N, 3] in [-1, 1]."""
         uniform_N4 = torch.special.ndtr(z_N4)

@@ -52,7 +52,7 @@ def flow_step(
         patch = with_signed_label(patch.to(device, non_blocking=True))
         with phase("flow/denoise"):
             denoised = network.denoised(point_on_path(patch, e, time), time, position)
-            error_C = denoising_errors(denoised, patch)
+            error_C = denoising_errors(denoised, patch, time)
             loss = error_C.mean()
         with phase("flow/backward"):
             generator.backward(loss)

@@ -89,7 +89,7 @@ def read_choice(path: Path) -> Choice:
     try:
         probe = json.loads(path.read_text())
         num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-        summary = f"generators train in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+        summary = f"the GAN trains in {probe['precision']}, both on {num_ranks} ranks ({probe['device']})"
         steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         check_readable(path, error)
@@ -146,13 +146,15 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
-    options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(run_dir))
-    own = (*settings, f"variant.precision={choice.precision}")
+    # Muon, the flow's optimizer, needs float32.
+    precision = choice.precision if name == "sn_mp" else "fp32"
+    options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", str(run_dir))
+    own = (*settings, f"variant.precision={precision}")
     words = (*own, *readable("train_gan", overrides, own))
     command = (*launcher, *module_command("train_gan"), *options, *words)
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
     generate = vesselgan("generate", setting("run", run_dir), *patches)
-    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
+    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {precision}"
     return [
         Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
         Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
