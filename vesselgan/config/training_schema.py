@@ -92,7 +92,7 @@ class Variant:
     learning_rate_critic: float = field(metadata=POSITIVE | OF_GAN)
     """Adam's, of the critic."""
     learning_rate_generator: float = field(metadata=POSITIVE)
-    """Adam's, of the generator or a flow's network."""
+    """Adam's, of the generator or a flow's network; with Muon, of all but its weight matrices."""
     muon_learning_rate: float | None = field(metadata=POSITIVE | OF_MUON)
     """Muon's, of a flow's weight matrices, in fp32; null, and in half precision: Adam for all."""
     betas: list[float] = field(
