@@ -34,15 +34,16 @@ ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": T
 KINDS = ("noisy", "mirrored", "shifted", "all_three", "label_only")
 
 
-def write_training(folder: Path, subjects: dict[str, str] = SUBJECTS) -> Path:
-    rng = np.random.default_rng(0)
+def write_training(folder: Path, subjects: dict[str, str] = SUBJECTS, seed: int = 0) -> Path:
+    """Two patches of each subject."""
+    rng = np.random.default_rng(seed)
     names = list(subjects)
     records = [
         Record(
             rng.uniform(1, 254, PATCH).astype(np.float32), np.ones(PATCH, np.uint8), names[i % len(names)], (0, 0, 0),
             "grid", (0.0, 900.0), 0,
         )
-        for i in range(4)
+        for i in range(2 * len(names))
     ]  # fmt: skip
     info = write_shard(folder / "shard-0.h5", records, patch_shape=PATCH, origin="real")
     affine = np.diag([*SPACING_MM, 1.0])

@@ -93,7 +93,6 @@ def test_a_damaged_audit_is_bad_data(work, gan, lost):
 def test_what_is_not_named_is_usage(work, gan):
     audit = work.audit(gan)
     for words, named in [
-        ([f"run={gan}", f"audit={audit}"], "name=NAME"),
         (["name=a", f"run={gan}"], "audit=FILE"),
         (["name=a", f"audit={audit}"], "run=RUN"),
         (["name=a/b", f"run={gan}", f"audit={audit}"], "name=a/b"),
@@ -126,6 +125,8 @@ def test_a_repeated_command_changes_nothing(work, gan):
     assert work.release(*words) == out and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     with pytest.raises(UsageError, match="choose another name"):
         work.release(*words, "license=MIT")
+    unnamed = [work.release(*words[1:], *more) for more in ([], [], ["license=MIT"])]
+    assert unnamed[0] == unnamed[1] != unnamed[2] and unnamed[0].name.startswith("synthetic-")
 
 
 def test_two_releases_at_once_wait(work, gan, hold_lock):

@@ -18,6 +18,7 @@ from vesselgan.formats.shards import ShardSet
 from vesselgan.models.generator import Generator
 from vesselgan.synthesis.sampler import load_generator
 
+IN_BIDS = ("dataset_description.json", "desc-synthetic_angio.json", "README.md")
 VARIANTS = ("sn", "dpgan", "flow")
 REFUSE = """
 import sys
@@ -96,10 +97,12 @@ def test_bids_rules_hold(made_once):
     described = json.loads((out / "dataset_description.json").read_text())
     assert {"Name", "BIDSVersion"} <= set(described) and described["DatasetType"] == "derivative"
     assert described["GeneratedBy"][0]["Name"] == "vesselgan" and described["License"] == "CC-BY-4.0"
+    # Required of a derivative's image.
+    assert json.loads((out / "desc-synthetic_angio.json").read_text())["SkullStripped"] is False
     ignored = (out / ".bidsignore").read_text().split()
     known = re.compile(r"sub-(\w+)/anat/sub-\1_(desc-synthetic_angio|label-vessel_desc-synthetic_mask)\.nii\.gz")
     for path in (str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()):
-        is_ours = path in ("dataset_description.json", "README.md", ".bidsignore") or known.fullmatch(path)
+        is_ours = path in (*IN_BIDS, ".bidsignore") or known.fullmatch(path)
         assert is_ours or any(path.startswith(name) for name in ignored), path
 
 

@@ -17,7 +17,7 @@ IS_NAME = rule(
 @dataclass
 class Release:
     name: str | None = field(metadata=IS_NAME | TO_RELEASE)
-    """What the release is called, and its folder: WORK_DIR/release/NAME."""
+    """What the release is called, and its folder: WORK_DIR/release/NAME; null: synthetic-<hash of what it holds>."""
     audit: str | None = field(metadata=TO_RELEASE)
     """Result of `vesselgan audit` of exactly these patches."""
     run: str | None = field(metadata=TO_RELEASE)

@@ -25,7 +25,10 @@ DESCRIPTION = "synthetic"
 """In the header of every file."""
 IMAGE, LABEL = "desc-synthetic_angio.nii.gz", "label-vessel_desc-synthetic_mask.nii.gz"
 NETWORK = "generator"
-OUTSIDE_BIDS = (f"{NETWORK}/", "dataset.json", "croissant.json", "SHA256SUMS")
+OUTSIDE_BIDS = (NETWORK, "dataset.json", "croissant.json", "SHA256SUMS")
+TERMS = "citeAs column equivalentProperty extract field fileProperty fileObject fileSet format includes isLiveDataset "
+TERMS += "jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source "
+TERMS += "subField transform"
 CONTEXT = {
     "@language": "en",
     "@vocab": "https://schema.org/",
@@ -34,13 +37,12 @@ CONTEXT = {
     "rai": "http://mlcommons.org/croissant/RAI/",
     "dct": "http://purl.org/dc/terms/",
     "conformsTo": "dct:conformsTo",
-    "fileObject": "cr:fileObject",
-    "fileSet": "cr:fileSet",
-    "includes": "cr:includes",
-    "citeAs": "cr:citeAs",
-    "recordSet": "cr:recordSet",
-    "field": "cr:field",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **{term: f"cr:{term}" for term in TERMS.split()},
 }
+"""The standard one of Croissant 1.0."""
 
 
 def grid_of(sets: Sequence[ShardSet]) -> np.ndarray:
@@ -76,6 +78,8 @@ def write_descriptions(folder: Path, name: str, files: Sequence[tuple[str, str]]
     made_by = {"Name": "vesselgan", "Version": __version__, "Description": "Generated; no volume is of a person."}
     bids = {"Name": name, "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": [made_by]}
     write_json(folder / "dataset_description.json", bids | ({} if license is None else {"License": license}))
+    sidecar = {"Description": "Generated patch of TOF-MRA.", "SkullStripped": False}  # BIDS requires the second
+    write_json(folder / IMAGE.replace(".nii.gz", ".json"), sidecar)
     write_text(folder / ".bidsignore", "\n".join(OUTSIDE_BIDS) + "\n")
     cases = {Path(image).parts[0].removeprefix("sub-"): (image, label) for image, label in files}
     nnunet = {

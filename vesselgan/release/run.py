@@ -1,5 +1,7 @@
 """`vesselgan release`: from audited patches and their generator to one folder that may leave."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -51,7 +53,10 @@ class Sources:
 
     @property
     def accounts(self) -> list[Account]:
-        return [_account(weights, privacy) for weights, privacy in self.privacy.items()]
+        try:
+            return [_account(weights, privacy) for weights, privacy in self.privacy.items()]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise _damaged(f"the account of {self.sets[0].folder}", error) from error
 
 
 def release(config: Release) -> Path | None:
@@ -65,8 +70,8 @@ def release(config: Release) -> Path | None:
     if config.withdraw is not None:
         print(withdrawal.describe(config.withdraw, root, config.data.cohort_dir, Path(config.work_dir)))
         return None
-    if config.name is None or config.audit is None:
-        raise UsageError("release needs name=NAME and audit=FILE, the result of `vesselgan audit`")
+    if config.audit is None:
+        raise UsageError("release needs audit=FILE, the result of `vesselgan audit`")
     sources = _read_sources(config)
     with _locked(root):
         return _release(config, sources, root)
@@ -93,8 +98,9 @@ def _read_sources(config: Release) -> Sources:
 
 
 def _release(config: Release, sources: Sources, root: Path) -> Path:
-    name, ledger = str(config.name), Ledger(root)
-    out, partial, request = root / name, root / (name + BEING_WRITTEN), _request(config, sources)
+    ledger, request = Ledger(root), _request(config, sources)
+    name = config.name or f"synthetic-{hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]}"
+    out, partial = root / name, root / (name + BEING_WRITTEN)
     before = ledger.last(name)
     if (before is None and out.exists()) or (before is not None and before.request != request):
         raise UsageError(f"name={name}: is another release ({ledger.path}), which stays as it was; choose another name")
@@ -135,7 +141,6 @@ def _release(config: Release, sources: Sources, root: Path) -> Path:
 def _request(config: Release, sources: Sources) -> dict[str, Any]:
     return {
         "patches": [content_hash(one.folder) for one in sources.sets],
-        "audit": sha256_of(str(config.audit)),
         "generator": None if sources.trained is None else sources.trained.weights_sha256,
         "license": config.license,
         "reason": config.reason,
