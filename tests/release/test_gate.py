@@ -118,6 +118,17 @@ def test_a_killed_release_leaves_nothing_finished(work, gan, monkeypatch):
     assert left_behind(work) == ["a", "ledger.jsonl"] and not (out / "stale.txt").exists()
 
 
+def test_the_ledger_knows_what_is_there(work, gan, monkeypatch):
+    """Killed between ledger and folder: the ledger names it first, and the same command publishes it."""
+    words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "rename", lambda *paths: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            work.release(*words)
+    assert left_behind(work) == ["a.partial", "ledger.jsonl"]
+    assert work.release(*words).is_dir() and left_behind(work) == ["a", "ledger.jsonl"]
+
+
 def test_a_repeated_command_changes_nothing(work, gan):
     words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
     out = work.release(*words)
