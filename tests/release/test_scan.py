@@ -91,6 +91,12 @@ def test_a_clean_folder_passes(scan: Scan, folder: Path) -> None:
         ("scanned 1967-03-12", "a date"),
         ("scanned 12.03.1967", "a date"),
         ("study 19670312", "a date"),
+        ("at 2019-04-12T10:15:00", "a date"),
+        ("at 20190412T101500", "a date"),
+        ("born 2.3.1967", "a date"),
+        ("born 12 March 1967", "a date"),
+        ("from store:/export/scans", "an absolute path"),
+        ("file:///export/scans", "an absolute path"),
         (f"origin {ORIGIN_MM}", "the origin of a real volume's affine"),
         ('{"a": "M\\u0075eller"}', "the original of a pseudonym"),
     ],
@@ -162,7 +168,7 @@ def test_unknown_binary_files_and_links_are_found(scan: Scan, folder: Path) -> N
 
 
 def test_short_and_ordinary_words_are_not_searched(scan: Scan, folder: Path, write_set: Callable[..., Path]) -> None:
-    ids = ["1", "22", "12345", "patch", "synthetic"]
+    ids = ["1", "22", "1234", "patch", "synthetic"]
     write_set(folder.parent / "other" / "shards" / "gan" / "train", {name: name for name in ids})
     found = find_identities(folder.parent / "other", [], own_words())
     assert set(ids) <= set(found.skipped) and not set(ids) & set(found.terms)

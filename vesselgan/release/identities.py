@@ -13,7 +13,7 @@ import numpy as np
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import MANIFEST, ShardSet, read_manifest
 
-MIN_CHARACTERS, MIN_DIGITS = 3, 6
+MIN_CHARACTERS, MIN_DIGITS = 3, 5
 """Of a term that is searched for, and of one of digits alone: a shorter one stands in any text by chance."""
 ENDINGS = (".gz", ".nii", ".img", ".hdr", ".mgz")
 PREFIXES = re.compile(r"(?:sub|ses|subject|patient|pat)[-_]", re.IGNORECASE)

@@ -26,15 +26,27 @@ TEXT_FIELDS = ("data_type", "db_name", "aux_file", "intent_name")
 GZIP_FLAGS, GZIP_TIME = 3, slice(4, 8)
 """Where a gzip header says which fields follow, such as a file's name, and when it was packed."""
 _RUN = re.compile(rb"[\x20-\x7e]{%d,}" % MIN_RUN)
-_PATH = re.compile(r"(?<![\w:/.<)\]~-])(?:/[\w.@+~-]+){2,}|(?<!\w)[A-Za-z]:\\\w|(?<![\w\\])\\\\\w+\\\w|(?<!\w)~/\w")
+_PATH = re.compile(
+    r"(?<![\w/.<)\]~-])(?:/[\w.@+~-]+){2,}|file:/+\w|(?<!\w)[A-Za-z]:\\\w|(?<![\w\\])\\\\\w+\\\w|(?<!\w)~/\w"
+)
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_DAY, _MONTH, _YEAR = "(?:0[1-9]|[12][0-9]|3[01])", "(?:0[1-9]|1[0-2])", "(?:19|20)[0-9]{2}"
+_YEAR, _NAME = "(?:19|20)[0-9]{2}", "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+
+
+def _dates(day: str, month: str, separator: str) -> list[str]:
+    return [separator.join(order) for order in ((_YEAR, month, day), (day, month, _YEAR), (month, day, _YEAR))]
+
+
+_COMPACT = _dates("(?:0[1-9]|[12][0-9]|3[01])", "(?:0[1-9]|1[0-2])", "")
+_SEPARATED = [
+    date
+    for separator in ("-", r"\.", "/", "_")
+    for date in _dates("(?:0?[1-9]|[12][0-9]|3[01])", "(?:0?[1-9]|1[0-2])", separator)
+]
+_SEPARATED += [rf"[0-9]{{1,2}}\.? {_NAME},? {_YEAR}", rf"{_NAME} [0-9]{{1,2}},? {_YEAR}"]
+# Digits alone stand in hashes and fractions too. A T opens the time of day.
 _DATE = re.compile(
-    "|".join(
-        rf"(?<![0-9A-Za-z.]){separator.join(order)}(?![0-9A-Za-z])"
-        for separator in (r"", r"-", r"\.", r"/", r"_")
-        for order in ((_YEAR, _MONTH, _DAY), (_DAY, _MONTH, _YEAR), (_MONTH, _DAY, _YEAR))
-    )
+    rf"(?<![0-9A-Za-z.])(?:{'|'.join(_COMPACT)})(?![0-9A-SU-Za-z])|(?<![0-9])(?:{'|'.join(_SEPARATED)})(?![0-9])"
 )
 
 
