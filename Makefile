@@ -1,5 +1,6 @@
 # make demo      the whole pipeline on a small phantom cohort, from NIfTI to a Dice score and a report page
 # make test      ruff, mypy and the tests      make soak    the tests that take minutes
+# make soak-release   a release under bids-validator and mlcroissant, which it installs beside the environment
 # make install   the environment alone         make format  ruff's formatter and fixes
 # make clean     removes what is built here, never work/
 #
@@ -23,7 +24,7 @@ ifneq ($(strip $(shell cat $(STAMP) 2>/dev/null)),$(INSTALLED_FOR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help install demo test soak format clean
+.PHONY: help install demo test soak soak-release format clean
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
@@ -44,6 +45,12 @@ format: $(STAMP)
 
 soak: $(STAMP)
 	$(VENV)/bin/python -m pytest -q -m soak --durations=15
+
+TOOLS := $(VENV)/release-tools
+soak-release: $(STAMP)
+	test -x $(TOOLS)/bin/mlcroissant || { "$(PYTHON)" -m venv $(TOOLS) && \
+	  $(TOOLS)/bin/python -m pip install --disable-pip-version-check -q mlcroissant bids-validator-deno $(PIP_ARGS); } || true
+	RELEASE_TOOLS="$(CURDIR)/$(TOOLS)/bin" $(VENV)/bin/python -m pytest -q -rs tests/release/test_tools.py
 
 # First the one line a user needs when Python is missing, too old, or cut in parts as Debian does it.
 $(STAMP): pyproject.toml constraints.txt

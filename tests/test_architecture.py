@@ -34,6 +34,7 @@ FLOORS: dict[str, int] = {
     "segmentation": 6,
     "evaluation": 6,
     "report": 7,
+    "release": 7,
     "workflow": 8,
     "tools": 9,
     "cli": 10,

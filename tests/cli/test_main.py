@@ -75,6 +75,7 @@ def test_the_launchers_option_may_stand_first(called, monkeypatch):
         ["study", "runs=[work/runs/gan]"],
         ["audit", "run=work/runs/gan", "out=b"],
         ["audit", "synthetic=[work/runs/gan/synthetic]", "out=b"],
+        ["release", "run=work/runs/gan", "name=a", "audit=b"],
         ["evaluate", "evaluate=image", "image.synthetic=work/runs/gan/synthetic", "name=a", "out=b"],
         ["train-gan", "--run_dir", "work/runs/gan"],
     ],

@@ -25,7 +25,7 @@ WITH_PRESET = [command for command in overrides.COMMANDS if command not in WITHO
 
 
 NIFTI_COMMANDS = ("check", "preprocess", "build_shards", "make_phantom")
-WITHOUT_DEMO = {"segment", "evaluate", "audit", "report", *NIFTI_COMMANDS}
+WITHOUT_DEMO = {"segment", "evaluate", "audit", "release", "report", *NIFTI_COMMANDS}
 
 
 @pytest.mark.parametrize("command", WITH_PRESET)
@@ -61,6 +61,7 @@ SYNTHETIC = ["data.source=synthetic", "synthetic=x"]
         ("evaluate", ["evaluate=comparison"], ["data=phantom"], "evaluate=segmentation"),
         ("evaluate", [], ["image.num_seeds=2"], "evaluate=image"),
         ("audit", ["synthetic=[x]"], ["checkpoint=step_1"], "run"),
+        ("release", ["withdraw=x"], ["name=a"], "withdraw=null"),
         ("study", [], ["sweep.batch_sizes=[4]"], "study=sweep"),
         ("study", ["study=sweep"], ["test_cohorts=[x]"], "study=data_sources"),
         ("study", ["study=sweep"], ["sweep.variant=sn"], "sweep.learning_rates"),

@@ -31,6 +31,15 @@ def test_the_verdict_is_on_these_very_patches(road, write_set):
     result["inputs"]["synthetic shards"] = ["ab" * 32]  # of other patches
     out.write_text(json.dumps(result))
     assert "Privacy audit: " not in page_of(road)
+    manifest = road / "runs" / "demo-gan" / "synthetic" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["extra"]["weights_sha256"] = result["synthetic"][0]["weights_sha256"] = "cd" * 32
+    manifest.write_text(json.dumps(content))
+    out.write_text(json.dumps(result))
+    assert "(of other patches of this generator)" in page_of(road)
+    result["synthetic"] = [7]
+    out.write_text(json.dumps(result))
+    assert "Privacy audit: " not in page_of(road)
     del result["verdict"]
     out.write_text(json.dumps(result))
     with pytest.raises(DataError, match="verdict"):

@@ -84,6 +84,20 @@ def audit(command: Command) -> None:
     audit(command.config)
 
 
+def release(command: Command) -> None:
+    """Release audited patches, and their generator, as one folder: BIDS and nnU-Net, cards, checksums, a ledger.
+
+        vesselgan release name=first run=work/runs/sn_mp-1a2b3c4d audit=work/results/audit-sn_mp.json license=CC-BY-4.0
+        vesselgan release name=pairs synthetic=[work/a,work/b] audit=work/results/audit-both.json
+        vesselgan release withdraw=SUBJECT                        # what was made from somebody, and must go
+
+    Exit 7 unless the audit's verdict is `pass` (reason="..." overrides it), and for any byte that names somebody.
+    """
+    from vesselgan.release.run import release
+
+    release(command.config)
+
+
 def study(command: Command) -> None:
     """Run the paper's comparison: U-Nets on real, on each GAN's patches and on both, on every test cohort.
 
@@ -198,5 +212,5 @@ def build_shards() -> None:
 
 PREPARATION = {"make_phantom": make_phantom, "check": check, "preprocess": preprocess, "build_shards": build_shards}
 STAGES = {"train_gan": train_gan, "generate": generate, "train_unet": train_unet, "segment": segment}
-STAGES |= {"evaluate": evaluate, "audit": audit, "study": study, "report": report}
+STAGES |= {"evaluate": evaluate, "audit": audit, "release": release, "study": study, "report": report}
 STAGES |= {"plan": plan, "doctor": doctor, "status": status, "benchmark": benchmark, "demo": demo}

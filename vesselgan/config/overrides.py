@@ -21,6 +21,7 @@ COMMANDS: dict[str, type] = {
     "segment": schema.Segment,
     "evaluate": schema.Evaluate,
     "audit": schema.Audit,
+    "release": schema.Release,
     "report": schema.Report,
     "plan": schema.Plan,
     "demo": schema.Demo,

@@ -35,10 +35,11 @@ from vesselgan.config.data_schema import (
     TrainingData,
 )
 from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, StudyImages
+from vesselgan.config.release_schema import Release
 from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
 __all__ = ["Benchmark", "Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData"]
-__all__ += ["Machine", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Runtime", "Split"]
+__all__ += ["Machine", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Release", "Runtime", "Split"]
 __all__ += ["StudyImages", "Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 

@@ -143,14 +143,18 @@ def write_like(path: str | Path, array_XYZ: np.ndarray, like: str | Path) -> Non
     write_volume(path, array, header.file_affine)
 
 
-def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray) -> None:
-    """Writes an array as NIfTI with `affine` in mm; completely or not at all, the same bytes always, no text fields."""
+def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, description: str = "") -> None:
+    """Writes an array as NIfTI with `affine` in mm; completely or not at all, the same bytes always.
+
+    description: the header's `descrip`, its one text field that is not empty.
+    """
     path = Path(path)
     dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
     image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     content = image.to_bytes()
     try:
         file = PartialFile(path)

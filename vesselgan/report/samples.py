@@ -183,10 +183,10 @@ def _exceptions(galleries: Sequence[Gallery]) -> str:
 
 
 def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(verdict, sentence) of every audit of exactly these patches, alone or with others; raises DataError for a damaged
-    one.
+    """(verdict, sentence) of every audit of these patches, or, said so, of others of the same weights; raises DataError
+    for a damaged one.
     """
-    content = content_hash(synthetic.folder)
+    content, weights = content_hash(synthetic.folder), synthetic.manifest.extra.get("weights_sha256")
     verdicts = []
     for audit in results:
         if audit.get("job") != "audit":
@@ -194,11 +194,18 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
         if missing := AUDIT_KEYS - set(audit):
             raise DataError(f"an audit's result lacks {', '.join(sorted(missing))}; remove it and audit again")
         audited = audit["inputs"].get("synthetic shards") if isinstance(audit["inputs"], dict) else None
-        if isinstance(audited, list) and content in audited:
+        is_of_these = isinstance(audited, list) and content in audited
+        if is_of_these or (weights is not None and weights in _weights_of(audit)):
             override = audit["override_privacy_gate"]
             sentence = audit["sentence"] if override is None else f"{audit['sentence']} Overridden: {override}."
+            sentence = sentence if is_of_these else f"(of other patches of this generator) {sentence}"
             verdicts.append((str(audit["verdict"]), str(sentence)))
     return verdicts
+
+
+def _weights_of(audit: dict[str, Any]) -> list[str]:
+    sets = audit.get("synthetic")
+    return [str(one.get("weights_sha256")) for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
 
 
 def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:

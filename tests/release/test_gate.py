@@ -1,0 +1,147 @@
+"""What opens the gate: an audit of exactly what leaves, and its verdict, or a reason in words."""
+
+import json
+
+import pytest
+
+from vesselgan.core.errors import DataError, PrivacyError, ResourceError, UsageError, exit_on_error
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.release import run as module
+
+FAILED = {"verdict": "fail", "sentence": "1 of 3 synthetic patches is a training patch."}
+
+
+@pytest.fixture
+def gan(work):
+    return work.run("sn")
+
+
+def left_behind(work):
+    """What a refused release leaves in its folder."""
+    root = work.path / "release"
+    return sorted(path.name for path in root.iterdir()) if root.exists() else []
+
+
+@pytest.mark.parametrize("verdict", ["fail", "cannot conclude"])
+def test_a_closed_gate_exits_7(work, gan, verdict, capsys):
+    audit = work.audit(gan, FAILED | {"verdict": verdict})
+    with pytest.raises(SystemExit) as stopped:
+        exit_on_error(lambda: work.release("name=a", f"run={gan}", f"audit={audit}"))
+    assert stopped.value.code == 7 and verdict in capsys.readouterr().err and left_behind(work) == []
+
+
+def test_a_reason_opens_it_in_bold(work, gan):
+    audit = work.audit(gan, FAILED)
+    out = work.release("name=a", f"run={gan}", f"audit={audit}", 'reason="phantoms, shown to nobody"')
+    card = (out / "README.md").read_text()
+    assert "**Released although the audit did not pass. Reason: phantoms, shown to nobody**" in card
+    assert "audit: **fail**: 1 of 3" in card and "Licence: none is set" in card
+    with pytest.raises(UsageError, match="reason"):
+        work.release("name=b", f"run={gan}", f"audit={audit}", 'reason=" "')
+
+
+def test_an_audit_of_other_patches_exits_7(work, gan):
+    other = work.run("sn", "other", seed=2)
+    with pytest.raises(PrivacyError, match="audited other patches"):
+        work.release("name=a", f"run={gan}", f"audit={work.audit(other)}", "reason=because")
+    both = f"synthetic=[{RunDir(gan).synthetic},{RunDir(other).synthetic}]"
+    with pytest.raises(PrivacyError, match="audited other patches"):
+        work.release("name=a", both, f"audit={work.audit(other)}", "reason=because")
+
+
+def test_another_generator_than_the_audited_exits_7(work, gan):
+    other, audit = work.run("sn", "other", seed=2), work.audit(gan)
+    words = [f"run={other}", f"synthetic=[{RunDir(gan).synthetic}]", f"audit={audit}", "reason=because"]
+    with pytest.raises(PrivacyError, match="not what made"):
+        work.release("name=a", *words)
+
+
+def test_a_flow_that_was_not_attacked_exits_7(work):
+    flow = work.run("flow")
+    with pytest.raises(PrivacyError, match="flow itself was not attacked"):
+        work.release("name=a", f"run={flow}", f"audit={work.audit(flow)}")
+    tells = {"kind": "flow", "run": "flow", "p": 0.001, "sentence": "the flow tells members: it must not leave."}
+    audit = work.audit(flow, {"network": tells})
+    with pytest.raises(PrivacyError, match="must not leave"):
+        work.release("name=a", f"run={flow}", f"audit={audit}")
+    out = work.release("name=a", f"synthetic=[{RunDir(flow).synthetic}]", f"audit={audit}")
+    assert not (out / "generator").exists() and "## Generator" not in (out / "README.md").read_text()
+
+
+def test_another_training_set_is_bad_data(work, gan):
+    audit = work.audit(gan)
+    result = json.loads(audit.read_text())
+    result["inputs"]["training shards"] = "ab" * 32
+    audit.write_text(json.dumps(result))
+    with pytest.raises(DataError, match="training set"):
+        work.release("name=a", f"run={gan}", f"audit={audit}")
+
+
+@pytest.mark.parametrize("lost", ["verdict", "inputs", "planted", "count"])
+def test_a_damaged_audit_is_bad_data(work, gan, lost):
+    audit = work.audit(gan)
+    result = json.loads(audit.read_text())
+    for value in (None, {}):
+        audit.write_text(json.dumps(result | {lost: value} if value is not None else {
+            key: content for key, content in result.items() if key != lost
+        }))  # fmt: skip
+        with pytest.raises((DataError, PrivacyError)):
+            work.release("name=a", f"run={gan}", f"audit={audit}")
+    assert [name for name in left_behind(work) if name != "ledger.jsonl"] == []
+
+
+def test_what_is_not_named_is_usage(work, gan):
+    audit = work.audit(gan)
+    for words, named in [
+        (["name=a", f"run={gan}"], "audit=FILE"),
+        (["name=a", f"audit={audit}"], "run=RUN"),
+        (["name=a/b", f"run={gan}", f"audit={audit}"], "name=a/b"),
+        (["name=a", f"synthetic=[{work.training}]", f"audit={audit}"], "real patches"),
+        (["withdraw=x", "name=a"], "would change nothing"),
+    ]:
+        with pytest.raises(UsageError, match=named):
+            work.release(*words)
+
+
+def test_a_killed_release_leaves_nothing_finished(work, gan, monkeypatch):
+    words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
+    root = work.path / "release"
+    with monkeypatch.context() as patched:
+        # As by SIGKILL: nothing is cleaned up.
+        patched.setattr(module.shutil, "rmtree", lambda *args, **options: None)
+        patched.setattr(module, "_write_checksums", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            work.release(*words)
+    assert left_behind(work) == ["a.partial"] and not (root / "a.partial" / "SHA256SUMS").exists()
+    (root / "a.partial" / "stale.txt").write_text("left over")
+    out = work.release(*words)
+    assert left_behind(work) == ["a", "ledger.jsonl"] and not (out / "stale.txt").exists()
+
+
+def test_the_ledger_knows_what_is_there(work, gan, monkeypatch):
+    """Killed between ledger and folder: the ledger names it first, and the same command publishes it."""
+    words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, "rename", lambda *paths: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            work.release(*words)
+    assert left_behind(work) == ["a.partial", "ledger.jsonl"]
+    assert work.release(*words).is_dir() and left_behind(work) == ["a", "ledger.jsonl"]
+
+
+def test_a_repeated_command_changes_nothing(work, gan):
+    words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
+    out = work.release(*words)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert work.release(*words) == out and {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    with pytest.raises(UsageError, match="choose another name"):
+        work.release(*words, "license=MIT")
+    unnamed = [work.release(*words[1:], *more) for more in ([], [], ["license=MIT"])]
+    assert unnamed[0] == unnamed[1] != unnamed[2] and unnamed[0].name.startswith("synthetic-")
+
+
+def test_two_releases_at_once_wait(work, gan, hold_lock):
+    (work.path / "release").mkdir()
+    hold_lock(work.path / "release" / "release.lock")
+    with pytest.raises(ResourceError, match="releases"):
+        work.release("name=a", f"run={gan}", f"audit={work.audit(gan)}")

@@ -1,0 +1,70 @@
+"""What left, what it spent, and what was made from somebody."""
+
+import json
+
+import pytest
+
+from vesselgan.core.errors import DataError
+from vesselgan.release.ledger import Account, spent
+
+ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": True}
+
+
+def test_every_release_is_a_line(work):
+    run = work.run("sn")
+    audit = work.audit(run)
+    ledger = work.path / "release" / "ledger.jsonl"
+    work.release("name=a", f"run={run}", f"audit={audit}")
+    first = ledger.read_text()
+    work.release("name=b", f"run={run}", f"audit={audit}", "license=MIT")
+    assert ledger.read_text().startswith(first)
+    a, b = (json.loads(line) for line in ledger.read_text().splitlines())
+    assert (a["name"], b["name"], b["request"]["license"]) == ("a", "b", "MIT")
+    assert a["accounts"][0]["epsilon"] is None and len(a["accounts"][0]["weights_sha256"]) == 64
+    assert set(a["subjects"].values()) == {"MUE1967", "KOW1971"}
+
+
+def test_epsilon_adds_up_over_releases_of_a_patient(work):
+    for name, seed in (("one", 1), ("two", 2)):
+        run = work.run("dpgan", name, ACCOUNT, seed)
+        out = work.release(f"name={name}", f"run={run}", f"audit={work.audit(run)}")
+    card = (out / "README.md").read_text()
+    assert "differential privacy: epsilon 3.25 per patient" in card
+    assert "with all 2 releases that share a patient: epsilon 6.5 per patient at delta 2e-05" in card
+
+
+def test_sums_by_paper_and_pencil():
+    one, two = Account("a", 1.0, 1e-5, "patient"), Account("b", 2.5, 2e-5, "patient")
+    (total,) = spent([one, two, one])  # the same weights again spend nothing
+    assert (total.epsilon, total.unit) == (3.5, "patient") and total.delta == pytest.approx(3e-5)
+    assert spent([one, Account("c", None)]) is None
+    assert [total.unit for total in spent([one, Account("d", 1.0, 1e-5, "patch")])] == ["patient", "patch"]
+
+
+def test_a_known_noise_seed_is_no_guarantee(work):
+    run = work.run("dpgan", privacy=ACCOUNT | {"is_key_secret": False})
+    out = work.release("name=a", f"run={run}", f"audit={work.audit(run)}")
+    card = (out / "README.md").read_text()
+    assert "no formal guarantee, as the noise was drawn from a known seed" in card and "epsilon 3.25" not in card
+
+
+def test_a_withdrawal_names_what_must_go(work, capsys):
+    run = work.run("sn")
+    work.release("name=a", f"run={run}", f"audit={work.audit(run)}")
+    for subject in ("sub-MUE1967", "MUE1967"):
+        capsys.readouterr()
+        assert work.release(f"withdraw={subject}") is None
+        said = capsys.readouterr().out
+        assert str(work.path / "release" / "a") in said and str(run) in said and str(work.training) in said
+        assert "cannot be recalled" in said
+    work.release("withdraw=sub-nobody")
+    assert "nothing known here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["7\n", "{}\n", "{\n", '{"format_version": 9}\n'])
+def test_a_damaged_ledger_stops_a_release(work, text):
+    run = work.run("sn")
+    (work.path / "release").mkdir()
+    (work.path / "release" / "ledger.jsonl").write_text(text)
+    with pytest.raises(DataError, match="line 1 is damaged"):
+        work.release("name=a", f"run={run}", f"audit={work.audit(run)}")

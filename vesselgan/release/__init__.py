@@ -1,0 +1,1 @@
+"""What may leave: a folder of synthetic pairs, their generator, cards and checksums, behind the audit's verdict."""

@@ -1,0 +1,90 @@
+"""Whether a release may leave: an audit of exactly these patches and this generator, and its verdict."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.console import log
+from vesselgan.core.errors import DataError, PrivacyError, UsageError
+from vesselgan.evaluation.reference import check_trained_on
+from vesselgan.formats.results import Result, read_result
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE
+from vesselgan.synthesis.sampler import TrainedGenerator
+
+KEYS = {"verdict", "sentence", "count", "synthetic", "network", "planted", "resolution", "rule", "inputs", "name"}
+
+
+def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Result:
+    """The audit of `sets`, whose generators learned from `training`.
+
+    Raises UsageError for another job's result, DataError for a damaged one or one with another training set, and
+    PrivacyError for an audit of other patches.
+    """
+    audit = read_result(path)
+    if audit.get("job") != "audit":
+        raise UsageError(f"audit={path}: is a result of `{audit.get('job')}`; name one that `vesselgan audit` wrote")
+    inputs = audit.get("inputs")
+    if (missing := KEYS - set(audit)) or not isinstance(inputs, dict) or not isinstance(audit["planted"], list):
+        raise DataError(
+            f"{path}: lacks {', '.join(sorted(missing)) or 'its inputs or planted copies'}; remove it and audit again"
+        )
+    if inputs.get("training shards") != content_hash(training.folder):
+        raise DataError(
+            f"{path}: its training set is not {training.folder}, whose patients everything is searched for; name the "
+            "cohort of the generator's training with data="
+        )
+    for one in sets:
+        if note := check_trained_on(one, training):
+            log.info(f"note: {one.folder}: {note}")
+    audited = inputs.get("synthetic shards")
+    if not isinstance(audited, list) or sorted(audited) != sorted(content_hash(one.folder) for one in sets):
+        raise PrivacyError(
+            f"{path}: audited other patches than {', '.join(str(one.folder) for one in sets)}; audit what is to leave, "
+            "all of it together"
+        )
+    return audit
+
+
+def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: str) -> None:
+    """Raises PrivacyError unless all patches are this generator's."""
+    for one in sets:
+        weights = one.manifest.extra.get("weights_sha256")
+        if weights != trained.weights_sha256:
+            raise PrivacyError(
+                f"run={run}: {trained.checkpoint} is not what made {one.folder}, so nothing audited it; generate and "
+                "audit its own patches, or leave run out"
+            )
+
+
+def open_gate(audit: Result, path: str, run: str | None, is_flow: bool, reason: str | None) -> list[str]:
+    """Why the gate was closed and the reason opened it; empty if it is open.
+
+    Raises PrivacyError for a closed gate without a reason.
+    """
+    closed = [] if audit["verdict"] == PASS else [f"{audit['verdict']}: {audit['sentence']}"]
+    if run is not None and is_flow:
+        closed += _of_flow(audit["network"], RunDir(run).name)
+    if closed and reason is None:
+        raise PrivacyError(
+            f"{path}: {' '.join(closed)} Nothing was released; see what the audit needs, or state why it may leave all "
+            'the same: reason="..." (it stands on the card)'
+        )
+    if reason is not None and not closed:
+        log.info("the audit passed, so the reason is not needed and stands nowhere")
+    return closed
+
+
+def _of_flow(network: dict[str, Any] | None, run: str) -> list[str]:
+    """A flow sees patients' patches itself, so its own loss is attacked before it may leave."""
+    if network is None or network.get("kind") != "flow" or network.get("run") != run:
+        return ["The flow itself was not attacked: audit with run=RUN, or release its patches alone."]
+    return [str(network["sentence"])] if network["p"] <= SIGNIFICANCE else []
+
+
+def folders_of(synthetic: Sequence[str], run: str | None) -> list[Path]:
+    """Raises UsageError if nothing is named."""
+    if not synthetic and run is None:
+        raise UsageError("release needs run=RUN, or synthetic=[DIR] that `vesselgan generate` wrote")
+    return [Path(folder) for folder in synthetic] or [RunDir(str(run)).synthetic]
