@@ -112,3 +112,22 @@ def test_half_agrees_with_float32(dtype):
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
         FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, guidance=0.0)
+
+
+def test_a_given_label_passes_unchanged():
+    network = moved(flow(has_label=True))
+    assert network.latent_size == 16 * 8 * 4 + 4
+    label_N1XYZ = (torch.rand(2, 1, *SHAPE) > 0.5).float()
+    z_NL = torch.randn(2, network.latent_size)
+    with torch.no_grad():
+        sample_NCXYZ = network(z_NL, label_N1XYZ)
+        other_NCXYZ = network(z_NL, 1 - label_N1XYZ)
+    assert torch.equal(sample_NCXYZ[:, 1:], label_N1XYZ)
+    assert not torch.allclose(sample_NCXYZ[:, 0], other_NCXYZ[:, 0])
+
+
+def test_noise_does_not_reach_a_given_label():
+    patch, point = torch.zeros(1, 2, *SHAPE), torch.ones(1, 2, *SHAPE)
+    given = flow(has_label=True).with_given(point, patch)
+    assert (given[:, 0] == 1).all() and (given[:, 1] == 0).all()
+    assert flow().with_given(point, patch) is point

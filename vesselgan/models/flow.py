@@ -7,7 +7,7 @@ Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels, F 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -38,8 +38,8 @@ class FlowGenerator(Float32Buffers):
 
     Its first and last convolutions see every voxel, with width / 4 channels; between them the levels work on blocks of
     2x2x2, have width, then twice as many channels, and halve every axis down to SMALLEST_SIDE. A latent is the noise of
-    every voxel of both channels and, with `has_position`, four numbers that choose a place. Initialise with
-    `init_flow_weights`.
+    every voxel of both channels and, with `has_position`, four numbers that choose a place. With `has_label` the label
+    is given and the image alone is made. Initialise with `init_flow_weights`.
     """
 
     position_counts: Tensor
@@ -53,13 +53,15 @@ class FlowGenerator(Float32Buffers):
         time_shift: float,
         num_steps: int,
         guidance: float,
+        has_label: bool = False,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps, guidance: see `forward`. UsageError for an odd shape."""
+        """time_shift: see `shifted_times`. num_steps, guidance: see `follow`. UsageError for an odd shape."""
         super().__init__()
         check_width(width)
-        self.patch_shape, self.has_position = patch_shape, has_position
+        self.patch_shape, self.has_position, self.has_label = patch_shape, has_position, has_label
+        self.num_channels = 1 if has_label else 2
         self.time_shift, self.num_steps, self.guidance = time_shift, num_steps, guidance
-        self.num_voxels = 2 * math.prod(patch_shape)
+        self.num_voxels = self.num_channels * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
         num_features = 4 * width
@@ -78,12 +80,12 @@ class FlowGenerator(Float32Buffers):
         self.fine_norms = nn.ModuleList([GroupNorm3d(2 * fine), GroupNorm3d(fine)])
         self.fine_middle = Conv3d(2 * fine, fine, kernel_size=3, padding=1)
         self.fine_scale_shift = Linear(num_features, 2 * fine)
-        self.fine_last = NarrowConv3d(fine, 2)
-        self.gate = Linear(num_features, 2)
+        self.fine_last = NarrowConv3d(fine, self.num_channels)
+        self.gate = Linear(num_features, self.num_channels)
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
     def denoised(self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
-        """The predicted patches, at least float32, of points x_t on the path.
+        """The predicted patches, at least float32, of points x_t on the path; of the image alone if the label is given.
 
         position_N3: the patches' centres, -1 to 1 along each axis of the head.
         """
@@ -106,7 +108,11 @@ class FlowGenerator(Float32Buffers):
         h = _modulated(self.fine_norms[1](h), self.fine_scale_shift(features_NF))
         # Near the patch nothing is left to denoise: without a gate for it, what is fine gets lost on the way.
         kept_NC111 = self.gate(features_NF)[:, :, None, None, None].to(x_NCXYZ.dtype)
-        return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ)
+        return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ[:, : self.num_channels])
+
+    def with_given(self, point_NCXYZ: Tensor, patch_NCXYZ: Tensor) -> Tensor:
+        """Points on the path of patches, with the patch's own label where that is given."""
+        return torch.cat([point_NCXYZ[:, :1], patch_NCXYZ[:, 1:]], 1) if self.has_label else point_NCXYZ
 
     def _inputs(self, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
         """Sines and cosines of time and position, at several frequencies."""
@@ -118,24 +124,22 @@ class FlowGenerator(Float32Buffers):
         angles_NF = torch.cat(angles, 1)
         return torch.cat([angles_NF.sin(), angles_NF.cos()], 1)
 
-    def forward(self, z_NL: Tensor) -> Tensor:
+    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None) -> Tensor:
         """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1].
 
-        `num_steps` steps of equal time. With `guidance` g every predicted patch is drawn g t further away from the one
-        that noise alone predicts, the mean at this place: a small network underrates how much patches differ.
+        label_N1XYZ: 0 or 1; where the label is given, it alone is the label of the samples.
         """
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
-        x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
+        noise_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
         position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
-        times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
-        first_NCXYZ = previous_NCXYZ = None
-        for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
-            patch_NCXYZ = self.denoised(x_NCXYZ, x_NCXYZ.new_full((len(x_NCXYZ),), before), position_N3)
-            first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
-            patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + self.guidance * before)
-            middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
-            x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
-        return with_unit_label(x_NCXYZ).to(self.fine_last.weight.dtype)
+        given = [] if label_N1XYZ is None else [2 * label_N1XYZ.to(z_NL.dtype) - 1]
+        assert len(given) == self.has_label
+
+        def denoise(x_NCXYZ: Tensor, time: float) -> Tensor:
+            return self.denoised(torch.cat([x_NCXYZ, *given], 1), x_NCXYZ.new_full((len(x_NCXYZ),), time), position_N3)
+
+        x_NCXYZ = follow(noise_NCXYZ, denoise, num_steps=self.num_steps, guidance=self.guidance)
+        return with_unit_label(torch.cat([x_NCXYZ, *given], 1)).to(self.fine_last.weight.dtype)
 
     def positions(self, z_N4: Tensor) -> Tensor:
         """Four normal numbers each -> a bin of the histogram, uniform within it: [N, 3] in [-1, 1]."""
@@ -171,6 +175,26 @@ class ResidualBlock(nn.Module):
         h = self.first(F.silu(self.first_norm(x_NCXYZ)))
         h = self.second(F.silu(_modulated(self.second_norm(h), self.scale_shift(F.silu(features_NF)))))
         return self.shortcut(x_NCXYZ) + h
+
+
+def follow(
+    noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], *, num_steps: int, guidance: float
+) -> Tensor:
+    """From noise to what it becomes, in `num_steps` steps of equal time. denoise: of (x_t, t) -> predicted patches.
+
+    With `guidance` g every prediction is drawn g t further away from the one that noise alone gives, the mean at this
+    place: a small network underrates how much patches differ.
+    """
+    x_NCXYZ = noise_NCXYZ
+    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    first_NCXYZ = previous_NCXYZ = None
+    for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
+        patch_NCXYZ = denoise(x_NCXYZ, before)
+        first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
+        patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + guidance * before)
+        middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
+        x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
+    return x_NCXYZ
 
 
 def _modulated(x_NCXYZ: Tensor, scale_shift_N2C: Tensor) -> Tensor:

@@ -143,6 +143,15 @@ def check_settings(counts: dict[str, int], seed: int, label_threshold: float) ->
         raise UsageError(f"label_threshold={label_threshold}: must lie above 0, at most 1; the paper's is 0.3")
 
 
+def check_makes_labels(generator: Generator | FlowGenerator) -> None:
+    """Raises UsageError for a flow whose label is given: a real one would be a patient's vessel tree."""
+    if isinstance(generator, FlowGenerator) and generator.has_label:
+        raise UsageError(
+            "this run makes images of given labels (variant.condition=label), no patches of its own; make whole heads "
+            "with generate volumes=N shape=[X,Y,Z]"
+        )
+
+
 def sample_patches(
     generator: Generator | FlowGenerator, seed: int, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -151,6 +160,7 @@ def sample_patches(
     The last batch is padded by repetition: kernels are selected by batch size, so a sample's bits do not depend on the
     number of samples.
     """
+    check_makes_labels(generator)
     if generator.training:
         raise UsageError("the generator is in training mode, where a sample depends on its batch; call eval() first")
     device = next(generator.parameters()).device
