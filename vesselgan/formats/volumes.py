@@ -17,7 +17,7 @@ from nibabel import orientations
 
 from vesselgan.core.atomic_io import PartialFile
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.formats.nifti import Header, axes_of, format_sizes, read_header, read_voxels
+from vesselgan.formats.nifti import SYNTHETIC, Header, axes_of, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
 __all__ += ["write_volume"]
@@ -143,14 +143,18 @@ def write_like(path: str | Path, array_XYZ: np.ndarray, like: str | Path) -> Non
     write_volume(path, array, header.file_affine)
 
 
-def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray) -> None:
-    """Writes an array as NIfTI with `affine` in mm; completely or not at all, the same bytes always, no text fields."""
+def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, *, is_synthetic: bool = False) -> None:
+    """Writes an array as NIfTI with `affine` in mm; completely or not at all, the same bytes always.
+
+    No text field is filled, but that a generator's volume says SYNTHETIC in `descrip`.
+    """
     path = Path(path)
     dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
     image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = SYNTHETIC if is_synthetic else ""
     content = image.to_bytes()
     try:
         file = PartialFile(path)

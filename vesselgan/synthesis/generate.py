@@ -21,7 +21,7 @@ from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.synthesis.comparison import log_comparison
-from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
+from vesselgan.synthesis.sampler import TrainedGenerator, check_makes_labels, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
 SETTINGS = "generation.json"
@@ -35,19 +35,10 @@ def generate(config: Generate) -> ShardSet:
     """
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
     trained = read_generator(config.run, config.weights, config.checkpoint)
+    check_makes_labels(trained.network)
     threshold = trained.label_threshold if config.label_threshold is None else config.label_threshold
     check_settings(counts, config.seed, threshold)
-    settings = {
-        "run": trained.run,
-        "checkpoint": trained.checkpoint,
-        "weights_sha256": trained.weights_sha256,
-        "num_patches": config.num_patches,
-        "weights": trained.weights,
-        "seed": config.seed,
-        "threshold": threshold,
-    }
-    if "privacy" in trained.state:
-        settings["privacy"] = trained.state["privacy"]
+    settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed, "threshold": threshold}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     if _is_complete(out, settings):
         log.info(f"{out}: already holds these {config.num_patches} patches")
@@ -65,8 +56,15 @@ def generate(config: Generate) -> ShardSet:
     return shards
 
 
-def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds all of these samples; raises UsageError if it holds something else."""
+def origin_of(trained: TrainedGenerator) -> dict[str, Any]:
+    """The weights that samples are of, and what they spent of their patients' privacy."""
+    names = {"run": trained.run, "checkpoint": trained.checkpoint, "weights": trained.weights}
+    privacy = {"privacy": trained.state["privacy"]} if "privacy" in trained.state else {}
+    return {**names, "weights_sha256": trained.weights_sha256, **privacy}
+
+
+def is_begun(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether samples of these settings were begun in `out`; raises UsageError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -80,10 +78,15 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     differing = [f"{key}: {stored.get(key)} -> {settings[key]}" for key in settings if stored.get(key) != settings[key]]
     if differing:
         raise UsageError(
-            f"{out}: holds patches with other settings ({'; '.join(differing)}); choose another folder with out=, "
+            f"{out}: holds samples with other settings ({'; '.join(differing)}); choose another folder with out=, "
             "or delete this one"
         )
-    if not (out / MANIFEST).is_file():
+    return True
+
+
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds all of these samples."""
+    if not is_begun(out, settings) or not (out / MANIFEST).is_file():
         return False
     ShardSet(out)
     return True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from vesselgan.models.variants import build_generator
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
 
+Argument, Result = TypeVar("Argument"), TypeVar("Result")
 BATCH_SIZE = 8
 """As in configs/generate.yaml."""
 SMALL_BATCH, MAX_WORKERS = 2**20, 8
@@ -171,22 +172,26 @@ def sample_patches(
         with torch.inference_mode():
             return generator(latents(seed, padded, generator.latent_size).to(device)).float().cpu().numpy()
 
-    num_voxels = batch_size * math.prod(generator.patch_shape)
-    is_small = device.type == "cpu" and num_voxels <= SMALL_BATCH
-    num_workers = min(torch.get_num_threads(), MAX_WORKERS) if is_small else 1
-    for batch, patches_NCXYZ in zip(batches, _in_order(sample, batches, num_workers), strict=True):
+    workers = num_workers(batch_size * math.prod(generator.patch_shape), device)
+    for batch, patches_NCXYZ in zip(batches, in_order(sample, batches, workers), strict=True):
         yield from zip(batch, patches_NCXYZ, strict=False)
 
 
-def _in_order(
-    function: Callable[[list[int]], np.ndarray], arguments: Sequence[list[int]], num_workers: int
-) -> Iterator[np.ndarray]:
+def num_workers(batch_voxels: int, device: torch.device) -> int:
+    """Threads that take a batch each."""
+    is_small = device.type == "cpu" and batch_voxels <= SMALL_BATCH
+    return min(torch.get_num_threads(), MAX_WORKERS) if is_small else 1
+
+
+def in_order(
+    function: Callable[[Argument], Result], arguments: Sequence[Argument], num_workers: int
+) -> Iterator[Result]:
     """The results in order, at most `num_workers` ahead; each worker computes on one thread."""
     if num_workers == 1:
         yield from map(function, arguments)
         return
     with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: deque[Future[np.ndarray]] = deque()
+        pending: deque[Future[Result]] = deque()
         for argument in arguments:
             pending.append(pool.submit(function, argument))
             if len(pending) > num_workers:
