@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -129,3 +132,17 @@ def test_a_run_without_labels_makes_no_patches(tmp_path):
         run(compose.compose("generate", [f"run={run_dir}", "num_patches=2"]))
     with pytest.raises(UsageError, match="spacing_mm"):
         compose.compose("generate", [f"run={run_dir}", "spacing_mm=[1,1,1]"])
+
+
+@pytest.mark.soak
+def test_two_ranks_make_the_heads_of_one(tmp_path, repository):
+    run_dir = write_run(tmp_path / "run")
+    one = content(heads(run_dir, tmp_path / "one"))
+    python = Path(sys.executable)
+    words = [f"run={run_dir}", "volumes=2", "shape=[64,80,41]", "batch_size=16", "runtime.device=cpu"]
+    start = [str(python.parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(28500 + os.getpid() % 999)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+    command = [*start, str(repository / "launch/generate.py"), *words, f"out={tmp_path / 'two'}"]
+    subprocess.run(command, env=environment, check=True, timeout=200)
+    assert content(tmp_path / "two") == one

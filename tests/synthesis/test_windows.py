@@ -1,5 +1,8 @@
 """A volume from windows: where they lie, and that their average is exact where they agree."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +52,7 @@ def test_windows_that_agree_leave_no_trace():
     known_XYZ = torch.rand(shape) * 2 - 1
     network = flow()
 
-    def denoised(x_NCXYZ, time_N, position_N3):
+    def denoised(x_NCXYZ, time_N, position_N3, extent_3):
         centre_N3 = (position_N3 + 1) / 2 * torch.tensor(shape)
         parts = [known_XYZ[x - 4 : x + 4, y - 8 : y + 8, z - 4 : z + 4] for x, y, z in centre_N3.round().int().tolist()]
         return torch.stack(parts)[:, None]
@@ -77,3 +80,25 @@ def test_one_window_is_a_patch():
         expected_XYZ = network(z_NL, torch.from_numpy(label_XYZ)[None, None])[0, 0].numpy()
     image_XYZ = make_image(network, label_XYZ, seed=7, batch_size=1)
     np.testing.assert_allclose(image_XYZ, expected_XYZ, atol=1e-5)
+
+
+FULL_SIZE = """
+import resource, torch
+from vesselgan.anatomy.head import synthetic_head
+from vesselgan.models.flow import FlowGenerator
+from vesselgan.synthesis.windows import make_image
+shape = (312, 384, 127)
+network = FlowGenerator(
+    (64, 64, 32), 8, has_position=True, time_shift=2.0, num_steps=4, guidance=0.2, has_label=True
+).eval()
+network.denoised = lambda x, time, position, extent: x[:, :1]
+make_image(network, synthetic_head(0, shape, (0.49, 0.49, 0.7)).label_XYZ, seed=0, batch_size=4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.soak
+def test_a_full_head_takes_two_gib():
+    """312x384x127 in 693 windows, all but the network: half of what a head may take."""
+    done = subprocess.run([sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, timeout=300, check=True)
+    assert int(done.stdout) < 2 * 2**20, done.stdout

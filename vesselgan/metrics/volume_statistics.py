@@ -54,7 +54,7 @@ def volume_statistics(
         vessel_fraction=float(vessel_XYZ.mean()),
         brain_share=float(brain_XYZ[vessel_XYZ].mean()) if vessel_XYZ.any() else None,
         num_components=count_components(vessel_XYZ),
-        centreline_mm=skeleton_length_mm(skeleton_XYZ, edges_mm),
+        centreline_mm=skeleton_length_mm(skeleton_XYZ, spacing_mm),
         consistency=consistency(image_XYZ, vessel_XYZ),
         brain_radius_mm=radius_mm[is_brain],
         outside_radius_mm=radius_mm[~is_brain],

@@ -26,7 +26,7 @@ SMALLEST_SIDE = 2
 MAX_LEVELS = 5
 NUM_BINS = 6
 """Per axis, of the histogram of positions that samples are drawn from."""
-TIME_FREQUENCIES, POSITION_FREQUENCIES = 8, 3
+TIME_FREQUENCIES, POSITION_FREQUENCIES, VOXEL_FREQUENCIES = 8, 3, 5
 LAST = torch.channels_last_3d
 """1.5 times faster on a CPU, too."""
 DATA_SD = 0.5
@@ -43,6 +43,7 @@ class FlowGenerator(Float32Buffers):
     """
 
     position_counts: Tensor
+    patch_extent: Tensor
 
     def __init__(
         self,
@@ -82,12 +83,20 @@ class FlowGenerator(Float32Buffers):
         self.fine_scale_shift = Linear(num_features, 2 * fine)
         self.fine_last = NarrowConv3d(fine, self.num_channels)
         self.gate = Linear(num_features, self.num_channels)
+        # Where the label is given, a window of a head must agree with its neighbours: every voxel knows its place.
+        self.has_places = has_label and has_position
+        if self.has_places:
+            self.places = nn.ModuleList(Linear(2 * VOXEL_FREQUENCIES, width) for _ in range(3))
+            self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
-    def denoised(self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
+    def denoised(
+        self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None, extent_3: Tensor | None = None
+    ) -> Tensor:
         """The predicted patches, at least float32, of points x_t on the path; of the image alone if the label is given.
 
-        position_N3: the patches' centres, -1 to 1 along each axis of the head.
+        position_N3: the patches' centres, -1 to 1 along each axis of the head. extent_3: share of each axis that a
+        patch takes; None: as in training.
         """
         dtype = self.fine_last.weight.dtype
         x_NCXYZ = x_NCXYZ.to(at_least_float32(dtype))
@@ -95,6 +104,8 @@ class FlowGenerator(Float32Buffers):
         variance = t.square() + ((1 - t) * DATA_SD).square()
         fine_NCXYZ = self.fine_first((x_NCXYZ * variance.rsqrt()).to(dtype).contiguous(memory_format=LAST))
         h = self.first(_to_blocks(fine_NCXYZ))
+        if self.has_places and position_N3 is not None:
+            h = h + self._places(position_N3, self.patch_extent if extent_3 is None else extent_3).to(dtype)
         features_NF = self.embed(self._inputs(time_N, position_N3).to(dtype))
         skips: list[Tensor] = []
         for depth, down in enumerate(self.downs):
@@ -113,6 +124,20 @@ class FlowGenerator(Float32Buffers):
     def with_given(self, point_NCXYZ: Tensor, patch_NCXYZ: Tensor) -> Tensor:
         """Points on the path of patches, with the patch's own label where that is given."""
         return torch.cat([point_NCXYZ[:, :1], patch_NCXYZ[:, 1:]], 1) if self.has_label else point_NCXYZ
+
+    def _places(self, position_N3: Tensor, extent_3: Tensor) -> Tensor:
+        """[N, width, X/2, Y/2, Z/2]: a function of each axis' coordinate, added up; blocks combine them."""
+        octaves = math.pi / 2 * 2.0 ** torch.arange(VOXEL_FREQUENCIES, device=position_N3.device)
+        total: Tensor | int = 0
+        for axis, place in enumerate(self.places):
+            count = self.patch_shape[axis] // BLOCK
+            offset_P = (2 * torch.arange(count, device=position_N3.device) + 1) / count - 1
+            angles_NPF = (position_N3[:, axis, None] + extent_3[axis] * offset_P)[:, :, None] * octaves
+            features_NPF = torch.cat([angles_NPF.sin(), angles_NPF.cos()], 2).to(self.fine_last.weight.dtype)
+            shape = [len(position_N3), -1, *(count if k == axis else 1 for k in range(3))]
+            total = total + place(features_NPF).transpose(1, 2).reshape(shape)
+        assert isinstance(total, Tensor)
+        return total
 
     def _inputs(self, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
         """Sines and cosines of time and position, at several frequencies."""
@@ -150,8 +175,11 @@ class FlowGenerator(Float32Buffers):
         return 2 * (bins_N3 + uniform_N4[:, 1:]) / NUM_BINS - 1
 
     @torch.no_grad()
-    def count_positions(self, position_N3: Tensor) -> None:
-        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from."""
+    def count_positions(self, position_N3: Tensor, extent_3: Tensor) -> None:
+        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from, and their
+        extent, the mean over the subjects."""
+        if self.has_places:
+            self.patch_extent.copy_(extent_3)
         bins_N3 = ((position_N3 + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         counts = torch.zeros(NUM_BINS, NUM_BINS, NUM_BINS)
         counts.index_put_(tuple(bins_N3.unbind(1)), torch.ones(len(bins_N3)), accumulate=True)

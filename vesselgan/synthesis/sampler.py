@@ -29,7 +29,8 @@ from vesselgan.models.variants import build_generator
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
 
-Argument, Result = TypeVar("Argument"), TypeVar("Result")
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 BATCH_SIZE = 8
 """As in configs/generate.yaml."""
 SMALL_BATCH, MAX_WORKERS = 2**20, 8

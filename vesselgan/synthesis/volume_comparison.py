@@ -1,6 +1,6 @@
 """Whether synthetic heads are like the volumes of the training cohort, said before a U-Net learns from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +69,6 @@ def _line(volumes: Iterable[tuple[VolumeStatistics, float]]) -> str:
     return f"{', '.join(ranges)}, radius mm (5, 50, 95 %) {quantiles[0]} in the brain, {quantiles[1]} outside"
 
 
-def _range(values: list[float | None]) -> str:
+def _range(values: Sequence[float | None]) -> str:
     defined = [value for value in values if value is not None]
     return f"{min(defined):.4g} to {max(defined):.4g}" if defined else "none"

@@ -52,6 +52,11 @@ class Windows:
         centres_N3 = np.array(corners) + np.array(self.patch_shape) / 2
         return torch.from_numpy((2 * centres_N3 / np.array(self.shape) - 1).astype(np.float32))
 
+    @property
+    def extent(self) -> Tensor:
+        """[3]: share of each axis that a window takes."""
+        return torch.tensor(self.patch_shape) / torch.tensor(self.shape)
+
     def weight(self) -> Tensor:
         """Of a window's voxels, float32 [W, W, W]: squared sines, which fall to almost nothing at its border."""
         x, y, z = (_axis_weight(patch) for patch in self.patch_shape)
@@ -74,7 +79,7 @@ def make_image(
     *,
     seed: int,
     batch_size: int,
-    advance: Callable[[int], None] = lambda count: None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
     """float32 [X, Y, Z] in [-1, 1], the image of a label {0, 1} by a flow that is given it, in evaluation mode.
 
@@ -103,7 +108,7 @@ def _denoised(
     time: float,
     windows: Windows,
     batch_size: int,
-    advance: Callable[[int], None],
+    advance: Callable[[int], object],
 ) -> Tensor:
     """The weighted mean of the windows' predictions, float32 [X, Y, Z]."""
     weight_WWW, corners = windows.weight().to(x_XYZ.device), windows.corners
@@ -113,7 +118,8 @@ def _denoised(
         with torch.inference_mode():
             pairs = [torch.stack([x_XYZ[_part(c, windows)], signed_XYZ[_part(c, windows)].float()]) for c in batch]
             time_N = x_XYZ.new_full((len(batch),), time)
-            denoised = network.denoised(torch.stack(pairs), time_N, windows.positions(batch).to(x_XYZ.device))
+            positions_N3 = windows.positions(batch).to(x_XYZ.device)
+            denoised = network.denoised(torch.stack(pairs), time_N, positions_N3, windows.extent.to(x_XYZ.device))
             return denoised[:, 0].float() * weight_WWW
 
     sum_XYZ = torch.zeros_like(x_XYZ)
