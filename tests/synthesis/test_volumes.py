@@ -134,6 +134,13 @@ def test_a_run_without_labels_makes_no_patches(tmp_path):
         compose.compose("generate", [f"run={run_dir}", "spacing_mm=[1,1,1]"])
 
 
+def test_patches_on_several_ranks_are_refused(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="2 ranks"):
+        run(compose.compose("generate", ["run=x"]))
+
+
 @pytest.mark.soak
 def test_two_ranks_make_the_heads_of_one(tmp_path, repository):
     run_dir = write_run(tmp_path / "run")
