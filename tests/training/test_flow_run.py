@@ -107,7 +107,7 @@ def test_a_given_label_has_no_loss(train_here, tmp_path):
     train_here(tmp_path / "run", *FLOW, "variant=flow_label", "train.image_every=4")
     rows = logged(tmp_path / "run")
     assert all(row["loss/flow"] == row["loss/flow_image"] and "loss/flow_label" not in row for row in rows)
-    assert 0.05 < rows[0]["loss/flow"] < 0.6 and rows[-1]["samples/diversity"] > 0
+    assert rows[0]["loss/flow"] > 0.05 and rows[-1]["samples/diversity"] > 0
     with pytest.raises(UsageError, match="volumes"):
         load_generator(tmp_path / "run", device="cpu").sample(1, 0)
 
