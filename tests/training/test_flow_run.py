@@ -92,7 +92,13 @@ def test_a_private_flow_spends_and_hides_places(train_here, tmp_path):
 
 def test_learning_rate_falls_to_its_share(train_here, tmp_path):
     """With a share of 0 the last step's rate is a fourth of the first's: Adam's first step moves by the rate."""
-    words = (*FLOW, "variant.final_learning_rate=0", "variant.betas=[0.0,0.5]", "train.checkpoint_every=1")
+    words = (
+        *FLOW,
+        "variant.muon_learning_rate=null",
+        "variant.final_learning_rate=0",
+        "variant.betas=[0.0,0.5]",
+        "train.checkpoint_every=1",
+    )
     train_here(tmp_path / "run", *words)
     steps = [weights(tmp_path / "run", step)["last.bias"] for step in (1, 2, 3, 4)]
     # Adam without momentum moves by at most rate * sqrt((1 - b^t) / (1 - b)), b = 0.5.

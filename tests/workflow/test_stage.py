@@ -71,3 +71,18 @@ def test_a_stage_stops_at_its_first_failing_command(tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         run_stage(tmp_path, Stage("two", "two", (fails, never)))
     assert not (tmp_path / "b").exists()
+
+
+def test_side_by_side_one_failure_ends_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    waits = (sys.executable, "-c", f"open({str(tmp_path / 'began')!r}, 'w'); import time; time.sleep(600)")
+    code = f"import os\nwhile not os.path.exists({str(tmp_path / 'began')!r}): pass\nraise SystemExit('error: broken')"
+    stage = Stage("both", "both", (waits, (sys.executable, "-c", code)), at_once=2)
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(tmp_path, stage)
+    assert stopped.value.code == 1 and "both-2.log" in capsys.readouterr().err
+
+
+def test_side_by_side_all_run(tmp_path: Path) -> None:
+    made = [making(tmp_path / name) for name in "abc"]
+    assert run_stage(tmp_path, Stage("all", "all", tuple(stage.commands[0] for stage in made), at_once=2))
+    assert all((tmp_path / name).read_text() == "x" for name in "abc")

@@ -1,4 +1,4 @@
-"""What a GAN's variant must have, and a flow's must not."""
+"""What a GAN's variant must have, and a flow's must not; a flow's optimizer."""
 
 from typing import Any
 
@@ -21,3 +21,13 @@ def check_networks(variant: Any) -> None:
         raise UsageError(
             f"variant.dp.weight_clip={variant.dp.weight_clip}: a GAN's private critic needs one, a flow has none"
         )
+
+
+def takes_muon(variant: Any) -> bool:
+    """Whether it can train with Muon: ZeRO, of half precision, cuts matrices; differential privacy has Adam."""
+    return variant.flow is not None and variant.dp is None and variant.precision == "fp32"
+
+
+def muon_learning_rate(variant: Any) -> float | None:
+    """Muon's rate; None: with Adam alone."""
+    return variant.muon_learning_rate if takes_muon(variant) else None

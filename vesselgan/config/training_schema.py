@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE, SHARE_BELOW_1, one_of, read_if, rule
+from vesselgan.config.flow import takes_muon
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """A network's precision: its name, which is also that of its section in the DeepSpeed JSON (fp32 has none), and
@@ -56,6 +57,7 @@ class Flow:
     underrate it."""
 
 
+OF_MUON = read_if(lambda c: takes_muon(c.variant), "a flow in fp32 without variant.dp,")
 OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")
 OF_FLOW = read_if(lambda c: c.variant.flow is not None, "a flow, such as variant=flow,")
 
@@ -91,7 +93,9 @@ class Variant:
     learning_rate_critic: float = field(metadata=POSITIVE | OF_GAN)
     """Adam's, of the critic."""
     learning_rate_generator: float = field(metadata=POSITIVE)
-    """Adam's, of the generator or a flow's network."""
+    """Adam's, of the generator or a flow's network; with Muon, of all but its weight matrices."""
+    muon_learning_rate: float | None = field(metadata=POSITIVE | OF_MUON)
+    """Muon's, of a flow's weight matrices, in fp32; null, and in half precision: Adam for all."""
     betas: list[float] = field(
         metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
     )

@@ -3,6 +3,7 @@
 Standard library alone.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vesselgan.core.errors import ResourceError
@@ -35,26 +37,43 @@ def beside_python(program: str) -> str:
 
 
 def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: str) -> int:
-    """Runs a command to its end; returns its exit code. Output goes to `log`, its last line to the terminal.
+    """As `run_commands`, of one."""
+    (code,) = run_commands([command], [log], num_ranks=num_ranks, head=head)
+    assert code is not None
+    return code
 
-    A launcher that gets a signal leaves its ranks behind, so the signal goes to the whole process group.
+
+def run_commands(
+    commands: Sequence[tuple[str, ...]], logs: Sequence[Path], *, num_ranks: int, head: str
+) -> list[int | None]:
+    """Runs commands side by side; returns their exit codes, None for one that was ended because another failed.
+
+    num_ranks: processes of all of them together, over which the cores are divided. The output of each goes to its log,
+    the last line of the first that still runs to the terminal. A launcher that gets a signal leaves its ranks behind,
+    so the signal goes to the whole process group.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        arguments = [argument.replace(PORT, str(free.getsockname()[1])) for argument in command]
     started = time.monotonic()
-    process = None
+    processes: list[subprocess.Popen[bytes]] = []
     try:
-        process = _start(arguments, log, num_ranks)
+        for command, log in zip(commands, logs, strict=True):
+            processes.append(_start(_with_ports(command), log, num_ranks))
         while True:
-            try:
-                return process.wait(timeout=0.5)
-            except subprocess.TimeoutExpired:
-                _show(head, clock(time.monotonic() - started), log)
+            running = [log for process, log in zip(processes, logs, strict=True) if process.poll() is None]
+            if not running or any(process.returncode for process in processes):
+                return [process.returncode for process in processes]
+            _show(head, clock(time.monotonic() - started), running[0])
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                processes[logs.index(running[0])].wait(timeout=0.5)
     finally:
         _show(head, "", None)
-        if process is not None:
+        for process in processes:
             end_group(process)
+
+
+def _with_ports(command: tuple[str, ...]) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return [argument.replace(PORT, str(free.getsockname()[1])) for argument in command]
 
 
 def _start(arguments: list[str], log: Path, num_ranks: int) -> subprocess.Popen[bytes]:

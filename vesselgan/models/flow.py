@@ -166,6 +166,12 @@ class FlowGenerator(Float32Buffers):
         x_NCXYZ = follow(noise_NCXYZ, denoise, num_steps=self.num_steps, guidance=self.guidance)
         return with_unit_label(torch.cat([x_NCXYZ, *given], 1)).to(self.fine_last.weight.dtype)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """Weight matrices between the first layers and the last, for Muon."""
+        ends = [self.fine_first, self.fine_last, self.gate]
+        is_end = {id(parameter) for layer in ends for parameter in layer.parameters()}
+        return [p for p in self.parameters() if p.ndim > 1 and id(p) not in is_end]
+
     def positions(self, z_N4: Tensor) -> Tensor:
         """Four normal numbers each -> a bin of the histogram, uniform within it: [N, 3] in [-1, 1]."""
         uniform_N4 = torch.special.ndtr(z_N4)

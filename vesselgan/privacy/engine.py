@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.privacy.gaussian_noise import noise_source
 from vesselgan.privacy.opacus_parts import private_optimizer
-from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
+from vesselgan.runtime.adam import moment_names, optimizer_for
 from vesselgan.runtime.distributed import World, select_kernels
 from vesselgan.runtime.nonfinite import NonFiniteCounter
 
@@ -95,9 +95,9 @@ class PrivateEngine:
     def inner_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer.original_optimizer
 
-    @property
-    def moment_names(self) -> tuple[str, ...]:
-        return SECOND_MOMENT if isinstance(self.inner_optimizer, AdamWithoutMomentum) else BOTH_MOMENTS
+    def moment_names(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """Names of the moments that the wrapped optimizer keeps of a parameter."""
+        return moment_names(self.inner_optimizer, parameter)
 
     def backward(self, loss: Tensor) -> None:
         """Add the clipped gradient of one unit to the sum."""
@@ -180,7 +180,7 @@ def build_private(
             torch.distributed.broadcast(parameter.data, src=0)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = private_optimizer(
-        adam_for(trained, learning_rate=learning_rate, betas=betas),
+        optimizer_for(trained, learning_rate=learning_rate, betas=betas),
         noise_multiplier=noise_multiplier,
         clip_norm=clip_norm,
         expected_batch=expected_batch,

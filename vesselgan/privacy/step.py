@@ -84,7 +84,7 @@ def flow_step(generator: PrivateEngine, batch: PoissonBatch, position: int, phas
         patch, e, place, time = unit
         with phase("flow/denoise"):
             denoised = network.denoised(point_on_path(patch, e, time), time, place)
-            loss = denoising_errors(denoised, patch).mean()
+            loss = denoising_errors(denoised, patch, time).mean()
         with phase("flow/backward"):
             generator.backward(loss)
     with phase("flow/update"):

@@ -1,4 +1,4 @@
-"""Adam with beta1 = 0 (the paper's) without the first moment; bit for bit torch's fused Adam."""
+"""The choice of an optimizer, and Adam with beta1 = 0 (the paper's) without the first moment, bit for bit torch's."""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,14 +6,28 @@ import torch
 from torch import nn
 from torch.optim.adam import adam
 
+from vesselgan.runtime.muon import Muon
+
 BOTH_MOMENTS = ("exp_avg", "exp_avg_sq")
-SECOND_MOMENT = ("exp_avg_sq",)
+FIRST_MOMENT, SECOND_MOMENT = BOTH_MOMENTS[:1], BOTH_MOMENTS[1:]
 
 
-def adam_for(
-    parameters: Iterable[nn.Parameter], *, learning_rate: float, betas: Sequence[float]
+def optimizer_for(
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    betas: Sequence[float],
+    matrices: Sequence[nn.Parameter] = (),
+    muon_learning_rate: float | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam, fused (2.7 times the speed of the loop form on CPU), with as many moments as `betas` need."""
+    """Adam, fused (2.7 times the speed of the loop form on CPU), with as many moments as `betas` need.
+
+    With `muon_learning_rate`, Muon for `matrices` and Adam for the others.
+    """
+    if muon_learning_rate is not None:
+        ids = set(map(id, matrices))
+        others = [parameter for parameter in parameters if id(parameter) not in ids]
+        return Muon(matrices, others, matrix_lr=muon_learning_rate, lr=learning_rate, betas=betas)
     # Floats: an int decay rate raises in torch 2.13.
     beta1, beta2 = map(float, betas)
     if beta1 == 0:
@@ -21,9 +35,16 @@ def adam_for(
     return torch.optim.Adam(parameters, lr=learning_rate, betas=(beta1, beta2), fused=True)
 
 
-def moment_names(betas: Sequence[float]) -> tuple[str, ...]:
-    """Names of the moments that Adam keeps per parameter."""
-    return BOTH_MOMENTS if betas[0] else SECOND_MOMENT
+def num_moments(trainable: int, matrices: int, betas: Sequence[float]) -> int:
+    """Numbers that the optimizer keeps for so many trained weights, `matrices` of them Muon's."""
+    return matrices + len(BOTH_MOMENTS if betas[0] else SECOND_MOMENT) * (trainable - matrices)
+
+
+def moment_names(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> tuple[str, ...]:
+    """Names of the moments that the optimizer keeps of a parameter."""
+    if isinstance(optimizer, Muon) and parameter in optimizer.matrices:
+        return FIRST_MOMENT
+    return SECOND_MOMENT if isinstance(optimizer, AdamWithoutMomentum) else BOTH_MOMENTS
 
 
 class AdamWithoutMomentum(torch.optim.Optimizer):

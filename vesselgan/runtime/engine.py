@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vesselgan.runtime.adam import BOTH_MOMENTS, SECOND_MOMENT, AdamWithoutMomentum, adam_for
+from vesselgan.runtime.adam import moment_names, optimizer_for
 from vesselgan.runtime.distributed import World, minimum_over_ranks
 from vesselgan.runtime.nonfinite import NonFiniteCounter
 
@@ -122,13 +122,12 @@ class Engine:
 
     @property
     def inner_optimizer(self) -> torch.optim.Optimizer:
-        """The wrapped Adam."""
+        """Adam or Muon."""
         return self.deepspeed.optimizer.optimizer if self.is_partitioned else self.deepspeed.optimizer
 
-    @property
-    def moment_names(self) -> tuple[str, ...]:
-        """Names of the moments that the wrapped Adam keeps per parameter."""
-        return SECOND_MOMENT if isinstance(self.inner_optimizer, AdamWithoutMomentum) else BOTH_MOMENTS
+    def moment_names(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """Names of the moments that the wrapped optimizer keeps of a parameter."""
+        return moment_names(self.inner_optimizer, parameter)
 
 
 def build(
@@ -139,10 +138,17 @@ def build(
     betas: Sequence[float],
     settings: dict[str, Any],
     world: World,
+    matrices: Sequence[nn.Parameter] = (),
+    muon_learning_rate: float | None = None,
 ) -> Engine:
-    """`module` with an Adam in a DeepSpeed engine; settings: the DeepSpeed JSON, complete and with batch sizes."""
+    """`module` with the optimizer of `optimizer_for` in a DeepSpeed engine.
+
+    settings: the DeepSpeed JSON, complete and with batch sizes.
+    """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = adam_for(trained, learning_rate=learning_rate, betas=betas)
+    optimizer = optimizer_for(
+        trained, learning_rate=learning_rate, betas=betas, matrices=matrices, muon_learning_rate=muon_learning_rate
+    )
     return wrap(name, module, optimizer, settings=settings, world=world)
 
 

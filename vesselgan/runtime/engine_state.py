@@ -8,8 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from vesselgan.runtime.engine import Engine
+from vesselgan.runtime.muon import Muon
 from vesselgan.runtime.tensor_files import LazyTensor, TensorFile, lazy_tensor
 
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -36,21 +38,24 @@ def moments_of(engine: Engine) -> dict[str, LazyTensor]:
     if not any(engine.inner_optimizer.state.values()):
         return {}
     tensors = {}
-    for key, parameter in engine.parameters.items():
-        for moment in engine.moment_names:
-            if engine.is_partitioned:
-                fetch = partial(safe_get_full_optimizer_state, parameter, moment)
-                tensors[f"{key}/{moment}"] = lazy_tensor(parameter, fetch)
-            else:
-                tensors[f"{key}/{moment}"] = lazy_tensor(engine.inner_optimizer.state[parameter][moment])
+    for key, (parameter, moment) in _moments(engine).items():
+        if engine.is_partitioned:
+            fetch = partial(safe_get_full_optimizer_state, parameter, moment)
+            tensors[key] = lazy_tensor(parameter, fetch)
+        else:
+            tensors[key] = lazy_tensor(engine.inner_optimizer.state[parameter][moment])
     return tensors
+
+
+def _moments(engine: Engine) -> dict[str, tuple[nn.Parameter, str]]:
+    """`<parameter>/<moment>` -> the two."""
+    return {f"{key}/{m}": (p, m) for key, p in engine.parameters.items() for m in engine.moment_names(p)}
 
 
 def num_bytes_of(engine: Engine) -> int:
     """Size of weights, buffers and moments on disk, also before the first step."""
     weights = sum(lazy_tensor(value).num_bytes for value in engine.module.state_dict().values())
-    moment = sum(lazy_tensor(parameter).num_bytes for parameter in engine.parameters.values())
-    return weights + len(engine.moment_names) * moment
+    return weights + sum(lazy_tensor(parameter).num_bytes for parameter, _ in _moments(engine).values())
 
 
 def counters_of(engine: Engine) -> dict[str, Any]:
@@ -70,9 +75,10 @@ def differing_keys(engine: Engine, weights: TensorFile, moments: TensorFile | No
     expected = {key: tuple(value.shape) for key, value in engine.module.state_dict().items()}
     lines = _differing(weights.shapes(), expected)
     if moments is not None and moments.shapes():
-        expected = {f"{key}/{m}": tuple(p.shape) for key, p in engine.parameters.items() for m in engine.moment_names}
+        expected = {key: tuple(parameter.shape) for key, (parameter, _) in _moments(engine).items()}
         # A stored first moment is ignored with beta1 = 0: no step would use it.
-        stored = {key: shape for key, shape in moments.shapes().items() if key.split("/")[-1] in engine.moment_names}
+        is_ignored = {f"{key}/exp_avg" for key in engine.parameters} - expected.keys()
+        stored = {key: shape for key, shape in moments.shapes().items() if key not in is_ignored}
         lines += [f"optimizer {line}" for line in _differing(stored, expected)]
     return lines
 
@@ -115,13 +121,12 @@ def restore_optimizer(engine: Engine, moments: TensorFile, counters: dict[str, A
 
     if moments.shapes():
         _create_moments(engine, counters["optimizer_step"])
-        for key, parameter in engine.parameters.items():
-            for moment in engine.moment_names:
-                value = moments.tensor(f"{key}/{moment}")
-                if engine.is_partitioned:
-                    safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
-                else:
-                    engine.inner_optimizer.state[parameter][moment].copy_(value)
+        for key, (parameter, moment) in _moments(engine).items():
+            value = moments.tensor(key)
+            if engine.is_partitioned:
+                safe_set_full_optimizer_state(parameter, value.to(parameter.device), moment)
+            else:
+                engine.inner_optimizer.state[parameter][moment].copy_(value)
     if engine.scaler is not None:
         for key, value in counters["scaler"].items():
             setattr(engine.scaler, key, value)
@@ -137,10 +142,11 @@ def _create_moments(engine: Engine, optimizer_step: float) -> None:
     inner = engine.inner_optimizer
     for group in inner.param_groups:
         for parameter in group["params"]:
-            device = parameter.device if group.get("fused") or group.get("capturable") else torch.device("cpu")
+            is_on_device = group.get("fused") or group.get("capturable") or isinstance(inner, Muon)
+            device = parameter.device if is_on_device else torch.device("cpu")
             inner.state[parameter] = {
                 "step": torch.tensor(optimizer_step, dtype=torch.float32, device=device),
-                **{moment: torch.zeros_like(parameter, requires_grad=False) for moment in engine.moment_names},
+                **{m: torch.zeros_like(parameter, requires_grad=False) for m in engine.moment_names(parameter)},
             }
     if engine.is_partitioned:
         engine.deepspeed.optimizer._lazy_init_hp_params_optimizer_state()

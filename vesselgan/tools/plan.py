@@ -13,10 +13,17 @@ from vesselgan.core.errors import UsageError
 from vesselgan.core.memory import format_bytes
 from vesselgan.privacy.accountant import Mechanism, PatientCounts, paper_settings, plan_mechanism, summary_lines
 from vesselgan.report import paper
-from vesselgan.runtime.adam import moment_names
+from vesselgan.runtime.adam import num_moments
 from vesselgan.tools import gpu_hours
 from vesselgan.trainer.batch_plan import BatchPlan
-from vesselgan.training.cost import FLOAT32, StepSetup, largest_fitting_batch, meta_networks, step_cost
+from vesselgan.training.cost import (
+    FLOAT32,
+    StepSetup,
+    largest_fitting_batch,
+    meta_networks,
+    num_muon_weights,
+    step_cost,
+)
 from vesselgan.training.engines import batch_plan
 from vesselgan.training.run import schedule_of
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
@@ -238,7 +245,8 @@ def _sizes(config: Plan) -> tuple[dict[str, int], int]:
     trainable = sum(num_trainable(network) for network in networks.values())
     stored = sum(value.numel() for network in networks.values() for value in network.state_dict().values())
     averaged = 0 if config.variant.ema_decay is None else counts["generator"]
-    return counts, FLOAT32 * (stored + len(moment_names(variant.betas)) * trainable + averaged)
+    matrices = sum(num_muon_weights(variant, network) for network in networks.values())
+    return counts, FLOAT32 * (stored + num_moments(trainable, matrices, variant.betas) + averaged)
 
 
 def _rows(plan: dict[str, Any]) -> Iterator[tuple[Any, ...]]:

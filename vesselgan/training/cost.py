@@ -19,14 +19,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from vesselgan.config.flow import muon_learning_rate
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.privacy.step import flow_step as private_flow_step
-from vesselgan.runtime.adam import moment_names
+from vesselgan.runtime.adam import num_moments
 from vesselgan.runtime.precision import torch_type
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.flow import flow_step
@@ -145,6 +147,14 @@ def largest_fitting_batch(setup: StepSetup, limit_bytes: float) -> BatchFit | No
     return None
 
 
+def num_muon_weights(variant: Variant, network: nn.Module) -> int:
+    """Numbers in the matrices that Muon updates; 0 without it."""
+    if muon_learning_rate(variant) is None:
+        return 0
+    assert isinstance(network, FlowGenerator)
+    return sum(parameter.numel() for parameter in network.matrices())
+
+
 def meta_networks(variant: Variant, patch_shape: Sequence[int]) -> dict[str, nn.Module]:
     """The variant's networks on the meta device: shapes without contents."""
     with torch.device("meta"):
@@ -170,8 +180,10 @@ class _EngineStub:
         self._bucket = setup.zero.get("reduce_bucket_size", BUCKET) * self._size * (1 + has_two_buckets)
         self._materialise()
         # ZeRO keeps a float32 master of its partition even where the weights are float32.
-        num_states = self._is_partitioned + len(moment_names(setup.variant.betas))
-        memory.allocate(f"{name}/state", FLOAT32 * num_states * self._partition)
+        kept = num_moments(self.num_parameters, num_muon_weights(setup.variant, module), setup.variant.betas)
+        masters = self.num_parameters * self._is_partitioned
+        ranks = setup.batch.ranks if setup.is_partitioned else 1
+        memory.allocate(f"{name}/state", FLOAT32 * -(-(kept + masters) // ranks))
 
     def _materialise(self) -> None:
         """Weights in the engine's type, buffers in their own, on the device; BatchNorm without other ranks."""

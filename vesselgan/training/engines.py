@@ -4,8 +4,10 @@ from typing import Any
 
 from torch import nn
 
+from vesselgan.config.flow import muon_learning_rate
 from vesselgan.config.schema import Plan, TrainGan, Variant
 from vesselgan.core.errors import UsageError
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.privacy.run import PrivateRun
 from vesselgan.runtime.distributed import World
@@ -34,7 +36,12 @@ def batch_plan(config: TrainGan | Plan, ranks: int) -> BatchPlan:
 
 
 def engine_settings(variant: Variant, batch: BatchPlan, deepspeed_json: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The DeepSpeed dict of each network; a GAN's generator takes no micro-batches."""
+    """The DeepSpeed dict of each network; a GAN's generator takes no micro-batches. UsageError for Muon with ZeRO."""
+    if muon_learning_rate(variant) is not None and deepspeed_json.get("zero_optimization", {}).get("stage", 0):
+        raise UsageError(
+            f"variant.muon_learning_rate={variant.muon_learning_rate} needs whole matrices, and ZeRO cuts them: set "
+            "zero_optimization.stage to 0 in the DeepSpeed JSON, or variant.muon_learning_rate=null"
+        )
     if variant.flow is not None:
         return {"generator": batch.resolve(deepspeed_json)}
     return {"critic": batch.resolve(deepspeed_json), "generator": batch.whole().resolve(deepspeed_json)}
@@ -56,7 +63,15 @@ def build_engines(
     def engine(name: str, network: nn.Module) -> Any:
         if private is not None and name == private.network:
             return private.engine(network, variant, world)
-        betas = variant.betas
-        return build(name, network, learning_rate=rates[name], betas=betas, settings=settings[name], world=world)
+        return build(
+            name,
+            network,
+            learning_rate=rates[name],
+            betas=variant.betas,
+            settings=settings[name],
+            world=world,
+            matrices=network.matrices() if isinstance(network, FlowGenerator) else (),
+            muon_learning_rate=muon_learning_rate(variant),
+        )
 
     return {name: engine(name, network) for name, network in networks.items()}

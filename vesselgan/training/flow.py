@@ -53,7 +53,7 @@ def flow_step(
         with phase("flow/denoise"):
             point = network.with_given(point_on_path(patch, e, time), patch)
             denoised = network.denoised(point, time, position)
-            error_C = denoising_errors(denoised, patch[:, : network.num_channels])
+            error_C = denoising_errors(denoised, patch[:, : network.num_channels], time)
             loss = error_C.mean()
         with phase("flow/backward"):
             generator.backward(loss)

@@ -34,10 +34,10 @@ GENERATORS = {
 }
 """The paper's, and what one would take today: name -> title, settings."""
 UNETS = {
-    "real": ("U-Net on real patches", None, ("data.source=real",)),
-    "sn_mp": ("U-Net on the GAN's patches", "sn_mp", ("data.source=synthetic",)),
-    "synthetic": ("U-Net on the flow's patches", "flow", ("data.source=synthetic",)),
-    "shuffled": ("the same, labels shuffled", "flow", ("data.source=synthetic", "data.shuffle_labels=true")),
+    "real": ("on real patches", None, ("data.source=real",)),
+    "sn_mp": ("the GAN's", "sn_mp", ("data.source=synthetic",)),
+    "synthetic": ("the flow's", "flow", ("data.source=synthetic",)),
+    "shuffled": ("the same shuffled", "flow", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
 """Name -> title, whose patches, settings."""
 IMAGE_SCORES = (
@@ -89,7 +89,7 @@ def read_choice(path: Path) -> Choice:
     try:
         probe = json.loads(path.read_text())
         num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-        summary = f"generators train in {probe['precision']} on {num_ranks} ranks ({probe['device']})"
+        summary = f"the GAN trains in {probe['precision']}, both on {num_ranks} ranks ({probe['device']})"
         steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         check_readable(path, error)
@@ -109,8 +109,8 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     return [
         *_data_stages(config, overrides),
         *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
-        *(_unet_stage(name, work, overrides) for name in UNETS),
-        _segment_stage(work, overrides),
+        _unets_stage(work, overrides, choice),
+        _segment_stage(work, overrides, choice),
         _evaluate_stage(config, overrides),
         _image_stage(work, overrides),
         Stage("report", "report", (report,), (work / "report/index.html",)),
@@ -146,13 +146,15 @@ def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
-    options = ("--deepspeed_config", f"ds_{choice.precision}.json", "--run_dir", str(run_dir))
-    own = (*settings, f"variant.precision={choice.precision}")
+    # Muon, the flow's optimizer, needs float32.
+    precision = choice.precision if name == "sn_mp" else "fp32"
+    options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", str(run_dir))
+    own = (*settings, f"variant.precision={precision}")
     words = (*own, *readable("train_gan", overrides, own))
     command = (*launcher, *module_command("train_gan"), *options, *words)
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
     generate = vesselgan("generate", setting("run", run_dir), *patches)
-    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {choice.precision}"
+    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {precision}"
     return [
         Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
         Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
@@ -163,23 +165,31 @@ def _unet_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-unet-{name}"
 
 
-def _unet_stage(name: str, work: Path, overrides: tuple[str, ...]) -> Stage:
-    title, generator, source = UNETS[name]
-    run_dir = _unet_dir(work, name)
-    if generator is not None:
-        source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
-    command = _launch("train_unet", overrides, "preset=demo", *source, options=("--run_dir", str(run_dir)))
-    return Stage(f"unet-{name}", title, (command,), (RunDir(run_dir).finished_file,))
+def _unets_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stage:
+    commands, outputs = [], []
+    for name, (_, generator, source) in UNETS.items():
+        if generator is not None:
+            source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
+        options = ("--run_dir", str(_unet_dir(work, name)))
+        commands.append(_launch("train_unet", overrides, "preset=demo", *source, options=options))
+        outputs.append(RunDir(_unet_dir(work, name)).finished_file)
+    titles = ", ".join(title for title, _, _ in UNETS.values())
+    return Stage("unets", f"U-Nets: {titles}", tuple(commands), tuple(outputs), at_once=_at_once(choice))
 
 
-def _segment_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
+def _at_once(choice: Choice) -> int:
+    """Commands side by side: a core on patches this small works as fast as two."""
+    return 2 if choice.device == "cpu" else 1
+
+
+def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stage:
     folders = [_unet_dir(work, name) for name in UNETS]
     commands = [
         _launch("segment", overrides, setting("run", folder), "split=test", setting("out", folder / "predictions"))
         for folder in folders
     ]
     outputs = tuple(folder / "predictions" for folder in folders)
-    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs)
+    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs, at_once=_at_once(choice))
 
 
 def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
@@ -193,7 +203,7 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
         _launch("evaluate", overrides, *settings, f"name={name}", "split=test", setting("out", outputs[name]))
         for name, settings in jobs.items()
     ]
-    return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()))
+    return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()), at_once=2)
 
 
 def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
@@ -204,7 +214,7 @@ def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
         synthetic = setting("image.synthetic", RunDir(_generator_dir(work, name)).synthetic)
         settings = ("evaluate=image", f"name={name}", synthetic, setting("out", out))
         commands.append(_launch("evaluate", overrides, *settings, *IMAGE_SCORES))
-    return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()))
+    return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()), at_once=2)
 
 
 def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:

@@ -28,11 +28,13 @@ class Stage:
     name: str
     title: str
     commands: tuple[tuple[str, ...], ...]
-    """Argument lists, run one after the other; processes.PORT stands for a free port."""
+    """Argument lists, run in order; processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
     """Exist when the stage is done."""
     num_ranks: int = 1
-    """Processes that share the cores."""
+    """Processes of a command, which share the cores."""
+    at_once: int = 1
+    """Commands that run side by side."""
     inputs: tuple[Path, ...] = ()
     """Files that no stage makes, or that come and go: the stage runs again when their content changes."""
 
@@ -73,22 +75,29 @@ def setting(key: str, value: object) -> str:
 def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
     """Run `stage` unless it is done, and print one line; True if it ran. is_stale: an earlier stage has run.
 
-    Commands write to home/logs/<stage>.log. If one fails, its error is shown and its exit code is raised as SystemExit.
+    Commands write to home/logs/<stage>.log, those that run beside the first to <stage>-2.log and so on. If one fails,
+    its error is shown and its exit code is raised as SystemExit.
     """
-    marker, log = home / f"done/{stage.name}.json", home / f"logs/{stage.name}.log"
+    marker = home / f"done/{stage.name}.json"
+    logs = [home / f"logs/{stage.name}{'' if i == 0 else f'-{i + 1}'}.log" for i in range(stage.at_once)]
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
     if not is_stale and _is_done(stage, marker):
         print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
         return False
     marker.unlink(missing_ok=True)
     marker.parent.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.write_bytes(b"")
+    logs[0].parent.mkdir(parents=True, exist_ok=True)
+    for log in logs:
+        log.write_bytes(b"")
     started = time.monotonic()
     print(head, end=" ", flush=True)
-    for command in stage.commands:
-        code = processes.run_command(command, log, num_ranks=stage.num_ranks, head=f"{head} ")
-        if code != 0:
+    for first in range(0, len(stage.commands), stage.at_once):
+        commands = stage.commands[first : first + stage.at_once]
+        num_ranks = stage.num_ranks * len(commands)
+        codes = processes.run_commands(commands, logs[: len(commands)], num_ranks=num_ranks, head=f"{head} ")
+        failed = next(((code, log) for code, log in zip(codes, logs, strict=False) if code), None)
+        if failed is not None:
+            code, log = failed
             print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
             print(failure_message(stage.title, code, log), file=sys.stderr, flush=True)
             sys.exit(code if code > 0 else 128 - code)

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,16 +93,16 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         stages_met.append(stage)
         return stages.run_stage(home, stage, label, is_stale=is_stale)
 
-    def pretend(*command: object, **options: object) -> int:
+    def pretend(commands: Sequence[object], logs: object, **options: object) -> list[int]:
         stage = stages_met[-1]
         names.append(stage.name)
         for output in stage.outputs:
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps(made_up(stage)))
-        return 0
+        return [0] * len(commands)
 
     monkeypatch.setattr(steps, "run_stage", run_stage)
-    monkeypatch.setattr(stages.processes, "run_command", pretend)
+    monkeypatch.setattr(stages.processes, "run_commands", pretend)
     return names
 
 
