@@ -18,6 +18,7 @@ MODULE_LINES, FUNCTION_LINES, LAUNCH_LINES = 350, 45, 40
 # other. A folder of vesselgan/ goes by its name there; whatever lies deeper is part of it.
 FLOORS: dict[str, int] = {
     "core": 0,
+    "anatomy": 1,
     "config": 1,
     "viz": 1,
     "models": 1,
@@ -43,7 +44,14 @@ FLOORS: dict[str, int] = {
     "__main__": 11,
     "vesselgan": 12,
 }
-NEVER_TORCH = ["vesselgan.core", "vesselgan.config", "vesselgan.viz", "vesselgan.formats", "data_prep"]
+NEVER_TORCH = [
+    "vesselgan.core",
+    "vesselgan.anatomy",
+    "vesselgan.config",
+    "vesselgan.viz",
+    "vesselgan.formats",
+    "data_prep",
+]
 NEVER_TORCH += [
     "vesselgan.metrics.nearest_neighbours",
     "vesselgan.report",

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from vesselgan.data.positions import position_stream, positions_of
+from vesselgan.data.positions import patch_extent_of, position_stream, positions_of
 from vesselgan.data.sampler import batch_indices
 
 
@@ -29,6 +29,11 @@ def test_positions_are_centres_in_the_subjects_box():
     positions = positions_of(Corners()).tolist()  # type: ignore[arg-type]
     # Subject a's box is 16 x 4 x 2: centres at 2, 6 and 14 of 16.
     assert positions == [[-0.75, 0, 0], [-0.25, 0, 0], [0.75, 0, 0], [0, 0, 0]]
+
+
+def test_extents_are_shares_of_the_box():
+    # A quarter of subject a's box for three patches, all of b's for one.
+    assert patch_extent_of(Corners()).tolist() == [0.4375, 1, 1]  # type: ignore[arg-type]
 
 
 def test_positions_follow_the_batches():

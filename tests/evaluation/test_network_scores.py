@@ -23,6 +23,7 @@ from vesselgan.models.variants import build_networks, init_networks
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
 WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
+WORDS["flow_label"] = ["variant=flow_label", "variant.width=8"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -37,7 +38,7 @@ def write_run(run_dir: Path, variant: str, scale: float = 1.0) -> dict[str, torc
     (run_dir / "config.yaml").write_text(compose.to_yaml(config))
     for name, network in networks.items():
         tensors = {key: value * scale for key, value in network.state_dict().items()}
-        for file in (name, *(["generator_ema"] if variant == "flow" else [])):
+        for file in (name, *(["generator_ema"] if variant.startswith("flow") else [])):
             save_file(tensors, folder / f"{file}.safetensors")
     manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
     state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
@@ -65,13 +66,14 @@ def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet) -> None:
     np.testing.assert_allclose(network.scores(real, rows, seed=0), expected[rows], rtol=1e-4, atol=1e-5)  # float32
 
 
-def test_a_flow_is_judged_by_its_error(tmp_path: Path, real: ShardSet) -> None:
-    write_run(tmp_path / "run", "flow")
+@pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])
+def test_a_flow_is_judged_by_its_error(tmp_path: Path, real: ShardSet, variant: str, label_error: list[int]) -> None:
+    write_run(tmp_path / "run", variant)
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     scores = network.scores(real, list(range(12)), seed=0)
     # A flow that never learned predicts 0, so its error is the patch's mean square, the label being -1 or 1.
     patch = ShardDataset(real)[:].numpy()
-    expected = -((patch[:, 0] ** 2).mean((1, 2, 3)) + 1) / 2
+    expected = -((patch[:, 0] ** 2).mean((1, 2, 3)) + sum(label_error)) / (1 + len(label_error))
     assert network.kind == "flow"
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 

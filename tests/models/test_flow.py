@@ -83,7 +83,7 @@ def test_denoising_depends_on_time_and_place():
 def test_places_are_as_frequent_as_in_training():
     network = flow()
     position_N3 = torch.tensor([[-1.0, 0.1, 1.0]] * 3 + [[0.9, 0.9, -0.9]])
-    network.count_positions(position_N3)
+    network.count_positions(position_N3, torch.ones(3))
     drawn_N3 = network.positions(torch.randn(4000, 4, generator=torch.Generator().manual_seed(3)))
     is_first = drawn_N3[:, 0] < 0
     assert is_first.float().mean().item() == pytest.approx(0.75, abs=0.03)
@@ -112,3 +112,31 @@ def test_half_agrees_with_float32(dtype):
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
         FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, guidance=0.0)
+
+
+def test_a_given_label_passes_unchanged():
+    network = moved(flow(has_label=True))
+    assert network.latent_size == 16 * 8 * 4 + 4
+    label_N1XYZ = (torch.rand(2, 1, *SHAPE) > 0.5).float()
+    z_NL = torch.randn(2, network.latent_size)
+    with torch.no_grad():
+        sample_NCXYZ = network(z_NL, label_N1XYZ)
+        other_NCXYZ = network(z_NL, 1 - label_N1XYZ)
+    assert torch.equal(sample_NCXYZ[:, 1:], label_N1XYZ)
+    assert not torch.allclose(sample_NCXYZ[:, 0], other_NCXYZ[:, 0])
+
+
+def test_noise_does_not_reach_a_given_label():
+    patch, point = torch.zeros(1, 2, *SHAPE), torch.ones(1, 2, *SHAPE)
+    given = flow(has_label=True).with_given(point, patch)
+    assert (given[:, 0] == 1).all() and (given[:, 1] == 0).all()
+    assert flow().with_given(point, patch) is point
+
+
+def test_neighbours_know_one_place_alike():
+    """Two patches half a patch apart: where they overlap, their voxels have the same place."""
+    network, extent_3 = flow(has_label=True), torch.tensor([0.2, 0.5, 1.0])
+    here = network._places(torch.tensor([[-0.3, 0.1, 0.0]]), extent_3)
+    beside = network._places(torch.tensor([[-0.3 + 0.2, 0.1, 0.0]]), extent_3)
+    torch.testing.assert_close(here[:, :, 4:], beside[:, :, :4])
+    assert here.std((2, 3, 4)).min() > 0

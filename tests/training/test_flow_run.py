@@ -27,7 +27,8 @@ PRIVATE = ("variant.dp.noise_seed=5", "variant.dp.delta=1e-5")
 
 
 @pytest.mark.parametrize(
-    ("variant", "precision", "own"), [("flow", "fp32", ()), ("flow_mp", "fp16", ()), ("dp_flow", "fp32", PRIVATE)]
+    ("variant", "precision", "own"),
+    [("flow", "fp32", ()), ("flow_mp", "fp16", ()), ("dp_flow", "fp32", PRIVATE), ("flow_label", "fp32", ())],
 )
 def test_a_broken_flow_resumes_to_the_same_bytes(train_here, tmp_path, variant, precision, own):
     straight, broken = tmp_path / "straight", tmp_path / "broken"
@@ -105,6 +106,24 @@ def test_learning_rate_falls_to_its_share(train_here, tmp_path):
         rate = 2e-3 * (1 - (t - 1) / 4)
         assert (after - before).abs().max() <= rate * ((1 - 0.5**t) / 0.5) ** 0.5 * 1.001
     assert (steps[3] - steps[2]).abs().max() < 0.5e-3 * 1.42
+
+
+def test_a_given_label_has_no_loss(train_here, tmp_path):
+    """A network that has learned nothing predicts 0: the loss is the mean square of the images alone."""
+    train_here(tmp_path / "run", *FLOW, "variant=flow_label", "train.image_every=4")
+    rows = logged(tmp_path / "run")
+    assert all(row["loss/flow"] == row["loss/flow_image"] and "loss/flow_label" not in row for row in rows)
+    assert rows[0]["loss/flow"] > 0.05 and rows[-1]["samples/diversity"] > 0
+    with pytest.raises(UsageError, match="volumes"):
+        load_generator(tmp_path / "run", device="cpu").sample(1, 0)
+
+
+@pytest.mark.parametrize("words", [("variant=sn",), ("variant=dp_flow",)])
+def test_condition_is_for_plain_flows(words):
+    from vesselgan.config.compose import compose
+
+    with pytest.raises(UsageError, match="condition"):
+        compose("train_gan", [*words, "variant.condition=label"])
 
 
 @pytest.mark.parametrize("word", ["variant.n_critic=5", "variant.critic_norm=spectral", "data.augment=true"])

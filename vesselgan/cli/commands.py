@@ -24,14 +24,15 @@ def train_gan(command: Command) -> None:
 
 
 def generate(command: Command) -> None:
-    """Draw synthetic, labelled patches from a trained GAN, as shards.
+    """Draw synthetic, labelled patches from a trained GAN or flow, as shards; or whole heads as NIfTI, on many ranks.
 
     vesselgan generate run=work/runs/sn_mp-1a2b3c4d num_patches=11750 seed=990 label_threshold=0.3
     vesselgan generate run=work/runs/sn_mp-1a2b3c4d num_patches=16 nifti=true out=work/look
+    vesselgan generate run=work/runs/flow_label-1a2b3c4d volumes=10 shape=[312,384,127] out=work/heads
     """
-    from vesselgan.synthesis.generate import generate
+    from vesselgan.synthesis.run import run
 
-    generate(command.config)
+    run(command.config)
 
 
 def train_unet(command: Command) -> None:

@@ -7,7 +7,7 @@ from vesselgan.config.project import override
 from vesselgan.core.errors import UsageError
 
 DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
-RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment"}
+RANKED_COMMANDS = DEEPSPEED_COMMANDS | {"segment", "generate"}
 """Commands that a launcher of ranks may start."""
 JSON_COMMANDS = {"plan": "table", "status": "text", "doctor": "table"}
 """With --json they print one JSON object instead of this."""

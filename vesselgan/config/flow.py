@@ -12,6 +12,11 @@ def check_networks(variant: Any) -> None:
             raise UsageError(f"variant.{key}={getattr(variant, key)}: a GAN needs one, a variant with `flow` has none")
     if variant.flow is not None and variant.n_critic != 1:
         raise UsageError("variant.n_critic with variant.flow: there is no critic; leave it out")
+    if variant.condition is not None and (variant.flow is None or variant.dp is not None):
+        raise UsageError(
+            f"variant.condition={variant.condition}: only a flow without differential privacy takes it; a GAN and a "
+            "private flow make image and label together"
+        )
     if variant.dp is not None and (variant.dp.weight_clip is None) != (variant.flow is not None):
         raise UsageError(
             f"variant.dp.weight_clip={variant.dp.weight_clip}: a GAN's private critic needs one, a flow has none"

@@ -35,11 +35,13 @@ from vesselgan.config.data_schema import (
     TrainingData,
 )
 from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, StudyImages
+from vesselgan.config.generate_schema import Generate
 from vesselgan.config.release_schema import Release
 from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
 
-__all__ = ["Benchmark", "Data", "Dp", "Flow", "GanData", "ImageScores", "LabelSweep", "Layout", "LearningData"]
-__all__ += ["Machine", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Release", "Runtime", "Split"]
+__all__ = ["Benchmark", "Data", "Dp", "Flow", "GanData", "Generate", "ImageScores", "LabelSweep", "Layout"]
+__all__ += ["LearningData", "Machine", "Phantom", "Prepare", "PreparedData", "Preprocessing", "Release", "Runtime"]
+__all__ += ["Split"]
 __all__ += ["StudyImages", "Train", "TrainingData", "TrainingRuntime", "Unet", "UnetRun", "Variant"]
 
 
@@ -58,28 +60,6 @@ class TrainGan:
     data: GanData
     train: Train
     runtime: TrainingRuntime
-
-
-@dataclass
-class Generate:
-    run: str
-    """Run directory of a GAN."""
-    checkpoint: str | None
-    num_patches: int = field(metadata=POSITIVE)
-    """How many pairs (paper: 11,750 for a U-Net)."""
-    seed: int = field(metadata=NOT_NEGATIVE)
-    weights: str | None = field(metadata=WEIGHTS)
-    """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
-    of training; `ema`: the weights' moving average with standing statistics (variant.ema_decay); null: `ema` where the
-    variant keeps one, else `standing`."""
-    label_threshold: float | None = field(metadata=SHARE)
-    """Label threshold that the manifest recommends to readers and that the NIfTI labels use; null: the variant's."""
-    batch_size: int = field(metadata=POSITIVE)
-    nifti: bool
-    """Write every pair as NIfTI too, into OUT/nifti."""
-    out: str | None
-    """Folder of the new shards; null: RUN/synthetic."""
-    runtime: Runtime
 
 
 @dataclass

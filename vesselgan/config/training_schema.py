@@ -59,6 +59,7 @@ class Flow:
 
 OF_MUON = read_if(lambda c: takes_muon(c.variant), "a flow in fp32 without variant.dp,")
 OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")
+OF_FLOW = read_if(lambda c: c.variant.flow is not None, "a flow, such as variant=flow,")
 
 
 @dataclass
@@ -107,6 +108,8 @@ class Variant:
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
     dp: Dp | None
     """Differential privacy; null: none."""
+    condition: str | None = field(metadata=one_of("label") | OF_FLOW)
+    """`label`: the label is given and a flow makes the image of it, for `generate volumes=N`; null: it makes both."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
 

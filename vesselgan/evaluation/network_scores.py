@@ -78,6 +78,8 @@ class AttackedNetwork:
         for time, noise in zip(TIMES, noise_CXYZ, strict=True):
             time_N = torch.full((len(patch_NCXYZ),), time, device=self.device)
             point_NCXYZ = point_on_path(patch_NCXYZ, noise.expand_as(patch_NCXYZ), time_N)
-            denoised_NCXYZ = self.network.denoised(point_NCXYZ, time_N, position_N3)
-            errors.append((denoised_NCXYZ - patch_NCXYZ).square().mean((1, 2, 3, 4)))
+            given_NCXYZ = self.network.with_given(point_NCXYZ, patch_NCXYZ)
+            denoised_NCXYZ = self.network.denoised(given_NCXYZ, time_N, position_N3)
+            error_NCXYZ = (denoised_NCXYZ - patch_NCXYZ[:, : self.network.num_channels]).square()
+            errors.append(error_NCXYZ.mean((1, 2, 3, 4)))
         return torch.stack(errors).mean(0)

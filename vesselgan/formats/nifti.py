@@ -23,6 +23,8 @@ from vesselgan.core import memory
 from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.core.names import on_one_line
 
+SYNTHETIC = "synthetic"
+"""What a generator's volumes say of themselves in `descrip`; no free text."""
 MAX_VOXELS = 2**30  # 1024 x 1024 x 1024: four times the largest head scan in use
 MAX_GZIP_RATIO = 1032  # of deflate
 GZIP_MAGIC = b"\x1f\x8b"
@@ -169,7 +171,8 @@ def _three(values: Iterable[Value]) -> tuple[Value, Value, Value]:
 
 def _text_fields(header: nib.Nifti1Header) -> tuple[str, ...]:
     names = ("descrip", "aux_file", "db_name", "data_type", "intent_name")
-    filled = [name for name in names if name in header and header[name].item().strip(b"\0 ")]
+    texts = {name: header[name].item().strip(b"\0 ") for name in names if name in header}
+    filled = [name for name, text in texts.items() if text not in (b"", SYNTHETIC.encode())]
     return (*filled, "extensions") if len(header.extensions) else tuple(filled)
 
 

@@ -56,6 +56,11 @@ class RunDir:
         """The folder that `generate` writes by default."""
         return self.path / "synthetic"
 
+    @property
+    def synthetic_volumes(self) -> Path:
+        """The same for whole volumes."""
+        return self.path / "synthetic_volumes"
+
     def exists(self) -> bool:
         return (self.path / CONFIG).is_file()
 

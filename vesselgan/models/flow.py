@@ -7,7 +7,7 @@ Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels, F 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -26,7 +26,7 @@ SMALLEST_SIDE = 2
 MAX_LEVELS = 5
 NUM_BINS = 6
 """Per axis, of the histogram of positions that samples are drawn from."""
-TIME_FREQUENCIES, POSITION_FREQUENCIES = 8, 3
+TIME_FREQUENCIES, POSITION_FREQUENCIES, VOXEL_FREQUENCIES = 8, 3, 5
 LAST = torch.channels_last_3d
 """1.5 times faster on a CPU, too."""
 DATA_SD = 0.5
@@ -38,11 +38,12 @@ class FlowGenerator(Float32Buffers):
 
     Its first and last convolutions see every voxel, with width / 4 channels; between them the levels work on blocks of
     2x2x2, have width, then twice as many channels, and halve every axis down to SMALLEST_SIDE. A latent is the noise of
-    every voxel of both channels and, with `has_position`, four numbers that choose a place. Initialise with
-    `init_flow_weights`.
+    every voxel of both channels and, with `has_position`, four numbers that choose a place. With `has_label` the label
+    is given and the image alone is made. Initialise with `init_flow_weights`.
     """
 
     position_counts: Tensor
+    patch_extent: Tensor
 
     def __init__(
         self,
@@ -53,13 +54,15 @@ class FlowGenerator(Float32Buffers):
         time_shift: float,
         num_steps: int,
         guidance: float,
+        has_label: bool = False,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps, guidance: see `forward`. UsageError for an odd shape."""
+        """time_shift: see `shifted_times`. num_steps, guidance: see `follow`. UsageError for an odd shape."""
         super().__init__()
         check_width(width)
-        self.patch_shape, self.has_position = patch_shape, has_position
+        self.patch_shape, self.has_position, self.has_label = patch_shape, has_position, has_label
+        self.num_channels = 1 if has_label else 2
         self.time_shift, self.num_steps, self.guidance = time_shift, num_steps, guidance
-        self.num_voxels = 2 * math.prod(patch_shape)
+        self.num_voxels = self.num_channels * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
         num_features = 4 * width
@@ -78,14 +81,22 @@ class FlowGenerator(Float32Buffers):
         self.fine_norms = nn.ModuleList([GroupNorm3d(2 * fine), GroupNorm3d(fine)])
         self.fine_middle = Conv3d(2 * fine, fine, kernel_size=3, padding=1)
         self.fine_scale_shift = Linear(num_features, 2 * fine)
-        self.fine_last = NarrowConv3d(fine, 2)
-        self.gate = Linear(num_features, 2)
+        self.fine_last = NarrowConv3d(fine, self.num_channels)
+        self.gate = Linear(num_features, self.num_channels)
+        # Where the label is given, a window of a head must agree with its neighbours: every voxel knows its place.
+        self.has_places = has_label and has_position
+        if self.has_places:
+            self.places = nn.ModuleList(Linear(2 * VOXEL_FREQUENCIES, width) for _ in range(3))
+            self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
-    def denoised(self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
-        """The predicted patches, at least float32, of points x_t on the path.
+    def denoised(
+        self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None, extent_3: Tensor | None = None
+    ) -> Tensor:
+        """The predicted patches, at least float32, of points x_t on the path; of the image alone if the label is given.
 
-        position_N3: the patches' centres, -1 to 1 along each axis of the head.
+        position_N3: the patches' centres, -1 to 1 along each axis of the head. extent_3: share of each axis that a
+        patch takes; None: as in training.
         """
         dtype = self.fine_last.weight.dtype
         x_NCXYZ = x_NCXYZ.to(at_least_float32(dtype))
@@ -93,6 +104,8 @@ class FlowGenerator(Float32Buffers):
         variance = t.square() + ((1 - t) * DATA_SD).square()
         fine_NCXYZ = self.fine_first((x_NCXYZ * variance.rsqrt()).to(dtype).contiguous(memory_format=LAST))
         h = self.first(_to_blocks(fine_NCXYZ))
+        if self.has_places and position_N3 is not None:
+            h = h + self._places(position_N3, self.patch_extent if extent_3 is None else extent_3).to(dtype)
         features_NF = self.embed(self._inputs(time_N, position_N3).to(dtype))
         skips: list[Tensor] = []
         for depth, down in enumerate(self.downs):
@@ -106,7 +119,25 @@ class FlowGenerator(Float32Buffers):
         h = _modulated(self.fine_norms[1](h), self.fine_scale_shift(features_NF))
         # Near the patch nothing is left to denoise: without a gate for it, what is fine gets lost on the way.
         kept_NC111 = self.gate(features_NF)[:, :, None, None, None].to(x_NCXYZ.dtype)
-        return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ)
+        return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ[:, : self.num_channels])
+
+    def with_given(self, point_NCXYZ: Tensor, patch_NCXYZ: Tensor) -> Tensor:
+        """Points on the path of patches, with the patch's own label where that is given."""
+        return torch.cat([point_NCXYZ[:, :1], patch_NCXYZ[:, 1:]], 1) if self.has_label else point_NCXYZ
+
+    def _places(self, position_N3: Tensor, extent_3: Tensor) -> Tensor:
+        """[N, width, X/2, Y/2, Z/2]: a function of each axis' coordinate, added up; blocks combine them."""
+        octaves = math.pi / 2 * 2.0 ** torch.arange(VOXEL_FREQUENCIES, device=position_N3.device)
+        total: Tensor | int = 0
+        for axis, place in enumerate(self.places):
+            count = self.patch_shape[axis] // BLOCK
+            offset_P = (2 * torch.arange(count, device=position_N3.device) + 1) / count - 1
+            angles_NPF = (position_N3[:, axis, None] + extent_3[axis] * offset_P)[:, :, None] * octaves
+            features_NPF = torch.cat([angles_NPF.sin(), angles_NPF.cos()], 2).to(self.fine_last.weight.dtype)
+            shape = [len(position_N3), -1, *(count if k == axis else 1 for k in range(3))]
+            total = total + place(features_NPF).transpose(1, 2).reshape(shape)
+        assert isinstance(total, Tensor)
+        return total
 
     def _inputs(self, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
         """Sines and cosines of time and position, at several frequencies."""
@@ -118,24 +149,22 @@ class FlowGenerator(Float32Buffers):
         angles_NF = torch.cat(angles, 1)
         return torch.cat([angles_NF.sin(), angles_NF.cos()], 1)
 
-    def forward(self, z_NL: Tensor) -> Tensor:
+    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None) -> Tensor:
         """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1].
 
-        `num_steps` steps of equal time. With `guidance` g every predicted patch is drawn g t further away from the one
-        that noise alone predicts, the mean at this place: a small network underrates how much patches differ.
+        label_N1XYZ: 0 or 1; where the label is given, it alone is the label of the samples.
         """
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
-        x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
+        noise_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
         position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
-        times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
-        first_NCXYZ = previous_NCXYZ = None
-        for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
-            patch_NCXYZ = self.denoised(x_NCXYZ, x_NCXYZ.new_full((len(x_NCXYZ),), before), position_N3)
-            first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
-            patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + self.guidance * before)
-            middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
-            x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
-        return with_unit_label(x_NCXYZ).to(self.fine_last.weight.dtype)
+        given = [] if label_N1XYZ is None else [2 * label_N1XYZ.to(z_NL.dtype) - 1]
+        assert len(given) == self.has_label
+
+        def denoise(x_NCXYZ: Tensor, time: float) -> Tensor:
+            return self.denoised(torch.cat([x_NCXYZ, *given], 1), x_NCXYZ.new_full((len(x_NCXYZ),), time), position_N3)
+
+        x_NCXYZ = follow(noise_NCXYZ, denoise, num_steps=self.num_steps, guidance=self.guidance)
+        return with_unit_label(torch.cat([x_NCXYZ, *given], 1)).to(self.fine_last.weight.dtype)
 
     def matrices(self) -> list[nn.Parameter]:
         """Weight matrices between the first layers and the last, for Muon."""
@@ -152,8 +181,11 @@ class FlowGenerator(Float32Buffers):
         return 2 * (bins_N3 + uniform_N4[:, 1:]) / NUM_BINS - 1
 
     @torch.no_grad()
-    def count_positions(self, position_N3: Tensor) -> None:
-        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from."""
+    def count_positions(self, position_N3: Tensor, extent_3: Tensor) -> None:
+        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from, and their
+        extent, the mean over the subjects."""
+        if self.has_places:
+            self.patch_extent.copy_(extent_3)
         bins_N3 = ((position_N3 + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         counts = torch.zeros(NUM_BINS, NUM_BINS, NUM_BINS)
         counts.index_put_(tuple(bins_N3.unbind(1)), torch.ones(len(bins_N3)), accumulate=True)
@@ -177,6 +209,26 @@ class ResidualBlock(nn.Module):
         h = self.first(F.silu(self.first_norm(x_NCXYZ)))
         h = self.second(F.silu(_modulated(self.second_norm(h), self.scale_shift(F.silu(features_NF)))))
         return self.shortcut(x_NCXYZ) + h
+
+
+def follow(
+    noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], *, num_steps: int, guidance: float
+) -> Tensor:
+    """From noise to what it becomes, in `num_steps` steps of equal time. denoise: of (x_t, t) -> predicted patches.
+
+    With `guidance` g every prediction is drawn g t further away from the one that noise alone gives, the mean at this
+    place: a small network underrates how much patches differ.
+    """
+    x_NCXYZ = noise_NCXYZ
+    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    first_NCXYZ = previous_NCXYZ = None
+    for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
+        patch_NCXYZ = denoise(x_NCXYZ, before)
+        first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
+        patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + guidance * before)
+        middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
+        x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
+    return x_NCXYZ
 
 
 def _modulated(x_NCXYZ: Tensor, scale_shift_N2C: Tensor) -> Tensor:

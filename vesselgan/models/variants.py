@@ -18,6 +18,7 @@ class Settings(Protocol):
     latent_size: int
     critic_norm: str | None
     generator_norm: str | None
+    condition: str | None
     flow: Any
 
 
@@ -42,6 +43,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
             guidance=flow.guidance,
+            has_label=variant.condition == "label",
         )
     assert variant.generator_norm is not None, "config.flow"
     return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)

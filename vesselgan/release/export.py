@@ -17,12 +17,11 @@ from tqdm import tqdm
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.errors import UsageError
 from vesselgan.core.version import __version__
+from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.shards import ShardSet
 from vesselgan.formats.volumes import write_volume
 from vesselgan.synthesis.generate import canonical_affine
 
-DESCRIPTION = "synthetic"
-"""In the header of every file."""
 IMAGE, LABEL = "desc-synthetic_angio.nii.gz", "label-vessel_desc-synthetic_mask.nii.gz"
 NETWORK = "generator"
 OUTSIDE_BIDS = (NETWORK, "dataset.json", "croissant.json", "SHA256SUMS")
@@ -62,7 +61,7 @@ def write_pairs(folder: Path, sets: Sequence[ShardSet]) -> list[tuple[str, str]]
         subject = f"sub-synth{number:05d}"
         names = [f"{subject}/anat/{subject}_{ending}" for ending in (IMAGE, LABEL)]
         for name, array_XYZ in zip(names, (image_XYZ, label_XYZ), strict=True):
-            write_volume(folder / name, array_XYZ, affine, DESCRIPTION)
+            write_volume(folder / name, array_XYZ, affine, SYNTHETIC)
         files.append((names[0], names[1]))
     return files
 

@@ -19,6 +19,7 @@ from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.evaluation.reference import training_shards
 from vesselgan.formats.cohort import COHORT, Cohort
+from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.results import Result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -192,7 +193,7 @@ def _scan(config: Release, sources: Sources, date: str) -> Scan:
     places: list[str | Path] = [config.work_dir, config.data.cohort_dir, Path.home(), Path.cwd()]
     identities = find_identities(config.data.cohort_dir, places, own_words())
     _log_scan(identities)
-    return Scan(identities, export.grid_of(sources.sets), export.DESCRIPTION, date)
+    return Scan(identities, export.grid_of(sources.sets), SYNTHETIC, date)
 
 
 def _log_scan(identities: Identities) -> None:

@@ -16,6 +16,8 @@ from vesselgan.core.errors import ResourceError, VesselganError
 from vesselgan.runtime.launchers import master_address, ranks_from_environment
 
 Result = TypeVar("Result")
+BARRIER_MINUTES = 24 * 60.0
+"""Timeout of a rank that has done its volumes and waits for the others; a launcher ends all when one dies."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,14 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
     return World(rank=rank, size=size, local_rank=local_rank, device=torch_device)
+
+
+def join_ranks(device: str) -> World:
+    """Ranks that work on volumes of their own and meet at the end; a single one needs no process group."""
+    rank, size, local_rank = ranks_from_environment(os.environ)
+    if size == 1:
+        return World(rank, size, local_rank, choose_device(device, local_rank))
+    return start(device, timeout_minutes=BARRIER_MINUTES)
 
 
 def select_kernels(*, deterministic: bool) -> None:

@@ -1,6 +1,5 @@
 """Segments whole volumes with a trained U-Net, on any number of ranks: NIfTI in, NIfTI out on the same grid."""
 
-import os
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -27,8 +26,6 @@ from vesselgan.formats.volumes import read_image, write_like
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights
-from vesselgan.runtime.distributed import World
-from vesselgan.runtime.launchers import ranks_from_environment
 from vesselgan.segmentation.sliding_window import probability_map
 from vesselgan.segmentation.training_provenance import is_preprocessed
 
@@ -36,8 +33,6 @@ NETWORK = "unet"
 SUFFIXES = (".nii.gz", ".nii")
 SPACING_RATIO = 1.25
 """Of an image's spacing to the training volumes', beyond which it is said; cohorts of one protocol differ less."""
-BARRIER_MINUTES = 24 * 60.0
-"""Timeout of a rank that has done its volumes and waits for the others; a launcher ends all when one dies."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ def segment(config: Segment) -> Predictions:
         raise UsageError(f"out={config.out} is the folder of the images: name another one, inputs are never changed")
     if not config.allow_mismatch:
         check_preprocessing(settings.is_preprocessed, inputs.values())
-    world = join_ranks(config)
+    world = distributed.join_ranks(config.runtime.device)
     try:
         unet = load_unet(weights, trained, config.run).to(world.device)
         volumes = distributed.run_on_rank0(world, lambda: out.open(recorded))
@@ -110,14 +105,6 @@ def segment(config: Segment) -> Predictions:
     finally:
         distributed.stop()
     return out
-
-
-def join_ranks(config: Segment) -> World:
-    """Start the process group; a single rank needs none."""
-    rank, size, local_rank = ranks_from_environment(os.environ)
-    if size == 1:
-        return World(rank, size, local_rank, distributed.choose_device(config.runtime.device, local_rank))
-    return distributed.start(config.runtime.device, timeout_minutes=BARRIER_MINUTES)
 
 
 def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import path_in
+from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
 from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
@@ -21,7 +22,7 @@ from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.synthesis.comparison import log_comparison
-from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
+from vesselgan.synthesis.sampler import TrainedGenerator, check_makes_labels, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
 SETTINGS = "generation.json"
@@ -35,19 +36,10 @@ def generate(config: Generate) -> ShardSet:
     """
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
     trained = read_generator(config.run, config.weights, config.checkpoint)
+    check_makes_labels(trained.network)
     threshold = trained.label_threshold if config.label_threshold is None else config.label_threshold
     check_settings(counts, config.seed, threshold)
-    settings = {
-        "run": trained.run,
-        "checkpoint": trained.checkpoint,
-        "weights_sha256": trained.weights_sha256,
-        "num_patches": config.num_patches,
-        "weights": trained.weights,
-        "seed": config.seed,
-        "threshold": threshold,
-    }
-    if "privacy" in trained.state:
-        settings["privacy"] = trained.state["privacy"]
+    settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed, "threshold": threshold}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     if _is_complete(out, settings):
         log.info(f"{out}: already holds these {config.num_patches} patches")
@@ -65,8 +57,15 @@ def generate(config: Generate) -> ShardSet:
     return shards
 
 
-def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
-    """Whether `out` holds all of these samples; raises UsageError if it holds something else."""
+def origin_of(trained: TrainedGenerator) -> dict[str, Any]:
+    """The weights that samples are of, and what they spent of their patients' privacy."""
+    names = {"run": trained.run, "checkpoint": trained.checkpoint, "weights": trained.weights}
+    privacy = {"privacy": trained.state["privacy"]} if "privacy" in trained.state else {}
+    return {**names, "weights_sha256": trained.weights_sha256, **privacy}
+
+
+def is_begun(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether samples of these settings were begun in `out`; raises UsageError if it holds something else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:
@@ -80,10 +79,15 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     differing = [f"{key}: {stored.get(key)} -> {settings[key]}" for key in settings if stored.get(key) != settings[key]]
     if differing:
         raise UsageError(
-            f"{out}: holds patches with other settings ({'; '.join(differing)}); choose another folder with out=, "
+            f"{out}: holds samples with other settings ({'; '.join(differing)}); choose another folder with out=, "
             "or delete this one"
         )
-    if not (out / MANIFEST).is_file():
+    return True
+
+
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
+    """Whether `out` holds all of these samples."""
+    if not is_begun(out, settings) or not (out / MANIFEST).is_file():
         return False
     ShardSet(out)
     return True
@@ -159,6 +163,6 @@ def _write_nifti(shards: ShardSet) -> None:
         for name, array in (("image", record.image_XYZ), ("vessel", record.label_XYZ)):
             path = folder / f"{name}.nii.gz"
             if not path.is_file():
-                write_volume(path, array, affine)
+                write_volume(path, array, affine, SYNTHETIC)
     shards.close()
     log.info(f"{out}: {counted(len(shards), 'pair')} of image and label")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from vesselgan.models.variants import build_generator
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
 
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 BATCH_SIZE = 8
 """As in configs/generate.yaml."""
 SMALL_BATCH, MAX_WORKERS = 2**20, 8
@@ -143,6 +145,15 @@ def check_settings(counts: dict[str, int], seed: int, label_threshold: float) ->
         raise UsageError(f"label_threshold={label_threshold}: must lie above 0, at most 1; the paper's is 0.3")
 
 
+def check_makes_labels(generator: Generator | FlowGenerator) -> None:
+    """Raises UsageError for a flow whose label is given: a real one would be a patient's vessel tree."""
+    if isinstance(generator, FlowGenerator) and generator.has_label:
+        raise UsageError(
+            "this run makes images of given labels (variant.condition=label), no patches of its own; make whole heads "
+            "with generate volumes=N shape=[X,Y,Z]"
+        )
+
+
 def sample_patches(
     generator: Generator | FlowGenerator, seed: int, indices: Sequence[int], batch_size: int
 ) -> Iterator[tuple[int, np.ndarray]]:
@@ -151,6 +162,7 @@ def sample_patches(
     The last batch is padded by repetition: kernels are selected by batch size, so a sample's bits do not depend on the
     number of samples.
     """
+    check_makes_labels(generator)
     if generator.training:
         raise UsageError("the generator is in training mode, where a sample depends on its batch; call eval() first")
     device = next(generator.parameters()).device
@@ -161,22 +173,26 @@ def sample_patches(
         with torch.inference_mode():
             return generator(latents(seed, padded, generator.latent_size).to(device)).float().cpu().numpy()
 
-    num_voxels = batch_size * math.prod(generator.patch_shape)
-    is_small = device.type == "cpu" and num_voxels <= SMALL_BATCH
-    num_workers = min(torch.get_num_threads(), MAX_WORKERS) if is_small else 1
-    for batch, patches_NCXYZ in zip(batches, _in_order(sample, batches, num_workers), strict=True):
+    workers = num_workers(batch_size * math.prod(generator.patch_shape), device)
+    for batch, patches_NCXYZ in zip(batches, in_order(sample, batches, workers), strict=True):
         yield from zip(batch, patches_NCXYZ, strict=False)
 
 
-def _in_order(
-    function: Callable[[list[int]], np.ndarray], arguments: Sequence[list[int]], num_workers: int
-) -> Iterator[np.ndarray]:
+def num_workers(batch_voxels: int, device: torch.device) -> int:
+    """Threads that take a batch each."""
+    is_small = device.type == "cpu" and batch_voxels <= SMALL_BATCH
+    return min(torch.get_num_threads(), MAX_WORKERS) if is_small else 1
+
+
+def in_order(
+    function: Callable[[Argument], Result], arguments: Sequence[Argument], num_workers: int
+) -> Iterator[Result]:
     """The results in order, at most `num_workers` ahead; each worker computes on one thread."""
     if num_workers == 1:
         yield from map(function, arguments)
         return
     with ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending: deque[Future[np.ndarray]] = deque()
+        pending: deque[Future[Result]] = deque()
         for argument in arguments:
             pending.append(pool.submit(function, argument))
             if len(pending) > num_workers:

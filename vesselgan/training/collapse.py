@@ -3,7 +3,7 @@
 Shapes: N samples, C channel (0 image in [-1, 1], 1 vessel label), X Y Z voxels, F features
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vesselgan.data.patches import HALF_RANGE
 from vesselgan.formats.shards import ShardSet
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import latents
 from vesselgan.trainer.logger import Interval
 from vesselgan.trainer.schedule import Schedule
@@ -43,13 +44,24 @@ def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float | Non
     return torch.stack([torch.from_numpy(np.stack([image / HALF_RANGE - 1, label])).float() for image, label in pairs])
 
 
+def samples(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> Iterator[Tensor]:
+    """The samples [C, X, Y, Z] of latents; where the label is given, of the real patches' labels.
+
+    One at a time: several full patches take more memory than a step of few.
+    """
+    for i, z_L in enumerate(z_NL):
+        given = []
+        if isinstance(generator, FlowGenerator) and generator.has_label:
+            given = [real_NCXYZ[i % len(real_NCXYZ), None, 1:].to(z_L.device)]
+        yield generator(z_L[None], *given)[0]
+
+
 @torch.no_grad()
 def sample_metrics(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> dict[str, float]:
     """`samples/diversity` (1: as real patches) and its warning; the generator's mode is restored."""
     was_training = generator.training
     generator.eval()
-    # One at a time: several full patches take more memory than a step of few.
-    distance = mean_pairwise_distance(generator(z_N[None])[0] for z_N in z_NL)
+    distance = mean_pairwise_distance(samples(generator, z_NL, real_NCXYZ))
     generator.train(was_training)
     diversity = distance / max(mean_pairwise_distance(real_NCXYZ), 1e-6)
     return {"samples/diversity": diversity, "warning/mode_collapse": float(diversity < MIN_DIVERSITY)}

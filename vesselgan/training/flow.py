@@ -51,13 +51,14 @@ def flow_step(
         position, time = position.to(device), time.to(device)
         patch = with_signed_label(patch.to(device, non_blocking=True))
         with phase("flow/denoise"):
-            denoised = network.denoised(point_on_path(patch, e, time), time, position)
-            error_C = denoising_errors(denoised, patch, time)
+            point = network.with_given(point_on_path(patch, e, time), patch)
+            denoised = network.denoised(point, time, position)
+            error_C = denoising_errors(denoised, patch[:, : network.num_channels], time)
             loss = error_C.mean()
         with phase("flow/backward"):
             generator.backward(loss)
         with phase("flow/update"):
             is_applied = generator.step()
-        losses = {"loss/flow": loss, "loss/flow_image": error_C[0], "loss/flow_label": error_C[1]}
+        losses = {"loss/flow": loss, **dict(zip(("loss/flow_image", "loss/flow_label"), error_C, strict=False))}
         add_mean(metrics, losses, num_micro_batches)
     return metrics_of_update(generator, metrics, is_applied)

@@ -15,6 +15,7 @@ from vesselgan.runtime.timing import Phase
 from vesselgan.trainer.run_log import RunLog
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session
+from vesselgan.training.collapse import real_patches, samples
 from vesselgan.viz import pictures, rendering
 
 NUM_SAMPLES = 4
@@ -54,10 +55,10 @@ class SampleImages:
         with torch.no_grad():
             z_NL = latents(config.train.seed, range(NUM_SAMPLES), generator.latent_size)
             z_NL = z_NL.to(self.session.world.device, dtype)
-            # One at a time: several full patches take more memory than a step of few.
-            patches = [generator(z_NL[i : i + 1])[0].float().cpu().numpy() for i in range(NUM_SAMPLES)]
+            threshold = config.data.label_threshold
+            real_NCXYZ = real_patches(self.shards, scaling=config.data.scaling, label_threshold=threshold)
+            patches = [patch.float().cpu().numpy() for patch in samples(generator, z_NL, real_NCXYZ)]
         generator.train(was_training)
-        threshold = config.data.label_threshold
         pairs = [((image + 1) * HALF_RANGE, score >= threshold) for image, score in patches]
         return sheets(pairs, self.shards.spacing_mm, "samples")
 

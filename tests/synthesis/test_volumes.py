@@ -1,0 +1,155 @@
+"""Whole heads as a cohort: what lies on disk, that it is read as a patient's, resumed, and refused in words."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import ndimage
+
+from vesselgan.config import compose
+from vesselgan.core.errors import UsageError
+from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
+from vesselgan.formats.nifti import read_header
+from vesselgan.models.variants import build_networks, init_networks
+from vesselgan.synthesis import volumes as synthesis
+from vesselgan.synthesis.run import run
+from vesselgan.synthesis.windows import make_image
+
+SHAPE = (64, 80, 41)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def write_run(run_dir: Path, variant: str = "flow_label") -> Path:
+    """A run directory with one checkpoint of a flow that never learned."""
+    words = [f"variant={variant}", "variant.width=8", "variant.flow.num_steps=2", f"work_dir={run_dir}"]
+    config = compose.compose("train_gan", words)
+    networks = build_networks(config.variant, (16, 16, 16))
+    init_networks(networks, 1)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in networks["generator"].parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+    folder = run_dir / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    (run_dir / "config.yaml").write_text(compose.to_yaml(config))
+    for name in ("generator", "generator_ema"):
+        save_file(networks["generator"].state_dict(), folder / f"{name}.safetensors")
+    manifest = {"patch_shape": [16, 16, 16], "spacing_mm": [1.0, 1.05, 1.2], "percentiles": (0.0, 99.99)}
+    state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
+    (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
+    entries = {
+        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+        for path in folder.iterdir()
+    }
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    return run_dir
+
+
+def heads(run_dir: Path, out: Path, *words: str) -> Path:
+    shape = f"shape=[{','.join(map(str, SHAPE))}]"
+    settings = [f"run={run_dir}", "volumes=2", shape, "batch_size=16", f"out={out}", "runtime.device=cpu", *words]
+    run(compose.compose("generate", settings))
+    return out
+
+
+def content(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.nii.gz")}
+
+
+def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys):
+    from data_prep.check import check
+    from data_prep.mpi import MpiWorld
+
+    out = heads(write_run(tmp_path / "run"), tmp_path / "heads")
+    assert "synthetic heads: seams" in capsys.readouterr().out
+    words = ["data=pairs", f"data.root={out}", f"work_dir={tmp_path}", "data.name=heads"]
+    words += [f"data.prepare.{word}" for word in ("patch_shape=[16,16,16]", "split.validation=0", "split.test=0")]
+    check(compose.compose("check", words).data, MpiWorld(0, 1, None))
+    shown = capsys.readouterr()
+    assert "fault" not in shown.out + shown.err and "text in" not in shown.out + shown.err
+    for path in out.rglob("*.nii.gz"):
+        header = read_header(path)
+        assert (header.shape, header.orientation, header.text_fields) == (SHAPE, "RAS", ())
+        np.testing.assert_allclose(header.spacing_mm, (1.0, 1.05, 1.2), rtol=1e-6)
+        assert nib.load(path).header["descrip"].item() == b"synthetic"
+    for label in (out / "labels").iterdir():
+        vessel_XYZ = np.asarray(nib.load(label).dataobj)
+        assert 1 <= ndimage.label(vessel_XYZ, np.ones((3, 3, 3)))[1] <= 3
+
+
+def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesis, "log_volume_comparison", lambda out, subjects, windows, run: None)
+    run_dir = write_run(tmp_path / "run")
+    straight = content(heads(run_dir, tmp_path / "straight"))
+    assert len(straight) == 6
+
+    def stop_at_the_second(network, label_XYZ, *, seed, batch_size, advance):
+        if list((tmp_path / "broken" / "images").glob("*")):
+            raise KeyboardInterrupt
+        return make_image(network, label_XYZ, seed=seed, batch_size=batch_size, advance=advance)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(synthesis, "make_image", stop_at_the_second)
+        heads(run_dir, tmp_path / "broken")
+    first = next((tmp_path / "broken" / "images").iterdir())
+    written = first.stat().st_mtime_ns
+    assert content(heads(run_dir, tmp_path / "broken")) == straight
+    assert first.stat().st_mtime_ns == written
+    heads(run_dir, tmp_path / "broken", "volumes=3")  # more of the same
+    assert len(content(tmp_path / "broken")) == 9
+    with pytest.raises(UsageError, match="seed: 990 -> 1"):
+        heads(run_dir, tmp_path / "broken", "seed=1")
+
+
+@pytest.mark.parametrize(
+    ("variant", "words", "named"),
+    [
+        ("flow", (), "flow_label"),
+        ("flow_label", ("shape=[64,80,30]",), "shape"),
+        ("flow_label", ("spacing_mm=[0.2,0.2,0.2]",), "shape"),
+        ("flow_label", ("num_patches=3",), "num_patches"),
+        ("flow_label", ("nifti=true",), "nifti"),
+    ],
+)
+def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named):
+    with pytest.raises(UsageError, match=named):
+        heads(write_run(tmp_path / "run", variant), tmp_path / "heads", *words)
+    assert not (tmp_path / "heads").exists()
+
+
+def test_a_run_without_labels_makes_no_patches(tmp_path):
+    run_dir = write_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="volumes=N"):
+        run(compose.compose("generate", [f"run={run_dir}", "num_patches=2"]))
+    with pytest.raises(UsageError, match="spacing_mm"):
+        compose.compose("generate", [f"run={run_dir}", "spacing_mm=[1,1,1]"])
+
+
+def test_patches_on_several_ranks_are_refused(monkeypatch):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match="2 ranks"):
+        run(compose.compose("generate", ["run=x"]))
+
+
+@pytest.mark.soak
+def test_two_ranks_make_the_heads_of_one(tmp_path, repository):
+    run_dir = write_run(tmp_path / "run")
+    one = content(heads(run_dir, tmp_path / "one"))
+    python = Path(sys.executable)
+    words = [f"run={run_dir}", "volumes=2", "shape=[64,80,41]", "batch_size=16", "runtime.device=cpu"]
+    start = [str(python.parent / "deepspeed"), "--num_gpus", "2", "--master_port", str(28500 + os.getpid() % 999)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{python.parent}:{environment['PATH']}"
+    command = [*start, str(repository / "launch/generate.py"), *words, f"out={tmp_path / 'two'}"]
+    subprocess.run(command, env=environment, check=True, timeout=200)
+    assert content(tmp_path / "two") == one

@@ -1,0 +1,125 @@
+"""Whole labelled heads as a cohort: the vessel tree from a procedure, the image from a flow that is given it.
+
+OUT/images/<subject>.nii.gz, OUT/labels/<subject>.nii.gz, OUT/masks/<subject>.nii.gz: what data=pairs reads. The tree is
+nobody's (vesselgan.anatomy); the image's network has seen patients' patches.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from vesselgan.anatomy.head import check_grid, synthetic_head
+from vesselgan.config.schema import Generate
+from vesselgan.core.atomic_io import write_text
+from vesselgan.core.console import counted, log
+from vesselgan.core.errors import NumericError, UsageError
+from vesselgan.core.names import path_in
+from vesselgan.data.patches import HALF_RANGE
+from vesselgan.formats.nifti import SYNTHETIC
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.volumes import write_volume
+from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.generator import sample_seed
+from vesselgan.runtime import distributed
+from vesselgan.synthesis.generate import SETTINGS, canonical_affine, is_begun, origin_of
+from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
+from vesselgan.synthesis.volume_comparison import log_volume_comparison
+from vesselgan.synthesis.windows import Windows, make_image
+
+KINDS = ("labels", "masks", "images")
+"""The image is written last: with it a head is complete."""
+
+
+def generate_volumes(config: Generate) -> Path:
+    """Write `config.volumes` heads of the run `config.run` as a cohort, the ranks dividing them; returns its folder.
+
+    A head is a function of the weights, the seed, its number and the grid. Heads that are there are kept, so the same
+    command resumes, and more of them may be asked for. Raises UsageError for a run that makes no heads, a grid that
+    holds none, and a folder that holds something else.
+    """
+    assert config.volumes is not None
+    trained = read_generator(config.run, config.weights, config.checkpoint)
+    check_settings({"volumes": config.volumes, "batch_size": config.batch_size}, config.seed, trained.label_threshold)
+    spacing_mm = [float(mm) for mm in config.spacing_mm or trained.state["manifest"]["spacing_mm"]]
+    network = _check_heads(trained, config.shape, spacing_mm)
+    settings = {**origin_of(trained), "seed": config.seed, "shape": list(config.shape), "spacing_mm": spacing_mm}
+    out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic_volumes
+    subjects = {f"synthetic-{seed}": seed for seed in (sample_seed(config.seed, i) for i in range(config.volumes))}
+    world = distributed.join_ranks(config.runtime.device)
+    try:
+        if not distributed.run_on_rank0(world, lambda: is_begun(out, settings)) and world.is_main:
+            write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        distributed.barrier()
+        network.to(world.device)
+        missing = {
+            name: seed for name, seed in subjects.items() if not path_in(out / "images", name, ".nii.gz").is_file()
+        }
+        ranks = f" on {world.size} ranks" if world.size > 1 else ""
+        log.info(f"{out}: making {counted(len(missing), 'head')} of {'x'.join(map(str, config.shape))}{ranks}")
+        distributed.barrier()  # every rank has listed what is missing
+        started = time.perf_counter()
+        own = dict(list(missing.items())[world.rank :: world.size])
+        _write_heads(network, own, config, spacing_mm, out, show_progress=world.is_main and sys.stderr.isatty())
+        distributed.barrier()
+        log.info(f"{out}: {counted(len(subjects), 'head')}, {time.perf_counter() - started:.1f} s")
+        if world.is_main:
+            windows = Windows(_three(config.shape), network.patch_shape)
+            log_volume_comparison(out, list(subjects), windows, RunDir(config.run))
+    finally:
+        distributed.stop()
+    return out
+
+
+def _check_heads(trained: TrainedGenerator, shape: Sequence[int], spacing_mm: Sequence[float]) -> FlowGenerator:
+    """The network. Raises UsageError if it makes no heads on this grid."""
+    network = trained.network
+    if not isinstance(network, FlowGenerator) or not network.has_label or not network.has_position:
+        raise UsageError(
+            f"run={trained.run}: whole heads need a flow that is given the label and knows the place: train one with "
+            "variant=flow_label"
+        )
+    check_grid(shape, spacing_mm)
+    if any(side < patch for side, patch in zip(shape, network.patch_shape, strict=True)):
+        raise UsageError(f"shape={list(shape)}: smaller than the training patches, {list(network.patch_shape)}")
+    learned = [float(mm) for mm in trained.state["manifest"]["spacing_mm"]]
+    if not np.allclose(spacing_mm, learned, rtol=0.25):
+        log.warning(
+            f"spacing_mm={list(spacing_mm)}: the network learned from {[round(mm, 4) for mm in learned]}; tissue will "
+            "look too coarse or too fine"
+        )
+    return network
+
+
+def _write_heads(
+    network: FlowGenerator,
+    subjects: dict[str, int],
+    config: Generate,
+    spacing_mm: Sequence[float],
+    out: Path,
+    *,
+    show_progress: bool,
+) -> None:
+    shape = _three(config.shape)
+    affine = canonical_affine(shape, spacing_mm)
+    total = len(subjects) * network.num_steps * len(Windows(shape, network.patch_shape).corners)
+    with tqdm(total=total, unit="window", disable=not show_progress) as bar:
+        for subject, seed in subjects.items():
+            head = synthetic_head(seed, shape, spacing_mm)
+            image_XYZ = make_image(network, head.label_XYZ, seed=seed, batch_size=config.batch_size, advance=bar.update)
+            if not np.isfinite(image_XYZ).all():
+                raise NumericError(
+                    f"{subject}: not finite; the run diverged, choose an earlier one with checkpoint=NAME"
+                )
+            image_XYZ = (image_XYZ + np.float32(1)) * np.float32(HALF_RANGE)
+            for kind, array in zip(KINDS, (head.label_XYZ, head.mask_XYZ, image_XYZ), strict=True):
+                write_volume(path_in(out / kind, subject, ".nii.gz"), array, affine, SYNTHETIC)
+
+
+def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = sizes
+    return x, y, z
