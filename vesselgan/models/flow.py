@@ -83,11 +83,10 @@ class FlowGenerator(Float32Buffers):
         self.fine_scale_shift = Linear(num_features, 2 * fine)
         self.fine_last = NarrowConv3d(fine, self.num_channels)
         self.gate = Linear(num_features, self.num_channels)
-        # Where the label is given, a window of a head must agree with its neighbours: every voxel knows its place.
-        self.has_places = has_label and has_position
-        if self.has_places:
+        # With its centre alone, a patch knows roughly where skull and skin run, not where within it.
+        if has_position:
             self.places = nn.ModuleList(Linear(2 * VOXEL_FREQUENCIES, width) for _ in range(3))
-            self.register_buffer("patch_extent", torch.ones(3))
+        self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
     def denoised(
@@ -104,7 +103,8 @@ class FlowGenerator(Float32Buffers):
         variance = t.square() + ((1 - t) * DATA_SD).square()
         fine_NCXYZ = self.fine_first((x_NCXYZ * variance.rsqrt()).to(dtype).contiguous(memory_format=LAST))
         h = self.first(_to_blocks(fine_NCXYZ))
-        if self.has_places and position_N3 is not None:
+        if self.has_position:
+            assert position_N3 is not None
             h = h + self._places(position_N3, self.patch_extent if extent_3 is None else extent_3).to(dtype)
         features_NF = self.embed(self._inputs(time_N, position_N3).to(dtype))
         skips: list[Tensor] = []
@@ -184,8 +184,7 @@ class FlowGenerator(Float32Buffers):
     def count_positions(self, position_N3: Tensor, extent_3: Tensor) -> None:
         """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from, and their
         extent, the mean over the subjects."""
-        if self.has_places:
-            self.patch_extent.copy_(extent_3)
+        self.patch_extent.copy_(extent_3)
         bins_N3 = ((position_N3 + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         counts = torch.zeros(NUM_BINS, NUM_BINS, NUM_BINS)
         counts.index_put_(tuple(bins_N3.unbind(1)), torch.ones(len(bins_N3)), accumulate=True)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 LAST = torch.channels_last_3d
 BLOCK, NUM_BINS, DATA_SD = 2, 6, 0.5
-TIME_FREQUENCIES, POSITION_FREQUENCIES = 8, 3
+TIME_FREQUENCIES, POSITION_FREQUENCIES, VOXEL_FREQUENCIES = 8, 3, 5
 
 
 def load_generator(folder: str | Path) -> Any:
@@ -62,6 +62,7 @@ class FlowGenerator(nn.Module):
     latent_size: int
     label_threshold: float
     position_counts: Tensor
+    patch_extent: Tensor
 
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
@@ -84,6 +85,9 @@ class FlowGenerator(nn.Module):
         self.fine_middle = nn.Conv3d(2 * fine, fine, 3, padding=1)
         self.fine_scale_shift, self.gate = nn.Linear(features, 2 * fine), nn.Linear(features, 2)
         self.fine_last = nn.Conv3d(fine, 2, 3, padding=1)
+        if self.has_position:
+            self.places = nn.ModuleList(nn.Linear(2 * VOXEL_FREQUENCIES, width) for _ in range(3))
+        self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
     def forward(self, z_NL: Tensor) -> Tensor:
@@ -109,12 +113,27 @@ class FlowGenerator(nn.Module):
         bins_N3 = torch.stack([bins_N // NUM_BINS**2, bins_N // NUM_BINS % NUM_BINS, bins_N % NUM_BINS], 1)
         return 2 * (bins_N3 + uniform_N4[:, 1:]) / NUM_BINS - 1
 
+    def places_of(self, position_N3: Tensor) -> Tensor:
+        """A function of each axis' coordinate of every block, added up."""
+        octaves = math.pi / 2 * 2.0 ** torch.arange(VOXEL_FREQUENCIES, device=position_N3.device)
+        total = position_N3.new_zeros(())
+        for axis, place in enumerate(self.places):
+            count = self.patch_shape[axis] // BLOCK
+            offset_P = (2 * torch.arange(count, device=position_N3.device) + 1) / count - 1
+            angles_NPF = (position_N3[:, axis, None] + self.patch_extent[axis] * offset_P)[:, :, None] * octaves
+            features_NPF = torch.cat([angles_NPF.sin(), angles_NPF.cos()], 2)
+            shape = [len(position_N3), -1, *(count if k == axis else 1 for k in range(3))]
+            total = total + place(features_NPF).transpose(1, 2).reshape(shape)
+        return total
+
     def denoised(self, x_NCXYZ: Tensor, time_N: Tensor, position_N3: Tensor | None) -> Tensor:
         """The predicted patches of points between noise (time 1) and patch (time 0)."""
         t = time_N.view(-1, 1, 1, 1, 1)
         variance = t.square() + ((1 - t) * DATA_SD).square()
         fine_NCXYZ = self.fine_first((x_NCXYZ * variance.rsqrt()).contiguous(memory_format=LAST))
         h = self.first(to_blocks(fine_NCXYZ))
+        if position_N3 is not None:
+            h = h + self.places_of(position_N3)
         features_NF = self.embed(frequencies(time_N, position_N3))
         skips: list[Tensor] = []
         for depth, down in enumerate(self.downs):
