@@ -68,6 +68,13 @@ def test_threshold_of_each_region_or_one_for_both(make_result):
     assert titles["threshold"].endswith("\nthreshold 90.5 and 80.2") and titles["real"].endswith("\nthreshold 0.5")
 
 
+def test_rows_of_one_title_bear_their_names(make_result):
+    """Also in the terminal, which shows the first line of a title."""
+    both = [make_result(name, 0.8) | {"title": "U-Net on synthetic", "threshold": 0.5} for name in ("synthetic", "gan")]
+    text = tables.format_text(tables.segmentation_scores(both))
+    assert "U-Net on synthetic (synthetic)" in text and "U-Net on synthetic (gan)" in text
+
+
 def test_aims_compare_mean_dice(four_results):
     verdicts = {aim.text: (aim.verdict, aim.measured) for aim in tables.aims(tables.segmentation_scores(four_results))}
     assert verdicts["U-Net on real minus best threshold, all vessels"] == ("pass", pytest.approx(0.3))

@@ -190,8 +190,15 @@ def segmentation_scores(results: Iterable[Result]) -> Scores:
     records = [record for name in names for record in _records(name, by_name.get(name, {}))]
     frame = pd.DataFrame([*records, *_paper_records()], columns=list(CSV_COLUMNS))
     titles = {name: _title(name, by_name.get(name, {})) for name in names}
-    counts = Counter(titles.values())
-    return Scores(frame, {name: f"{title} ({name})" if counts[title] > 1 else title for name, title in titles.items()})
+    counts = Counter(map(_first, titles.values()))
+    return Scores(
+        frame, {name: _named(title, name) if counts[_first(title)] > 1 else title for name, title in titles.items()}
+    )
+
+
+def _named(title: str, name: str) -> str:
+    """The title with the result's name at the end of its first line."""
+    return "\n".join([f"{_first(title)} ({name})", *title.split("\n")[1:]])
 
 
 def _title(name: str, result: Result) -> str:
