@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from vesselgan.data.positions import patch_extent_of, position_stream, positions_of
+from vesselgan.data.positions import position_stream, positions_and_extent_of, positions_of
 from vesselgan.data.sampler import batch_indices
 
 
@@ -33,7 +33,8 @@ def test_positions_are_centres_in_the_subjects_box():
 
 def test_extents_are_shares_of_the_box():
     # A quarter of subject a's box for three patches, all of b's for one.
-    assert patch_extent_of(Corners()).tolist() == [0.4375, 1, 1]  # type: ignore[arg-type]
+    _, extent_3 = positions_and_extent_of(Corners())  # type: ignore[arg-type]
+    assert extent_3.tolist() == [0.4375, 1, 1]
 
 
 def test_positions_follow_the_batches():

@@ -15,16 +15,11 @@ from vesselgan.formats.shards import ShardSet
 
 def positions_of(shards: ShardSet) -> Tensor:
     """float32 [N, 3] of every patch. A subject's box is the smallest that holds all of its patches."""
-    return _placed(shards)[0]
+    return positions_and_extent_of(shards)[0]
 
 
-def patch_extent_of(shards: ShardSet) -> Tensor:
-    """float32 [3]: share of each axis of the box that a patch takes, the mean over the patches."""
-    return _placed(shards)[1].mean(0)
-
-
-def _placed(shards: ShardSet) -> tuple[Tensor, Tensor]:
-    """Positions and extents of every patch."""
+def positions_and_extent_of(shards: ShardSet) -> tuple[Tensor, Tensor]:
+    """Also float32 [3]: share of each axis of the box that a patch takes, the mean over the patches."""
     corners_N3 = np.array([shards.corner(i) for i in range(len(shards))], np.float64)
     subjects = np.array([shards.subject(i) for i in range(len(shards))])
     positions_N3, extents_N3 = np.zeros_like(corners_N3), np.zeros_like(corners_N3)
@@ -33,7 +28,8 @@ def _placed(shards: ShardSet) -> tuple[Tensor, Tensor]:
         low_3, high_3 = corners_N3[own].min(0), corners_N3[own].max(0) + shards.patch_shape
         positions_N3[own] = 2 * (corners_N3[own] + np.array(shards.patch_shape) / 2 - low_3) / (high_3 - low_3) - 1
         extents_N3[own] = np.array(shards.patch_shape) / (high_3 - low_3)
-    return torch.from_numpy(positions_N3.astype(np.float32)), torch.from_numpy(extents_N3.astype(np.float32))
+    extent_3 = torch.from_numpy(extents_N3.astype(np.float32)).mean(0)
+    return torch.from_numpy(positions_N3.astype(np.float32)), extent_3
 
 
 def position_stream(

@@ -8,7 +8,7 @@ from torch import Tensor
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.schema import Plan, TrainGan
 from vesselgan.core.errors import UsageError
-from vesselgan.data.positions import patch_extent_of, positions_of
+from vesselgan.data.positions import positions_and_extent_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -113,9 +113,9 @@ def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tenso
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):
         return None
-    positions_N3 = positions_of(shards)
+    positions_N3, extent_3 = positions_and_extent_of(shards)
     if not is_private:
-        generator.count_positions(positions_N3, patch_extent_of(shards))
+        generator.count_positions(positions_N3, extent_3)
     return positions_N3
 
 
