@@ -29,10 +29,10 @@ from vesselgan.workflow.stage import (
 )
 
 GENERATORS = {
-    "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo")),
-    "flow": ("flow", ("variant=flow", "preset=demo_flow")),
+    "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo"), None),
+    "flow": ("flow", ("variant=flow", "preset=demo_flow"), "fp32"),  # of Muon, its optimizer
 }
-"""The paper's, and what one would take today: name -> title, settings."""
+"""The paper's, and what one would take today: name -> title, settings, precision; None: the probe's choice."""
 UNETS = {
     "real": ("on real patches", None, ("data.source=real",)),
     "sn_mp": ("the GAN's", "sn_mp", ("data.source=synthetic",)),
@@ -145,13 +145,12 @@ def _generator_dir(work: Path, name: str) -> Path:
 
 def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> list[Stage]:
     """Its training, and its synthetic patches."""
-    title, settings = GENERATORS[name]
+    title, settings, precision = GENERATORS[name]
+    precision = precision or choice.precision
     run_dir = _generator_dir(Path(config.work_dir), name)
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
-    # Muon, the flow's optimizer, needs float32.
-    precision = choice.precision if name == "sn_mp" else "fp32"
     options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", str(run_dir))
     own = (*settings, f"variant.precision={precision}")
     words = (*own, *readable("train_gan", overrides, own))
