@@ -12,7 +12,8 @@ def test_orthogonalised_keeps_singular_vectors(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     inside = u.T @ orthogonalised(matrix) @ v.T
-    assert inside.diagonal().min() > 0.5 and inside.diagonal().max() < 1.3
+    # The polynomial, five times, of singular values from 0.003 to 1 of the norm.
+    assert inside.diagonal().min() > 0.68 and inside.diagonal().max() < 1.21
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-6
 
 
