@@ -83,7 +83,7 @@ def make_image(
 ) -> np.ndarray:
     """float32 [X, Y, Z] in [-1, 1], the image of a label {0, 1} by a flow that is given it, in evaluation mode.
 
-    Holds about ten float32 volumes, however many windows there are. advance: told of every window that is done.
+    Holds about ten float32 volumes, however many windows there are. advance: called with the number of windows done.
     """
     assert network.has_label and network.has_position and not network.training
     x, y, z = label_XYZ.shape
