@@ -1,5 +1,7 @@
 """Fixtures that every test may use."""
 
+import hashlib
+import json
 import multiprocessing
 import os
 import signal
@@ -98,6 +100,32 @@ def world(afresh: Callable[[], None]) -> Any:
 
     afresh()
     return distributed.start("cpu")
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint() -> Callable[..., None]:
+    """Writes a run directory with one checkpoint: its configuration, tensors by file, the patches' manifest."""
+
+    def write(run_dir: Path, config: Any, files: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        from vesselgan.config import compose
+        from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
+
+        folder = run_dir / "checkpoints" / "step_00000001"
+        folder.mkdir(parents=True)
+        (run_dir / "config.yaml").write_text(compose.to_yaml(config))
+        for name, tensors in files.items():
+            save_file(tensors, folder / f"{name}.safetensors")
+        state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
+        (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
+        entries = {
+            path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+            for path in folder.iterdir()
+        }
+        (folder / "manifest.json").write_text(json.dumps(entries))
+
+    return write
 
 
 @pytest.fixture

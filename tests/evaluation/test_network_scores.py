@@ -1,21 +1,19 @@
 """What a run's own network says of real patches: the critic's scores, and a flow's errors."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from vesselgan.config import compose
 from vesselgan.core.errors import CheckpointError, DataError, NumericError
 from vesselgan.data.patches import ShardDataset
 from vesselgan.evaluation.audit import audit
 from vesselgan.evaluation.network_scores import AttackedNetwork
-from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import build_networks, init_networks
@@ -28,27 +26,25 @@ WORDS["flow_label"] = ["variant=flow_label", "variant.width=8"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write_run(run_dir: Path, variant: str, scale: float = 1.0) -> dict[str, torch.nn.Module]:
-    """A run directory with one checkpoint of networks that never learned."""
-    config = compose.compose("train_gan", WORDS[variant])
-    networks = build_networks(config.variant, PATCH)
-    init_networks(networks, 1)
-    folder = run_dir / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(compose.to_yaml(config))
-    for name, network in networks.items():
-        tensors = {key: value * scale for key, value in network.state_dict().items()}
-        for file in (name, *(["generator_ema"] if variant.startswith("flow") else [])):
-            save_file(tensors, folder / f"{file}.safetensors")
-    manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
-    state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
-    (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
-    entries = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in folder.iterdir()
-    }
-    (folder / "manifest.json").write_text(json.dumps(entries))
-    return networks
+@pytest.fixture
+def write_run(write_checkpoint: Callable[..., None]) -> Callable[..., Any]:
+    """Writes a run directory with one checkpoint of networks that never learned, and returns them."""
+
+    def write(run_dir: Path, variant: str, scale: float = 1.0) -> dict[str, torch.nn.Module]:
+        config = compose.compose("train_gan", WORDS[variant])
+        networks = build_networks(config.variant, PATCH)
+        init_networks(networks, 1)
+        files = {
+            name: {key: value * scale for key, value in network.state_dict().items()}
+            for name, network in networks.items()
+        }
+        if variant.startswith("flow"):
+            files["generator_ema"] = files["generator"]
+        manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
+        write_checkpoint(run_dir, config, files, manifest)
+        return networks
+
+    return write
 
 
 @pytest.fixture
@@ -56,7 +52,7 @@ def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 
-def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet) -> None:
+def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]) -> None:
     critic = write_run(tmp_path / "run", "sn")["critic"].eval()
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with torch.inference_mode():
@@ -67,7 +63,9 @@ def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet) -> None:
 
 
 @pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])
-def test_a_flow_is_judged_by_its_error(tmp_path: Path, real: ShardSet, variant: str, label_error: list[int]) -> None:
+def test_a_flow_is_judged_by_its_error(
+    tmp_path: Path, real: ShardSet, variant: str, label_error: list[int], write_run: Callable[..., Any]
+) -> None:
     write_run(tmp_path / "run", variant)
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     scores = network.scores(real, list(range(12)), seed=0)
@@ -78,7 +76,9 @@ def test_a_flow_is_judged_by_its_error(tmp_path: Path, real: ShardSet, variant: 
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_networks_that_cannot_be_attacked_are_refused(tmp_path: Path, real: ShardSet) -> None:
+def test_networks_that_cannot_be_attacked_are_refused(
+    tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]
+) -> None:
     write_run(tmp_path / "run", "sn", scale=float("inf"))
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with pytest.raises(NumericError, match="not finite"):
@@ -92,7 +92,9 @@ def test_networks_that_cannot_be_attacked_are_refused(tmp_path: Path, real: Shar
         AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
 
 
-def test_an_audit_of_a_run_attacks_its_network(image_road: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_audit_of_a_run_attacks_its_network(
+    image_road: Path, capsys: pytest.CaptureFixture, write_run: Callable[..., Any]
+) -> None:
     write_run(image_road / "run", "sn")
     words = [f"work_dir={image_road}", f"run={image_road / 'run'}", f"out={image_road}/a.json", "record_only=true"]
     result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))

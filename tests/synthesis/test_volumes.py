@@ -1,7 +1,5 @@
 """Whole heads as a cohort: what lies on disk, that it is read as a patient's, resumed, and refused in words."""
 
-import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -11,12 +9,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from scipy import ndimage
 
 from vesselgan.config import compose
 from vesselgan.core.errors import UsageError
-from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.nifti import read_header
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.synthesis import volumes as synthesis
@@ -28,30 +24,25 @@ SHAPE = (64, 80, 41)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def write_run(run_dir: Path, variant: str = "flow_label") -> Path:
-    """A run directory with one checkpoint of a flow that never learned."""
-    words = [f"variant={variant}", "variant.width=8", "variant.flow.num_steps=2", f"work_dir={run_dir}"]
-    config = compose.compose("train_gan", words)
-    networks = build_networks(config.variant, (16, 16, 16))
-    init_networks(networks, 1)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in networks["generator"].parameters():
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
-    folder = run_dir / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(compose.to_yaml(config))
-    for name in ("generator", "generator_ema"):
-        save_file(networks["generator"].state_dict(), folder / f"{name}.safetensors")
-    manifest = {"patch_shape": [16, 16, 16], "spacing_mm": [1.0, 1.05, 1.2], "percentiles": (0.0, 99.99)}
-    state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
-    (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
-    entries = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in folder.iterdir()
-    }
-    (folder / "manifest.json").write_text(json.dumps(entries))
-    return run_dir
+@pytest.fixture
+def write_run(write_checkpoint):
+    """Writes a run directory with one checkpoint of a flow that never learned, and returns it."""
+
+    def write(run_dir: Path, variant: str = "flow_label") -> Path:
+        words = [f"variant={variant}", "variant.width=8", "variant.flow.num_steps=2", f"work_dir={run_dir}"]
+        config = compose.compose("train_gan", words)
+        networks = build_networks(config.variant, (16, 16, 16))
+        init_networks(networks, 1)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in networks["generator"].parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))
+        files = dict.fromkeys(("generator", "generator_ema"), networks["generator"].state_dict())
+        manifest = {"patch_shape": [16, 16, 16], "spacing_mm": [1.0, 1.05, 1.2], "percentiles": (0.0, 99.99)}
+        write_checkpoint(run_dir, config, files, manifest)
+        return run_dir
+
+    return write
 
 
 def heads(run_dir: Path, out: Path, *words: str) -> Path:
@@ -65,7 +56,7 @@ def content(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.nii.gz")}
 
 
-def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys):
+def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, write_run):
     from data_prep.check import check
     from data_prep.mpi import MpiWorld
 
@@ -86,7 +77,7 @@ def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys):
         assert 1 <= ndimage.label(vessel_XYZ, np.ones((3, 3, 3)))[1] <= 3
 
 
-def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch):
+def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run):
     monkeypatch.setattr(synthesis, "log_volume_comparison", lambda out, subjects, windows, run: None)
     run_dir = write_run(tmp_path / "run")
     straight = content(heads(run_dir, tmp_path / "straight"))
@@ -120,13 +111,13 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch):
         ("flow_label", ("nifti=true",), "nifti"),
     ],
 )
-def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named):
+def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named, write_run):
     with pytest.raises(UsageError, match=named):
         heads(write_run(tmp_path / "run", variant), tmp_path / "heads", *words)
     assert not (tmp_path / "heads").exists()
 
 
-def test_a_run_without_labels_makes_no_patches(tmp_path):
+def test_a_run_without_labels_makes_no_patches(tmp_path, write_run):
     run_dir = write_run(tmp_path / "run")
     with pytest.raises(UsageError, match="volumes=N"):
         run(compose.compose("generate", [f"run={run_dir}", "num_patches=2"]))
@@ -142,7 +133,7 @@ def test_patches_on_several_ranks_are_refused(monkeypatch):
 
 
 @pytest.mark.soak
-def test_two_ranks_make_the_heads_of_one(tmp_path, repository):
+def test_two_ranks_make_the_heads_of_one(tmp_path, repository, write_run):
     run_dir = write_run(tmp_path / "run")
     one = content(heads(run_dir, tmp_path / "one"))
     python = Path(sys.executable)
