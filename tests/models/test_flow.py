@@ -109,6 +109,21 @@ def test_half_agrees_with_float32(dtype):
     assert (denoised - expected).abs().max() < 0.1 * expected.abs().max()  # eight bits through twenty layers
 
 
+def test_activations_do_not_grow_from_block_to_block():
+    network = FlowGenerator((16, 16, 16), 8, has_position=True, time_shift=1.0, num_steps=1, guidance=0.0)
+    init_flow_weights(network, 0)
+    largest = []
+    network.last_norm.register_forward_pre_hook(lambda _, inputs: largest.append(inputs[0].detach().abs().max()))
+    arguments = torch.randn(2, 2, 16, 16, 16), torch.tensor([0.3, 0.9]), torch.zeros(2, 3)
+    network.denoised(*arguments)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "shortcut" in name or "lifts" in name:
+                parameter.mul_(100)
+    network.denoised(*arguments)
+    assert largest[1] < 101 * largest[0]
+
+
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
         FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, guidance=0.0)

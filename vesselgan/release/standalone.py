@@ -157,12 +157,13 @@ class ResidualBlock(nn.Module):
         self.first_norm, self.first = group_norm(before), nn.Conv3d(before, after, 3, padding=1)
         self.scale_shift = nn.Linear(features, 2 * after)
         self.second_norm, self.second = group_norm(after), nn.Conv3d(after, after, 3, padding=1)
-        self.shortcut = nn.Identity() if before == after else nn.Conv3d(before, after, 1)
+        self.shortcut = None if before == after else nn.Conv3d(before, after, 1)
 
     def forward(self, x_NCXYZ: Tensor, features_NF: Tensor) -> Tensor:
-        h = self.first(F.silu(self.first_norm(x_NCXYZ)))
+        normal_NCXYZ = self.first_norm(x_NCXYZ)
+        h = self.first(F.silu(normal_NCXYZ))
         h = self.second(F.silu(modulated(self.second_norm(h), self.scale_shift(F.silu(features_NF)))))
-        return self.shortcut(x_NCXYZ) + h
+        return (x_NCXYZ if self.shortcut is None else self.shortcut(normal_NCXYZ)) + h
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
