@@ -16,12 +16,14 @@ from vesselgan.config import compose
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.run_dir import HEADS_COMPARISON, RunDir
 from vesselgan.formats.volumes import write_volume
 from vesselgan.report import (
     agreement,
     cohorts,
     deviations,
     error_maps,
+    heads,
     page,
     table_1,
     table_3_rows,
@@ -99,8 +101,8 @@ def test_a_label_threshold_is_its_gans():
     assert page._thresholds([{"rows": rows}]) == {("a", "12"): 0.3, ("b", "12"): 0.5}
 
 
-def write_head(folder: Path) -> Cohort:
-    """A cohort of one test subject: a mask over the left half, one vessel inside it and one outside."""
+def write_head(folder: Path, split: str = "test") -> Cohort:
+    """A cohort of one subject: a mask over the left half, one vessel inside it and one outside."""
     folder.mkdir()
     label = np.zeros((8, 8, 4), np.uint8)
     label[1, 2:6, 1], label[6, 2:6, 1] = 1, 1
@@ -112,7 +114,7 @@ def write_head(folder: Path) -> Cohort:
         paths[role] = folder / f"{role}.nii.gz"
         write_volume(paths[role], array.astype(np.float32 if role == "image" else np.uint8), np.eye(4))
     hashes = {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
-    subject = Subject(split="test", shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
+    subject = Subject(split=split, shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
                       **paths, **hashes)  # fmt: skip
     cohort = Cohort("heads <b>", (0.0, 99.99), {"sub-1": subject})
     cohort.write(folder)
@@ -129,6 +131,26 @@ def test_figure_3_shows_vessels_inside_the_mask(tmp_path):
     assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
     part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
     assert part.blocks[0].name == "Cohort heads <b>:" and list(part.files) == ["figure-3-heads__b_.png"]
+
+
+def test_synthetic_heads_stand_beside_a_real_one(tmp_path, make_run):
+    write_head(tmp_path / "cohort", "train")
+    run = make_run("flow-1", {"variant": {"name": "flow_label"}})
+    assert heads.section([run], tmp_path / "cohort") is None
+    label = np.zeros((8, 8, 4), np.uint8)
+    label[1:7, 3, 1] = 1
+    out = RunDir(run.folder).synthetic_volumes
+    for kind, array in {"images": label * np.float32(200), "labels": label}.items():
+        write_volume(out / kind / "synthetic-1.nii.gz", array, np.eye(4))
+    (out / HEADS_COMPARISON).write_text('{"synthetic heads": {"components": [1, 1]}, "training cohort": {}}')
+    figure, table = heads.section([run], tmp_path / "cohort").blocks
+    assert [panel.title for panel in figure.panels] == ["Real", "flow_label (flow-1)"]
+    assert [len(panel.cells[0].images) for panel in figure.panels] == [4, 4]
+    assert figure.panels[1].cells[0].text == "2.3 % vessel in 1 component"
+    assert table.frame.loc["components"].to_list() == ["1 to 1", "none"]
+    (out / HEADS_COMPARISON).write_text('{"synthetic heads": 3}')
+    with pytest.raises(DataError, match=HEADS_COMPARISON):
+        heads.section([run], tmp_path / "cohort")
 
 
 def comparison_of(make_result) -> dict:

@@ -78,7 +78,7 @@ def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, write_run):
 
 
 def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run):
-    monkeypatch.setattr(synthesis, "log_volume_comparison", lambda out, subjects, windows, run: None)
+    monkeypatch.setattr(synthesis, "compare_with_training", lambda out, subjects, windows, run: None)
     run_dir = write_run(tmp_path / "run")
     straight = content(heads(run_dir, tmp_path / "straight"))
     assert len(straight) == 6

@@ -23,6 +23,7 @@ from vesselgan.report import (
     cohorts,
     deviations,
     error_maps,
+    heads,
     paper,
     provenance,
     samples,
@@ -112,11 +113,13 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
     if not comparisons:
         appendix = [table_3.section(_comparison_of([], runs))]
     agreed = agreement.section(results, comparisons)
+    whole = heads.section(runs, config.data.cohort_dir)
     sections = [
         *map(table_3.section, studies),
         *scored,
         error_maps.section(comparisons, Path(config.error_maps) if config.error_maps else None),
         samples.section(runs, real, galleries, results),
+        *([whole] if whole else []),
         table_1.section(results, runs),
         *([agreed] if agreed else []),
         training.section(runs),

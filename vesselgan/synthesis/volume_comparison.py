@@ -1,15 +1,17 @@
 """Whether synthetic heads are like the volumes of the training cohort, said before a U-Net learns from them."""
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.names import path_in
 from vesselgan.formats.cohort import Cohort, shards_dir
 from vesselgan.formats.intensities import scale_to_255
-from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.run_dir import HEADS_COMPARISON, RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.formats.volumes import read_image, read_label, read_mask
 from vesselgan.metrics.volume_statistics import VolumeStatistics, seam_statistic, volume_statistics
@@ -17,18 +19,24 @@ from vesselgan.synthesis.windows import Windows
 
 MAX_VOLUMES = 4
 """Of a set; a volume of 312x384x127 takes about a minute."""
+Ranges = dict[str, list[float]]
+"""Name of a statistic -> smallest and largest of the volumes; of radii the 5th, 50th and 95th percentile."""
 
 
-def log_volume_comparison(out: Path, subjects: list[str], windows: Windows, run: RunDir) -> None:
-    """Logs the ranges of both sets' statistics."""
-    log.info(f"synthetic heads: {_line(_of_synthetic(out, name, windows) for name in subjects[:MAX_VOLUMES])}")
+def compare_with_training(out: Path, subjects: list[str], windows: Windows, run: RunDir) -> None:
+    """Logs the ranges of both sets' statistics, and writes them to OUT/comparison.json."""
+    sets = {"synthetic heads": _ranges(_of_synthetic(out, name, windows) for name in subjects[:MAX_VOLUMES])}
     cohort_dir = run.config("train_gan").data.cohort_dir
     folder = shards_dir(cohort_dir, "gan", "train")
-    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
+    if (folder / MANIFEST).is_file() and content_hash(folder) == run.trained_on():
+        names = list(Cohort.read(cohort_dir).of_split("train"))[:MAX_VOLUMES]
+        sets["training cohort"] = _ranges(_of_real(cohort_dir, name, windows.patch_shape) for name in names)
+    else:
         log.info(f"not compared with the training cohort, which is not in {cohort_dir}")
-        return
-    names = list(Cohort.read(cohort_dir).of_split("train"))[:MAX_VOLUMES]
-    log.info(f"training cohort: {_line(_of_real(cohort_dir, name, windows.patch_shape) for name in names)}")
+    for name, ranges in sets.items():
+        texts = [f"{statistic} {' '.join(f'{value:.4g}' for value in values)}" for statistic, values in ranges.items()]
+        log.info(f"{name}: {', '.join(texts)}")
+    write_text(out / HEADS_COMPARISON, json.dumps(sets, indent=1) + "\n")
 
 
 def _of_synthetic(out: Path, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
@@ -49,11 +57,8 @@ def _of_real(cohort_dir: str, name: str, patch_shape: tuple[int, int, int]) -> t
     return statistics, seam_statistic(image_XYZ, Windows(subject.shape, patch_shape).borders)
 
 
-def _line(volumes: Iterable[tuple[VolumeStatistics, float]]) -> str:
+def _ranges(volumes: Iterable[tuple[VolumeStatistics, float]]) -> Ranges:
     statistics, seams = zip(*volumes, strict=True)
-    radii = [
-        np.concatenate([getattr(one, f"{where}_radius_mm") for one in statistics]) for where in ("brain", "outside")
-    ]
     named = {
         "seams": seams,
         "vessel fraction": [one.vessel_fraction for one in statistics],
@@ -62,13 +67,13 @@ def _line(volumes: Iterable[tuple[VolumeStatistics, float]]) -> str:
         "centreline mm": [one.centreline_mm for one in statistics],
         "consistency": [one.consistency for one in statistics],
     }
-    ranges = [f"{name} {_range(values)}" for name, values in named.items()]
-    quantiles = [
-        " ".join(f"{mm:.2f}" for mm in np.quantile(of, [0.05, 0.5, 0.95])) if len(of) else "none" for of in radii
-    ]
-    return f"{', '.join(ranges)}, radius mm (5, 50, 95 %) {quantiles[0]} in the brain, {quantiles[1]} outside"
+    ranges = {name: _ends([value for value in values if value is not None]) for name, values in named.items()}
+    for where in ("brain", "outside"):
+        radii_mm = np.concatenate([getattr(one, f"{where}_radius_mm") for one in statistics])
+        quantiles = np.quantile(radii_mm, [0.05, 0.5, 0.95]).tolist() if len(radii_mm) else []
+        ranges[f"radius mm, {'in the brain' if where == 'brain' else 'outside it'}"] = quantiles
+    return ranges
 
 
-def _range(values: Sequence[float | None]) -> str:
-    defined = [value for value in values if value is not None]
-    return f"{min(defined):.4g} to {max(defined):.4g}" if defined else "none"
+def _ends(values: Sequence[float]) -> list[float]:
+    return [float(min(values)), float(max(values))] if values else []

@@ -28,7 +28,7 @@ from vesselgan.models.generator import sample_seed
 from vesselgan.runtime import distributed
 from vesselgan.synthesis.generate import SETTINGS, canonical_affine, is_begun, origin_of
 from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
-from vesselgan.synthesis.volume_comparison import log_volume_comparison
+from vesselgan.synthesis.volume_comparison import compare_with_training
 from vesselgan.synthesis.windows import Windows, make_image
 
 KINDS = ("labels", "masks", "images")
@@ -69,7 +69,7 @@ def generate_volumes(config: Generate) -> Path:
         log.info(f"{out}: {counted(len(subjects), 'head')}, {time.perf_counter() - started:.1f} s")
         if world.is_main:
             windows = Windows(_three(config.shape), network.patch_shape)
-            log_volume_comparison(out, list(subjects), windows, RunDir(config.run))
+            compare_with_training(out, list(subjects), windows, RunDir(config.run))
     finally:
         distributed.stop()
     return out
