@@ -8,7 +8,6 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
-from vesselgan.tools import gpu_hours
 from vesselgan.tools.plan import RankPlan, costs, plan
 
 
@@ -81,9 +80,10 @@ def test_hours_of_cards_are_operations_over_rates():
     # 0.08 of 312 TFLOP/s.
     hours = facts["steps"] * facts["tflop_per_step"] / (0.08 * 312) / 3600
     assert facts["hours_by_card"]["A100"] == pytest.approx(hours) and facts["hours_paper"] == 77
-    single = gpu_hours.hours_by_card(tflop_per_step=1, steps=3600, precision="fp32", width=1024)
-    assert single["V100"] == pytest.approx(1 / (0.115 * 15.7))
-    without = gpu_hours.hours_by_card(tflop_per_step=1, steps=1, precision="bf16", width=8)
+    single = words("variant=c_sn_mp variant.precision=fp32 patch_shape=[32,32,32]")
+    hours = single["steps"] * single["tflop_per_step"] / (0.115 * 15.7) / 3600
+    assert single["hours_by_card"]["V100"] == pytest.approx(hours)
+    without = words("variant=sn_mp variant.precision=bf16 variant.width=8 patch_shape=[32,32,32]")["hours_by_card"]
     assert [card for card, hours in without.items() if hours is None] == ["T4", "V100"]
 
 
@@ -91,6 +91,10 @@ def test_the_estimate_is_the_measured_h100():
     # 59 and 159 ms a step, over 58,700 steps; the shares have two digits.
     for name, step_s in (("sn_mp", 0.059), ("c_sn_mp", 0.159)):
         assert words(f"variant={name}")["hours_by_card"]["H100"] == pytest.approx(58_700 * step_s / 3600, rel=0.02)
+    # A flow's 129 and 70 ms.
+    for name, step_s in (("flow", 0.129), ("flow_mp", 0.070)):
+        facts = words(f"variant={name} patch_shape=[64,64,32] train.batch_size=16")
+        assert facts["hours_by_card"]["H100"] == pytest.approx(facts["steps"] * step_s / 3600, rel=0.03)
 
 
 def test_a_measured_machine_gives_hours(capsys):

@@ -82,7 +82,7 @@ def plan(command: Command) -> None:
         )
         print(_table([tuple(TIME_COLUMNS.split("|")), *(row for plan in plans for row in _time_rows(plan))]))
     if config.device == "cuda":
-        shares = " or ".join(dict.fromkeys(f"{gpu_hours.share_of_peak(plan['width']):g}" for plan in plans))
+        shares = " or ".join(dict.fromkeys(f"{plan['share_of_peak']:g}" for plan in plans))
         print(f"\n{gpu_hours.NOTE.format(shares=shares)}")
         columns = ("variant", "steps", *gpu_hours.CARDS, f"paper, {paper.TABLE_2_DEVICE}")
         print(_table([columns, *map(_hours_row, plans)]))
@@ -124,7 +124,6 @@ def costs(config: Plan) -> dict[str, Any]:
     tflop_per_step = flop / 1e12
     for one in rank_plans if config.machine.device == config.device else ():
         one["hours"] = steps * one["step"]["step_ms"] / 3.6e6
-    width, precision = config.variant.width, config.variant.precision
     return {
         "variant": config.variant.name,
         "width": config.variant.width,
@@ -141,10 +140,8 @@ def costs(config: Plan) -> dict[str, Any]:
         "run_gib": (config.train.keep_last + _num_saved(config, steps) + 1) * checkpoint_bytes / GIB,
         "steps": steps,
         "hours": None if config.step_seconds is None else steps * config.step_seconds / 3600,
-        "hours_by_card": gpu_hours.hours_by_card(
-            tflop_per_step=tflop_per_step, steps=steps, precision=precision, width=width
-        ),
-        "share_of_peak": gpu_hours.share_of_peak(width),
+        "hours_by_card": gpu_hours.hours_by_card(config.variant, tflop_per_step=tflop_per_step, steps=steps),
+        "share_of_peak": gpu_hours.share_of_peak(config.variant),
         "hours_paper": gpu_hours.paper_hours(config.variant.name),
         "ranks": rank_plans,
         **privacy,

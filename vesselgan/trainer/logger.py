@@ -43,7 +43,6 @@ class Logger(CheckpointPart):
         self._session, self._schedule, self._every = session, schedule, every
         self._summary, self._sources = summary, sources
         self._meter, self._logged_step = Meter(session.state.get("meter")), schedule.start
-        self._slow_because = session.slow_because
 
     def start(self) -> None:
         """Call before the first step."""
@@ -70,9 +69,6 @@ class Logger(CheckpointPart):
         metrics["checkpoint/write_ms"] = 1000 * session.pace.write_s
         session.log.scalars(step, metrics)
         shown = "  ".join(f"{name} {metrics[name]:+.4f}" for name in self._summary if name in metrics)
-        if self._slow_because is not None:
-            session.log.line(f"a step takes {1000 * step_s:.0f} ms; {self._slow_because}")
-            self._slow_because = None
         self._progress.show(step, shown or "every step skipped", step_s)
 
     def state(self) -> dict[str, Any]:

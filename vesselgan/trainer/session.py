@@ -45,9 +45,9 @@ class Session:
         world: World,
         deepspeed_json: dict[str, Any],
         stopper: Stopper,
-        slow_because: str | None = None,
+        notice: str | None = None,
     ) -> None:
-        """slow_because: a line on a precision that is emulated here."""
+        """notice: the first line of its log."""
         self.config, self.run_dir, self.world, self.stopper = config, run_dir, world, stopper
         self.deepspeed_json = deepspeed_json
         """With the section of the configuration's precision."""
@@ -56,8 +56,7 @@ class Session:
         """Settings, and data, that are not the last session's."""
         self.state: dict[str, Any] = {"step": 0}
         """Of the checkpoint that the session starts from; of a new run the step alone."""
-        self.slow_because = slow_because
-        self._lines: list[str] = [] if slow_because is None else [slow_because]
+        self._lines: list[str] = [] if notice is None else [notice]
 
     def __enter__(self) -> "Session":
         return self
