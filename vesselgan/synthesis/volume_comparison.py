@@ -1,16 +1,15 @@
 """Whether synthetic heads are like the volumes of the training cohort, said before a U-Net learns from them."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from vesselgan.core.console import log
-from vesselgan.core.names import path_in
 from vesselgan.formats.cohort import Cohort, shards_dir
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
+from vesselgan.formats.synthetic_volumes import SyntheticVolumes
 from vesselgan.formats.volumes import read_image, read_label, read_mask
 from vesselgan.metrics.volume_statistics import VolumeStatistics, seam_statistic, volume_statistics
 from vesselgan.synthesis.windows import Windows
@@ -19,9 +18,9 @@ MAX_VOLUMES = 4
 """Of a set; a volume of 312x384x127 takes about a minute."""
 
 
-def log_volume_comparison(out: Path, subjects: list[str], windows: Windows, run: RunDir) -> None:
+def log_volume_comparison(volumes: SyntheticVolumes, subjects: list[str], windows: Windows, run: RunDir) -> None:
     """Logs the ranges of both sets' statistics."""
-    log.info(f"synthetic heads: {_line(_of_synthetic(out, name, windows) for name in subjects[:MAX_VOLUMES])}")
+    log.info(f"synthetic heads: {_line(_of_synthetic(volumes, name, windows) for name in subjects[:MAX_VOLUMES])}")
     cohort_dir = run.config("train_gan").data.cohort_dir
     folder = shards_dir(cohort_dir, "gan", "train")
     if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
@@ -31,11 +30,13 @@ def log_volume_comparison(out: Path, subjects: list[str], windows: Windows, run:
     log.info(f"training cohort: {_line(_of_real(cohort_dir, name, windows.patch_shape) for name in names)}")
 
 
-def _of_synthetic(out: Path, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
-    image, label = (path_in(out / kind, name, ".nii.gz") for kind in ("images", "labels"))
-    volume = read_image(image)
-    mask_XYZ = read_mask(path_in(out / "masks", name, ".nii.gz")).data_XYZ
-    statistics = volume_statistics(volume.data_XYZ, read_label(label).data_XYZ, mask_XYZ, volume.spacing_mm)
+def _of_synthetic(volumes: SyntheticVolumes, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
+    volume = read_image(volumes.path("images", name))
+    label_XYZ, mask_XYZ = (
+        read_label(volumes.path("labels", name)).data_XYZ,
+        read_mask(volumes.path("masks", name)).data_XYZ,
+    )
+    statistics = volume_statistics(volume.data_XYZ, label_XYZ, mask_XYZ, volume.spacing_mm)
     return statistics, seam_statistic(volume.data_XYZ, windows.borders)
 
 
