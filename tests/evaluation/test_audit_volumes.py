@@ -1,7 +1,7 @@
 """The audit of whole heads, on volumes: replayed, mirrored, of the label alone, and nobody's."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,25 +57,34 @@ def write_head(head: Head, paths: dict[str, Path]) -> None:
         write_volume(path, arrays[kind], affine)
 
 
+def write_cohort(folder: Path, heads: dict[str, tuple[str, Head]], write_set: Write) -> Path:
+    """heads: subject -> (split, head); with shards of noise, which hold the subjects' ids."""
+    subjects, shards = {}, folder / "shards" / "gan"
+    for number, (name, (split, head)) in enumerate(heads.items()):
+        paths = {kind: folder / "nifti" / name / f"{kind}.nii.gz" for kind in ("images", "labels")}
+        write_head(head, paths)
+        files = {"image": paths["images"], "label": paths["labels"], "mask": None}
+        hashes = {"image_sha256": f"{number:064d}", "label_sha256": f"{100 + number:064d}"}
+        subjects[name] = Subject(
+            split, **files, shape=head[1].shape, spacing_mm=SPACING_MM, limits=(0.0, 255.0), num_clipped=0, **hashes
+        )
+    Cohort("phantom", (0.0, 99.99), subjects).write(folder)
+    for split in {subject.split for subject in subjects.values()}:
+        names = [name for name, subject in subjects.items() if subject.split == split]
+        write_set(shards / split, range(100 * len(split), 100 * len(split) + len(names)), names)
+    return folder
+
+
+def write_visits(folder: Path, make: Callable[[int], Head], write_set: Write, *, splits: tuple[str, ...]) -> Path:
+    heads = {f"sub-{i:02d}": (split, make(i)) for i, split in enumerate(np.repeat(splits, NUM_PEOPLE).tolist())}
+    return write_cohort(folder, heads, write_set)
+
+
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory, write_set: Write) -> Path:
     """A cohort of 12 training and 12 held-out heads and the shards cut from it; read, not changed."""
     folder = tmp_path_factory.mktemp("volumes") / "phantom"
-    subjects, names = {}, {"train": [], "validation": []}
-    for number in range(2 * NUM_PEOPLE):
-        split, name = "train" if number < NUM_PEOPLE else "validation", f"sub-{number:02d}"
-        names[split].append(name)
-        paths = {kind: folder / "nifti" / name / f"{kind}.nii.gz" for kind in ("images", "labels")}
-        write_head(make_head(number), paths)
-        files = {"image": paths["images"], "label": paths["labels"], "mask": None}
-        hashes = {"image_sha256": f"{number:064d}", "label_sha256": f"{100 + number:064d}"}
-        subjects[name] = Subject(
-            split, **files, shape=SHAPE, spacing_mm=SPACING_MM, limits=(0.0, 255.0), num_clipped=0, **hashes
-        )
-    Cohort("phantom", (0.0, 99.99), subjects).write(folder)
-    write_set(folder / "shards" / "gan" / "train", range(100, 112), names["train"])
-    write_set(folder / "shards" / "gan" / "validation", range(200, 212), names["validation"])
-    return folder
+    return write_visits(folder, make_head, write_set, splits=("train", "validation"))
 
 
 @pytest.fixture
@@ -92,10 +101,10 @@ def write_heads(folder: Path, seeds: range | list[int], make: Callable[[int], He
     return folder
 
 
-def run(work: Path, *folders: Path, record: str = "true", extractor: str = "null") -> dict:
+def run(work: Path, *folders: Path, record: str = "true", extractor: str = "null", words: Sequence[str] = ()) -> dict:
     out = work / "results" / "audit.json"
-    words = [f"work_dir={work}", f"out={out}", f"record_only={record}", f"image.extractor={extractor}"]
-    audit(compose("audit", [*words, f"synthetic=[{','.join(map(str, folders))}]"]))
+    always = [f"work_dir={work}", f"out={out}", f"record_only={record}", f"image.extractor={extractor}"]
+    audit(compose("audit", [*always, f"synthetic=[{','.join(map(str, folders))}]", *words]))
     return json.loads(out.read_text())
 
 
@@ -138,6 +147,13 @@ def test_nobodys_heads_are_too_few_to_pass(work: Path) -> None:
     for space in result["spaces"].values():
         auc = space["attacks"]["distance"]["sample"]["auc"]
         assert auc["interval"][0] < 0.5 < auc["interval"][1]
+
+
+def test_second_visits_lead_through_replayed_heads(work: Path, write_set: Write) -> None:
+    later = write_visits(work / "later", lambda i: replay(2 * NUM_PEOPLE + i), write_set, splits=("test",))
+    heads = write_heads(work / "heads", range(12), replay)
+    found = run(work, heads, words=[f"second_visits={later}"])["linkage"]["centreline"]
+    assert found["patients"] == NUM_PEOPLE == found["linked"] and found["control"] < 6 and found["p"] < 0.01
 
 
 def test_heads_that_cannot_be_audited_are_refused(work: Path, write_set: Write) -> None:
