@@ -24,6 +24,9 @@ class SyntheticVolumes:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
 
+    def exists(self) -> bool:
+        return (self.folder / SETTINGS).is_file()
+
     def path(self, kind: str, subject: str) -> Path:
         """kind: one of KINDS."""
         return path_in(self.folder / kind, subject, ENDING)
