@@ -12,6 +12,7 @@ from scipy import ndimage
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation.audit import audit
+from vesselgan.evaluation.features import RANDOM_TITLE
 from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
@@ -133,6 +134,7 @@ def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFi
 def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
     write_synthetic(few_held_out, write_set, range(96), replay)
     result = run(few_held_out, RECORD, FEATURES)
+    assert result["extractor"]["title"] == RANDOM_TITLE
     assert result["spaces"]["features"]["copies"]["median"] < result["spaces"]["features"]["copies"]["median_held_out"]
     auc = result["spaces"]["image"]["attacks"]["distance"]["sample"]["auc"]
     assert result["verdict"] == "fail" and auc["value"] > 0.9 and auc["control_members"][1] < auc["value"]
@@ -273,6 +275,7 @@ def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set
 
     later = few_held_out / "later"
     write_set(later / "shards" / "unet" / "test", range(NUM_TRAINING), TRAINING_PEOPLE, make=second_visit)
+    write_set(few_held_out / "nobody" / "shards" / "gan" / "train", range(900, 904), ["sub-else"], make=make_patch)
     write_synthetic(few_held_out, write_set, range(96), replay)
     assert run(few_held_out, RECORD)["linkage"] == NOT_APPLICABLE
     result = run(few_held_out, RECORD, f"second_visits={later}")
@@ -284,5 +287,7 @@ def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set
     others = write_set(few_held_out / "others", range(20_000, 20_060), names, **new)
     result = run(few_held_out, RECORD, f"second_visits={later}", f"synthetic=[{others}]")
     assert result["verdict"] == "cannot conclude" and "tried on 12 patients" in result["sentence"]
+    result = run(few_held_out, RECORD, f"second_visits={few_held_out / 'nobody'}", f"synthetic=[{others}]")
+    assert result["linkage"] == NOT_APPLICABLE and "no later scan" in result["notes"][-1]
     with pytest.raises(DataError, match="second_visits"):
         run(few_held_out, RECORD, f"second_visits={few_held_out}")

@@ -41,10 +41,11 @@ def audit(config: Audit) -> Result:
     errors: see `read_sets` and `AttackedNetwork`.
     """
     sets = read_sets(config)
-    network = _attack_network(config, sets)
-    measured = measure(sets, _open_extractor(config), choose_device(config.runtime.device, 0), seed=config.seed)
+    network, extractor = _attack_network(config, sets), _open_extractor(config)
+    measured = measure(sets, extractor, choose_device(config.runtime.device, 0), seed=config.seed)
     spaces = _find(measured, sets, config.seed)
-    result = _result(config, sets, spaces, _verdicts(sets, measured, spaces, config.seed)) | {"network": network}
+    result = _result(config, sets, spaces, _verdicts(sets, measured, spaces, config.seed))
+    result |= {"network": network, "extractor": _extractor_record(extractor)}
     write_result(config.out, result)
     print(tables(result))
     if network is not None:
@@ -61,6 +62,12 @@ def _open_extractor(config: Audit) -> Extractor | None:
     if image.extractor is None:
         return None
     return open_extractor(image.extractor, image.weights, image.weights_sha256, config.seed)
+
+
+def _extractor_record(extractor: Extractor | None) -> dict[str, Any] | None:
+    if extractor is None:
+        return None
+    return {"title": extractor.title, "sha256": extractor.sha256, "is_checked": extractor.is_checked}
 
 
 def _find(measured: dict[str, SpaceDistances], sets: AuditSets, seed: int) -> dict[str, SpaceFindings]:

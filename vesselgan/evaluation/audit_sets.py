@@ -117,6 +117,8 @@ def read_sets(config: Audit) -> AuditSets:
     else:
         visits = [Patch(one, i) for one, names in later for i in range(len(one)) if one.subject(i) in names]
         sets = AuditSets(Patches(), synthetic_sets, *patches, visits, *patches, overlap, notes)
+    if config.second_visits is not None and not sets.second_visits:
+        notes.append(f"second_visits={config.second_visits}: holds no later scan of a training patient")
     if shared := sorted(set(sets.training_patients) & set(sets.held_out_patients)):
         raise DataError(f"{held_out.folder}: patients of the training set ({', '.join(shared[:5])}) are held out too")
     return sets
