@@ -1,4 +1,4 @@
-"""Audit synthetic patches before they leave: python launch/audit.py run=RUN out=FILE"""
+"""Audit synthetic patches or heads before they leave: python launch/audit.py run=RUN out=FILE"""
 
 from vesselgan.cli.main import run
 

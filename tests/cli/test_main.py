@@ -75,6 +75,7 @@ def test_the_launchers_option_may_stand_first(called, monkeypatch):
         ["study", "runs=[work/runs/gan]"],
         ["audit", "run=work/runs/gan", "out=b"],
         ["audit", "synthetic=[work/runs/gan/synthetic]", "out=b"],
+        ["audit", "synthetic=[heads]", "out=b"],
         ["release", "run=work/runs/gan", "name=a", "audit=b"],
         ["evaluate", "evaluate=image", "image.synthetic=work/runs/gan/synthetic", "name=a", "out=b"],
         ["train-gan", "--run_dir", "work/runs/gan"],
@@ -83,6 +84,8 @@ def test_the_launchers_option_may_stand_first(called, monkeypatch):
 )
 def test_the_cohort_is_that_of_what_is_named(words, run_dir, called, monkeypatch, capsys):
     write_set(Path("moved"), "gan")
+    Path("heads").mkdir()
+    Path("heads/generation.json").write_text('{"run": "gan"}')
     call(monkeypatch, *words)
     data = called[0].data
     assert (data.name, data.cohort_dir) == ("mine", "work/mine")

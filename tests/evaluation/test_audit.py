@@ -12,11 +12,13 @@ from scipy import ndimage
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation.audit import audit
+from vesselgan.evaluation.features import RANDOM_TITLE
 from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
+from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
 SHAPE = (8, 6, 8)
-NUM_TRAINING, NUM_HELD_OUT = 48, 740
-ENOUGH = 2000  # beside which 740 held-out patches are
+NUM_TRAINING, NUM_HELD_OUT = 48, 800
+ENOUGH = 2000  # beside which 800 held-out patches are
 TRAINING_PEOPLE = [f"sub-{i}" for i in range(12)]
 PEOPLE = [f"sub-held{i}" for i in range(12)]
 Patch = tuple[np.ndarray, np.ndarray]
@@ -93,11 +95,13 @@ def write_synthetic(road: Path, write_set: Write, seeds: range | list[int], patc
 
 def run(road: Path, *words: str) -> dict:
     out = road / "results" / "audit.json"
-    audit(compose("audit", [f"work_dir={road}", f"out={out}", f"synthetic=[{road / 'synthetic'}]", *words]))
+    always = [f"work_dir={road}", f"out={out}", "image.extractor=null"]
+    audit(compose("audit", [*always, f"synthetic=[{road / 'synthetic'}]", *words]))
     return json.loads(out.read_text())
 
 
 RECORD = "record_only=true"
+FEATURES = "image.extractor=random"
 
 
 def planted(result: dict) -> dict[str, dict]:
@@ -107,17 +111,17 @@ def planted(result: dict) -> dict[str, dict]:
 @pytest.mark.soak
 def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFixture):
     made = write_synthetic(road, write_set, range(20_000, 20_000 + ENOUGH), make_patch)
-    result = run(road)
+    result = run(road, FEATURES)
     assert (result["job"], result["name"], result["verdict"], result["reasons"]) == ("audit", "tiny", "pass", [])
     count = {"synthetic": ENOUGH, "training": NUM_TRAINING, "held_out": NUM_HELD_OUT, "verbatim": 0}
     assert result["count"] == count | {"training_people": 12, "held_out_people": 12}
     for space in result["spaces"].values():
-        auc = space["attacks"]["distance"]["patch"]["auc"]
+        auc = space["attacks"]["distance"]["sample"]["auc"]
         assert auc["interval"][0] < 0.5 < auc["interval"][1]
         assert all(control[0] < 0.5 < control[1] for control in (auc["control_members"], auc["control_others"]))
         assert len(space["patients"]) == 12 and space["patients"][0]["of"] == 13
     assert all(one["share_found"] >= 0.95 and one["power"]["0.01"] >= 0.95 for one in result["planted"])
-    assert result["resolution"]["smallest_false_positive_rate"] == {"patch": 1 / NUM_HELD_OUT, "patient": 1 / 12}
+    assert result["resolution"]["smallest_false_positive_rate"] == {"sample": 1 / NUM_HELD_OUT, "patient": 1 / 12}
     shards = road / "phantom" / "shards"
     folders = {"reference": shards / "unet/validation", "training": shards / "gan/train"}
     assert result["inputs"] == {f"{name} shards": content_hash(folder) for name, folder in folders.items()} | {
@@ -129,8 +133,10 @@ def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFi
 
 def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
     write_synthetic(few_held_out, write_set, range(96), replay)
-    result = run(few_held_out, RECORD)
-    auc = result["spaces"]["image"]["attacks"]["distance"]["patch"]["auc"]
+    result = run(few_held_out, RECORD, FEATURES)
+    assert result["extractor"]["title"] == RANDOM_TITLE
+    assert result["spaces"]["features"]["copies"]["median"] < result["spaces"]["features"]["copies"]["median_held_out"]
+    auc = result["spaces"]["image"]["attacks"]["distance"]["sample"]["auc"]
     assert result["verdict"] == "fail" and auc["value"] > 0.9 and auc["control_members"][1] < auc["value"]
     assert result["resolution"]["patients_pointed_at"] == 12
     assert all(one["rank"] == 1 for one in result["spaces"]["image"]["patients"])
@@ -148,7 +154,7 @@ def test_replayed_labels_alone_fail(few_held_out: Path, write_set: Write):
     write_synthetic(few_held_out, write_set, range(96), replay_label)
     result = run(few_held_out, RECORD)
     assert result["verdict"] == "fail" and result["spaces"]["image"]["copies"]["below"] < 10
-    assert result["spaces"]["label"]["attacks"]["distance"]["patch"]["auc"]["value"] > 0.9
+    assert result["spaces"]["label"]["attacks"]["distance"]["sample"]["auc"]["value"] > 0.9
     assert result["spaces"]["centreline"]["copies"]["chance"] < 1e-3
 
 
@@ -176,7 +182,7 @@ def test_five_patients_cannot_conclude(road: Path, write_set: Write):
     write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
     result = run(road, RECORD)
     assert result["verdict"] == "cannot conclude" and "3 training and 2 held-out patients" in result["reasons"][0]
-    assert result["spaces"]["image"]["attacks"]["distance"]["patch"]["auc"]["interval"] is None
+    assert result["spaces"]["image"]["attacks"]["distance"]["sample"]["auc"]["interval"] is None
 
 
 def test_one_held_out_patient_cannot_conclude(road: Path, write_set: Write):
@@ -192,6 +198,8 @@ def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write
     write_set(copied, range(40), names, origin="synthetic", kind="synthetic", make=replay)
     result = run(few_held_out, RECORD, f"synthetic=[{made},{copied}]")
     assert (result["verdict"], result["count"]["synthetic"]) == ("fail", 90)
+    assert [(one["count"], one["verdict"]) for one in result["synthetic"]] == [(50, "cannot conclude"), (40, "fail")]
+    assert "50 synthetic patches" in result["synthetic"][0]["sentence"]
     assert result["inputs"]["synthetic shards"] == [content_hash(made), content_hash(copied)]
 
 
@@ -258,3 +266,28 @@ def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys:
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(road))
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
+
+
+def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set: Write):
+    def second_visit(seed: int) -> Patch:
+        """A training patch of another day."""
+        return move(make_patch(seed), 500 + seed)
+
+    later = few_held_out / "later"
+    write_set(later / "shards" / "unet" / "test", range(NUM_TRAINING), TRAINING_PEOPLE, make=second_visit)
+    write_set(few_held_out / "nobody" / "shards" / "gan" / "train", range(900, 904), ["sub-else"], make=make_patch)
+    write_synthetic(few_held_out, write_set, range(96), replay)
+    assert run(few_held_out, RECORD)["linkage"] == NOT_APPLICABLE
+    result = run(few_held_out, RECORD, f"second_visits={later}")
+    image = result["linkage"]["image"]
+    assert image["patients"] == 12 and image["linked"] >= 11 and image["control"] < 6 and image["p"] < 1e-2
+    assert any("second visit" in reason for reason in result["reasons"])
+    names = [f"synthetic-{i}" for i in range(60)]
+    new = {"origin": "synthetic", "kind": "synthetic", "make": make_patch}
+    others = write_set(few_held_out / "others", range(20_000, 20_060), names, **new)
+    result = run(few_held_out, RECORD, f"second_visits={later}", f"synthetic=[{others}]")
+    assert result["verdict"] == "cannot conclude" and "tried on 12 patients" in result["sentence"]
+    result = run(few_held_out, RECORD, f"second_visits={few_held_out / 'nobody'}", f"synthetic=[{others}]")
+    assert result["linkage"] == NOT_APPLICABLE and "no later scan" in result["notes"][-1]
+    with pytest.raises(DataError, match="second_visits"):
+        run(few_held_out, RECORD, f"second_visits={few_held_out}")

@@ -99,6 +99,6 @@ def test_an_audit_of_a_run_attacks_its_network(
     words = [f"work_dir={image_road}", f"run={image_road / 'run'}", f"out={image_road}/a.json", "record_only=true"]
     result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))
     assert (result["network"]["kind"], result["network"]["run"]) == ("critic", RunDir(image_road / "run").name)
-    assert result["verdict"] == "cannot conclude" and 0 <= result["network"]["patch"]["auc"]["value"] <= 1
+    assert result["verdict"] == "cannot conclude" and 0 <= result["network"]["sample"]["auc"]["value"] <= 1
     said = capsys.readouterr().out
     assert "critic itself, if it left" in said and result["network"]["sentence"] in said

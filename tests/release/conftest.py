@@ -99,7 +99,10 @@ def write_audit(path: Path, sets: list[Path], training: Path, changes: dict[str,
         "verdict": "pass",
         "sentence": "nothing was found: three tests for copies were tried.",
         "count": count,
-        "synthetic": [{"count": 3, **ShardSet(folder).manifest.extra} for folder in sets],
+        "synthetic": [
+            {**ShardSet(folder).manifest.extra, "count": 3, "verdict": "pass", "sentence": "nothing was found."}
+            for folder in sets
+        ],
         "network": None,
         "planted": planted,
         "resolution": {"patients_pointed_at": 0, "patients_at_most": 0.26},

@@ -26,8 +26,12 @@ def test_the_verdict_is_on_these_very_patches(road, write_set):
     assert result["verdict"] == "cannot conclude" and "Privacy audit: cannot conclude." in page
     assert page.count("6 synthetic patches") == 2 and "privacy audit: cannot conclude: " in page
     assert "a &lt;demo&gt; &amp; nothing else" in page
-    out.write_text(json.dumps(result | {"verdict": "pass", "sentence": "nothing was found"}))
-    assert page_of(road).count("privacy audit: pass: nothing was found") == 1
+    one = result["synthetic"][0] | {"verdict": "pass", "sentence": "nothing was found"}
+    other = one | {"name": "other", "verdict": "fail", "sentence": "40 of 40"}
+    both = {"inputs": result["inputs"] | {"synthetic shards": ["cd" * 32, *result["inputs"]["synthetic shards"]]}}
+    out.write_text(json.dumps(result | both | {"verdict": "fail", "synthetic": [other, one]}))
+    page = page_of(road)
+    assert page.count("privacy audit: pass: nothing was found") == 1 and "40 of 40" not in page
     result["inputs"]["synthetic shards"] = ["ab" * 32]  # of other patches
     out.write_text(json.dumps(result))
     assert "Privacy audit: " not in page_of(road)
@@ -36,11 +40,8 @@ def test_the_verdict_is_on_these_very_patches(road, write_set):
     content["extra"]["weights_sha256"] = result["synthetic"][0]["weights_sha256"] = "cd" * 32
     manifest.write_text(json.dumps(content))
     out.write_text(json.dumps(result))
-    assert "(of other patches of this generator)" in page_of(road)
-    result["synthetic"] = [7]
-    out.write_text(json.dumps(result))
-    assert "Privacy audit: " not in page_of(road)
-    del result["verdict"]
-    out.write_text(json.dumps(result))
-    with pytest.raises(DataError, match="verdict"):
-        page_of(road)
+    assert "(of other samples of this generator)" in page_of(road)
+    for damaged in (result | {"synthetic": [7]}, {key: result[key] for key in result if key != "verdict"}):
+        out.write_text(json.dumps(damaged))
+        with pytest.raises(DataError, match="audit again"):
+            page_of(road)

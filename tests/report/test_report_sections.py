@@ -16,7 +16,8 @@ from vesselgan.config import compose
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort, Subject
-from vesselgan.formats.run_dir import HEADS_COMPARISON, RunDir
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.synthetic_volumes import COMPARISON
 from vesselgan.formats.volumes import write_volume
 from vesselgan.report import (
     agreement,
@@ -140,16 +141,16 @@ def test_synthetic_heads_stand_beside_a_real_one(tmp_path, make_run):
     label = np.zeros((8, 8, 4), np.uint8)
     label[1:7, 3, 1] = 1
     out = RunDir(run.folder).synthetic_volumes
-    for kind, array in {"images": label * np.float32(200), "labels": label}.items():
+    for kind, array in {"images": label * np.float32(200), "labels": label, "masks": label}.items():
         write_volume(out / kind / "synthetic-1.nii.gz", array, np.eye(4))
-    (out / HEADS_COMPARISON).write_text('{"synthetic heads": {"components": [1, 1]}, "training cohort": {}}')
+    (out / COMPARISON).write_text('{"synthetic heads": {"components": [1, 1]}, "training cohort": {}}')
     figure, table = heads.section([run], tmp_path / "cohort").blocks
     assert [panel.title for panel in figure.panels] == ["Real", "flow_label (flow-1)"]
     assert [len(panel.cells[0].images) for panel in figure.panels] == [4, 4]
     assert figure.panels[1].cells[0].text == "2.3 % vessel in 1 component"
     assert table.frame.loc["components"].to_list() == ["1 to 1", "none"]
-    (out / HEADS_COMPARISON).write_text('{"synthetic heads": 3}')
-    with pytest.raises(DataError, match=HEADS_COMPARISON):
+    (out / COMPARISON).write_text('{"synthetic heads": 3}')
+    with pytest.raises(DataError, match=COMPARISON):
         heads.section([run], tmp_path / "cohort")
 
 

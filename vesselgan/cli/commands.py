@@ -75,10 +75,11 @@ def evaluate(command: Command) -> None:
 
 
 def audit(command: Command) -> None:
-    """Audit synthetic patches before they leave: copies, membership, each patient. Exit 7 unless the verdict is `pass`.
+    """Audit patches or heads before they leave: copies, membership, each patient. Exit 7 unless the verdict is `pass`.
 
     vesselgan audit run=work/runs/sn_mp-1a2b3c4d out=work/results/audit-sn_mp.json
     vesselgan audit synthetic=[work/a,work/b] name=both out=work/results/audit-both.json
+    vesselgan audit synthetic=[work/heads] name=heads out=work/results/audit-heads.json
     """
     from vesselgan.evaluation.audit import audit
 

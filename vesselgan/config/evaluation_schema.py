@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import AT_LEAST_2, EXTRACTOR, NOT_NEGATIVE, POSITIVE, SHA256, SPLITS, one_of, rule
+from vesselgan.config.checks import AT_LEAST_2, EXTRACTOR, NOT_NEGATIVE, POSITIVE, SHA256, SPLITS, one_of, read_if, rule
 
 
 @dataclass
@@ -37,6 +37,21 @@ class ImageScores:
     max_label_patches: int | None = field(metadata=AT_LEAST_2)
     """Patches per side whose labels are measured, about 0.3 s each at the paper's size; null: all."""
     batch_size: int = field(metadata=POSITIVE)
+
+
+OF_MEDICALNET = read_if(lambda c: c.image.extractor == "medicalnet", "image.extractor=medicalnet")
+
+
+@dataclass
+class AuditFeatures:
+    """The network in whose features an audit compares images, beside the images themselves."""
+
+    extractor: str | None = field(metadata=EXTRACTOR)
+    """As in image scores; null: no features are compared."""
+    weights: str | None = field(metadata=OF_MEDICALNET)
+    """As in image scores."""
+    weights_sha256: str | None = field(metadata=SHA256 | OF_MEDICALNET)
+    """As in image scores."""
 
 
 @dataclass

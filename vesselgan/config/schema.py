@@ -34,7 +34,7 @@ from vesselgan.config.data_schema import (
     Split,
     TrainingData,
 )
-from vesselgan.config.evaluation_schema import ImageScores, LabelSweep, LabelThresholds, StudyImages
+from vesselgan.config.evaluation_schema import AuditFeatures, ImageScores, LabelSweep, LabelThresholds, StudyImages
 from vesselgan.config.generate_schema import Generate
 from vesselgan.config.release_schema import Release
 from vesselgan.config.training_schema import Dp, Flow, Machine, Runtime, Train, TrainingRuntime, Unet, UnetRun, Variant
@@ -151,7 +151,11 @@ class Audit:
     run: str | None
     """Run directory of the generator, whose critic, or a flow itself, is attacked too; null: the patches alone."""
     synthetic: list[str]
-    """Folders of synthetic shards that are to leave together; empty: run/synthetic."""
+    """Folders of synthetic shards, or of whole heads, that are to leave together; empty: run/synthetic, or
+    run/synthetic_volumes where the run has volumes alone."""
+    second_visits: str | None
+    """cohort_dir of later visits of training patients, which no generator saw; null: linkage is not tried."""
+    image: AuditFeatures
     name: str | None
     """What the result is called; null: the runs that the patches are of."""
     checkpoint: str | None = field(metadata=OF_RUN)
@@ -167,7 +171,9 @@ class Audit:
     work_dir: str
     out: str
     """The result, a JSON file."""
-    runtime: Runtime = field(metadata=OF_RUN)
+    runtime: Runtime = field(
+        metadata=read_if(lambda c: c.run is not None or c.image.extractor is not None, "run or image.extractor")
+    )
 
 
 @dataclass

@@ -1,11 +1,12 @@
-"""The audit of what is to leave: can training patches, or training patients, be recognised in synthetic patches?
+"""The audit of what is to leave: can patients of the training set be recognised in synthetic patches or whole heads?
 
-Every synthetic patch is compared with all training patches and with held-out patches of other people, by image, vessel
-label and centreline: tests for copies, attacks on membership, each with its control, and copies planted to measure what
-this audit of this very set would find. The verdict is about copies and membership alone; a guarantee is differential
+Every synthetic one is compared with all training ones and with held-out ones of other people, by image, vessel label
+and centreline: tests for copies, attacks on membership, each with its control, and copies planted to measure what this
+audit of this very set would find. The verdict is about copies and membership alone; a guarantee is differential
 privacy's.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,16 +16,18 @@ from vesselgan.config.schema import Audit
 from vesselgan.core.console import log
 from vesselgan.core.errors import PrivacyError
 from vesselgan.evaluation.audit_sets import AuditSets, read_sets
-from vesselgan.evaluation.audit_spaces import SpaceFindings, find, measure
+from vesselgan.evaluation.audit_spaces import SpaceDistances, SpaceFindings, find, measure
 from vesselgan.evaluation.audit_tables import tables
+from vesselgan.evaluation.features import Extractor, open_extractor
 from vesselgan.evaluation.network_scores import AttackedNetwork
 from vesselgan.formats.results import Result, write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import content_hash
 from vesselgan.privacy.attacks import copies, neighbours, verdict
+from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 from vesselgan.privacy.attacks.membership import attack
 from vesselgan.privacy.attacks.planted import SPACES, found_of
-from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, conclude, if_it_left
+from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE, Evidence, Verdict, conclude, if_it_left, worst
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
@@ -38,12 +41,11 @@ def audit(config: Audit) -> Result:
     errors: see `read_sets` and `AttackedNetwork`.
     """
     sets = read_sets(config)
-    network = _attack_network(config, sets)
-    spaces = {
-        space: find(measure(space, sets, seed=config.seed), sets, seed=config.seed, significance=_share_of_tests())
-        for space in SPACES
-    }
-    result = _result(config, sets, spaces) | {"network": network}
+    network, extractor = _attack_network(config, sets), _open_extractor(config)
+    measured = measure(sets, extractor, choose_device(config.runtime.device, 0), seed=config.seed)
+    spaces = _find(measured, sets, config.seed)
+    result = _result(config, sets, spaces, _verdicts(sets, measured, spaces, config.seed))
+    result |= {"network": network, "extractor": _extractor_record(extractor)}
     write_result(config.out, result)
     print(tables(result))
     if network is not None:
@@ -55,9 +57,33 @@ def audit(config: Audit) -> Result:
     return result
 
 
-def _share_of_tests() -> float:
-    """The significance of one of the tests for copies (Bonferroni)."""
-    return SIGNIFICANCE / len(SPACES)
+def _open_extractor(config: Audit) -> Extractor | None:
+    image = config.image
+    if image.extractor is None:
+        return None
+    return open_extractor(image.extractor, image.weights, image.weights_sha256, config.seed)
+
+
+def _extractor_record(extractor: Extractor | None) -> dict[str, Any] | None:
+    if extractor is None:
+        return None
+    return {"title": extractor.title, "sha256": extractor.sha256, "is_checked": extractor.is_checked}
+
+
+def _find(measured: dict[str, SpaceDistances], sets: AuditSets, seed: int) -> dict[str, SpaceFindings]:
+    """The tests for copies share a significance (Bonferroni)."""
+    share = SIGNIFICANCE / len(measured)
+    return {space: find(one, sets, seed=seed, significance=share) for space, one in measured.items()}
+
+
+def _verdicts(
+    sets: AuditSets, measured: dict[str, SpaceDistances], spaces: dict[str, SpaceFindings], seed: int
+) -> list[Verdict]:
+    """One for each synthetic set."""
+    if len(sets.rows) == 1:
+        return [conclude(_evidence(sets, spaces))]
+    alone = [{space: one.of(rows) for space, one in measured.items()} for rows in sets.rows]
+    return [conclude(_evidence(sets, _find(one, sets, seed))) for one in alone]
 
 
 def _evidence(sets: AuditSets, spaces: dict[str, SpaceFindings]) -> Evidence:
@@ -68,12 +94,12 @@ def _evidence(sets: AuditSets, spaces: dict[str, SpaceFindings]) -> Evidence:
         values = {
             space: findings.planted.get(kind, np.empty(0))
             for space, findings in spaces.items()
-            if kind in SPACES[space]
+            if kind in SPACES.get(space, ())
         }
         planted.append(found_of(kind, values, tests))
     image = spaces["image"]
     return Evidence(
-        synthetic=len(sets.synthetic),
+        synthetic=len(image.distance_N),
         training=len(sets.training),
         held_out=len(sets.held_out),
         training_people=len(set(sets.training_patients)),
@@ -85,12 +111,15 @@ def _evidence(sets: AuditSets, spaces: dict[str, SpaceFindings]) -> Evidence:
             (space, name): found for space, findings in spaces.items() for name, found in findings.attacks.items()
         },
         planted=planted,
+        linkage={space: findings.linkage for space, findings in spaces.items() if findings.linkage is not None},
+        samples=sets.kind.plural,
     )
 
 
-def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) -> Result:
+def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings], verdicts: Sequence[Verdict]) -> Result:
+    """verdicts: of each synthetic set."""
     evidence = _evidence(sets, spaces)
-    found = conclude(evidence)
+    found = worst(conclude(evidence), verdicts)
     adjusted = evidence.adjusted()
     pointed_at = set.union(*(findings.pointed_at for findings in spaces.values()))
     names = ("synthetic", "training", "held_out", "training_people", "held_out_people", "verbatim")
@@ -99,6 +128,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) ->
         "name": config.name or ", ".join(sets.runs),
         "cohort": config.data.name,
         "split": config.reference,
+        "samples": sets.kind.plural,
         **asdict(found),
         "count": {name: getattr(evidence, name) for name in names},
         "spaces": {
@@ -113,6 +143,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) ->
             for space, findings in spaces.items()
         },
         "planted": [{**asdict(one), "share_found": one.share_found} for one in evidence.planted],
+        "linkage": {space: asdict(one) for space, one in evidence.linkage.items()} or NOT_APPLICABLE,
         "resolution": _resolution(evidence, len(pointed_at)),
         "rule": {
             "significance": SIGNIFICANCE,
@@ -124,7 +155,10 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) ->
         "training_overlap": sets.overlap,
         "notes": [*sets.notes, *_notes(config, sets, spaces)],
         "override_privacy_gate": config.override_privacy_gate,
-        "synthetic": [{"count": len(shards), **shards.manifest.extra} for shards in sets.synthetic_sets],
+        "synthetic": [
+            {**one.made_by, "count": len(one.samples), "name": one.name, **asdict(own)}
+            for one, own in zip(sets.synthetic_sets, verdicts, strict=True)
+        ],
         "inputs": _inputs(sets),
         "provenance": collect(),
     }
@@ -144,15 +178,16 @@ def _resolution(evidence: Evidence, pointed_at: int) -> dict[str, Any]:
         "patients_pointed_at": pointed_at,
         "patients_at_most": copies.at_most(pointed_at, evidence.training_people),
         "smallest_false_positive_rate": {
-            "patch": 1 / evidence.held_out,
+            "sample": 1 / evidence.held_out,
             "patient": 1 / evidence.held_out_people,
         },
     }
 
 
 def _inputs(sets: AuditSets) -> dict[str, Any]:
+    kind = "volumes" if sets.kind.plural == "volumes" else "shards"
     return {
-        "synthetic shards": [content_hash(shards.folder) for shards in sets.synthetic_sets],
+        f"synthetic {kind}": [one.content for one in sets.synthetic_sets],
         "reference shards": content_hash(sets.held_out_set.folder),
         "training shards": content_hash(sets.training_set.folder),
     }
@@ -160,9 +195,9 @@ def _inputs(sets: AuditSets) -> dict[str, Any]:
 
 def _notes(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) -> list[str]:
     is_other = config.run is not None and sets.runs != [RunDir(config.run).name]
-    return [f"the network is of {config.run}, the patches of {', '.join(sets.runs)}"] * is_other + [
-        f"{space}: one held-out patient is nearer to the training patches than chance explains: `fail` may be a false "
-        "alarm; look at the nearest pairs"
+    return [f"the network is of {config.run}, the {sets.kind.plural} of {', '.join(sets.runs)}"] * is_other + [
+        f"{space}: one held-out patient is nearer to the training {sets.kind.plural} than chance explains: `fail` may "
+        "be a false alarm; look at the nearest pairs"
         for space, findings in spaces.items()
         if findings.copies.is_one_odd
     ]
@@ -174,9 +209,11 @@ def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
         return None
     device = choose_device(config.runtime.device, 0)
     network = AttackedNetwork(config.run, config.checkpoint, sets.training_set, device)
-    members = network.scores(sets.training_set, [i for _, i in sets.training], seed=config.seed)
-    others = network.scores(sets.held_out_set, [i for _, i in sets.held_out], seed=config.seed)
-    people = sets.training_patients + sets.held_out_patients
+    sides = sets.training_patches, sets.held_out_patches
+    members, others = (
+        network.scores(side[0].shards, [patch.index for patch in side], seed=config.seed) for side in sides
+    )
+    people = [patch.patient for side in sides for patch in side]
     is_member = np.arange(len(people)) < len(members)
     found = attack(np.concatenate([members, others]), is_member, people, seed=config.seed)
     sentence = if_it_left(network.kind, found)
@@ -192,6 +229,6 @@ def _check_gate(config: Audit, result: Result) -> None:
         log.info(f"{text} Overridden: {config.override_privacy_gate}")
     else:
         raise PrivacyError(
-            f"{text} Do not share these patches, or state a reason: override_privacy_gate=REASON (record_only=true "
-            "writes the result without exit 7)"
+            f"{text} Do not share these {result['samples']}, or state a reason: override_privacy_gate=REASON "
+            "(record_only=true writes the result without exit 7)"
         )

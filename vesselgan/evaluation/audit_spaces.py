@@ -1,19 +1,20 @@
-"""What an audit compares patches by, the image, the vessel label or its centreline, and what it finds there.
+"""What an audit compares samples by, the image and its features, the vessel label or its centreline, and what it finds.
 
-N synthetic patches, T training patches, M held-out ones, K planted copies; Q = N + M + K rows, R = T + M columns
+Samples are patches or volumes: N synthetic ones, T training ones, M held-out ones, K planted copies;
+Q = N + M + K rows, R = T + M columns
 """
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
-from tqdm import tqdm
+import torch
 
-from vesselgan.evaluation.audit_sets import AuditSets, Patch
-from vesselgan.metrics.centreline import centreline
-from vesselgan.metrics.oriented_distances import distances, has_content, on_grid
+from vesselgan.evaluation.audit_features import feature_distances
+from vesselgan.evaluation.audit_sets import AuditSets
+from vesselgan.evaluation.features import Extractor
+from vesselgan.metrics.oriented_distances import distances, has_content
 from vesselgan.privacy.attacks.copies import CopyTest, find_copies
+from vesselgan.privacy.attacks.linkage import Linkage, link
 from vesselgan.privacy.attacks.membership import Attack, attack, distance_scores
 from vesselgan.privacy.attacks.neighbours import (
     VERBATIM,
@@ -22,22 +23,42 @@ from vesselgan.privacy.attacks.neighbours import (
     nearest_ratio,
     patient_similarities,
 )
-from vesselgan.privacy.attacks.planted import NUM_PLANTED, SPACES, plant
+from vesselgan.privacy.attacks.planted import NUM_PLANTED, SPACES
+
+FEATURES = "features"
 
 
 @dataclass(frozen=True)
 class SpaceDistances:
-    """Of all patches by one kind of array."""
+    """Of all samples by one kind of array."""
+
+    second_QV: np.ndarray
+    """To training patients' second visits."""
 
     distance_QR: np.ndarray
-    """Rows: synthetic patches, held-out ones, planted copies. Columns: training patches, held-out ones."""
+    """Rows: synthetic samples, held-out ones, planted copies. Columns: training samples, held-out ones."""
     has_content_Q: np.ndarray
-    """Nothing can be copied in the other patches."""
+    """Nothing can be copied in the others."""
     n: int
     t: int
     m: int
     planted: dict[str, slice]
     """Kind -> the rows of its copies."""
+
+    def of(self, rows: slice) -> "SpaceDistances":
+        """Of these synthetic samples alone."""
+        kept = np.r_[np.arange(self.n)[rows], self.n : len(self.distance_QR)]
+        fewer = len(self.distance_QR) - len(kept)
+        planted = {kind: slice(k.start - fewer, k.stop - fewer) for kind, k in self.planted.items()}
+        return SpaceDistances(
+            self.second_QV[kept],
+            self.distance_QR[kept],
+            self.has_content_Q[kept],
+            self.n - fewer,
+            self.t,
+            self.m,
+            planted,
+        )
 
 
 @dataclass(frozen=True)
@@ -48,31 +69,51 @@ class SpaceFindings:
     """Kind -> the copies' values [K], of `neighbours.nearest_ratio`."""
     patients: list[PatientSimilarity]
     pointed_at: set[str]
-    """Training patients whom a synthetic patch below the threshold is nearest to."""
+    """Training patients whom a synthetic sample below the threshold is nearest to."""
     distance_N: np.ndarray
-    """To the nearest training patch."""
+    """To the nearest training sample."""
     nearest_N: np.ndarray
     """Its index."""
+    linkage: Linkage | None
+    """None without a second visit."""
     is_shared: bool
-    """Whether a held-out patch is a training patch too."""
+    """Whether a held-out sample is a training sample too."""
 
 
-def measure(space: str, sets: AuditSets, *, seed: int) -> SpaceDistances:
-    """All distances, with copies of training patches planted among the synthetic ones."""
-    real_RXYZ = on_grid(_arrays(space, sets.training + sets.held_out))
-    n, t, m = len(sets.synthetic), len(sets.training), len(sets.held_out)
-    rows = [on_grid(_arrays(space, sets.synthetic)), real_RXYZ[t:]]
+def measure(
+    sets: AuditSets, extractor: Extractor | None, device: torch.device, *, seed: int
+) -> dict[str, SpaceDistances]:
+    """Space -> all distances; of images by the features of `extractor`, too."""
+    measured = {space: _measure(space, sets, seed) for space in SPACES}
+    return measured if extractor is None else measured | {FEATURES: _measure_features(sets, extractor, device)}
+
+
+def _measure(space: str, sets: AuditSets, seed: int) -> SpaceDistances:
+    """With copies of training samples planted among the synthetic ones."""
+    kind, n, t, m = sets.kind, len(sets.synthetic), len(sets.training), len(sets.held_out)
+    real_RXYZ = kind.arrays(space, sets.training + sets.held_out + sets.second_visits)
+    rows = [kind.arrays(space, sets.synthetic), real_RXYZ[t : t + m]]
     planted, start = {}, n + m
     sources = np.flatnonzero(has_content(real_RXYZ[:t]))
-    for number, kind in enumerate(SPACES[space] if len(sources) else ()):
+    for number, way in enumerate(SPACES[space] if len(sources) else ()):
         rng = np.random.default_rng((seed, number))
         chosen = rng.choice(sources, NUM_PLANTED).tolist()
-        copies = (plant(kind, _read(space, sets.training[i]), rng) for i in chosen)
-        rows.append(on_grid(_transformed(space, copy_XYZ) for copy_XYZ in copies))
-        planted[kind] = slice(start, start + NUM_PLANTED)
+        rows.append(np.stack([kind.planted(way, space, sets.training[i], real_RXYZ[i], rng) for i in chosen]))
+        planted[way] = slice(start, start + NUM_PLANTED)
         start += NUM_PLANTED
     query_QXYZ = np.concatenate(rows)
-    return SpaceDistances(distances(query_QXYZ, real_RXYZ), has_content(query_QXYZ), n, t, m, planted)
+    distance_QR, second_QV = np.split(distances(query_QXYZ, real_RXYZ), [t + m], axis=1)
+    return SpaceDistances(second_QV, distance_QR, has_content(query_QXYZ), n, t, m, planted)
+
+
+def _measure_features(sets: AuditSets, extractor: Extractor, device: torch.device) -> SpaceDistances:
+    """Copies are planted among the images alone."""
+    kind, n, t, m = sets.kind, len(sets.synthetic), len(sets.training), len(sets.held_out)
+    real_RXYZ = kind.arrays("image", sets.training + sets.held_out + sets.second_visits)
+    query_QXYZ = np.concatenate([kind.arrays("image", sets.synthetic), real_RXYZ[t : t + m]])
+    distance = feature_distances(query_QXYZ, real_RXYZ, extractor, mirrorings=kind.mirrorings, device=device)
+    distance_QR, second_QV = np.split(distance, [t + m], axis=1)
+    return SpaceDistances(second_QV, distance_QR, has_content(query_QXYZ), n, t, m, {})
 
 
 def find(measured: SpaceDistances, sets: AuditSets, *, seed: int, significance: float) -> SpaceFindings:
@@ -102,7 +143,24 @@ def find(measured: SpaceDistances, sets: AuditSets, *, seed: int, significance: 
         pointed_at={training_patients[i] for i in nearest_N[is_below_N]},
         distance_N=distance_QR[:n, :t].min(1),
         nearest_N=nearest_N,
+        linkage=_linkage(measured, sets, seed),
         is_shared=bool((distance_QR[n : n + m, :t] < VERBATIM).any()),
+    )
+
+
+def _linkage(measured: SpaceDistances, sets: AuditSets, seed: int) -> Linkage | None:
+    if not sets.second_visits:
+        return None
+    n, t, m = measured.n, measured.t, measured.m
+    to_second_QV, to_training_QT = measured.second_QV, measured.distance_QR[:, :t]
+    return link(
+        to_second_QV[:n],
+        to_training_QT[:n],
+        to_second_QV[n : n + m],
+        to_training_QT[n : n + m],
+        [sample.patient for sample in sets.second_visits],
+        sets.training_patients,
+        seed=seed,
     )
 
 
@@ -115,20 +173,3 @@ def _attacks(
     scores = distance_scores(to_synthetic_RN, to_held_out_RM, left_out(held_out_patients, people, seed=seed))
     is_member_R = np.arange(len(people)) < measured.t
     return {name: attack(score_R, is_member_R, people, seed=seed) for name, score_R in scores.items()}
-
-
-def _arrays(space: str, patches: Sequence[Patch]) -> Iterator[np.ndarray]:
-    for patch in tqdm(patches, unit="patch", desc=space, disable=None):
-        yield _transformed(space, _read(space, patch))
-
-
-def _read(space: str, patch: Patch) -> np.ndarray:
-    shards, i = patch
-    return shards.image(i) if space == "image" else shards.label(i)
-
-
-def _transformed(space: str, array_XYZ: np.ndarray) -> np.ndarray:
-    """The centreline, blurred by a voxel so that near misses count, of a label; other arrays as they are."""
-    if space != "centreline":
-        return array_XYZ
-    return ndimage.gaussian_filter(centreline(array_XYZ.astype(np.uint8)).astype(np.float32), 1.0)

@@ -10,18 +10,25 @@ from vesselgan.formats.results import Result
 
 
 def tables(result: Result) -> str:
-    """Copies, planted copies, membership with its controls, patients; a blank line between."""
-    count, resolution = result["count"], result["resolution"]
-    people = {side: f"{count[side]} {name} patches of {count[side + '_people']} patients" for side, name in SIDES}
-    head = f"{result['name']}: {count['synthetic']} synthetic patches, {people['training']}, {people['held_out']}"
+    """Copies, planted copies, membership with its controls, patients, each set's verdict; a blank line between."""
+    count, resolution, samples = result["count"], result["resolution"], result["samples"]
+    people = {side: f"{count[side]} {name} {samples} of {count[side + '_people']} patients" for side, name in SIDES}
+    head = f"{result['name']}: {count['synthetic']} synthetic {samples}, {people['training']}, {people['held_out']}"
     rates = resolution["smallest_false_positive_rate"]
     pointed_at, share = resolution["patients_pointed_at"], resolution["patients_at_most"]
     limits = (
-        f"patches below a threshold point to {pointed_at} of {count['training_people']} training patients, at most "
-        f"{share:.1%} of such patients (95 %); false positive rates below {rates['patch']:.2%} of patches and "
+        f"{samples} below a threshold point to {pointed_at} of {count['training_people']} training patients, at most "
+        f"{share:.1%} of such patients (95 %); false positive rates below {rates['sample']:.2%} of {samples} and "
         f"{rates['patient']:.1%} of patients cannot be seen"
     )
-    parts = [head, _copies(result), _planted(result), _membership(result), _patients(result), limits]
+    parts = [head, _copies(result), _planted(result), _membership(result), _patients(result), _linkage(result), limits]
+    if len(result["synthetic"]) > 1:
+        parts.append(
+            "\n".join(
+                f"set {i}, {one['name']}: {one['verdict']}: {one['sentence']}"
+                for i, one in enumerate(result["synthetic"], 1)
+            )
+        )
     return printable("\n\n".join(parts))
 
 
@@ -32,6 +39,8 @@ def _copies(result: Result) -> str:
     rows = {
         f"copies by {space}": {
             "nearer than all held-out": f"{found['copies']['below']} of {found['copies']['synthetic']}",
+            "ratio to held-out": f"{found['copies']['median']:.2f}",
+            "of held-out": f"{found['copies']['median_held_out']:.2f}",
             "chance": f"{found['copies']['chance']:.2g}",
             "share at most": f"{found['copies']['share_at_most']:.2%}",
         }
@@ -63,7 +72,7 @@ def _membership(result: Result) -> str:
 
 
 def _attack_row(found: dict[str, Any]) -> dict[str, str]:
-    auc, tpr = found["patch"]["auc"], found["patch"]["tpr"]
+    auc, tpr = found["sample"]["auc"], found["sample"]["tpr"]
     return {
         "AUC": f"{auc['value']:.2f} {_interval(auc['interval'])}",
         "among members": _interval(auc["control_members"]),
@@ -81,6 +90,21 @@ def _patients(result: Result) -> str:
             "rank among held-out": f"{found['patients'][0]['rank']} of {found['patients'][0]['of']}",
         }
         for space, found in result["spaces"].items()
+    }
+    return _text(rows)
+
+
+def _linkage(result: Result) -> str:
+    found = result["linkage"]
+    if isinstance(found, str):
+        return f"linkage of two visits: {found}"
+    rows = {
+        f"second visits linked to the first by {space}": {
+            "linked": f"{one['linked']} of {one['patients']}",
+            "by held-out": f"{one['control']} of {one['patients']}",
+            "p": f"{one['p']:.2g} alone",
+        }
+        for space, one in found.items()
     }
     return _text(rows)
 

@@ -49,7 +49,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     _check_sets(synthetic, reference)
     config = _with_label_threshold(config, synthetic)
     training, cache_dir = training_shards(cohort_dir), Path(config.work_dir) / "features"
-    trained_note = check_trained_on(synthetic, training) if training is not None else None
+    trained_note = check_trained_on(synthetic.folder, synthetic.manifest.extra, training)
     if settings.reference == "train":
         overlap = "the training split, asked by name"
     else:

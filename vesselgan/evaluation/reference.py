@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,14 +36,19 @@ def training_shards(cohort_dir: str) -> ShardSet | None:
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
-def check_trained_on(synthetic: ShardSet, training: ShardSet) -> str | None:
-    """Returns a note if the patches do not record their training set; raises DataError if it is not `training`."""
-    trained_on = synthetic.manifest.extra.get("trained_on")
+def check_trained_on(folder: Path, made_by: Mapping[str, Any], training: ShardSet | None) -> str | None:
+    """Returns a note if samples do not record their training set; raises DataError if it is not `training`.
+
+    made_by: what `folder` records of its generator. Without `training` nothing is checked.
+    """
+    trained_on = made_by.get("trained_on")
+    if training is None:
+        return None
     if trained_on is None:
-        return "the patches do not record what their GAN was trained on: that it was these shards is not checked"
+        return "the samples do not record what their generator learned from: that it was these shards is not checked"
     if trained_on != content_hash(training.folder):
         raise DataError(
-            f"{synthetic.folder}: their GAN was trained on other shards than {training.folder}, so neither copies nor "
+            f"{folder}: their GAN was trained on other shards than {training.folder}, so neither copies nor "
             "shared patients would be found; name the cohort of its training with data="
         )
     return None

@@ -12,6 +12,7 @@ from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.results import Results
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, read_manifest
+from vesselgan.formats.synthetic_volumes import SyntheticVolumes
 
 IDENTITY = ("name", "cohort_dir")
 """Settings of `data` that say which cohort it is, not how it is read."""
@@ -56,9 +57,10 @@ def _named(config: Any) -> Iterator[Path]:
 def _data_of(path: Path, work_dir: Path, *, is_results: bool) -> Data | None:
     if (run := RunDir(path)).exists():
         return run.settings()[0].get("data")
-    if (path / MANIFEST).is_file():
+    has_manifest, volumes = (path / MANIFEST).is_file(), SyntheticVolumes(path)
+    if has_manifest or volumes.exists():
         # A set names its run, without a path: it may be passed on.
-        name = str(read_manifest(path).extra.get("run"))
+        name = str((read_manifest(path).extra if has_manifest else volumes.settings()).get("run"))
         runs = [RunDir(path.parent), RunDir(work_dir / "runs" / name)]
         return next((run.settings()[0].get("data") for run in runs if run.exists() and run.name == name), None)
     # A result may have the name of a record of predictions.

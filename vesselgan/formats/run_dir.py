@@ -31,8 +31,6 @@ CONFIG, PROVENANCE, SESSIONS, FINISHED = "config.yaml", "provenance.json", "sess
 METRICS, LOG, EVENTS, ARCHITECTURE = "metrics.jsonl", "log.txt", "tensorboard", "architecture.json"
 LOCK, STOP, REQUEUE = "lock", "stop", "requeue"
 SIGNS_OF_LIFE = (METRICS, LOG, SESSIONS, CHECKPOINTS)
-HEADS_COMPARISON = "comparison.json"
-"""Beside synthetic heads: their statistics and those of the training cohort."""
 
 
 class RunDir:

@@ -106,6 +106,8 @@ def _privacy(facts: Facts) -> Iterator[str]:
     yield "## Privacy"
     yield ""
     yield f"- audit: **{audit['verdict']}**: {audit['sentence']}"
+    for i, one in enumerate(audit["synthetic"], 1) if len(audit["synthetic"]) > 1 else ():
+        yield f"- set {i} alone, {counted(one['count'], 'pair')}: {one['verdict']}: {one['sentence']}"
     yield from (f"- {text}" for text in facts.closed if not text.startswith(audit["verdict"]))
     yield f"- power: {_power(audit)}"
     resolution = audit["resolution"]

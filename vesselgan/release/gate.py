@@ -36,7 +36,7 @@ def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Resul
             "cohort of the generator's training with data="
         )
     for one in sets:
-        if note := check_trained_on(one, training):
+        if note := check_trained_on(one.folder, one.manifest.extra, training):
             log.info(f"note: {one.folder}: {note}")
     audited = inputs.get("synthetic shards")
     if not isinstance(audited, list) or sorted(audited) != sorted(content_hash(one.folder) for one in sets):

@@ -10,7 +10,8 @@ import numpy as np
 from vesselgan.core.errors import DataError, check_readable
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.intensities import scale_to_255
-from vesselgan.formats.run_dir import HEADS_COMPARISON, RunDir
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.synthetic_volumes import COMPARISON, SyntheticVolumes
 from vesselgan.formats.volumes import read_image, read_label
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, Table, file_name, text_frame
@@ -18,6 +19,7 @@ from vesselgan.report.figures import Sample
 from vesselgan.report.runs import Run
 from vesselgan.viz import pictures
 
+READERS = {"images": read_image, "labels": read_label}
 AXES = {2: "axial", 1: "coronal", 0: "sagittal"}
 
 
@@ -33,11 +35,11 @@ def section(runs: Sequence[Run], cohort_dir: str | Path) -> Section | None:
 
     Raises DataError for a volume or a comparison that cannot be read.
     """
-    folders = {run.title: RunDir(run.folder).synthetic_volumes for run in runs}
-    made = {title: images for title, folder in folders.items() if (images := sorted(folder.glob("images/*.nii.gz")))}
+    folders = {run.title: SyntheticVolumes(RunDir(run.folder).synthetic_volumes) for run in runs}
+    made = {title: volumes for title, volumes in folders.items() if volumes.subjects}
     if not made:
         return None
-    heads = [*_real(Path(cohort_dir)), *(_synthetic(title, images[0]) for title, images in made.items())]
+    heads = [*_real(Path(cohort_dir)), *(_synthetic(title, volumes) for title, volumes in made.items())]
     white = figures.window([head.sample for head in heads[:1]])
     drawn = {head.title: _pictures(head, white) for head in heads}
     figure = Figure(
@@ -51,7 +53,7 @@ def section(runs: Sequence[Run], cohort_dir: str | Path) -> Section | None:
     files: Files = {}
     for title, shown in drawn.items():
         files[f"head-{file_name(title)}.png"] = pictures.encode_png(pictures.sheet([[image for image, _ in shown]]))
-    tables = [_comparison(title, images[0].parents[1] / HEADS_COMPARISON) for title, images in made.items()]
+    tables = [_comparison(title, volumes.folder / COMPARISON) for title, volumes in made.items()]
     return Section("Whole heads", [figure, *(block for blocks in tables for block in blocks)], files)
 
 
@@ -67,8 +69,8 @@ def _real(cohort_dir: Path) -> list[_Head]:
     return [_Head("Real", Sample(0, name, "real", image_XYZ, subject.read_label().data_XYZ), volume.spacing_mm)]
 
 
-def _synthetic(title: str, image: Path) -> _Head:
-    volume, label = read_image(image), read_label(image.parents[1] / "labels" / image.name)
+def _synthetic(title: str, volumes: SyntheticVolumes) -> _Head:
+    volume, label = (read(volumes.path(kind, volumes.subjects[0])) for kind, read in READERS.items())
     return _Head(title, Sample(0, title, "synthetic", volume.data_XYZ, label.data_XYZ), volume.spacing_mm)
 
 

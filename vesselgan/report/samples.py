@@ -32,7 +32,7 @@ from vesselgan.viz import pictures, plots
 
 NUM_SHOWN = 4
 NUM_COMPARED = 32  # synthetic, and as many real patches, whose nearest neighbours are compared
-AUDIT_KEYS = {"verdict", "sentence", "override_privacy_gate", "inputs"}
+AUDIT_KEYS = {"verdict", "sentence", "override_privacy_gate", "inputs", "synthetic"}
 CSV_COLUMNS = ("kind", "patch", "nearest training patch", "its subject", "distance")
 FIGURES = {False: "Figure 4", True: "Figure B.1"}
 """Whether the GANs are differentially private -> the paper's figure of their samples."""
@@ -183,8 +183,8 @@ def _exceptions(galleries: Sequence[Gallery]) -> str:
 
 
 def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tuple[str, str]]:
-    """(verdict, sentence) of every audit of these patches, or, said so, of others of the same weights; raises DataError
-    for a damaged one.
+    """(verdict, sentence) of every audit of these patches, or, said so, of other samples of the same weights; of
+    several audited sets each set's own. Raises DataError for a damaged one.
     """
     content, weights = content_hash(synthetic.folder), synthetic.manifest.extra.get("weights_sha256")
     verdicts = []
@@ -193,19 +193,17 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
             continue
         if missing := AUDIT_KEYS - set(audit):
             raise DataError(f"an audit's result lacks {', '.join(sorted(missing))}; remove it and audit again")
-        audited = audit["inputs"].get("synthetic shards") if isinstance(audit["inputs"], dict) else None
-        is_of_these = isinstance(audited, list) and content in audited
-        if is_of_these or (weights is not None and weights in _weights_of(audit)):
-            override = audit["override_privacy_gate"]
-            sentence = audit["sentence"] if override is None else f"{audit['sentence']} Overridden: {override}."
-            sentence = sentence if is_of_these else f"(of other patches of this generator) {sentence}"
-            verdicts.append((str(audit["verdict"]), str(sentence)))
+        try:
+            audited = audit["inputs"].get("synthetic shards") or [None] * len(audit["synthetic"])
+            sets = [(sha256, dict(one)) for sha256, one in zip(audited, audit["synthetic"], strict=True)]
+            these = [one for sha256, one in sets if sha256 == content]
+            alike = [one for _, one in sets if weights is not None and one.get("weights_sha256") == weights]
+            said = "" if audit["override_privacy_gate"] is None else f" Overridden: {audit['override_privacy_gate']}."
+            of = "" if these else "(of other samples of this generator) "
+            verdicts += [(str(one["verdict"]), f"{of}{one['sentence']}{said}") for one in these or alike]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"an audit's result is damaged ({error}); remove it and audit again") from error
     return verdicts
-
-
-def _weights_of(audit: dict[str, Any]) -> list[str]:
-    sets = audit.get("synthetic")
-    return [str(one.get("weights_sha256")) for one in sets if isinstance(one, dict)] if isinstance(sets, list) else []
 
 
 def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:

@@ -18,6 +18,7 @@ from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
 from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
+from vesselgan.formats.synthetic_volumes import SETTINGS
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
@@ -25,7 +26,6 @@ from vesselgan.synthesis.comparison import log_comparison
 from vesselgan.synthesis.sampler import TrainedGenerator, check_makes_labels, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
-SETTINGS = "generation.json"
 
 
 def generate(config: Generate) -> ShardSet:

@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
-from vesselgan.core.names import path_in
 from vesselgan.formats.cohort import Cohort, shards_dir
 from vesselgan.formats.intensities import scale_to_255
-from vesselgan.formats.run_dir import HEADS_COMPARISON, RunDir
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
+from vesselgan.formats.synthetic_volumes import COMPARISON, SyntheticVolumes
 from vesselgan.formats.volumes import read_image, read_label, read_mask
 from vesselgan.metrics.volume_statistics import VolumeStatistics, seam_statistic, volume_statistics
 from vesselgan.synthesis.windows import Windows
@@ -23,9 +22,9 @@ Ranges = dict[str, list[float]]
 """Name of a statistic -> smallest and largest of the volumes; of radii the 5th, 50th and 95th percentile."""
 
 
-def compare_with_training(out: Path, subjects: list[str], windows: Windows, run: RunDir) -> None:
-    """Logs the ranges of both sets' statistics, and writes them to OUT/comparison.json."""
-    sets = {"synthetic heads": _ranges(_of_synthetic(out, name, windows) for name in subjects[:MAX_VOLUMES])}
+def compare_with_training(volumes: SyntheticVolumes, subjects: list[str], windows: Windows, run: RunDir) -> None:
+    """Logs the ranges of both sets' statistics, and writes them beside the heads."""
+    sets = {"synthetic heads": _ranges(_of_synthetic(volumes, name, windows) for name in subjects[:MAX_VOLUMES])}
     cohort_dir = run.config("train_gan").data.cohort_dir
     folder = shards_dir(cohort_dir, "gan", "train")
     if (folder / MANIFEST).is_file() and content_hash(folder) == run.trained_on():
@@ -36,14 +35,16 @@ def compare_with_training(out: Path, subjects: list[str], windows: Windows, run:
     for name, ranges in sets.items():
         texts = [f"{statistic} {' '.join(f'{value:.4g}' for value in values)}" for statistic, values in ranges.items()]
         log.info(f"{name}: {', '.join(texts)}")
-    write_text(out / HEADS_COMPARISON, json.dumps(sets, indent=1) + "\n")
+    write_text(volumes.folder / COMPARISON, json.dumps(sets, indent=1) + "\n")
 
 
-def _of_synthetic(out: Path, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
-    image, label = (path_in(out / kind, name, ".nii.gz") for kind in ("images", "labels"))
-    volume = read_image(image)
-    mask_XYZ = read_mask(path_in(out / "masks", name, ".nii.gz")).data_XYZ
-    statistics = volume_statistics(volume.data_XYZ, read_label(label).data_XYZ, mask_XYZ, volume.spacing_mm)
+def _of_synthetic(volumes: SyntheticVolumes, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
+    volume = read_image(volumes.path("images", name))
+    label_XYZ, mask_XYZ = (
+        read_label(volumes.path("labels", name)).data_XYZ,
+        read_mask(volumes.path("masks", name)).data_XYZ,
+    )
+    statistics = volume_statistics(volume.data_XYZ, label_XYZ, mask_XYZ, volume.spacing_mm)
     return statistics, seam_statistic(volume.data_XYZ, windows.borders)
 
 

@@ -1,7 +1,6 @@
 """Whole labelled heads as a cohort: the vessel tree from a procedure, the image from a flow that is given it.
 
-OUT/images/<subject>.nii.gz, OUT/labels/<subject>.nii.gz, OUT/masks/<subject>.nii.gz: what data=pairs reads. The tree is
-nobody's (vesselgan.anatomy); the image's network has seen patients' patches.
+The tree is nobody's (vesselgan.anatomy); the image's network has seen patients' patches.
 """
 
 import json
@@ -18,21 +17,18 @@ from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import NumericError, UsageError
-from vesselgan.core.names import path_in
 from vesselgan.data.patches import HALF_RANGE
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.synthetic_volumes import KINDS, SETTINGS, SyntheticVolumes
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime import distributed
-from vesselgan.synthesis.generate import SETTINGS, canonical_affine, is_begun, origin_of
+from vesselgan.synthesis.generate import canonical_affine, is_begun, origin_of
 from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
 from vesselgan.synthesis.volume_comparison import compare_with_training
 from vesselgan.synthesis.windows import Windows, make_image
-
-KINDS = ("labels", "masks", "images")
-"""The image is written last: with it a head is complete."""
 
 
 def generate_volumes(config: Generate) -> Path:
@@ -47,8 +43,11 @@ def generate_volumes(config: Generate) -> Path:
     check_settings({"volumes": config.volumes, "batch_size": config.batch_size}, config.seed, trained.label_threshold)
     spacing_mm = [float(mm) for mm in config.spacing_mm or trained.state["manifest"]["spacing_mm"]]
     network = _check_heads(trained, config.shape, spacing_mm)
+    run = RunDir(config.run)
     settings = {**origin_of(trained), "seed": config.seed, "shape": list(config.shape), "spacing_mm": spacing_mm}
-    out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic_volumes
+    settings["trained_on"] = run.trained_on()
+    volumes = SyntheticVolumes(config.out if config.out is not None else run.synthetic_volumes)
+    out = volumes.folder
     subjects = {f"synthetic-{seed}": seed for seed in (sample_seed(config.seed, i) for i in range(config.volumes))}
     world = distributed.join_ranks(config.runtime.device)
     try:
@@ -56,20 +55,18 @@ def generate_volumes(config: Generate) -> Path:
             write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
         distributed.barrier()
         network.to(world.device)
-        missing = {
-            name: seed for name, seed in subjects.items() if not path_in(out / "images", name, ".nii.gz").is_file()
-        }
+        missing = {name: seed for name, seed in subjects.items() if not volumes.is_complete(name)}
         ranks = f" on {world.size} ranks" if world.size > 1 else ""
         log.info(f"{out}: making {counted(len(missing), 'head')} of {'x'.join(map(str, config.shape))}{ranks}")
         distributed.barrier()  # every rank has listed what is missing
         started = time.perf_counter()
         own = dict(list(missing.items())[world.rank :: world.size])
-        _write_heads(network, own, config, spacing_mm, out, show_progress=world.is_main and sys.stderr.isatty())
+        _write_heads(network, own, config, spacing_mm, volumes, show_progress=world.is_main and sys.stderr.isatty())
         distributed.barrier()
         log.info(f"{out}: {counted(len(subjects), 'head')}, {time.perf_counter() - started:.1f} s")
         if world.is_main:
             windows = Windows(_three(config.shape), network.patch_shape)
-            compare_with_training(out, list(subjects), windows, RunDir(config.run))
+            compare_with_training(volumes, list(subjects), windows, run)
     finally:
         distributed.stop()
     return out
@@ -100,7 +97,7 @@ def _write_heads(
     subjects: dict[str, int],
     config: Generate,
     spacing_mm: Sequence[float],
-    out: Path,
+    volumes: SyntheticVolumes,
     *,
     show_progress: bool,
 ) -> None:
@@ -117,7 +114,7 @@ def _write_heads(
                 )
             image_XYZ = (image_XYZ + np.float32(1)) * np.float32(HALF_RANGE)
             for kind, array in zip(KINDS, (head.label_XYZ, head.mask_XYZ, image_XYZ), strict=True):
-                write_volume(path_in(out / kind, subject, ".nii.gz"), array, affine, SYNTHETIC)
+                write_volume(volumes.path(kind, subject), array, affine, SYNTHETIC)
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:

@@ -221,12 +221,12 @@ def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
 
 
 def _release_stages(work: Path, overrides: tuple[str, ...]) -> list[Stage]:
-    """Audit and release of a few patches of the paper's GAN: of more, the audit would take minutes."""
+    """Audit and release of a few patches of the paper's GAN: of more, or by features too, it would take minutes."""
     run_dir, patches, out = _generator_dir(work, "sn_mp"), work / "demo/patches", work / "results/audit.json"
     number = (f"num_patches={NUM_RELEASED}", "batch_size=32")
     generate = vesselgan("generate", setting("run", run_dir), *number, setting("out", patches))
     of_patches = (setting("run", run_dir), f"synthetic=[{quoted(patches)}]")
-    audit = _launch("audit", overrides, *of_patches, setting("out", out), "record_only=true")
+    audit = _launch("audit", overrides, *of_patches, setting("out", out), "image.extractor=null", "record_only=true")
     release = _launch("release", overrides, *of_patches, setting("audit", out), setting("reason", REASON))
     # On one thread, as if two processes shared the cores: its many small products wait for each other on two.
     title = f"privacy audit of {NUM_RELEASED} patches"

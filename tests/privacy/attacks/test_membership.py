@@ -22,8 +22,13 @@ def test_auc_is_scikit_learns() -> None:
     score, is_member, patients = drawn(0.7)
     score = score.round(1)  # with ties
     found = attack(score, is_member, patients, seed=0)
-    assert found.patch.auc.value == pytest.approx(roc_auc_score(is_member, score))
-    assert (found.patch.members, found.patch.others, found.patient.members, found.patient.others) == (300, 180, 20, 12)
+    assert found.sample.auc.value == pytest.approx(roc_auc_score(is_member, score))
+    assert (found.sample.members, found.sample.others, found.patient.members, found.patient.others) == (
+        300,
+        180,
+        20,
+        12,
+    )
     means = score.reshape(-1, 15).mean(1)
     assert found.patient.auc.value == pytest.approx(roc_auc_score(is_member[::15], means))
 
@@ -32,18 +37,18 @@ def test_tpr_is_counted_above_one_percent() -> None:
     # Of 200 others two may lie above: the threshold is 197, and half of the members pass it.
     score = np.concatenate([np.arange(200), np.tile([500, 100], 30)]).astype(float)
     is_member = np.arange(260) >= 200
-    tpr = attack(score, is_member, [f"p{i}" for i in range(260)], seed=0).patch.tpr
+    tpr = attack(score, is_member, [f"p{i}" for i in range(260)], seed=0).sample.tpr
     assert tpr.value == 0.5 and tpr.interval[0] < 0.5 < tpr.interval[1]
     assert tpr.control_others is not None and tpr.control_members is None
     few = attack(score[150:], is_member[150:], [f"p{i}" for i in range(110)], seed=0)
-    assert few.patch.tpr is None
+    assert few.sample.tpr is None
 
 
 def test_members_are_told_and_controls_are_not() -> None:
     found = attack(*drawn(3.0), seed=0)
-    assert found.patch.auc.value > 0.9 and found.patient.auc.value == 1.0 and found.p == pytest.approx(1e-4)
-    assert found.patch.auc.interval[0] > 0.9
-    for control in (found.patch.auc.control_members, found.patch.auc.control_others):
+    assert found.sample.auc.value > 0.9 and found.patient.auc.value == 1.0 and found.p == pytest.approx(1e-4)
+    assert found.sample.auc.interval[0] > 0.9
+    for control in (found.sample.auc.control_members, found.sample.auc.control_others):
         assert control[0] < 0.5 < control[1] < 0.8
 
 
@@ -54,7 +59,7 @@ def test_p_is_uniform_where_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     found = [attack(*drawn(0.0, patches=6, seed=seed), seed=seed) for seed in range(200)]
     alarms = np.mean([one.p <= 0.05 for one in found])
     assert alarms == pytest.approx(0.05, abs=0.062)  # four standard errors of 200
-    inside = np.mean([one.patch.auc.interval[0] <= 0.5 <= one.patch.auc.interval[1] for one in found])
+    inside = np.mean([one.sample.auc.interval[0] <= 0.5 <= one.sample.auc.interval[1] for one in found])
     assert inside > 0.85
 
 
@@ -72,14 +77,14 @@ def test_few_patches_of_members_are_no_alarm(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_five_patients_prove_nothing() -> None:
     found = attack(*drawn(9.0, members=3, others=2), seed=0)
-    assert found.patch.auc.value == 1.0 and found.p > 0.05  # one of ten splits
-    assert found.patch.auc.interval is None and found.patch.auc.control_others is None
+    assert found.sample.auc.value == 1.0 and found.p > 0.05  # one of ten splits
+    assert found.sample.auc.interval is None and found.sample.auc.control_others is None
 
 
 def test_equal_scores_tell_nothing() -> None:
     _, is_member, patients = drawn(0.0)
     found = attack(np.full(len(patients), 0.1), is_member, patients, seed=0)
-    assert (found.patch.auc.value, found.patient.auc.value, found.p, found.patch.tpr.value) == (0.5, 0.5, 1.0, 0.0)
+    assert (found.sample.auc.value, found.patient.auc.value, found.p, found.sample.tpr.value) == (0.5, 0.5, 1.0, 0.0)
 
 
 def test_scores_by_distance_are_higher_near_samples() -> None:

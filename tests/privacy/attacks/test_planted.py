@@ -9,19 +9,20 @@ from vesselgan.privacy.attacks import planted
 from vesselgan.privacy.attacks.copies import find_copies
 
 PATCH = np.random.default_rng(0).normal(size=(8, 8, 6)).astype(np.float32)
+MOVED = {"axes": (0, 1, 2), "max_shift": (1, 1, 1)}
 
 
 @pytest.mark.parametrize("kind", [*planted.IMAGE_KINDS, planted.LABEL_ONLY])
 def test_planted_copies_are_near_and_not_equal(kind: str) -> None:
     rng = np.random.default_rng(1)
-    copies = np.stack([planted.plant(kind, PATCH, rng) for _ in range(20)])
+    copies = np.stack([planted.plant(kind, PATCH, rng, **MOVED) for _ in range(20)])
     assert copies.shape == (20, *PATCH.shape) and not any(np.array_equal(copy, PATCH) for copy in copies)
     assert distances(copies, PATCH[None]).max() < (0.3 if kind in ("noisy", "all_three") else 5e-3)
 
 
 def test_a_planted_label_stays_a_label() -> None:
     label = (PATCH > 1).astype(np.uint8)
-    copy = planted.plant(planted.LABEL_ONLY, label, np.random.default_rng(2))
+    copy = planted.plant(planted.LABEL_ONLY, label, np.random.default_rng(2), **MOVED)
     assert set(np.unique(copy).tolist()) == {0, 1}
 
 

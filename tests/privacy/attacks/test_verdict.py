@@ -9,7 +9,7 @@ from vesselgan.privacy.attacks import copies, verdict
 from vesselgan.privacy.attacks.copies import find_copies
 from vesselgan.privacy.attacks.membership import Attack, Estimate, Level
 from vesselgan.privacy.attacks.planted import found_of
-from vesselgan.privacy.attacks.verdict import CANNOT_CONCLUDE, FAIL, PASS, Evidence, conclude
+from vesselgan.privacy.attacks.verdict import CANNOT_CONCLUDE, FAIL, PASS, Evidence, conclude, worst
 
 
 def attack(auc: float, p: float) -> Attack:
@@ -40,7 +40,7 @@ def test_nothing_found_with_power_passes() -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (evidence(below=40), "40 of 2000 synthetic patches are nearer to a training image"),
+        (evidence(below=40), "40 of 2000 synthetic patches are nearer by image to a training one"),
         (replace(evidence(), verbatim=1), "1 of 2000 synthetic patches are training patches"),
         (replace(evidence(), attacks={("label", "density"): attack(0.8, 1e-3)}), "density of the label tells training"),
         (replace(evidence(share_found=0.0), verbatim=1, training_people=2), "are training patches"),
@@ -64,6 +64,14 @@ def test_what_is_found_fails(changed: Evidence, said: str) -> None:
 def test_what_cannot_be_told_does_not_pass(changed: Evidence, said: str) -> None:
     found = conclude(changed)
     assert found.verdict == CANNOT_CONCLUDE and said in found.reasons[0]
+
+
+def test_the_worst_set_decides_for_all() -> None:
+    good, bad = conclude(evidence()), conclude(replace(evidence(), verbatim=1))
+    assert worst(good, [good]) == good
+    found = worst(good, [good, bad])
+    assert found.verdict == FAIL and found.reasons == [f"set 2: {bad.reasons[0]}"]
+    assert found.reasons[0] in found.sentence and good.sentence in found.sentence
 
 
 def test_many_attacks_raise_no_more_alarms() -> None:

@@ -41,6 +41,9 @@ class CopyTest:
     held_out: int
     threshold: float
     """The smallest value of a held-out patch."""
+    median: float
+    """Of the generated patches' values."""
+    median_held_out: float
     below: int
     """Generated patches below it."""
     chance: float
@@ -75,13 +78,15 @@ def find_copies(
     if len(patients_M) != m or min(value_N.min(initial=0), held_out_M.min(initial=0)) < 0:
         raise DataError(f"{m} held-out patches of {len(patients_M)} patients: expected a patient each, and values >= 0")
     if not n or not m:
-        return CopyTest(n, m, 0.0, 0, 1.0, significance, None, 1.0, False)
+        return CopyTest(n, m, 0.0, 1.0, 1.0, 0, 1.0, significance, None, 1.0, False)
     threshold = float(held_out_M.min())
     below = int((value_N < threshold).sum())
     return CopyTest(
         synthetic=n,
         held_out=m,
         threshold=threshold,
+        median=float(np.median(value_N)),
+        median_held_out=float(np.median(held_out_M)),
         below=below,
         chance=1.0 if below == 0 else float(chances_of(n, m)[below - 1]),
         significance=significance,

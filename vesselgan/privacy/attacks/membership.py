@@ -55,10 +55,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Attack:
-    patch: Level
+    sample: Level
+    """Of patches, or of whole volumes."""
     patient: Level
     p: float
-    """One-sided, of the patches' AUC, over permutations of the patients' membership."""
+    """One-sided, of the samples' AUC, over permutations of the patients' membership."""
 
 
 def distance_scores(

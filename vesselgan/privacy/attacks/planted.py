@@ -7,7 +7,6 @@ import numpy as np
 from scipy import ndimage
 from scipy.stats import binomtest
 
-from vesselgan.metrics.oriented_distances import block_sizes
 from vesselgan.privacy.attacks.copies import SHARE, CopyTest
 
 NUM_PLANTED = 100
@@ -15,6 +14,7 @@ NUM_PLANTED = 100
 NOISE = 0.2
 """Standard deviations of the patch that are added to a noisy copy."""
 MAX_SHIFT_VOXELS = 2
+"""Of patches."""
 SHARES = (SHARE, SHARE / 10)
 """Of copies among the generated patches, whose discovery has a stated probability."""
 IMAGE_KINDS = ("noisy", "mirrored", "shifted", "all_three")
@@ -41,16 +41,22 @@ class Planted:
         return self.found / self.planted if self.planted else 0.0
 
 
-def plant(kind: str, patch_XYZ: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A copy of an image, or of a label for LABEL_ONLY. Labels stay 0 and 1."""
-    copy_XYZ = np.asarray(patch_XYZ, np.float32)
+def plant(
+    kind: str, array_XYZ: np.ndarray, rng: np.random.Generator, *, axes: Sequence[int], max_shift: Sequence[int]
+) -> np.ndarray:
+    """A copy of an image, or of a label for LABEL_ONLY. Labels stay 0 and 1.
+
+    Mirrored along some of `axes`, and of a square whose axes are all mirrored X and Y may be exchanged; shifted by at
+    most `max_shift` along each.
+    """
+    copy_XYZ = np.asarray(array_XYZ, np.float32)
     if kind != "noisy" and kind != "shifted":
-        axes = [axis for axis in range(3) if rng.integers(2)] or [int(rng.integers(3))]
-        copy_XYZ = np.flip(copy_XYZ, tuple(axes))
-        if copy_XYZ.shape[0] == copy_XYZ.shape[1] and rng.integers(2):
+        mirrored = [axis for axis in axes if rng.integers(2)] or [axes[int(rng.integers(len(axes)))]]
+        copy_XYZ = np.flip(copy_XYZ, tuple(mirrored))
+        if len(axes) == 3 and copy_XYZ.shape[0] == copy_XYZ.shape[1] and rng.integers(2):
             copy_XYZ = copy_XYZ.swapaxes(0, 1)
     if kind in ("shifted", "all_three", LABEL_ONLY):
-        shift = [int(rng.integers(1, min(size, MAX_SHIFT_VOXELS) + 1)) for size in block_sizes(copy_XYZ.shape)]
+        shift = [int(rng.integers(1, most + 1)) for most in max_shift]
         copy_XYZ = ndimage.shift(copy_XYZ, rng.choice((-1, 1), 3) * shift, order=0, mode="nearest")
     if kind in ("noisy", "all_three"):
         copy_XYZ = copy_XYZ + NOISE * copy_XYZ.std() * rng.normal(size=copy_XYZ.shape).astype(np.float32)

@@ -1,0 +1,69 @@
+"""A folder of synthetic heads, a cohort that data=pairs reads.
+
+images/<subject>.nii.gz, labels/<subject>.nii.gz, masks/<subject>.nii.gz
+generation.json            what made them
+comparison.json            their statistics and those of the training cohort
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.names import path_in
+
+SETTINGS = "generation.json"
+"""Of heads and of patches."""
+COMPARISON = "comparison.json"
+KINDS = ("labels", "masks", "images")
+"""The image is written last: with it a head is complete."""
+ENDING = ".nii.gz"
+
+
+class SyntheticVolumes:
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def exists(self) -> bool:
+        return (self.folder / SETTINGS).is_file()
+
+    def path(self, kind: str, subject: str) -> Path:
+        """kind: one of KINDS."""
+        return path_in(self.folder / kind, subject, ENDING)
+
+    def is_complete(self, subject: str) -> bool:
+        return self.path("images", subject).is_file()
+
+    @property
+    def subjects(self) -> list[str]:
+        """Of the complete heads. Raises DataError if one lacks its label or its mask."""
+        names = sorted(path.name.removesuffix(ENDING) for path in (self.folder / "images").glob(f"*{ENDING}"))
+        for name in names:
+            if missing := [kind for kind in KINDS if not self.path(kind, name).is_file()]:
+                raise DataError(
+                    f"{self.path(missing[0], name)}: is missing; delete the head's image and generate again"
+                )
+        return names
+
+    def settings(self) -> dict[str, Any]:
+        """What made the heads. Raises DataError if that is missing or damaged."""
+        path = self.folder / SETTINGS
+        try:
+            return {**json.loads(path.read_text(encoding="utf-8"))}
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            check_readable(path, error)
+            raise DataError(
+                f"{path}: cannot be read, so nothing says that these volumes are synthetic; name a folder that "
+                "`vesselgan generate volumes=N` wrote"
+            ) from error
+
+    def content_hash(self) -> str:
+        """Of all files of the complete heads."""
+        try:
+            files = [f"{kind}/{name} {sha256_of(self.path(kind, name))}" for name in self.subjects for kind in KINDS]
+        except OSError as error:
+            check_readable(self.folder, error)
+            raise DataError(f"{self.folder}: cannot be read ({error.strerror}); generate the heads again") from error
+        return hashlib.sha256("\n".join(files).encode()).hexdigest()
