@@ -1,8 +1,10 @@
 """Cohorts for the tests of data preparation: a few tiny NIfTI volumes and the settings that fit them."""
 
 import hashlib
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,56 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from data_prep import check, mpi
+from data_prep import build_shards, check, mpi
 from data_prep.mpi import MpiWorld
-from vesselgan.config.schema import Layout, Prepare, PreparedData, Split
+from vesselgan.config.schema import BuildShards, Layout, Prepare, PreparedData, Split
 
+ALONE = MpiWorld(0, 1, None)
+ROOT = Path(__file__).resolve().parents[2]
+MPIEXEC = Path(sys.executable).with_name("mpiexec")
+MakeCohort = Callable[..., PreparedData]
+Hashes = Callable[[PreparedData], dict[str, str]]
+Command = Callable[..., Any]
 SHAPE = (24, 20, 18)
 AFFINE = np.diag([0.5, 0.5, 0.7, 1.0])
+
+
+def build(data: PreparedData, *purposes: str) -> None:
+    """Build shards in this process."""
+    config = BuildShards(work_dir="unused", data=data, purposes=list(purposes or ("gan", "unet")))
+    build_shards.build(config, ALONE)
+
+
+def python_on_ranks(num_ranks: int) -> list[str]:
+    """How Python is started; skips the test where there is no mpiexec for several ranks."""
+    if num_ranks > 1 and not MPIEXEC.exists():
+        pytest.skip("no mpiexec beside this Python (extra: mpich)")
+    return [str(MPIEXEC), "-n", str(num_ranks), sys.executable, "-m", "mpi4py"] if num_ranks > 1 else [sys.executable]
+
+
+def run(words: list[str]) -> subprocess.CompletedProcess:
+    """A command's output, from the checkout's root."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def write_pair(image: Path, label: Path, values: Sequence[int], seed: int) -> None:
+    """An image with a bright line of 12 voxels per value, and the lines as label."""
+    draw = np.random.default_rng(seed)
+    voxels, classes = draw.integers(50, 150, (20, 20, 12)).astype(np.int16), np.zeros((20, 20, 12), np.uint8)
+    for column, value in enumerate(values):
+        classes[column, 4:16, seed % 12] = value
+    voxels[classes > 0] += 60
+    voxels[0, 0] = 2000
+    for path, array in ((image, voxels), (label, classes)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(nib.Nifti1Image(array, np.diag([0.5, 0.5, 0.7, 1.0])), path)
 
 
 def write_subject(folder: Path, seed: int) -> None:

@@ -4,9 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,38 +12,26 @@ import numpy as np
 import pytest
 import yaml
 
-from data_prep import build_shards
-from data_prep.mpi import MpiWorld
-from vesselgan.config.schema import BuildShards, PreparedData
+from vesselgan.config.schema import PreparedData
 from vesselgan.formats.shards import verify
 
-ROOT = Path(__file__).resolve().parents[2]
-MakeCohort = Callable[..., PreparedData]
-Hashes = Callable[[PreparedData], dict[str, str]]
+from .conftest import ROOT, Hashes, MakeCohort, build, python_on_ranks, run
 
 
-def build(data: PreparedData) -> None:
-    config = BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"])
-    build_shards.build(config, MpiWorld(0, 1, None))
-
-
-def command(data: PreparedData, folder: Path, *, ranks: int = 0) -> list[str]:
+def command(data: PreparedData, folder: Path, *, ranks: int = 1) -> list[str]:
     """The command line that builds `data`, whose settings go through YAML as a user's would."""
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if ranks and not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python (extra: mpich)")
-    words = [str(mpiexec), "-n", str(ranks), sys.executable, "-m", "mpi4py"] if ranks else [sys.executable]
     prepare, split = asdict(data.prepare), asdict(data.prepare.split)
     settings = {f"data.prepare.split.{key}": value for key, value in split.items()}
     settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key not in ("split", "key_file")}
     settings |= {"data.name": data.name, "data.root": data.root, "data.cohort_dir": str(folder)}
     texts = {key: yaml.safe_dump(value, default_flow_style=True).split("\n")[0] for key, value in settings.items()}
-    return [*words, "-m", "data_prep.build_shards", "data=phantom", *(f"{key}={text}" for key, text in texts.items())]
-
-
-def run(words: list[str]) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+    return [
+        *python_on_ranks(ranks),
+        "-m",
+        "data_prep.build_shards",
+        "data=phantom",
+        *(f"{key}={text}" for key, text in texts.items()),
+    ]
 
 
 def test_bytes_do_not_depend_on_ranks(cohort: MakeCohort, hashes: Hashes, tmp_path: Path) -> None:

@@ -2,18 +2,14 @@
 
 import gzip
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import pytest
 
 from data_prep import build_shards, check, preprocess
-from vesselgan.config.schema import PreparedData
 
-MakeCohort = Callable[..., PreparedData]
-Command = Callable[..., Any]
+from .conftest import Command, MakeCohort
 
 
 def patients_name(folder: Path) -> None:

@@ -3,72 +3,18 @@
 import errno
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import h5py
 import nibabel as nib
 import numpy as np
 import pytest
 
 from data_prep import build_shards, preprocess
-from vesselgan.config.schema import PreparedData
 from vesselgan.core import atomic_io as files
-from vesselgan.core.errors import exit_on_error
 from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet, verify
 
-MakeCohort = Callable[..., PreparedData]
-Command = Callable[..., Any]
-
-
-@pytest.fixture
-def shard(cohort: MakeCohort, command: Command, tmp_path: Path) -> Path:
-    """The only shard of the GAN's set, built a moment ago."""
-    cohort(4)
-    assert command("data.prepare.pairs_per_shard=256", module=build_shards).code == 0
-    return tmp_path / "work/phantom/shards/gan/train/shard-00000.h5"
-
-
-def read_as_a_program(folder: Path, capsys: pytest.CaptureFixture) -> tuple[int, str]:
-    """Exit code and last words of a program that reads every pair of the set."""
-
-    def program() -> None:
-        shards = ShardSet(folder)
-        for i in range(len(shards)):
-            shards.pair(i, 0.3)
-
-    capsys.readouterr()
-    try:
-        exit_on_error(program)
-    except SystemExit as end:
-        return end.code, capsys.readouterr().err
-    return 0, ""
-
-
-def flip_in_a_chunk(path: Path) -> None:
-    with h5py.File(path) as file:
-        start = file["image"].id.get_chunk_info(2).byte_offset
-    content = bytearray(path.read_bytes())
-    content[start + 77] ^= 4
-    path.write_bytes(content)
-
-
-def test_a_damaged_shard_is_named_and_rebuilt_alone(
-    shard: Path, command: Command, capsys: pytest.CaptureFixture
-) -> None:
-    whole = shard.read_bytes()
-    others = {path: path.stat().st_mtime_ns for path in shard.parents[2].rglob("*.h5") if path != shard}
-    flip_in_a_chunk(shard)
-    code, said = read_as_a_program(shard.parent, capsys)
-    assert code == 3 and said.startswith(f"error: {shard}: ") and said.count("\n") == 1
-    ended = command("data.prepare.pairs_per_shard=256", module=build_shards)
-    assert ended.code == 3 and str(shard) in ended.err and "data.prepare.repair=true" in ended.err
-    ended = command("data.prepare.pairs_per_shard=256", "data.prepare.repair=true", module=build_shards)
-    assert (ended.code, ended.err) == (0, "")
-    assert shard.read_bytes() == whole
-    assert {path: path.stat().st_mtime_ns for path in others} == others
+from .conftest import Command, MakeCohort
 
 
 class SmallDisk(io.FileIO):

@@ -11,13 +11,9 @@ from data_prep import layouts
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, UsageError
 
+from .conftest import touch
+
 PAIRS = Layout("images/{subject}.nii.gz", "labels/{subject}.nii.gz", None)
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def test_pairs_do_not_depend_on_directory_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Ranks: when a process may be alone, and that many fail as one."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,7 @@ from data_prep import mpi
 from data_prep.mpi import MpiWorld
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 
-MPIEXEC = Path(sys.executable).with_name("mpiexec")
-needs_mpiexec = pytest.mark.skipif(not MPIEXEC.exists(), reason="no mpiexec beside this Python (extra: mpich)")
+from .conftest import python_on_ranks, run
 
 
 def connect(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
@@ -98,12 +96,9 @@ def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
     script = tmp_path / "job.py"
     head = "import sys, time\nfrom data_prep import mpi\nfrom vesselgan.core.errors import DataError, UsageError\n"
     script.write_text(f"{head}{work}\nmpi.run(lambda: 'settings', work)\n")
-    command = [str(MPIEXEC), "-n", "2", sys.executable, "-m", "mpi4py", str(script)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2]), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=False)
+    return run([*python_on_ranks(2), str(script)])
 
 
-@needs_mpiexec
 def test_one_ranks_error_ends_both(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,
@@ -113,7 +108,6 @@ def test_one_ranks_error_ends_both(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: sub-7 is broken\n")
 
 
-@needs_mpiexec
 def test_a_rank_without_memory_is_exit_6(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,
@@ -123,12 +117,11 @@ def test_a_rank_without_memory_is_exit_6(tmp_path: Path) -> None:
     assert done.returncode == 6 and done.stderr.startswith("error: out of memory on rank 1")
 
 
-def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path: Path) -> None:
+def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mpi4py.MPI")
-    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "7"}
-    root = Path(__file__).resolve().parents[2]
-    command = [sys.executable, "-m", "data_prep.build_shards", "data=phantom", f"work_dir={tmp_path / 'work'}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root, env=environment, timeout=120, check=False)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    done = run([sys.executable, "-m", "data_prep.build_shards", "data=phantom", f"work_dir={tmp_path / 'work'}"])
     assert (done.returncode, done.stdout) == (2, "") and "SLURM_STEP_NUM_TASKS" in done.stderr
     assert not (tmp_path / "work").exists()
 
@@ -144,7 +137,6 @@ def test_ctrl_c_is_one_line_and_exit_130(capsys: pytest.CaptureFixture, monkeypa
     assert end.value.code == 130 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-@needs_mpiexec
 def test_a_failing_rank_leaves_no_rank_waiting(tmp_path: Path) -> None:
     for what, code in (("DataError('lost')", 3), ("KeyError('lost')", 1)):
         work = f"def work(config, world):\n    if world.rank == 1: raise {what}\n    world.comm.barrier()"
@@ -152,7 +144,6 @@ def test_a_failing_rank_leaves_no_rank_waiting(tmp_path: Path) -> None:
         assert done.returncode == code and "lost" in done.stderr, done.stderr
 
 
-@needs_mpiexec
 def test_rank_0_counts_the_progress_of_all_ranks(tmp_path: Path) -> None:
     done = on_two_ranks(
         tmp_path,

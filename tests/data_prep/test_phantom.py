@@ -1,8 +1,6 @@
 """The phantom: its bytes follow from its seed, its numbers are an angiogram's, brightness alone does not solve it."""
 
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from data_prep import make_phantom
-from data_prep.mpi import MpiWorld
 from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, Scanner, draw_tubes, generate_subject
 from data_prep.phantom_vessels import Tubes, murray, trunk
 from vesselgan.config.compose import compose
@@ -20,7 +17,8 @@ from vesselgan.config.schema import MakePhantom
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 
-ALONE = MpiWorld(0, 1, None)
+from .conftest import ALONE, python_on_ranks, run
+
 NUM_SUBJECTS = 4
 TINY = ("phantom.shape=[24,28,16]", "phantom.spacing_mm=[6,6,5]", "phantom.num_subjects=3")
 NAMES = ("image", "vessel", "brain_mask")
@@ -215,14 +213,8 @@ def test_what_does_not_belong_is_named(tmp_path: Path, repository: Path) -> None
     assert not (repository / "tests/phantom").exists()
 
 
-def test_two_ranks_write_the_bytes_of_one(tmp_path: Path, repository: Path) -> None:
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python (extra: mpich)")
-    words = [str(mpiexec), "-n", "2", sys.executable, "-m", "mpi4py", "-m", "data_prep.make_phantom"]
-    done = subprocess.run(
-        [*words, f"work_dir='{tmp_path / 'two'}'", *TINY], cwd=repository, capture_output=True, text=True, timeout=60
-    )
+def test_two_ranks_write_the_bytes_of_one(tmp_path: Path) -> None:
+    done = run([*python_on_ranks(2), "-m", "data_prep.make_phantom", f"work_dir='{tmp_path / 'two'}'", *TINY])
     assert done.returncode == 0, done.stderr
     assert "3 phantom subjects" in done.stdout
     assert contents(tmp_path / "two/phantom/nifti") == contents(made(tmp_path / "one", *TINY))

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,15 +14,14 @@ import numpy as np
 import pytest
 
 from data_prep import brain_mask, build_shards, check, denoise, preprocess
-from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 
-ROOT = Path(__file__).resolve().parents[2]
-ALONE = MpiWorld(0, 1, None)
-MakeCohort = Callable[..., PreparedData]
+from .conftest import ALONE, MakeCohort, python_on_ranks
+from .conftest import run as run_command
+
 PLAIN = Preprocessing(
     denoise=False,
     denoise_strength=0.6,
@@ -340,17 +338,13 @@ def test_the_command_it_names_next_works(
 
 
 def test_two_ranks_write_the_same_bytes_as_one(cohort: MakeCohort, tmp_path: Path) -> None:
-    mpiexec = Path(sys.executable).with_name("mpiexec")
-    if not mpiexec.exists():
-        pytest.skip("no mpiexec beside this Python (extra: mpich)")
     data = cohort(3)
     out = run(data)
     other = tmp_path / "ranks"
-    words = [str(mpiexec), "-n", "2", sys.executable, "-m", "mpi4py", "-m", "data_prep.preprocess", "data=phantom"]
+    words = [*python_on_ranks(2), "-m", "data_prep.preprocess", "data=phantom"]
     words += [f"data.root={data.root}", f"out={other}", "preprocess.denoise=false", "preprocess.bias=false"]
     words += ["preprocess.mask=given"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=environment, timeout=120, check=False)
+    done = run_command(words)
     assert done.returncode == 0, done.stderr
     for path in out.rglob("*.nii.gz"):
         assert (other / path.relative_to(out)).read_bytes() == path.read_bytes()

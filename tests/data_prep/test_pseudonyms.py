@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 
 from data_prep import build_shards, check, pseudonyms
-from data_prep.mpi import MpiWorld
-from vesselgan.config.schema import BuildShards, PreparedData, Split
+from vesselgan.config.schema import PreparedData, Split
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import PRIVATE_PATHS, Cohort
 from vesselgan.formats.shards import ShardSet
 
-ALONE = MpiWorld(0, 1, None)
-MakeCohort = Callable[..., PreparedData]
+from .conftest import ALONE, MakeCohort, build
+
 KEY = "c2VjcmV0IG9mIHRoZSB0ZXN0cw=="
 
 
@@ -33,10 +32,6 @@ def named(cohort: MakeCohort, tmp_path: Path) -> Callable[..., PreparedData]:
         return data
 
     return make
-
-
-def build(data: PreparedData) -> None:
-    build_shards.build(BuildShards(work_dir="unused", data=data, purposes=["gan", "unet"]), ALONE)
 
 
 def pseudonym(subject: str) -> str:

@@ -3,19 +3,17 @@
 from collections import Counter
 from pathlib import Path
 
-import nibabel as nib
-import numpy as np
 import pytest
 
 from data_prep import build_shards, check
 from data_prep.layouts import CohortFiles, find_subjects
-from data_prep.mpi import MpiWorld
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort
 
-ALONE = MpiWorld(0, 1, None)
+from .conftest import ALONE, touch, write_pair
+
 SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
 SMALL += ["data.prepare.num_vessel_patches_unet=3"]
 
@@ -23,12 +21,6 @@ SMALL += ["data.prepare.num_vessel_patches_unet=3"]
 def data_of(name: str, root: Path, *words: str) -> PreparedData:
     words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SMALL, *words]
     return compose("build_shards", words).data
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
 
 
 def found(name: str, root: Path) -> CohortFiles:
@@ -90,18 +82,6 @@ def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
     touch(tmp_path, "vessels/sub-1/ses-a/label.nii.gz")
     (files,) = find_subjects(tmp_path, layout).subjects
     assert files.label == tmp_path / "vessels/sub-1/ses-a/label.nii.gz" and files.missing == ()
-
-
-def write_pair(image: Path, label: Path, values: list[int], seed: int) -> None:
-    draw = np.random.default_rng(seed)
-    voxels, classes = draw.integers(50, 150, (20, 20, 12)).astype(np.int16), np.zeros((20, 20, 12), np.uint8)
-    for column, value in enumerate(values):
-        classes[column, 4:16, seed % 12] = value
-    voxels[classes > 0] += 60
-    voxels[0, 0] = 2000
-    for path, array in ((image, voxels), (label, classes)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(array, np.diag([0.5, 0.5, 0.7, 1.0])), path)
 
 
 def test_topcow_classes_become_vessel(tmp_path: Path) -> None:

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from data_prep import check, qc
-from data_prep.mpi import MpiWorld
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
 
-ALONE = MpiWorld(0, 1, None)
-MakeCohort = Callable[..., PreparedData]
+from .conftest import ALONE, MakeCohort
 
 
 def page_of(data: PreparedData) -> str:

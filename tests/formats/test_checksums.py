@@ -105,18 +105,3 @@ def test_damage_to_one_patch_leaves_the_others(shard: Path, name: str) -> None:
             reader.read(name, 1)
         reader.read(name, 0), reader.read(name, 2)
         reader.close()
-
-
-def test_words_that_change_places_are_seen(shard: Path) -> None:
-    with h5py.File(shard) as file:
-        start = file["image"].id.get_chunk_info(1).byte_offset
-    damaged = bytearray(shard.read_bytes())
-    damaged[start : start + 2], damaged[start + 512 : start + 514] = (
-        damaged[start + 512 : start + 514],
-        damaged[start : start + 2],
-    )
-    shard.write_bytes(damaged)
-    reader = opened(shard)
-    with pytest.raises(DataError, match="patch 1 of data set image"):
-        reader.read("image", 1)
-    reader.close()

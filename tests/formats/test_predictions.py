@@ -11,16 +11,6 @@ from vesselgan.formats.predictions import Predictions
 SETTINGS = {"run": "unet", "threshold": 0.5}
 
 
-def test_ranks_entries_are_merged(tmp_path: Path) -> None:
-    out = Predictions(str(tmp_path / "out"))
-    assert out.settings() == {} and out.open(SETTINGS) == {}
-    out.write(SETTINGS, {"b": {}}, rank=1)
-    assert Predictions(out.folder).open(SETTINGS) == {"b": {}}
-    out.merge(SETTINGS, {"a": {}})
-    assert out.open(SETTINGS) == {"a": {}, "b": {}} and out.settings() == SETTINGS
-    assert [path.name for path in out.folder.iterdir()] == [out.record.name]
-
-
 def test_an_entry_holds_for_its_very_files(tmp_path: Path) -> None:
     out, image = Predictions(tmp_path), tmp_path / "image"
     image.write_text("image"), out.label("a").write_text("label")

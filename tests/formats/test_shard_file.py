@@ -1,7 +1,6 @@
 """A shard is written whole or not at all, to the same bytes, and no damage to it passes as data."""
 
 import errno
-import io
 import os
 import resource
 import signal
@@ -273,32 +272,6 @@ def test_a_killed_writer_leaves_only_a_partial_file(tmp_path: Path) -> None:
     write(path)
     assert os.listdir(tmp_path) == ["s.h5"]
     assert read_all(path)[1] == ["sub-0", "sub-1", "sub-2"]
-
-
-class FullDisk(io.FileIO):
-    """A file on a disk with `room` bytes."""
-
-    room = 0
-
-    def write(self, data: memoryview) -> int:
-        if self.tell() + len(data) > FullDisk.room:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return super().write(data)
-
-
-@pytest.mark.parametrize("room", [0, 1000, -1])  # -1: the last byte does not fit
-def test_a_full_disk_leaves_the_other_shards_alone(tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = write(tmp_path / "first.h5").bytes
-    before = (tmp_path / "first.h5").read_bytes()
-    monkeypatch.setattr(FullDisk, "room", room if room >= 0 else size + room)
-    monkeypatch.setattr(files, "open", lambda p, mode, **_: FullDisk(p, mode.replace("b", "")), raising=False)
-    with pytest.raises(ResourceError, match=r"second\.h5: the disk is full") as caught:
-        write(tmp_path / "second.h5")
-    assert caught.value.exit_code == 6
-    monkeypatch.undo()
-    assert os.listdir(tmp_path) == ["first.h5"] and (tmp_path / "first.h5").read_bytes() == before
-    write(tmp_path / "second.h5")
-    assert read_all(tmp_path / "second.h5") == read_all(tmp_path / "first.h5")
 
 
 LIMITED = """

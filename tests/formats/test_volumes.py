@@ -15,24 +15,9 @@ from vesselgan.core import memory
 from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats import volumes
 
-SHAPE = (7, 6, 5)
-SPACING_MM = (0.5, 0.6, 0.7)
+from .conftest import SHAPE, SPACING_MM, a_label, an_affine, an_image, save
+
 SFORM = {"sform_code": 1, "srow_x": [0.5, 0, 0, 0], "srow_y": [0, 0.5, 0, 0], "srow_z": [0, 0, 0.7, 0]}
-
-
-def an_image(shape: tuple[int, ...] = SHAPE) -> np.ndarray:
-    return np.random.default_rng(3).integers(1, 1000, shape).astype(np.int16)
-
-
-def an_affine() -> np.ndarray:
-    affine = np.diag([*SPACING_MM, 1.0])
-    affine[:3, 3] = (-20, -30, 10)
-    return affine
-
-
-def save(path: Path, array: np.ndarray, affine: np.ndarray | None = None) -> Path:
-    nib.save(nib.Nifti1Image(array, an_affine() if affine is None else affine), path)
-    return path
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -318,12 +303,6 @@ def test_texts_outside_the_header_are_named(tmp_path: Path) -> None:
 def test_an_image_of_one_value_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="every voxel is 7"):
         volumes.read_image(save(tmp_path / "a.nii.gz", np.full(SHAPE, 7, np.int16)))
-
-
-def a_label() -> np.ndarray:
-    label = np.zeros(SHAPE, np.uint8)
-    label[2:4, 3, 1:4] = 1
-    return label
 
 
 def test_a_volumes_bytes_do_not_depend_on_names(tmp_path: Path) -> None:
