@@ -59,7 +59,7 @@ class Benchmark:
     )
     """`correctness`, `speed`, `science`."""
     minutes: float = field(metadata=POSITIVE | OF_ACCEPTANCE)
-    """Time limit, what does not fit is reported as not run; `science`: for how long the GAN trains."""
+    """Time limit, what does not fit is reported as not run; `science`: for how long each generator trains."""
     cohort_dir: str | None = field(metadata=_for_targets("acceptance", "utility"))
     """Directory of a cohort with shards (science); null: a phantom cohort is made."""
     out: str | None

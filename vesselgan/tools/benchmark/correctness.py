@@ -5,7 +5,7 @@ Shapes: N batch, C channel, X Y Z voxels.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from vesselgan.config.schema import Benchmark
+from vesselgan.losses.flow_matching import denoising_errors, point_on_path
 from vesselgan.losses.segmentation import dice_loss
 from vesselgan.models.blocks import init_weights
+from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import latents
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
@@ -175,17 +177,54 @@ def sampling(config: Benchmark) -> list[Check]:
 
 def unet(config: Benchmark) -> list[Check]:
     """The U-Net's loss and gradient in the variant's precision against float64 on the CPU."""
-    device = distributed.choose_device(config.runtime.device, 0)
-    precision = config.variant.precision
     generator = torch.Generator().manual_seed(config.seed)
     image_NCXYZ = torch.rand(2, 1, *PATCH_SHAPE, generator=generator) * 255
     label_NCXYZ = (image_NCXYZ > 200).float()
-    results = []
-    for where, dtype in ((torch.device("cpu"), torch.float64), (device, torch_type(precision))):
+
+    def build() -> nn.Module:
         network = Unet([8, 16, 32], 0.0)
         init_weights(network, config.seed)
-        network.to(where, dtype)
-        loss = dice_loss(network(image_NCXYZ.to(where)), label_NCXYZ.to(where))
+        return network
+
+    def loss_of(network: nn.Module, device: torch.device) -> Tensor:
+        return dice_loss(network(image_NCXYZ.to(device)), label_NCXYZ.to(device))
+
+    return _against_float64(config, build, loss_of)
+
+
+def flow(config: Benchmark) -> list[Check]:
+    """The same of a flow."""
+    generator = torch.Generator().manual_seed(config.seed)
+    patch_NCXYZ = torch.rand(4, 2, *PATCH_SHAPE, generator=generator) * 2 - 1
+    noise_NCXYZ = torch.randn(patch_NCXYZ.shape, generator=generator)
+    time_N, position_N3 = torch.linspace(0.1, 0.9, 4), torch.rand(4, 3, generator=generator) * 2 - 1
+
+    def build() -> nn.Module:
+        network = FlowGenerator(PATCH_SHAPE, 32, has_position=True, time_shift=1.0, num_steps=1, guidance=0.0)
+        init_flow_weights(network, config.seed)
+        for parameter in network.parameters():  # layers that begin at zero would hide what is before them
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(config.seed))
+        return network
+
+    def loss_of(network: nn.Module, device: torch.device) -> Tensor:
+        assert isinstance(network, FlowGenerator)
+        patch, noise, time, place = (x.to(device) for x in (patch_NCXYZ, noise_NCXYZ, time_N, position_N3))
+        denoised = network.denoised(point_on_path(patch, noise, time), time, place)
+        return denoising_errors(denoised, patch, time).mean()
+
+    return _against_float64(config, build, loss_of)
+
+
+def _against_float64(
+    config: Benchmark, build: Callable[[], nn.Module], loss_of: Callable[[nn.Module, torch.device], Tensor]
+) -> list[Check]:
+    """Loss and gradient of a network in the variant's precision on the device, against float64 on the CPU."""
+    device = distributed.choose_device(config.runtime.device, 0)
+    precision = config.variant.precision
+    results = []
+    for where, dtype in ((torch.device("cpu"), torch.float64), (device, torch_type(precision))):
+        network = build().to(where, dtype)
+        loss = loss_of(network, where)
         scale = LOSS_SCALE if dtype == torch.float16 else 1.0
         (loss * scale).backward()
         gradients = {n: p.grad.double().cpu() / scale for n, p in network.named_parameters() if p.grad is not None}
@@ -193,7 +232,7 @@ def unet(config: Benchmark) -> list[Check]:
     (exact, exact_gradients), (value, gradients) = results
     limits = LIMITS[precision]
     return [
-        Check(f"{precision}: Dice loss", abs(value - exact) / abs(exact), limits["loss"]),
+        Check(f"{precision}: loss", abs(value - exact) / abs(exact), limits["loss"]),
         Check(f"{precision}: gradient", relative_distance(gradients, exact_gradients), limits["generator gradient"]),
     ]
 
@@ -233,5 +272,6 @@ PARTS: dict[str, Any] = {
     "bf16": bf16_run,
     "sampling": sampling,
     "U-Net": unet,
+    "flow": flow,
     "resume": resume,
 }
