@@ -20,7 +20,7 @@ FIELD_OF_VIEW_MM = (152.0, 192.0, 90.0)
 MIN_VOXELS, MIN_SHARE = 32, 0.4
 """Of an axis: fewer voxels, or a smaller share of FIELD_OF_VIEW_MM, cannot hold vessels of true calibre apart."""
 THINNEST_MM = 0.36
-"""Radius: thinner arteries do not show in time of flight."""
+"""Radius: thinner arteries, and those thinner than a voxel, do not show in time of flight."""
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]
 """Centre and half axes, mm."""
 CEREBRUM: tuple[Ellipsoid, ...] = (
@@ -57,7 +57,7 @@ def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float])
     size = rng.uniform(0.96, 1.03)
     brain = {True: _varied(rng, CEREBRUM), False: _varied(rng, CEREBELLUM)}
     trunks = draw_trunks(rng)
-    min_radius_mm = max(THINNEST_MM, 0.4 * min(spacing_mm))
+    min_radius_mm = max(THINNEST_MM, min(spacing_mm) / 2)
     curves = list(trunks.curves)
     for is_above, points_per_side in POINTS_PER_SIDE.items():
         for side in (1, -1):
