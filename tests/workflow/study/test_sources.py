@@ -243,12 +243,12 @@ def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
 
 def test_a_sweep_ranks_by_the_mean_over_seeds(study, walked, monkeypatch):
     by_seed = {"gp": {"1": 0.9, "2": 0.5, "3": 0.5}, "sn_mp": {"1": 0.8, "2": 0.8, "3": 0.8}}
-    honest = sweep.unet_facts
+    honest = steps.unet_facts
 
     def facts(home: Path, source: steps.TrainingSource, seed: int) -> dict[str, object]:
         return honest(home, source, seed) | {"validation_dice": by_seed[source.gan.name][str(seed)]}
 
-    monkeypatch.setattr(sweep, "unet_facts", facts)
+    monkeypatch.setattr(steps, "unet_facts", facts)
     config = study("study=sweep", "seeds=[1,2,3]")
     best, last = json.loads(run_sweep(config, home_of(config)).read_text())["ranking"]
     assert (best["gan"], last["gan"]) == ("sn_mp", "gp")

@@ -1,7 +1,4 @@
-"""A study by its command on a tiny phantom: stopped in the middle of a U-Net and resumed, it is the unbroken one.
-
-One of its GANs is private, trained on two ranks, and ends in Table B.1.
-"""
+"""Studies by their command on a tiny phantom: one is stopped and resumed, one ranks GANs."""
 
 import json
 import os
@@ -10,82 +7,140 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from vesselgan.config.compose import from_yaml
+from vesselgan.core import processes
+
+pytestmark = pytest.mark.soak
 TINY = ["phantom.shape=[48,48,24]", "phantom.spacing_mm=[2.5,3,3.2]", "phantom.num_subjects=4"]
 COHORT = ["data.prepare.split.validation=1", "data.prepare.split.test=2", "data.prepare.num_vessel_patches_gan=20"]
-COHORT += [
-    "data.prepare.num_vessel_patches_unet=20",
-    "data.prepare.max_clipped_vessel_share=1",
-    "data.prepare.patch_shape=[32,32,16]",
-]
+COHORT += ["data.prepare.num_vessel_patches_unet=20", "data.prepare.max_clipped_vessel_share=1"]
+COHORT += ["data.prepare.patch_shape=[32,32,16]"]
 GAN = ["variant.width=8", "train.batch_size=4", "train.max_steps=3", "train.num_workers=0"]
 PRIVATE = ["variant=dpgan", "variant.dp.delta=1e-5"]
 RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 UNET = ["unet.filters=[4,8]", "unet.max_steps=8", "unet.validate_every=4", "unet.batch_size=4", "unet.num_workers=0"]
-STUDY = ["num_patches=24", "seeds=[1]", "labels.num_narrowed=1", "labels.max_patches=10"]
+# An untrained GAN's scores lie around 0: only the lowest cuts find vessels.
+STUDY = ["launch/study.py", "num_patches=24", "labels.thresholds=[0.01,0.05]", "labels.num_narrowed=1"]
+STUDY += ["labels.max_patches=10", *UNET]
+
+
+class Trained(NamedTuple):
+    repository: Path
+    work: Path
+    gan: Path
 
 
 def start(repository: Path, *overrides: str) -> subprocess.Popen:
+    words, environment = [sys.executable, *overrides], os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, *overrides], cwd=repository, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True
+        words, cwd=repository, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
-def run(repository: Path, *overrides: str) -> None:
-    assert start(repository, *overrides).wait(timeout=1200) == 0, overrides
+def run(repository: Path, *overrides: str) -> str:
+    process = start(repository, *overrides)
+    output, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, output
+    return output
 
 
-def outcome(home: Path) -> dict:
-    """What a study found, without when and where."""
-    comparison = json.loads((home / "results/comparison.json").read_text())
-    found = {key: comparison[key] for key in ("rows", "cohorts", "seeds", "statistics")}
-    for name in ("sources.json", "gans/sn/label_threshold.json", "gans/sn/thresholds.json"):
-        found[name] = json.loads((home / name).read_text())
-    return found
+@pytest.fixture(scope="module")
+def trained(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A cohort and a GAN with a checkpoint of each of its steps."""
+    work = tmp_path_factory.mktemp("work")
+    run(repository, "-m", "data_prep.make_phantom", f"work_dir={work}", *TINY)
+    run(repository, "-m", "data_prep.build_shards", f"work_dir={work}", *COHORT)
+    gan = work / "runs/gan"
+    words = [f"work_dir={work}", "variant=sn", *GAN, "train.checkpoint_every=1"]
+    run(repository, "launch/train_gan.py", "--run_dir", str(gan), *words)
+    return Trained(repository, work, gan)
 
 
-@pytest.mark.soak
-def test_a_resumed_study_is_the_unbroken_one(repository: Path, tmp_path: Path) -> None:
-    work = f"work_dir={tmp_path}"
-    run(repository, "-m", "data_prep.make_phantom", work, *TINY)
-    run(repository, "-m", "data_prep.build_shards", work, *COHORT)
-    gan = tmp_path / "runs/gan"
-    run(repository, "launch/train_gan.py", "--run_dir", str(gan), work, "variant=sn", *GAN)
-    dpgan = tmp_path / "runs/dpgan"
-    run(repository, *RANKS, "launch/train_gan.py", f"--run_dir={dpgan}", work, *PRIVATE, *GAN)
-    # An untrained GAN's scores lie around 0: only the lowest cuts find vessels.
-    overrides = ["launch/study.py", work, f"runs=[{gan},{dpgan}]", "labels.thresholds=[0.01,0.05]", *STUDY, *UNET]
-    overrides += ["image.extractor=random"]
-    broken, whole = tmp_path / "studies/broken", tmp_path / "studies/whole"
+def weights_of(unet: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(unet)): path.read_bytes() for path in unet.glob("checkpoints/step_*/*.safetensors")}
 
-    process = start(repository, *overrides, "name=broken")
-    checkpoints = broken / "unets/real-seed-1/checkpoints"
+
+def test_a_stopped_study_resumes_to_its_end(trained: Trained) -> None:
+    repository, work, gan = trained
+    dpgan, home = work / "runs/dpgan", work / "studies/own"
+    run(repository, *RANKS, "launch/train_gan.py", f"--run_dir={dpgan}", f"work_dir={work}", *PRIVATE, *GAN)
+    overrides = [*STUDY, f"work_dir={work}", f"runs=[{gan},{dpgan}]", "seeds=[1]", "image.extractor=random", "name=own"]
+    process = start(repository, *overrides)
+    unet = home / "unets/real-seed-1"
     deadline = time.monotonic() + 600
-    while not list(checkpoints.glob("step_*/manifest.json")) and time.monotonic() < deadline:
+    while not list(unet.glob("checkpoints/step_*/manifest.json")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=120) == 128 + signal.SIGTERM
-    assert not (broken / "results").exists()
-    run(repository, *overrides, "name=broken")
-    run(repository, *overrides, "name=whole")
+    process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM and not (home / "results").exists()
+    run(repository, *overrides)
 
-    assert outcome(broken) == outcome(whole)
-    rows = {row["name"]: row for row in outcome(whole)["rows"]}
+    (command,) = json.loads((home / "done/unet-real-seed-1.json").read_text())["commands"]
+    unbroken = work / "unbroken"
+    words = [str(unbroken) if word == str(unet) else word for word in command]
+    subprocess.run(words, cwd=repository, env=processes.environment(1), check=True)
+    assert len(weights_of(unet)) > 1 and weights_of(unet) == weights_of(unbroken)
+    check_outcome(home, json.loads((dpgan / "finished.json").read_text())["privacy"])
+
+
+def check_outcome(home: Path, spent: dict) -> None:
+    """A row for every source, and the private GAN's epsilon where no real patches came beside it."""
+    rows = {row["name"]: row for row in json.loads((home / "results/comparison.json").read_text())["rows"]}
     assert list(rows) == ["real", "sn", "dpgan", "real+sn", "real+dpgan", "shuffled", "threshold"]
     assert all(row["runs"]["1"]["steps"] == 8 for row in rows.values() if row["runs"])
     assert rows["real"]["scores"]["phantom"]["intracranial"]["dice"]["n"] == 2
-    spent = json.loads((dpgan / "finished.json").read_text())["privacy"]
     assert spent["steps"] == 15 and rows["dpgan"]["privacy"]["epsilon"] == spent["epsilon"] > 0
-    assert [name for name, row in rows.items() if row["privacy"]] == ["dpgan"]  # not where real patches came beside
-    page, tables = ((whole / "report" / name).read_text() for name in ("index.html", "study-whole.md"))
+    assert [name for name, row in rows.items() if row["privacy"]] == ["dpgan"]
+    page, tables = ((home / "report" / name).read_text() for name in ("index.html", "study-own.md"))
     assert "Table A.1" in page and "No epsilon covers" in page
     assert all(f"{figure}, axial slices" in page for figure in ("Figure 4", "Figure B.1"))
     assert "Figure 5, PRD curves" in page and "samples of GANs: no run has any" not in page
     private = [line for line in tables.splitlines() if line.startswith("| U-Net on dpgan; ")]
     assert private and all(f"epsilon {spent['epsilon']:.3g} per patch at delta 1e-05" in line for line in private)
-    marks = {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}
-    run(repository, *overrides, "name=whole")  # once more: nothing is done again
-    assert marks == {path: path.stat().st_mtime_ns for path in (whole / "scores").iterdir()}
+
+
+def test_a_sweep_reads_no_test_volume(trained: Trained) -> None:
+    """The last test of the cohort, whose test volumes it removes."""
+    repository, work, gan = trained
+    cohort = json.loads((work / "phantom/cohort.json").read_text())["subjects"]
+    for name in (name for name, subject in cohort.items() if subject["split"] == "test"):
+        for path in (work / "phantom/nifti" / name).iterdir():
+            path.unlink()
+    overrides = [
+        *STUDY,
+        "study=sweep",
+        "name=both",
+        f"work_dir={work}",
+        f"runs=[{gan}]",
+        "unet=residual",
+        "seeds=[1,2]",
+    ]
+    overrides += ["sweep.checkpoints=[step_00000002]", "sweep.learning_rates=[1e-4]", "sweep.variant=sn"]
+    overrides += [f"sweep.overrides={json.dumps(GAN)}"]
+    output = run(repository, *overrides)
+
+    home = work / "studies/both"
+    ranking = {record["gan"]: record for record in json.loads((home / "ranking.json").read_text())["ranking"]}
+    rate = "sn-rate-0.0001-batch-4"
+    assert set(ranking) == {"sn-step_00000002", rate}
+    for name, record in ranking.items():
+        each = {}
+        for seed in ("1", "2"):
+            unet = home / "unets" / f"{name}-at-0.01-seed-{seed}"
+            assert from_yaml("train_unet", unet / "config.yaml").unet.network == "residual"
+            each[seed] = json.loads((unet / "finished.json").read_text())["validation_dice"]
+        assert record["validation_dice_by_seed"] == each
+    variant = from_yaml("train_gan", Path(ranking[rate]["run"]) / "config.yaml").variant
+    assert (variant.learning_rate_critic, variant.learning_rate_generator) == pytest.approx((1e-4, 5e-5))
+    places = [line.split()[0] for line in output.splitlines() if "label threshold 0.01," in line]
+    assert places == ["1", "2"]
+
+    before = (home / "ranking.json").read_bytes()
+    again = run(repository, *overrides)
+    assert again.count("done already") == 1 + 2 * (2 + 2)
+    assert (home / "ranking.json").read_bytes() == before

@@ -12,22 +12,8 @@ from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.results import write_result
 from vesselgan.formats.shards import read_manifest
-from vesselgan.workflow.stage import Stage, vesselgan
-from vesselgan.workflow.study.steps import (
-    Gan,
-    StageRunner,
-    TrainingSource,
-    choose_threshold,
-    gans_of,
-    image_stage,
-    override,
-    settings_for,
-    synthetic_dir,
-    synthetic_source,
-    unet_dir,
-    unet_facts,
-    unet_stage,
-)
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import steps
 
 THRESHOLD = "threshold"
 UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
@@ -36,12 +22,12 @@ UNET_KEYS = ("steps", "skipped_steps", "best_checkpoint", "validation_dice")
 
 def run_sources(config: Study, home: Path) -> Path:
     """Run the comparison; returns the report's page. Raises UsageError or DataError before any command starts."""
-    gans = gans_of(config, [])
+    gans = steps.gans_of(config, [])
     cohorts = cohorts_of(config)
     if config.image.weights is not None and not Path(config.image.weights).is_file():
         raise DataError(f"image.weights={config.image.weights}: no such file; name MedicalNet's, or leave it out")
-    runner = StageRunner(home)
-    thresholds = {gan.name: choose_threshold(config, home, gan, runner)["label_threshold"] for gan in gans}
+    runner = steps.StageRunner(home)
+    thresholds = {gan.name: steps.choose_threshold(config, home, gan, runner)["label_threshold"] for gan in gans}
     rows = []
     for source in sources_of(gans, thresholds):
         row = row_of(source, home)
@@ -60,36 +46,39 @@ def run_sources(config: Study, home: Path) -> Path:
     }
     write_result(home / "sources.json", study)
     comparison = home / "results/comparison.json"
-    overrides = [
-        override("evaluate", "comparison"),
-        override("name", config.name),
-        override("sources", home / "sources.json"),
-    ]
-    command = vesselgan("evaluate", *overrides, override("out", comparison))
+    settings = {"evaluate": "comparison", "name": config.name, "sources": home / "sources.json", "out": comparison}
     # By content too: a study with fewer sources than before runs no new stage, but has another result.
     inputs = (home / "sources.json",)
-    stage = Stage("comparison", "everything compared with real", (command,), (comparison,), inputs=inputs)
+    words = steps.command("evaluate", settings)
+    stage = Stage("comparison", "everything compared with real", (words,), (comparison,), inputs=inputs)
     runner.run(stage, list(runner.ran))
     return run_report(config, home, gans, (comparison, *images), runner)
 
 
-def run_report(config: Study, home: Path, gans: list[Gan], results: tuple[Path, ...], runner: StageRunner) -> Path:
+def run_report(
+    config: Study, home: Path, gans: list[steps.Gan], results: tuple[Path, ...], runner: steps.StageRunner
+) -> Path:
     """The page of all results, with patches of every GAN."""
-    overrides = [override("results", home / "results"), override("runs", [str(gan.run) for gan in gans])]
-    overrides += [override("synthetic", [str(synthetic_dir(home, gan)) for gan in gans])]
-    overrides += [override("cohorts", config.test_cohorts), override("error_maps", home / "errors")]
-    command = vesselgan("report", *overrides, override("out", home / "report"), *settings_for("report", config, "data"))
+    settings = {
+        "results": home / "results",
+        "runs": [str(gan.run) for gan in gans],
+        "synthetic": [str(steps.synthetic_dir(home, gan)) for gan in gans],
+        "cohorts": config.test_cohorts,
+        "error_maps": home / "errors",
+        "out": home / "report",
+    }
+    words = steps.command("report", settings, *steps.settings_for("report", config, "data"))
     page = home / "report/index.html"
-    runner.run(Stage("report", "report", (command,), (page,), inputs=results), ["comparison"])
+    runner.run(Stage("report", "report", (words,), (page,), inputs=results), ["comparison"])
     return page
 
 
 def run_images(
-    config: Study, home: Path, gans: list[Gan], thresholds: dict[str, float], runner: StageRunner
+    config: Study, home: Path, gans: list[steps.Gan], thresholds: dict[str, float], runner: steps.StageRunner
 ) -> list[Path]:
     """Score every GAN's patches on features, if the study names a network; remove scores of other GANs."""
     has_network = config.image.extractor is not None or config.image.weights is not None
-    stages = {gan.name: image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network}
+    stages = {gan.name: steps.image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network}
     results = [stage.outputs[0] for stage in stages.values()]
     for path in (home / "results").glob("image-*.json"):
         if path not in results:  # The report reads the whole folder.
@@ -99,22 +88,22 @@ def run_images(
     return results
 
 
-def sources_of(gans: list[Gan], thresholds: dict[str, float]) -> list[TrainingSource]:
+def sources_of(gans: list[steps.Gan], thresholds: dict[str, float]) -> list[steps.TrainingSource]:
     """The rows of the tables: real, each GAN, real with each GAN, and the first GAN with its labels shuffled."""
-    synthetic = [synthetic_source(gan, thresholds[gan.name]) for gan in gans]
+    synthetic = [steps.synthetic_source(gan, thresholds[gan.name]) for gan in gans]
     mixed = [
-        TrainingSource(f"real+{s.name}", "both", f"U-Net on real and {s.name}", s.gan, s.label_threshold)
+        steps.TrainingSource(f"real+{s.name}", "both", f"U-Net on real and {s.name}", s.gan, s.label_threshold)
         for s in synthetic
     ]
     first = synthetic[0]
     title = f"U-Net on {first.name}, labels shuffled"
-    shuffled = TrainingSource("shuffled", "shuffled", title, first.gan, first.label_threshold)
-    return [TrainingSource("real", "real", "U-Net on real", None, None), *synthetic, *mixed, shuffled]
+    shuffled = steps.TrainingSource("shuffled", "shuffled", title, first.gan, first.label_threshold)
+    return [steps.TrainingSource("real", "real", "U-Net on real", None, None), *synthetic, *mixed, shuffled]
 
 
-def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
+def row_of(source: steps.TrainingSource, home: Path) -> dict[str, Any]:
     """`gan` identifies the patches by run and weights, so that other results about them can be found."""
-    generation = read_manifest(synthetic_dir(home, source.gan)).extra if source.gan else None
+    generation = read_manifest(steps.synthetic_dir(home, source.gan)).extra if source.gan else None
     return {
         "name": source.name,
         "kind": source.kind,
@@ -130,68 +119,51 @@ def row_of(source: TrainingSource, home: Path) -> dict[str, Any]:
 def run_unet(
     config: Study,
     home: Path,
-    source: TrainingSource,
+    source: steps.TrainingSource,
     seed: int,
     cohorts: dict[str, str],
-    runner: StageRunner,
+    runner: steps.StageRunner,
     row: dict[str, Any],
 ) -> None:
     """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
-    training = unet_stage(config, home, source, seed)
+    training = steps.unet_stage(config, home, source, seed)
     runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
-    facts = unet_facts(home, source, seed)
+    facts = steps.unet_facts(home, source, seed)
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
             f"{training.outputs[0]}: {facts['steps']} optimizer steps where every source gets {config.unet.max_steps}; "
             "remove that run directory and start the study again"
         )
     row["runs"][str(seed)] = {key: facts.get(key) for key in UNET_KEYS}
-    run_dir = unet_dir(home, source, seed)
+    run_dir = steps.unet_dir(home, source, seed)
     for cohort, folder in cohorts.items():
         predictions = run_dir / "predictions" / cohort
-        overrides = [
-            override("run", run_dir),
-            override("data.cohort_dir", folder),
-            override("split", "test"),
-            override("out", predictions),
-        ]
-        command = vesselgan("segment", *overrides, *settings_for("segment", config, "runtime"))
+        tested = {"data.cohort_dir": folder, "split": "test"}
+        words = steps.command(
+            "segment", {"run": run_dir, **tested, "out": predictions}, *steps.settings_for("segment", config, "runtime")
+        )
         done = Predictions(predictions).record
-        segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (command,), (done,))
+        segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (words,), (done,))
         runner.run(segmented, [training.name])
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
-        overrides = [
-            override("evaluate", "segmentation"),
-            override("name", source.name),
-            override("predictions", predictions),
-        ]
-        overrides += [override("data.cohort_dir", folder), override("split", "test"), override("out", home / scores)]
+        settings = {"evaluate": "segmentation", "name": source.name, "predictions": predictions}
+        settings |= {**tested, "out": home / scores}
         if seed == config.seeds[0]:
-            overrides.append(override("error_maps", home / "errors" / source.name / cohort))
-        scored = Stage(
-            f"score-{scores.stem}", f"  {cohort} scored", (vesselgan("evaluate", *overrides),), (home / scores,)
-        )
-        runner.run(scored, [segmented.name])
+            settings["error_maps"] = home / "errors" / source.name / cohort
+        words = steps.command("evaluate", settings)
+        runner.run(Stage(f"score-{scores.stem}", f"  {cohort} scored", (words,), (home / scores,)), [segmented.name])
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
 
 
-def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: StageRunner) -> dict[str, Any]:
+def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: steps.StageRunner) -> dict[str, Any]:
     """The row of the best global threshold, fitted on the training cohort's validation subjects for every cohort."""
-    row = row_of(TrainingSource(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
+    row = row_of(steps.TrainingSource(THRESHOLD, THRESHOLD, "Best global threshold", None, None), home)
     for cohort, folder in cohorts.items():
         scores = Path("scores") / f"{THRESHOLD}-{cohort}.json"
-        overrides = [
-            override("evaluate", "threshold"),
-            override("name", THRESHOLD),
-            override("data.cohort_dir", folder),
-        ]
-        overrides += [
-            override("fit_cohort", config.data.cohort_dir),
-            override("split", "test"),
-            override("out", home / scores),
-        ]
-        command = vesselgan("evaluate", *overrides)
-        runner.run(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (command,), (home / scores,)))
+        settings: dict[str, Any] = {"evaluate": "threshold", "name": THRESHOLD, "split": "test"}
+        settings |= {"data.cohort_dir": folder, "fit_cohort": config.data.cohort_dir, "out": home / scores}
+        words = steps.command("evaluate", settings)
+        runner.run(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (words,), (home / scores,)))
         row["results"][cohort] = {"none": str(scores)}
     return row
 

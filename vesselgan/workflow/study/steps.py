@@ -72,22 +72,19 @@ def override(key: str, value: Any) -> str:
     return f"{key}={json.dumps(plain, separators=(',', ':'), ensure_ascii=False)}"
 
 
+def command(name: str, settings: dict[str, Any], *more: str) -> tuple[str, ...]:
+    """A command with these settings; `more`: further words."""
+    return vesselgan(name, *(override(*item) for item in settings.items()), *more)
+
+
 def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> Stage:
     """FID, PRD and the label statistics of one GAN's patches, on the features of the study's network."""
     out = home / "results" / f"image-{gan.name}.json"
-    overrides = [
-        override("evaluate", "image"),
-        override("name", gan.name),
-        override("work_dir", config.work_dir),
-        override("out", out),
-    ]
-    overrides += [
-        override("image.synthetic", synthetic_dir(home, gan)),
-        override("data.label_threshold", label_threshold),
-    ]
-    overrides += settings_for("evaluate", config, "data", "runtime")
-    overrides += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
-    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (vesselgan("evaluate", *overrides),), (out,))
+    settings = {"evaluate": "image", "name": gan.name, "work_dir": config.work_dir, "out": out}
+    settings |= {"image.synthetic": synthetic_dir(home, gan), "data.label_threshold": label_threshold}
+    shared = settings_for("evaluate", config, "data", "runtime")
+    shared += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (command("evaluate", settings, *shared),), (out,))
 
 
 def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
@@ -107,9 +104,7 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
     for run in map(Path, config.runs):
         variant = RunDir(run).config("train_gan").variant.name
         if not RunDir(run).finished_file.is_file():
-            raise UsageError(
-                f"runs: {run} is not finished; finish it with the command that started it, or leave it out"
-            )
+            raise UsageError(f"runs: {run} is not finished; finish it as it was started, or leave it out")
         for name in checkpoints:
             if name not in (present := RunDir(run).checkpoints()):
                 listed = ", ".join(sorted(present)) or "none"
@@ -153,19 +148,17 @@ def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
         "weights": config.weights,
         "out": out,
     }
-    command = vesselgan(
-        "generate", *(override(*item) for item in settings.items()), *settings_for("generate", config, "runtime")
-    )
-    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (command,), (out / MANIFEST,))
+    words = command("generate", settings, *settings_for("generate", config, "runtime"))
+    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (words,), (out / MANIFEST,))
 
 
 def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     """The label thresholds that the label statistics do not rule out."""
     out = home / "gans" / gan.name / "thresholds.json"
-    settings = [override("evaluate", "label_threshold"), override("name", gan.name), override("out", out)]
-    settings += [override("data.cohort_dir", config.data.cohort_dir), *settings_for("evaluate", config, "labels")]
-    command = vesselgan("evaluate", *settings, override("labels.synthetic", synthetic_dir(home, gan)))
-    return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (command,), (out,))
+    settings = {"evaluate": "label_threshold", "name": gan.name, "out": out}
+    settings |= {"data.cohort_dir": config.data.cohort_dir, "labels.synthetic": synthetic_dir(home, gan)}
+    words = command("evaluate", settings, *settings_for("evaluate", config, "labels"))
+    return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (words,), (out,))
 
 
 def unet_dir(home: Path, source: TrainingSource, seed: int) -> Path:
@@ -188,10 +181,14 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
     }
     if source.gan is not None:
         own |= {"data.label_threshold": source.label_threshold, "synthetic": synthetic_dir(home, source.gan)}
-    groups = settings_for("train_unet", config, "data", "unet", "runtime")
-    shared = [setting for setting in groups if setting.split("=")[0] not in own]
-    command = vesselgan("train_unet", "--run_dir", str(run_dir), *shared, *(override(*item) for item in own.items()))
-    return Stage(f"unet-{run_dir.name}", f"U-Net {run_dir.name}", (command,), (RunDir(run_dir).finished_file,))
+    return training_stage("unet", "U-Net", run_dir, own, settings_for("train_unet", config, "data", "unet", "runtime"))
+
+
+def training_stage(kind: str, title: str, run_dir: Path, own: dict[str, Any], shared: list[str]) -> Stage:
+    """The training of a `unet` or a `gan`; `own` settings replace shared ones."""
+    kept = [setting for setting in shared if setting.split("=")[0] not in own]
+    words = command(f"train_{kind}", own, *kept, "--run_dir", str(run_dir))
+    return Stage(f"{kind}-{run_dir.name}", f"{title} {run_dir.name}", (words,), (RunDir(run_dir).finished_file,))
 
 
 def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:

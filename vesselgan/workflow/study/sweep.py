@@ -13,19 +13,8 @@ from vesselgan.config.schema import Study, TrainGan
 from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.results import write_result
-from vesselgan.formats.run_dir import RunDir
-from vesselgan.workflow.stage import Stage, vesselgan
-from vesselgan.workflow.study.steps import (
-    Gan,
-    StageRunner,
-    choose_threshold,
-    gans_of,
-    override,
-    settings_for,
-    synthetic_source,
-    unet_facts,
-    unet_stage,
-)
+from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.study import steps
 
 
 def run_sweep(config: Study, home: Path) -> Path:
@@ -33,8 +22,8 @@ def run_sweep(config: Study, home: Path) -> Path:
     grid = grid_of(config, home)
     if not config.runs and not grid:
         raise UsageError("study=sweep needs runs=[DIR], sweep.learning_rates=[4e-4,2e-4] or sweep.batch_sizes=[4,8]")
-    gans = gans_of(config, config.sweep.checkpoints)
-    runner = StageRunner(home)
+    gans = steps.gans_of(config, config.sweep.checkpoints)
+    runner = steps.StageRunner(home)
     for gan, stage in grid:
         runner.run(stage)
         gans.append(gan)
@@ -52,20 +41,20 @@ def run_sweep(config: Study, home: Path) -> Path:
     return out
 
 
-def record_of(config: Study, home: Path, gan: Gan, runner: StageRunner) -> dict[str, Any]:
+def record_of(config: Study, home: Path, gan: steps.Gan, runner: steps.StageRunner) -> dict[str, Any]:
     """A GAN's entry in the ranking: its label threshold, chosen with the first seed, then a U-Net of every seed."""
-    choice = choose_threshold(config, home, gan, runner)
-    source = synthetic_source(gan, choice["label_threshold"])
+    choice = steps.choose_threshold(config, home, gan, runner)
+    source = steps.synthetic_source(gan, choice["label_threshold"])
     dice = {}
     for seed in config.seeds:
-        stage = unet_stage(config, home, source, seed)
+        stage = steps.unet_stage(config, home, source, seed)
         runner.run(stage, [f"generate-{gan.name}"])
-        dice[str(seed)] = unet_facts(home, source, seed)["validation_dice"]
+        dice[str(seed)] = steps.unet_facts(home, source, seed)["validation_dice"]
     score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
     return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
 
 
-def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
+def grid_of(config: Study, home: Path) -> list[tuple[steps.Gan, Stage]]:
     """A GAN for every critic's learning rate (the generator's keeps its ratio) with every batch size."""
     sweep = config.sweep
     if not sweep.learning_rates and not sweep.batch_sizes:
@@ -78,10 +67,8 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
     variant = gan.variant
     ratio = variant.learning_rate_generator / variant.learning_rate_critic
     grid = []
-    rates, batches = (
-        sweep.learning_rates or [variant.learning_rate_critic],
-        sweep.batch_sizes or [gan.train.batch_size],
-    )
+    rates = sweep.learning_rates or [variant.learning_rate_critic]
+    batches = sweep.batch_sizes or [gan.train.batch_size]
     for rate, batch_size in itertools.product(rates, batches):
         name = f"{variant.name}-rate-{rate:g}-batch-{batch_size}"
         run_dir = home / "trained" / name
@@ -91,13 +78,11 @@ def grid_of(config: Study, home: Path) -> list[tuple[Gan, Stage]]:
             "train.batch_size": batch_size,
             "data.label_threshold": gan.data.label_threshold,
         }
-        shared = settings_for("train_gan", config, "data", "runtime")
-        shared += settings_for("train_gan", gan, "variant", "train")
-        overrides = [setting for setting in shared if setting.split("=")[0] not in own]
-        overrides += [override(*item) for item in own.items()]
-        command = vesselgan("train_gan", "--run_dir", str(run_dir), *overrides)
-        stage = Stage(f"gan-{name}", f"GAN {name}", (command,), (RunDir(run_dir).finished_file,))
-        grid.append((Gan(name, run_dir, variant.name, None), stage))
+        shared = steps.settings_for("train_gan", config, "data", "runtime")
+        shared += steps.settings_for("train_gan", gan, "variant", "train")
+        grid.append(
+            (steps.Gan(name, run_dir, variant.name, None), steps.training_stage("gan", "GAN", run_dir, own, shared))
+        )
     return grid
 
 
