@@ -19,6 +19,7 @@ from vesselgan.config.overrides import (
     check_read,
     checked_overrides,
     config_dir,
+    flat_values,
     groups_of,
     is_known,
     keys_of,
@@ -182,12 +183,7 @@ def config_hash(config: Any) -> str:
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted key -> value, for every setting below the dataclass `config`."""
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        key = prefix + field.name
-        values |= flat(value, f"{key}.") if dataclasses.is_dataclass(value) else {key: value}
-    return values
+    return flat_values(dataclasses.asdict(config), prefix)
 
 
 def is_free_to_change(key: str) -> bool:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.config import overrides
-from vesselgan.config.project import flat_values
 from vesselgan.core.errors import UsageError
 
 NO_DEFAULT = "???"
@@ -88,7 +87,7 @@ def paragraphs(text: str) -> str:
 
 def defaults_of(command: str) -> dict[str, Any]:
     """Dotted key -> default, read from configs/ without Hydra; expressions as they stand there."""
-    return flat_values(_read(overrides.config_dir() / f"{command}.yaml"))
+    return overrides.flat_values(_read(overrides.config_dir() / f"{command}.yaml"))
 
 
 def _read(path: Path) -> dict[str, Any]:

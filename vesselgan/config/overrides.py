@@ -153,13 +153,15 @@ def preset_keys(name: str) -> list[str]:
             names += [group.removeprefix("override /") for group in entry]
         elif entry != "_self_":
             names += preset_keys(entry)
-    return [*names, *_leaves(values)]
+    return [*names, *flat_values(values)]
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """The dotted keys of nested `values`."""
-    nested = [_leaves(v, f"{prefix}{k}.") if isinstance(v, dict) else [prefix + k] for k, v in values.items()]
-    return [key for keys in nested for key in keys]
+def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value, of nested settings."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
 
 
 def _with_texts_quoted(override: str, value: Any, kind: str) -> str:
@@ -207,9 +209,5 @@ def without_foreign_keys(values: dict[str, Any], kind: type, prefix: str) -> dic
 @functools.cache
 def _all_names() -> set[str]:
     """Every setting of every command, and the groups that they lie in."""
-    return {name for kind in COMMANDS.values() for key in keys_of(kind) for name in _prefixes(key)}
-
-
-def _prefixes(key: str) -> list[str]:
-    names = key.split(".")
-    return [".".join(names[: n + 1]) for n in range(len(names))]
+    keys = [key.split(".") for kind in COMMANDS.values() for key in keys_of(kind)]
+    return {".".join(names[:depth]) for names in keys for depth in range(1, len(names) + 1)}

@@ -35,7 +35,7 @@ def settings_of(command: str, typed: Sequence[str]) -> tuple[list[str], list[str
     """
     path = _named_in(typed)
     own = [word for word in typed if not word.startswith(KEY)]
-    settings = {} if path is None else _checked(path, flat_values(_load(path)))
+    settings = {} if path is None else _checked(path, overrides.flat_values(_load(path)))
     chosen = groups_chosen(own)
     groups = overrides.groups_of(command)
     known = overrides.keys_of(overrides.COMMANDS[command])
@@ -89,16 +89,8 @@ def _with_layout(setting: str, known: Collection[str]) -> list[str]:
     path = Path(setting.partition("=")[2].strip("\"'"))
     content = _load(path)
     bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
-    settings = _checked(path, flat_values({"name": path.stem, **content}, "data."))
+    settings = _checked(path, overrides.flat_values({"name": path.stem, **content}, "data."))
     return [f"data={bases[0]}", *(override(key, value) for key, value in settings.items() if key in known)]
-
-
-def flat_values(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value, of a file of settings."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= flat_values(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def override(key: str, value: Any) -> str:

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vesselgan.config.project import flat_values, override
+from vesselgan.config.overrides import flat_values
+from vesselgan.config.project import override
 from vesselgan.config.schema import Evaluate
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.predictions import Predictions
