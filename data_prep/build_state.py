@@ -16,8 +16,10 @@ from typing import Any
 from data_prep.layouts import KINDS, CohortFiles
 from data_prep.output import write_json
 from data_prep.shard_plan import PlannedShard
+from vesselgan.config.overrides import flat_values
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import sha256_of
+from vesselgan.core.console import differences
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import ShardInfo
@@ -42,7 +44,7 @@ class BuildState:
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
     """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on."""
-    flat = {**_flatten(asdict(data.layout), "layout."), **_flatten(asdict(data.prepare), "prepare.")}
+    flat = flat_values({"layout": asdict(data.layout), "prepare": asdict(data.prepare)})
     return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
 
 
@@ -80,14 +82,9 @@ def read_state(data: PreparedData) -> BuildState | None:
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     if state.name != data.name:
         raise UsageError(f"{cohort_dir}: holds the shards of cohort {state.name}, not {data.name}; {remedy}")
-    settings = settings_of(data)
-    changed = [
-        f"data.{key}: {state.settings.get(key)} -> {settings.get(key)}"
-        for key in sorted({*settings, *state.settings})
-        if state.settings.get(key) != settings.get(key)
-    ]
-    if changed:
-        raise UsageError(f"{cohort_dir}: the shards were built with other settings ({'; '.join(changed)}); {remedy}")
+    if changed := differences(state.settings, settings_of(data)):
+        shown = "; ".join(f"data.{change}" for change in changed)
+        raise UsageError(f"{cohort_dir}: the shards were built with other settings ({shown}); {remedy}")
     return state
 
 
@@ -180,10 +177,3 @@ def _folder(cohort_dir: Path) -> Path:
 
 def _record_path(cohort_dir: Path, shard: PlannedShard) -> Path:
     return _folder(cohort_dir) / f"{shard.name.replace('/', '-')}.json"
-
-
-def _flatten(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -29,7 +29,7 @@ from data_prep.phantom import PHANTOM_VERSION, Scanner, generate_subject
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
 from vesselgan.core import atomic_io
-from vesselgan.core.console import log
+from vesselgan.core.console import differences, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
@@ -131,15 +131,11 @@ def _check_settings(path: Path, phantom: Phantom) -> None:
         stored = {key: content[key] for key in settings}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not readable as a phantom's settings; remove {path.parent} and run again") from error
-    may_grow = {"num_subjects"} if stored["num_subjects"] < settings["num_subjects"] else set()
-    differences = [
-        f"{key} {stored[key]} there, {settings[key]} asked for"
-        for key in settings
-        if stored[key] != settings[key] and key not in may_grow
-    ]
-    if differences:
+    if stored["num_subjects"] < settings["num_subjects"]:
+        stored["num_subjects"] = settings["num_subjects"]
+    if changed := differences(stored, settings):
         raise UsageError(
-            f"{path.parent} holds a phantom cohort of other settings ({'; '.join(differences)}) and stays as it is; "
+            f"{path.parent} holds a phantom cohort of other settings ({'; '.join(changed)}) and stays as it is; "
             "give data.root=FOLDER or work_dir=FOLDER for a new one, or remove that folder"
         )
 

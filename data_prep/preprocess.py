@@ -16,7 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,9 +26,10 @@ from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder, write_json
 from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pipeline, run_pipeline
 from vesselgan.config.compose import Command, parse
+from vesselgan.config.overrides import flat_values
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
-from vesselgan.core.console import counted, log
+from vesselgan.core.console import counted, differences, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
@@ -89,17 +89,17 @@ def record_settings(out: Path, pipeline: Pipeline) -> None:
     path, settings = out / SETTINGS, json.loads(json.dumps(pipeline.describe()))
     remedy = f"name another folder (out=DIR), or remove {out}"
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = flat_values(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
         if names - {SETTINGS + atomic_io.PARTIAL}:
             raise UsageError(f"out={out} holds {min(names)} and no {SETTINGS}: not made here; {remedy}") from None
         write_json(path, settings)
         return
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
-    if differences := _differences(stored, settings):
-        raise UsageError(f"out={out} was made with other settings ({'; '.join(differences)}); {remedy}")
+    if changed := differences(stored, flat_values(settings)):
+        raise UsageError(f"out={out} was made with other settings ({'; '.join(changed)}); {remedy}")
 
 
 def find_missing(
@@ -278,13 +278,6 @@ def _inputs(subject: SubjectFiles, pipeline: Pipeline) -> dict[str, str]:
     mask = subject.mask if pipeline.mask_tool == "given" else None
     inputs = {"image": subject.image, "label": subject.label, "mask": mask}
     return {kind: atomic_io.sha256_of(path) for kind, path in inputs.items() if path is not None}
-
-
-def _differences(stored: Any, settings: Any, prefix: str = "") -> list[str]:
-    if not (isinstance(stored, dict) and isinstance(settings, dict)):
-        return [] if stored == settings else [f"{prefix}: {stored} -> {settings}"]
-    keys = sorted({*stored, *settings})
-    return [d for k in keys for d in _differences(stored.get(k), settings.get(k), f"{prefix}.{k}" if prefix else k)]
 
 
 def main() -> None:

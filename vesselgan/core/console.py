@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import TextIO, cast
 
 log = logging.getLogger("vesselgan")
@@ -27,6 +28,12 @@ def printable(text: str) -> str:
 def counted(number: int, noun: str, plural: str = "") -> str:
     """`1 subject`, `2 subjects`; `plural` if it is not the noun with an s."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def differences(before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+    """`key: before -> after` of every setting that differs."""
+    changed = [key for key in dict.fromkeys([*after, *before]) if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in changed]
 
 
 class _Stream:

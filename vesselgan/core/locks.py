@@ -2,7 +2,7 @@
 
 POSIX record locks (fcntl.lockf): they belong to a process and end with it. A forked child does not keep them, as it
 would keep those of flock: reading workers that outlive a killed run do not hold its directory. Within one process a
-second lock succeeds, and closing any handle of a file gives its lock up. Standard library alone.
+second lock succeeds, and closing any handle of a file gives its lock up.
 """
 
 import fcntl
@@ -12,12 +12,10 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from vesselgan.core.errors import ResourceError
+
 SECONDS_TO_TRY = 0.5
 """`holder_of` takes a free lock for a moment, which must not refuse a job that starts just then."""
-
-
-class HeldError(Exception):
-    """Another process holds the lock; the text names it: `process 12 on node7, job 34`."""
 
 
 def no_follow(path: str, flags: int) -> int:
@@ -44,11 +42,15 @@ def wait_for_lock(file: IO[Any]) -> None:
 def acquire(path: Path) -> IO[str]:
     """Holds `path` for this process until the returned file is closed; its text names the process.
 
-    Raises HeldError if another process holds it, OSError if it cannot be written or is a link.
+    Raises ResourceError if another process holds it, or if it cannot be written or is a link.
     """
     deadline = time.monotonic() + SECONDS_TO_TRY
     while True:
-        file = open(path, "a+", encoding="utf-8", opener=no_follow)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a+", encoding="utf-8", opener=no_follow)
+        except OSError as error:
+            raise ResourceError(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
         if try_lock(file):
             if _is_at(path, file):
                 break
@@ -56,7 +58,7 @@ def acquire(path: Path) -> IO[str]:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise HeldError(holder)
+            raise ResourceError(f"{path.parent}: {holder} works in it; wait for its end, or name another folder")
         file.close()
         time.sleep(0.05)
     job = os.environ.get("SLURM_JOB_ID")

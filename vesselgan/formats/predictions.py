@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.console import differences
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import check_id, path_in
 
@@ -59,12 +60,9 @@ class Predictions:
         volumes: dict[str, Any] = {}
         for record in [self.record, *sorted(self._rank_records())]:
             stored, entries = _read(record)
-            differing = [
-                f"{key}: {stored.get(key)} -> {value}" for key, value in settings.items() if stored.get(key) != value
-            ]
-            if differing:
+            if changed := differences(stored, settings):
                 raise UsageError(
-                    f"out={self.folder}: was made with other settings ({'; '.join(differing)}); name another folder"
+                    f"out={self.folder}: was made with other settings ({'; '.join(changed)}); name another folder"
                 )
             volumes |= {check_id(subject, record): entry for subject, entry in entries.items()}
         return volumes

@@ -22,7 +22,7 @@ from typing import IO, Any
 from vesselgan.config import compose
 from vesselgan.core import locks
 from vesselgan.core.atomic_io import PARTIAL, open_to_append, write_text
-from vesselgan.core.errors import CheckpointError, DataError, ResourceError, UsageError, VesselganError, check_readable
+from vesselgan.core.errors import CheckpointError, DataError, UsageError, VesselganError, check_readable
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS
 from vesselgan.formats.run_changes import Change, check_changes, config_changes, engine_changes, input_changes
@@ -147,12 +147,7 @@ class RunDir:
 
     def acquire_lock(self) -> IO[str]:
         """Holds the run for this process until the returned file is closed. Raises ResourceError if another does."""
-        try:
-            return locks.acquire(self.path / LOCK)
-        except locks.HeldError as holder:
-            raise ResourceError(
-                f"{self.path}: {holder} trains in it; wait for its end, or name another --run_dir"
-            ) from holder
+        return locks.acquire(self.path / LOCK)
 
     def has_begun(self) -> bool:
         """Whether training was ever started here; until then settings can still be corrected."""

@@ -5,8 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 from vesselgan.config.schema import Release
 from vesselgan.core import locks
-from vesselgan.core.atomic_io import describe, sha256_of, sync_folder, write_text
+from vesselgan.core.atomic_io import sha256_of, sync_folder, write_text
 from vesselgan.core.console import counted, log
-from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
+from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.evaluation.reference import training_shards
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.nifti import SYNTHETIC
@@ -74,8 +73,11 @@ def release(config: Release) -> Path | None:
     if config.audit is None:
         raise UsageError("release needs audit=FILE, the result of `vesselgan audit`")
     sources = _read_sources(config)
-    with _locked(root):
+    lock = locks.acquire(root / LOCK)  # one release is written at a time
+    try:
         return _release(config, sources, root)
+    finally:
+        locks.remove(root / LOCK, lock)
 
 
 def _read_sources(config: Release) -> Sources:
@@ -237,19 +239,3 @@ def _is_phantom(cohort_dir: str) -> bool:
 def _damaged(path: str, error: Exception) -> DataError:
     check_readable(path, error)
     return DataError(f"{path}: damaged ({type(error).__name__}: {error}); remove it, and audit or evaluate again")
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """One release is written at a time. Raises ResourceError while another process writes one."""
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        file = locks.acquire(root / LOCK)
-    except locks.HeldError as holder:
-        raise ResourceError(f"{root}: {holder} releases; wait for its end") from holder
-    except OSError as error:
-        raise ResourceError(f"{root / LOCK}: {describe(error)}; look at permissions and space") from error
-    try:
-        yield
-    finally:
-        locks.remove(root / LOCK, file)
