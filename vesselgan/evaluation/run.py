@@ -1,30 +1,28 @@
 """The jobs of `vesselgan evaluate`: from a configuration to one JSON file of results."""
 
-from collections.abc import Callable
+import importlib
 from typing import Any
 
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.console import counted, log
-from vesselgan.evaluation.comparison import compare_sources
-from vesselgan.evaluation.image import score_patches
-from vesselgan.evaluation.label_threshold import sweep_thresholds
-from vesselgan.evaluation.volume_scores import score_predictions, score_threshold
 from vesselgan.formats.results import Result, write_result
 
 PRINTED = ("dice", "bavd_voxels", "bavd_mm", "centreline_dice")
 """The scores of volumes that are printed; the file has all."""
-JOBS: dict[str, Callable[[Evaluate], dict[str, Any]]] = {
-    "segmentation": score_predictions,
-    "threshold": score_threshold,
-    "label_threshold": sweep_thresholds,
-    "comparison": compare_sources,
-    "image": score_patches,
+JOBS = {
+    "segmentation": ("volume_scores", "score_predictions"),
+    "threshold": ("volume_scores", "score_threshold"),
+    "label_threshold": ("label_threshold", "sweep_thresholds"),
+    "comparison": ("comparison", "compare_sources"),
+    "image": ("image", "score_patches"),
 }
+"""Module and function of each job; loaded when it runs, since those that need no torch take seconds less without it."""
 
 
 def evaluate(config: Evaluate) -> Result:
     """Runs the job `config.evaluate` and writes its result to `config.out`, atomically."""
-    result = JOBS[config.evaluate](config)
+    module, function = JOBS[config.evaluate]
+    result: Result = getattr(importlib.import_module(f"vesselgan.evaluation.{module}"), function)(config)
     write_result(config.out, result)
     for line in _summary_lines(result):
         log.info(line)

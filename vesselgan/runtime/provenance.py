@@ -5,19 +5,21 @@ import os
 import platform
 import sys
 from datetime import UTC, datetime
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from vesselgan.config import project
 from vesselgan.core.version import __version__
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "deepspeed", "numpy", "h5py", "nibabel", "hydra-core", "monai")
 
 
 def collect() -> dict[str, Any]:
     """Versions of the packages, the processor or GPU, the project file, the command and the time (UTC)."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    torch = sys.modules.get("torch")  # a job without it uses no GPU, and need not wait seconds for it
+    gpu = torch.cuda.get_device_name() if torch is not None and torch.cuda.is_available() else None
     return {
         "vesselgan": __version__,
         "python": platform.python_version(),
@@ -29,8 +31,10 @@ def collect() -> dict[str, Any]:
     }
 
 
-def device_name(device: torch.device) -> str:
+def device_name(device: "torch.device") -> str:
     """The name of the GPU or processor."""
+    import torch
+
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
