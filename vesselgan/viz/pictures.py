@@ -14,6 +14,7 @@ Colour = tuple[int, int, int]
 
 PANEL: Colour = (13, 16, 23)  # near black, so that a picture keeps its contrast on a white page and on a dark one
 LABEL: Colour = (255, 92, 72)
+GAP = 6  # pixels between the pictures of a sheet
 
 
 def axial_slice(volume_XYZ: np.ndarray, z: int) -> np.ndarray:
@@ -71,22 +72,22 @@ def enlarge_mask(mask_HW: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC)) >= 128
 
 
-def sheet(rows: list[list[np.ndarray]], *, gap: int = 6, background: Colour = PANEL) -> np.ndarray:
+def sheet(rows: list[list[np.ndarray]]) -> np.ndarray:
     """One picture from rows of pictures (HxWx3 uint8), each in the middle of its column's and its row's largest."""
     assert rows and all(rows), "a sheet needs at least one picture in every row"
     heights = [max(picture.shape[0] for picture in row) for row in rows]
     num_columns = max(len(row) for row in rows)
     widths = [max(row[j].shape[1] for row in rows if j < len(row)) for j in range(num_columns)]
-    shape = (sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (num_columns + 1), 3)
-    page = np.broadcast_to(np.asarray(background, np.uint8), shape).copy()
-    top = gap
+    shape = (sum(heights) + GAP * (len(rows) + 1), sum(widths) + GAP * (num_columns + 1), 3)
+    page = np.broadcast_to(np.asarray(PANEL, np.uint8), shape).copy()
+    top = GAP
     for row, height in zip(rows, heights, strict=True):
-        left = gap
+        left = GAP
         for picture, width in zip(row, widths, strict=False):
             y, x = top + (height - picture.shape[0]) // 2, left + (width - picture.shape[1]) // 2
             page[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
-            left += width + gap
-        top += height + gap
+            left += width + GAP
+        top += height + GAP
     return page
 
 

@@ -41,7 +41,6 @@ def render_vessels(
     *,
     tilt_deg: float = 20.0,
     size: int = 320,
-    by_component: bool = True,
     colours: tuple[Colour, ...] | None = None,
     frame: bool = True,
 ) -> np.ndarray:
@@ -49,9 +48,8 @@ def render_vessels(
 
     Orthographic ray casting on the CPU: the label is smoothed a little, a ray stops where it first exceeds
     SURFACE_LEVEL, the light is Lambert's from the smoothed gradient, and distant vessels fade into the panel.
-    `angle_deg` rotates the camera about Z, `tilt_deg` raises it. `by_component`: every connected component has its own
-    hue, the largest the first of COMPONENTS; `colours`: those of the label's values 1, 2, ... instead. `frame`: the
-    patch's edges. An empty label gives the frame alone.
+    `angle_deg` rotates the camera about Z, `tilt_deg` raises it. Every connected component has its own hue, the largest
+    the first of COMPONENTS; `colours`: those of the label's values 1, 2, ... instead. `frame`: the patch's edges.
     """
     label = np.pad(np.asarray(label_XYZ) > 0, 2)  # a vessel cut by the patch's face gets a closed end
     spacing = np.asarray(spacing_mm, np.float64)
@@ -63,7 +61,7 @@ def render_vessels(
     if len(pixels_P):
         depth_mm[pixels_P] = depth_mm_P
         if colours is None:
-            hue_P = _component_rank(label, position_P3) % len(COMPONENTS) * by_component
+            hue_P = _component_rank(label, position_P3) % len(COMPONENTS)
         else:
             hue_P = np.maximum(_value_at(np.pad(np.asarray(label_XYZ, np.uint8), 2), position_P3), 1) - 1
         hues_P3 = np.asarray(colours or COMPONENTS, np.float32)[hue_P]
