@@ -30,15 +30,6 @@ def test_synthetic_label_is_cut_at_the_threshold(road):
     assert figures.read_samples(made, [0], 0.9)[0].label_XYZ.sum() == 0
 
 
-def test_of_repeated_steps_the_last_line_counts(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 20, "a": 1}\n{"step": 10, "a": 2, "b": NaN}\n{"step": 20, "a": 3}\n{"step": 30, "a"')
-    run = runs.read_run(tmp_path)
-    assert run.steps.tolist() == [10, 20]
-    assert run.scalars["a"].tolist() == [2.0, 3.0]
-    assert np.isnan(run.scalars["b"]).all()
-
-
 def test_damaged_line_inside_is_named(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 10}\nrubbish\n{"step": 20}\n')

@@ -130,18 +130,6 @@ def test_a_private_gan_stands_in_no_other_box(monkeypatch):
     assert len(boxes) == 2 * 2 * 2 * len(SHOWN) and not any("U-Net <dp>" in title for title in boxes)
 
 
-def test_sources_not_run_share_one_line():
-    text = text_of(section(comparison()))
-    # Dice of all vessels in Tables 3, A.1 and B.1; SN-MP was run.
-    assert [line for line in text.splitlines() if line.startswith("not run: U-Net")] == [
-        "not run: U-Net on GP (0.793), U-Net on SN (0.804), U-Net on c-SN-MP (0.820).",
-        "not run: U-Net on real and GP (0.902), U-Net on real and SN (0.906), U-Net on real and c-SN-MP (0.907).",
-        "not run: U-Net on DPGAN, epsilon 1e2 (0.085), U-Net on DPGAN, epsilon 1e3 (0.562), "
-        "U-Net on DPGAN, epsilon 1e6 (0.581).",
-    ]
-    assert not any("not run" in line for line in text.splitlines() if line.startswith("|"))
-
-
 def test_two_patients_have_no_spread(make_result):
     made = from_results([make_result("real", 0.9), make_result("synthetic", 0.8)], [*SHOWN, *FURTHER], {})
     text = text_of(section(made))
