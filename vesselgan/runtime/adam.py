@@ -4,9 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
-from torch.optim.adam import adam
 
-from vesselgan.runtime.muon import Muon
+from vesselgan.runtime.muon import Muon, adam_step, state_of
 
 BOTH_MOMENTS = ("exp_avg", "exp_avg_sq")
 FIRST_MOMENT, SECOND_MOMENT = BOTH_MOMENTS[:1], BOTH_MOMENTS[1:]
@@ -63,30 +62,4 @@ class AdamWithoutMomentum(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            states = [self._state_of(parameter) for parameter in parameters]
-            gradients = [parameter.grad for parameter in parameters]
-            adam(
-                parameters,
-                gradients,
-                gradients,
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                amsgrad=False,
-                beta1=0.0,
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=0.0,
-                eps=group["eps"],
-                maximize=False,
-            )
-
-    def _state_of(self, parameter: nn.Parameter) -> dict[str, torch.Tensor]:
-        if not self.state[parameter]:
-            self.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-            }
-        return self.state[parameter]
+            adam_step(group, lambda parameter: state_of(self, parameter, SECOND_MOMENT))

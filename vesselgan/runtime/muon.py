@@ -4,7 +4,7 @@ A convolution's weight counts as one matrix, [out, in * taps]. It needs whole ma
 gradient that ZeRO has cut.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         others, matrices = self.param_groups
-        self._adam(others)
+        adam_step(others, self._state_of)
         for parameter in matrices["params"]:
             if (gradient := parameter.grad) is None:
                 continue
@@ -55,35 +55,43 @@ class Muon(torch.optim.Optimizer):
             scale = max(1.0, len(matrix) / matrix.shape[1]) ** 0.5
             parameter.add_(orthogonalised(matrix).view(parameter.shape), alpha=-matrices["lr"] * scale)
 
-    def _adam(self, group: dict) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        states = [self._state_of(parameter) for parameter in parameters]
-        beta1, beta2 = group["betas"]
-        adam(
-            parameters,
-            [parameter.grad for parameter in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=0.0,
-            eps=group["eps"],
-            maximize=False,
-        )
-
     def _state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        if not self.state[parameter]:
-            names = ("exp_avg",) if parameter in self.matrices else ("exp_avg", "exp_avg_sq")
-            self.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                **{name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in names},
-            }
-        return self.state[parameter]
+        names = ("exp_avg",) if parameter in self.matrices else ("exp_avg", "exp_avg_sq")
+        return state_of(self, parameter, names)
+
+
+def state_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, moments: Sequence[str]) -> dict[str, Tensor]:
+    """`step` (float32 scalar) and the moments (the parameter's shape), made before its first step."""
+    if not optimizer.state[parameter]:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            **{name: torch.zeros_like(parameter, memory_format=torch.preserve_format) for name in moments},
+        }
+    return optimizer.state[parameter]
+
+
+def adam_step(group: dict, state: Callable[[nn.Parameter], dict[str, Tensor]]) -> None:
+    """torch's fused Adam for a group of parameters; without a first moment the gradient stands in its place."""
+    parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters]
+    states = [state(parameter) for parameter in parameters]
+    beta1, beta2 = group["betas"]
+    adam(
+        parameters,
+        gradients,
+        [own.get("exp_avg", gradient) for own, gradient in zip(states, gradients, strict=True)],
+        [own["exp_avg_sq"] for own in states],
+        [],
+        [own["step"] for own in states],
+        fused=True,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def orthogonalised(matrix_RC: Tensor) -> Tensor:
