@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(path for top in TOPS for path in (ROOT / top).rglob("README.md"))]
 # What keeps each command small; everything else is as the README has it.
 SMALL = {
-    "make_phantom": [],
+    "make_phantom": ["phantom.num_subjects=5"],
+    "build_shards": ["data.prepare.num_vessel_patches_gan=20", "data.prepare.num_vessel_patches_unet=20"],
     "train_gan.py": ["variant.width=16", "train.max_steps=2", "train.num_workers=0"],
     "generate.py": ["label_threshold=1e-4"],  # scores of two steps lie near zero
     "train_unet.py": ["unet.filters=[4,8]", "unet.max_steps=4", "unet.validate_every=4", "unet.num_workers=0"],
