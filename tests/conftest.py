@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -57,6 +58,28 @@ def one_thread() -> Iterator[None]:
 def repository() -> Path:
     """The checkout's root."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def run_on_ranks(repository: Path) -> Callable[..., None]:
+    """Runs Python with these words on `size` ranks, as a launcher does: a process each, named by the environment."""
+
+    def run(words: list[str], *, size: int = 2) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": str(size)}
+        common = os.environ | place | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        names = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
+        ranks = [subprocess.Popen([sys.executable, *words], env=common | name, **pipes) for name in names]
+        try:
+            outputs = [rank.communicate(timeout=400)[0] for rank in ranks]
+            assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(outputs)
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

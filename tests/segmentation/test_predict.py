@@ -1,9 +1,5 @@
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -259,21 +255,12 @@ def test_small_parts_are_removed_only_when_asked():
     assert (int(kept.sum()), removed) == (0, 3)
 
 
-def test_two_ranks_segment_what_one_does(run_dir, tmp_path, repository):
+def test_two_ranks_segment_what_one_does(run_dir, tmp_path, repository, run_on_ranks):
     for number in range(3):
         write_volume(tmp_path / "in" / f"head-{number}.nii.gz", image(18, 14, 10, seed=number) + 1, np.eye(4))
     words = [f"run={run_dir}", f"input={tmp_path}/in", "runtime.device=cpu", "min_component_voxels=3"]
     alone = run_segment(run_dir, tmp_path / "alone", *words[1:])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = [sys.executable, str(repository / "launch/segment.py"), *words, f"out={tmp_path}/two"]
-    environment = os.environ | place | {"OMP_NUM_THREADS": "1"}
-    ranks = [
-        subprocess.Popen([*command, f"--local_rank={rank}"], env=environment | {"RANK": rank, "LOCAL_RANK": rank})
-        for rank in ("0", "1")
-    ]
-    assert [rank.wait(timeout=600) for rank in ranks] == [0, 0]
+    run_on_ranks([f"{repository}/launch/segment.py", *words, f"out={tmp_path}/two"])
     both = json.loads((tmp_path / "two" / "segmentation.json").read_text())
     assert set(both["volumes"]) == set(alone["volumes"]) == {"head-0", "head-1", "head-2"}
     assert {name: entry["output_sha256"] for name, entry in both["volumes"].items()} == {

@@ -127,7 +127,7 @@ def test_a_sweep_reads_no_test_volume(trained: Trained) -> None:
     home = work / "studies/both"
     ranking = {record["gan"]: record for record in json.loads((home / "ranking.json").read_text())["ranking"]}
     rate = "sn-rate-0.0001-batch-4"
-    assert set(ranking) == {"sn-gan-step_00000002", rate}
+    assert set(ranking) == {"sn-step_00000002", rate}
     for name, record in ranking.items():
         each = {}
         for seed in ("1", "2"):
