@@ -90,6 +90,14 @@ def test_a_damaged_audit_is_bad_data(work, gan, lost):
     assert [name for name in left_behind(work) if name != "ledger.jsonl"] == []
 
 
+def test_a_damaged_result_is_named_itself(work, gan):
+    audit = work.audit(gan)
+    (work.path / "results" / "image.json").write_text("{}")
+    with pytest.raises(DataError, match=r"image\.json") as refused:
+        work.release("name=a", f"run={gan}", f"audit={audit}")
+    assert str(audit) not in str(refused.value)
+
+
 def test_what_is_not_named_is_usage(work, gan):
     audit = work.audit(gan)
     for words, named in [

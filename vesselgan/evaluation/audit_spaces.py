@@ -32,11 +32,9 @@ FEATURES = "features"
 class SpaceDistances:
     """Of all samples by one kind of array."""
 
-    second_QV: np.ndarray
-    """To training patients' second visits."""
-
-    distance_QR: np.ndarray
-    """Rows: synthetic samples, held-out ones, planted copies. Columns: training samples, held-out ones."""
+    distance: np.ndarray
+    """Rows [Q]: synthetic samples, held-out ones, planted copies. Columns [R + V]: training samples, held-out ones,
+    training patients' second visits."""
     has_content_Q: np.ndarray
     """Nothing can be copied in the others."""
     n: int
@@ -45,20 +43,20 @@ class SpaceDistances:
     planted: dict[str, slice]
     """Kind -> the rows of its copies."""
 
+    @property
+    def distance_QR(self) -> np.ndarray:
+        return self.distance[:, : self.t + self.m]
+
+    @property
+    def second_QV(self) -> np.ndarray:
+        return self.distance[:, self.t + self.m :]
+
     def of(self, rows: slice) -> "SpaceDistances":
         """Of these synthetic samples alone."""
-        kept = np.r_[np.arange(self.n)[rows], self.n : len(self.distance_QR)]
-        fewer = len(self.distance_QR) - len(kept)
+        kept = np.r_[np.arange(self.n)[rows], self.n : len(self.distance)]
+        fewer = len(self.distance) - len(kept)
         planted = {kind: slice(k.start - fewer, k.stop - fewer) for kind, k in self.planted.items()}
-        return SpaceDistances(
-            self.second_QV[kept],
-            self.distance_QR[kept],
-            self.has_content_Q[kept],
-            self.n - fewer,
-            self.t,
-            self.m,
-            planted,
-        )
+        return SpaceDistances(self.distance[kept], self.has_content_Q[kept], self.n - fewer, self.t, self.m, planted)
 
 
 @dataclass(frozen=True)
@@ -83,37 +81,35 @@ class SpaceFindings:
 def measure(
     sets: AuditSets, extractor: Extractor | None, device: torch.device, *, seed: int
 ) -> dict[str, SpaceDistances]:
-    """Space -> all distances; of images by the features of `extractor`, too."""
-    measured = {space: _measure(space, sets, seed) for space in SPACES}
-    return measured if extractor is None else measured | {FEATURES: _measure_features(sets, extractor, device)}
+    """Space -> all distances, with copies of training samples planted among the synthetic ones.
+
+    In the features of `extractor`, of images, no copies are planted: the space of images finds them.
+    """
+    n, t, m = len(sets.synthetic), len(sets.training), len(sets.held_out)
+    measured = {}
+    for space in SPACES:
+        real_RXYZ = sets.kind.arrays(space, sets.training + sets.held_out + sets.second_visits)
+        planted = _plant(space, sets, real_RXYZ[:t], seed)
+        query_QXYZ = np.concatenate([sets.kind.arrays(space, sets.synthetic), real_RXYZ[t : t + m], *planted.values()])
+        rows = {kind: slice(n + m + i * NUM_PLANTED, n + m + (i + 1) * NUM_PLANTED) for i, kind in enumerate(planted)}
+        has_content_Q = has_content(query_QXYZ)
+        measured[space] = SpaceDistances(distances(query_QXYZ, real_RXYZ), has_content_Q, n, t, m, rows)
+        if space == "image" and extractor is not None:
+            mirrorings = sets.kind.mirrorings
+            apart = feature_distances(query_QXYZ[: n + m], real_RXYZ, extractor, mirrorings=mirrorings, device=device)
+            measured[FEATURES] = SpaceDistances(apart, has_content_Q[: n + m], n, t, m, {})
+    return measured
 
 
-def _measure(space: str, sets: AuditSets, seed: int) -> SpaceDistances:
-    """With copies of training samples planted among the synthetic ones."""
-    kind, n, t, m = sets.kind, len(sets.synthetic), len(sets.training), len(sets.held_out)
-    real_RXYZ = kind.arrays(space, sets.training + sets.held_out + sets.second_visits)
-    rows = [kind.arrays(space, sets.synthetic), real_RXYZ[t : t + m]]
-    planted, start = {}, n + m
-    sources = np.flatnonzero(has_content(real_RXYZ[:t]))
-    for number, way in enumerate(SPACES[space] if len(sources) else ()):
+def _plant(space: str, sets: AuditSets, training_TXYZ: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """Kind -> its copies [K, X, Y, Z]; empty if no training sample has content."""
+    sources, planted = np.flatnonzero(has_content(training_TXYZ)), {}
+    for number, kind in enumerate(SPACES[space] if len(sources) else ()):
         rng = np.random.default_rng((seed, number))
         chosen = rng.choice(sources, NUM_PLANTED).tolist()
-        rows.append(np.stack([kind.planted(way, space, sets.training[i], real_RXYZ[i], rng) for i in chosen]))
-        planted[way] = slice(start, start + NUM_PLANTED)
-        start += NUM_PLANTED
-    query_QXYZ = np.concatenate(rows)
-    distance_QR, second_QV = np.split(distances(query_QXYZ, real_RXYZ), [t + m], axis=1)
-    return SpaceDistances(second_QV, distance_QR, has_content(query_QXYZ), n, t, m, planted)
-
-
-def _measure_features(sets: AuditSets, extractor: Extractor, device: torch.device) -> SpaceDistances:
-    """Copies are planted among the images alone."""
-    kind, n, t, m = sets.kind, len(sets.synthetic), len(sets.training), len(sets.held_out)
-    real_RXYZ = kind.arrays("image", sets.training + sets.held_out + sets.second_visits)
-    query_QXYZ = np.concatenate([kind.arrays("image", sets.synthetic), real_RXYZ[t : t + m]])
-    distance = feature_distances(query_QXYZ, real_RXYZ, extractor, mirrorings=kind.mirrorings, device=device)
-    distance_QR, second_QV = np.split(distance, [t + m], axis=1)
-    return SpaceDistances(second_QV, distance_QR, has_content(query_QXYZ), n, t, m, {})
+        copies = [sets.kind.planted(kind, space, sets.training[i], training_TXYZ[i], rng) for i in chosen]
+        planted[kind] = np.stack(copies)
+    return planted
 
 
 def find(measured: SpaceDistances, sets: AuditSets, *, seed: int, significance: float) -> SpaceFindings:

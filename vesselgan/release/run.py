@@ -160,6 +160,8 @@ def _write_content(
         write_network(folder / export.NETWORK, sources.trained, str(config.run), threshold)
     try:
         text = card.write(_facts(config, sources, entry, earlier, date))
+    except DataError:
+        raise  # it names the file already
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(f"{config.audit} or a result in {config.results}", error) from error
     write_text(folder / CARD, text)
