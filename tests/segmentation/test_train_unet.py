@@ -2,9 +2,6 @@ import itertools
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -296,26 +293,12 @@ def test_labels_are_shuffled_for_training_alone(tiny_cohort, synthetic_set, tmp_
     assert 200 < training[0][0].max() <= 255  # the U-Net's BatchNorm takes 0..255
 
 
-def launch_two(repository: Path, cohort: Path, run_dir: Path, *settings: str) -> None:
-    """Train on two ranks, started as a launcher does: one process each, named by the environment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    common |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(repository)}
-    command = [sys.executable, str(repository / "launch" / "train_unet.py"), *words(cohort, run_dir, *settings)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ranks = [subprocess.Popen(command, env=common | {"RANK": rank, "LOCAL_RANK": rank}, **pipes) for rank in ("0", "1")]
-    outputs = [rank.communicate(timeout=200)[0] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(outputs)
-
-
 @pytest.mark.parametrize("preset", ["hilbert", pytest.param("residual", marks=pytest.mark.soak)])
-def test_two_ranks_equal_one_with_the_joined_batch(train, tiny_cohort, repository, tmp_path, preset):
+def test_two_ranks_equal_one_with_the_joined_batch(train, tiny_cohort, repository, run_on_ranks, tmp_path, preset):
     settings = [f"unet={preset}", "unet.max_steps=5", "unet.validate_every=5", "unet.dropout=0.0"]
     settings += ["unet.learning_rate=1e-3"]
     train(tmp_path / "one", *settings)
-    launch_two(repository, tiny_cohort, tmp_path / "two", *settings)
+    run_on_ranks([f"{repository}/launch/train_unet.py", *words(tiny_cohort, tmp_path / "two", *settings)])
     one, two = weights(tmp_path / "one", 5), weights(tmp_path / "two", 5)
     for name in one:
         # Sums in another order: up to 1e-5 measured. A lost gradient or statistics of half a batch move weights by up

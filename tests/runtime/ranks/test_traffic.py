@@ -12,7 +12,7 @@ from .conftest import PATCH, STAGES, case
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_steps_traffic_is_as_predicted(results, stage):
-    sent = results.record(2, f"traffic-{stage}")["sent"]
+    sent = results.record(2, f"spectral-fp32-{stage}")["sent"]
     config = compose("train_gan", case("spectral", "fp32", stage)["words"])
     raw = {"zero_optimization": {"stage": stage, "reduce_bucket_size": 500_000_000}}
     predicted = traffic(StepSetup(config.variant, PATCH, batch_plan(config, 2), raw, "cpu", has_average=False))

@@ -1,12 +1,12 @@
-"""The tiny network of this folder's tests on the ranks that a launcher starts: RUN_DIR; saves at step 4, ends at 9."""
+"""A tiny network on the ranks of worker.py."""
 
-import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from vesselgan.runtime import checkpoint, distributed
+from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import World
 from vesselgan.runtime.engine import Engine, wrap
 from vesselgan.trainer.batch_plan import BatchPlan
@@ -31,15 +31,10 @@ def train(engine: Engine, world: World, start: int, stop: int) -> None:
         engine.step()
 
 
-def main() -> None:
-    run_dir = Path(next(word for word in sys.argv[1:] if not word.startswith("-")))
-    world = distributed.start("cpu")
+def run(case: dict[str, Any], start: dict[str, torch.Tensor], world: World, out: Path) -> dict[str, Any]:
+    """Saves at step 4 and ends at 9, in the run directory `out`."""
     engine = engine_of(world, 2)
-    for start, stop in ((0, 4), (4, 9)):
-        train(engine, world, start, stop)
-        checkpoint.save(run_dir, stop, {"critic": engine}, {"ranks": world.size}, keep_last=9, world=world)
-    distributed.stop()
-
-
-if __name__ == "__main__":
-    main()
+    for first, stop in ((0, 4), (4, 9)):
+        train(engine, world, first, stop)
+        checkpoint.save(out, stop, {"critic": engine}, {"ranks": world.size}, keep_last=9, world=world)
+    return {}
