@@ -18,10 +18,11 @@ import pytest
 
 from vesselgan.cli.main import run
 from vesselgan.config import compose
+from vesselgan.release.ledger import LEDGER
 from vesselgan.viz import plots, rendering
 
 NUM_CASES = 80
-"""Drawn from some 1,900 pairs of damage and command, always the same; VESSELGAN_DAMAGE=all tries every one."""
+"""Drawn from some 2,200 pairs of damage and command, always the same; VESSELGAN_DAMAGE=all tries every one."""
 ALLOWED = {0, 2, 3, 4, 6, 7}
 IN_TRAINING = (
     "config.yaml",
@@ -63,6 +64,7 @@ class Pipeline:
         gan, unet, out = work / "runs/gan", work / "runs/unet", work / "out"
         learn = ["data.source=synthetic", f"synthetic={gan / 'synthetic'}", f"--run_dir={unet}", *UNET]
         patches = f"synthetic={gan / 'synthetic'}"
+        released = [f"audit={work / 'results/audit.json'}", "reason=phantoms"]
         self.commands = {
             "check": ["check", "qc=false", *COHORT],
             "build_shards": ["build_shards", *COHORT],
@@ -78,6 +80,8 @@ class Pipeline:
             "image": ["evaluate", "evaluate=image", "name=a", f"out={out}/a.json", f"image.{patches}", *IMAGE],
             "labels": ["evaluate", "evaluate=label_threshold", "name=a", f"out={out}/a.json", f"labels.{patches}"],
             "audit": ["audit", f"run={gan}", f"out={out}/a.json", "record_only=true"],
+            "release": ["release", *released, "name=b", f"run={gan}"],
+            "withdraw": ["release", "withdraw=sub-01"],
             "report": ["report", f"runs=[{gan}]", f"out={out}"],
             "status_gan": ["status", str(gan)],
             "status_unet": ["status", str(unet)],
@@ -92,6 +96,7 @@ class Pipeline:
         for name, command in results.items():
             words = [word for word in self.commands[command] if not word.startswith(("out=", "name="))]
             steps.append([*words, f"name={name}", f"out={self.work / 'results' / name}.json"])
+        steps.append([word if word != "name=b" else "name=a" for word in self.commands["release"]])
         for words in steps:
             code, said = self.run(words)
             assert code == 0, f"{words}: {code}\n{said}"
@@ -161,22 +166,23 @@ DAMAGES += [
 ]
 
 NIFTI = ("check", "build_shards", "segment", "evaluate", "threshold")
-OF_GAN = ("status_gan", "generate", "finished_gan", "train_gan", "report", "audit")
+OF_GAN = ("status_gan", "generate", "finished_gan", "train_gan", "report", "audit", "release")
 READERS = {
     "phantom/nifti/*/*.nii.gz": NIFTI,
-    "phantom/cohort.json": ("build_shards", "segment", "evaluate", "threshold", "train_unet", "report"),
-    "phantom/shards/gan/train/*": ("train_gan", "build_shards", "audit", "labels", "report", "generate"),
+    "phantom/cohort.json": ("build_shards", "segment", "evaluate", "threshold", "train_unet", "report", "release"),
+    "phantom/shards/gan/train/*": ("train_gan", "build_shards", "audit", "labels", "report", "generate", "release"),
     "phantom/shards/unet/*/*": ("train_unet", "build_shards", "image", "audit"),
     "phantom/shards/.build/*": ("build_shards",),
     "runs/gan/*": OF_GAN,
     "runs/gan/checkpoints/*": ("generate", "train_gan", "status_gan", "audit"),
-    "runs/gan/checkpoints/step_00000002/*": ("generate", "train_gan", "status_gan", "audit"),
-    "runs/gan/synthetic/*": ("generate_again", "train_unet", "image", "audit", "labels", "report"),
+    "runs/gan/checkpoints/step_00000002/*": ("generate", "train_gan", "status_gan", "audit", "release"),
+    "runs/gan/synthetic/*": ("generate_again", "train_unet", "image", "audit", "labels", "report", "release"),
     "runs/stopped/*": ("status_stopped",),
     "runs/unet/*": ("status_unet", "segment", "train_unet"),
     "runs/unet/checkpoints/*/*": ("segment", "train_unet"),
     "predictions/*": ("segment_again", "evaluate"),
-    "results/*.json": ("report",),
+    "results/*.json": ("report", "release"),
+    "release/ledger.jsonl": ("release", "withdraw"),
     "features/*": ("image", "audit"),
 }
 
@@ -248,7 +254,7 @@ def judge(pipeline: Pipeline, whole: Path, damaged: Path, command: str, code: in
         content = now.read_bytes()
         if content == before.read_bytes():
             continue
-        if is_training and content.startswith(before.read_bytes()):
+        if (is_training or now.name == LEDGER) and content.startswith(before.read_bytes()):
             continue
         if command == "build_shards" and now.parts[-2] != "nifti" and code == 0:
             continue  # a damaged record or list is made again
