@@ -19,7 +19,6 @@ from vesselgan.report.figures import Sample
 from vesselgan.report.runs import Run
 from vesselgan.viz import pictures
 
-READERS = {"images": read_image, "labels": read_label}
 AXES = {2: "axial", 1: "coronal", 0: "sagittal"}
 
 
@@ -70,7 +69,8 @@ def _real(cohort_dir: Path) -> list[_Head]:
 
 
 def _synthetic(title: str, volumes: SyntheticVolumes) -> _Head:
-    volume, label = (read(volumes.path(kind, volumes.subjects[0])) for kind, read in READERS.items())
+    first = volumes.subjects[0]
+    volume, label = read_image(volumes.path("images", first)), read_label(volumes.path("labels", first))
     return _Head(title, Sample(0, title, "synthetic", volume.data_XYZ, label.data_XYZ), volume.spacing_mm)
 
 
