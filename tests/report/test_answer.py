@@ -55,8 +55,9 @@ def test_the_best_of_several_generators_is_named(make_result):
     def of(name: str, dice: float) -> dict:
         return make_result(name, dice) | {"segmented_with": {"source": "synthetic"}, "gan": {"run": name}}
 
-    text = said(of("a", 0.4), of("b", 0.6), variants={"a": "sn", "b": "c_sn_mp"})
-    assert text.startswith("A U-Net trained on synthetic patches alone (of c-SN-MP, the best of 2 generators) reaches")
+    for variant, name in (("c_sn_mp", "c-SN-MP"), ("flow", "flow")):
+        text = said(of("a", 0.4), of("b", 0.6), variants={"a": "sn", "b": variant})
+        assert text.startswith(f"A U-Net trained on synthetic patches alone (of {name}, the best of 2 generators) ")
 
 
 def test_a_private_generator_stands_with_its_budget(make_result):

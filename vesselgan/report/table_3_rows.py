@@ -39,8 +39,9 @@ def _key(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def model_of(row: dict[str, Any]) -> str:
-    """The paper's name of the row's generator, else the row's own."""
-    return str(paper.VARIANTS.get(row.get("variant") or "", row["name"]))
+    """The paper's name of the row's generator, else its variant, else the row's own name."""
+    variant = row.get("variant")
+    return str(paper.VARIANTS.get(variant or "", variant or row["name"]))
 
 
 def _budget(epsilon: float) -> str:
