@@ -1,6 +1,7 @@
 """A device or a precision that was asked for, or granted, and is not there: exit 6 with what there is instead."""
 
 import os
+import socket
 import sys
 
 import pytest
@@ -84,6 +85,17 @@ def test_an_emulated_precision_names_a_faster_one(monkeypatch, precision, has_bf
     notice = emulation_notice(precision, cpu, **words)
     assert f"train x=1 --deepspeed_config ds_{faster}.json variant.precision={faster}" in notice
     assert emulation_notice(faster, cpu, **words) is None
+
+
+def test_a_single_rank_needs_no_port(afresh, monkeypatch):
+    afresh()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}.items():
+            monkeypatch.setenv(name, value)
+        assert distributed.start("cpu").size == 1
+        distributed.stop()
 
 
 def test_without_deepspeed_it_is_exit_6(afresh, monkeypatch):

@@ -1,7 +1,6 @@
 """Ranks, devices and collective calls."""
 
 import os
-import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,10 +45,7 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     os.environ["RANK"], os.environ["WORLD_SIZE"] = str(rank), str(size)
     # DeepSpeed uses LOCAL_RANK as the device index.
     os.environ["LOCAL_RANK"] = str(local_rank if torch_device.index is None else torch_device.index)
-    if size == 1:
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(_free_port()))
-    else:
+    if size > 1:
         host, port = master_address(os.environ)
         os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = host, str(port)
     if torch_device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -58,13 +54,12 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
     _import_deepspeed()
     import deepspeed
 
+    backend, timeout = "gloo" if torch_device.type == "cpu" else "nccl", timedelta(minutes=timeout_minutes)
     try:
-        deepspeed.init_distributed(
-            dist_backend="gloo" if torch_device.type == "cpu" else "nccl",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=timedelta(minutes=timeout_minutes),
-        )
+        if size == 1:
+            # No port: launchers give every run the same one, and one rank has nobody to meet there.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except RuntimeError as error:
         raise _init_error(error, rank, size) from error
     # DeepSpeed would create its own group for gradients, with a timeout of half an hour in place of `timeout_minutes`.
@@ -200,22 +195,18 @@ def choose_device(device: str, local_rank: int) -> torch.device:
 
 
 def _init_error(error: RuntimeError, rank: int, size: int) -> ResourceError:
+    line = str(error).strip().splitlines()[0][:160]
+    if size == 1:
+        return ResourceError(f"the communication of a single rank cannot start ({line})")
     address = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ.get('MASTER_PORT')}"
     if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
         return ResourceError(
             f"{address}: the port is in use by another job, or by one that did not end; choose a free one "
             "(deepspeed --master_port N, or MASTER_PORT=N)"
         )
-    line = str(error).strip().splitlines()[0][:160]
     return ResourceError(
         f"rank {rank} of {size} met no other at {address} ({line}); did every rank start, and can they reach that host?"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _import_deepspeed() -> None:
