@@ -109,4 +109,4 @@ def _comparison(title: str, path: Path) -> list[Block]:
 
 
 def _text(values: Sequence[float]) -> str:
-    return " to ".join(f"{value:.4g}" for value in values) or "none"
+    return (" to " if len(values) == 2 else ", ").join(f"{value:.4g}" for value in values) or "none"

@@ -40,10 +40,8 @@ def compare_with_training(volumes: SyntheticVolumes, subjects: list[str], window
 
 def _of_synthetic(volumes: SyntheticVolumes, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:
     volume = read_image(volumes.path("images", name))
-    label_XYZ, mask_XYZ = (
-        read_label(volumes.path("labels", name)).data_XYZ,
-        read_mask(volumes.path("masks", name)).data_XYZ,
-    )
+    label_XYZ = read_label(volumes.path("labels", name)).data_XYZ
+    mask_XYZ = read_mask(volumes.path("masks", name)).data_XYZ
     statistics = volume_statistics(volume.data_XYZ, label_XYZ, mask_XYZ, volume.spacing_mm)
     return statistics, seam_statistic(volume.data_XYZ, windows.borders)
 
@@ -69,10 +67,14 @@ def _ranges(volumes: Iterable[tuple[VolumeStatistics, float]]) -> Ranges:
         "consistency": [one.consistency for one in statistics],
     }
     ranges = {name: _ends([value for value in values if value is not None]) for name, values in named.items()}
-    for where in ("brain", "outside"):
-        radii_mm = np.concatenate([getattr(one, f"{where}_radius_mm") for one in statistics])
+    radii = {
+        "in the brain": [one.brain_radius_mm for one in statistics],
+        "outside it": [one.outside_radius_mm for one in statistics],
+    }
+    for where, arrays in radii.items():
+        radii_mm = np.concatenate(arrays)
         quantiles = np.quantile(radii_mm, [0.05, 0.5, 0.95]).tolist() if len(radii_mm) else []
-        ranges[f"radius mm, {'in the brain' if where == 'brain' else 'outside it'}"] = quantiles
+        ranges[f"radius mm (5, 50, 95 %) {where}"] = quantiles
     return ranges
 
 

@@ -202,8 +202,9 @@ def flow(config: Benchmark) -> list[Check]:
     def build() -> nn.Module:
         network = FlowGenerator(PATCH_SHAPE, 32, has_position=True, time_shift=1.0, num_steps=1, guidance=0.0)
         init_flow_weights(network, config.seed)
+        noise = torch.Generator().manual_seed(config.seed)
         for parameter in network.parameters():  # layers that begin at zero would hide what is before them
-            parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(config.seed))
+            parameter.data += 0.02 * torch.randn(parameter.shape, generator=noise)
         return network
 
     def loss_of(network: nn.Module, device: torch.device) -> Tensor:
