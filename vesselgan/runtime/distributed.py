@@ -56,7 +56,7 @@ def start(device: str, *, timeout_minutes: float = 10.0) -> World:
 
     backend, timeout = "gloo" if torch_device.type == "cpu" else "nccl", timedelta(minutes=timeout_minutes)
     try:
-        if size == 1:
+        if size == 1 and not dist.is_initialized():
             # No port: launchers give every run the same one, and one rank has nobody to meet there.
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
