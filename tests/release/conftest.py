@@ -17,11 +17,13 @@ from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record, ShardSet, content_hash, write_manifest, write_shard
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.release.run import release
 from vesselgan.synthesis.generate import generate
 
 PATCH, SPACING_MM = (32, 16, 16), (0.5, 0.5, 0.8)
+HEAD = (128, 160, 48)
 SUBJECTS = {"sub-MUE1967": "MUE1967", "sub-KOW1971": "KOW1971"}
 """Subject -> patient."""
 ORIGIN_MM = (-88.125, -120.75, 34.5)
@@ -29,6 +31,7 @@ WORDS = {
     "sn": ["variant=sn", "variant.width=16"],
     "dpgan": ["variant=dpgan", "variant.width=16"],
     "flow": ["variant=flow", "variant.width=8"],
+    "flow_label": ["variant=flow_label", "variant.width=8"],
 }
 ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": True, "noise_multiplier": 1.5}
 KINDS = ("noisy", "mirrored", "shifted", "all_three", "label_only")
@@ -72,6 +75,8 @@ def write_run(run_dir: Path, training: Path, kind: str, privacy: dict[str, Any] 
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
+            if isinstance(network, FlowGenerator):
+                network.patch_extent.copy_(torch.tensor(PATCH) / torch.tensor(HEAD))
         tensors = network.state_dict()
         for file in (name, *(["generator_standing", "generator_ema"] if name == "generator" else [])):
             save_file(tensors, folder / f"{file}.safetensors")
@@ -166,8 +171,8 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, made_runs: Path) -> Call
             torch.set_num_threads(1)
             work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs)
             run = work.run(kind, privacy=ACCOUNT if kind == "dpgan" else None)
-            network = {"kind": "flow", "run": "flow", "p": 0.4, "sentence": "the flow was not seen to tell."}
-            audit = work.audit(run, {"network": network} if kind == "flow" else None)
+            network = {"kind": "flow", "run": kind, "p": 0.4, "sentence": "the flow was not seen to tell."}
+            audit = work.audit(run, {"network": network} if "flow" in kind else None)
             out = work.release("name=first", f"run={run}", f"audit={audit}", "license=CC-BY-4.0")
             assert out is not None
             kept[kind] = work, out

@@ -19,7 +19,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.synthesis.sampler import load_generator
 
 IN_BIDS = ("dataset_description.json", "desc-synthetic_angio.json", "README.md")
-VARIANTS = ("sn", "dpgan", "flow")
+VARIANTS = ("sn", "dpgan", "flow", "flow_label")
 REFUSE = """
 import sys
 class Refuse:
@@ -54,9 +54,10 @@ def test_the_cards_lines_sample_without_this_package(made_once, tmp_path):
     for kind in VARIANTS:
         network = load_generator(made_once(kind)[0].path / "runs" / kind, device="cpu").network
         noise = torch.randn(2, network.latent_size, generator=torch.Generator().manual_seed(1))
+        given = [torch.zeros(2, 1, *network.patch_shape)] if kind == "flow_label" else []
         torch.set_num_threads(1)
         with torch.inference_mode():
-            expected = network(noise)
+            expected = network(noise, *given)
         with safe_open(tmp_path / kind, "pt") as file:
             assert torch.equal(file.get_tensor("patches"), expected) and expected.std() > 0
             assert torch.equal(file.get_tensor("labels"), expected[:, 1] >= 0.01)

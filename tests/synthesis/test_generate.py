@@ -13,16 +13,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from vesselgan.anatomy.head import synthetic_head
 from vesselgan.config import compose
 from vesselgan.config.schema import Generate, Runtime
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.shards import ShardSet, read_manifest, verify
 from vesselgan.models.blocks import init_weights
+from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.synthesis import generate as synthesis
 from vesselgan.synthesis import sampler
 from vesselgan.synthesis.generate import generate
+from vesselgan.synthesis.labels import PATCHES_PER_HEAD, LabelPatches
 from vesselgan.synthesis.sampler import load_generator, make_record
 
 PATCH = (32, 16, 16)
@@ -169,6 +172,40 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
     torch.set_num_threads(before)
     for (i, one), (j, three) in zip(samples[1], samples[3], strict=True):
         assert i == j and np.array_equal(one, three)
+
+
+@pytest.mark.parametrize("has_position", [True, False])
+def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None:
+    """Cut from a tree, at the place that the network is told; the same for other batches and threads."""
+    settings = {"has_position": has_position, "time_shift": 2.0, "num_steps": 2, "guidance": 0.5, "has_label": True}
+    network = FlowGenerator((16, 16, 16), 8, **settings).eval()
+    init_flow_weights(network, 1)
+    shape = (96, 112, 48)
+    network.patch_extent.copy_(torch.tensor([16, 16, 16]) / torch.tensor(shape))
+    labels = LabelPatches(network, (1.0, 1.05, 1.2), 5)
+    assert labels.shape == shape
+    count = PATCHES_PER_HEAD + 2
+    label_N1XYZ, position_N3 = labels.batch(range(count))
+    sampled = dict(sampler.sample_patches(network, 5, [count - 1, 0], 2, labels))
+    for i, patch_CXYZ in sampled.items():
+        np.testing.assert_array_equal(patch_CXYZ[1], label_N1XYZ[i, 0])
+    assert (position_N3 is not None) == has_position
+    assert set(label_N1XYZ.unique().tolist()) == {0, 1}
+    assert label_N1XYZ[::2].flatten(1).any(1).all()  # centred on vessels
+    # Two heads, two trees.
+    trees = [synthetic_head(sample_seed(5, k), shape, (1.0, 1.05, 1.2)).label_XYZ for k in (0, 1)]
+    for i in (0, 1, count - 1) if position_N3 is not None else ():
+        corner = ((position_N3[i].numpy() + 1) / 2 * shape - 8).round().astype(int)
+        x, y, z = (slice(c, c + 16) for c in corner)
+        np.testing.assert_array_equal(label_N1XYZ[i, 0], trees[i // PATCHES_PER_HEAD][x, y, z])
+
+
+def test_labels_need_training_volumes_of_heads() -> None:
+    network = FlowGenerator(
+        (16, 16, 16), 8, has_position=True, time_shift=2.0, num_steps=2, guidance=0.0, has_label=True
+    )
+    with pytest.raises(UsageError, match="no head"):
+        LabelPatches(network, (1.0, 1.0, 1.0), 5)
 
 
 def test_sampling_has_the_commands_defaults() -> None:

@@ -117,10 +117,12 @@ def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named, write_r
     assert not (tmp_path / "heads").exists()
 
 
-def test_a_run_without_labels_makes_no_patches(tmp_path, write_run):
+def test_patches_of_no_head_are_refused(tmp_path, write_run):
+    """Before anything is written; and settings of heads with patches."""
     run_dir = write_run(tmp_path / "run")
-    with pytest.raises(UsageError, match="volumes=N"):
-        run(compose.compose("generate", [f"run={run_dir}", "num_patches=2"]))
+    with pytest.raises(UsageError, match="no head"):
+        run(compose.compose("generate", [f"run={run_dir}", "num_patches=2", f"out={tmp_path / 'patches'}"]))
+    assert not (tmp_path / "patches").exists()
     with pytest.raises(UsageError, match="spacing_mm"):
         compose.compose("generate", [f"run={run_dir}", "spacing_mm=[1,1,1]"])
 

@@ -149,14 +149,16 @@ class FlowGenerator(Float32Buffers):
         angles_NF = torch.cat(angles, 1)
         return torch.cat([angles_NF.sin(), angles_NF.cos()], 1)
 
-    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None) -> Tensor:
+    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
         """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1].
 
-        label_N1XYZ: 0 or 1; where the label is given, it alone is the label of the samples.
+        label_N1XYZ: 0 or 1; where the label is given, it alone is the label of the samples. position_N3: the patches'
+        centres, as in `denoised`; None: drawn by the latents.
         """
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         noise_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
-        position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
+        if position_N3 is None and self.has_position:
+            position_N3 = self.positions(z_NL[:, self.num_voxels :])
         given = [] if label_N1XYZ is None else [2 * label_N1XYZ.to(z_NL.dtype) - 1]
         assert len(given) == self.has_label
 

@@ -171,7 +171,7 @@ def _write_content(
 def _facts(config: Release, sources: Sources, entry: Entry, earlier: Sequence[Entry], date: str) -> card.Facts:
     sets, weights = sources.sets, list(sources.privacy)
     contents = [content_hash(one.folder) for one in sets]
-    generator = None if config.run is None else RunDir(config.run).config("train_gan").variant.name
+    run = None if config.run is None else RunDir(config.run).config("train_gan")
     return card.Facts(
         name=entry.name,
         date=date,
@@ -187,7 +187,8 @@ def _facts(config: Release, sources: Sources, entry: Entry, earlier: Sequence[En
         spent_in_all=spent(accounts_of_patients(earlier, entry)),
         num_releases=1 + sum(one.shares_a_patient(entry) for one in earlier),
         is_seed_known=any(one is not None and not one.get("is_key_secret", True) for one in sources.privacy.values()),
-        generator=generator,
+        generator=None if run is None else run.variant.name,
+        is_label_given=run is not None and run.variant.condition == "label",
         is_phantom=_is_phantom(config.data.cohort_dir),
         scores=card.scores_of(config.results, contents, weights),
     )

@@ -22,7 +22,10 @@ TIME_FREQUENCIES, POSITION_FREQUENCIES, VOXEL_FREQUENCIES = 8, 3, 5
 
 
 def load_generator(folder: str | Path) -> Any:
-    """The network in `folder`, in float32 on the CPU; call it with noise [N, network.latent_size]."""
+    """The network in `folder`, in float32 on the CPU; call it with noise [N, network.latent_size].
+
+    One that makes images of given labels (`network.has_label`) takes them too, [N, 1, X, Y, Z], 0 or 1.
+    """
     settings = json.loads((Path(folder) / "architecture.json").read_text(encoding="utf-8"))
     network = FlowGenerator(settings) if settings["kind"] == "flow" else GanGenerator(settings)
     network.latent_size, network.label_threshold = settings["latent_size"], settings["label_threshold"]
@@ -57,7 +60,10 @@ class GanGenerator(nn.Module):
 
 
 class FlowGenerator(nn.Module):
-    """A U-Net that denoises, followed from noise to patch; settings: width, num_levels, has_position, num_steps."""
+    """A U-Net that denoises, followed from noise to patch.
+
+    Settings: width, num_levels, has_position, has_label, num_steps.
+    """
 
     latent_size: int
     label_threshold: float
@@ -68,7 +74,8 @@ class FlowGenerator(nn.Module):
         super().__init__()
         self.patch_shape, self.has_position = settings["patch_shape"], settings["has_position"]
         self.num_steps, self.guidance = settings["num_steps"], settings["guidance"]
-        self.num_voxels = 2 * math.prod(self.patch_shape)
+        self.has_label, self.num_channels = settings["has_label"], 1 if settings["has_label"] else 2
+        self.num_voxels = self.num_channels * math.prod(self.patch_shape)
         width = settings["width"]
         channels, features, fine = [width] + [2 * width] * (settings["num_levels"] - 1), 4 * width, width // 4
         inputs = 2 * TIME_FREQUENCIES + 6 * POSITION_FREQUENCIES * self.has_position
@@ -83,26 +90,34 @@ class FlowGenerator(nn.Module):
         self.last_norm, self.last = group_norm(width), nn.Conv3d(width, BLOCK**3 * fine, 1)
         self.fine_norms = nn.ModuleList([group_norm(2 * fine), group_norm(fine)])
         self.fine_middle = nn.Conv3d(2 * fine, fine, 3, padding=1)
-        self.fine_scale_shift, self.gate = nn.Linear(features, 2 * fine), nn.Linear(features, 2)
-        self.fine_last = nn.Conv3d(fine, 2, 3, padding=1)
+        self.fine_scale_shift, self.gate = nn.Linear(features, 2 * fine), nn.Linear(features, self.num_channels)
+        self.fine_last = nn.Conv3d(fine, self.num_channels, 3, padding=1)
         if self.has_position:
             self.places = nn.ModuleList(nn.Linear(2 * VOXEL_FREQUENCIES, width) for _ in range(3))
         self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
-    def forward(self, z_NL: Tensor) -> Tensor:
-        """[N, L] -> [N, 2, X, Y, Z]: image in [-1, 1], the label's score in [0, 1]; `num_steps` evaluations."""
-        x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, 2, *self.patch_shape)
-        position_N3 = self.positions(z_NL[:, self.num_voxels :]) if self.has_position else None
+    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
+        """[N, L] -> [N, 2, X, Y, Z]: image in [-1, 1], the label's score in [0, 1]; `num_steps` evaluations.
+
+        position_N3: the patches' centres in the head, -1 to 1 along each axis; None: drawn by the noise.
+        """
+        x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
+        given = [2 * label_N1XYZ - 1] if label_N1XYZ is not None else []
+        if len(given) != self.has_label:
+            raise TypeError("this network needs labels" if self.has_label else "this network makes its own labels")
+        if position_N3 is None and self.has_position:
+            position_N3 = self.positions(z_NL[:, self.num_voxels :])
         times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
         first = previous = None
         for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
-            patch = self.denoised(x_NCXYZ, x_NCXYZ.new_full((len(x_NCXYZ),), before), position_N3)
+            time_N = x_NCXYZ.new_full((len(x_NCXYZ),), before)
+            patch = self.denoised(torch.cat([x_NCXYZ, *given], 1), time_N, position_N3)
             first = patch if first is None else first
             patch = first.lerp(patch, 1 + self.guidance * before)
             middle = patch if previous is None else patch.lerp(previous, -ahead)
             x_NCXYZ, previous = middle.lerp(x_NCXYZ, after / before), patch
-        image, label = x_NCXYZ.unbind(1)
+        image, label = torch.cat([x_NCXYZ, *given], 1).unbind(1)
         return torch.stack([image.clamp(-1, 1), ((label + 1) / 2).clamp(0, 1)], 1)
 
     def positions(self, z_N4: Tensor) -> Tensor:
@@ -146,7 +161,7 @@ class FlowGenerator(nn.Module):
         features_NF = F.silu(features_NF)
         h = modulated(self.fine_norms[1](h), self.fine_scale_shift(features_NF))
         kept_NC111 = self.gate(features_NF)[:, :, None, None, None]
-        return torch.addcmul(in_blocks(F.silu(h), self.fine_last), kept_NC111, x_NCXYZ)
+        return torch.addcmul(in_blocks(F.silu(h), self.fine_last), kept_NC111, x_NCXYZ[:, : self.num_channels])
 
 
 class ResidualBlock(nn.Module):

@@ -23,7 +23,8 @@ from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.synthesis.comparison import log_comparison
-from vesselgan.synthesis.sampler import TrainedGenerator, check_makes_labels, check_settings, read_generator
+from vesselgan.synthesis.labels import LabelPatches
+from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
 
@@ -36,9 +37,9 @@ def generate(config: Generate) -> ShardSet:
     """
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
     trained = read_generator(config.run, config.weights, config.checkpoint)
-    check_makes_labels(trained.network)
     threshold = trained.label_threshold if config.label_threshold is None else config.label_threshold
     check_settings(counts, config.seed, threshold)
+    labels = trained.label_patches(config.seed)
     settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed, "threshold": threshold}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     if _is_complete(out, settings):
@@ -49,7 +50,7 @@ def generate(config: Generate) -> ShardSet:
         origin = f"{trained.run}, {trained.checkpoint}, seed {config.seed}"
         shape = "x".join(map(str, trained.patch_shape))
         log.info(f"generating {counted(config.num_patches, 'patch', 'patches')} of {shape} from {origin}, on {device}")
-        _write_shards(out, trained, config, settings)
+        _write_shards(out, trained, config, settings, labels)
     shards = ShardSet(out)
     log_comparison(shards, RunDir(config.run))
     if config.nifti:
@@ -93,7 +94,9 @@ def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settings: dict[str, Any]) -> None:
+def _write_shards(
+    out: Path, trained: TrainedGenerator, config: Generate, settings: dict[str, Any], labels: LabelPatches | None
+) -> None:
     started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / SETTINGS, json.dumps(settings, indent=1) + "\n")
@@ -105,8 +108,8 @@ def _write_shards(out: Path, trained: TrainedGenerator, config: Generate, settin
             path = out / f"synthetic_{first // PAIRS_PER_SHARD:05d}.h5"
             info = _existing_shard(path, len(indices), patch_shape)
             if info is None:
-                records = _records(trained, config, settings["threshold"], indices, bar)
-                info = write_shard(path, records, patch_shape=patch_shape, origin="synthetic")
+                records = trained.records(indices, config.seed, settings["threshold"], config.batch_size, labels)
+                info = write_shard(path, _counted(records, bar), patch_shape=patch_shape, origin="synthetic")
             else:
                 bar.update(len(indices))
             shards.append(info)
@@ -135,10 +138,8 @@ def canonical_affine(patch_shape: Sequence[int], spacing_mm: Sequence[float]) ->
     return affine
 
 
-def _records(
-    trained: TrainedGenerator, config: Generate, threshold: float, indices: range, bar: tqdm
-) -> Iterator[Record]:
-    for record in trained.records(indices, config.seed, threshold, config.batch_size):
+def _counted(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
+    for record in records:
         yield record
         bar.update()
 

@@ -28,6 +28,7 @@ from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.models.variants import build_generator
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
+from vesselgan.synthesis.labels import LabelPatches
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -80,17 +81,28 @@ class TrainedGenerator:
         """The pairs of `sample` in lists of at most `batch_size`, one after the other."""
         threshold = self.label_threshold if label_threshold is None else label_threshold
         check_settings({"n": n, "batch_size": batch_size}, seed, threshold)
+        labels = self.label_patches(seed)
         return (
             [
                 replace(record, image_XYZ=from_stored(to_stored(record.image_XYZ)))
-                for record in self.records(range(first, min(first + batch_size, n)), seed, threshold, batch_size)
+                for record in self.records(
+                    range(first, min(first + batch_size, n)), seed, threshold, batch_size, labels
+                )
             ]
             for first in range(0, n, batch_size)
         )
 
-    def records(self, indices: Sequence[int], seed: int, label_threshold: float, batch_size: int) -> Iterator[Record]:
-        """The samples of these numbers, before their images are stored as integers."""
-        for index, patch_CXYZ in sample_patches(self.network, seed, indices, batch_size):
+    def label_patches(self, seed: int) -> LabelPatches | None:
+        """For a network that is given labels; None for one that makes its own. UsageError: see LabelPatches."""
+        if not isinstance(self.network, FlowGenerator) or not self.network.has_label:
+            return None
+        return LabelPatches(self.network, self.state["manifest"]["spacing_mm"], seed)
+
+    def records(
+        self, indices: Sequence[int], seed: int, label_threshold: float, batch_size: int, labels: LabelPatches | None
+    ) -> Iterator[Record]:
+        """The samples of these numbers, before their images are stored as integers; labels: `label_patches(seed)`."""
+        for index, patch_CXYZ in sample_patches(self.network, seed, indices, batch_size, labels):
             yield make_record(patch_CXYZ, seed=sample_seed(seed, index), threshold=label_threshold)
 
 
@@ -145,24 +157,18 @@ def check_settings(counts: dict[str, int], seed: int, label_threshold: float) ->
         raise UsageError(f"label_threshold={label_threshold}: must lie above 0, at most 1; the paper's is 0.3")
 
 
-def check_makes_labels(generator: Generator | FlowGenerator) -> None:
-    """Raises UsageError for a flow whose label is given: a real one would be a patient's vessel tree."""
-    if isinstance(generator, FlowGenerator) and generator.has_label:
-        raise UsageError(
-            "this run makes images of given labels (variant.condition=label), no patches of its own; make whole heads "
-            "with generate volumes=N shape=[X,Y,Z]"
-        )
-
-
 def sample_patches(
-    generator: Generator | FlowGenerator, seed: int, indices: Sequence[int], batch_size: int
+    generator: Generator | FlowGenerator,
+    seed: int,
+    indices: Sequence[int],
+    batch_size: int,
+    labels: LabelPatches | None = None,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, patch float32 [2, X, Y, Z] in [-1, 1]); the generator must be in evaluation mode.
 
     The last batch is padded by repetition: kernels are selected by batch size, so a sample's bits do not depend on the
-    number of samples.
+    number of samples. labels: for a network that is given them.
     """
-    check_makes_labels(generator)
     if generator.training:
         raise UsageError("the generator is in training mode, where a sample depends on its batch; call eval() first")
     device = next(generator.parameters()).device
@@ -170,8 +176,10 @@ def sample_patches(
 
     def sample(batch: list[int]) -> np.ndarray:
         padded = batch + [batch[-1]] * (batch_size - len(batch))
+        given = [] if labels is None else [value for value in labels.batch(padded) if value is not None]
         with torch.inference_mode():
-            return generator(latents(seed, padded, generator.latent_size).to(device)).float().cpu().numpy()
+            z_NL = latents(seed, padded, generator.latent_size).to(device)
+            return generator(z_NL, *(value.to(device) for value in given)).float().cpu().numpy()
 
     workers = num_workers(batch_size * math.prod(generator.patch_shape), device)
     for batch, patches_NCXYZ in zip(batches, in_order(sample, batches, workers), strict=True):

@@ -30,14 +30,15 @@ from vesselgan.workflow.stage import (
 
 GENERATORS = {
     "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo"), None),
-    "flow": ("flow", ("variant=flow", "preset=demo_flow"), "fp32"),  # of Muon, its optimizer
+    # Label first; in the precision of Muon, its optimizer.
+    "flow_label": ("flow", ("variant=flow_label", "preset=demo_flow"), "fp32"),
 }
 """The paper's, and what one would take today: name -> title, settings, precision; None: the probe's choice."""
 UNETS = {
     "real": ("on real patches", None, ("data.source=real",)),
     "sn_mp": ("the GAN's", "sn_mp", ("data.source=synthetic",)),
-    "synthetic": ("the flow's", "flow", ("data.source=synthetic",)),
-    "shuffled": ("the same shuffled", "flow", ("data.source=synthetic", "data.shuffle_labels=true")),
+    "synthetic": ("the flow's", "flow_label", ("data.source=synthetic",)),
+    "shuffled": ("the same shuffled", "flow_label", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
 """Name -> title, whose patches, settings."""
 IMAGE_SCORES = (

@@ -60,7 +60,7 @@ class _Study:
         generators = {config.variant.name: ("flow" if is_flow else "gan", config.variant.precision)}
         if not is_flow:
             # What one would take today, in the precision that its optimizer needs.
-            generators["flow"] = ("flow", "fp32")
+            generators["flow_label"] = ("flow", "fp32")
         for name, (kind, precision) in generators.items():
             dice[name] = self._of_samples(pipeline, kind, name, precision)
         return {"dice": dice, "share of real": {name: dice[name] / dice["real"] for name in generators}}

@@ -1,0 +1,70 @@
+"""Labels for a network that is given them: cut from vessel trees of nobody, as training patches are from patients'.
+
+The trees are those of whole heads (vesselgan.anatomy). Every second patch is centred on a vessel, the others lie on the
+grid that covers the head.
+N batch, X Y Z voxels.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from threading import Lock
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_prep import patches
+from vesselgan.anatomy.head import check_grid, synthetic_head
+from vesselgan.core.errors import UsageError
+from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.generator import sample_seed
+
+PATCHES_PER_HEAD = 24
+"""Few, so that a set of patches holds many trees."""
+Corner = tuple[int, int, int]
+
+
+class LabelPatches:
+    """The label and the place of every patch of a seed; the first heads that `generate volumes=N` makes of it."""
+
+    def __init__(self, network: FlowGenerator, spacing_mm: Sequence[float], seed: int) -> None:
+        """UsageError where the box of the training patches is too small for a head."""
+        extent_3 = network.patch_extent.cpu().numpy()
+        x, y, z = (max(size, round(size / share)) for size, share in zip(network.patch_shape, extent_3, strict=True))
+        self.shape, self.patch_shape, self.has_position = (x, y, z), network.patch_shape, network.has_position
+        self.spacing_mm, self.seed = [float(mm) for mm in spacing_mm], seed
+        try:
+            check_grid(self.shape, self.spacing_mm)
+        except UsageError as error:
+            raise UsageError(
+                f"this network is given labels, and the training volumes are no head's: {error}"
+            ) from error
+        self._lock, self._head = Lock(), lru_cache(maxsize=4)(self._grow)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """float32 labels [N, 1, X, Y, Z], 0 or 1, and the patches' centres [N, 3] in [-1, 1] if they are a condition.
+
+        A patch is a function of the seed and its number.
+        """
+        labels, centres = [], []
+        for index in indices:
+            with self._lock:  # threads share a head
+                label_XYZ, corners = self._head(index // PATCHES_PER_HEAD)
+            corner = corners[index % PATCHES_PER_HEAD]
+            labels.append(torch.from_numpy(patches.cut(label_XYZ, corner, self.patch_shape))[None])
+            centres.append(2 * (np.array(corner) + np.array(self.patch_shape) / 2) / np.array(self.shape) - 1)
+        positions_N3 = torch.from_numpy(np.array(centres, np.float32)) if self.has_position else None
+        return torch.stack(labels).float(), positions_N3
+
+    def _grow(self, number: int) -> tuple[np.ndarray, list[Corner]]:
+        """The label of a head, and the first voxels of its patches."""
+        seed = sample_seed(self.seed, number)
+        label_XYZ = synthetic_head(seed, self.shape, self.spacing_mm).label_XYZ
+        rng, half = np.random.default_rng(np.random.SeedSequence((seed, number))), PATCHES_PER_HEAD // 2
+        grid_G3 = patches.grid_corners(self.shape, self.patch_shape)
+        on_grid = grid_G3[rng.choice(len(grid_G3), half, replace=len(grid_G3) < half)]
+        on_vessels = patches.vessel_corners(
+            label_XYZ, self.patch_shape, half, seed=seed, subject=str(number), purpose="synthetic"
+        )
+        pairs = zip(on_vessels.tolist(), on_grid.tolist(), strict=True)
+        return label_XYZ, [(x, y, z) for pair in pairs for x, y, z in pair]
