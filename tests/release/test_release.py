@@ -64,6 +64,11 @@ def test_the_cards_lines_sample_without_this_package(made_once, tmp_path):
             assert 0 <= file.get_tensor("images").min() and file.get_tensor("images").max() <= 255
 
 
+def test_the_card_says_whose_the_trees_are(made_once):
+    cards = {kind: (made_once(kind)[1] / "README.md").read_text() for kind in ("flow", "flow_label")}
+    assert "the vessel trees are nobody's" in cards["flow_label"] and "nobody's" not in cards["flow"]
+
+
 def test_pairs_are_the_synthetic_ones_in_canonical_geometry(made_once):
     work, out = made_once("sn")
     shards = ShardSet(RunDir(work.path / "runs" / "sn").synthetic)

@@ -56,6 +56,8 @@ __all__ = ["FORMAT_VERSION", "KINDS", "MANIFEST", "Manifest", "Record", "ShardIn
 __all__ += ["read_manifest", "verify", "write_manifest", "write_shard"]
 
 _KIND_NAMES = list(KINDS)
+PROCEDURAL_TREES = "procedural_trees"
+"""In a synthetic manifest's `extra`: true where the labels are a procedure's, learned from nobody."""
 _MAX_OPEN = 128  # shards open at once in one process: well under the usual limit of 1024 files
 
 

@@ -32,7 +32,7 @@ noise = torch.randn(2, network.latent_size, generator=torch.Generator().manual_s
 with torch.inference_mode():
     patches = network(noise)  # [2, 2, X, Y, Z]
 images, labels = (patches[:, 0] + 1) * 127.5, patches[:, 1] >= network.label_threshold"""
-GIVEN = "network(noise, torch.zeros(2, 1, *network.patch_shape))  # your labels, 0 or 1"
+GIVEN = "network(noise, torch.zeros(2, 1, *network.patch_shape))  # your labels, 0 or 1; "
 """In place of `network(noise)`, where the label is given."""
 
 
@@ -62,7 +62,9 @@ class Facts:
     generator: str | None
     """The name of its variant; None: it does not leave."""
     is_label_given: bool
-    """Whether its vessel trees are a procedure's."""
+    """Whether the network is given labels."""
+    are_trees_procedural: bool
+    """Whether all vessel trees of the pairs are a procedure's."""
     is_phantom: bool
     scores: list[str] = field(default_factory=list)
 
@@ -96,7 +98,7 @@ def _data(facts: Facts) -> Iterator[str]:
     yield f"- `sub-*/anat/*_{IMAGE}`: image, float32, 0 to 255; `*_{LABEL}`: vessel label, 0 or 1"
     yield f"- {shape} voxels of {spacing} mm; axes as RAS, the origin at the patch's centre: no patient's position"
     yield f"- a voxel is vessel from a score of {thresholds} on"
-    if facts.is_label_given:
+    if facts.are_trees_procedural:
         yield "- the vessel trees are nobody's: a procedure drew them, and the images were made of them"
     yield (
         f"- the generator learned from {counted(count['training'], 'patch', 'patches')} of "
@@ -172,7 +174,7 @@ def _network(facts: Facts) -> Iterator[str]:
     yield "`architecture.json` and `generator.py`, the network alone, to be read and run without vesselgan:"
     yield ""
     yield "```python"
-    yield SAMPLE.replace("network(noise)", GIVEN) if facts.is_label_given else SAMPLE
+    yield SAMPLE.replace("network(noise)  # ", GIVEN) if facts.is_label_given else SAMPLE
     yield "```"
 
 

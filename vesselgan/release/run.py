@@ -21,7 +21,7 @@ from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.results import Result
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import ShardSet, content_hash
+from vesselgan.formats.shards import PROCEDURAL_TREES, ShardSet, content_hash
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.release import card, export, gate, withdrawal
 from vesselgan.release.identities import Identities, find_identities, subjects_of
@@ -189,6 +189,7 @@ def _facts(config: Release, sources: Sources, entry: Entry, earlier: Sequence[En
         is_seed_known=any(one is not None and not one.get("is_key_secret", True) for one in sources.privacy.values()),
         generator=None if run is None else run.variant.name,
         is_label_given=run is not None and run.variant.condition == "label",
+        are_trees_procedural=all(one.manifest.extra.get(PROCEDURAL_TREES) for one in sets),
         is_phantom=_is_phantom(config.data.cohort_dir),
         scores=card.scores_of(config.results, contents, weights),
     )

@@ -17,7 +17,15 @@ from vesselgan.core.names import path_in
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shard_file import ShardFile
-from vesselgan.formats.shards import MANIFEST, Record, ShardInfo, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import (
+    MANIFEST,
+    PROCEDURAL_TREES,
+    Record,
+    ShardInfo,
+    ShardSet,
+    write_manifest,
+    write_shard,
+)
 from vesselgan.formats.synthetic_volumes import SETTINGS
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
@@ -41,6 +49,7 @@ def generate(config: Generate) -> ShardSet:
     check_settings(counts, config.seed, threshold)
     labels = trained.label_patches(config.seed)
     settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed, "threshold": threshold}
+    settings |= {} if labels is None else {PROCEDURAL_TREES: True}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     if _is_complete(out, settings):
         log.info(f"{out}: already holds these {config.num_patches} patches")
