@@ -62,6 +62,14 @@ def test_the_closest_thresholds_are_left(tmp_path):
     assert few["training"]["num_patches"] == 1 and len(few["narrowed"]) == 1
 
 
+def test_thresholds_of_one_label_count_once(tmp_path):
+    """Scores of a label that was given are 0 and 1."""
+    write_set(tmp_path / "shards/gan/train", [patch(1, 1)], origin="real")
+    write_set(tmp_path / "synthetic", [patch(1, 1, 1)], origin="synthetic")
+    found = sweep(tmp_path, f"labels.synthetic={tmp_path}/synthetic", "labels.thresholds=[0.25,0.5,0.75]")
+    assert len(found["thresholds"]) == 3 and found["narrowed"] == [0.25]
+
+
 def test_sets_of_the_wrong_kind_are_refused(tmp_path):
     write_set(tmp_path / "shards/gan/train", [patch(1)], origin="real")
     write_set(tmp_path / "synthetic", [patch(0.05)], origin="synthetic")

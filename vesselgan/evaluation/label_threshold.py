@@ -45,7 +45,9 @@ def sweep_thresholds(config: Evaluate) -> dict[str, Any]:
             f"{settings.synthetic}: no score reaches any of the thresholds {settings.thresholds}; the GAN makes no "
             "vessels, train it longer or take another checkpoint"
         )
-    closest = sorted(reached, key=lambda row: (row["distance"], row["threshold"]))[: settings.num_narrowed]
+    # Thresholds between which no score lies make one label, and would train the same U-Net.
+    distinct = {(row["vessel_fraction"], row["num_parts"]): row for row in reversed(reached)}.values()
+    closest = sorted(distinct, key=lambda row: (row["distance"], row["threshold"]))[: settings.num_narrowed]
     return {
         "job": "label_threshold",
         "name": config.name,
