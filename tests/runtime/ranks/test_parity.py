@@ -30,6 +30,16 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], network: str) 
     return ((network_of(found, network) - wanted_F).norm() / wanted_F.norm()).item()
 
 
+def assert_same_critic(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """5 steps move a weight by 1e-3 to 2e-3, and a rank that trains alone moves all of them elsewhere.
+
+    Measured: all within 2.5e-7; on one CPU (AVX-512) a weight whose gradient cancels in a step took another sign with
+    Adam: 5e-4, and 30 of 4,739 weights by 1e-6 or more, 7e-6 as root mean square.
+    """
+    difference = (network_of(found, "critic") - network_of(wanted, "critic")).abs()
+    assert difference.quantile(0.98) <= 1e-6 and difference.square().mean().sqrt() <= 3e-5
+
+
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize(("norm", "stage"), FP32)
 def test_float32_equals_plain_torch(results, norm, stage, size):
@@ -38,8 +48,7 @@ def test_float32_equals_plain_torch(results, norm, stage, size):
     for network in ("critic", "generator"):
         # Float32 sums in another order, through BatchNorm, whose backward cancels a hundredfold: measured 1e-5.
         assert relative(gradients, plain.first_sizes, network) < 5e-5
-    # 5 steps move a weight by 1e-3 to 2e-3. Measured: 2.5e-7; a rank that trains alone is off by the whole movement.
-    assert off(weights, flat(plain.masters), "critic")[0] <= 1e-6
+    assert_same_critic(weights, flat(plain.masters))
     # The generator's weights beside: 4e-6 in the one whose gradient nearly cancels, 2e-7 as root mean square.
     largest, mean = off(weights, flat(plain.masters), "generator")
     assert largest <= 2e-5 and mean <= 1e-6
@@ -55,7 +64,7 @@ def test_turns_make_the_same_update(results, norm, size):
     # Four turns of one patch on one rank, two on two ranks; the bounds are those of no turns.
     name, plain = f"{norm}-turns", results.plain(norm, "fp32")
     weights = results.tensors(size, name, "weights")
-    assert off(weights, flat(plain.masters), "critic")[0] <= 1e-6
+    assert_same_critic(weights, flat(plain.masters))
     largest, mean = off(weights, flat(plain.masters), "generator")
     assert largest <= 2e-5 and mean <= 1e-6
     steps = results.record(size, name)["steps"]
