@@ -30,14 +30,17 @@ def relative(found: dict[str, Tensor], wanted: dict[str, Tensor], network: str) 
     return ((network_of(found, network) - wanted_F).norm() / wanted_F.norm()).item()
 
 
-def assert_same_critic(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     """5 steps move a weight by 1e-3 to 2e-3, and a rank that trains alone moves all of them elsewhere.
 
-    Measured: all within 2.5e-7; on one CPU (AVX-512) a weight whose gradient cancels in a step took another sign with
-    Adam: 5e-4, and 30 of 4,739 weights by 1e-6 or more, 7e-6 as root mean square.
+    Measured: the critic within 2.5e-7, the generator within 4e-6; but on a CPU with AMX a weight whose gradient cancels
+    in a step took another sign with Adam: 5e-4, then 30 of the critic's 4,739 by 1e-6 or more, 7e-6 as root mean
+    square, and the generator, which follows it, by 6e-5 in 95 % of its weights.
     """
-    difference = (network_of(found, "critic") - network_of(wanted, "critic")).abs()
-    assert difference.quantile(0.98) <= 1e-6 and difference.square().mean().sqrt() <= 3e-5
+    for network, bound in (("critic", 3e-5), ("generator", 2e-4)):
+        difference = (network_of(found, network) - network_of(wanted, network)).abs()
+        assert difference.square().mean().sqrt() <= bound, network
+        assert network == "generator" or difference.quantile(0.95) <= 1e-6
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -48,10 +51,7 @@ def test_float32_equals_plain_torch(results, norm, stage, size):
     for network in ("critic", "generator"):
         # Float32 sums in another order, through BatchNorm, whose backward cancels a hundredfold: measured 1e-5.
         assert relative(gradients, plain.first_sizes, network) < 5e-5
-    assert_same_critic(weights, flat(plain.masters))
-    # The generator's weights beside: 4e-6 in the one whose gradient nearly cancels, 2e-7 as root mean square.
-    largest, mean = off(weights, flat(plain.masters), "generator")
-    assert largest <= 2e-5 and mean <= 1e-6
+    assert_same(weights, flat(plain.masters))
     if size == 1:
         for record, expected in zip(results.record(1, name)["steps"], plain.record, strict=True):
             for key, value in expected.items():
@@ -64,9 +64,7 @@ def test_turns_make_the_same_update(results, norm, size):
     # Four turns of one patch on one rank, two on two ranks; the bounds are those of no turns.
     name, plain = f"{norm}-turns", results.plain(norm, "fp32")
     weights = results.tensors(size, name, "weights")
-    assert_same_critic(weights, flat(plain.masters))
-    largest, mean = off(weights, flat(plain.masters), "generator")
-    assert largest <= 2e-5 and mean <= 1e-6
+    assert_same(weights, flat(plain.masters))
     steps = results.record(size, name)["steps"]
     # One update each, in spite of the turns.
     assert [step["critic_optimizer_steps"] for step in steps] == [1, 2, 3, 4, 5]
