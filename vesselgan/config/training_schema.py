@@ -109,7 +109,8 @@ class Variant:
     dp: Dp | None
     """Differential privacy; null: none."""
     condition: str | None = field(metadata=one_of("label") | OF_FLOW)
-    """`label`: the label is given and a flow makes the image of it, for `generate volumes=N`; null: it makes both."""
+    """`label`: a flow makes the image of a given label; `generate` gives it those of procedural vessel trees, which are
+    nobody's. Null: it makes both."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
 
