@@ -176,7 +176,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_position", [True, False])
 def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None:
-    """Cut from a tree, at the place that the network is told; the same for other batches and threads."""
+    """Cut from a tree, at the place that the network receives; the same for other batches and threads."""
     settings = {"has_position": has_position, "time_shift": 2.0, "num_steps": 2, "guidance": 0.5, "has_label": True}
     network = FlowGenerator((16, 16, 16), 8, **settings).eval()
     init_flow_weights(network, 1)
