@@ -176,10 +176,14 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("has_position", [True, False])
 def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None:
-    """Cut from a tree, at the place that the network receives; the same for other batches and threads."""
+    """Cut from a tree, at the place that the network receives; the same in another batch."""
     settings = {"has_position": has_position, "time_shift": 2.0, "num_steps": 2, "guidance": 0.5, "has_label": True}
     network = FlowGenerator((16, 16, 16), 8, **settings).eval()
     init_flow_weights(network, 1)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():  # the first weights' output knows neither label nor place
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     shape = (96, 112, 48)
     network.patch_extent.copy_(torch.tensor([16, 16, 16]) / torch.tensor(shape))
     labels = LabelPatches(network, (1.0, 1.05, 1.2), 5)
@@ -189,6 +193,12 @@ def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None
     sampled = dict(sampler.sample_patches(network, 5, [count - 1, 0], 2, labels))
     for i, patch_CXYZ in sampled.items():
         np.testing.assert_array_equal(patch_CXYZ[1], label_N1XYZ[i, 0])
+        place = None if position_N3 is None else position_N3[i : i + 1]
+        z_NL = latents(5, [i], network.latent_size)
+        with torch.no_grad():
+            expected, elsewhere = (network(z_NL, label_N1XYZ[i : i + 1], at)[0] for at in (place, None))
+        np.testing.assert_allclose(patch_CXYZ, expected, atol=1e-5)
+        assert torch.equal(expected, elsewhere) != has_position
     assert (position_N3 is not None) == has_position
     assert set(label_N1XYZ.unique().tolist()) == {0, 1}
     assert label_N1XYZ[::2].flatten(1).any(1).all()  # centred on vessels

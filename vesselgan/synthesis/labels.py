@@ -25,7 +25,7 @@ Corner = tuple[int, int, int]
 
 
 class LabelPatches:
-    """The label and the place of every patch of a seed; the first heads that `generate volumes=N` makes of it."""
+    """The label and the place of every patch of a seed; its heads are as large as the training volumes."""
 
     def __init__(self, network: FlowGenerator, spacing_mm: Sequence[float], seed: int) -> None:
         """UsageError where the box of the training patches is too small for a head."""
