@@ -17,6 +17,7 @@ from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import check_id, check_inside, on_one_line
 
 KINDS = ("image", "label", "mask")
+LEFT_OUT = "volumes that fit no pattern of data.layout and are left out"
 VOLUME_ENDINGS = (".nii", ".nii.gz", ".hdr", ".img", ".img.gz", ".mha", ".mhd", ".nrrd", ".mgz")
 MAX_SHOWN = 5  # names of volumes in one warning
 # dcm2niix: IMG_Eq_1, IMG_Tilt_1, IMG1a
@@ -111,7 +112,7 @@ def find_subjects(
     if unmatched:
         examples = ", ".join(map(on_one_line, sorted(unmatched)[:MAX_SHOWN])) + ", ..." * (len(unmatched) > MAX_SHOWN)
         shown = f": {examples}" if rename is str else ""  # file names could reveal pseudonymous ids
-        warnings.append(f"volumes that fit no pattern of data.layout and are left out ({len(unmatched)}){shown}")
+        warnings.append(f"{LEFT_OUT} ({len(unmatched)}){shown}")
     similar = tuple(tuple(map(rename, group)) for group in similar_ids(ids))
     return CohortFiles(tuple(sorted(subjects, key=lambda files: files.subject)), tuple(warnings), similar)
 

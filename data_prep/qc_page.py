@@ -111,7 +111,7 @@ def _shown_measures(result: CheckResult) -> dict[str, str]:
     if (header := result.header) is not None:
         spacing = " x ".join(f"{s:.3g}" for s in header.spacing_mm)
         measures = {"voxels": format_sizes(header.shape), "mm": spacing, "axes": header.orientation}
-    shares = {"vessel": result.vessel_share, "in mask": result.mask_share}
+    shares = {"vessel": result.vessel_share, "mask": result.mask_share, "vessel in mask": result.vessel_in_mask_share}
     shares |= {"clipped vessel": result.clipped_vessel_share}
     measures |= {name: f"{100 * share:.3g} %" for name, share in shares.items() if share is not None}
     if result.preview is not None and result.preview.contrast is not None:

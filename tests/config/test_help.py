@@ -29,6 +29,20 @@ def test_defaults_are_those_that_hydra_composes():
     assert settled == {key: config[key] for key in settled} and len(settled) > 40
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train_gan", ["variant=flow_label", "preset=demo_flow", "train.max_steps=7"]),
+        ("check", ["data=pairs", "data.name=mine"]),
+        ("check", ["preset=other"]),
+    ],
+)
+def test_values_are_those_of_what_is_typed(command, words):
+    config, shown = compose.flat(compose.compose(command, words)), help.defaults_of(command, words)
+    settled = {key: value for key, value in shown.items() if key in config and "${" not in str(value)}
+    assert settled == {key: config[key] for key in settled} and len(settled) > 8
+
+
 def test_a_group_shows_itself_and_what_lies_in_it():
     text = help.settings_help("train_gan", "variant")
     assert "variant.precision=fp16  (one of fp32, fp16, bf16)" in text and "masters are float32" in text

@@ -45,6 +45,7 @@ def test_a_project_serves_every_command(own, monkeypatch):
         (["data.name=typed"], "typed", "/data/my cohort"),
         (["data=pegasus"], "pegasus", "/scratch/pegasus/nifti"),
         (["preset=other"], "phantom_other", "/scratch/phantom_other/nifti"),
+        (["preset=preprocessed"], "mine", "/scratch/mine/preprocessed"),
     ],
 )
 def test_what_is_typed_wins(own, typed, name, root):

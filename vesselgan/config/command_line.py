@@ -1,9 +1,9 @@
 """The options of each command, and what `--help` prints."""
 
 import argparse
+from collections.abc import Sequence
 
-from vesselgan.config import help
-from vesselgan.config.project import override
+from vesselgan.config import help, project
 from vesselgan.core.errors import UsageError
 
 DEEPSPEED_COMMANDS = {"train_gan", "train_unet"}
@@ -36,19 +36,24 @@ def read(command: str, doc: str | None, argv: list[str] | None) -> argparse.Name
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as listed below")
     options = parser.parse_intermixed_args(argv)
     if options.help is not None:
-        _print_help(command, doc, parser, "" if "=" in options.help else options.help)
+        words = [word for word in [options.help, *options.overrides] if "=" in word]
+        _print_help(command, doc, parser, options.help if options.help not in words else "", words)
     if command in POSITIONAL:
         words = options.overrides
-        options.overrides = [word if "=" in word else override(POSITIONAL[command], word) for word in words]
+        options.overrides = [word if "=" in word else project.override(POSITIONAL[command], word) for word in words]
     for word in options.overrides:
         if "=" not in word:
             raise UsageError(f"`{word}` is not key=value (see --help)")
     return options
 
 
-def _print_help(command: str, doc: str | None, parser: argparse.ArgumentParser, group: str) -> None:
+def _print_help(
+    command: str, doc: str | None, parser: argparse.ArgumentParser, group: str, words: Sequence[str]
+) -> None:
+    """words: settings that were typed beside it; those that a project file makes stand below them."""
     if not group:
         parser.description = help.paragraphs(doc or "")
         print(parser.format_help(), end="")
-    print(help.settings_help(command, group))
+    below, above = project.settings_of(command, words)
+    print(help.settings_help(command, group, [*below, *above]))
     raise SystemExit(0)

@@ -10,6 +10,7 @@ import re
 import shutil
 import textwrap
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,16 @@ PLAIN_TYPES = {"list[str]": "list of texts", "list[int]": "list of whole numbers
 PLAIN_TYPES |= {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", " | None": " or null"}
 
 
-def settings_help(command: str, group: str = "") -> str:
-    """The settings of `command`, by group; those of one group alone if it is named. Raises UsageError without it."""
+def settings_help(command: str, group: str = "", words: Sequence[str] = ()) -> str:
+    """The settings of `command`, by group, as `words` make them; those of one group alone if it is named.
+
+    Raises UsageError for a group that there is not.
+    """
     sections = _sections(overrides.COMMANDS[command], "")
     if group and group not in sections:
         groups = ", ".join(name for name in sections if name)
         raise UsageError(f"{command} has no group `{group}` of settings; --help GROUP takes one of {groups}")
-    defaults = defaults_of(command)
+    defaults = defaults_of(command, words)
     offered = overrides.groups_of(command)
     if presets := overrides.presets_of(command):
         offered["preset"] = presets
@@ -85,9 +89,19 @@ def paragraphs(text: str) -> str:
     return "\n\n".join(shown)
 
 
-def defaults_of(command: str) -> dict[str, Any]:
-    """Dotted key -> default, read from configs/ without Hydra; expressions as they stand there."""
-    return overrides.flat_values(_read(overrides.config_dir() / f"{command}.yaml"))
+def defaults_of(command: str, words: Sequence[str] = ()) -> dict[str, Any]:
+    """Dotted key -> value, read from configs/ without Hydra, then from `words`; expressions as they stand there."""
+    import yaml
+
+    values = _read(overrides.config_dir() / f"{command}.yaml")
+    chosen = dict(word.split("=", 1) for word in words)
+    for group in sorted(chosen.keys() & overrides.groups().keys(), key=lambda group: group == "preset"):
+        path = overrides.config_dir() / group / f"{chosen.pop(group)}.yaml"
+        if path.is_file():
+            content = _read(path)
+            _merge(values, content if group == "preset" else {group: content})
+    known = overrides.flat_values(values)
+    return known | {key: yaml.safe_load(text) for key, text in chosen.items() if key in known}
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -104,7 +118,8 @@ def _read(path: Path) -> dict[str, Any]:
         else:
             for group, name in entry.items():
                 if name is not None:
-                    _merge(values, {group: _read(path.parent / group / f"{name}.yaml")})
+                    group = group.removeprefix("override /")
+                    _merge(values, {group: _read(overrides.config_dir() / group / f"{name}.yaml")})
     return values
 
 

@@ -6,8 +6,9 @@
     data.prepare.split: {validation: 5, test: 5}
     work_dir: /scratch/mine
 
-`project=FILE` names it, or the variable VESSELGAN_PROJECT. Its settings stand above configs/ and below what is typed; a
-command takes those that it has. Paths are those of the command line: relative to the working directory.
+`project=FILE` names it, or the variable VESSELGAN_PROJECT. Its settings stand above configs/ and below what is typed, a
+typed preset's included; a command takes those that it has. Paths are those of the command line: relative to the working
+directory.
 """
 
 import hashlib
@@ -36,13 +37,13 @@ def settings_of(command: str, typed: Sequence[str]) -> tuple[list[str], list[str
     path = _named_in(typed)
     own = [word for word in typed if not word.startswith(KEY)]
     settings = {} if path is None else _checked(path, overrides.flat_values(_load(path)))
-    chosen = groups_chosen(own)
+    chosen, of_preset = groups_chosen(own), set(overrides.preset_keys(_preset_in(own)))
     groups = overrides.groups_of(command)
     known = overrides.keys_of(overrides.COMMANDS[command])
     kept = [
         override(key, value)
         for key, value in settings.items()
-        if (key in known or key in groups) and key.split(".")[0] not in chosen
+        if (key in known or key in groups) and key.split(".")[0] not in chosen and key not in of_preset
     ]
     layouts = [word for word in own if _is_layout_file(word)]
     below = [word for setting in [*kept, *layouts] for word in _with_layout(setting, known)]
@@ -56,8 +57,12 @@ def _is_layout_file(setting: str) -> bool:
 
 def groups_chosen(words_typed: Sequence[str]) -> set[str]:
     """Groups that these overrides choose, as `data=pairs`, or a preset of theirs; the settings below go by that."""
-    words = dict(word.split("=", 1) for word in words_typed if "=" in word)
-    return (words.keys() | overrides.preset_keys(words.get("preset", ""))) & overrides.groups().keys()
+    words = {word.partition("=")[0] for word in words_typed if "=" in word}
+    return (words | {*overrides.preset_keys(_preset_in(words_typed))}) & overrides.groups().keys()
+
+
+def _preset_in(words: Sequence[str]) -> str:
+    return next((word.partition("=")[2] for word in reversed(words) if word.startswith("preset=")), "")
 
 
 def record() -> dict[str, str] | None:

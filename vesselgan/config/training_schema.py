@@ -108,9 +108,10 @@ class Variant:
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
     dp: Dp | None
     """Differential privacy; null: none."""
-    condition: str | None = field(metadata=one_of("label") | OF_FLOW)
-    """`label`: a flow makes the image of a given label; `generate` gives it those of procedural vessel trees, which are
-    nobody's. Null: it makes both."""
+    condition: str | None = field(metadata=one_of("label", "anatomy") | OF_FLOW)
+    """What a flow makes the image of. `label`: a given vessel label; `anatomy`: a label and a map of brain, head and
+    outside, for which every subject needs a brain mask. `generate` gives it procedural ones, which are nobody's. Null:
+    it makes image and label."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from vesselgan.core.console import log
 from vesselgan.evaluation.audit_features import feature_distances
 from vesselgan.evaluation.audit_sets import AuditSets
 from vesselgan.evaluation.features import Extractor
@@ -87,7 +89,9 @@ def measure(
     """
     n, t, m = len(sets.synthetic), len(sets.training), len(sets.held_out)
     measured = {}
-    for space in SPACES:
+    compared = f"{n:,} synthetic with {t:,} training and {m:,} held-out {sets.kind.plural}"
+    log.info(f"comparing {compared}, by {', '.join(SPACES)}; this takes minutes for thousands")
+    for space in tqdm(SPACES, unit="comparison", disable=None):
         real_RXYZ = sets.kind.arrays(space, sets.training + sets.held_out + sets.second_visits)
         planted = _plant(space, sets, real_RXYZ[:t], seed)
         query_QXYZ = np.concatenate([sets.kind.arrays(space, sets.synthetic), real_RXYZ[t : t + m], *planted.values()])

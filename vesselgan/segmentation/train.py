@@ -77,8 +77,11 @@ def _check_labels(shards: ShardSet, threshold: float | None) -> None:
     remedy = "make the shards again from a cohort with vessel labels"
     if shards.origin == "synthetic":
         cut = shards.label_threshold if threshold is None else threshold
-        find = f"vesselgan evaluate evaluate=label_threshold name=NAME labels.synthetic={shards.folder} out=FILE"
-        remedy = f"the label threshold is {cut}: `{find}` finds one for data.label_threshold"
+        where = f"name=labels labels.synthetic={shards.folder} out={shards.folder}-labels.json"
+        remedy = (
+            f"the label threshold is {cut}: `vesselgan evaluate evaluate=label_threshold {where}` looks for one for "
+            "data.label_threshold; where it finds none that is like the training labels, train the generator longer"
+        )
     raise DataError(f"{shards.folder}: no patch has vessel and background, so a U-Net learns nothing; {remedy}")
 
 
