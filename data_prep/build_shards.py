@@ -21,7 +21,7 @@ import numpy as np
 from data_prep import build_state, lock, mpi, pseudonyms, resolve_layout
 from data_prep.build_state import BuildState
 from data_prep.check import assign_splits, check_cohort, check_label_settings
-from data_prep.layouts import CohortFiles
+from data_prep.layouts import LEFT_OUT, CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
 from data_prep.patients import patients_of
@@ -29,7 +29,7 @@ from data_prep.qc_results import CohortReport, summary, table
 from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
 from vesselgan.config.compose import parse
-from vesselgan.config.schema import BuildShards, PreparedData
+from vesselgan.config.schema import BuildShards, Prepare, PreparedData
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.core.memory import format_bytes
@@ -39,7 +39,9 @@ from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_man
 
 Result = TypeVar("Result")
 
-BYTES_PER_VOXEL = 3  # uint16 image and uint8 label
+MIN_VESSEL_SHARE = 0.2
+"""Of the GAN's patches, that are centred on vessels; the paper's: 0.64."""
+BYTES_PER_VOXEL = 4  # uint16 image, uint8 label and tissue map
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
 
     def resolve() -> Cohort:
         assigned = assign_splits(report, data)
+        check_labels_named(data, report, assigned)
         cohort = make_cohort(data, report, assigned)
         read_if_valid(Cohort.read, Path(data.cohort_dir))  # refuses to write over a newer program's
         if state is not None:
@@ -107,6 +110,31 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
         return cohort
 
     return mpi.run_on_rank0(world, resolve)
+
+
+def check_labels_named(data: PreparedData, report: CohortReport, assigned: dict[str, str]) -> None:
+    """DataError where patches would be cut and no label was found."""
+    if data.layout.label is not None or not {"train", "validation"} & set(assigned.values()):
+        return
+    unread = next((f"; {text}" for text in report.warnings if text.startswith(LEFT_OUT)), "")
+    raise DataError(
+        f"{data.root}: shards hold pairs of image and label, and no label was found (data.layout.label says how they "
+        f"are named, see data_prep/README.md){unread}"
+    )
+
+
+def few_vessel_patches(cohort: Cohort, prepare: Prepare, shards: list[PlannedShard]) -> str | None:
+    """The GAN's patches are mostly of the grid: in small ones there is rarely a vessel."""
+    subjects = sum(subject.split == "train" for subject in cohort.subjects.values())
+    pairs = sum(shard.count for shard in shards if shard.purpose == "gan")
+    centred, number = subjects * prepare.num_vessel_patches_gan, prepare.num_vessel_patches_gan
+    if not pairs or centred >= MIN_VESSEL_SHARE * pairs:
+        return None
+    as_many = round((pairs - centred) / subjects)
+    return (
+        f"{centred:,} of {pairs:,} patches for the GAN are centred on vessels; most others show none, and it may learn "
+        f"to draw none: data.prepare.num_vessel_patches_gan={as_many} instead of {number} makes it half"
+    )
 
 
 def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
@@ -161,6 +189,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             num_clipped=num_clipped,
             image_sha256=sha256,
             label_sha256=result.label_sha256,
+            mask_sha256=result.mask_sha256,
             reading=reading,
         )
     return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
@@ -170,10 +199,8 @@ def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
     shards = plan_shards(cohort, data.prepare, config.purposes)
-    if data.layout.label is None and shards:
-        raise DataError(
-            f"{data.root}: data.layout.label is null, but shards hold pairs of image and label; supply labels"
-        )
+    if few := few_vessel_patches(cohort, data.prepare, shards):
+        log.warning(few)
     sets = group_by_set(shards)
     # Raises NewerFormatError before anything is written.
     mpi.run_on_rank0(world, lambda: [read_if_valid(read_manifest, set_folder(data, *key)) for key in sets])

@@ -39,7 +39,7 @@ class BuildState:
     """Subject -> kind -> [path or its pseudonym, bytes, time of change in ns]."""
     set_aside: list[str]
     contents: dict[str, list[str | None]]
-    """Subject -> [split, sha256 of the image's voxels, of the label's]: what the shards were cut from."""
+    """Subject -> [split, sha256 of the image's voxels, of the label's, of the mask's]: what the shards come from."""
 
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def write_state(data: PreparedData, state: BuildState) -> None:
 
 def contents_of(cohort: Cohort) -> dict[str, list[str | None]]:
     """`BuildState.contents` of a cohort."""
-    return {name: [s.split, s.image_sha256, s.label_sha256] for name, s in cohort.subjects.items()}
+    return {name: [s.split, s.image_sha256, s.label_sha256, s.mask_sha256] for name, s in cohort.subjects.items()}
 
 
 def check_unchanged(data: PreparedData, state: BuildState, cohort: Cohort) -> None:
@@ -105,7 +105,7 @@ def check_unchanged(data: PreparedData, state: BuildState, cohort: Cohort) -> No
     changes += [f"{name} is gone" for name in sorted(set(old) - set(new))]
     for name in sorted(set(old) & set(new)):
         (split, *digests), (new_split, *new_digests) = old[name], new[name]
-        pairs = zip(("image", "label"), digests, new_digests, strict=True)
+        pairs = zip(KINDS, digests, new_digests, strict=True)
         changes += [f"the {kind} of {name} changed" for kind, before, after in pairs if before != after]
         if split != new_split:
             changes.append(f"{name} moved from {split} to {new_split}")
@@ -144,7 +144,7 @@ def _parse(content: Any) -> BuildState:
     state = BuildState(**content)
     if not all(isinstance(value, dict) for value in (state.settings, state.inputs, state.contents)):
         raise ValueError("settings, inputs or contents are damaged")
-    if not isinstance(state.set_aside, list) or any(len(entry) != 3 for entry in state.contents.values()):
+    if not isinstance(state.set_aside, list) or any(len(entry) != 1 + len(KINDS) for entry in state.contents.values()):
         raise ValueError("set_aside or contents are damaged")
     return state
 

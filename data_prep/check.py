@@ -94,7 +94,7 @@ def check_subject(files: SubjectFiles, prepare: Prepare, *, with_preview: bool =
     mask_path = files.mask
     mask = None if mask_path is None else _try(result, lambda: volumes.read_mask(mask_path))
     if mask is not None and (image is None or _check_grid(result, image, mask)):
-        mask_XYZ = mask.data_XYZ
+        mask_XYZ, result.mask_sha256 = mask.data_XYZ, sha256_of_voxels(mask.data_XYZ)
         _check_mask(result, label, mask)
     if with_preview and image is not None and result.limits is not None:
         result.preview = qc.make_preview(
@@ -236,7 +236,9 @@ def _check_mask(result: CheckResult, label: Volume | None, mask: Volume) -> None
     elif share > MAX_BRAIN_SHARE:
         result.warnings.append(f"{mask.path}: {share:.1%} of all voxels are inside; is it a brain mask?")
     elif label is not None and label.data_XYZ.shape == mask.data_XYZ.shape:
-        if result.vessel_share and not (label.data_XYZ & mask.data_XYZ).any():
+        if result.vessel_share:
+            result.vessel_in_mask_share = float(mask.data_XYZ[label.data_XYZ > 0].mean())
+        if result.vessel_in_mask_share == 0:
             result.warnings.append(f"{mask.path}: no vessel voxel lies inside the mask")
 
 

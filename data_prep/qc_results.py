@@ -34,8 +34,11 @@ class CheckResult:
     """Vessel voxels outside the limits of all vessel voxels."""
     mask_share: float | None = None
     """Voxels inside the brain mask of all voxels."""
+    vessel_in_mask_share: float | None = None
+    """Vessel voxels inside the mask of all vessel voxels."""
     image_sha256: str | None = None
     label_sha256: str | None = None
+    mask_sha256: str | None = None
     coarse: np.ndarray | None = None
     """The image on a coarse grid, to compare subjects by."""
     preview: Preview | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from data_prep import patches
 from data_prep.check import sha256_of_voxels
+from vesselgan.anatomy.tissue import tissue_map
 from vesselgan.config.schema import Prepare
 from vesselgan.core.errors import DataError
 from vesselgan.formats import volumes
@@ -92,6 +93,7 @@ class PatchExtractor:
 
     def __init__(self, cohort: Cohort, prepare: Prepare) -> None:
         self.cohort, self.prepare = cohort, prepare
+        self.has_tissue = all(subject.mask is not None for subject in cohort.subjects.values())
         self.loaded: LoadedSubject | None = None
 
     def records(self, shard: PlannedShard) -> Iterator[Record]:
@@ -101,11 +103,12 @@ class PatchExtractor:
             subject = self.cohort.subjects[name]
             if self.loaded is None or self.loaded.name != name:
                 self.loaded = None  # frees its voxels before the next are read
-                self.loaded = LoadedSubject(name, subject, self.prepare)
+                self.loaded = LoadedSubject(name, subject, self.prepare, has_tissue=self.has_tissue)
             for corner, kind in self.loaded.positions(shard.purpose)[patch_range.start : patch_range.stop]:
                 yield Record(
                     image_XYZ=patches.cut(self.loaded.image_XYZ, corner, self.prepare.patch_shape),
                     label_XYZ=patches.cut(self.loaded.label_XYZ, corner, self.prepare.patch_shape),
+                    tissue_XYZ=self._tissue(corner),
                     subject=name,
                     corner=corner,
                     kind=kind,
@@ -113,11 +116,16 @@ class PatchExtractor:
                     num_clipped=subject.num_clipped,
                 )
 
+    def _tissue(self, corner: tuple[int, int, int]) -> np.ndarray | None:
+        assert self.loaded is not None
+        tissue_XYZ = self.loaded.tissue_XYZ
+        return None if tissue_XYZ is None else patches.cut(tissue_XYZ, corner, self.prepare.patch_shape)
+
 
 class LoadedSubject:
     """One subject's voxels, scaled to 0..255 and padded, and the positions of its patches."""
 
-    def __init__(self, name: str, subject: Subject, prepare: Prepare) -> None:
+    def __init__(self, name: str, subject: Subject, prepare: Prepare, *, has_tissue: bool) -> None:
         self.name, self.prepare = name, prepare
         assert subject.label is not None, name  # build_shards refuses a cohort without labels
         image = volumes.read_image(subject.image, nan_value=prepare.nan_value)
@@ -129,6 +137,13 @@ class LoadedSubject:
         scaled_XYZ = scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.reflect_pad(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.reflect_pad(label.data_XYZ, prepare.patch_shape)
+        self.tissue_XYZ: np.ndarray | None = None
+        if has_tissue:
+            assert subject.mask is not None
+            mask = volumes.read_mask(subject.mask)
+            _check_unchanged(name, "mask" if prepare.pseudonymise else subject.mask, mask.data_XYZ, subject.mask_sha256)
+            tissue_XYZ = tissue_map(scaled_XYZ, mask.data_XYZ, image.spacing_mm)
+            self.tissue_XYZ = patches.reflect_pad(tissue_XYZ, prepare.patch_shape)
         self._positions: dict[str, list[Position]] = {}
 
     def positions(self, purpose: str) -> list[Position]:

@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from vesselgan.anatomy.growth import grow, murray_radii
 from vesselgan.anatomy.head import synthetic_head
+from vesselgan.anatomy.tissue import OUTSIDE
 from vesselgan.anatomy.trunks import RADII_MM, Curve, Stem, draw_trunks
 from vesselgan.core.errors import UsageError
 
@@ -24,6 +25,15 @@ def test_every_vessel_hangs_on_an_inlet(shape, spacing_mm):
         assert head.label_XYZ.shape == head.mask_XYZ.shape == shape
         assert 0.001 < head.label_XYZ.mean() < 0.02 and 0.2 < head.mask_XYZ.mean() < 0.6
         assert head.label_XYZ[head.mask_XYZ > 0].sum() > 0.5 * head.label_XYZ.sum()
+        assert head.label_XYZ[head.tissue_XYZ == OUTSIDE].mean() < 1e-4
+        assert not (ndimage.binary_dilation(head.mask_XYZ, iterations=2) & (head.tissue_XYZ == OUTSIDE)).any()
+
+
+def test_channels_run_from_0_to_1():
+    head = synthetic_head(4, SHAPE, SPACING_MM)
+    label_XYZ, tissue_XYZ = head.channels(2)
+    assert (label_XYZ == head.label_XYZ).all() and (head.channels(1) == head.label_XYZ).all()
+    assert set(np.unique(tissue_XYZ)) == {0, 0.5, 1} and ((tissue_XYZ == 1) == head.mask_XYZ).all()
 
 
 def test_a_seed_gives_the_same_bytes():

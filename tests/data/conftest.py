@@ -11,7 +11,7 @@ from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_sha
 SHAPE = (4, 4, 2)
 
 
-def _record(number: int, origin: str, shape: tuple[int, int, int]) -> Record:
+def _record(number: int, origin: str, shape: tuple[int, int, int], *, has_tissue: bool) -> Record:
     """Every image voxel is `number` (but one, 255, one, 0); the label holds its bits, so pairs can be distinguished."""
     image = np.full(shape, number, np.float32)
     image[0, 0, 0], image[-1, -1, -1] = 255, 0
@@ -20,15 +20,21 @@ def _record(number: int, origin: str, shape: tuple[int, int, int]) -> Record:
     label = label.reshape(shape)
     score = (label * np.float16(0.5)).astype(np.float16) if origin == "synthetic" else None
     kind = "synthetic" if origin == "synthetic" else "grid"
-    return Record(image, label, "sub-1", (number, 0, 0), kind, (0.0, 1.0), 0, score)
+    tissue = (np.arange(label.size).reshape(shape) % 3).astype(np.uint8) if has_tissue else None
+    return Record(image, label, "sub-1", (number, 0, 0), kind, (0.0, 1.0), 0, score, tissue)
 
 
 @pytest.fixture
 def make_set(tmp_path: Path) -> Callable[..., ShardSet]:
     def make(
-        name: str = "real", numbers: range = range(10), origin: str = "real", shape: tuple[int, int, int] = SHAPE
+        name: str = "real",
+        numbers: range = range(10),
+        origin: str = "real",
+        shape: tuple[int, int, int] = SHAPE,
+        has_tissue: bool = False,
     ) -> ShardSet:
-        folder, records = tmp_path / name, [_record(number, origin, shape) for number in numbers]
+        folder = tmp_path / name
+        records = [_record(number, origin, shape, has_tissue=has_tissue) for number in numbers]
         how = {"patch_shape": shape, "origin": origin}
         infos = [write_shard(folder / f"shard-{k}.h5", records[k::2], **how) for k in range(2)]
         facts = {"subjects": {"sub-1": {"spacing_mm": [1, 1, 1]}}, "spacing_mm": (1, 1, 1), "percentiles": None}

@@ -68,6 +68,18 @@ def batches(data: ShardDataset, start: int = 3, stop: int = 11, **options: objec
     return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
 
 
+def test_the_tissue_map_is_a_third_channel(make_set: MakeSet) -> None:
+    shards = make_set(has_tissue=True)
+    data = dataset(shards, with_tissue=True)
+    for _ in range(2):  # read, then cached
+        assert data[3].shape == (3, 4, 4, 2) and torch.equal(data[3][:2], dataset(shards)[3])
+        assert torch.equal(data[3][2], torch.from_numpy(shards.tissue(3)) / 2)
+    (turned,) = data.read([3], [1])
+    assert torch.equal(turned, data[3].flip(1))
+    with pytest.raises(DataError, match="masks"):
+        dataset(make_set("without"), with_tissue=True)[0]
+
+
 def test_images_span_the_range_of_their_network(make_set: MakeSet) -> None:
     shards = make_set(numbers=range(51, 55))
     for intensity, low, middle, high in (("byte", 0, 51, 255), ("signed", -1, -0.6, 1)):

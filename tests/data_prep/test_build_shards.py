@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep import build_shards
+from vesselgan.anatomy.tissue import BRAIN
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import volumes
@@ -69,6 +70,48 @@ def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
         np.testing.assert_array_equal(record.label_XYZ, np.asarray(nib.load(subject.label).dataobj)[window])
         assert record.limits == (low, pytest.approx(high)) and record.num_clipped == (raw > record.limits[1]).sum()
         assert record.kind == "grid" or record.label_XYZ.any()
+
+
+def test_tissue_maps_need_every_brain_mask(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data, "gan")
+    for record in shards(data, "gan/train"):
+        mask_XYZ = np.asarray(nib.load(Cohort.read(data.cohort_dir).subjects[record.subject].mask).dataobj)
+        window = tuple(slice(c, c + n) for c, n in zip(record.corner, (16, 16, 8), strict=True))
+        assert record.tissue_XYZ is not None and ((record.tissue_XYZ == BRAIN) == mask_XYZ[window]).all()
+    lacking = cohort(4)
+    lacking.layout.mask, lacking.cohort_dir = None, f"{data.cohort_dir}-lacking"
+    build(lacking, "gan")
+    assert all(record.tissue_XYZ is None for record in shards(lacking, "gan/train"))
+
+
+def test_labels_of_other_names_leave_nothing_behind(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    data.layout.label, named = "?labels/{subject}.nii.gz", data.layout.label
+    with pytest.raises(DataError, match="no label was found.*left out"):
+        build(data, "gan")
+    data.layout.label = named
+    build(data, "gan")
+    assert len(shards(data, "gan/train"))
+
+
+def test_few_vessel_patches_are_named(cohort: MakeCohort, caplog: pytest.LogCaptureFixture) -> None:
+    data = cohort(4)
+    data.prepare.num_vessel_patches_gan = 1
+    build(data, "gan")
+    assert "num_vessel_patches_gan=12" in caplog.text
+
+
+def test_a_changed_mask_is_refused(cohort: MakeCohort) -> None:
+    data = cohort(4)
+    build(data, "gan")
+    path = next(Path(data.root).rglob("*mask*"))
+    mask = nib.load(path)
+    changed_XYZ = np.asarray(mask.dataobj).copy()
+    changed_XYZ[2:4] = 1 - changed_XYZ[2:4]
+    nib.save(nib.Nifti1Image(changed_XYZ, mask.affine), path)
+    with pytest.raises(DataError, match="the mask of"):
+        build(data, "gan")
 
 
 def test_a_second_start_keeps_everything(cohort: MakeCohort) -> None:
@@ -189,7 +232,7 @@ def test_newer_files_are_refused_and_not_overwritten(cohort: MakeCohort, hashes:
     data = cohort(4)
     build(data)
     path = Path(data.cohort_dir) / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 3, "made_by": "vesselgan 9.0"}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 4, "made_by": "vesselgan 9.0"}))
     (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
     before = hashes(data)
     with pytest.raises(DataError, match="vesselgan 9.0"):
@@ -318,7 +361,7 @@ def test_too_small_a_disk_is_refused_first(cohort: MakeCohort, monkeypatch: pyte
     data = cohort(3)
     usage = build_shards.shutil.disk_usage("/")
     monkeypatch.setattr(build_shards.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(ResourceError, match="need 210 KiB, 100 bytes are free"):
+    with pytest.raises(ResourceError, match="need 280 KiB, 100 bytes are free"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 

@@ -42,8 +42,9 @@ def write_set() -> WriteSet:
         for place, seed in enumerate(seeds):
             image, label = make(seed)
             score = (0.8 * label).astype(np.float16) if origin == "synthetic" else None
+            tissue = None if origin == "synthetic" else np.full_like(label, place % 3)
             subject = subjects[place % len(subjects)]
-            records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score))
+            records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score, tissue))
         how = {"patch_shape": image.shape, "origin": origin}
         info = write_shard(folder / "shard-0.h5", records, **how)
         places = {s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects}

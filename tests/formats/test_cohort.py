@@ -124,7 +124,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (lambda text: text[:-20], "cannot be read"),
         (lambda text: "[]", "not a cohort"),
         (lambda text: text.replace('"sub-2"', '"sub-1"'), "duplicate keys: sub-1"),
-        (edit(lambda c: c.update(format_version=3, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
+        (edit(lambda c: c.update(format_version=4, made_by="vesselgan 4.0")), "made by vesselgan 4.0 .*upgrade"),
         (edit(lambda c: c.update(format="x")), "not a cohort"),
         (edit(lambda c: c.pop("name")), "KeyError: 'name'"),
         (edit(lambda c: c.update(subjects=[])), "damaged"),

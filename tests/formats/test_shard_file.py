@@ -23,14 +23,14 @@ from vesselgan.formats.shard_file import Record, ShardFile, ShardInfo, write_sha
 SHAPE = (6, 5, 4)
 
 
-def sample(number: int, origin: str = "real") -> Record:
+def sample(number: int, origin: str = "real", *, has_tissue: bool = False) -> Record:
     rng = np.random.default_rng(number)
     image = (rng.integers(0, 65536, SHAPE) / 257).astype(np.float32)
     score = rng.random(SHAPE).astype(np.float16) if origin == "synthetic" else None
     kind = "synthetic" if origin == "synthetic" else "grid"
-    return Record(
-        image, (image > 99).astype(np.uint8), f"sub-{number}", (number, 2, 3), kind, (0.0, 9.5), number, score
-    )
+    tissue = rng.integers(0, 3, SHAPE).astype(np.uint8) if has_tissue else None
+    label, subject = (image > 99).astype(np.uint8), f"sub-{number}"
+    return Record(image, label, subject, (number, 2, 3), kind, (0.0, 9.5), number, score, tissue)
 
 
 def write(path: Path, count: int = 3, origin: str = "real") -> ShardInfo:
@@ -45,6 +45,20 @@ def read_all(path: Path, count: int = 3, origin: str = "real") -> list[list]:
         return [rows, shard.subject_ids, *[table.tolist() for table in shard.tables.values()]]
     finally:
         shard.close()
+
+
+def test_tissue_maps_come_back(tmp_path: Path) -> None:
+    records = [sample(i, has_tissue=True) for i in range(3)]
+    write_shard(tmp_path / "a.h5", records, patch_shape=SHAPE, origin="real")
+    shard = ShardFile(tmp_path / "a.h5", count=3, patch_shape=SHAPE, origin="real")
+    assert all((shard.read("tissue", row) == record.tissue_XYZ).all() for row, record in enumerate(records))
+    assert shard.value_problems() == []
+    shard.close()
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        file["tissue"][1, 0, 0, 0] = 3
+    shard = ShardFile(tmp_path / "a.h5", count=3, patch_shape=SHAPE, origin="real")
+    assert shard.value_problems() == ["tissue of patch 1 is none of 0, 1 and 2"]
+    shard.close()
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:

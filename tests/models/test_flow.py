@@ -130,7 +130,7 @@ def test_odd_patch_is_refused():
 
 
 def test_a_given_label_passes_unchanged():
-    network = moved(flow(has_label=True))
+    network = moved(flow(num_given=1))
     assert network.latent_size == 16 * 8 * 4 + 4
     label_N1XYZ = (torch.rand(2, 1, *SHAPE) > 0.5).float()
     z_NL = torch.randn(2, network.latent_size)
@@ -141,16 +141,27 @@ def test_a_given_label_passes_unchanged():
     assert not torch.allclose(sample_NCXYZ[:, 0], other_NCXYZ[:, 0])
 
 
+def test_a_given_tissue_map_shapes_the_image():
+    network = moved(flow(num_given=2))
+    given_N2XYZ, z_NL = torch.zeros(2, 2, *SHAPE), torch.randn(2, network.latent_size)
+    with torch.no_grad():
+        sample_NCXYZ = network(z_NL, given_N2XYZ)
+        given_N2XYZ[:, 1] = 1
+        other_NCXYZ = network(z_NL, given_N2XYZ)
+    assert sample_NCXYZ.shape == (2, 2, *SHAPE) and (sample_NCXYZ[:, 1] == 0).all()
+    assert not torch.allclose(sample_NCXYZ[:, 0], other_NCXYZ[:, 0])
+
+
 def test_noise_does_not_reach_a_given_label():
     patch, point = torch.zeros(1, 2, *SHAPE), torch.ones(1, 2, *SHAPE)
-    given = flow(has_label=True).with_given(point, patch)
+    given = flow(num_given=1).with_given(point, patch)
     assert (given[:, 0] == 1).all() and (given[:, 1] == 0).all()
     assert flow().with_given(point, patch) is point
 
 
 def test_neighbours_know_one_place_alike():
     """Two patches half a patch apart: where they overlap, their voxels have the same place."""
-    network, extent_3 = flow(has_label=True), torch.tensor([0.2, 0.5, 1.0])
+    network, extent_3 = flow(num_given=1), torch.tensor([0.2, 0.5, 1.0])
     here = network._places(torch.tensor([[-0.3, 0.1, 0.0]]), extent_3)
     beside = network._places(torch.tensor([[-0.3 + 0.2, 0.1, 0.0]]), extent_3)
     torch.testing.assert_close(here[:, :, 4:], beside[:, :, :4])

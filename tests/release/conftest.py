@@ -44,7 +44,7 @@ def write_training(folder: Path, subjects: dict[str, str] = SUBJECTS, seed: int 
     records = [
         Record(
             rng.uniform(1, 254, PATCH).astype(np.float32), np.ones(PATCH, np.uint8), names[i % len(names)], (0, 0, 0),
-            "grid", (0.0, 900.0), 0,
+            "grid", (0.0, 900.0), 0, None, np.ones(PATCH, np.uint8),
         )
         for i in range(2 * len(names))
     ]  # fmt: skip

@@ -177,7 +177,7 @@ def test_threads_change_no_byte(tmp_path: Path) -> None:
 @pytest.mark.parametrize("has_position", [True, False])
 def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None:
     """Cut from a tree, at the place that the network receives; the same in another batch."""
-    settings = {"has_position": has_position, "time_shift": 2.0, "num_steps": 2, "guidance": 0.5, "has_label": True}
+    settings = {"has_position": has_position, "time_shift": 2.0, "num_steps": 2, "guidance": 0.5, "num_given": 1}
     network = FlowGenerator((16, 16, 16), 8, **settings).eval()
     init_flow_weights(network, 1)
     generator = torch.Generator().manual_seed(3)
@@ -211,9 +211,7 @@ def test_labels_that_are_given_come_back_with_images(has_position: bool) -> None
 
 
 def test_labels_need_training_volumes_of_heads() -> None:
-    network = FlowGenerator(
-        (16, 16, 16), 8, has_position=True, time_shift=2.0, num_steps=2, guidance=0.0, has_label=True
-    )
+    network = FlowGenerator((16, 16, 16), 8, has_position=True, time_shift=2.0, num_steps=2, guidance=0.0, num_given=1)
     with pytest.raises(UsageError, match="no head"):
         LabelPatches(network, (1.0, 1.0, 1.0), 5)
 

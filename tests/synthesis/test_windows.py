@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def flow() -> FlowGenerator:
-    network = FlowGenerator(PATCH, 8, has_position=True, time_shift=2.0, num_steps=4, guidance=0.2, has_label=True)
+    network = FlowGenerator(PATCH, 8, has_position=True, time_shift=2.0, num_steps=4, guidance=0.2, num_given=1)
     init_flow_weights(network, 0)
     return network.eval()
 
@@ -59,7 +59,7 @@ def test_windows_that_agree_leave_no_trace():
 
     network.denoised = denoised  # type: ignore[method-assign]
     done: list[int] = []
-    image_XYZ = make_image(network, np.zeros(shape, np.uint8), seed=1, batch_size=5, advance=done.append)
+    image_XYZ = make_image(network, np.zeros((1, *shape), np.float32), seed=1, batch_size=5, advance=done.append)
     np.testing.assert_allclose(image_XYZ, known_XYZ.numpy(), atol=1e-5)
     assert sum(done) == 4 * len(Windows(shape, PATCH).corners)
 
@@ -78,7 +78,7 @@ def test_one_window_is_a_patch():
     with torch.no_grad():
         z_NL = torch.cat([noise_XYZ.flatten(), torch.zeros(4)])[None]
         expected_XYZ = network(z_NL, torch.from_numpy(label_XYZ)[None, None])[0, 0].numpy()
-    image_XYZ = make_image(network, label_XYZ, seed=7, batch_size=1)
+    image_XYZ = make_image(network, label_XYZ[None].astype(np.float32), seed=7, batch_size=1)
     np.testing.assert_allclose(image_XYZ, expected_XYZ, atol=1e-5)
 
 
@@ -89,10 +89,10 @@ from vesselgan.models.flow import FlowGenerator
 from vesselgan.synthesis.windows import make_image
 shape = (312, 384, 127)
 network = FlowGenerator(
-    (64, 64, 32), 8, has_position=True, time_shift=2.0, num_steps=4, guidance=0.2, has_label=True
+    (64, 64, 32), 8, has_position=True, time_shift=2.0, num_steps=4, guidance=0.2, num_given=2
 ).eval()
 network.denoised = lambda x, time, position, extent: x[:, :1]
-make_image(network, synthetic_head(0, shape, (0.49, 0.49, 0.7)).label_XYZ, seed=0, batch_size=4)
+make_image(network, synthetic_head(0, shape, (0.49, 0.49, 0.7)).channels(2), seed=0, batch_size=4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

@@ -17,15 +17,16 @@ Train = Callable[..., subprocess.CompletedProcess]
 
 
 def tiny_records(count: int) -> list[Record]:
-    """Noise with one bright bar each, labelled."""
+    """Noise with one bright bar each, labelled; the brain is where x is large."""
     source = np.random.default_rng(7)
     records = []
+    tissue = np.broadcast_to(np.repeat([0, 1, 2], [8, 8, 16])[:, None, None], PATCH_SHAPE).astype(np.uint8)
     for i in range(count):
         label = np.zeros(PATCH_SHAPE, np.uint8)
         row = int(source.integers(4, 28))
         label[row - 1 : row + 2, :, 7:10] = 1
         image = np.clip(60 + 10 * source.standard_normal(PATCH_SHAPE) + 150 * label, 0, 255).astype(np.float32)
-        records.append(Record(image, label, f"sub-{i % 3}", (0, 0, 0), "grid", (0.0, 1000.0), 0, None))
+        records.append(Record(image, label, f"sub-{i % 3}", (0, 0, 0), "grid", (0.0, 1000.0), 0, None, tissue))
     return records
 
 

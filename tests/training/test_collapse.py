@@ -51,7 +51,7 @@ class Dead(nn.Module):
 
 def test_the_alarm_rings_for_one_sample(work_dir):
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
-    real = real_patches(shards, scaling="volume", label_threshold=0.5)
+    real = real_patches(shards, Dead(), scaling="volume", label_threshold=0.5)
     assert real.shape[:2] == (NUM_SAMPLES, 2) and -1 <= real.min() and real.max() <= 1
     z_NL = latents(990, range(NUM_SAMPLES), LATENT)
     dead = sample_metrics(Dead(), z_NL, real)

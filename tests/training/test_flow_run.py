@@ -2,15 +2,18 @@
 
 import json
 import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from vesselgan.core.errors import UsageError
-from vesselgan.formats.shards import ShardSet
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.shards import ShardSet, write_shard
 from vesselgan.synthesis.sampler import load_generator
+
+from .conftest import PATCH_SHAPE
 
 FLOW = ("variant=flow", "train.max_steps=4", "train.checkpoint_every=2", "train.keep_last=9")
 
@@ -116,6 +119,20 @@ def test_a_given_label_has_no_loss(train_here, tmp_path):
     assert rows[0]["loss/flow"] > 0.05 and rows[-1]["samples/diversity"] > 0
     with pytest.raises(UsageError, match="volumes"):
         load_generator(tmp_path / "run", device="cpu").sample(1, 0)
+
+
+def test_a_tissue_map_must_be_there(train_here, work_dir, tmp_path):
+    shutil.copytree(work_dir / "phantom", tmp_path / "bare")
+    folder = tmp_path / "bare/shards/gan/train"
+    records = [replace(record, tissue_XYZ=None) for record in ShardSet(folder)]
+    info = write_shard(folder / "shard_0000.h5", records, patch_shape=PATCH_SHAPE, origin="real")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"] = [asdict(info)]
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    words = ("variant=flow_label", f"data.cohort_dir={tmp_path / 'bare'}")
+    with pytest.raises(DataError, match="condition=label"):
+        train_here(tmp_path / "run", *FLOW, *words)
+    train_here(tmp_path / "run", *FLOW, *words, "variant.condition=label", "train.max_steps=1")
 
 
 @pytest.mark.parametrize("words", [("variant=sn",), ("variant=dp_flow",)])

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from vesselgan.anatomy.growth import grow
+from vesselgan.anatomy.tissue import BRAIN, HEAD, OUTSIDE
 from vesselgan.anatomy.trunks import Curve, draw_trunks
 from vesselgan.core.errors import UsageError
 
@@ -34,17 +35,36 @@ POINTS_PER_SIDE = {True: 350, False: 90}
 """That pull at branches, above and below the tent."""
 CORTEX_MM, DEEP_SHARE = 9.0, 0.05
 """Most points lie this near to the brain's surface, few deeper: so arteries run over the surface."""
-MASK_MARGIN_MM = 4.0
-"""Of the mask around the brain: tools extract it generously."""
+MASK_MARGIN_MM, CLEFT_MM = 4.0, 12.0
+"""Of the mask around the brain: tools extract it generously, and bridge clefts between lobes that are no wider."""
+SCALP_MM = 11.0
+"""From the brain to the skin at least: fluid, skull and scalp."""
+SKIN: tuple[Ellipsoid, ...] = (
+    ((0, -2, 14), (74, 92, 86)),
+    ((0, 22, -42), (62, 68, 64)),
+    ((0, -24, -52), (60, 62, 62)),
+)
+"""The vault, of an adult's head breadth and length; the face; the neck."""
 CONNECTED = np.ones((3, 3, 3), bool)
 
 
 @dataclass(frozen=True)
 class Head:
-    """uint8 [X, Y, Z], 0 or 1."""
+    """uint8 [X, Y, Z]."""
 
     label_XYZ: np.ndarray
-    mask_XYZ: np.ndarray
+    """0 or 1."""
+    tissue_XYZ: np.ndarray
+    """See `tissue`."""
+
+    @property
+    def mask_XYZ(self) -> np.ndarray:
+        """Of the brain, 0 or 1."""
+        return (self.tissue_XYZ == BRAIN).astype(np.uint8)
+
+    def channels(self, count: int) -> np.ndarray:
+        """float32 [count, X, Y, Z] from 0 to 1: the label; the tissue map."""
+        return np.stack([self.label_XYZ, self.tissue_XYZ / np.float32(BRAIN)][:count]).astype(np.float32)
 
 
 def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float]) -> Head:
@@ -66,10 +86,12 @@ def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float])
             curves += grow(rng, stems, points_A3, min_radius_mm=min_radius_mm)
     grid = _Grid(shape, spacing_mm, size)
     label_XYZ = _with_inlets(draw(curves, grid), grid.voxels(np.array(trunks.inlets)))
-    mask_XYZ = np.zeros(tuple(shape), bool)
-    for centre, (a, b, c) in (*brain[True], *brain[False]):
-        mask_XYZ |= grid.level((centre, (a + MASK_MARGIN_MM, b + MASK_MARGIN_MM, c + MASK_MARGIN_MM))) < 1
-    return Head(label_XYZ.astype(np.uint8), mask_XYZ.astype(np.uint8))
+    lobes = [*brain[True], *brain[False]]
+    mask_XYZ = _closed(grid.union(lobes, margin_mm=MASK_MARGIN_MM), spacing_mm, CLEFT_MM)
+    head_XYZ = grid.union(lobes, margin_mm=SCALP_MM) | grid.union(_varied(rng, SKIN), margin_mm=0.0)
+    head_XYZ = mask_XYZ | _closed(head_XYZ, spacing_mm, CLEFT_MM)
+    tissue_XYZ = np.select([mask_XYZ, head_XYZ], [BRAIN, HEAD], OUTSIDE)
+    return Head(label_XYZ.astype(np.uint8), tissue_XYZ.astype(np.uint8))
 
 
 def check_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
@@ -112,6 +134,23 @@ class _Grid:
             term = ((mm / self.size - ellipsoid[0][axis]) / ellipsoid[1][axis]) ** 2
             total_XYZ += term.astype(np.float32).reshape([-1 if k == axis else 1 for k in range(3)])
         return total_XYZ
+
+    def union(self, ellipsoids: Sequence[Ellipsoid], *, margin_mm: float) -> np.ndarray:
+        """bool [X, Y, Z]: inside one of them, each longer by a margin on all sides."""
+        inside_XYZ = np.zeros(self.shape, bool)
+        for centre, (a, b, c) in ellipsoids:
+            inside_XYZ |= self.level((centre, (a + margin_mm, b + margin_mm, c + margin_mm))) < 1
+        return inside_XYZ
+
+
+def _closed(mask_XYZ: np.ndarray, spacing_mm: Sequence[float], gap_mm: float) -> np.ndarray:
+    """Morphological closing by a ball as wide as the gap; outside the grid is as at its border."""
+    margin = int(np.ceil(gap_mm / min(spacing_mm)))
+    padded_XYZ = np.pad(mask_XYZ, margin, mode="edge")
+    grown_XYZ = ndimage.distance_transform_edt(~padded_XYZ, sampling=spacing_mm) <= gap_mm / 2
+    closed_XYZ = ndimage.distance_transform_edt(grown_XYZ, sampling=spacing_mm) > gap_mm / 2
+    inner = slice(margin, -margin)
+    return closed_XYZ[inner, inner, inner] | mask_XYZ
 
 
 def draw(curves: Sequence[Curve], grid: _Grid) -> np.ndarray:

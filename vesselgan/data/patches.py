@@ -1,6 +1,6 @@
 """Shards as tensors: a data set of (image, label) patches and the stream of batches that training reads.
 
-N batch, C channel (0 image, 1 vessel label), X Y Z voxels
+N batch, C channel (0 image, 1 vessel label; 2 tissue map where it is asked for), X Y Z voxels
 """
 
 import multiprocessing
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from vesselgan.anatomy.tissue import BRAIN
 from vesselgan.core.errors import DataError, ResourceError, UsageError, VesselganError
 from vesselgan.data.augment import flip_rotate, sample_orientations
 from vesselgan.data.sampler import batch_indices, derangement, steps_per_epoch
@@ -49,13 +50,15 @@ class BatchSlices(Protocol):
 
 
 class ShardDataset(Dataset):
-    """Every patch of one or more shard sets, in their order, as float32 [2, X, Y, Z]: image, then label {0, 1}.
+    """Every patch of one or more shard sets, in their order, as float32 [C, X, Y, Z]: image, then label {0, 1}.
 
     scaling: `volume` or `patch` (see formats.intensities). intensity: `signed` gives the image in [-1, 1] for
     the GAN, `byte` in [0, 255] for the U-Net. label_threshold acts on synthetic sets alone; None: as their manifests
     recommend. Negative numbers count from the end; a slice gives a batch.
     shuffle_labels_seed: the control, in which every image gets another patch's label.
-    The main process caches patches as stored (3 bytes a voxel) if all fit into cache_bytes; workers cache none.
+    with_tissue: a third channel, the tissue map as 0 (outside), 0.5 (head), 1 (brain); DataError where there is none.
+    The main process caches patches as stored (3 bytes a voxel, 4 with tissue maps) if all fit into cache_bytes; workers
+    cache none.
     Raises DataError for sets of different patch shapes, UsageError for no set and for an unknown choice.
     """
 
@@ -67,6 +70,7 @@ class ShardDataset(Dataset):
         label_threshold: float | None = None,
         intensity: str = "signed",
         shuffle_labels_seed: int | None = None,
+        with_tissue: bool = False,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
         sets = [shard_sets] if isinstance(shard_sets, ShardSet | str | Path) else shard_sets
@@ -78,8 +82,9 @@ class ShardDataset(Dataset):
         self.scaling, self.label_threshold, self.intensity = scaling, label_threshold, intensity
         self._ends = np.cumsum([len(shards) for shards in self.shard_sets])
         self._label_of = None if shuffle_labels_seed is None else derangement(len(self), shuffle_labels_seed)
-        self._is_cached = 3 * int(np.prod(self.patch_shape)) * len(self) <= cache_bytes
-        self._cache: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.num_channels = 3 if with_tissue else 2
+        self._is_cached = (1 + self.num_channels) * int(np.prod(self.patch_shape)) * len(self) <= cache_bytes
+        self._cache: dict[int, tuple[np.ndarray, ...]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -93,14 +98,16 @@ class ShardDataset(Dataset):
         return {**self.__dict__, "_cache": {}}
 
     def read(self, indices: Sequence[int], orientations: Sequence[int] | None = None) -> Tensor:
-        """float32 [N, 2, X, Y, Z] of these patches, each in its orientation (see data.augment)."""
-        batch_NCXYZ = torch.empty((len(indices), 2, *self.patch_shape))
+        """float32 [N, C, X, Y, Z] of these patches, each in its orientation (see data.augment)."""
+        batch_NCXYZ = torch.empty((len(indices), self.num_channels, *self.patch_shape))
         for patch_CXYZ, i in zip(batch_NCXYZ, indices, strict=True):
-            image_XYZ, label_XYZ = self._stored(i)
+            image_XYZ, label_XYZ, *tissue = self._stored(i)
             if self._label_of is not None:
-                _, label_XYZ = self._stored(self._label_of[i])
+                _, label_XYZ, *_ = self._stored(self._label_of[i])
             self._fill(patch_CXYZ[0], image_XYZ)
             patch_CXYZ[1].copy_(torch.from_numpy(label_XYZ))
+            for tissue_XYZ in tissue:
+                torch.div(torch.from_numpy(tissue_XYZ), BRAIN, out=patch_CXYZ[2])
         if not orientations:  # as stored, or a batch without patches
             return batch_NCXYZ
         return torch.stack([flip_rotate(*pair) for pair in zip(batch_NCXYZ, orientations, strict=True)])
@@ -124,14 +131,16 @@ class ShardDataset(Dataset):
         rows = [self._locate(i) for i in indices]
         return sorted({str(shards.folder / shards.shard_of(row)) for shards, row in rows})
 
-    def _stored(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    def _stored(self, i: int) -> tuple[np.ndarray, ...]:
+        """Image, label and, where it is asked for, tissue map."""
         i = self._index(i)
-        if (pair := self._cache.get(i)) is None:
+        if (patch := self._cache.get(i)) is None:
             shards, row = self._locate(i)
-            pair = shards.stored_image(row), shards.label(row, self.label_threshold)
+            patch = shards.stored_image(row), shards.label(row, self.label_threshold)
+            patch += (shards.tissue(row),) if self.num_channels == 3 else ()
             if self._is_cached and get_worker_info() is None:
-                self._cache[i] = pair
-        return pair
+                self._cache[i] = patch
+        return patch
 
     def _index(self, i: int) -> int:
         """`i` counted from the start."""
@@ -158,7 +167,7 @@ def stream(
     start_method: str | None = None,
     timeout_s: float = WORKER_TIMEOUT_S,
 ) -> Iterator[Tensor]:
-    """The patches `of_rank`, float32 [N, 2, X, Y, Z], of the global batches start .. stop - 1; by default all.
+    """The patches `of_rank`, float32 [N, C, X, Y, Z], of the global batches start .. stop - 1; by default all.
 
     The global batches, and the orientations of `augment`, depend on seed and position alone. start_method: `fork` or
     `spawn`; None: Python's own.

@@ -16,7 +16,7 @@ from vesselgan.formats.checkpoint_folder import EMA
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.flow_matching import point_on_path
-from vesselgan.models.flow import FlowGenerator, with_signed_label
+from vesselgan.models.flow import FlowGenerator, takes_tissue, with_signed_label
 from vesselgan.models.variants import build_networks
 from vesselgan.runtime.checkpoint import read_weights
 
@@ -52,7 +52,7 @@ class AttackedNetwork:
     @torch.inference_mode()
     def scores(self, shards: ShardSet, rows: list[int], *, seed: int) -> np.ndarray:
         """[N] of these patches, higher where the network knows a patch. Raises NumericError if one is not finite."""
-        dataset = ShardDataset(shards, scaling=self.scaling)
+        dataset = ShardDataset(shards, scaling=self.scaling, with_tissue=takes_tissue(self.network))
         positions_N3 = positions_of(shards)
         scores = []
         for start in range(0, len(rows), BATCH_SIZE):

@@ -1,9 +1,10 @@
 """cohort.json: who is in a cohort, in which split, and how each volume was scaled. Written by data preparation.
 
-    {"format": "vesselgan-cohort", "format_version": 2, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
+    {"format": "vesselgan-cohort", "format_version": 3, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
      "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
                        "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
-                       "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null}}}
+                       "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null,
+                       "mask_sha256": hex | null}}}
 
 Shape and spacing are the canonical (RAS) volume's. Paths are relative to the file's folder where they lie below it,
 so that a cohort moves with its data, else absolute. A subject belongs to one split alone, by its id and by its
@@ -30,7 +31,7 @@ from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.volumes import Volume
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 PHANTOM_SETTINGS = "phantom.json"
@@ -64,6 +65,7 @@ class Subject:
     """Non-zero voxels outside the limits."""
     image_sha256: str
     label_sha256: str | None
+    mask_sha256: str | None = None
     reading: ReadOptions = ReadOptions()
 
     def read_image(self) -> Volume:
@@ -199,6 +201,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
         "num_clipped": int(subject.num_clipped),
         "image_sha256": subject.image_sha256,
         "label_sha256": subject.label_sha256,
+        "mask_sha256": subject.mask_sha256,
     }
 
 
@@ -225,6 +228,7 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         num_clipped=int(entry["num_clipped"]),
         image_sha256=str(entry["image_sha256"]),
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
+        mask_sha256=None if entry["mask_sha256"] is None else str(entry["mask_sha256"]),
         reading=reading,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from vesselgan.anatomy.tissue import BRAIN
 from vesselgan.core.atomic_io import PartialFile, describe, sha256_of
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, check_readable
 from vesselgan.core.memory import format_bytes
@@ -21,7 +22,7 @@ KINDS = {"grid": 0, "vessel": 1, "synthetic": 2}
 ORIGINS = ("real", "synthetic")
 _FORMAT = "vesselgan-shard"
 _SCALE = 255 / 65535
-_VOXELS = {"image": "u2", "label": "u1", "score": "f2"}
+_VOXELS = {"image": "u2", "label": "u1", "score": "f2", "tissue": "u1"}
 _TABLES: dict[str, tuple[str, tuple[int, ...]]] = {
     "subject": ("i4", ()),
     "corner": ("i4", (3,)),
@@ -50,6 +51,8 @@ class Record:
     """Non-zero voxels of the whole volume outside the limits."""
     score_XYZ: np.ndarray | None = None
     """float16 in [0, 1]: the generator's label channel; synthetic records alone"""
+    tissue_XYZ: np.ndarray | None = None
+    """uint8: OUTSIDE, HEAD or BRAIN of the tissue map; real records alone, all of a shard's or none"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def write_shard(
     """
     assert origin in ORIGINS, origin
     path = Path(path)
-    patch_bytes = int(np.prod(patch_shape)) * (5 if origin == "synthetic" else 3)
+    patch_bytes = int(np.prod(patch_shape)) * (5 if origin == "synthetic" else 4)
     expected, tables = operator.length_hint(records, 0), list[tuple]()
     try:
         partial = PartialFile(path)
@@ -80,8 +83,9 @@ def write_shard(
         raise ResourceError(f"{path}: cannot be created ({error.strerror}); wait or choose another folder") from error
     try:
         with h5py.File(partial, "w", libver=("v110", "v110"), track_times=False, rdcc_nbytes=0) as file:
-            voxels = _create_voxels(file, patch_shape, origin)
+            voxels: dict[str, h5py.Dataset] = {}
             for record in records:
+                voxels = voxels or _create_voxels(file, patch_shape, record)
                 tables.append(_append(voxels, len(tables), record, patch_shape=patch_shape, origin=origin, path=path))
                 if partial.error is not None:
                     raise partial.error
@@ -102,8 +106,9 @@ def write_shard(
     return ShardInfo(path.name, len(tables), path.stat().st_size, sha256_of(path))
 
 
-def _create_voxels(file: h5py.File, patch_shape: tuple[int, ...], origin: str) -> dict[str, h5py.Dataset]:
-    names = [name for name in _VOXELS if name != "score" or origin == "synthetic"]
+def _create_voxels(file: h5py.File, patch_shape: tuple[int, ...], first: Record) -> dict[str, h5py.Dataset]:
+    absent = {"score": first.score_XYZ is None, "tissue": first.tissue_XYZ is None}
+    names = [name for name in _VOXELS if not absent.get(name)]
     options = {"maxshape": (None, *patch_shape), "chunks": (1, *patch_shape), "fletcher32": True, "track_times": False}
     voxels = {name: file.create_dataset(name, (0, *patch_shape), _VOXELS[name], **options) for name in names}
     voxels["image"].attrs["scale"] = _SCALE
@@ -120,7 +125,7 @@ def _append(
     path: Path,
 ) -> tuple:
     """Checks one record and writes its voxels; returns its row of the tables, which are written at the end."""
-    image, label, score = record.image_XYZ, record.label_XYZ, record.score_XYZ
+    image, label, score, tissue = record.image_XYZ, record.label_XYZ, record.score_XYZ, record.tissue_XYZ
     assert image.shape == label.shape == patch_shape, (image.shape, label.shape, patch_shape)
     assert image.dtype == np.float32 and label.dtype == np.uint8, (image.dtype, label.dtype)
     assert (origin == "synthetic") == (record.kind == "synthetic") == (score is not None), (origin, record.kind)
@@ -136,6 +141,10 @@ def _append(
         if not (score.min() >= 0 and score.max() <= 1):
             raise DataError(f"{where}: label score outside [0, 1] or not finite; the generator is not usable")
         arrays["score"] = score
+    assert (tissue is not None) == ("tissue" in voxels), "all records of a shard have a tissue map, or none"
+    if tissue is not None:
+        assert origin == "real" and tissue.shape == patch_shape and tissue.dtype == np.uint8 and tissue.max() <= BRAIN
+        arrays["tissue"] = tissue
     for name, dataset in voxels.items():
         dataset.resize(number + 1, axis=0)
         dataset[number] = arrays[name]
@@ -182,7 +191,7 @@ class ShardFile:
             self.voxels = {
                 name: self._dataset(name, dtype, (count, *patch_shape))
                 for name, dtype in _VOXELS.items()
-                if name != "score" or origin == "synthetic"
+                if (name != "score" or origin == "synthetic") and (name != "tissue" or name in self.file)
             }
             self.tables = {
                 name: self._dataset(name, dtype, (count, *tail))[:] for name, (dtype, tail) in _TABLES.items()
@@ -199,7 +208,7 @@ class ShardFile:
             raise self._damaged(f"cannot be read ({_first_line(error)})") from error
 
     def read(self, name: str, row: int) -> np.ndarray:
-        """One patch of `image` (as stored), `label` or `score`, compared with its checksum."""
+        """One patch of `image` (as stored), `label`, `score` or `tissue`, compared with its checksum."""
         try:
             return read_chunk(self.voxels[name], row)
         except (OSError, RuntimeError, ValueError) as error:
@@ -221,6 +230,8 @@ class ShardFile:
                 score = self.read("score", row)
                 if not (score.min() >= 0 and score.max() <= 1):
                     problems.append(f"score of patch {row} is outside [0, 1]")
+            if "tissue" in self.voxels and self.read("tissue", row).max() > BRAIN:
+                problems.append(f"tissue of patch {row} is none of 0, 1 and 2")
         return problems
 
     def close(self) -> None:

@@ -9,13 +9,14 @@ became 0 and 255, and how many voxels of the whole volume those limits clipped. 
 generator's score too, so that the label's threshold can be chosen when reading.
 
 A SHARD is HDF5 in the 1.10 file format (HDF5 checksums its own structures). Every data set has fletcher32 and no other
-filter; image, label and score hold one patch per chunk, uncompressed. N records, S subjects, patch X x Y x Z:
+filter; those of voxels hold one patch per chunk, uncompressed. N records, S subjects, patch X x Y x Z:
 
     attributes    format = "vesselgan-shard", format_version = 1, made_by, origin = "real" | "synthetic",
                   count = N and, written last, complete = 1; texts UTF-8 of fixed width
     image         uint16  [N, X, Y, Z]  attribute scale = 255/65535: intensity = stored * scale
     label         uint8   [N, X, Y, Z]  0 or 1; in a synthetic shard at its maker's threshold
     score         float16 [N, X, Y, Z]  in [0, 1], vessel where score >= threshold; synthetic shards alone
+    tissue        uint8   [N, X, Y, Z]  outside 0, head 1, brain 2; real shards of a cohort with brain masks alone
     subject_id    bytes   [S]           UTF-8, fixed width, zero padded; in order of first use
     subject       int32   [N]           row of subject_id
     corner        int32   [N, 3]        voxels
@@ -24,7 +25,7 @@ filter; image, label and score hold one patch per chunk, uncompressed. N records
     num_clipped   int64   [N]           non-zero voxels of the volume outside the limits
 
 Quantisation: an intensity q * 255/65535, q = 0..65535, comes back bit for bit; any other within half a step, 0.00195.
-Labels, scores and tables come back bit for bit. Links, external storage and virtual data sets are refused.
+All else comes back bit for bit. Links, external storage and virtual data sets are refused.
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
 percentiles, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
@@ -121,6 +122,7 @@ class ShardSet:
             limits=tuple(tables["limits"][row].tolist()),
             num_clipped=int(tables["num_clipped"][row]),
             score_XYZ=shard.read("score", row) if self.origin == "synthetic" else None,
+            tissue_XYZ=shard.read("tissue", row) if "tissue" in shard.voxels else None,
         )
 
     @property
@@ -173,6 +175,16 @@ class ShardSet:
             raise UsageError(f"{self.folder}: real patches have labels and no scores; read label(i)")
         shard, row = self._shard(i)
         return shard.read("score", row).astype(np.float32)
+
+    def tissue(self, i: int) -> np.ndarray:
+        """uint8: outside 0, head 1, brain 2 (`anatomy.tissue`). Raises DataError where there is none."""
+        shard, row = self._shard(i)
+        if "tissue" not in shard.voxels:
+            raise DataError(
+                f"{self.folder}: has no tissue maps, as its cohort has no brain mask for every subject; make masks "
+                "(`vesselgan preprocess`) and the shards again, or train with variant.condition=label"
+            )
+        return shard.read("tissue", row)
 
     def pair(self, i: int, threshold: float | None = None, *, scaling: str = "volume") -> tuple[np.ndarray, np.ndarray]:
         """(image, label) of record i, as `image` and `label` give them."""

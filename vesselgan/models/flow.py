@@ -38,8 +38,8 @@ class FlowGenerator(Float32Buffers):
 
     Its first and last convolutions see every voxel, with width / 4 channels; between them the levels work on blocks of
     2x2x2, have width, then twice as many channels, and halve every axis down to SMALLEST_SIDE. A latent is the noise of
-    every voxel of both channels and, with `has_position`, four numbers that choose a place. With `has_label` the label
-    is given and the image alone is made. Initialise with `init_flow_weights`.
+    every voxel of both channels and, with `has_position`, four numbers that choose a place. Where the label, or label
+    and tissue map, are given, the image alone is made. Initialise with `init_flow_weights`.
     """
 
     position_counts: Tensor
@@ -54,13 +54,16 @@ class FlowGenerator(Float32Buffers):
         time_shift: float,
         num_steps: int,
         guidance: float,
-        has_label: bool = False,
+        num_given: int = 0,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps, guidance: see `follow`. UsageError for an odd shape."""
+        """time_shift: see `shifted_times`. num_steps, guidance: see `follow`. UsageError for an odd shape.
+
+        num_given: channels that are given, 1: the label, 2: label and tissue map; 0: the network makes its labels.
+        """
         super().__init__()
         check_width(width)
-        self.patch_shape, self.has_position, self.has_label = patch_shape, has_position, has_label
-        self.num_channels = 1 if has_label else 2
+        self.patch_shape, self.has_position, self.num_given = patch_shape, has_position, num_given
+        self.num_channels = 1 if num_given else 2
         self.time_shift, self.num_steps, self.guidance = time_shift, num_steps, guidance
         self.num_voxels = self.num_channels * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
@@ -69,7 +72,7 @@ class FlowGenerator(Float32Buffers):
         num_inputs = 2 * TIME_FREQUENCIES + 6 * POSITION_FREQUENCIES * has_position
         self.embed = nn.Sequential(Linear(num_inputs, num_features), nn.SiLU(), Linear(num_features, num_features))
         fine = width // 4
-        self.fine_first = Conv3d(2, fine, kernel_size=3, padding=1)
+        self.fine_first = Conv3d(self.num_channels + num_given, fine, kernel_size=3, padding=1)
         self.first = Conv3d(BLOCK**3 * fine, width, kernel_size=1)
         widths = zip([width, *channels], channels, strict=False)
         self.downs = nn.ModuleList(ResidualBlock(i, o, num_features) for i, o in widths)
@@ -122,8 +125,8 @@ class FlowGenerator(Float32Buffers):
         return torch.addcmul(self.fine_last(F.silu(h)).to(x_NCXYZ.dtype), kept_NC111, x_NCXYZ[:, : self.num_channels])
 
     def with_given(self, point_NCXYZ: Tensor, patch_NCXYZ: Tensor) -> Tensor:
-        """Points on the path of patches, with the patch's own label where that is given."""
-        return torch.cat([point_NCXYZ[:, :1], patch_NCXYZ[:, 1:]], 1) if self.has_label else point_NCXYZ
+        """Points on the path of patches, with the patch's own channels for those that are given."""
+        return torch.cat([point_NCXYZ[:, :1], patch_NCXYZ[:, 1:]], 1) if self.num_given else point_NCXYZ
 
     def _places(self, position_N3: Tensor, extent_3: Tensor) -> Tensor:
         """[N, width, X/2, Y/2, Z/2]: a function of each axis' coordinate, added up; blocks combine them."""
@@ -149,18 +152,18 @@ class FlowGenerator(Float32Buffers):
         angles_NF = torch.cat(angles, 1)
         return torch.cat([angles_NF.sin(), angles_NF.cos()], 1)
 
-    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
+    def forward(self, z_NL: Tensor, given_NGXYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
         """[N, latent] -> [N, 2, X, Y, Z], in the type of the weights: image in [-1, 1], the label's score in [0, 1].
 
-        label_N1XYZ: 0 or 1; where the label is given, it alone is the label of the samples. position_N3: the patches'
-        centres, as in `denoised`; None: drawn by the latents.
+        given_NGXYZ: what is given, from 0 to 1; its label is that of the samples. position_N3: the patches' centres, as
+        in `denoised`; None: drawn by the latents.
         """
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         noise_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
         if position_N3 is None and self.has_position:
             position_N3 = self.positions(z_NL[:, self.num_voxels :])
-        given = [] if label_N1XYZ is None else [2 * label_N1XYZ.to(z_NL.dtype) - 1]
-        assert len(given) == self.has_label
+        given = [] if given_NGXYZ is None else [2 * given_NGXYZ.to(z_NL.dtype) - 1]
+        assert sum(channels.shape[1] for channels in given) == self.num_given
 
         def denoise(x_NCXYZ: Tensor, time: float) -> Tensor:
             return self.denoised(torch.cat([x_NCXYZ, *given], 1), x_NCXYZ.new_full((len(x_NCXYZ),), time), position_N3)
@@ -242,15 +245,19 @@ def _modulated(x_NCXYZ: Tensor, scale_shift_N2C: Tensor) -> Tensor:
     return torch.addcmul(shift_NC111, x_NCXYZ, 1 + scale_NC111)
 
 
+def takes_tissue(network: nn.Module) -> bool:
+    """Whether the patches that a generator learns from need a tissue map."""
+    return isinstance(network, FlowGenerator) and network.num_given > 1
+
+
 def with_signed_label(patch_NCXYZ: Tensor) -> Tensor:
-    """Patches as a flow sees them: the label 0, 1 becomes -1, 1."""
-    image, label = patch_NCXYZ.unbind(1)
-    return torch.stack([image, 2 * label - 1], 1)
+    """Patches as a flow sees them: label, and tissue map, from 0 to 1 become -1 to 1."""
+    return torch.cat([patch_NCXYZ[:, :1], 2 * patch_NCXYZ[:, 1:] - 1], 1)
 
 
 def with_unit_label(x_NCXYZ: Tensor) -> Tensor:
-    """The reverse: image cut to [-1, 1], label to [0, 1]."""
-    image, label = x_NCXYZ.unbind(1)
+    """The reverse, of image and label alone: image cut to [-1, 1], label to [0, 1]."""
+    image, label = x_NCXYZ[:, 0], x_NCXYZ[:, 1]
     return torch.stack([image.clamp(-1, 1), ((label + 1) / 2).clamp(0, 1)], 1)
 
 

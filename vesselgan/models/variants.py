@@ -10,6 +10,10 @@ from vesselgan.models.critic import Critic
 from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import Generator
 
+LABEL, TISSUE = "label", "tissue map"
+GIVEN: dict[str | None, tuple[str, ...]] = {None: (), "label": (LABEL,), "anatomy": (LABEL, TISSUE)}
+"""variant.condition -> the channels of a patch that a flow is given."""
+
 
 class Settings(Protocol):
     """What config.training_schema.Variant says of the networks."""
@@ -43,7 +47,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
             guidance=flow.guidance,
-            has_label=variant.condition == "label",
+            num_given=len(GIVEN[variant.condition]),
         )
     assert variant.generator_norm is not None, "config.flow"
     return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)

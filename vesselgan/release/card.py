@@ -32,7 +32,7 @@ noise = torch.randn(2, network.latent_size, generator=torch.Generator().manual_s
 with torch.inference_mode():
     patches = network(noise)  # [2, 2, X, Y, Z]
 images, labels = (patches[:, 0] + 1) * 127.5, patches[:, 1] >= network.label_threshold"""
-GIVEN = "network(noise, torch.zeros(2, 1, *network.patch_shape))  # your labels, 0 or 1; "
+GIVEN = "network(noise, torch.zeros(2, network.num_given, *network.patch_shape))  # your labels, see load_generator; "
 """In place of `network(noise)`, where the label is given."""
 
 

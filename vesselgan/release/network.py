@@ -41,6 +41,6 @@ def _architecture(trained: TrainedGenerator, variant: Variant, label_threshold: 
         "width": variant.width,
     }
     if isinstance(network, FlowGenerator):
-        own = {"num_levels": len(network.downs), "has_position": network.has_position, "has_label": network.has_label}
+        own = {"num_levels": len(network.downs), "has_position": network.has_position, "num_given": network.num_given}
         return {"kind": "flow", **shared, **own, "num_steps": network.num_steps, "guidance": network.guidance}
     return {"kind": "gan", **shared, "norm": variant.generator_norm}

@@ -188,7 +188,7 @@ def _facts(config: Release, sources: Sources, entry: Entry, earlier: Sequence[En
         num_releases=1 + sum(one.shares_a_patient(entry) for one in earlier),
         is_seed_known=any(one is not None and not one.get("is_key_secret", True) for one in sources.privacy.values()),
         generator=None if run is None else run.variant.name,
-        is_label_given=run is not None and run.variant.condition == "label",
+        is_label_given=run is not None and run.variant.condition is not None,
         are_trees_procedural=all(one.manifest.extra.get(PROCEDURAL_TREES) for one in sets),
         is_phantom=_is_phantom(config.data.cohort_dir),
         scores=card.scores_of(config.results, contents, weights),

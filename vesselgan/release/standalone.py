@@ -24,7 +24,8 @@ TIME_FREQUENCIES, POSITION_FREQUENCIES, VOXEL_FREQUENCIES = 8, 3, 5
 def load_generator(folder: str | Path) -> Any:
     """The network in `folder`, in float32 on the CPU; call it with noise [N, network.latent_size].
 
-    One that makes images of given labels (`network.has_label`) takes them too, [N, 1, X, Y, Z], 0 or 1.
+    One that makes images of given labels takes them too, [N, network.num_given, X, Y, Z]: the label, 0 or 1, and, where
+    there are two channels, the tissue map: 0 outside, 0.5 head, 1 brain.
     """
     settings = json.loads((Path(folder) / "architecture.json").read_text(encoding="utf-8"))
     network = FlowGenerator(settings) if settings["kind"] == "flow" else GanGenerator(settings)
@@ -62,7 +63,7 @@ class GanGenerator(nn.Module):
 class FlowGenerator(nn.Module):
     """A U-Net that denoises, followed from noise to patch.
 
-    Settings: width, num_levels, has_position, has_label, num_steps.
+    Settings: width, num_levels, has_position, num_given, num_steps.
     """
 
     latent_size: int
@@ -74,13 +75,13 @@ class FlowGenerator(nn.Module):
         super().__init__()
         self.patch_shape, self.has_position = settings["patch_shape"], settings["has_position"]
         self.num_steps, self.guidance = settings["num_steps"], settings["guidance"]
-        self.has_label, self.num_channels = settings["has_label"], 1 if settings["has_label"] else 2
+        self.num_given, self.num_channels = settings["num_given"], 1 if settings["num_given"] else 2
         self.num_voxels = self.num_channels * math.prod(self.patch_shape)
         width = settings["width"]
         channels, features, fine = [width] + [2 * width] * (settings["num_levels"] - 1), 4 * width, width // 4
         inputs = 2 * TIME_FREQUENCIES + 6 * POSITION_FREQUENCIES * self.has_position
         self.embed = nn.Sequential(nn.Linear(inputs, features), nn.SiLU(), nn.Linear(features, features))
-        self.fine_first = nn.Conv3d(2, fine, 3, padding=1)
+        self.fine_first = nn.Conv3d(self.num_channels + self.num_given, fine, 3, padding=1)
         self.first = nn.Conv3d(BLOCK**3 * fine, width, 1)
         widths = zip([width, *channels], channels, strict=False)
         self.downs = nn.ModuleList(ResidualBlock(before, after, features) for before, after in widths)
@@ -97,15 +98,15 @@ class FlowGenerator(nn.Module):
         self.register_buffer("patch_extent", torch.ones(3))
         self.register_buffer("position_counts", torch.ones(NUM_BINS, NUM_BINS, NUM_BINS))
 
-    def forward(self, z_NL: Tensor, label_N1XYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
+    def forward(self, z_NL: Tensor, given_NGXYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
         """[N, L] -> [N, 2, X, Y, Z]: image in [-1, 1], the label's score in [0, 1]; `num_steps` evaluations.
 
         position_N3: the patches' centres in the head, -1 to 1 along each axis; None: drawn by the noise.
         """
         x_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
-        given = [2 * label_N1XYZ - 1] if label_N1XYZ is not None else []
-        if len(given) != self.has_label:
-            raise TypeError("this network needs labels" if self.has_label else "this network makes its own labels")
+        given = [2 * given_NGXYZ - 1] if given_NGXYZ is not None else []
+        if sum(channels.shape[1] for channels in given) != self.num_given:
+            raise TypeError(f"this network is given {self.num_given} channels beside noise, see load_generator")
         if position_N3 is None and self.has_position:
             position_N3 = self.positions(z_NL[:, self.num_voxels :])
         times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
@@ -117,7 +118,7 @@ class FlowGenerator(nn.Module):
             patch = first.lerp(patch, 1 + self.guidance * before)
             middle = patch if previous is None else patch.lerp(previous, -ahead)
             x_NCXYZ, previous = middle.lerp(x_NCXYZ, after / before), patch
-        image, label = torch.cat([x_NCXYZ, *given], 1).unbind(1)
+        image, label, *_ = torch.cat([x_NCXYZ, *given], 1).unbind(1)
         return torch.stack([image.clamp(-1, 1), ((label + 1) / 2).clamp(0, 1)], 1)
 
     def positions(self, z_N4: Tensor) -> Tensor:

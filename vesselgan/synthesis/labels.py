@@ -32,6 +32,7 @@ class LabelPatches:
         extent_3 = network.patch_extent.cpu().numpy()
         x, y, z = (max(size, round(size / share)) for size, share in zip(network.patch_shape, extent_3, strict=True))
         self.shape, self.patch_shape, self.has_position = (x, y, z), network.patch_shape, network.has_position
+        self.num_given = network.num_given
         self.spacing_mm, self.seed = [float(mm) for mm in spacing_mm], seed
         try:
             check_grid(self.shape, self.spacing_mm)
@@ -42,29 +43,29 @@ class LabelPatches:
         self._lock, self._head = Lock(), lru_cache(maxsize=4)(self._grow)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """float32 labels [N, 1, X, Y, Z], 0 or 1, and the patches' centres [N, 3] in [-1, 1] if they are a condition.
+        """float32 [N, G, X, Y, Z] (see `Head.channels`), and the patches' centres [N, 3] if they are a condition.
 
         A patch is a function of the seed and its number.
         """
-        labels, centres = [], []
+        given, centres = [], []
         for index in indices:
             with self._lock:  # threads share a head
-                label_XYZ, corners = self._head(index // PATCHES_PER_HEAD)
+                channels_GXYZ, corners = self._head(index // PATCHES_PER_HEAD)
             corner = corners[index % PATCHES_PER_HEAD]
-            labels.append(torch.from_numpy(patches.cut(label_XYZ, corner, self.patch_shape))[None])
+            given.append(np.stack([patches.cut(channel, corner, self.patch_shape) for channel in channels_GXYZ]))
             centres.append(2 * (np.array(corner) + np.array(self.patch_shape) / 2) / np.array(self.shape) - 1)
         positions_N3 = torch.from_numpy(np.array(centres, np.float32)) if self.has_position else None
-        return torch.stack(labels).float(), positions_N3
+        return torch.from_numpy(np.stack(given)), positions_N3
 
     def _grow(self, number: int) -> tuple[np.ndarray, list[Corner]]:
-        """The label of a head, and the first voxels of its patches."""
+        """What is given of a head, and the first voxels of its patches."""
         seed = sample_seed(self.seed, number)
-        label_XYZ = synthetic_head(seed, self.shape, self.spacing_mm).label_XYZ
+        head = synthetic_head(seed, self.shape, self.spacing_mm)
         rng, half = np.random.default_rng(np.random.SeedSequence((seed, number))), PATCHES_PER_HEAD // 2
         grid_G3 = patches.grid_corners(self.shape, self.patch_shape)
         on_grid = grid_G3[rng.choice(len(grid_G3), half, replace=len(grid_G3) < half)]
         on_vessels = patches.vessel_corners(
-            label_XYZ, self.patch_shape, half, seed=seed, subject=str(number), purpose="synthetic"
+            head.label_XYZ, self.patch_shape, half, seed=seed, subject=str(number), purpose="synthetic"
         )
         pairs = zip(on_vessels.tolist(), on_grid.tolist(), strict=True)
-        return label_XYZ, [(x, y, z) for pair in pairs for x, y, z in pair]
+        return head.channels(self.num_given), [(x, y, z) for pair in pairs for x, y, z in pair]

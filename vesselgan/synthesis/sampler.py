@@ -94,7 +94,7 @@ class TrainedGenerator:
 
     def label_patches(self, seed: int) -> LabelPatches | None:
         """For a network that is given labels; None for one that makes its own. UsageError: see LabelPatches."""
-        if not isinstance(self.network, FlowGenerator) or not self.network.has_label:
+        if not isinstance(self.network, FlowGenerator) or not self.network.num_given:
             return None
         return LabelPatches(self.network, self.state["manifest"]["spacing_mm"], seed)
 

@@ -75,7 +75,7 @@ def generate_volumes(config: Generate) -> Path:
 def _check_heads(trained: TrainedGenerator, shape: Sequence[int], spacing_mm: Sequence[float]) -> FlowGenerator:
     """The network. Raises UsageError if it makes no heads on this grid."""
     network = trained.network
-    if not isinstance(network, FlowGenerator) or not network.has_label or not network.has_position:
+    if not isinstance(network, FlowGenerator) or not network.num_given or not network.has_position:
         raise UsageError(
             f"run={trained.run}: whole heads need a flow that is given the label and knows the place: train one with "
             "variant=flow_label"
@@ -107,7 +107,8 @@ def _write_heads(
     with tqdm(total=total, unit="window", disable=not show_progress) as bar:
         for subject, seed in subjects.items():
             head = synthetic_head(seed, shape, spacing_mm)
-            image_XYZ = make_image(network, head.label_XYZ, seed=seed, batch_size=config.batch_size, advance=bar.update)
+            given_GXYZ = head.channels(network.num_given)
+            image_XYZ = make_image(network, given_GXYZ, seed=seed, batch_size=config.batch_size, advance=bar.update)
             if not np.isfinite(image_XYZ).all():
                 raise NumericError(
                     f"{subject}: not finite; the run diverged, choose an earlier one with checkpoint=NAME"

@@ -75,26 +75,26 @@ class Windows:
 
 def make_image(
     network: FlowGenerator,
-    label_XYZ: np.ndarray,
+    given_GXYZ: np.ndarray,
     *,
     seed: int,
     batch_size: int,
     advance: Callable[[int], object] = lambda count: None,
 ) -> np.ndarray:
-    """float32 [X, Y, Z] in [-1, 1], the image of a label {0, 1} by a flow that is given it, in evaluation mode.
+    """float32 [X, Y, Z] in [-1, 1], the image of a head's `channels` by a flow that is given them, in evaluation mode.
 
     Holds about ten float32 volumes, however many windows there are. advance: called with the number of windows done.
     """
-    assert network.has_label and network.has_position and not network.training
-    x, y, z = label_XYZ.shape
+    assert len(given_GXYZ) == network.num_given and network.has_position and not network.training
+    _, x, y, z = given_GXYZ.shape
     windows = Windows((x, y, z), network.patch_shape)
     device = next(network.parameters()).device
-    signed_XYZ = torch.from_numpy(label_XYZ.astype(np.int8)).mul_(2).sub_(1).to(device)
+    signed_GXYZ = torch.from_numpy(given_GXYZ).half().mul_(2).sub_(1).to(device)
     noise_XYZ = torch.randn((x, y, z), generator=torch.Generator().manual_seed(seed)).to(device)
     with torch.inference_mode():
         image_XYZ = follow(
             noise_XYZ,
-            lambda x_XYZ, time: _denoised(network, x_XYZ, signed_XYZ, time, windows, batch_size, advance),
+            lambda x_XYZ, time: _denoised(network, x_XYZ, signed_GXYZ, time, windows, batch_size, advance),
             num_steps=network.num_steps,
             guidance=network.guidance,
         )
@@ -104,7 +104,7 @@ def make_image(
 def _denoised(
     network: FlowGenerator,
     x_XYZ: Tensor,
-    signed_XYZ: Tensor,
+    signed_GXYZ: Tensor,
     time: float,
     windows: Windows,
     batch_size: int,
@@ -116,10 +116,11 @@ def _denoised(
 
     def predict(batch: list[Corner]) -> Tensor:
         with torch.inference_mode():
-            pairs = [torch.stack([x_XYZ[_part(c, windows)], signed_XYZ[_part(c, windows)].float()]) for c in batch]
+            parts = [(x_XYZ[None, *_part(c, windows)], signed_GXYZ[:, *_part(c, windows)].float()) for c in batch]
+            point_NCWWW = torch.stack([torch.cat(part) for part in parts])
             time_N = x_XYZ.new_full((len(batch),), time)
             positions_N3 = windows.positions(batch).to(x_XYZ.device)
-            denoised = network.denoised(torch.stack(pairs), time_N, positions_N3, windows.extent.to(x_XYZ.device))
+            denoised = network.denoised(point_NCWWW, time_N, positions_N3, windows.extent.to(x_XYZ.device))
             return denoised[:, 0].float() * weight_WWW
 
     sum_XYZ = torch.zeros_like(x_XYZ)

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vesselgan.data.patches import HALF_RANGE
+from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.flow import FlowGenerator, takes_tissue
 from vesselgan.models.generator import latents
 from vesselgan.trainer.logger import Interval
 from vesselgan.trainer.schedule import Schedule
@@ -37,21 +37,21 @@ def mean_pairwise_distance(patches: Iterable[Tensor]) -> float:
     return (torch.pdist(features_NF).mean() / features_NF.shape[1] ** 0.5).item()
 
 
-def real_patches(shards: ShardSet, *, scaling: str, label_threshold: float | None) -> Tensor:
-    """Up to NUM_SAMPLES patches [N, 2, X, Y, Z] from all over the set, in the generator's range."""
-    numbers = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int))
-    pairs = [shards.pair(int(i), label_threshold, scaling=scaling) for i in numbers]
-    return torch.stack([torch.from_numpy(np.stack([image / HALF_RANGE - 1, label])).float() for image, label in pairs])
+def real_patches(shards: ShardSet, generator: nn.Module, *, scaling: str, label_threshold: float | None) -> Tensor:
+    """Up to NUM_SAMPLES patches [N, C, X, Y, Z] from all over the set, as the generator's training reads them."""
+    numbers = np.unique(np.linspace(0, len(shards) - 1, NUM_SAMPLES).round().astype(int)).tolist()
+    reading: dict[str, Any] = {"scaling": scaling, "label_threshold": label_threshold, "cache_bytes": 0}
+    return ShardDataset(shards, with_tissue=takes_tissue(generator), **reading).read(numbers)
 
 
 def samples(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> Iterator[Tensor]:
-    """The samples [C, X, Y, Z] of latents; where the label is given, of the real patches' labels.
+    """The samples [2, X, Y, Z] of latents; where labels are given, of the real patches' labels.
 
     One at a time: several full patches take more memory than a step of few.
     """
     for i, z_L in enumerate(z_NL):
         given = []
-        if isinstance(generator, FlowGenerator) and generator.has_label:
+        if isinstance(generator, FlowGenerator) and generator.num_given:
             given = [real_NCXYZ[i % len(real_NCXYZ), None, 1:].to(z_L.device)]
         yield generator(z_L[None], *given)[0]
 
@@ -63,7 +63,7 @@ def sample_metrics(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> di
     generator.eval()
     distance = mean_pairwise_distance(samples(generator, z_NL, real_NCXYZ))
     generator.train(was_training)
-    diversity = distance / max(mean_pairwise_distance(real_NCXYZ), 1e-6)
+    diversity = distance / max(mean_pairwise_distance(real_NCXYZ[:, :2]), 1e-6)
     return {"samples/diversity": diversity, "warning/mode_collapse": float(diversity < MIN_DIVERSITY)}
 
 
@@ -82,7 +82,8 @@ class CollapseMonitor:
         metrics = critic_metrics(interval.means)
         if log.is_main and self.schedule.is_due(interval.step, config.train.image_every):
             data, dtype = config.data, next(self.generator.parameters()).dtype
-            real_NCXYZ = real_patches(self.shards, scaling=data.scaling, label_threshold=data.label_threshold)
+            reading: dict[str, Any] = {"scaling": data.scaling, "label_threshold": data.label_threshold}
+            real_NCXYZ = real_patches(self.shards, self.generator, **reading)
             # The same latents through the whole run.
             z_NL = latents(config.train.seed, range(NUM_SAMPLES), self.generator.latent_size)
             metrics |= sample_metrics(self.generator, z_NL.to(self.session.world.device, dtype), real_NCXYZ)

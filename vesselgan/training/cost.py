@@ -22,7 +22,7 @@ from torch.utils.flop_counter import flop_registry
 from vesselgan.config.flow import muon_learning_rate
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.flow import FlowGenerator, takes_tissue
 from vesselgan.models.variants import build_networks
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
@@ -98,7 +98,8 @@ def step_cost(setup: StepSetup) -> StepCost:
         if setup.has_average:
             memory.allocate("average", FLOAT32 * generator.num_parameters)
         noise: Any = _NoiseStub(per_rank, variant.latent_size)
-        batch: Any = torch.empty(per_rank, 2, *setup.patch_shape, device=tensor_device)
+        channels = 3 if takes_tissue(generator.module) else 2
+        batch: Any = torch.empty(per_rank, channels, *setup.patch_shape, device=tensor_device)
         standing = memory.live
         critic_flop = 0
         if variant.dp is not None:

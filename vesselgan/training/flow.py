@@ -19,7 +19,7 @@ from vesselgan.training.gan import add_mean, metrics_of_update
 
 # N batch (this rank's slice), C channel (0 image, 1 vessel label), X Y Z voxels
 Batch = tuple[Tensor, Tensor]
-"""Patches [N, 2, X, Y, Z] and their places in the head [N, 3]."""
+"""Patches [N, C, X, Y, Z], a tissue map beside image and label if it is given, and their places in the head [N, 3]."""
 
 
 def train(

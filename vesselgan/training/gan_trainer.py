@@ -9,6 +9,7 @@ from vesselgan.config.schema import Variant
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.data.positions import position_stream
 from vesselgan.formats.shards import ShardSet
+from vesselgan.models.flow import takes_tissue
 from vesselgan.privacy.run import PrivateRun
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.privacy.step import flow_step as private_flow_step
@@ -66,7 +67,7 @@ def build_trainer(
         save_every_epochs=settings.save_every_epochs,
         phase=phases,
     )
-    batches = _batches(session, schedule, batch, shards, positions_N3, private)
+    batches = _batches(session, schedule, batch, engines, shards, positions_N3, private)
     steps = _steps(engines, batches, noise, variant, schedule.steps, phases)
     return Trainer(
         session,
@@ -112,6 +113,7 @@ def _batches(
     session: Session,
     schedule: Schedule,
     batch: BatchPlan,
+    engines: Engines,
     shards: ShardSet,
     positions_N3: Tensor | None,
     private: PrivateRun | None,
@@ -122,6 +124,7 @@ def _batches(
         scaling=config.data.scaling,
         label_threshold=config.data.label_threshold,
         intensity="signed",
+        with_tissue=takes_tissue(engines["generator"].module),
         cache_bytes=int(config.data.cache_gib * 2**30),
     )
     if private is not None:

@@ -13,6 +13,7 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.variants import GIVEN, TISSUE
 from vesselgan.privacy.run import PrivateRun, plan_private_run
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.distributed import run_on_rank0
@@ -71,7 +72,7 @@ def check_places(config: TrainGan) -> None:
 def _run(session: Session) -> None:
     config, world, run_dir = session.config, session.world, session.run_dir
     check_places(config)
-    shards = run_on_rank0(world, lambda: ShardSet(shards_dir(config.data.cohort_dir, "gan", "train")))
+    shards = run_on_rank0(world, lambda: _training_set(config))
     schedule = schedule_of(config, len(shards))
     num_steps = schedule.stop
     private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
@@ -102,6 +103,14 @@ def _run(session: Session) -> None:
         facts |= private.state() if private is not None else {}
         session.finish(facts, f"{steps} steps in {60 * facts['hours']:.1f} min")
     session.close()
+
+
+def _training_set(config: TrainGan) -> ShardSet:
+    """Raises DataError where patches lack what the variant is given."""
+    shards = ShardSet(shards_dir(config.data.cohort_dir, "gan", "train"))
+    if TISSUE in GIVEN[config.variant.condition]:
+        shards.tissue(0)
+    return shards
 
 
 def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tensor | None:

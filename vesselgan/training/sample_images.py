@@ -56,7 +56,8 @@ class SampleImages:
             z_NL = latents(config.train.seed, range(NUM_SAMPLES), generator.latent_size)
             z_NL = z_NL.to(self.session.world.device, dtype)
             threshold = config.data.label_threshold
-            real_NCXYZ = real_patches(self.shards, scaling=config.data.scaling, label_threshold=threshold)
+            scaling = config.data.scaling
+            real_NCXYZ = real_patches(self.shards, generator, scaling=scaling, label_threshold=threshold)
             patches = [patch.float().cpu().numpy() for patch in samples(generator, z_NL, real_NCXYZ)]
         generator.train(was_training)
         pairs = [((image + 1) * HALF_RANGE, score >= threshold) for image, score in patches]
