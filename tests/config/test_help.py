@@ -45,7 +45,7 @@ def test_values_are_those_of_what_is_typed(command, words):
 
 def test_a_group_shows_itself_and_what_lies_in_it():
     text = help.settings_help("train_gan", "variant")
-    assert "variant.precision=fp16  (one of fp32, fp16, bf16)" in text and "masters are float32" in text
+    assert "variant.precision=fp16  (one of fp32, fp16, bf16)" in text and "optimizer keeps" in text
     assert "variant.dp.clip_norm" in text and "train.epochs" not in text
     with pytest.raises(UsageError, match="variant.dp"):
         help.settings_help("train_gan", "varaint")

@@ -47,11 +47,11 @@ class AuditFeatures:
     """The network in whose features an audit compares images, beside the images themselves."""
 
     extractor: str | None = field(metadata=EXTRACTOR)
-    """As in image scores; null: no features are compared."""
+    """`medicalnet`, or `random` weights, which need no file; null: no features are compared."""
     weights: str | None = field(metadata=OF_MEDICALNET)
-    """As in image scores."""
+    """The file of MedicalNet's weights."""
     weights_sha256: str | None = field(metadata=SHA256 | OF_MEDICALNET)
-    """As in image scores."""
+    """SHA-256 that the file must have; null: not compared."""
 
 
 @dataclass
@@ -59,11 +59,11 @@ class StudyImages:
     """The network with which a study scores each GAN's patches (evaluate=image); all null: no image scores."""
 
     extractor: str | None = field(metadata=EXTRACTOR)
-    """As in image scores; null: `medicalnet`, once its weights are given."""
+    """`medicalnet`, or `random` weights, which need no file; null: `medicalnet`, once its weights are given."""
     weights: str | None
-    """As in image scores."""
+    """The file of MedicalNet's weights."""
     weights_sha256: str | None = field(metadata=SHA256)
-    """As in image scores."""
+    """SHA-256 that the file must have; null: not compared."""
 
 
 @dataclass
@@ -75,7 +75,7 @@ class LabelThresholds:
     )
     """Candidates (paper: 0.1 to 0.7)."""
     num_narrowed: int = field(metadata=POSITIVE)
-    """How many of them are left, for U-Nets to decide between."""
+    """How many of the closest are named; a study trains a U-Net at each and takes the best on validation."""
     max_patches: int = field(metadata=POSITIVE)
     """Patches per side, taken evenly."""
 

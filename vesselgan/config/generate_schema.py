@@ -28,7 +28,7 @@ class Generate:
     """Write every pair as NIfTI too, into OUT/nifti."""
     volumes: int | None = field(metadata=POSITIVE)
     """Make so many whole heads in place of patches, as a cohort of NIfTI images, labels and brain masks: the tree from
-    a procedure, the image by a flow that is given it (variant.condition=label); null: patches."""
+    a procedure, the image by a flow that is given it (variant.condition); null: patches."""
     shape: list[int] = field(metadata=THREE_SIZES | OF_VOLUMES)
     """Voxels of a head."""
     spacing_mm: list[float] | None = field(metadata=ALL_POSITIVE | OF_VOLUMES)

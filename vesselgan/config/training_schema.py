@@ -53,8 +53,8 @@ class Flow:
     num_steps: int = field(metadata=rule(lambda v: 1 <= v <= 1000, "must lie between 1 and 1000"))
     """Steps of the sampler, a forward each."""
     guidance: float = field(metadata=rule(lambda v: 0 <= v <= 10, "must lie between 0 and 10; 0 is none"))
-    """How much more than predicted samples differ from the mean patch of their place, early on; small networks
-    underrate it."""
+    """Samples differ by this share more from the mean patch of their place than the network predicts, at the start;
+    at the end by nothing. Small networks make samples too much alike; 0: as predicted."""
 
 
 OF_MUON = read_if(lambda c: takes_muon(c.variant), "a flow in fp32 without variant.dp,")
@@ -75,12 +75,12 @@ class Variant:
     latent_size: int = field(metadata=POSITIVE | OF_GAN)
     """Values of the noise that a sample is made from (GAN)."""
     critic_norm: str | None = field(metadata=one_of("instance", "spectral") | OF_GAN)
-    """`instance` or `spectral`; null: there is no critic (flow)."""
+    """`instance` or `spectral` normalisation; null, with variant.flow alone: there is no critic."""
     generator_norm: str | None = field(metadata=one_of("batch", "group") | OF_GAN)
-    """`batch` or `group`; null: there is no such generator (flow)."""
+    """`batch` or `group` normalisation; null, with variant.flow alone, whose network has its own."""
     precision: str = field(metadata=PRECISION)
-    """`fp32`, `fp16` or `bf16`: the type of weights, activations and gradients; masters are float32. The DeepSpeed JSON
-    receives its section."""
+    """`fp32`, `fp16` or `bf16`: the type in which networks compute. The optimizer keeps and updates float32 weights in
+    all three; the DeepSpeed JSON's fp16 or bf16 section is completed to agree."""
     penalty_weight: float = field(metadata=NOT_NEGATIVE | OF_GAN)
     """lambda of equation 1."""
     penalty_reduction: str = field(
@@ -95,7 +95,7 @@ class Variant:
     learning_rate_generator: float = field(metadata=POSITIVE)
     """Adam's, of the generator or a flow's network; with Muon, of all but its weight matrices."""
     muon_learning_rate: float | None = field(metadata=POSITIVE | OF_MUON)
-    """Muon's, of a flow's weight matrices, in fp32; null, and in half precision: Adam for all."""
+    """Of Muon, the optimizer of a flow's weight matrices in fp32; null: Adam for all, as always in half precision."""
     betas: list[float] = field(
         metadata=rule(lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "must be two rates from 0 to below 1")
     )
@@ -138,7 +138,7 @@ class Train:
     checkpoint_every: int = field(metadata=POSITIVE)
     """Generator steps between checkpoints."""
     keep_last: int = field(metadata=POSITIVE)
-    """Checkpoints kept."""
+    """Newest checkpoints kept; one more lies on the disk while it is written."""
     save_every_epochs: int | None = field(metadata=POSITIVE)
     """Epochs between checkpoints that are kept for ever; null: none."""
     max_skipped_steps: int = field(metadata=POSITIVE)
@@ -159,7 +159,8 @@ class Machine:
     ranks_per_node: int = field(metadata=POSITIVE)
     """Ranks that share a node's memory and links."""
     tflop_per_s: float = field(metadata=POSITIVE)
-    """10^12 operations of a training step that a patch more in it adds, with one rank at work."""
+    """10^12 operations a second in training, with one rank at work: those that one more patch in a step takes, over the
+    time that it adds."""
     tflop_per_s_shared: float = field(metadata=POSITIVE)
     """The same of each rank while ranks_per_node are at work on one batch."""
     overhead_ms: float = field(metadata=NOT_NEGATIVE)

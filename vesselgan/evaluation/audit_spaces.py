@@ -91,17 +91,20 @@ def measure(
     measured = {}
     compared = f"{n:,} synthetic with {t:,} training and {m:,} held-out {sets.kind.plural}"
     log.info(f"comparing {compared}, by {', '.join(SPACES)}; this takes minutes for thousands")
-    for space in tqdm(SPACES, unit="comparison", disable=None):
-        real_RXYZ = sets.kind.arrays(space, sets.training + sets.held_out + sets.second_visits)
+    real = sets.training + sets.held_out + sets.second_visits
+    bar = tqdm(total=len(SPACES) * len(real), unit="real one", disable=None)
+    for space in SPACES:
+        real_RXYZ = sets.kind.arrays(space, real)
         planted = _plant(space, sets, real_RXYZ[:t], seed)
         query_QXYZ = np.concatenate([sets.kind.arrays(space, sets.synthetic), real_RXYZ[t : t + m], *planted.values()])
         rows = {kind: slice(n + m + i * NUM_PLANTED, n + m + (i + 1) * NUM_PLANTED) for i, kind in enumerate(planted)}
         has_content_Q = has_content(query_QXYZ)
-        measured[space] = SpaceDistances(distances(query_QXYZ, real_RXYZ), has_content_Q, n, t, m, rows)
+        measured[space] = SpaceDistances(distances(query_QXYZ, real_RXYZ, bar.update), has_content_Q, n, t, m, rows)
         if space == "image" and extractor is not None:
             mirrorings = sets.kind.mirrorings
             apart = feature_distances(query_QXYZ[: n + m], real_RXYZ, extractor, mirrorings=mirrorings, device=device)
             measured[FEATURES] = SpaceDistances(apart, has_content_Q[: n + m], n, t, m, {})
+    bar.close()
     return measured
 
 

@@ -9,7 +9,7 @@ Q queries, R references, X Y Z voxels of the grid, S shifts, V voxels of the inn
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import permutations, product
 
 import numpy as np
@@ -45,11 +45,14 @@ def on_grid(patches: Iterable[np.ndarray]) -> np.ndarray:
     return np.stack(grids)
 
 
-def distances(query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray) -> np.ndarray:
+def distances(
+    query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray, advance: Callable[[int], object] = lambda count: None
+) -> np.ndarray:
     """[Q, R], float32: the smallest distance in any mirroring, shift and, for equal X and Y, exchange of X and Y.
 
     Mirrorings and the exchange make all turns by 90 degrees about Z, the orientations of the augmentation. Turns about
     other axes, where the grid's sides allow, are compared without a shift. Raises DataError for different shapes.
+    advance: called with the number of references that are done.
     """
     shape = query_QXYZ.shape[1:]
     if query_QXYZ.ndim != 4 or shape != reference_RXYZ.shape[1:]:
@@ -70,6 +73,7 @@ def distances(query_QXYZ: np.ndarray, reference_RXYZ: np.ndarray) -> np.ndarray:
                 product_QS = _largest_products([query_QV[rows] for query_QV in query_PQV], windows_PSV)
                 product_QB = product_QS.reshape(len(product_QS), -1, len(block_BXYZ)).max(1)
                 np.maximum(largest_QB[rows], product_QB, out=largest_QB[rows])
+        advance(len(block_BXYZ))
     num_voxels = math.prod(part.stop - part.start for part in inner)
     return np.sqrt(np.maximum(2 - 2 * largest_QR / num_voxels, 0))
 
