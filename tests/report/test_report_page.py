@@ -11,6 +11,7 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.report import scores
 from vesselgan.report.page import report
 
 FETCHING = ("src", "href", "srcset", "data", "poster", "action", "xlink:href")
@@ -95,6 +96,19 @@ def test_texts_are_escaped_and_nothing_is_fetched(road, drawn_charts):
             assert attributes.get(name, "#").startswith(("data:image/png;base64,", "#"))
     source = re.sub(r"base64,[A-Za-z0-9+/=]+", "", path.read_text(encoding="utf-8"))
     assert not re.search(r"https?:|//\w|@import|url\((?!#)", source) and "default-src 'none'" in source
+
+
+def test_commands_are_code_without_backticks(road, drawn_charts):
+    shutil.rmtree(road / "results")
+    source = make(road).read_text(encoding="utf-8")
+    assert "`" not in re.sub("<style>.*?</style>", "", source, flags=re.DOTALL)
+    assert "<code>vesselgan audit run=" in source
+
+
+def test_only_identical_voxels_count_as_seen(make_result):
+    result = make_result("real", 0.9) | {"segmented_with": {}, "training_overlap": "none; 1 compared"}
+    (note,) = (note for note in scores.notes_of([result], []) if "Training volumes" in note)
+    assert "another scan of a patient" in note and "identical voxels" in note
 
 
 def test_missing_parts_say_not_run(road):

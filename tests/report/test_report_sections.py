@@ -27,6 +27,7 @@ from vesselgan.report import (
     heads,
     page,
     table_1,
+    table_2,
     table_3_rows,
     training,
 )
@@ -95,11 +96,16 @@ def test_scores_of_runs_and_cohorts_stay_apart(monkeypatch):
 
 
 def test_a_label_threshold_is_its_gans():
-    def row(run: str, threshold: float) -> dict:
-        return {"variant": "gp", "gan": {"run": run, "weights_sha256": "12"}, "label_threshold": threshold}
+    def row(run: str, threshold: float | None, dice: float) -> dict:
+        gan = {"run": run, "weights_sha256": "12"}
+        scores = {"here": {"all": {"dice": {"mean": dice}}}}
+        return {"name": run, "kind": "synthetic", "gan": gan, "label_threshold": threshold, "scores": scores}
 
-    rows = [row("a", 0.3), row("b", 0.5), {"variant": "gp", "label_threshold": None}]
-    assert page._thresholds([{"rows": rows}]) == {("a", "12"): 0.3, ("b", "12"): 0.5}
+    rows = [row("a", 0.1, 0.5), row("a", 0.3, 0.6), row("b", 0.5, 0.4), row("c", None, 0.7)]
+    first = {"cohorts": ["here"], "rows": rows}
+    second = {"cohorts": ["here"], "rows": [row("a", 0.7, 0.9), row("d", 0.2, 0.1)]}
+    # Of the U-Nets of one comparison the best; the first comparison is a study's.
+    assert page._thresholds([first, second]) == {("a", "12"): 0.3, ("b", "12"): 0.5, ("d", "12"): 0.2}
 
 
 def write_head(folder: Path, split: str = "test") -> Cohort:
@@ -177,8 +183,8 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
 
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
-    (text,) = error_maps.section([comparison_of(make_result)], None).blocks
-    assert text.text.startswith("not run: error maps")
+    texts = [block.text for block in error_maps.section([comparison_of(make_result)], None).blocks]
+    assert len(texts) == 2 and all(text.startswith("not run: error maps of ") for text in texts)
     write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
     (tmp_path / "real/phantom/sub-07.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(DataError, match="sub-07.png"):
@@ -206,6 +212,29 @@ def test_only_settings_unlike_the_papers_are_listed(make_run):
     part = deviations.section([run])
     rows = list(csv.DictReader(io.StringIO(part.files["deviations.csv"])))
     assert rows[1] == {"run": "sn (mine)", "setting": "train.batch_size", "default": "4", "this run": "16"}
+
+
+def test_the_papers_steps_are_the_same_everywhere(make_run):
+    own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.max_steps=200"])
+    rows = csv.DictReader(
+        io.StringIO(
+            deviations.section([make_run("mine", yaml.safe_load(compose.to_yaml(own)))]).files["deviations.csv"]
+        )
+    )
+    # 2,350 patches are 587 whole batches of 4, a hundred times.
+    (steps,) = [row["default"] for row in rows if row["setting"] == "train.max_steps"]
+    assert steps == "58,700 (100 epochs)" and table_2.rows([])[0][5] == "58,700"
+
+
+def test_skipped_steps_and_lines_are_explained(road):
+    def caption(**settings: str) -> str:
+        (road / "runs/demo-gan/config.yaml").write_text(yaml.safe_dump({"variant": {"name": "sn_mp", **settings}}))
+        run = read_run(road / "runs/demo-gan")
+        return next(b.caption for b in training.section([run]).blocks if b.kind == "figure" and "Losses" in b.name)
+
+    assert "2 critic steps" not in caption() and "Faint" not in caption()  # 20 points have no running mean
+    assert "overflow" in caption(precision="fp16") and "halved" in caption(precision="fp16")
+    assert "not finite" in caption(precision="fp32")
 
 
 def test_a_flow_does_not_differ_in_a_critic(make_run):

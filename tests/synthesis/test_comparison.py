@@ -15,7 +15,7 @@ class Patches:
     def __len__(self):
         return len(self.pairs)
 
-    def pair(self, i):
+    def pair(self, i, threshold=None):
         return self.pairs[i]
 
 

@@ -189,7 +189,8 @@ class EvaluationData(Data):
 @dataclass
 class ReportData(Data):
     label_threshold: float | None = field(metadata=SHARE)
-    """Of the synthetic patches that are shown; null: a study's choice, or as their manifest recommends."""
+    """Of the synthetic patches that are shown; null: a study's choice, else that of the best U-Net that learned from
+    them, else their manifest's."""
 
 
 @dataclass

@@ -11,7 +11,10 @@ import pandas as pd
 from vesselgan.core.console import counted
 from vesselgan.metrics.statistics import MIN_PATIENTS
 from vesselgan.privacy.attacks.verdict import PASS
+from vesselgan.report import likeness
 from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
+from vesselgan.report.commands import DEFAULT, Commands
+from vesselgan.report.figures import MIN_VESSEL_FRACTION
 from vesselgan.report.runs import Run
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
@@ -24,10 +27,7 @@ SHOWN = {"dice": ("Dice", 3), "bavd_mm": ("bAVD (mm)", 2)}
 """Score -> name, digits."""
 EQUAL = 0.005
 """Differences of Dice below it are none at the two digits of a sentence."""
-NOTHING = (
-    "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known "
-    "(`vesselgan study`, or `vesselgan segment` and `vesselgan evaluate`)."
-)
+NOTHING = "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known."
 PATCHES = "One of either kind, chosen by seed: maximum intensity projection, and the surface of the vessel label."
 
 Row = dict[str, Any]
@@ -53,6 +53,7 @@ def answer(
     real: Gallery | None,
     galleries: dict[Path, Gallery],
     results: Sequence[Row],
+    commands: Commands = DEFAULT,
 ) -> Answer:
     """The answer of the first comparison that has scores; the others add a sentence each."""
     scored = [in_paper_order(comparison) for comparison in comparisons]
@@ -63,8 +64,10 @@ def answer(
     for gallery in galleries.values():
         for verdict, reason in audits_of(gallery.shards, results):
             (passed if verdict == PASS else warnings).append(f"{gallery.title}, privacy audit: {verdict}: {reason}")
+        warnings += likeness.warnings(gallery, real)
     if not scored:
-        return Answer(further=passed, pictures=_pictures(None, real, galleries), warnings=warnings)
+        how = [f"A study trains and scores them: `{commands.study(runs)}`."] if runs else []
+        return Answer(further=[*how, *passed], pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
     sentence, further = in_words(first)
     more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others), *passed]
@@ -105,7 +108,7 @@ def in_words(comparison: Row) -> tuple[str, str]:
     if real is not None:
         share = f"{value / real:.0%} of what" if real else "where"
         beside = f"{share} real patches give ({real:.2f})"
-        text += f": {beside}, and {against}." if against else f": {beside}. No threshold was scored beside it."
+        text += f": {beside}" + (f", and {against}." if against else ". The best global threshold was not evaluated.")
     elif against:
         text += f", {against}. No U-Net was trained on real patches, so what synthetic ones cost is not known."
     else:
@@ -204,7 +207,7 @@ def _table(comparison: Row) -> list[Block]:
         summaries = [_scores(row, cohort, region).get(metric) for region, metric in columns]
         rows.append([_cell(s, *SHOWN[metric][1:]) for s, (_, metric) in zip(summaries, columns, strict=True)])
     heads = pd.MultiIndex.from_tuples([(REGIONS[region], SHOWN[metric][0]) for region, metric in columns])
-    titles = [row["title"].replace("; ", "\n") for row in sources]
+    titles = [row["title"].replace("; ", "\n") + _at_threshold(row) for row in sources]
     number = _scores(sources[0], cohort)["dice"]["n"]
     sd = " and SD" if number >= MIN_FOR_SPREAD else ""
     frame = pd.DataFrame(rows, index=titles, columns=heads, dtype=object)
@@ -214,6 +217,12 @@ def _table(comparison: Row) -> list[Block]:
     )
     notes = [Text(note, style="note") for note in bavd_notes(comparison)]
     return [Table(frame, "Segmentation of whole volumes:", caption, style="head"), *notes]
+
+
+def _at_threshold(row: Row) -> str:
+    """A line on the synthetic labels that its U-Net learned from."""
+    threshold = row.get("label_threshold")
+    return "" if threshold is None else f"\nlabel threshold {threshold:g}"
 
 
 def _cell(summary: Row | None, digits: int) -> str:
@@ -232,4 +241,16 @@ def _pictures(comparison: Row | None, real: Gallery | None, galleries: dict[Path
     )
     shown = [*(galleries[folder] for folder in folders[:1]), *([real] if real else [])]
     cells = [picture for gallery in shown for picture in gallery.first]
-    return [Figure("Patches", [Panel(cells, grid="pair")], PATCHES, grid="one")] if cells else []
+    caption = " ".join([PATCHES, *(text for gallery in shown for text in _about_label(gallery))])
+    return [Figure("Patches", [Panel(cells, grid="pair")], caption, grid="one")] if cells else []
+
+
+def _about_label(gallery: Gallery) -> Iterator[str]:
+    """Threshold of a synthetic label, and that the label is empty."""
+    if gallery.shards.origin == "synthetic":
+        yield f"Synthetic label at threshold {gallery.threshold_text}."
+    if gallery.is_first_empty:
+        yield (
+            f"The {gallery.shards.origin} label is empty: of the patches tried none has a label of at least "
+            f"{MIN_VESSEL_FRACTION:.1%} of its voxels."
+        )

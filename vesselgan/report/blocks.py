@@ -17,6 +17,8 @@ from vesselgan.viz.plots import Chart
 NOT_RUN = "not run"
 MIN_FOR_SPREAD = 3
 """Below so many values an SD, a median or a box says nothing, and is left out."""
+IDENTICAL = "Only identical voxels are found; another scan of a patient, or a changed copy, is not."
+"""What a comparison with the training volumes by their hashes can show."""
 FORMULA_SIGNS = ("=", "+", "-", "@")
 SIGNED_NUMBER = re.compile(r"[-+]?([\d.,]+|inf|nan)?( \([\w.,+\- ]*\))?")
 """`-0.12 (0.01)`, a bare dash."""

@@ -103,7 +103,7 @@ def section(runs: Sequence[Run]) -> Section:
     csv_rows = []
     for run in runs:
         changed = changed_settings(run)
-        rows = [[key, _format(value), _format(run_value)] for key, value, run_value in changed or []]
+        rows = [[key, _default(key, value), _format(run_value)] for key, value, run_value in changed or []]
         csv_rows += [[run.title, *row] for row in rows]
         cohort = str(run.setting("data.name") or "unknown")
         where = f"trained on cohort {cohort}{', not on PEGASUS' * (cohort != 'pegasus')}{_patch_shape(run)}."
@@ -123,6 +123,13 @@ def section(runs: Sequence[Run]) -> Section:
         "open-points.csv": csv_text(points),
     }
     return Section("What differs from the paper", blocks, files)
+
+
+def _default(key: str, value: Any) -> str:
+    """What configs/ has; where that is no number of steps, what it comes to with the paper's patches."""
+    if key == "train.max_steps" and value is None:
+        return f"{paper.NUM_STEPS:,} ({paper.NUM_EPOCHS} epochs)"
+    return _format(value)
 
 
 def _format(value: Any) -> str:

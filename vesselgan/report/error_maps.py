@@ -13,6 +13,7 @@ from vesselgan.core.errors import DataError
 from vesselgan.core.names import check_inside, is_id
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, file_name, not_run
+from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.table_3_rows import PRIVATE, in_paper_order
 from vesselgan.report.tables import REGIONS
 
@@ -22,7 +23,7 @@ KINDS = {"Figure 7": ("synthetic", "real", "shuffled"), "Figure B.2": (PRIVATE,)
 MEANINGS = {"tp": "true positive", "fp": "false positive", "fn": "false negative"}
 
 
-def section(comparisons: Sequence[dict[str, Any]], folder: Path | None) -> Section:
+def section(comparisons: Sequence[dict[str, Any]], folder: Path | None, commands: Commands = DEFAULT) -> Section:
     """The maps of every comparison, in the page and as files beside it.
 
     folder: holds <source>/<cohort>/<subject>.png, as evaluate writes them. Raises DataError for a damaged picture.
@@ -33,9 +34,18 @@ def section(comparisons: Sequence[dict[str, Any]], folder: Path | None) -> Secti
         rows = [row for row in comparison["rows"] if row["kind"] in kinds and row["scores"]]
         maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
         blocks += [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
-    return Section(
-        "Where the U-Nets err", blocks or [not_run("error maps (`vesselgan evaluate error_maps=DIR`)")], files
-    )
+    return Section("Where the U-Nets err", blocks or _missing(comparisons, commands), files)
+
+
+def _missing(comparisons: Sequence[dict[str, Any]], commands: Commands) -> list[Block]:
+    """A command for every result of a U-Net that belongs to no study."""
+    blocks: list[Block] = []
+    for comparison in comparisons:
+        for row in comparison["rows"] if comparison["unet_steps"] is None else ():
+            if row["kind"] in KINDS["Figure 7"]:
+                command = commands.map_errors(row["name"], comparison["cohorts"][0], comparison["split"])
+                blocks.append(not_run(f"error maps of {row['title']} (`{command}`)"))
+    return blocks or [not_run("error maps")]
 
 
 def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str) -> dict[str, dict[str, Path]]:

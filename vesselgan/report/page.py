@@ -37,6 +37,7 @@ from vesselgan.report import (
 )
 from vesselgan.report.answer import Answer
 from vesselgan.report.blocks import Block, Figure, Files, Section, file_name
+from vesselgan.report.commands import Commands
 from vesselgan.report.runs import Run, gan_of, read_run
 from vesselgan.viz.pages import render
 
@@ -95,18 +96,16 @@ def write_all(out: Path, page: str, files: Files) -> None:
 
 def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, list[Section]]:
     """Returns the head of the page and all sections in their order."""
-    training_shards = _training_shards(config)
-    for run in runs:
-        _check_patches(run, training_shards)
     groups = _groups(results)
     studies = table_3.comparisons(results)
     singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
     comparisons = [*studies, *singles.values()]
     comparisons.sort(key=lambda comparison: comparison["cohorts"][0] != config.data.name)
-    real, galleries = samples.read_galleries(runs, training_shards, _thresholds(studies), config.data.label_threshold)
+    real, galleries = read_galleries(config, comparisons, runs)
+    commands = Commands.of(config, results)
     is_only = len(groups) < 2
     scored = [
-        scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only)
+        scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only, commands=commands)
         for group, members in groups.items()
     ]
     appendix = [_titled(table_3.section(single), group[0], is_only) for group, single in singles.items()]
@@ -117,10 +116,10 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
     sections = [
         *map(table_3.section, studies),
         *scored,
-        error_maps.section(comparisons, Path(config.error_maps) if config.error_maps else None),
-        samples.section(runs, real, galleries, results),
+        error_maps.section(comparisons, Path(config.error_maps) if config.error_maps else None, commands),
+        samples.section(runs, real, galleries, results, commands),
         *([whole] if whole else []),
-        table_1.section(results, runs),
+        table_1.section(results, runs, commands),
         *([agreed] if agreed else []),
         training.section(runs),
         cohorts.section([config.data.cohort_dir, *config.cohorts]),
@@ -128,7 +127,7 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
         *appendix,
         provenance.section(config, results, runs),
     ]
-    return answer.answer(comparisons, runs, real, galleries, results), sections
+    return answer.answer(comparisons, runs, real, galleries, results, commands), sections
 
 
 def _titled(section: Section, cohort: str, is_only: bool) -> Section:
@@ -142,14 +141,29 @@ def _comparison_of(results: Results, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
-    """GAN, by `gan_of`, -> its label threshold in a study."""
-    rows = [row for comparison in comparisons for row in comparison["rows"] if row.get("label_threshold") is not None]
-    return {gan: row["label_threshold"] for row in rows if (gan := gan_of(row.get("gan"))) is not None}
+    """GAN, by `gan_of`, -> label threshold that its U-Net learned with; of several the best of the first comparison."""
+    thresholds: dict[tuple[str, str], float] = {}
+    for comparison in map(table_3_rows.in_paper_order, comparisons):
+        for row in [row for rows in answer.by_kind(comparison).values() for row in rows]:
+            gan = gan_of(row.get("gan"))
+            if gan is not None and row.get("label_threshold") is not None:
+                thresholds.setdefault(gan, row["label_threshold"])
+    return thresholds
 
 
 def _groups(results: Results) -> dict[tuple[str, str], tuple[Results, Results]]:
     """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
     return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
+
+
+def read_galleries(
+    config: Report, comparisons: Results, runs: Sequence[Run]
+) -> tuple[samples.Gallery | None, dict[Path, samples.Gallery]]:
+    """The real patches' gallery, and that of each run with patches. Raises UsageError for patches of other shapes."""
+    training_shards = _training_shards(config)
+    for run in runs:
+        _check_patches(run, training_shards)
+    return samples.read_galleries(runs, training_shards, _thresholds(comparisons), config.data.label_threshold)
 
 
 def _training_shards(config: Report) -> ShardSet | None:

@@ -42,6 +42,9 @@ TABLE_1 = {  # model: (FID, PRD-AUC); MedicalNet features, images without labels
 }
 
 TABLE_2_DEVICE = "TITAN RTX"
+NUM_EPOCHS, NUM_PATCHES, BATCH_SIZE = 100, 2350, 4
+NUM_STEPS = NUM_EPOCHS * (NUM_PATCHES // BATCH_SIZE)
+"""587 whole batches an epoch; the paper does not say what became of the last two patches."""
 TABLE_2 = {  # model: (trainable parameters in millions, memory in MB, time in hours); TITAN RTX, batch 4, 100 epochs
     "GP": (145, 15085, 78),
     "SN": (145, 14333, 77),

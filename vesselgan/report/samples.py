@@ -26,6 +26,7 @@ from vesselgan.report.blocks import (
     not_run,
     numbers_csv,
 )
+from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.figures import Sample
 from vesselgan.report.runs import Run, gan_of
 from vesselgan.viz import pictures, plots
@@ -65,12 +66,21 @@ class Gallery:
         ]
 
     @property
+    def threshold_text(self) -> str:
+        return "stored" if self.label_threshold is None else f"{self.label_threshold:g}"
+
+    @property
+    def is_first_empty(self) -> bool:
+        return bool(self.samples) and not self.samples[0].label_XYZ.any()
+
+    @property
     def first(self) -> list[Picture]:
         """The first sample's projection and vessels, for the head of the page."""
         if not self.samples:
             return []
         image = figures.projection(self.samples[0], self.shards.spacing_mm, self.white)
-        shown = {"image": image, "vessel label": self.drawn[0][2]}
+        label = "vessel label, empty" if self.is_first_empty else "vessel label"
+        shown = {"image": image, label: self.drawn[0][2]}
         origin = self.shards.origin.capitalize()
         return [Picture([(picture, f"{origin} patch, {what}")], origin, what) for what, picture in shown.items()]
 
@@ -80,8 +90,8 @@ def read_galleries(
 ) -> tuple[Gallery | None, dict[Path, Gallery]]:
     """Returns (the real patches' gallery, the gallery of each run that has synthetic shards).
 
-    training: the shards that the generators were trained on. thresholds: label thresholds by `gan_of`, `default` for
-    other generators.
+    training: the shards that the generators were trained on. thresholds: label thresholds by `gan_of` that U-Nets
+    learned with; `default`, if given, takes their place.
     """
     chosen: dict[Path | None, tuple[str, ShardSet, float | None]] = {}
     if training is not None:
@@ -104,11 +114,12 @@ def section(
     real: Gallery | None,
     galleries: dict[Path, Gallery],
     results: Sequence[dict[str, Any]] = (),
+    commands: Commands = DEFAULT,
 ) -> Section:
     """Figures 4 and B.1, and each run's nearest training patches; `results`: among them the audits."""
-    missing = [run.title for run in runs if run.folder not in galleries]
+    missing = [run for run in runs if run.folder not in galleries]
     blocks: list[Block] = [
-        not_run(f"{title} has no synthetic shards (`vesselgan generate run=DIR`)") for title in missing
+        not_run(f"{run.title} has no synthetic shards (`{commands.generate(run.folder)}`)") for run in missing
     ]
     files: Files = {}
     if not runs:
@@ -122,7 +133,8 @@ def section(
             files[f"{name.lower().replace(' ', '-')}.png"] = pictures.encode_png(pictures.sheet(sheet))
     for run in runs:
         if (gallery := galleries.get(run.folder)) is not None:
-            blocks += [Heading(f"Nearest training patches of {run.title}"), *_audit(gallery.shards, results)]
+            blocks.append(Heading(f"Nearest training patches of {run.title}"))
+            blocks += _audit(run, gallery.shards, results, commands)
             if real is None:
                 blocks.append(not_run("the cohort has no training shards"))
                 continue
@@ -132,8 +144,8 @@ def section(
 
 def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], default: float | None) -> float | None:
     gan = gan_of(patches.manifest.extra)
-    chosen = thresholds.get(gan, default) if gan is not None else default
-    return patches.label_threshold if chosen is None else chosen
+    learned = thresholds.get(gan) if gan is not None else None
+    return next((threshold for threshold in (default, learned) if threshold is not None), patches.label_threshold)
 
 
 def _choose(shards: ShardSet, label_threshold: float | None, *, stream: int) -> list[Sample]:
@@ -153,8 +165,8 @@ def _sample_figures(name: str, galleries: Sequence[Gallery]) -> list[Block]:
         slices.append(Panel(cells, gallery.title, grid="four"))
         cells = [Picture([(surface, f"{s.name}, vessels in 3D")], s.name, s.vessels) for s, (*_, surface) in pairs]
         surfaces.append(Panel(cells, gallery.title, grid="pair"))
-    thresholds = [gallery.label_threshold for gallery in galleries if gallery.shards.origin == "synthetic"]
-    distinct = ", ".join(dict.fromkeys("stored" if threshold is None else f"{threshold:g}" for threshold in thresholds))
+    thresholds = [gallery.threshold_text for gallery in galleries if gallery.shards.origin == "synthetic"]
+    distinct = ", ".join(dict.fromkeys(thresholds))
     return [
         Figure(
             f"{name}, axial slices",
@@ -206,9 +218,9 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
     return verdicts
 
 
-def _audit(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[Text]:
+def _audit(run: Run, synthetic: ShardSet, results: Sequence[dict[str, Any]], commands: Commands) -> list[Text]:
     verdicts = [Text(sentence, f"Privacy audit: {verdict}.") for verdict, sentence in audits_of(synthetic, results)]
-    return verdicts or [not_run("no audit of these patches (`vesselgan audit run=DIR out=FILE`)")]
+    return verdicts or [not_run(f"no audit of these patches (`{commands.audit(run.folder, synthetic.folder)}`)")]
 
 
 def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:

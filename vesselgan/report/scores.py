@@ -1,11 +1,13 @@
 """The segmentation section: the table, a dot plot of every test subject."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vesselgan.core.console import counted
 from vesselgan.report import tables
 from vesselgan.report.blocks import (
+    IDENTICAL,
     MIN_FOR_SPREAD,
     Block,
     Figure,
@@ -19,9 +21,11 @@ from vesselgan.report.blocks import (
     not_run,
     not_run_rows,
 )
+from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.tables import Scores
 from vesselgan.viz import plots
 
+SOURCES = {"real": "real patches", "synthetic": "synthetic patches", "both": "real patches and synthetic ones"}
 MAX_IN_CELL = 4  # subjects whose values fit below the mean
 LEGEND = (
     "Dice: overlap with the label, 1 is perfect. bAVD: balanced average Hausdorff distance between label and "
@@ -42,6 +46,7 @@ def section(
     notes: Sequence[str] = (),
     *,
     is_only: bool,
+    commands: Commands = DEFAULT,
 ) -> Section:
     """One cohort's results: `same` in the table, `others` of other subjects; `is_only`: there is no other cohort.
 
@@ -59,8 +64,8 @@ def section(
         )
         blocks = [
             Table(scores.table(has_subjects=has_subjects), f"Cohort {cohort}:", caption, paper_rows=1),
-            *not_run_rows(scores.missing),
-            *(Text(note, style="note") for note in (*notes, NOTE, *notes_of(same, others))),
+            *_missing(scores, commands.threshold(cohort)),
+            *(Text(note, style="note") for note in (*notes, NOTE, *learned_notes(same), *notes_of(same, others))),
         ]
         if not has_subjects:
             blocks.append(Table(scores.by_subject(), caption="The same by subject:"))
@@ -70,6 +75,31 @@ def section(
     return Section(
         title, blocks, {} if not subjects else {f"{stem}.md": markdown(blocks), f"{stem}.csv": csv_text(scores.frame)}
     )
+
+
+def _missing(scores: Scores, command: str) -> list[Text]:
+    """The rows that were not run; the best threshold with the command that scores it."""
+    threshold = tables.METHODS["threshold"]
+    lines = not_run_rows(title for title in scores.missing if title != threshold)
+    return [*([not_run(f"{threshold} (`{command}`).")] if threshold in scores.missing else []), *lines]
+
+
+def learned_notes(results: Iterable[dict[str, Any]]) -> list[str]:
+    """What each U-Net learned from: source, label threshold, steps. None if no result says it."""
+    texts = []
+    for result in results:
+        settings = result.get("segmented_with")
+        if not isinstance(settings, dict) or settings.get("source") not in SOURCES:
+            continue
+        gan, step = (result.get("gan") or {}).get("run"), re.search(r"\d+$", str(settings.get("checkpoint")))
+        parts = [SOURCES[settings["source"]] + (f" of {gan}" if gan else "")]
+        parts += ["labels shuffled"] * bool(settings.get("shuffle_labels"))
+        if settings["source"] != "real":
+            threshold = settings.get("label_threshold")
+            parts.append("stored labels" if threshold is None else f"label threshold {threshold:g}")
+        parts += [f"weights of step {int(step[0]):,}"] if step else []
+        texts.append(f"{_title(result)}: {', '.join(parts)} ({settings.get('run')})")
+    return [f"What the U-Nets learned from. {'. '.join(texts)}."] if texts else []
 
 
 def notes_of(same: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> list[str]:
@@ -82,7 +112,7 @@ def notes_of(same: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -
         if "segmented_with" in result:
             by_overlap.setdefault(str(result.get("training_overlap") or "not checked"), []).append(_title(result))
     if overlaps := [f"{overlap} ({'; '.join(titles)})" for overlap, titles in by_overlap.items()]:
-        notes.append(f"Training volumes among the scored ones: {'. '.join(overlaps)}.")
+        notes.append(f"Training volumes among the scored ones: {'. '.join(overlaps)}. {IDENTICAL}")
     return notes
 
 

@@ -16,6 +16,7 @@ from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper
 from vesselgan.report.blocks import (
+    IDENTICAL,
     Block,
     Figure,
     Panel,
@@ -29,6 +30,7 @@ from vesselgan.report.blocks import (
     numbers_csv,
     text_frame,
 )
+from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.runs import Run
 from vesselgan.viz import plots
 
@@ -205,7 +207,7 @@ def label_rows(result: Result) -> list[list[str]]:
     return rows
 
 
-def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
+def section(results: Iterable[Result], runs: Sequence[Run] = (), commands: Commands = DEFAULT) -> Section:
     """Images and labels of synthetic patches."""
     scored = groups(results)
     blocks: list[Block] = []
@@ -225,12 +227,20 @@ def section(results: Iterable[Result], runs: Sequence[Run] = ()) -> Section:
             blocks += [Table(labels, f"{title},", f"mean (SD). {LABEL_NOTE}", style="wide"), _radii(result, title)]
             blocks += map(_note, _label_notes(result))
     if not scored:
-        blocks.append(not_run("FID, PRD and MS-SSIM (`vesselgan evaluate evaluate=image`)"))
+        blocks.append(not_run(f"FID, PRD and MS-SSIM{_how(runs, commands)}"))
     files: dict[str, str | bytes] = {
         "table-1.md": markdown(blocks),
         "table-1.csv": numbers_csv(csv_rows(scored), CSV_COLUMNS),
     }
     return Section("Image quality and labels", blocks, files)
+
+
+def _how(runs: Sequence[Run], commands: Commands) -> str:
+    """The command for the first run with patches."""
+    for run in runs:
+        if run.synthetic is not None:
+            return f" (`{commands.score_images(run)}`; `image.extractor=random` in place of the weights needs no file)"
+    return ": no run has synthetic patches"
 
 
 def _note(text: str) -> Text:
@@ -317,7 +327,7 @@ def _label_notes(result: Result) -> list[str]:
     constant = ", ".join(f"{side} {count}" for side, count in preprocessing["num_constant"].items())
     return [
         f"Consistency of the control labels: {controls}.",
-        f"Training patches among the real ones: {result['training_overlap']}.",
+        f"Training patches among the real ones: {result['training_overlap']}. {IDENTICAL}",
         f"Voxels of 0, filled with {preprocessing['background']} for the features: {zeros}; constant patches: "
         f"{constant}.",
         *result["notes"],

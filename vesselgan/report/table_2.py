@@ -12,14 +12,15 @@ COLUMNS = ("Model", "Device", "Ranks", "Patch", "Batch", "Steps", "Parameters (M
 UNKNOWN = "not recorded"
 NOTE = (
     "Memory is per rank, in MB of 2^20 bytes as nvidia-smi counts: on a GPU the allocator's, on a CPU the whole "
-    "process's. Times are comparable only at equal patches, batches and steps."
+    "process's. Times are comparable only at equal patches, batches and steps. The paper's steps: "
+    f"{paper.NUM_EPOCHS} epochs of {paper.NUM_PATCHES // paper.BATCH_SIZE} whole batches."
 )
 
 
 def rows(runs: Sequence[Run]) -> list[list[str]]:
     """Returns the rows under COLUMNS: the runs, then the paper's rows."""
     ours = [_run_row(run) for run in runs]
-    settings = [paper.TABLE_2_DEVICE, "1", "128 x 128 x 64", "4", "58,700"]
+    settings = [paper.TABLE_2_DEVICE, "1", "128 x 128 x 64", str(paper.BATCH_SIZE), f"{paper.NUM_STEPS:,}"]
     return ours + [
         [f"{model} (paper)", *settings, f"{parameters}", f"{memory:,}", f"{hours}"]
         for model, (parameters, memory, hours) in paper.TABLE_2.items()

@@ -15,6 +15,7 @@ from vesselgan.report.tables import REGIONS
 PRIVATE = "private"
 KINDS = ("real", "synthetic", "both", "shuffled", "threshold")
 """Names of segmentation results, which are the kinds of their rows."""
+WITH_LABEL_THRESHOLD = ("synthetic", "both", "shuffled")
 
 
 def in_paper_order(comparison: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +96,7 @@ def from_results(
                 "title": (result.get("title") or result["name"]) + suffix + own,
                 "variant": variant,
                 "gan": result.get("gan"),
+                "label_threshold": _label_threshold(result) if kind in WITH_LABEL_THRESHOLD else None,
                 "empty": {cohort: [result["empty"]]} if "empty" in result else {},
                 "privacy": (result.get("segmented_with") or {}).get("privacy") if kind == "synthetic" else None,
                 "scores": {cohort: {region: by_metric for region, by_metric in scores.items() if by_metric}},
@@ -102,6 +104,12 @@ def from_results(
         )
     split = results[0]["split"] if results else "test"
     return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
+
+
+def _label_threshold(result: dict[str, Any]) -> float | None:
+    """That the U-Net learned with; None if it took the labels as they are stored."""
+    value = (result.get("segmented_with") or {}).get("label_threshold")
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _kind_of(result: dict[str, Any]) -> str | None:

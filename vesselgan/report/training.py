@@ -35,6 +35,11 @@ HOW_TO_READ_A_GAN = (
     "a GAN's losses do not fall like a classifier's. The Wasserstein estimate should rise quickly, then shrink slowly "
     "and stay positive while the penalty stays small. If it drifts off to one side, training has failed."
 )
+SKIPPED = {
+    "fp16": " Skipped: in fp16 a step whose gradients overflow is not applied, and the loss scale is halved; a few are "
+    "normal, at the start above all.",
+    "other": " Skipped: a step whose loss or gradients are not finite is not applied.",
+}
 NORMS = {"BatchNorm3d": "batch norm, ReLU", "GroupNorm3d": "group norm, ReLU", "InstanceNorm3d": "instance norm"}
 """Layers that are drawn in the box of the layer before them -> their text."""
 
@@ -62,7 +67,7 @@ def section(runs: Sequence[Run]) -> Section:
 def _losses(run: Run) -> Block:
     if not len(run.steps):
         return not_run("losses: this run has logged nothing yet")
-    panels = []
+    panels, is_smoothed = [], False
     known = {name for _, names in PANELS for name in names}
     others = {
         name: name.removeprefix("loss/") for name in run.scalars if name.startswith("loss/") and name not in known
@@ -70,7 +75,9 @@ def _losses(run: Run) -> Block:
     for title, names in (*PANELS, ("Loss", others)):
         series = [plots.Series(text, run.steps, run.scalars[n]) for n, text in names.items() if n in run.scalars]
         if series:
+            is_smoothed |= plots.is_smoothed(series)
             panels.append(Panel([plots.lines(series, x_label="generator step", y_label="value", title=title)]))
+    skips = ""
     details = ["finished" if run.finished is not None else "not finished"]
     if "time/step_ms" in run.scalars:
         details.append(f"{np.nanmedian(run.scalars['time/step_ms']):.0f} ms each")
@@ -78,10 +85,11 @@ def _losses(run: Run) -> Block:
         if name.startswith("amp/") and name.endswith("_skipped_total") and (total := np.nanmax(values)) > 0:
             network = name.removeprefix("amp/").removesuffix("_skipped_total")
             details.append(f"{counted(int(total), f'{network} step')} skipped")
+            skips = SKIPPED["fp16" if run.setting("variant.precision") == "fp16" else "other"]
     return Figure(
         f"Losses over {int(run.steps[-1]):,} generator steps ({', '.join(details)})",
         panels,
-        "Faint: as logged; strong: running mean.",
+        ("Faint: as logged; strong: running mean." if is_smoothed else "As logged.") + skips,
         how_to_read=HOW_TO_READ_A_GAN if "loss/wasserstein" in run.scalars else "",
     )
 

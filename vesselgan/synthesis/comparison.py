@@ -21,7 +21,7 @@ FAR = {"vessel fraction": 3.0, "range of patch means": 2.0, "contrast within pat
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a set of patches at its recommended label threshold; intensities 0..255."""
+    """Of a set of patches; intensities 0..255."""
 
     num_empty: int
     num_patches: int
@@ -35,11 +35,12 @@ class Summary:
     """Share of the labels' connected components that have fewer than FEW_VOXELS voxels."""
 
     @classmethod
-    def of(cls, shards: ShardSet) -> "Summary":
-        numbers = np.unique(np.linspace(0, len(shards) - 1, MAX_PATCHES).round().astype(int))
+    def of(cls, shards: ShardSet, *, label_threshold: float | None = None, max_patches: int = MAX_PATCHES) -> "Summary":
+        """label_threshold: of synthetic patches; None: as their manifest recommends."""
+        numbers = np.unique(np.linspace(0, len(shards) - 1, max_patches).round().astype(int))
         fractions, means, contrasts, sizes = [], [], [], []
         for i in map(int, numbers):
-            image_XYZ, label_XYZ = shards.pair(i)
+            image_XYZ, label_XYZ = shards.pair(i, label_threshold)
             fractions.append(float(label_XYZ.mean()))
             means.append(float(image_XYZ.mean()))
             contrasts.append(float(image_XYZ.std()))

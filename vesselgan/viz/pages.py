@@ -5,6 +5,8 @@ pictures are inline, fonts are the reader's own.
 """
 
 import base64
+import html
+import re
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,13 @@ def render(package: str, template: str, values: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = data_uri
+    environment.filters |= {"data_uri": data_uri, "code": code}
     return environment.get_template(template).render(values, light=LIGHT, dark=DARK, version=__version__)
+
+
+def code(text: str) -> str:
+    """The text as escaped HTML: what stands between two backticks, a command or a setting, is <code>."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", html.escape(str(text)))
 
 
 def data_uri(picture: np.ndarray | bytes) -> str:

@@ -15,9 +15,12 @@ import numpy as np
 from vesselgan.viz.palette import LIGHT, SERIES
 
 STYLE = Path(__file__).with_name("vesselgan.mplstyle")
-WIDTH, HEIGHT, NARROW, SMALL = 560, 290, 440, 270
-"""Of a figure, in points; NARROW is that of rows with names, SMALL the width of four beside each other."""
+WIDTH, HEIGHT, NARROW, SMALL = 400, 240, 340, 270
+"""Of a figure, in points: a telephone shows it whole. NARROW is that of rows with names, SMALL the width of four beside
+each other."""
 MAX_POINTS = 500
+SMOOTHING = 50
+"""A running mean is over this fraction of the points."""
 FAINT, DOT = 0.32, 0.62
 DPI = 144
 NAMESPACES = (' xmlns="http://www.w3.org/2000/svg"', ' xmlns:xlink="http://www.w3.org/1999/xlink"')
@@ -91,6 +94,11 @@ def running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return finite.rolling(window, center=True, min_periods=1).mean().to_numpy()
 
 
+def is_smoothed(series: Sequence[Series]) -> bool:
+    """Whether `lines` draws running means, and the values faint behind them."""
+    return any(len(s.y) // SMOOTHING > 1 for s in series)
+
+
 def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str, middle: float = 99) -> Chart:
     """Faint: the values; strong: their running mean over a fiftieth of the points.
 
@@ -100,7 +108,7 @@ def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str, m
 
     def paint(axes: Any) -> None:
         for s, colour in _coloured(series):
-            window = max(1, len(s.y) // 50)
+            window = max(1, len(s.y) // SMOOTHING)
             if window > 1:
                 axes.plot(*_thin(s.x, s.y), color=colour, alpha=FAINT, linewidth=1)
             axes.plot(*_thin(s.x, running_mean(s.y, window)), color=colour, label=_plain(s.name))
