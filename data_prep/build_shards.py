@@ -199,7 +199,7 @@ def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
     shards = plan_shards(cohort, data.prepare, config.purposes)
-    if few := few_vessel_patches(cohort, data.prepare, shards):
+    if (few := few_vessel_patches(cohort, data.prepare, shards)) and world.rank == 0:
         log.warning(few)
     sets = group_by_set(shards)
     # Raises NewerFormatError before anything is written.
