@@ -17,8 +17,8 @@ from torch import Tensor
 from vesselgan.models.flow import FlowGenerator, follow
 from vesselgan.synthesis.sampler import in_order, num_workers
 
-OVERLAP = 0.5
-"""Share of a window that its neighbour covers too, at least."""
+OVERLAP = 0.25
+"""Share of a window that its neighbour covers too, at least. Of 0.5 no seam is less, and a head takes 2.5 times longer."""
 Corner = tuple[int, int, int]
 
 
