@@ -18,7 +18,8 @@ from vesselgan.models.flow import FlowGenerator, follow
 from vesselgan.synthesis.sampler import in_order, num_workers
 
 OVERLAP = 0.25
-"""Share of a window that its neighbour covers too, at least. Of 0.5 no seam is less, and a head takes 2.5 times longer."""
+"""Share of a window that its neighbour covers too, at least. With 0.5 seams are no less, and a head takes 2.5 times as
+long."""
 Corner = tuple[int, int, int]
 
 
