@@ -17,9 +17,9 @@ from torch import Tensor
 from vesselgan.models.flow import FlowGenerator, follow
 from vesselgan.synthesis.sampler import in_order, num_workers
 
-OVERLAP = 0.25
-"""Share of a window that its neighbour covers too, at least. With 0.5 seams are no less, and a head takes 2.5 times as
-long."""
+OVERLAP = 0.5
+"""Share of a window that its neighbour covers too, at least. A quarter takes 0.4 of the time and has no more seams, but
+windows of other brightness show as blocks once the network draws tissue well."""
 Corner = tuple[int, int, int]
 
 
