@@ -39,9 +39,9 @@ def test_a_full_disk_ends_building_with_exit_6(
 ) -> None:
     cohort(4)
     shards = tmp_path / "work/phantom/shards"
-    # the GAN's 34 pairs of 6 KiB fit, the U-Net's 42 after them do not
+    # the GAN's 34 pairs of 8 KiB fit, the U-Net's 42 after them do not
     with monkeypatch.context() as patched:
-        fill_disk_after(patched, 260_000)
+        fill_disk_after(patched, 320_000)
         ended = command("data.prepare.pairs_per_shard=256", module=build_shards)
     assert ended.code == 6
     assert ended.err.startswith(f"error: {shards}/unet/train/shard-00000.h5: ")
