@@ -1,4 +1,4 @@
-"""The tissue map of a head: outside 0, head 1, brain 2; what a generator is told of a patient's anatomy beside vessels.
+"""The tissue map of a head: outside 0, head 1, brain 2; what a generator is given of anatomy beside the vessel label.
 
 Of a real head it is made from image and brain mask, of a synthetic one (`head`) from the same shapes as its mask.
 X Y Z voxels.
