@@ -8,6 +8,7 @@ Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels, F 
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -54,9 +55,10 @@ class FlowGenerator(Float32Buffers):
         time_shift: float,
         num_steps: int,
         guidance: float,
+        time_power: float = 1.0,
         num_given: int = 0,
     ) -> None:
-        """time_shift: see `shifted_times`. num_steps, guidance: see `follow`. UsageError for an odd shape.
+        """time_shift: see `shifted_times`. num_steps, time_power, guidance: see `follow`. UsageError for an odd shape.
 
         num_given: channels that are given, 1: the label, 2: label and tissue map; 0: the network makes its labels.
         """
@@ -64,7 +66,7 @@ class FlowGenerator(Float32Buffers):
         check_width(width)
         self.patch_shape, self.has_position, self.num_given = patch_shape, has_position, num_given
         self.num_channels = 1 if num_given else 2
-        self.time_shift, self.num_steps, self.guidance = time_shift, num_steps, guidance
+        self.time_shift, self.sampling = time_shift, Sampling(num_steps, time_power, guidance)
         self.num_voxels = self.num_channels * math.prod(patch_shape)
         self.latent_size = self.num_voxels + 4 * has_position
         channels = [width] + [2 * width] * (_num_levels(patch_shape) - 1)
@@ -168,7 +170,7 @@ class FlowGenerator(Float32Buffers):
         def denoise(x_NCXYZ: Tensor, time: float) -> Tensor:
             return self.denoised(torch.cat([x_NCXYZ, *given], 1), x_NCXYZ.new_full((len(x_NCXYZ),), time), position_N3)
 
-        x_NCXYZ = follow(noise_NCXYZ, denoise, num_steps=self.num_steps, guidance=self.guidance)
+        x_NCXYZ = follow(noise_NCXYZ, denoise, self.sampling)
         return with_unit_label(torch.cat([x_NCXYZ, *given], 1)).to(self.fine_last.weight.dtype)
 
     def matrices(self) -> list[nn.Parameter]:
@@ -220,21 +222,33 @@ class ResidualBlock(nn.Module):
         return (x_NCXYZ if self.shortcut is None else self.shortcut(normal_NCXYZ)) + h
 
 
-def follow(
-    noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], *, num_steps: int, guidance: float
-) -> Tensor:
-    """From noise to what it becomes, in `num_steps` steps of equal time. denoise: of (x_t, t) -> predicted patches.
+@dataclass(frozen=True)
+class Sampling:
+    """How a path is followed: in how many steps, at which powers of equal times, with how much guidance."""
 
-    With `guidance` g every prediction is drawn g t further away from the one that noise alone gives, the mean at this
+    num_steps: int
+    time_power: float
+    guidance: float
+
+    @property
+    def times(self) -> list[float]:
+        """Of all steps, from 1 to 0."""
+        return (torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64) ** self.time_power).tolist()
+
+
+def follow(noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], sampling: Sampling) -> Tensor:
+    """From noise to what it becomes. denoise: of (x_t, t) -> predicted patches.
+
+    With guidance g every prediction is drawn g t further away from the one that noise alone gives, the mean at this
     place: a small network underrates how much patches differ.
     """
     x_NCXYZ = noise_NCXYZ
-    times = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).tolist()
+    times = sampling.times
     first_NCXYZ = previous_NCXYZ = None
     for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
         patch_NCXYZ = denoise(x_NCXYZ, before)
         first_NCXYZ = patch_NCXYZ if first_NCXYZ is None else first_NCXYZ
-        patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + guidance * before)
+        patch_NCXYZ = first_NCXYZ.lerp(patch_NCXYZ, 1 + sampling.guidance * before)
         middle_NCXYZ = patch_NCXYZ if previous_NCXYZ is None else patch_NCXYZ.lerp(previous_NCXYZ, -ahead)
         x_NCXYZ, previous_NCXYZ = middle_NCXYZ.lerp(x_NCXYZ, after / before), patch_NCXYZ
     return x_NCXYZ

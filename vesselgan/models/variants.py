@@ -46,6 +46,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             has_position=flow.position,
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
+            time_power=flow.time_power,
             guidance=flow.guidance,
             num_given=len(GIVEN[variant.condition]),
         )

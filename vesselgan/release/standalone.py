@@ -63,7 +63,7 @@ class GanGenerator(nn.Module):
 class FlowGenerator(nn.Module):
     """A U-Net that denoises, followed from noise to patch.
 
-    Settings: width, num_levels, has_position, num_given, num_steps.
+    Settings: width, num_levels, has_position, num_given, num_steps, time_power, guidance.
     """
 
     latent_size: int
@@ -74,7 +74,8 @@ class FlowGenerator(nn.Module):
     def __init__(self, settings: dict[str, Any]) -> None:
         super().__init__()
         self.patch_shape, self.has_position = settings["patch_shape"], settings["has_position"]
-        self.num_steps, self.guidance = settings["num_steps"], settings["guidance"]
+        self.num_steps, self.time_power = settings["num_steps"], settings["time_power"]
+        self.guidance = settings["guidance"]
         self.num_given, self.num_channels = settings["num_given"], 1 if settings["num_given"] else 2
         self.num_voxels = self.num_channels * math.prod(self.patch_shape)
         width = settings["width"]
@@ -109,7 +110,7 @@ class FlowGenerator(nn.Module):
             raise TypeError(f"this network is given {self.num_given} channels beside noise, see load_generator")
         if position_N3 is None and self.has_position:
             position_N3 = self.positions(z_NL[:, self.num_voxels :])
-        times = torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64).tolist()
+        times = (torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64) ** self.time_power).tolist()
         first = previous = None
         for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
             time_N = x_NCXYZ.new_full((len(x_NCXYZ),), before)

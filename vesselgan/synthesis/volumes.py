@@ -103,7 +103,7 @@ def _write_heads(
 ) -> None:
     shape = _three(config.shape)
     affine = canonical_affine(shape, spacing_mm)
-    total = len(subjects) * network.num_steps * len(Windows(shape, network.patch_shape).corners)
+    total = len(subjects) * network.sampling.num_steps * len(Windows(shape, network.patch_shape).corners)
     with tqdm(total=total, unit="window", disable=not show_progress) as bar:
         for subject, seed in subjects.items():
             head = synthetic_head(seed, shape, spacing_mm)

@@ -96,8 +96,7 @@ def make_image(
         image_XYZ = follow(
             noise_XYZ,
             lambda x_XYZ, time: _denoised(network, x_XYZ, signed_GXYZ, time, windows, batch_size, advance),
-            num_steps=network.num_steps,
-            guidance=network.guidance,
+            network.sampling,
         )
         return image_XYZ.clamp_(-1, 1).cpu().numpy()
 
