@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from vesselgan.anatomy.growth import grow
-from vesselgan.anatomy.tissue import BRAIN, HEAD, OUTSIDE
+from vesselgan.anatomy.tissue import BRAIN, HEAD, OUTSIDE, closed
 from vesselgan.anatomy.trunks import Curve, draw_trunks
 from vesselgan.core.errors import UsageError
 
@@ -87,9 +87,9 @@ def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float])
     grid = _Grid(shape, spacing_mm, size)
     label_XYZ = _with_inlets(draw(curves, grid), grid.voxels(np.array(trunks.inlets)))
     lobes = [*brain[True], *brain[False]]
-    mask_XYZ = _closed(grid.union(lobes, margin_mm=MASK_MARGIN_MM), spacing_mm, CLEFT_MM)
+    mask_XYZ = closed(grid.union(lobes, margin_mm=MASK_MARGIN_MM), spacing_mm, CLEFT_MM)
     head_XYZ = grid.union(lobes, margin_mm=SCALP_MM) | grid.union(_varied(rng, SKIN), margin_mm=0.0)
-    head_XYZ = mask_XYZ | _closed(head_XYZ, spacing_mm, CLEFT_MM)
+    head_XYZ = mask_XYZ | closed(head_XYZ, spacing_mm, CLEFT_MM)
     tissue_XYZ = np.select([mask_XYZ, head_XYZ], [BRAIN, HEAD], OUTSIDE)
     return Head(label_XYZ.astype(np.uint8), tissue_XYZ.astype(np.uint8))
 
@@ -141,16 +141,6 @@ class _Grid:
         for centre, (a, b, c) in ellipsoids:
             inside_XYZ |= self.level((centre, (a + margin_mm, b + margin_mm, c + margin_mm))) < 1
         return inside_XYZ
-
-
-def _closed(mask_XYZ: np.ndarray, spacing_mm: Sequence[float], gap_mm: float) -> np.ndarray:
-    """Morphological closing by a ball as wide as the gap; outside the grid is as at its border."""
-    margin = int(np.ceil(gap_mm / min(spacing_mm)))
-    padded_XYZ = np.pad(mask_XYZ, margin, mode="edge")
-    grown_XYZ = ndimage.distance_transform_edt(~padded_XYZ, sampling=spacing_mm) <= gap_mm / 2
-    closed_XYZ = ndimage.distance_transform_edt(grown_XYZ, sampling=spacing_mm) > gap_mm / 2
-    inner = slice(margin, -margin)
-    return closed_XYZ[inner, inner, inner] | mask_XYZ
 
 
 def draw(curves: Sequence[Curve], grid: _Grid) -> np.ndarray:

@@ -13,8 +13,8 @@ OUTSIDE, HEAD, BRAIN = 0, 1, 2
 SMOOTHING_VOXELS = 1.0
 THRESHOLD_SHARE = 0.6
 """Of Otsu's threshold, which parts brain from air and skull: where coils receive little, scalp is darker than brain."""
-GAP_MM = 6.0
-"""Twice as wide gaps in the scalp are closed."""
+GAP_MM = 12.0
+"""Gaps in the scalp that are no wider are closed."""
 NUM_BINS = 256
 
 
@@ -35,13 +35,17 @@ def head_mask(image_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
     if not largest > smooth_XYZ.min():
         return np.zeros(image_XYZ.shape, bool)
     is_head_XYZ = smooth_XYZ > THRESHOLD_SHARE * _otsu(np.minimum(smooth_XYZ, largest))
-    steps = max(1, round(GAP_MM / float(np.mean(spacing_mm))))
-    closed_XYZ = ndimage.binary_closing(np.pad(is_head_XYZ, steps), iterations=steps)
-    inner = tuple(slice(steps, -steps) for _ in range(3))
-    parts_XYZ, count = ndimage.label(closed_XYZ[inner])
+    parts_XYZ, count = ndimage.label(closed(is_head_XYZ, spacing_mm, GAP_MM))
     if count > 1:
         parts_XYZ = parts_XYZ == 1 + np.argmax(np.bincount(parts_XYZ.ravel())[1:])
     return np.stack([ndimage.binary_fill_holes(slice_XY) for slice_XY in np.moveaxis(parts_XYZ, 2, 0)], 2)
+
+
+def closed(mask_XYZ: np.ndarray, spacing_mm: Sequence[float], gap_mm: float) -> np.ndarray:
+    """bool: morphological closing of gaps up to a width."""
+    steps = max(1, round(gap_mm / 2 / float(np.mean(spacing_mm))))
+    closed_XYZ = ndimage.binary_closing(np.pad(mask_XYZ, steps), iterations=steps)
+    return closed_XYZ[steps:-steps, steps:-steps, steps:-steps]
 
 
 def _otsu(values: np.ndarray) -> float:
