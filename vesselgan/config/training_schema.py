@@ -52,9 +52,6 @@ class Flow:
     near noise, where what kind of patch it becomes is decided."""
     num_steps: int = field(metadata=rule(lambda v: 1 <= v <= 1000, "must lie between 1 and 1000"))
     """Steps of the sampler, a forward each."""
-    time_power: float = field(metadata=rule(lambda v: 0.5 <= v <= 4, "must lie between 0.5 and 4; 1 is equal steps"))
-    """Sampling times, 1 (noise) to 0, are this power of equal steps: above 1 more of them lie near the end, where the
-    finest texture is made. Equal steps smooth away the scanner's noise once a network is well trained."""
     guidance: float = field(metadata=rule(lambda v: 0 <= v <= 10, "must lie between 0 and 10; 0 is none"))
     """Samples differ by this share more from the mean patch of their place than the network predicts, at the start;
     at the end by nothing. Small networks make samples too much alike; 0: as predicted."""
@@ -115,6 +112,11 @@ class Variant:
     """What a flow makes the image of. `label`: a given vessel label; `anatomy`: a label and a map of brain, head and
     outside, for which every subject needs a brain mask. `generate` gives it procedural ones, which are nobody's. Null:
     it makes image and label."""
+    time_power: float = field(
+        metadata=rule(lambda v: 0.5 <= v <= 4, "must lie between 0.5 and 4; 1 is equal steps") | OF_FLOW
+    )
+    """A flow's sampling times, 1 (noise) to 0, are this power of equal steps: above 1 more of them lie near the end,
+    where the finest texture is made. Equal steps smooth the scanner's noise away once a network is well trained."""
     flow: Flow | None
     """Flow matching in place of critic and generator; null: a GAN."""
 

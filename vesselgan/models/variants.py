@@ -23,6 +23,7 @@ class Settings(Protocol):
     critic_norm: str | None
     generator_norm: str | None
     condition: str | None
+    time_power: float
     flow: Any
 
 
@@ -46,7 +47,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             has_position=flow.position,
             time_shift=flow.time_shift,
             num_steps=flow.num_steps,
-            time_power=flow.time_power,
+            time_power=variant.time_power,
             guidance=flow.guidance,
             num_given=len(GIVEN[variant.condition]),
         )
