@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vesselgan.core.errors import UsageError
-from vesselgan.models.flow import NUM_BINS, FlowGenerator, init_flow_weights, shifted_times
+from vesselgan.models.flow import NUM_BINS, FlowGenerator, Sampling, init_flow_weights, shifted_times
 
 SHAPE = (16, 8, 4)
 
@@ -127,6 +127,11 @@ def test_activations_do_not_grow_from_block_to_block():
 def test_odd_patch_is_refused():
     with pytest.raises(UsageError, match="patch_shape"):
         FlowGenerator((16, 16, 15), 8, has_position=False, time_shift=1.0, num_steps=1, guidance=0.0)
+
+
+def test_times_are_a_power_of_equal_steps():
+    assert Sampling(4, 1.0, 0.0).times == [1, 0.75, 0.5, 0.25, 0]
+    assert Sampling(4, 2.0, 0.0).times == [1, 0.5625, 0.25, 0.0625, 0]
 
 
 def test_a_given_label_passes_unchanged():
