@@ -75,10 +75,10 @@ def test_image_scores_have_a_command(road):
 
 @pytest.mark.parametrize(
     ("path", "text"),
-    [("a/b", "a/b"), ("/data/me/work/runs/x", "work/runs/x"), ("/elsewhere/of/me/x", "x"), (Path.cwd() / "w", "w")],
+    [("a/b", "a/b"), ("/data/me/vg/runs/x", "vg/runs/x"), ("/elsewhere/of/me/x", "x"), (Path.cwd() / "w", "w")],
 )
 def test_a_path_names_nobodys_folders(path, text):
-    assert Commands(work_dir="/data/me/work").place(path) == text
+    assert Commands(work_dir="/data/me/vg").place(path) == text
 
 
 def test_odd_names_are_quoted():
