@@ -21,7 +21,7 @@ from vesselgan.models.variants import build_networks, init_networks
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
 WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
-WORDS["flow_label"] = ["variant=flow_label", "variant.width=8"]
+WORDS |= {name: [f"variant={name}", "variant.width=8"] for name in ("flow_label", "gan_label")}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,7 +38,7 @@ def write_run(write_checkpoint: Callable[..., None]) -> Callable[..., Any]:
             name: {key: value * scale for key, value in network.state_dict().items()}
             for name, network in networks.items()
         }
-        if variant.startswith("flow"):
+        if config.variant.ema_decay is not None:
             files["generator_ema"] = files["generator"]
         manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
         write_checkpoint(run_dir, config, files, manifest)
@@ -52,11 +52,14 @@ def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 
-def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]) -> None:
-    critic = write_run(tmp_path / "run", "sn")["critic"].eval()
+@pytest.mark.parametrize("variant", ["sn", "gan_label"])
+def test_scores_are_the_critics_own(
+    tmp_path: Path, real: ShardSet, variant: str, write_run: Callable[..., Any]
+) -> None:
+    critic = write_run(tmp_path / "run", variant)["critic"].eval()
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with torch.inference_mode():
-        expected = critic(ShardDataset(real)[:]).numpy()
+        expected = critic(ShardDataset(real, with_tissue=variant == "gan_label")[:]).numpy()
     rows = [5, *range(11)]
     assert network.kind == "critic"
     np.testing.assert_allclose(network.scores(real, rows, seed=0), expected[rows], rtol=1e-4, atol=1e-5)  # float32

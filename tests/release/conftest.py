@@ -32,6 +32,7 @@ WORDS = {
     "dpgan": ["variant=dpgan", "variant.width=16"],
     "flow": ["variant=flow", "variant.width=8"],
     "flow_label": ["variant=flow_label", "variant.width=8"],
+    "gan_label": ["variant=gan_label", "variant.width=8"],
 }
 ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": True, "noise_multiplier": 1.5}
 KINDS = ("noisy", "mirrored", "shifted", "all_three", "label_only")

@@ -19,7 +19,7 @@ from vesselgan.models.generator import Generator
 from vesselgan.synthesis.sampler import load_generator
 
 IN_BIDS = ("dataset_description.json", "desc-synthetic_angio.json", "README.md")
-VARIANTS = ("sn", "dpgan", "flow", "flow_label")
+VARIANTS = ("sn", "dpgan", "flow", "flow_label", "gan_label")
 REFUSE = """
 import sys
 class Refuse:
@@ -54,7 +54,7 @@ def test_the_cards_lines_sample_without_this_package(made_once, tmp_path):
     for kind in VARIANTS:
         network = load_generator(made_once(kind)[0].path / "runs" / kind, device="cpu").network
         noise = torch.randn(2, network.latent_size, generator=torch.Generator().manual_seed(1))
-        given = [torch.zeros(2, 2, *network.patch_shape)] if kind == "flow_label" else []
+        given = [torch.zeros(2, 2, *network.patch_shape)] if kind.endswith("_label") else []
         torch.set_num_threads(1)
         with torch.inference_mode():
             expected = network(noise, *given)

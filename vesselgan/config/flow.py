@@ -1,4 +1,4 @@
-"""What a GAN's variant must have, and a flow's must not; a flow's optimizer."""
+"""What a GAN's variant must have, and a flow's must not; what a generator may be given; a flow's optimizer."""
 
 from typing import Any
 
@@ -12,15 +12,24 @@ def check_networks(variant: Any) -> None:
             raise UsageError(f"variant.{key}={getattr(variant, key)}: a GAN needs one, a variant with `flow` has none")
     if variant.flow is not None and variant.n_critic != 1:
         raise UsageError("variant.n_critic with variant.flow: there is no critic; leave it out")
-    if variant.condition is not None and (variant.flow is None or variant.dp is not None):
+    if variant.condition is not None and variant.dp is not None:
         raise UsageError(
-            f"variant.condition={variant.condition}: only a flow without differential privacy takes it; a GAN and a "
-            "private flow make image and label together"
+            f"variant.condition={variant.condition} with variant.dp: a private network makes image and label together"
+        )
+    if variant.condition is not None and variant.generator_norm == "batch":
+        raise UsageError(
+            f"variant.condition={variant.condition} with variant.generator_norm=batch: the generator that is given "
+            "labels has group normalisation; set generator_norm=group, as variant=gan_label"
         )
     if variant.dp is not None and (variant.dp.weight_clip is None) != (variant.flow is not None):
         raise UsageError(
             f"variant.dp.weight_clip={variant.dp.weight_clip}: a GAN's private critic needs one, a flow has none"
         )
+
+
+def knows_place(variant: Any) -> bool:
+    """Whether its network is given the patch's place in the head."""
+    return variant.condition is not None if variant.flow is None else variant.flow.position
 
 
 def takes_muon(variant: Any) -> bool:

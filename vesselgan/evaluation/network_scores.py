@@ -16,8 +16,8 @@ from vesselgan.formats.checkpoint_folder import EMA
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.flow_matching import point_on_path
-from vesselgan.models.flow import FlowGenerator, takes_tissue, with_signed_label
-from vesselgan.models.variants import build_networks
+from vesselgan.models.flow import FlowGenerator, with_signed_label
+from vesselgan.models.variants import build_networks, takes_tissue
 from vesselgan.runtime.checkpoint import read_weights
 
 BATCH_SIZE = 8

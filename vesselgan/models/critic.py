@@ -1,6 +1,6 @@
 """The critic: image and vessel label -> one score.
 
-Shapes: N batch, C channel (0 image, 1 vessel label), X Y Z voxels.
+Shapes: N batch, C channel (0 image, 1 vessel label, 2 tissue map where it is given), X Y Z voxels.
 """
 
 import math
@@ -32,17 +32,18 @@ NEGATIVE_SLOPE = 0.2
 class Critic(nn.Module):
     """Four convolutions of stride 2 with leaky ReLU, then a linear score (layers of the authors' released code).
 
-    Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift after
-    every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
+    Channels num_channels, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and
+    shift after every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
     """
 
-    def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str) -> None:
+    def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str, num_channels: int = 2) -> None:
         super().__init__()
+        self.num_channels = num_channels
         if norm not in NORMS:
             raise UsageError(f"variant.critic_norm={norm}: choose one of {', '.join(NORMS)}")
         check_patch_shape(patch_shape, norm)
         check_width(width)
-        channels = [2, width // 8, width // 4, width // 2, width]
+        channels = [num_channels, width // 8, width // 4, width // 2, width]
         convolutions = [Conv3d(i, o, kernel_size=3, stride=2, padding=1) for i, o in pairwise(channels)]
         for convolution in convolutions:
             if norm == "instance":
@@ -55,7 +56,7 @@ class Critic(nn.Module):
         self.score = Linear(width * math.prod(int(side) // 16 for side in patch_shape), 1)
 
     def forward(self, patch_NCXYZ: Tensor) -> Tensor:
-        """[N, 2, X, Y, Z] of any floating type -> scores [N], float32 in every precision."""
+        """[N, C, X, Y, Z] of any floating type -> scores [N], float32 in every precision."""
         # The type of the bias: reading a spectral-norm weight would cost a power iteration.
         x_NCXYZ = patch_NCXYZ.to(self.score.bias.dtype)
         for convolution in self.convolutions:

@@ -40,7 +40,8 @@ class FlowGenerator(Float32Buffers):
     Its first and last convolutions see every voxel, with width / 4 channels; between them the levels work on blocks of
     2x2x2, have width, then twice as many channels, and halve every axis down to SMALLEST_SIDE. A latent is the noise of
     every voxel of both channels and, with `has_position`, four numbers that choose a place. Where the label, or label
-    and tissue map, are given, the image alone is made. Initialise with `init_flow_weights`.
+    and tissue map, are given, the image alone is made. In one step it is the generator of a GAN that is given them.
+    Initialise with `init_flow_weights`.
     """
 
     position_counts: Tensor
@@ -160,6 +161,10 @@ class FlowGenerator(Float32Buffers):
         given_NGXYZ: what is given, from 0 to 1; its label is that of the samples. position_N3: the patches' centres, as
         in `denoised`; None: drawn by the latents.
         """
+        return with_unit_label(self.followed(z_NL, given_NGXYZ, position_N3)).to(self.fine_last.weight.dtype)
+
+    def followed(self, z_NL: Tensor, given_NGXYZ: Tensor | None = None, position_N3: Tensor | None = None) -> Tensor:
+        """The same before it is cut to its range, [N, C, X, Y, Z] with all that is given, label from -1 to 1."""
         z_NL = z_NL.to(at_least_float32(z_NL.dtype))
         noise_NCXYZ = z_NL[:, : self.num_voxels].reshape(-1, self.num_channels, *self.patch_shape)
         if position_N3 is None and self.has_position:
@@ -170,8 +175,7 @@ class FlowGenerator(Float32Buffers):
         def denoise(x_NCXYZ: Tensor, time: float) -> Tensor:
             return self.denoised(torch.cat([x_NCXYZ, *given], 1), x_NCXYZ.new_full((len(x_NCXYZ),), time), position_N3)
 
-        x_NCXYZ = follow(noise_NCXYZ, denoise, self.sampling)
-        return with_unit_label(torch.cat([x_NCXYZ, *given], 1)).to(self.fine_last.weight.dtype)
+        return torch.cat([follow(noise_NCXYZ, denoise, self.sampling), *given], 1)
 
     def matrices(self) -> list[nn.Parameter]:
         """Weight matrices between the first layers and the last, for Muon."""
@@ -233,7 +237,7 @@ class Sampling:
     @property
     def times(self) -> list[float]:
         """Of all steps, from 1 to 0."""
-        return (torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64) ** self.time_power).tolist()
+        return [(1 - k / self.num_steps) ** self.time_power for k in range(self.num_steps + 1)]
 
 
 def follow(noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], sampling: Sampling) -> Tensor:
@@ -257,11 +261,6 @@ def follow(noise_NCXYZ: Tensor, denoise: Callable[[Tensor, float], Tensor], samp
 def _modulated(x_NCXYZ: Tensor, scale_shift_N2C: Tensor) -> Tensor:
     scale_NC111, shift_NC111 = scale_shift_N2C[:, :, None, None, None].chunk(2, 1)
     return torch.addcmul(shift_NC111, x_NCXYZ, 1 + scale_NC111)
-
-
-def takes_tissue(network: nn.Module) -> bool:
-    """Whether the patches that a generator learns from need a tissue map."""
-    return isinstance(network, FlowGenerator) and network.num_given > 1
 
 
 def with_signed_label(patch_NCXYZ: Tensor) -> Tensor:

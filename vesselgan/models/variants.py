@@ -12,7 +12,10 @@ from vesselgan.models.generator import Generator
 
 LABEL, TISSUE = "label", "tissue map"
 GIVEN: dict[str | None, tuple[str, ...]] = {None: (), "label": (LABEL,), "anatomy": (LABEL, TISSUE)}
-"""variant.condition -> the channels of a patch that a flow is given."""
+"""variant.condition -> the channels of a patch that a generator is given."""
+
+CRITIC_WIDTHS = 4
+"""Channels at a critic's end over those at the top of the generator, a flow's U-Net, where labels are given."""
 
 
 class Settings(Protocol):
@@ -32,7 +35,9 @@ def build_networks(variant: Settings, patch_shape: Sequence[int]) -> dict[str, n
     if variant.critic_norm is None:
         return {"generator": build_generator(variant, patch_shape)}
     x, y, z = patch_shape
-    critic = Critic((x, y, z), variant.width, variant.critic_norm)
+    num_channels = 1 + max(1, len(GIVEN[variant.condition]))
+    width = variant.width if variant.condition is None else CRITIC_WIDTHS * variant.width
+    critic = Critic((x, y, z), width, variant.critic_norm, num_channels)
     return {"critic": critic, "generator": build_generator(variant, patch_shape)}
 
 
@@ -51,8 +56,25 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
             guidance=flow.guidance,
             num_given=len(GIVEN[variant.condition]),
         )
+    if variant.condition is not None:
+        return FlowGenerator(
+            (x, y, z),
+            variant.width,
+            has_position=True,
+            time_shift=1.0,
+            num_steps=1,
+            guidance=0.0,
+            num_given=len(GIVEN[variant.condition]),
+        )
     assert variant.generator_norm is not None, "config.flow"
     return Generator((x, y, z), variant.width, variant.latent_size, variant.generator_norm)
+
+
+def takes_tissue(network: nn.Module) -> bool:
+    """Whether the patches that a network learns from, or scores, need a tissue map."""
+    if isinstance(network, Critic):
+        return network.num_channels > 2
+    return isinstance(network, FlowGenerator) and network.num_given > 1
 
 
 def init_networks(networks: dict[str, nn.Module], seed: int) -> None:

@@ -22,7 +22,6 @@ from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.results import Result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import PROCEDURAL_TREES, ShardSet, content_hash
-from vesselgan.models.flow import FlowGenerator
 from vesselgan.release import card, export, gate, withdrawal
 from vesselgan.release.identities import Identities, find_identities, subjects_of
 from vesselgan.release.ledger import Account, Entry, Ledger, accounts_of_patients, spent
@@ -92,7 +91,7 @@ def _read_sources(config: Release) -> Sources:
         made = sets[0].manifest.extra
         trained = read_generator(config.run, made.get("weights"), made.get("checkpoint"))
         gate.check_generator(trained, sets, config.run)
-    is_flow = trained is not None and isinstance(trained.network, FlowGenerator)
+    is_flow = config.run is not None and RunDir(config.run).config("train_gan").variant.flow is not None
     try:
         closed = gate.open_gate(audit, str(config.audit), config.run, is_flow, config.reason)
     except (KeyError, TypeError) as error:

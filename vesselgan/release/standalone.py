@@ -110,7 +110,7 @@ class FlowGenerator(nn.Module):
             raise TypeError(f"this network is given {self.num_given} channels beside noise, see load_generator")
         if position_N3 is None and self.has_position:
             position_N3 = self.positions(z_NL[:, self.num_voxels :])
-        times = (torch.linspace(1, 0, self.num_steps + 1, dtype=torch.float64) ** self.time_power).tolist()
+        times = [(1 - k / self.num_steps) ** self.time_power for k in range(self.num_steps + 1)]
         first = previous = None
         for (before, after), ahead in zip(pairwise(times), extrapolations(times), strict=True):
             time_N = x_NCXYZ.new_full((len(x_NCXYZ),), before)

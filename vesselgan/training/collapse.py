@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.flow import FlowGenerator, takes_tissue
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import latents
+from vesselgan.models.variants import takes_tissue
 from vesselgan.trainer.logger import Interval
 from vesselgan.trainer.schedule import Schedule
 from vesselgan.trainer.session import Session

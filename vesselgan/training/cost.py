@@ -22,8 +22,8 @@ from torch.utils.flop_counter import flop_registry
 from vesselgan.config.flow import muon_learning_rate
 from vesselgan.config.schema import Variant
 from vesselgan.models.blocks import BatchNorm3d
-from vesselgan.models.flow import FlowGenerator, takes_tissue
-from vesselgan.models.variants import build_networks
+from vesselgan.models.flow import FlowGenerator
+from vesselgan.models.variants import build_networks, takes_tissue
 from vesselgan.privacy.engine import BatchCounts
 from vesselgan.privacy.step import PoissonBatch
 from vesselgan.privacy.step import critic_step as private_critic_step
@@ -97,7 +97,7 @@ def step_cost(setup: StepSetup) -> StepCost:
         generator = engines["generator"]
         if setup.has_average:
             memory.allocate("average", FLOAT32 * generator.num_parameters)
-        noise: Any = _NoiseStub(per_rank, variant.latent_size)
+        noise: Any = _NoiseStub(per_rank, generator.module.latent_size)
         channels = 3 if takes_tissue(generator.module) else 2
         batch: Any = torch.empty(per_rank, channels, *setup.patch_shape, device=tensor_device)
         standing = memory.live
@@ -114,9 +114,11 @@ def step_cost(setup: StepSetup) -> StepCost:
             critic, update_critic = engines["critic"], cast(Any, critic_step)
             if variant.dp is not None:
                 update_critic, batch = private_critic_step, private_batch
+            elif variant.condition is not None:
+                batch = batch, torch.empty(per_rank, 3)
             update_critic(critic, generator, batch, noise, 0, variant)
             critic_flop = counter.flop
-            generator_step(critic, generator, noise, 0)
+            generator_step(critic, generator, noise, 0, batch=batch)
     return StepCost(
         flop=counter.flop + critic_flop * (variant.n_critic - 1),
         standing_bytes=standing,

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vesselgan.config.schema import Variant
 from vesselgan.losses.gradient_penalty import gradient_penalty
+from vesselgan.losses.hinge import hinge_critic_loss
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import (
     iterate_spectral_norms,
@@ -24,12 +25,15 @@ from vesselgan.models.blocks import (
     set_trainable,
     spectral_vectors,
 )
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.normalisation import at_least_float32
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import NoiseSampler, Stream
 from vesselgan.runtime.timing import Phase, Scalars
 
-# N batch (this rank's slice), C channel (0 image, 1 vessel label), X Y Z voxels, L latent
+# N batch (this rank's slice), C channel (0 image, 1 vessel label, 2 tissue map if given), X Y Z voxels, L latent
+Batch = Tensor | tuple[Tensor, Tensor]
+"""Real patches [N, C, X, Y, Z]; where labels are given, also the patches' places in the head [N, 3]."""
 CriticStep = Callable[[Any, Engine, Any, NoiseSampler, int, Variant, Phase], Scalars]
 """`critic_step`, or that of privacy.step with its own engine and batches."""
 
@@ -51,14 +55,14 @@ def train(
             with phase("data_wait"):
                 batch = next(batches)
             metrics.append(update_critic(critic, generator, batch, noise, position, variant, phase))
-        metrics.append(generator_step(critic, generator, noise, step, phase))
+        metrics.append(generator_step(critic, generator, noise, step, phase, batch))
         yield step + 1, metrics
 
 
 def critic_step(
     critic: Engine,
     generator: Engine,
-    real_NCXYZ: Tensor,
+    batch: Batch,
     noise: NoiseSampler,
     position: int,
     variant: Variant,
@@ -70,48 +74,55 @@ def critic_step(
     independently, so it may take the slice in micro-batches: the update is the same.
     """
     with phase("critic/fake"), torch.no_grad():
-        latents_NL = noise.latents_NL(Stream.CRITIC_LATENTS, position).to(generator.device, generator.dtype)
-        fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
+        fake_NCXYZ = _fakes(generator, batch, noise.latents_NL(Stream.CRITIC_LATENTS, position)).to(critic.dtype)
     vectors = spectral_vectors(critic.module)
     num_micro_batches, metrics = critic.micro_batches, Scalars()
-    batch = (real_NCXYZ, fake_NCXYZ, noise.epsilons_N(position))
-    for real, fake, epsilon in zip(*(values.chunk(num_micro_batches) for values in batch), strict=True):
+    samples = (batch[0] if isinstance(batch, tuple) else batch, fake_NCXYZ, noise.epsilons_N(position))
+    for real, fake, epsilon in zip(*(values.chunk(num_micro_batches) for values in samples), strict=True):
         real = real.to(critic.device, non_blocking=True).to(critic.dtype)
         # Every forward takes a power iteration, as the authors' do; every micro-batch takes the same ones.
         restore_spectral_vectors(critic.module, vectors)
         with phase("critic/scores"):
-            wasserstein = critic_loss(critic.module(real), critic.module(fake))
-        with phase("critic/penalty"):
-            penalty = gradient_penalty(
-                critic.module.input_gradient,  # type: ignore[arg-type]
-                real,
-                fake,
-                epsilon=epsilon.to(critic.device),
-                weight=variant.penalty_weight,
-                reduction=variant.penalty_reduction,
-            )
-        loss = wasserstein + penalty.value
+            real_N, fake_N = critic.module(real), critic.module(fake)
+            wasserstein = critic_loss(real_N, fake_N)
+            loss = wasserstein if variant.loss == "wasserstein" else hinge_critic_loss(real_N, fake_N)
+        losses = {"loss/wasserstein": -wasserstein}
+        if variant.penalty_weight:
+            with phase("critic/penalty"):
+                penalty = gradient_penalty(
+                    critic.module.input_gradient,  # type: ignore[arg-type]
+                    real,
+                    fake,
+                    epsilon=epsilon.to(critic.device),
+                    weight=variant.penalty_weight,
+                    reduction=variant.penalty_reduction,
+                )
+            loss = loss + penalty.value
+            losses |= {"loss/gradient_penalty": penalty.value, "gp/grad_norm": penalty.grad_norm}
+            losses["gp/zero_fraction"] = penalty.zero_fraction
         with phase("critic/backward"):
             critic.backward(loss)
         with phase("critic/update"):
             is_applied = critic.step()
-        losses = {"loss/critic": loss, "loss/wasserstein": -wasserstein, "loss/gradient_penalty": penalty.value}
-        gradients = {"gp/grad_norm": penalty.grad_norm, "gp/zero_fraction": penalty.zero_fraction}
-        add_mean(metrics, losses | gradients, num_micro_batches)
+        add_mean(metrics, {"loss/critic": loss, **losses}, num_micro_batches)
     return metrics_of_update(critic, metrics, is_applied)
 
 
 def generator_step(
-    critic: Engine, generator: Engine, noise: NoiseSampler, step: int, phase: Phase = record_function
+    critic: Engine,
+    generator: Engine,
+    noise: NoiseSampler,
+    step: int,
+    phase: Phase = record_function,
+    batch: Batch | None = None,
 ) -> Scalars:
-    """One update of the generator; the critic's weights stay as they are."""
+    """One update of the generator; the critic's weights stay as they are. batch: read where labels are given."""
     set_trainable(critic.module, False)
     # One power iteration for all micro-batches: in evaluation mode a forward, which changes nothing else, takes none.
     critic.module.eval()
     iterate_spectral_norms(critic.module)
     with phase("generator/fake"):
-        latents_NL = noise.latents_NL(Stream.GENERATOR_LATENTS, step).to(generator.device, generator.dtype)
-        fake_NCXYZ = generator.module(latents_NL).to(critic.dtype)
+        fake_NCXYZ = _fakes(generator, batch, noise.latents_NL(Stream.GENERATOR_LATENTS, step)).to(critic.dtype)
     with phase("generator/scores"):
         loss = generator_loss(_scores_N(critic.module, fake_NCXYZ, critic.micro_batches))
     with phase("generator/backward"):
@@ -123,6 +134,17 @@ def generator_step(
     metrics = Scalars()
     add_mean(metrics, {"loss/generator": loss}, 1)
     return metrics_of_update(generator, metrics, is_applied)
+
+
+def _fakes(generator: Engine, batch: Batch | None, z_NL: Tensor) -> Tensor:
+    """The generator's patches of these latents; where labels are given, of the batch's, with all that is given."""
+    network, z_NL = generator.module, z_NL.to(generator.device, generator.dtype)
+    if not isinstance(network, FlowGenerator):
+        return network(z_NL)
+    assert isinstance(batch, tuple)
+    given_NGXYZ, position_N3 = batch[0][:, 1:].to(generator.device), batch[1].to(generator.device)
+    image_N1XYZ = network.followed(z_NL, given_NGXYZ, position_N3)[:, :1]
+    return torch.cat([image_N1XYZ, given_NGXYZ.to(image_N1XYZ.dtype)], 1)
 
 
 def _scores_N(critic: nn.Module, patch_NCXYZ: Tensor, num_micro_batches: int) -> Tensor:

@@ -9,7 +9,7 @@ from vesselgan.config.schema import Variant
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.data.positions import position_stream
 from vesselgan.formats.shards import ShardSet
-from vesselgan.models.flow import takes_tissue
+from vesselgan.models.variants import takes_tissue
 from vesselgan.privacy.run import PrivateRun
 from vesselgan.privacy.step import critic_step as private_critic_step
 from vesselgan.privacy.step import flow_step as private_flow_step
@@ -44,13 +44,13 @@ def build_trainer(
     positions_N3: Tensor | None,
     private: PrivateRun | None,
 ) -> Trainer:
-    """positions_N3: of the patches, for a flow. private: of a private variant; None for others.
+    """positions_N3: of the patches, for a flow and a GAN that is given labels. private: of a private variant.
 
     Restores the moving average of a resumed run.
     """
     world, variant, settings = session.world, session.config.variant, session.config.train
     generator, phases = engines["generator"].module, Phases(world.device)
-    noise = NoiseSampler(settings.seed, settings.batch_size, variant.latent_size, batch.slice_of(world.rank))
+    noise = NoiseSampler(settings.seed, settings.batch_size, generator.latent_size, batch.slice_of(world.rank))
     decay = [LinearDecay(engines, schedule, variant.final_learning_rate)] if variant.final_learning_rate < 1 else []
     average = resumed_average(generator, variant.ema_decay, session.run_dir, schedule.start)
     private_parts = [] if private is None else [private]

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from vesselgan.config.compose import Command, config_hash
+from vesselgan.config.flow import knows_place
 from vesselgan.config.schema import Plan, TrainGan
 from vesselgan.core.errors import UsageError
 from vesselgan.data.positions import positions_and_extent_of
@@ -63,9 +64,10 @@ def schedule_of(config: TrainGan | Plan, num_patches: int) -> Schedule:
 
 def check_places(config: TrainGan) -> None:
     """Raises UsageError if patches are turned whose places a network learns."""
-    if config.data.augment and config.variant.flow is not None and config.variant.flow.position:
+    if config.data.augment and knows_place(config.variant):
         raise UsageError(
-            "data.augment=true with variant.flow.position=true: a turned patch is not at its place; set one to false"
+            "data.augment=true with a network that knows a patch's place (variant.flow.position=true or "
+            "variant.condition): a turned patch is not at its place; set data.augment=false"
         )
 
 
@@ -114,10 +116,10 @@ def _training_set(config: TrainGan) -> ShardSet:
 
 
 def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tensor | None:
-    """Of every patch; None for a GAN.
+    """Of every patch; None for a GAN that makes its labels.
 
-    A flow keeps their histogram, also where its weights are another run's. Not a private one: where patches were cut
-    is the patients' own, so its samples come from everywhere alike.
+    The network keeps their histogram, also where its weights are another run's. Not a private one: where patches were
+    cut is the patients' own, so its samples come from everywhere alike.
     """
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):

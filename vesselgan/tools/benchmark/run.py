@@ -34,8 +34,11 @@ def benchmark(config: Benchmark) -> None:
 
     A target of DIRECTORIES writes a directory instead.
     """
-    if config.variant.flow is not None and _needs_critic(config):
-        raise UsageError(f"target={config.target} with variant={config.variant.name}: measures a GAN's step")
+    makes_labels = config.variant.flow is None and config.variant.condition is None
+    if _needs_critic(config) and not makes_labels:
+        raise UsageError(
+            f"target={config.target} with variant={config.variant.name}: measures the step of a GAN that makes labels"
+        )
     if config.target in DIRECTORIES:
         DIRECTORIES[config.target](config)
         return
