@@ -33,6 +33,7 @@ def test_a_preset_fits_or_is_refused(command, preset):
     if command in {
         "demo": WITHOUT_DEMO,
         "demo_flow": WITHOUT_DEMO,
+        "demo_gan_label": WITHOUT_DEMO,
         "hours": WITHOUT_DEMO,
         "preprocessed": {*WITH_PRESET} - {*NIFTI_COMMANDS},
     }.get(preset, set()):

@@ -26,10 +26,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def write_run(write_checkpoint):
-    """Writes a run directory with one checkpoint of a flow that never learned, and returns it."""
+    """Writes a run directory with one checkpoint of a generator that never learned, and returns it."""
 
     def write(run_dir: Path, variant: str = "flow_label") -> Path:
-        words = [f"variant={variant}", "variant.width=8", "variant.flow.num_steps=2", f"work_dir={run_dir}"]
+        words = [f"variant={variant}", "variant.width=8", f"work_dir={run_dir}"]
+        words += ["variant.flow.num_steps=2"] if variant.startswith("flow") else []
         config = compose.compose("train_gan", words)
         networks = build_networks(config.variant, (16, 16, 16))
         init_networks(networks, 1)
@@ -56,11 +57,12 @@ def content(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*.nii.gz")}
 
 
-def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, write_run):
+@pytest.mark.parametrize("variant", ["flow_label", "gan_label"])
+def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, variant, write_run):
     from data_prep.check import check
     from data_prep.mpi import MpiWorld
 
-    out = heads(write_run(tmp_path / "run"), tmp_path / "heads")
+    out = heads(write_run(tmp_path / "run", variant), tmp_path / "heads")
     assert "synthetic heads: seams" in capsys.readouterr().out
     words = ["data=pairs", f"data.root={out}", f"work_dir={tmp_path}", "data.name=heads"]
     words += [f"data.prepare.{word}" for word in ("patch_shape=[16,16,16]", "split.validation=0", "split.test=0")]

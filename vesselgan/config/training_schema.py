@@ -75,7 +75,7 @@ class Variant:
         metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
     )
     """Generator channels at the start, critic channels at the end (paper: 512, complex 1024); a flow's at the top, and
-    those of a GAN that is given labels, whose critic has four times as many at its end."""
+    those of a GAN that is given labels, whose critic has twice as many at its end."""
     latent_size: int = field(metadata=POSITIVE | OF_LATENTS)
     """Values of the noise that a sample is made from (a GAN that makes its labels)."""
     critic_norm: str | None = field(metadata=one_of("instance", "spectral") | OF_GAN)

@@ -70,13 +70,13 @@ class Linear(nn.Linear):
 
 
 def transposed_convolution(
-    x_NIXYZ: Tensor, weight_IOXYZ: Tensor, bias: Tensor | None = None, *, output_padding: int = 0
+    x_NIXYZ: Tensor, weight_IOXYZ: Tensor, bias: Tensor | None = None, *, stride: int = 2, output_padding: int = 0
 ) -> Tensor:
-    """Transposed convolution of stride 2 and padding 1, computed in `compute_dtype`."""
+    """Transposed convolution of padding 1, computed in `compute_dtype`."""
     dtype = compute_dtype(x_NIXYZ)
     bias = None if bias is None else bias.to(dtype)
     x, weight = channels_last_on_gpu(x_NIXYZ.to(dtype)), channels_last_on_gpu(weight_IOXYZ.to(dtype))
-    y = F.conv_transpose3d(x, weight, bias, stride=2, padding=1, output_padding=output_padding)
+    y = F.conv_transpose3d(x, weight, bias, stride=stride, padding=1, output_padding=output_padding)
     return y.to(x_NIXYZ.dtype)
 
 

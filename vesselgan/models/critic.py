@@ -32,19 +32,26 @@ NEGATIVE_SLOPE = 0.2
 class Critic(nn.Module):
     """Four convolutions of stride 2 with leaky ReLU, then a linear score (layers of the authors' released code).
 
-    Channels num_channels, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and
-    shift after every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
+    Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift after
+    every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
+    With `is_fine`, not the paper's: one more convolution first, at full resolution, since image and given label agree
+    to the voxel; channels num_channels, width / 4, width / 2, and width three times.
     """
 
-    def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str, num_channels: int = 2) -> None:
+    def __init__(
+        self, patch_shape: tuple[int, int, int], width: int, norm: str, *, num_channels: int = 2, is_fine: bool = False
+    ) -> None:
         super().__init__()
         self.num_channels = num_channels
         if norm not in NORMS:
             raise UsageError(f"variant.critic_norm={norm}: choose one of {', '.join(NORMS)}")
         check_patch_shape(patch_shape, norm)
         check_width(width)
-        channels = [num_channels, width // 8, width // 4, width // 2, width]
-        convolutions = [Conv3d(i, o, kernel_size=3, stride=2, padding=1) for i, o in pairwise(channels)]
+        channels, strides = [num_channels, width // 8, width // 4, width // 2, width], [2, 2, 2, 2]
+        if is_fine:
+            channels, strides = [num_channels, width // 4, width // 2, width, width, width], [1, *strides]
+        layers = zip(pairwise(channels), strides, strict=True)
+        convolutions = [Conv3d(i, o, kernel_size=3, stride=stride, padding=1) for (i, o), stride in layers]
         for convolution in convolutions:
             if norm == "instance":
                 freeze_bias(convolution)
@@ -86,7 +93,8 @@ class Critic(nn.Module):
                 x_NCXYZ = self.activation(activations[-1])
         weight_1CXYZ = (self.score.weight.to(at_least_float32(x_NCXYZ.dtype)) * scale).view(1, *x_NCXYZ.shape[1:])
         gradient_NCXYZ = weight_1CXYZ.to(x_NCXYZ.dtype).expand_as(x_NCXYZ)
-        for x_NCXYZ, weight in zip(reversed(activations), reversed(weights), strict=True):
+        for convolution, weight, x_NCXYZ in reversed(list(zip(convolutions, weights, activations, strict=True))):
+            stride = convolution.stride[0]
             gradient_NCXYZ = torch.ops.aten.leaky_relu_backward(gradient_NCXYZ, x_NCXYZ, NEGATIVE_SLOPE, False)
-            gradient_NCXYZ = transposed_convolution(gradient_NCXYZ, weight, output_padding=1)
+            gradient_NCXYZ = transposed_convolution(gradient_NCXYZ, weight, stride=stride, output_padding=stride - 1)
         return gradient_NCXYZ

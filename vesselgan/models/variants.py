@@ -14,7 +14,7 @@ LABEL, TISSUE = "label", "tissue map"
 GIVEN: dict[str | None, tuple[str, ...]] = {None: (), "label": (LABEL,), "anatomy": (LABEL, TISSUE)}
 """variant.condition -> the channels of a patch that a generator is given."""
 
-CRITIC_WIDTHS = 4
+CRITIC_WIDTHS = 2
 """Channels at a critic's end over those at the top of the generator, a flow's U-Net, where labels are given."""
 
 
@@ -35,9 +35,11 @@ def build_networks(variant: Settings, patch_shape: Sequence[int]) -> dict[str, n
     if variant.critic_norm is None:
         return {"generator": build_generator(variant, patch_shape)}
     x, y, z = patch_shape
-    num_channels = 1 + max(1, len(GIVEN[variant.condition]))
-    width = variant.width if variant.condition is None else CRITIC_WIDTHS * variant.width
-    critic = Critic((x, y, z), width, variant.critic_norm, num_channels)
+    if variant.condition is None:
+        critic = Critic((x, y, z), variant.width, variant.critic_norm)
+    else:
+        width, num_channels = CRITIC_WIDTHS * variant.width, 1 + len(GIVEN[variant.condition])
+        critic = Critic((x, y, z), width, variant.critic_norm, num_channels=num_channels, is_fine=True)
     return {"critic": critic, "generator": build_generator(variant, patch_shape)}
 
 

@@ -77,8 +77,8 @@ def _check_heads(trained: TrainedGenerator, shape: Sequence[int], spacing_mm: Se
     network = trained.network
     if not isinstance(network, FlowGenerator) or not network.num_given or not network.has_position:
         raise UsageError(
-            f"run={trained.run}: whole heads need a flow that is given the label and knows the place: train one with "
-            "variant=flow_label"
+            f"run={trained.run}: whole heads need a network that is given the label and knows the place: train "
+            "one with variant=flow_label or gan_label"
         )
     check_grid(shape, spacing_mm)
     if any(side < patch for side, patch in zip(shape, network.patch_shape, strict=True)):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vesselgan.config.schema import Variant
 from vesselgan.models.critic import Critic
-from vesselgan.models.variants import GIVEN, build_networks
+from vesselgan.models.variants import build_networks
 
 
 def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -17,24 +17,21 @@ def describe(variant: Variant, patch_shape: tuple[int, int, int]) -> dict[str, A
     convolutions also have their kernel, stride and whether their weight is spectrally normalised.
     """
     with torch.device("meta"):
-        networks: dict[str, Any] = {**build_networks(variant, patch_shape)}
-        generator, critic = networks["generator"], networks["critic"]
-        num_given = len(GIVEN[variant.condition])
-        given = (torch.empty(1, num_given, *patch_shape), torch.empty(1, 3)) if num_given else ()
+        networks = build_networks(variant, patch_shape)
         return {
-            "generator": _describe_network(generator, torch.empty(1, generator.latent_size), *given),
-            "critic": _describe_network(critic, torch.empty(1, critic.num_channels, *patch_shape)),
+            "generator": _describe_network(networks["generator"], torch.empty(1, variant.latent_size)),
+            "critic": _describe_network(networks["critic"], torch.empty(1, 2, *patch_shape)),
         }
 
 
 @torch.no_grad()
-def _describe_network(network: Any, batch: Tensor, *given: Tensor) -> dict[str, Any]:
+def _describe_network(network: nn.Module, batch: Tensor) -> dict[str, Any]:
     layers: list[dict[str, Any]] = []
     for module in [module for module in network.modules() if _is_layer(module)]:
         module.register_forward_hook(
             lambda layer, _, output: layers.append(_describe_layer(layer, tuple(output.shape[1:])))
         )
-    output = network.eval()(batch, *given)
+    output = network.eval()(batch)
     if isinstance(network, Critic):  # its last layer is applied in float32, not called
         layers.append(_describe_layer(network.score, (1,)))
     num_parameters = sum(parameter.numel() for parameter in network.parameters())

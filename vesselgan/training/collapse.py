@@ -3,6 +3,7 @@
 Shapes: N samples, C channel (0 image in [-1, 1], 1 vessel label), X Y Z voxels, F features
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +96,10 @@ class CollapseMonitor:
 
 def critic_metrics(metrics: dict[str, float]) -> dict[str, float]:
     """The warning of a flat critic, one without gradient or score gap; nothing if every step was skipped."""
-    if "gp/grad_norm" not in metrics:
+    if "loss/wasserstein" not in metrics:
         return {}
-    is_flat = metrics["gp/grad_norm"] < MIN_GRAD_NORM or abs(metrics["loss/wasserstein"]) < MIN_SCORE_GAP
+    has_no_gradient = metrics.get("gp/grad_norm", math.inf) < MIN_GRAD_NORM
+    is_flat = has_no_gradient or abs(metrics["loss/wasserstein"]) < MIN_SCORE_GAP
     return {"warning/flat_critic": float(is_flat)}
 
 
@@ -112,7 +114,7 @@ def warning_lines(metrics: dict[str, float]) -> list[str]:
         )
     if metrics.get("warning/flat_critic"):
         lines.append(
-            f"warning: flat critic: gradient norm {metrics['gp/grad_norm']:.3g}, score gap "
+            f"warning: flat critic: gradient norm {metrics.get('gp/grad_norm', math.nan):.3g}, score gap "
             f"{metrics['loss/wasserstein']:.3g}; the generator learns nothing from it: try a lower learning rate of "
             "the critic, or bf16 in place of fp16 where gp/zero_fraction is above 0"
         )

@@ -96,7 +96,7 @@ def _run(session: Session) -> None:
     session.log.hparams(config, metrics=HPARAMS_METRICS)
     if not schedule.start:
         log_real_images(session.log, shards, scaling=config.data.scaling, label_threshold=config.data.label_threshold)
-    if world.is_main and "critic" in engines:
+    if world.is_main and "critic" in engines and config.variant.condition is None:  # the paper's networks, a chain each
         RunDir(run_dir).write_architecture(architecture.describe(config.variant, shards.patch_shape))
     with explaining_out_of_memory(estimate):
         steps = trainer.train()
