@@ -74,5 +74,6 @@ def test_a_critic_without_slope_or_gap_is_told():
         found = critic_metrics(values)
         assert found == {"warning/flat_critic": 1.0}
         assert len(warning_lines(values | found)) == 1
+    assert warning_lines({"loss/wasserstein": 0.0} | critic_metrics({"loss/wasserstein": 0.0}))  # without a penalty
     # Every step of the interval was skipped: nothing is known.
     assert critic_metrics({"amp/critic_skipped": 1.0}) == {}
