@@ -26,8 +26,8 @@ from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark.pipeline import Pipeline
 from vesselgan.viz import plots
 
-PROBE_STEPS, READINGS = 30, 6
-"""A short training, from whose log the seconds of a step are read, without the first reading."""
+PROBE_STEPS, READINGS, TURNS = 30, 6, 3
+"""Short trainings, each recipe's in turn, from whose logs the seconds of a step are read, without the first reading."""
 SPLIT = "validation"
 
 
@@ -57,9 +57,12 @@ class _Recipes:
         rows += [self._kept({"source": "real", "seed": seed}, partial(self._real, seed, False)) for seed in seeds]
         shuffled = partial(self._real, config.seed, True)
         rows.append(self._kept({"source": "real, labels shuffled", "seed": config.seed}, shuffled))
+        turns = [{recipe: self._probe(recipe, turn) for recipe in config.recipes} for turn in range(TURNS)]
+        step_s = {recipe: statistics.median(turn[recipe] for turn in turns) for recipe in config.recipes}
         return rows + [
             self._kept(
-                {"source": recipe, "seconds": seconds, "seed": seed}, partial(self._trained, recipe, seconds, seed)
+                {"source": recipe, "seconds": seconds, "seed": seed},
+                partial(self._trained, recipe, max(1, round(seconds / step_s[recipe])), step_s[recipe], seed),
             )
             for recipe in config.recipes
             for seconds in config.seconds
@@ -78,25 +81,28 @@ class _Recipes:
         words = (f"unet.seed={seed}", f"data.shuffle_labels={str(is_shuffled).lower()}")
         return self._pipeline.dice_of_unet(name, SPLIT, "data.source=real", *words)
 
-    def _trained(self, recipe: str, seconds: float, seed: int, name: str) -> dict[str, Any]:
-        probe = self._kept({"probe": recipe}, partial(self._probe, recipe))
-        run_dir, steps = self.out / name, max(1, round(seconds / probe["step_s"]))
-        used = steps * self._step_s(run_dir, steps, *shlex.split(recipe), f"train.seed={seed}")
+    def _trained(self, recipe: str, steps: int, step_s: float, seed: int, name: str) -> dict[str, Any]:
+        run_dir = self.out / name
+        self._train(run_dir, steps, *shlex.split(recipe), f"train.seed={seed}")
         sampling = self._pipeline.launch("generate", f"run={run_dir}", f"num_patches={self.config.num_samples}")
         learn = ("data.source=synthetic", f"synthetic={RunDir(run_dir).synthetic}", f"unet.seed={seed}")
         scores = self._pipeline.dice_of_unet(f"of-{name}", SPLIT, *learn)
-        return {"steps": steps, "device_s": used, "sampling_s": sampling, **scores}
+        return {"steps": steps, "device_s": steps * step_s, "sampling_s": sampling, **scores}
 
-    def _probe(self, recipe: str, name: str) -> dict[str, Any]:
-        words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
-        return {"step_s": self._step_s(self.out / name, PROBE_STEPS, *words)}
+    def _probe(self, recipe: str, turn: int) -> float:
+        """The median seconds of a step, by the run's own log."""
 
-    def _step_s(self, run_dir: Path, steps: int, *words: str) -> float:
-        """Trains; the median seconds of a step, by the run's own log."""
+        def measure(name: str) -> dict[str, Any]:
+            words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
+            self._train(self.out / name, PROBE_STEPS, *words)
+            rows = RunDir(self.out / name).metrics()
+            return {"step_s": statistics.median(row["time/step_ms"] for row in rows[1:]) / 1e3}
+
+        return self._kept({"probe": recipe, "turn": turn}, measure)["step_s"]
+
+    def _train(self, run_dir: Path, steps: int, *words: str) -> None:
         words = (*words, f"train.max_steps={steps}", f"train.log_every={max(1, steps // READINGS)}")
         self._pipeline.launch("train_gan", "--run_dir", str(run_dir), *words, *self._pipeline.data)
-        rows = RunDir(run_dir).metrics()
-        return statistics.median(row["time/step_ms"] for row in rows[1:] or rows) / 1e3
 
     def _kept(self, facts: dict[str, Any], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """The row of `measure`, made once for these facts, cohort and number of samples; its name stands for all."""
