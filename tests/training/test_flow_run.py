@@ -182,6 +182,8 @@ def test_a_gans_fakes_have_the_batchs_labels():
     generator_step(*engines.values(), noise, 0, batch=batch)
     assert torch.equal(seen[0], real) and len(seen) == 3
     assert all(torch.equal(fake[:, 1:], real[:, 1:]) and not torch.equal(fake[:, :1], real[:, :1]) for fake in seen[1:])
+    # Within the margins the hinge loss is 2 - (mean real score - mean fake score); there is no penalty.
+    torch.testing.assert_close(metrics["loss/critic"], 2 - metrics["loss/wasserstein"], rtol=0, atol=1e-6)
     assert "loss/gradient_penalty" not in metrics
 
 
