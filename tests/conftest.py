@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -125,23 +126,45 @@ def world(afresh: Callable[[], None]) -> Any:
     return distributed.start("cpu")
 
 
+def write_shards(
+    folder: Path, records: list[Any], *, files: int = 1, subjects: dict[str, dict[str, Any]] | None = None, **facts: Any
+) -> Path:
+    """A set of the records in `files` shards; subjects: what the manifest says of one beside its place."""
+    import numpy as np
+
+    from vesselgan.formats.shards import write_manifest, write_shard
+
+    origin = "real" if records[0].score_XYZ is None else "synthetic"
+    how = {"patch_shape": records[0].image_XYZ.shape, "origin": origin}
+    infos = [write_shard(folder / f"shard-{k}.h5", records[k::files], **how) for k in range(files)]
+    spacing_mm = facts.get("spacing_mm", (1.0, 1.0, 1.0))
+    place = {"spacing_mm": list(spacing_mm), "affine": np.diag([*spacing_mm, 1.0]).tolist()}
+    entries = {record.subject: place | (subjects or {}).get(record.subject, {}) for record in records}
+    facts = {"spacing_mm": spacing_mm, "percentiles": (0.0, 99.99), "extra": {}} | facts
+    write_manifest(folder, shards=infos, subjects=entries, **how, **facts)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def write_checkpoint() -> Callable[..., None]:
-    """Writes a run directory with one checkpoint: its configuration, tensors by file, the patches' manifest."""
+    """Writes a run directory with one checkpoint: its configuration, tensors by file, the patches' manifest, more."""
 
-    def write(run_dir: Path, config: Any, files: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> None:
+    def write(
+        run_dir: Path, config: Any, files: dict[str, Any], manifest: Any = None, *, number: int = 1, **state: Any
+    ) -> None:
         from safetensors.torch import save_file
 
         from vesselgan.config import compose
         from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 
-        folder = run_dir / "checkpoints" / "step_00000001"
+        folder = run_dir / "checkpoints" / f"step_{number:08d}"
         folder.mkdir(parents=True)
         (run_dir / "config.yaml").write_text(compose.to_yaml(config))
         for name, tensors in files.items():
             save_file(tensors, folder / f"{name}.safetensors")
-        state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
-        (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
+        state = {"step": 1, "manifest": manifest} | state
+        content = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False, "state": state}
+        (folder / "state.json").write_text(json.dumps(content))
         entries = {
             path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
             for path in folder.iterdir()
@@ -149,6 +172,23 @@ def write_checkpoint() -> Callable[..., None]:
         (folder / "manifest.json").write_text(json.dumps(entries))
 
     return write
+
+
+@pytest.fixture
+def refuse_folders(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From its call on, fsync of a folder fails with this errno, of a file it does not."""
+
+    def refuse(number: int) -> None:
+        fsync = os.fsync
+
+        def of_files(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", of_files)
+
+    return refuse
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record
+
+from ..conftest import write_shards
 
 SHAPE = (16, 16, 16)
 SPACING_MM = (0.5, 0.5, 0.8)
@@ -45,13 +47,8 @@ def write_set() -> WriteSet:
             tissue = None if origin == "synthetic" else np.full_like(label, place % 3)
             subject = subjects[place % len(subjects)]
             records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score, tissue))
-        how = {"patch_shape": image.shape, "origin": origin}
-        info = write_shard(folder / "shard-0.h5", records, **how)
-        places = {s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects}
         extra = {"run": "tiny", "threshold": 0.3} if origin == "synthetic" else {}
-        facts = {"subjects": places, "spacing_mm": SPACING_MM, "percentiles": (0.0, 99.99), "extra": extra}
-        write_manifest(folder, shards=[info], **how, **facts)
-        return folder
+        return write_shards(folder, records, spacing_mm=SPACING_MM, extra=extra)
 
     return write
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet
 from vesselgan.metrics import nearest_neighbours
+
+from ..conftest import write_shards
 
 
 def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
@@ -17,13 +19,7 @@ def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
         Record(image.astype(np.float32), np.zeros(shape, np.uint8), f"sub-{i % 2}", (0, 0, 0), "grid", (0.0, 9.0), 0)
         for i, image in enumerate(images)
     ]
-    info = write_shard(folder / "shard.h5", records, patch_shape=shape, origin="real")
-    place = {"spacing_mm": [1.0, 1.0, 1.0], "affine": np.eye(4).tolist()}
-    write_manifest(
-        folder, shards=[info], patch_shape=shape, origin="real", subjects={"sub-0": place, "sub-1": place},
-        spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.99), extra={},
-    )  # fmt: skip
-    return ShardSet(folder)
+    return ShardSet(write_shards(folder, records))
 
 
 def noise(count: int, shape: tuple[int, ...] = (6, 6, 4), seed: int = 0) -> list[np.ndarray]:

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats import shards
+from vesselgan.formats.shards import Record
 from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
 from vesselgan.viz import plots
+
+from ..conftest import write_shards
 
 SHAPE = (16, 16, 16)
 SPACING_MM = (0.5, 0.5, 0.8)
@@ -28,32 +30,13 @@ def make_patch(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: list[int]) -> None:
     """Shards whose record i is make_patch(patches[i]) of subjects[i % len(subjects)]."""
-    records = []
+    records, kind = [], "vessel" if origin == "real" else "synthetic"
     for i, seed in enumerate(patches):
         image, label = make_patch(seed)
-        records.append(
-            shards.Record(
-                image_XYZ=image,
-                label_XYZ=label,
-                subject=subjects[i % len(subjects)],
-                corner=(0, 0, 0),
-                kind="vessel" if origin == "real" else "synthetic",
-                limits=(0.0, 900.0),
-                num_clipped=0,
-                score_XYZ=None if origin == "real" else (0.8 * label).astype(np.float16),
-            )
-        )
-    info = shards.write_shard(folder / "shard_000.h5", records, patch_shape=SHAPE, origin=origin)
-    shards.write_manifest(
-        folder,
-        shards=[info],
-        patch_shape=SHAPE,
-        origin=origin,
-        subjects={s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects},
-        spacing_mm=SPACING_MM,
-        percentiles=(0.0, 99.99) if origin == "real" else None,
-        extra={},
-    )
+        score = None if origin == "real" else (0.8 * label).astype(np.float16)
+        records.append(Record(image, label, subjects[i % len(subjects)], (0, 0, 0), kind, (0.0, 900.0), 0, score))
+    percentiles = (0.0, 99.99) if origin == "real" else None
+    write_shards(folder, records, spacing_mm=SPACING_MM, percentiles=percentiles)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import stat
 import time
 from pathlib import Path
 
@@ -196,16 +195,9 @@ def test_a_full_disk_leaves_the_earlier_whole(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_folder_need_not_be_synced(saved, tmp_path, monkeypatch, number):
-    fsync = os.fsync
-
-    def refuse(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        fsync(descriptor)
-
+def test_a_folder_need_not_be_synced(saved, tmp_path, refuse_folders, number):
     saved(1)
-    monkeypatch.setattr(os, "fsync", refuse)
+    refuse_folders(number)
     if number == errno.EIO:  # a disk that fails is another matter
         with pytest.raises(ResourceError):
             saved(2)

@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record
+
+from ..conftest import write_shards
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # Virtual nodes share one host, so everything that is usually a node's has a name of its own (%n). cred_expire: else a
@@ -247,16 +249,5 @@ def slurm_work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for i in range(24)
     ]
-    shard = write_shard(folder / "shard_0000.h5", records, patch_shape=PATCH_SHAPE, origin="real")
-    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.diag([1.0, 1.0, 1.5, 1.0]).tolist()}
-    write_manifest(
-        folder,
-        shards=[shard],
-        patch_shape=PATCH_SHAPE,
-        origin="real",
-        subjects={record.subject: geometry for record in records},
-        spacing_mm=(1.0, 1.0, 1.5),
-        percentiles=(0.0, 99.99),
-        extra={},
-    )
+    write_shards(folder, records, spacing_mm=(1.0, 1.0, 1.5))
     return work

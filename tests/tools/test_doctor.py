@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import socket
-import stat
 import time
 from pathlib import Path
 
@@ -117,28 +116,16 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_folder_without_fsync_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    refuse_folders(monkeypatch, number)
+def test_a_folder_without_fsync_is_a_note(tmp_path, refuse_folders, number):
+    refuse_folders(number)
     checks = {check.name: check.status for check in doctor.check_disk(tmp_path, 0.0)}
     assert (checks["rename"], checks["write"]) == (NOTE, OK)
 
 
-def test_what_a_save_cannot_do_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_folders(monkeypatch, errno.EIO)
+def test_what_a_save_cannot_do_is_bad(tmp_path, refuse_folders):
+    refuse_folders(errno.EIO)
     assert doctor.check_disk(tmp_path, 0.0)[-1].status == BAD
     assert list(tmp_path.iterdir()) == []
-
-
-def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """fsync of a folder fails with `number`, of a file it does not."""
-    fsync = os.fsync
-
-    def refuse(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", refuse)
 
 
 def test_half_on_a_cpu_is_emulated_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
