@@ -14,8 +14,6 @@ from vesselgan.core import atomic_io as files
 from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.shards import ShardSet, verify
 
-from .conftest import Command, MakeCohort
-
 
 class SmallDisk(io.FileIO):
     """A file on a disk that all of them fill together."""
@@ -34,9 +32,7 @@ def fill_disk_after(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
     monkeypatch.setattr(files, "open", lambda p, mode, **_: SmallDisk(p, mode.replace("b", "")), raising=False)
 
 
-def test_a_full_disk_ends_building_with_exit_6(
-    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_building_with_exit_6(cohort, command, tmp_path, monkeypatch):
     cohort(4)
     shards = tmp_path / "work/phantom/shards"
     # the GAN's 34 pairs of 8 KiB fit, the U-Net's 42 after them do not
@@ -52,9 +48,7 @@ def test_a_full_disk_ends_building_with_exit_6(
     assert verify(shards / "gan/train") == verify(shards / "unet/train") == []
 
 
-def test_a_full_disk_ends_preprocessing_with_exit_6(
-    cohort: MakeCohort, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_preprocessing_with_exit_6(cohort, command, tmp_path, monkeypatch):
     cohort(4)
     out, words = tmp_path / "work/phantom/preprocessed", ("preprocess.denoise=false", "preprocess.bias=false")
     with monkeypatch.context() as patched:
@@ -66,7 +60,7 @@ def test_a_full_disk_ends_preprocessing_with_exit_6(
     assert command(*words, module=preprocess).code == 0
 
 
-def test_a_constant_patch_is_minus_1(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+def test_a_constant_patch_is_minus_1(cohort, command, tmp_path):
     root = Path(cohort(4).root)
     for path in root.glob("*/image.nii.gz"):
         image = nib.load(path)

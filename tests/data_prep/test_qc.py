@@ -13,7 +13,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
 
-from .conftest import ALONE, MakeCohort
+from .conftest import ALONE
 
 
 def page_of(data: PreparedData) -> str:
@@ -33,7 +33,7 @@ def headings(page: str) -> list[str]:
     return re.findall(r"<h2>([^<]*)</h2>", page)
 
 
-def test_what_is_broken_or_unusual_comes_first(cohort: MakeCohort) -> None:
+def test_what_is_broken_or_unusual_comes_first(cohort):
     data = cohort(8)
     root = Path(data.root)
     replace_voxels(root / "sub-07" / "vessel.nii.gz", lambda a: np.roll(a, 9, axis=1))  # no longer on the vessel
@@ -47,7 +47,7 @@ def test_what_is_broken_or_unusual_comes_first(cohort: MakeCohort) -> None:
     assert "<img" not in parts["sub-03"] and "vessel share" in parts["sub-05"]
 
 
-def test_the_page_fetches_nothing(cohort: MakeCohort) -> None:
+def test_the_page_fetches_nothing(cohort):
     page = page_of(cohort(3))
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 9 and all(value.startswith("data:image/png;base64,") for value in sources)
@@ -55,14 +55,14 @@ def test_the_page_fetches_nothing(cohort: MakeCohort) -> None:
     assert "default-src 'none'" in page
 
 
-def test_patients_are_announced_and_phantoms_are_not(cohort: MakeCohort) -> None:
+def test_patients_are_announced_and_phantoms_are_not(cohort):
     data = cohort(2)
     assert "This page shows patient data" in page_of(data)
     (Path(data.root) / PHANTOM_SETTINGS).write_text("{}")
     assert "patient data" not in page_of(data)
 
 
-def test_names_are_escaped_and_paths_left_out(cohort: MakeCohort) -> None:
+def test_names_are_escaped_and_paths_left_out(cohort):
     data = cohort(2)
     evil = "sub-<img src=x onerror=alert(1)>&'"
     (Path(data.root) / "sub-02").rename(Path(data.root) / evil)
@@ -73,9 +73,7 @@ def test_names_are_escaped_and_paths_left_out(cohort: MakeCohort) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["{}/./nifti", "{}//nifti", "{}/nifti/"])
-def test_a_pseudonymous_page_holds_no_path(
-    cohort: MakeCohort, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: str
-) -> None:
+def test_a_pseudonymous_page_holds_no_path(cohort, tmp_path, capsys, spelling):
     data = cohort(4)
     root = Path(data.root)
     (tmp_path / "key").write_text("a secret of some length")
@@ -89,7 +87,7 @@ def test_a_pseudonymous_page_holds_no_path(
         assert "sub-0" not in text and str(root) not in text
 
 
-def test_contrast_and_histograms_are_those_by_hand() -> None:
+def test_contrast_and_histograms_are_those_by_hand():
     image, label = np.full((20, 20, 20), 100, np.float32), np.zeros((20, 20, 20), np.uint8)
     label[8:12, 8:12, 8:12] = 1
     image[label == 1] = 300
@@ -99,7 +97,7 @@ def test_contrast_and_histograms_are_those_by_hand() -> None:
     assert seen.vessel_histogram[48] == 1.0
 
 
-def test_outliers_are_found_in_large_cohorts_alone() -> None:
+def test_outliers_are_found_in_large_cohorts_alone():
     numbers = [{"share": value} for value in (1.0, 1.1, 0.9, 1.05, 0.95, 3.0)]
     found = qc.find_outliers(numbers)
     # median 1.025, deviations .025 .075 .125 .025 .075 1.975: their median .075, so 1.975 / (1.4826 * .075) = 17.8

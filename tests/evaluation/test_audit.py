@@ -109,7 +109,7 @@ def planted(result: dict) -> dict[str, dict]:
 
 
 @pytest.mark.soak
-def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFixture):
+def test_new_patches_pass(road, write_set, capsys):
     made = write_synthetic(road, write_set, range(20_000, 20_000 + ENOUGH), make_patch)
     result = run(road, FEATURES)
     assert (result["job"], result["name"], result["verdict"], result["reasons"]) == ("audit", "tiny", "pass", [])
@@ -131,7 +131,7 @@ def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFi
     assert "distance of image" in said and f"{ENOUGH} synthetic patches" in said and "pass: nothing was found" in said
 
 
-def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
+def test_a_replaying_generator_fails(few_held_out, write_set):
     write_synthetic(few_held_out, write_set, range(96), replay)
     result = run(few_held_out, RECORD, FEATURES)
     assert result["extractor"]["title"] == RANDOM_TITLE
@@ -143,14 +143,14 @@ def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
     assert all(pair["synthetic"] % NUM_TRAINING == pair["training"] for pair in result["spaces"]["image"]["nearest"])
 
 
-def test_an_exact_copy_fails_alone(few_held_out: Path, write_set: Write):
+def test_an_exact_copy_fails_alone(few_held_out, write_set):
     write_synthetic(few_held_out, write_set, [7, *range(20_000, 20_050)], make_patch)
     result = run(few_held_out, RECORD)
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 1)
     assert "1 of 51" in result["reasons"][0]
 
 
-def test_replayed_labels_alone_fail(few_held_out: Path, write_set: Write):
+def test_replayed_labels_alone_fail(few_held_out, write_set):
     write_synthetic(few_held_out, write_set, range(96), replay_label)
     result = run(few_held_out, RECORD)
     assert result["verdict"] == "fail" and result["spaces"]["image"]["copies"]["below"] < 10
@@ -158,7 +158,7 @@ def test_replayed_labels_alone_fail(few_held_out: Path, write_set: Write):
     assert result["spaces"]["centreline"]["copies"]["chance"] < 1e-3
 
 
-def test_one_percent_of_moved_copies_fails(road: Path, write_set: Write):
+def test_one_percent_of_moved_copies_fails(road, write_set):
     write_synthetic(road, write_set, [*range(10), *range(20_000, 20_990)], mixed)
     result = run(road, RECORD)
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 0)
@@ -168,7 +168,7 @@ def test_one_percent_of_moved_copies_fails(road: Path, write_set: Write):
     assert all(one["share_found"] >= 0.95 and one["planted"] == 100 for one in found.values())
 
 
-def test_few_patches_cannot_conclude(few_held_out: Path, write_set: Write):
+def test_few_patches_cannot_conclude(few_held_out, write_set):
     write_synthetic(few_held_out, write_set, range(20_000, 20_500), make_patch)
     with pytest.raises(PrivacyError, match="cannot conclude"):
         run(few_held_out)
@@ -176,7 +176,7 @@ def test_few_patches_cannot_conclude(few_held_out: Path, write_set: Write):
     assert result["verdict"] == "cannot conclude" and "held-out patches" in result["reasons"][0]
 
 
-def test_five_patients_cannot_conclude(road: Path, write_set: Write):
+def test_five_patients_cannot_conclude(road, write_set):
     replaced(road, "gan/train", write_set, range(30), ["sub-1", "sub-2", "sub-3"])
     replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE[:2])
     write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
@@ -185,13 +185,13 @@ def test_five_patients_cannot_conclude(road: Path, write_set: Write):
     assert result["spaces"]["image"]["attacks"]["distance"]["sample"]["auc"]["interval"] is None
 
 
-def test_one_held_out_patient_cannot_conclude(road: Path, write_set: Write):
+def test_one_held_out_patient_cannot_conclude(road, write_set):
     replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE[:1])
     write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
     assert run(road, RECORD)["verdict"] == "cannot conclude"
 
 
-def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write_set: Write):
+def test_sets_that_leave_together_are_audited_together(few_held_out, write_set):
     made = write_synthetic(few_held_out, write_set, range(20_000, 20_050), make_patch)
     names = [f"synthetic-{i}" for i in range(40)]
     copied = few_held_out / "copied"
@@ -203,7 +203,7 @@ def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write
     assert result["inputs"]["synthetic shards"] == [content_hash(made), content_hash(copied)]
 
 
-def test_equal_labels_cannot_be_told(few_held_out: Path, write_set: Write):
+def test_equal_labels_cannot_be_told(few_held_out, write_set):
     def make(seed: int) -> Patch:
         """One label for all."""
         return make_patch(seed)[0], make_patch(0)[1]
@@ -218,7 +218,7 @@ def test_equal_labels_cannot_be_told(few_held_out: Path, write_set: Write):
     assert result["spaces"]["label"]["attacks"]["distance"]["p_holm"] > 0.05
 
 
-def test_air_and_empty_labels_cannot_conclude(few_held_out: Path, write_set: Write):
+def test_air_and_empty_labels_cannot_conclude(few_held_out, write_set):
     def make(seed: int) -> Patch:
         return np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.uint8)
 
@@ -227,7 +227,7 @@ def test_air_and_empty_labels_cannot_conclude(few_held_out: Path, write_set: Wri
     assert result["verdict"] == "cannot conclude" and result["spaces"]["image"]["copies"]["synthetic"] == 0
 
 
-def test_a_closed_gate_exits_7_unless_overridden(few_held_out: Path, write_set: Write, capsys: pytest.CaptureFixture):
+def test_a_closed_gate_exits_7_unless_overridden(few_held_out, write_set, capsys):
     write_synthetic(few_held_out, write_set, range(40), replay)
     assert run(few_held_out, RECORD)["override_privacy_gate"] is None
     with pytest.raises(SystemExit) as stopped:
@@ -242,7 +242,7 @@ def test_a_closed_gate_exits_7_unless_overridden(few_held_out: Path, write_set: 
         run(few_held_out, 'override_privacy_gate=" "')
 
 
-def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys: pytest.CaptureFixture):
+def test_what_cannot_be_audited_is_refused(road, write_set, capsys):
     made = write_synthetic(road, write_set, range(20_000, 20_010), make_patch)
     manifest = read_manifest(made)
     facts = {key: getattr(manifest, key) for key in ("shards", "patch_shape", "origin", "subjects", "spacing_mm")}
@@ -268,7 +268,7 @@ def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys:
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
 
 
-def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set: Write):
+def test_a_replaying_generator_links_second_visits(few_held_out, write_set):
     def second_visit(seed: int) -> Patch:
         """A training patch of another day."""
         return move(make_patch(seed), 500 + seed)

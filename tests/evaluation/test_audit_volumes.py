@@ -108,7 +108,7 @@ def run(work: Path, *folders: Path, record: str = "true", extractor: str = "null
     return json.loads(out.read_text())
 
 
-def test_replayed_and_mirrored_heads_fail(work: Path) -> None:
+def test_replayed_and_mirrored_heads_fail(work):
     result = run(work, write_heads(work / "heads", range(10), replay), extractor="random")
     assert (result["verdict"], result["samples"]) == ("fail", "volumes")
     assert result["count"]["training"] == result["count"]["held_out_people"] == NUM_PEOPLE
@@ -122,14 +122,14 @@ def test_replayed_and_mirrored_heads_fail(work: Path) -> None:
     assert "10 synthetic volumes" in result["sentence"]
 
 
-def test_somebodys_tree_below_another_image_fails(work: Path) -> None:
+def test_somebodys_tree_below_another_image_fails(work):
     result = run(work, write_heads(work / "heads", range(10), replay_label))
     assert result["verdict"] == "fail" and result["spaces"]["image"]["copies"]["below"] < 4
     assert result["spaces"]["label"]["copies"]["below"] >= 9
     assert result["spaces"]["centreline"]["copies"]["chance"] < 1e-3
 
 
-def test_one_head_of_the_training_set_fails(work: Path) -> None:
+def test_one_head_of_the_training_set_fails(work):
     heads = write_heads(work / "heads", [3, *range(500, 504)], make_head)
     result = run(work, heads, write_heads(work / "others", range(704, 708), make_head))
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 1)
@@ -137,7 +137,7 @@ def test_one_head_of_the_training_set_fails(work: Path) -> None:
     assert result["inputs"]["synthetic volumes"][0] == SyntheticVolumes(heads).content_hash()
 
 
-def test_nobodys_heads_are_too_few_to_pass(work: Path) -> None:
+def test_nobodys_heads_are_too_few_to_pass(work):
     heads = write_heads(work / "heads", range(500, 512), make_head)
     with pytest.raises(PrivacyError, match="cannot conclude: copies of 1% .* synthetic volumes"):
         run(work, heads, record="false")
@@ -149,14 +149,14 @@ def test_nobodys_heads_are_too_few_to_pass(work: Path) -> None:
         assert auc["interval"][0] < 0.5 < auc["interval"][1]
 
 
-def test_second_visits_lead_through_replayed_heads(work: Path, write_set: Write) -> None:
+def test_second_visits_lead_through_replayed_heads(work, write_set):
     later = write_visits(work / "later", lambda i: replay(2 * NUM_PEOPLE + i), write_set, splits=("test",))
     heads = write_heads(work / "heads", range(12), replay)
     found = run(work, heads, words=[f"second_visits={later}"])["linkage"]["centreline"]
     assert found["patients"] == NUM_PEOPLE == found["linked"] and found["control"] < 6 and found["p"] < 0.01
 
 
-def test_heads_that_cannot_be_audited_are_refused(work: Path, write_set: Write) -> None:
+def test_heads_that_cannot_be_audited_are_refused(work, write_set):
     heads = write_heads(work / "heads", range(500, 502), make_head)
     names = [f"synthetic-{i}" for i in range(4)]
     patches = write_set(work / "patches", range(300, 304), names, origin="synthetic", kind="synthetic")

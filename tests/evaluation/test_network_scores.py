@@ -52,7 +52,7 @@ def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 
-def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]) -> None:
+def test_scores_are_the_critics_own(tmp_path, real, write_run):
     critic = write_run(tmp_path / "run", "sn")["critic"].eval()
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with torch.inference_mode():
@@ -63,9 +63,7 @@ def test_scores_are_the_critics_own(tmp_path: Path, real: ShardSet, write_run: C
 
 
 @pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])
-def test_a_flow_is_judged_by_its_error(
-    tmp_path: Path, real: ShardSet, variant: str, label_error: list[int], write_run: Callable[..., Any]
-) -> None:
+def test_a_flow_is_judged_by_its_error(tmp_path, real, variant, label_error, write_run):
     write_run(tmp_path / "run", variant)
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     scores = network.scores(real, list(range(12)), seed=0)
@@ -76,9 +74,7 @@ def test_a_flow_is_judged_by_its_error(
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_networks_that_cannot_be_attacked_are_refused(
-    tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]
-) -> None:
+def test_networks_that_cannot_be_attacked_are_refused(tmp_path, real, write_run):
     write_run(tmp_path / "run", "sn", scale=float("inf"))
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with pytest.raises(NumericError, match="not finite"):
@@ -92,9 +88,7 @@ def test_networks_that_cannot_be_attacked_are_refused(
         AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
 
 
-def test_an_audit_of_a_run_attacks_its_network(
-    image_road: Path, capsys: pytest.CaptureFixture, write_run: Callable[..., Any]
-) -> None:
+def test_an_audit_of_a_run_attacks_its_network(image_road, capsys, write_run):
     write_run(image_road / "run", "sn")
     words = [f"work_dir={image_road}", f"run={image_road / 'run'}", f"out={image_road}/a.json", "record_only=true"]
     result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))

@@ -31,7 +31,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
+def test_a_copy_is_exact_and_made_once(shards, tmp_path):
     copy, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert seconds is not None and bytes_of(copy) == bytes_of(shards)
     assert verify(copy) == [] and content_hash(copy) == content_hash(shards)
@@ -40,7 +40,7 @@ def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
-def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_filled_in_or_refused(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
     assert local_copy.copy_to_node(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
@@ -50,7 +50,7 @@ def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkey
         local_copy.copy_to_node(shards, "$NODE_DISK")
 
 
-def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> None:
+def test_damaged_shards_leave_no_whole_copy(shards, tmp_path):
     file = shards / "shard-1.h5"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -60,21 +60,21 @@ def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> Non
     assert not list((tmp_path / "node").rglob("manifest.json"))
 
 
-def test_a_truncated_copy_is_made_anew(shards: Path, tmp_path: Path) -> None:
+def test_a_truncated_copy_is_made_anew(shards, tmp_path):
     copy, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     os.truncate(copy / "shard-0.h5", 100)
     again, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert again == copy and seconds is not None and bytes_of(copy) == bytes_of(shards)
 
 
-def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
+def test_other_shards_get_another_copy(shards, tmp_path):
     first, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     write_shards(shards, list(ShardSet(shards))[:3])
     second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
 
 
-def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_disk_is_a_resource_error(shards, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below"):
         local_copy.copy_to_node(shards, str(tmp_path / "file/below"))
@@ -88,7 +88,7 @@ def _copy_and_report(folder: Path, to: str, record: "multiprocessing.Queue[bool]
     record.put(local_copy.copy_to_node(folder, to)[1] is not None)
 
 
-def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:
+def test_of_many_processes_of_a_node_one_copies(shards, tmp_path):
     context = multiprocessing.get_context("fork")
     record = context.Queue()
     processes = [

@@ -254,7 +254,7 @@ def test_a_kill_while_saving_loses_nothing_saved(saved, tmp_path, seed):
     json.loads((tmp_path / "checkpoints" / names(tmp_path)[0] / "manifest.json").read_text())
 
 
-def test_a_checkpoint_lists_its_own_files_alone(saved, tmp_path) -> None:
+def test_a_checkpoint_lists_its_own_files_alone(saved, tmp_path):
     path = saved(1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"../step_00000001/state.json": manifest["state.json"]}))
