@@ -17,7 +17,7 @@ from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, verify
 
-from .conftest import ROOT, build
+from .conftest import ROOT, build, change
 
 NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
 
@@ -104,10 +104,7 @@ def test_a_changed_mask_is_refused(cohort):
     data = cohort(4)
     build(data, "gan")
     path = next(Path(data.root).rglob("*mask*"))
-    mask = nib.load(path)
-    changed_XYZ = np.asarray(mask.dataobj).copy()
-    changed_XYZ[2:4] = 1 - changed_XYZ[2:4]
-    nib.save(nib.Nifti1Image(changed_XYZ, mask.affine), path)
+    change(path, lambda mask: np.where(np.arange(len(mask))[:, None, None] == 2, 1 - mask, mask))
     with pytest.raises(DataError, match="the mask of"):
         build(data, "gan")
 
@@ -194,7 +191,7 @@ def test_changed_inputs_are_refused_by_name(cohort, damage):
     build(data)
     before = identities(data)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
-    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=1), nib.load(path).affine)
+    change(path, lambda label: np.roll(label, 1, axis=1))
     damage(Path(data.cohort_dir) / "cohort.json")
     with pytest.raises(DataError, match="label of sub-02"):
         build(data)
@@ -270,7 +267,7 @@ def test_a_change_between_check_and_cutting_is_noticed(cohort, monkeypatch):
     def resolve_then_change(*arguments: object) -> object:
         resolved = resolve(*arguments)
         for path in Path(data.root).rglob("vessel.nii.gz"):
-            volumes.write_volume(path, 1 - np.asarray(nib.load(path).dataobj), nib.load(path).affine)
+            change(path, lambda label: 1 - label)
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)

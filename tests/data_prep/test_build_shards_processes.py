@@ -25,13 +25,8 @@ def command(data: PreparedData, folder: Path, *, ranks: int = 1) -> list[str]:
     settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key not in ("split", "key_file")}
     settings |= {"data.name": data.name, "data.root": data.root, "data.cohort_dir": str(folder)}
     texts = {key: yaml.safe_dump(value, default_flow_style=True).split("\n")[0] for key, value in settings.items()}
-    return [
-        *python_on_ranks(ranks),
-        "-m",
-        "data_prep.build_shards",
-        "data=phantom",
-        *(f"{key}={text}" for key, text in texts.items()),
-    ]
+    words = [*python_on_ranks(ranks), "-m", "data_prep.build_shards", "data=phantom"]
+    return [*words, *(f"{key}={text}" for key, text in texts.items())]
 
 
 def test_bytes_do_not_depend_on_ranks(cohort, hashes, tmp_path):

@@ -99,22 +99,18 @@ def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
     return run([*python_on_ranks(2), str(script)])
 
 
-def test_one_ranks_error_ends_both(tmp_path):
-    done = on_two_ranks(
-        tmp_path,
-        "def fail(world):\n    if world.rank == 1: raise DataError('sub-7 is broken')\n"
-        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))\n    print('went on')",
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: sub-7 is broken\n")
-
-
-def test_a_rank_without_memory_is_exit_6(tmp_path):
-    done = on_two_ranks(
-        tmp_path,
-        "def fail(world):\n    if world.rank == 1: raise MemoryError('Unable to allocate 8 GiB')\n"
-        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))",
-    )
-    assert done.returncode == 6 and done.stderr.startswith("error: out of memory on rank 1")
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("DataError('sub-7 is broken')", 3, "error: sub-7 is broken\n"),
+        ("MemoryError('Unable to allocate 8 GiB')", 6, "error: out of memory on rank 1"),
+    ],
+)
+def test_one_ranks_error_ends_both(tmp_path, error, code, said):
+    fail = f"def fail(world):\n    if world.rank == 1: raise {error}\n"
+    work = "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))\n    print('went on')"
+    done = on_two_ranks(tmp_path, fail + work)
+    assert (done.returncode, done.stdout) == (code, "") and done.stderr.startswith(said)
 
 
 def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path, monkeypatch):

@@ -17,21 +17,11 @@ from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Prepr
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 
-from .conftest import ALONE, python_on_ranks
+from .conftest import ALONE, change, python_on_ranks
 from .conftest import run as run_command
 
-PLAIN = Preprocessing(
-    denoise=False,
-    denoise_strength=0.6,
-    denoise_patch=3,
-    denoise_distance=2,
-    bias=False,
-    bias_shrink=1,
-    bias_iterations=[5],
-    spacing_mm=None,
-    mask="given",
-    bet_fraction=0.05,
-)
+PLAIN_WORDS = ["data=phantom", "preprocess.denoise=false", "preprocess.bias=false", "preprocess.mask=given"]
+PLAIN = compose("preprocess", PLAIN_WORDS).preprocess
 
 
 def run(data: PreparedData, settings: Preprocessing = PLAIN) -> Path:
@@ -50,8 +40,7 @@ def test_without_steps_volumes_come_out_unchanged(cohort):
     data = cohort(2)
     flipped = np.diag([-0.5, 0.5, 0.7, 1.0])  # left to right: the output keeps the file's own axes
     for name in ("image", "vessel", "brain_mask"):
-        path = Path(data.root) / "sub-01" / f"{name}.nii.gz"
-        nib.save(nib.Nifti1Image(array(path), flipped), path)
+        change(Path(data.root) / "sub-01" / f"{name}.nii.gz", lambda voxels: voxels, flipped)
     out = run(data)
     for subject in ("sub-01", "sub-02"):
         for name in ("image", "vessel", "brain_mask"):
@@ -103,10 +92,9 @@ def test_resampling_keeps_places_in_millimetres(cohort):
 
 def test_vessels_lost_by_resampling_are_warned_of(cohort, capsys):
     data = cohort(2)
-    path = Path(data.root) / "sub-02" / "vessel.nii.gz"
     thin = np.zeros((24, 20, 18), np.uint8)
     thin[10, 4:16, 9] = 1  # 12 voxels of 0.5 x 0.5 x 0.7 mm in a row: 2.1 mm3
-    nib.save(nib.Nifti1Image(thin, nib.load(path).affine), path)
+    change(Path(data.root) / "sub-02" / "vessel.nii.gz", lambda label: thin)
     out = run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 0.7]))
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert line.startswith("warning sub-02") and "-100% (2.1 to 0 mm3)" in line
@@ -151,7 +139,7 @@ def test_a_bias_field_is_flattened(cohort):
         label = np.zeros(shape, np.uint8)
         label[20:24, 20:24, 10:14] = 1
         nib.save(nib.Nifti1Image(label, affine), source / f"{name}.nii.gz")
-    folder = run(data, replace(PLAIN, bias=True, bias_iterations=[20, 20])) / "sub-01"
+    folder = run(data, replace(PLAIN, bias=True, bias_shrink=1, bias_iterations=[20, 20])) / "sub-01"
     corrected = array(folder / "image.nii.gz")
     inside = head > 0
 
@@ -184,7 +172,7 @@ def test_damage_and_changed_inputs_are_repaired_on_request(cohort):
     whole = (out / "sub-01" / "vessel.nii.gz").read_bytes()
     (out / "sub-01" / "vessel.nii.gz").write_bytes(whole[:-9])
     path = Path(data.root) / "sub-03" / "image.nii.gz"
-    nib.save(nib.Nifti1Image(array(path) + np.int16(1), nib.load(path).affine), path)
+    change(path, lambda image: image + np.int16(1))
     (out / "sub-02" / "vessel.json").unlink()
     with pytest.raises(DataError, match="sub-01/vessel.nii.gz.*sub-02/vessel.json.*sub-03.*repair"):
         run(data)

@@ -12,14 +12,13 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort
 
-from .conftest import ALONE, touch, write_pair
+from .conftest import ALONE, SMALL, touch, write_pair
 
-SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
-SMALL += ["data.prepare.num_vessel_patches_unet=3"]
+SIZES = SMALL[:3]
 
 
 def data_of(name: str, root: Path, *words: str) -> PreparedData:
-    words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SMALL, *words]
+    words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SIZES, *words]
     return compose("build_shards", words).data
 
 

@@ -1,10 +1,8 @@
 """The page for the eyes: what stands out comes first, and nothing on it is fetched or trusted."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
 
-from .conftest import ALONE
+from .conftest import ALONE, change
 
 
 def page_of(data: PreparedData) -> str:
@@ -24,11 +22,6 @@ def page_of(data: PreparedData) -> str:
     return (Path(data.cohort_dir) / "qc.html").read_text()
 
 
-def replace_voxels(path: Path, edit: Callable[[np.ndarray], np.ndarray]) -> None:
-    old = nib.load(path)
-    nib.save(nib.Nifti1Image(edit(np.asarray(old.dataobj).copy()), old.affine), path)
-
-
 def headings(page: str) -> list[str]:
     return re.findall(r"<h2>([^<]*)</h2>", page)
 
@@ -36,8 +29,8 @@ def headings(page: str) -> list[str]:
 def test_what_is_broken_or_unusual_comes_first(cohort):
     data = cohort(8)
     root = Path(data.root)
-    replace_voxels(root / "sub-07" / "vessel.nii.gz", lambda a: np.roll(a, 9, axis=1))  # no longer on the vessel
-    replace_voxels(root / "sub-05" / "vessel.nii.gz", lambda a: a | (np.indices(a.shape)[1] == 10).astype(np.uint8))
+    change(root / "sub-07" / "vessel.nii.gz", lambda a: np.roll(a, 9, axis=1))  # no longer on the vessel
+    change(root / "sub-05" / "vessel.nii.gz", lambda a: a | (np.indices(a.shape)[1] == 10).astype(np.uint8))
     (root / "sub-03" / "image.nii.gz").write_bytes(b"broken")
     page = page_of(data)
     order = headings(page)
@@ -80,7 +73,7 @@ def test_a_pseudonymous_page_holds_no_path(cohort, tmp_path, capsys, spelling):
     data.prepare.pseudonymise, data.prepare.key_file = True, str(tmp_path / "key")
     (root / "sub-01" / "vessel.nii.gz").unlink()
     (root / "sub-02" / "image.nii.gz").write_bytes(b"broken")
-    replace_voxels(root / "sub-03" / "vessel.nii.gz", lambda a: a * 255)
+    change(root / "sub-03" / "vessel.nii.gz", lambda a: a * 255)
     data.root = spelling.format(tmp_path)
     for text in (page_of(data), capsys.readouterr().out.partition("\n")[2]):
         assert "label is missing" in text and "255 taken as vessel" in text

@@ -13,16 +13,12 @@ from vesselgan.config.schema import BuildShards, Layout
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import Cohort
 
-from .conftest import ALONE, write_pair
-
-SIZES = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3", "purposes=[gan]"]
-SIZES += ["data.prepare.split.validation=1", "data.prepare.split.test=1"]
+from .conftest import ALONE, SMALL, write_pair
 
 
 def config_of(layout: str, root: Path, *words: str) -> BuildShards:
-    return compose(
-        "build_shards", [f"data={layout}", f"data.root={root}", f"work_dir={root.parent / 'w'}", *SIZES, *words]
-    )
+    fixed = [f"data={layout}", f"data.root={root}", f"work_dir={root.parent / 'w'}", "purposes=[gan]"]
+    return compose("build_shards", [*fixed, *SMALL, *words])
 
 
 def write_nnunet(root: Path, labels: Any, values: tuple[int, ...] = (1,)) -> Path:
@@ -40,12 +36,8 @@ def write_bids(root: Path, *, with_sessions: bool) -> Path:
             session = (f"ses-{visit}/", f"_ses-{visit}") if with_sessions else ("", "")
             folder, name = f"sub-{n:02d}/{session[0]}anat", f"sub-{n:02d}{session[1]}"
             image = root / folder / f"{name}_{'angio' if n > 1 else 'acq-3d_TOF'}.nii.gz"
-            write_pair(
-                image,
-                root / "derivatives/manual" / folder / f"{name}_desc-vessels_dseg.nii.gz",
-                (1,),
-                2 * n + int(visit),
-            )
+            label = root / "derivatives/manual" / folder / f"{name}_desc-vessels_dseg.nii.gz"
+            write_pair(image, label, (1,), 2 * n + int(visit))
     return root
 
 

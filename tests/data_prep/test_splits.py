@@ -67,10 +67,8 @@ def write_csv(path: Path, *lines: str) -> str:
 
 def test_a_csv_may_name_quarantined_subjects(tmp_path):
     path = write_csv(tmp_path / "s.csv", "subject,split,remark", "b,test,", "a, train ,x", "c,validation,")
-    assert splits.assign(["a", "b"], a_split(None, 9, 9, csv=path), known=["a", "b", "c"]) == {
-        "a": "train",
-        "b": "test",
-    }
+    found = splits.assign(["a", "b"], a_split(None, 9, 9, csv=path), known=["a", "b", "c"])
+    assert found == {"a": "train", "b": "test"}
 
 
 @pytest.mark.parametrize(

@@ -105,12 +105,8 @@ def make_run(tmp_path: Path) -> Callable[[str, dict], Run]:
 
 @pytest.fixture
 def four_results(make_result) -> list[dict]:
-    return [
-        make_result("threshold", 0.60),
-        make_result("real", 0.90),
-        make_result("synthetic", 0.80),
-        make_result("shuffled", 0.30),
-    ]
+    dice = {"threshold": 0.60, "real": 0.90, "synthetic": 0.80, "shuffled": 0.30}
+    return [make_result(name, value) for name, value in dice.items()]
 
 
 @pytest.fixture
@@ -126,15 +122,11 @@ def road(tmp_path: Path, four_results) -> Path:
     write_patches(
         run / "synthetic", origin="synthetic", subjects=["synthetic-7"], patches=[100, 101, 102, 103, 104, 105]
     )
+    fixed = {"loss/gradient_penalty": 0.3, "time/step_ms": 120.0, "amp/generator_skipped_total": 0}
     lines = [
-        {
-            "step": s,
-            "loss/critic": -1.0 / s,
-            "loss/generator": 0.1 * s,
-            "loss/wasserstein": 2.0 / s,
-            "loss/gradient_penalty": 0.3,
-        }
-        | {"time/step_ms": 120.0, "amp/critic_skipped_total": s // 100, "amp/generator_skipped_total": 0}
+        fixed
+        | {"step": s, "loss/critic": -1.0 / s, "loss/generator": 0.1 * s, "loss/wasserstein": 2.0 / s}
+        | {"amp/critic_skipped_total": s // 100}
         for s in range(10, 210, 10)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

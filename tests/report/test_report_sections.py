@@ -216,11 +216,8 @@ def test_only_settings_unlike_the_papers_are_listed(make_run):
 
 def test_the_papers_steps_are_the_same_everywhere(make_run):
     own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.max_steps=200"])
-    rows = csv.DictReader(
-        io.StringIO(
-            deviations.section([make_run("mine", yaml.safe_load(compose.to_yaml(own)))]).files["deviations.csv"]
-        )
-    )
+    part = deviations.section([make_run("mine", yaml.safe_load(compose.to_yaml(own)))])
+    rows = csv.DictReader(io.StringIO(part.files["deviations.csv"]))
     # 2,350 patches are 587 whole batches of 4, a hundred times.
     (steps,) = [row["default"] for row in rows if row["setting"] == "train.max_steps"]
     assert steps == "58,700 (100 epochs)" and table_2.rows([])[0][5] == "58,700"
