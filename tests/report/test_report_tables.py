@@ -122,7 +122,7 @@ def test_unlike_cohorts_never_share_a_table(make_result):
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (lambda r: "{", "not readable"),
+        (lambda r: "{", "cannot be read"),
         (lambda r: json.dumps(r | {"format_version": 9}), "format 9"),
         (lambda r: json.dumps({k: v for k, v in r.items() if k != "cohort"}), "cohort"),
         (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "leg"}]}), "region"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.errors import reading
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.run_dir import RunDir
@@ -91,13 +91,10 @@ def _comparison(title: str, path: Path) -> list[Block]:
     """A table of what `generate` measured; none where it measured nothing."""
     if not path.is_file():
         return []
-    try:
+    with reading(path, "remove it and generate again"):
         sets = json.loads(path.read_text())
         names = list(dict.fromkeys(name for ranges in sets.values() for name in ranges))
         rows = [(name, *(_text(ranges.get(name, [])) for ranges in sets.values())) for name in names]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        check_readable(path, error)
-        raise DataError(f"{path}: no comparison of volumes ({error}); remove it and generate again") from error
     return [
         Table(
             text_frame(rows, ["", *sets]),

@@ -48,7 +48,7 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
         npy, shards = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(npy, pairs)
         dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, PERCENTILES))
-        readers = {"authors": partial(read_as_the_authors, npy), "shards": lambda i: dataset.read([i])}
+        readers: dict[str, Callable[[int], object]] = {"authors": partial(read_as_the_authors, npy), "shards": lambda i: dataset.read([i])}
         timings = interleave(
             {name: partial(_read_all, read, len(pairs)) for name, read in readers.items()}, config.repeats
         )
