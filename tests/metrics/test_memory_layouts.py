@@ -19,7 +19,6 @@ from vesselgan.metrics.label_statistics import (
     consistency,
     distance,
     label_statistics,
-    shift_label,
     skeleton_length_mm,
 )
 from vesselgan.metrics.nearest_neighbours import standardise
@@ -194,7 +193,3 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(DataError):
             call()
-    with pytest.raises(UsageError):
-        shift_label(cube, 0)
-    with pytest.raises(UsageError):
-        jackknife_interval(0.5, [0.1] * 5, confidence=1.0)

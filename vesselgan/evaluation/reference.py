@@ -36,6 +36,13 @@ def training_shards(cohort_dir: str) -> ShardSet | None:
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
+def named_training_shards(cohort_dir: str) -> ShardSet:
+    """The same of the cohort that a user names as the generator's; raises DataError if there are none."""
+    if (training := training_shards(cohort_dir)) is None:
+        raise DataError(f"{cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
+    return training
+
+
 def check_trained_on(folder: Path, made_by: Mapping[str, Any], training: ShardSet | None) -> str | None:
     """Returns a note if samples do not record their training set; raises DataError if it is not `training`.
 

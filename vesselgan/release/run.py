@@ -16,7 +16,7 @@ from vesselgan.core import locks
 from vesselgan.core.atomic_io import sha256_of, sync_folder, write_text
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError, check_readable
-from vesselgan.evaluation.reference import training_shards
+from vesselgan.evaluation.reference import named_training_shards
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.results import Result
@@ -84,8 +84,7 @@ def _read_sources(config: Release) -> Sources:
     sets = [ShardSet(folder) for folder in gate.folders_of(config.synthetic, config.run)]
     if real := [one for one in sets if one.origin != "synthetic"]:
         raise UsageError(f"synthetic={real[0].folder}: holds real patches; name one that was generated")
-    if (training := training_shards(config.data.cohort_dir)) is None:
-        raise DataError(f"{config.data.cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
+    training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
     trained = None
     if config.run is not None:

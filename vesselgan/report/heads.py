@@ -79,10 +79,8 @@ def _pictures(head: _Head, white: float) -> list[tuple[np.ndarray, str]]:
     side_mm = max(n * mm for n, mm in zip(head.sample.image_XYZ.shape, head.spacing_mm, strict=True))
     shown = []
     for axis, name in AXES.items():
-        width_mm, height_mm = (mm for k, mm in enumerate(head.spacing_mm) if k != axis)
         picture = pictures.grey(pictures.mip(head.sample.image_XYZ, axis), 0.0, white, gamma=figures.GAMMA)
-        height, width = picture.shape[0] * height_mm, picture.shape[1] * width_mm
-        size = (max(1, round(figures.SIDE * mm / side_mm)) for mm in (height, width))
+        size = pictures.size_to_scale(picture, head.spacing_mm, figures.SIDE, axis=axis, side_mm=side_mm)
         shown.append((pictures.enlarge(picture, *size), f"{head.title}, {name} projection"))
     return [*shown, (figures.vessels(head.sample, head.spacing_mm), f"{head.title}, vessels in 3D")]
 

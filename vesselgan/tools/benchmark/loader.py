@@ -4,7 +4,6 @@
 
 import gzip
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -48,10 +47,11 @@ def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) ->
         npy, shards = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(npy, pairs)
         dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, PERCENTILES))
-        readers: dict[str, Callable[[int], object]] = {"authors": partial(read_as_the_authors, npy), "shards": lambda i: dataset.read([i])}
-        timings = interleave(
-            {name: partial(_read_all, read, len(pairs)) for name, read in readers.items()}, config.repeats
-        )
+        candidates = {
+            "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
+            "shards": lambda number: _read_all(lambda i: dataset.read([i]), len(pairs)),
+        }
+        timings = interleave(candidates, config.repeats)
         num_bytes = [sum(file.stat().st_size for file in path.iterdir()) for path in (npy, shards)]
     per_pair = {
         name: {
@@ -133,6 +133,6 @@ def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:
     return image_XYZ.astype(np.float32) * x * y
 
 
-def _read_all(read: Callable[[int], object], count: int, _round: int) -> None:
+def _read_all(read: Callable[[int], object], count: int) -> None:
     for i in range(count):
         read(i)
