@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,55 @@ def write_shards(
     facts = {"spacing_mm": spacing_mm, "percentiles": (0.0, 99.99), "extra": {}} | facts
     write_manifest(folder, shards=infos, subjects=entries, **how, **facts)
     return folder
+
+
+def write_subject(folder: Path, split: str, arrays: dict[str, Any], affine: Any, **facts: Any) -> Any:
+    """A subject whose volumes are `arrays`, by role (image, label, mask), in `folder`; facts: unlike the default."""
+    import numpy as np
+
+    from vesselgan.core.atomic_io import sha256_of
+    from vesselgan.formats.cohort import Subject
+    from vesselgan.formats.volumes import write_volume
+
+    paths = {role: folder / f"{role}.nii.gz" for role in arrays}
+    for role, path in paths.items():
+        write_volume(path, arrays[role].astype(np.float32 if role == "image" else np.uint8), affine)
+    spacing_mm = tuple(np.diag(affine)[:3].tolist())
+    common = {"shape": arrays["image"].shape, "spacing_mm": spacing_mm, "limits": (0.0, 255.0), "num_clipped": 0}
+    common |= {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
+    return Subject(split, **({"mask": None} | paths), **(common | facts))
+
+
+def make_bar(seed: int) -> tuple[Any, Any]:
+    """(image, label) of 16^3 voxels: noise around 60 with a bar of 4 x 4 at 200, air (0) in one corner."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    label = np.zeros((16, 16, 16), np.uint8)
+    y, z = rng.integers(3, 10, 2)
+    label[:, y : y + 4, z : z + 4] = 1
+    image = np.clip(60 + 8 * rng.normal(size=label.shape) + 140 * label, 1, 255)
+    image[:2, :2, :2] = 0
+    return image.astype(np.float32), label
+
+
+def write_set(
+    folder: Path, seeds: Sequence[int], subjects: list[str], *, kind: str = "vessel", make: Callable = make_bar
+) -> Path:
+    """Shards whose record i is make(seeds[i]) of subjects[i % len(subjects)]; kind="synthetic": of a run `tiny`."""
+    import numpy as np
+
+    from vesselgan.formats.shards import Record
+
+    records, is_synthetic = [], kind == "synthetic"
+    for place, seed in enumerate(seeds):
+        image, label = make(seed)
+        score = (0.8 * label).astype(np.float16) if is_synthetic else None
+        tissue = None if is_synthetic else np.full_like(label, place % 3)
+        subject = subjects[place % len(subjects)]
+        records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score, tissue))
+    extra = {"run": "tiny", "threshold": 0.3} if is_synthetic else {}
+    return write_shards(folder, records, spacing_mm=(0.5, 0.5, 0.8), extra=extra)
 
 
 @pytest.fixture(scope="session")

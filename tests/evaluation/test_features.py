@@ -22,6 +22,8 @@ from vesselgan.evaluation.features import (
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
+from ..conftest import write_set
+
 CPU = torch.device("cpu")
 
 
@@ -129,7 +131,7 @@ def test_a_patch_without_spread_is_zero():
     assert is_constant and not air.any()
 
 
-def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
+def test_features_are_single_patches_and_cached(tmp_path, capsys):
     shards = ShardSet(write_set(tmp_path / "set", range(5), ["sub-1"]))
     extractor = opened("image.extractor=random")
     how = Preprocessing("noise", 11, "volume")
@@ -164,7 +166,7 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     assert len(list((tmp_path / "features").iterdir())) == 4
 
 
-def test_noise_is_the_patchs_own(tmp_path, write_set):
+def test_noise_is_the_patchs_own(tmp_path):
     """By place, real and synthetic patch i would share their noise, and FID would fall for it."""
 
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +187,7 @@ def test_noise_is_the_patchs_own(tmp_path, write_set):
     assert np.diag(away).min() > 0.5 * away.mean()  # by place these four were 0
 
 
-def test_equal_patches_have_equal_hashes(tmp_path, write_set):
+def test_equal_patches_have_equal_hashes(tmp_path):
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
         image = np.full((16, 16, 16), 40, np.float32)
         image[0, 0, 0] += seed

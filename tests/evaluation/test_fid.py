@@ -10,11 +10,13 @@ from vesselgan.evaluation.fid import fid, image_features
 from vesselgan.formats.shards import ShardSet
 from vesselgan.metrics.frechet import frechet_distance
 
+from ..conftest import write_set
+
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*samples of:RuntimeWarning")]
 RANDOM = {"extractor": "random", "batch_size": 2, "device": "cpu"}
 
 
-def test_own_images_have_the_features_of_shards(tmp_path, write_set):
+def test_own_images_have_the_features_of_shards(tmp_path):
     shards = ShardSet(write_set(tmp_path / "set", range(3), ["sub-1"]))
     extractor = open_extractor("random", None, None, 990)
     how = {"device": torch.device("cpu"), "batch_size": 2, "cache_dir": tmp_path / "features"}

@@ -18,6 +18,8 @@ from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import build_networks, init_networks
 
+from ..conftest import write_set
+
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
 WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
@@ -48,7 +50,7 @@ def write_run(write_checkpoint: Callable[..., None]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
+def real(tmp_path: Path) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 

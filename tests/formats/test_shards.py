@@ -28,6 +28,8 @@ from vesselgan.formats.shards import (
     write_shard,
 )
 
+from ..conftest import write_shards
+
 SHAPE = (6, 5, 4)
 
 
@@ -111,10 +113,7 @@ def test_intensities_round_trip_within_half_a_step(tmp_path_factory, values, sta
     image = np.stack([np.float32(values), grid]).reshape(2, 4, 2)
     label = np.zeros((2, 4, 2), np.uint8)
     record = Record(image, label, "a", (0, 0, 0), "grid", (0.0, 1.0), 0)
-    info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
-    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "percentiles": None, "extra": {}}
-    write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
-    back = ShardSet(folder).image(0)
+    back = ShardSet(write_shards(folder, [record], percentiles=None)).image(0)
     np.testing.assert_array_equal(back[1], image[1])
     # Half a step of 1/257, and two units in the last place of float32 near 255 for the arithmetic.
     assert np.abs(back[0].astype(np.float64) - image[0]).max() <= 0.5 / 257 + 2 * np.spacing(np.float32(255))

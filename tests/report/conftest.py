@@ -4,39 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record
 from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
 from vesselgan.viz import plots
 
-from ..conftest import write_shards
-
-SHAPE = (16, 16, 16)
-SPACING_MM = (0.5, 0.5, 0.8)
-
-
-def make_patch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright bar, and the bar as label."""
-    rng = np.random.default_rng(seed)
-    label = np.zeros(SHAPE, np.uint8)
-    y, z = rng.integers(3, 12, 2)
-    label[:, y : y + 2, z : z + 2] = 1
-    image = 60 + 8 * rng.normal(size=SHAPE) + 150 * label
-    return np.clip(image, 0, 255).astype(np.float32), label
-
-
-def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: list[int]) -> None:
-    """Shards whose record i is make_patch(patches[i]) of subjects[i % len(subjects)]."""
-    records, kind = [], "vessel" if origin == "real" else "synthetic"
-    for i, seed in enumerate(patches):
-        image, label = make_patch(seed)
-        score = None if origin == "real" else (0.8 * label).astype(np.float16)
-        records.append(Record(image, label, subjects[i % len(subjects)], (0, 0, 0), kind, (0.0, 900.0), 0, score))
-    percentiles = (0.0, 99.99) if origin == "real" else None
-    write_shards(folder, records, spacing_mm=SPACING_MM, percentiles=percentiles)
+from ..conftest import write_set
 
 
 @pytest.fixture(autouse=True)
@@ -51,11 +25,6 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 @pytest.fixture
 def drawn_charts() -> None:
     """Charts are drawn, not left empty."""
-
-
-@pytest.fixture
-def write_set() -> Callable[..., None]:
-    return write_patches
 
 
 @pytest.fixture
@@ -117,11 +86,9 @@ def road(tmp_path: Path, four_results) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result))
     train = tmp_path / "phantom" / "shards" / "gan" / "train"
-    write_patches(train, origin="real", subjects=["sub-01", "sub-02"], patches=list(range(10)))
+    write_set(train, range(10), ["sub-01", "sub-02"])
     run = tmp_path / "runs" / "demo-gan"
-    write_patches(
-        run / "synthetic", origin="synthetic", subjects=["synthetic-7"], patches=[100, 101, 102, 103, 104, 105]
-    )
+    write_set(run / "synthetic", range(100, 106), ["synthetic-7"], kind="synthetic")
     fixed = {"loss/gradient_penalty": 0.3, "time/step_ms": 120.0, "amp/generator_skipped_total": 0}
     lines = [
         fixed

@@ -5,13 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.core.atomic_io import sha256_of
-from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record
-from vesselgan.formats.volumes import write_volume
 
-from ..conftest import write_shards
+from ..conftest import write_shards, write_subject
 
 SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
 SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}
@@ -60,14 +58,8 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subjects, patches = {}, {"train": [], "validation": [], "test": []}
     for number, (name, split) in enumerate(SPLITS.items()):
         image, label = make_head(number)
-        paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label")}
-        write_volume(paths["image"], image, AFFINE)
-        write_volume(paths["label"], label, AFFINE)
-        limits = intensity_limits(image, PERCENTILES)
-        hashes = (sha256_of(paths["image"]), sha256_of(paths["label"]))
-        subjects[name] = Subject(
-            split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
-        )
+        arrays, limits = {"image": image, "label": label}, intensity_limits(image, PERCENTILES)
+        subjects[name] = write_subject(folder / "nifti" / name, split, arrays, AFFINE, limits=limits)
         patches[split] += cut_patches(name, image, label)
     Cohort("tiny", PERCENTILES, subjects).write(folder)
     digests = {name: subject.image_sha256 for name, subject in subjects.items()}
