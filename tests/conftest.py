@@ -126,6 +126,20 @@ def world(afresh: Callable[[], None]) -> Any:
     return distributed.start("cpu")
 
 
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    """Rewrite a JSON file after `change` has altered what it holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip_bit(path: Path, place: int | None = None) -> None:
+    """Of the byte at `place`, by default the middle one."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
+
+
 def write_shards(
     folder: Path, records: list[Any], *, files: int = 1, subjects: dict[str, dict[str, Any]] | None = None, **facts: Any
 ) -> Path:

@@ -17,6 +17,8 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError, exit_on_
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
 
+from ..conftest import flip_bit
+
 MakeSet = Callable[..., ShardSet]
 
 
@@ -193,12 +195,10 @@ def test_the_cache_holds_all_or_nothing(make_set):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_shard_is_named_from_workers_too(make_set, num_workers):
     shards = make_set()
-    content = bytearray((shards.folder / "shard-1.h5").read_bytes())
     shards[9]
     offset = shards._open[1].voxels["image"].id.get_chunk_info(2).byte_offset
     shards.close()
-    content[offset] ^= 1
-    (shards.folder / "shard-1.h5").write_bytes(content)
+    flip_bit(shards.folder / "shard-1.h5", offset)
     with pytest.raises(DataError, match=r"shard-1\.h5: patch 2 of data set image"):
         batches(dataset(shards), 0, 10, num_workers=num_workers)
 

@@ -17,6 +17,7 @@ from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, verify
 
+from ..conftest import edit_json
 from .conftest import ROOT, build, change
 
 NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
@@ -202,11 +203,7 @@ def test_an_edited_cohort_json_is_made_again(cohort, hashes):
     data = cohort(4)
     build(data)
     before = hashes(data)
-    path = Path(data.cohort_dir) / "cohort.json"
-    content = json.loads(path.read_text())
-    for subject in content["subjects"].values():
-        subject["split"] = "test"
-    path.write_text(json.dumps(content))
+    edit_json(Path(data.cohort_dir) / "cohort.json", lambda c: c["subjects"]["sub-01"].update(split="test"))
     build(data)
     assert hashes(data) == before
 
@@ -217,7 +214,7 @@ def test_a_manifest_that_was_edited_is_rewritten(cohort, hashes):
     before, path = hashes(data), Path(data.cohort_dir) / "shards/gan/train/manifest.json"
     others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "percentiles": (0.0, 99)}
     for key, other in others.items():
-        path.write_text(json.dumps(json.loads(path.read_text()) | {key: other}))
+        edit_json(path, lambda content, key=key, other=other: content.update({key: other}))
         build(data)
         assert hashes(data) == before, key
 
@@ -226,8 +223,8 @@ def test_a_manifest_that_was_edited_is_rewritten(cohort, hashes):
 def test_newer_files_are_refused_and_not_overwritten(cohort, hashes, name):
     data = cohort(4)
     build(data)
-    path = Path(data.cohort_dir) / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 4, "made_by": "vesselgan 9.0"}))
+    newer = {"format_version": 4, "made_by": "vesselgan 9.0"}
+    edit_json(Path(data.cohort_dir) / name, lambda content: content.update(newer))
     (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
     before = hashes(data)
     with pytest.raises(DataError, match="vesselgan 9.0"):

@@ -22,7 +22,7 @@ from vesselgan.evaluation.features import (
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
-from ..conftest import write_set
+from ..conftest import flip_bit, write_set
 
 CPU = torch.device("cpu")
 
@@ -153,9 +153,7 @@ def test_features_are_single_patches_and_cached(tmp_path, capsys):
     assert "features from" not in capsys.readouterr().out
     assert np.array_equal(features(), first)
     assert "features from" in capsys.readouterr().out
-    content = bytearray(cached.read_bytes())
-    content[-10] ^= 1
-    cached.write_bytes(content)
+    flip_bit(cached, -10)
     assert np.array_equal(features(), first)
     assert "damaged (wrong checksum)" in capsys.readouterr().err
     # Anything that changes a feature has a file of its own; what does not, has not.

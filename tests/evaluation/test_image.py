@@ -11,7 +11,7 @@ from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.shards import ShardSet, content_hash
 
-from ..conftest import write_set, write_shards
+from ..conftest import edit_json, write_set, write_shards
 
 
 def run(work: Path, *settings: str) -> dict:
@@ -110,9 +110,7 @@ def test_overlap_is_sought_in_the_gans_data(image_road, capsys):
 
 def say(folder: Path, **extra: str) -> None:
     """Put `extra` into a manifest."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["extra"] |= extra
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_json(folder / "manifest.json", lambda manifest: manifest["extra"].update(extra))
 
 
 def test_one_patch_is_no_distribution(image_road, capsys):

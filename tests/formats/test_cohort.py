@@ -10,6 +10,8 @@ import pytest
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 
+from ..conftest import edit_json
+
 
 def subject(folder: Path, name: str, split: str = "train") -> Subject:
     return Subject(
@@ -69,9 +71,7 @@ def test_one_volume_in_two_splits_is_refused(tmp_path):
     assert not (tmp_path / COHORT).exists()
     leaking.subjects["sub-99"] = leaking.subjects["sub-1"]
     leaking.write(tmp_path)  # twice in one split: wasteful, not a leak
-    content = json.loads((tmp_path / COHORT).read_text())
-    content["subjects"]["sub-99"]["split"] = "validation"
-    (tmp_path / COHORT).write_text(json.dumps(content))
+    edit_json(tmp_path / COHORT, lambda content: content["subjects"]["sub-99"].update(split="validation"))
     with pytest.raises(DataError, match="sub-99"):
         Cohort.read(tmp_path)
 
@@ -87,9 +87,7 @@ def test_one_label_in_two_splits_is_refused(tmp_path):
 @pytest.mark.parametrize("path", ["../../etc/shadow", "a/../../b.nii", "two\nlines.nii"])
 def test_a_path_stays_below_or_is_absolute(tmp_path, path):
     cohort(tmp_path).write(tmp_path)
-    content = json.loads((tmp_path / COHORT).read_text())
-    content["subjects"]["sub-1"]["label"] = path
-    (tmp_path / COHORT).write_text(json.dumps(content))
+    edit_json(tmp_path / COHORT, lambda content: content["subjects"]["sub-1"].update(label=path))
     with pytest.raises(DataError):
         Cohort.read(tmp_path)
 

@@ -12,7 +12,7 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import local_copy
 from vesselgan.formats.shards import Record, ShardSet, content_hash, verify
 
-from ..conftest import write_shards
+from ..conftest import flip_bit, write_shards
 
 PATCH_SHAPE = (8, 8, 8)
 
@@ -51,10 +51,7 @@ def test_variables_are_filled_in_or_refused(shards, tmp_path, monkeypatch):
 
 
 def test_damaged_shards_leave_no_whole_copy(shards, tmp_path):
-    file = shards / "shard-1.h5"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
+    flip_bit(shards / "shard-1.h5")
     with pytest.raises(DataError, match="shard-1.h5"):
         local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert not list((tmp_path / "node").rglob("manifest.json"))

@@ -1,10 +1,8 @@
 """What goes into a set of shards comes out of it, and whatever is not whole is refused by name."""
 
-import json
 import multiprocessing
 import pickle
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from vesselgan.formats.shards import (
     write_shard,
 )
 
-from ..conftest import write_shards
+from ..conftest import edit_json, flip_bit, write_shards
 
 SHAPE = (6, 5, 4)
 
@@ -71,12 +69,6 @@ def make_set(folder: Path, counts: tuple[int, ...] = (3, 2), origin: str = "real
     ]
     list_in_manifest(folder, infos, origin)
     return records
-
-
-def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
-    change(content)
-    (folder / MANIFEST).write_text(json.dumps(content))
 
 
 def assert_same(got: Record, expected: Record) -> None:
@@ -206,9 +198,9 @@ def test_a_content_hash_follows_patches_and_order_alone(tmp_path):
     make_set(tmp_path / "a")
     make_set(tmp_path / "b")
     make_set(tmp_path / "c", (2, 3))
-    edit_manifest(tmp_path / "b", lambda m: m.update(extra={"note": 1}))
+    edit_json(tmp_path / "b" / MANIFEST, lambda m: m.update(extra={"note": 1}))
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
-    edit_manifest(tmp_path / "b", lambda m: m["shards"].reverse())
+    edit_json(tmp_path / "b" / MANIFEST, lambda m: m["shards"].reverse())
     assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
 
 
@@ -239,9 +231,7 @@ def test_a_damaged_or_missing_shard_is_named(tmp_path, damage):
 def test_verify_names_every_bad_shard_and_only_them(tmp_path):
     make_set(tmp_path, (1, 1, 1))
     for bad in ("shard-0.h5", "shard-2.h5"):
-        content = bytearray((tmp_path / bad).read_bytes())
-        content[-1] ^= 1
-        (tmp_path / bad).write_bytes(content)
+        flip_bit(tmp_path / bad, -1)
     assert [re.search(r"shard-\d", problem)[0] for problem in verify(tmp_path)] == ["shard-0", "shard-2"]
 
 
@@ -253,7 +243,7 @@ def test_verify_finds_forbidden_values_and_subjects(tmp_path):
     list_in_manifest(tmp_path, [ShardInfo(path.name, 2, path.stat().st_size, shards_module.sha256_of(path))])
     assert verify(tmp_path, deep=False) == []
     assert "label of patch 1 is neither 0 nor 1" in verify(tmp_path)[0]
-    edit_manifest(tmp_path, lambda m: m["subjects"].pop("sub-0-é"))
+    edit_json(tmp_path / MANIFEST, lambda m: m["subjects"].pop("sub-0-é"))
     assert "subject sub-0-é is not in the manifest" in verify(tmp_path, deep=False)[0]
 
 
@@ -284,7 +274,7 @@ def raise_version(content: dict) -> None:
 )
 def test_a_manifest_that_breaks_the_format_is_refused(tmp_path, change, message):
     make_set(tmp_path)
-    edit_manifest(tmp_path, change)
+    edit_json(tmp_path / MANIFEST, change)
     with pytest.raises(DataError, match=message) as caught:
         ShardSet(tmp_path)
     assert str(tmp_path / MANIFEST) in str(caught.value)
@@ -312,7 +302,7 @@ def test_ids_are_plain_names(tmp_path, hostile):
         lambda content: content["shards"][0].update(file=hostile),
     ):
         make_set(tmp_path)
-        edit_manifest(tmp_path, change)
+        edit_json(tmp_path / MANIFEST, change)
         with pytest.raises(DataError):
             ShardSet(tmp_path)
     record = replace(sample(0), subject=hostile)

@@ -19,6 +19,8 @@ from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.runtime import checkpoint, tensor_files
 
+from ..conftest import flip_bit
+
 
 @pytest.fixture
 def saved(tiny, tmp_path):
@@ -50,13 +52,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES = {"cut": cut, "flipped": flip, "empty": lambda path: path.write_bytes(b""), "gone": Path.unlink}
+DAMAGES = {"cut": cut, "flipped": flip_bit, "empty": lambda path: path.write_bytes(b""), "gone": Path.unlink}
 
 
 @pytest.mark.parametrize(
@@ -108,9 +104,9 @@ def test_an_unreadable_newest_is_not_damaged(saved, tmp_path, monkeypatch, numbe
 def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):
     saved(1)
     folder = saved(2)
-    flip(folder / "critic.optimizer.safetensors")
+    flip_bit(folder / "critic.optimizer.safetensors")
     assert newest(tmp_path) == 2
-    flip(folder / "critic.safetensors")
+    flip_bit(folder / "critic.safetensors")
     assert newest(tmp_path) == 1
     with pytest.raises(CheckpointError, match="sha256 differs"):
         checkpoint.read_weights(tmp_path, "critic", folder.name)
@@ -119,7 +115,7 @@ def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):
 def test_without_a_whole_one_nothing_starts(saved, tmp_path):
     with pytest.raises(CheckpointError):
         checkpoint.read_weights(tmp_path, "critic")
-    flip(saved(1) / "critic.safetensors")
+    flip_bit(saved(1) / "critic.safetensors")
     with pytest.raises(CheckpointError, match="step_00000001"):
         checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world)
     with pytest.raises(CheckpointError, match="`step_00000009`.* step_00000001"):
