@@ -126,6 +126,16 @@ def world(afresh: Callable[[], None]) -> Any:
     return distributed.start("cpu")
 
 
+class Canary:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
 def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     """Rewrite a JSON file after `change` has altered what it holds."""
     content = json.loads(path.read_text())

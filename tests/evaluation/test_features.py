@@ -1,7 +1,5 @@
 import hashlib
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from vesselgan.evaluation.features import (
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
-from ..conftest import flip_bit, write_set
+from ..conftest import Canary, flip_bit, write_set
 
 CPU = torch.device("cpu")
 
@@ -37,16 +35,6 @@ def state() -> dict[str, torch.Tensor]:
     network = ResNet10()
     init_weights_randomly(network, 3)
     return {f"module.{name}": value for name, value in network.state_dict().items()}
-
-
-class Canary:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
 
 
 def test_weights_come_from_a_hashed_file(tmp_path, state):

@@ -33,19 +33,10 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[
     folder = tmp_path / "mine"
     write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
     files = {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"}
+    fixed = {"label": None, "mask": None, "shape": (8, 8, 8), "spacing_mm": (1.0, 1.0, 1.0), "limits": (0.0, 1.0)}
+    fixed |= {"num_clipped": 0, "label_sha256": None}
     subjects = {
-        name: Subject(
-            "train",
-            Path(f"/pacs/export/{stem}.nii.gz"),
-            None,
-            None,
-            (8, 8, 8),
-            (1.0, 1.0, 1.0),
-            (0.0, 1.0),
-            0,
-            name,
-            None,
-        )  # fmt: skip
+        name: Subject("train", Path(f"/pacs/export/{stem}.nii.gz"), image_sha256=name, **fixed)
         for name, stem in files.items()
     }
     Cohort("mine", (0.0, 99.99), subjects, is_pseudonymous=True).write(folder)

@@ -16,7 +16,7 @@ from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.runtime import checkpoint, tensor_files
 from vesselgan.runtime.engine import Engine
 
-from ..conftest import edit_json
+from ..conftest import Canary, edit_json
 
 
 def write(run_dir: Path, step: int, engine: Engine, tiny, **options: object) -> Path:
@@ -130,16 +130,6 @@ def test_tensors_are_fetched_one_by_one(tmp_path):
     assert fetched == ["a", "b", "c"]
     fetched.clear()
     assert tensor_files.write_tensors(None, parts) == {} and fetched == ["a", "b", "c"]
-
-
-class Canary:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (open, (str(self.path), "w"))
 
 
 @pytest.mark.parametrize(

@@ -238,14 +238,9 @@ def slurm_work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = np.random.default_rng(7)
     records = [
         Record(
-            image_XYZ=source.uniform(0, 255, PATCH_SHAPE).astype(np.float32),
-            label_XYZ=(source.random(PATCH_SHAPE) > 0.9).astype(np.uint8),
-            subject=f"sub-{i % 3} $(touch x); echo",
-            corner=(0, 0, 0),
-            kind="grid",
-            limits=(0.0, 1000.0),
-            num_clipped=0,
-            score_XYZ=None,
+            source.uniform(0, 255, PATCH_SHAPE).astype(np.float32),
+            (source.random(PATCH_SHAPE) > 0.9).astype(np.uint8),
+            *(f"sub-{i % 3} $(touch x); echo", (0, 0, 0), "grid", (0.0, 1000.0), 0),
         )
         for i in range(24)
     ]
