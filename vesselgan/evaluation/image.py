@@ -18,13 +18,8 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
 from vesselgan.evaluation.features import Extracted, Preprocessing, features_of, open_extractor
-from vesselgan.evaluation.reference import (
-    check_overlap,
-    check_trained_on,
-    find_reference,
-    match_kinds,
-    training_shards,
-)
+from vesselgan.evaluation.reference import check_overlap, check_trained_on, find_reference, match_kinds
+from vesselgan.formats.cohort import training_shards
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features

@@ -29,6 +29,7 @@ from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, Us
 from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
+from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.formats.volumes import Volume
 
 FORMAT_VERSION = 3
@@ -169,6 +170,12 @@ class Cohort:
 def shards_dir(cohort_dir: str | Path, purpose: str, split: str) -> Path:
     """The folder of the shards cut from a cohort for `gan` or `unet`."""
     return Path(cohort_dir) / "shards" / purpose / split
+
+
+def training_shards(cohort_dir: str | Path) -> ShardSet | None:
+    """The shards that the cohort's GANs are trained on; None if there are none."""
+    folder = shards_dir(cohort_dir, "gan", "train")
+    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
 def _check_version(path: Path, version: object, made_by: object) -> None:
