@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # Ranks that need no launcher are forked from a server that has imported torch once.
@@ -154,8 +155,6 @@ def write_shards(
     folder: Path, records: list[Any], *, files: int = 1, subjects: dict[str, dict[str, Any]] | None = None, **facts: Any
 ) -> Path:
     """A set of the records in `files` shards; subjects: what the manifest says of one beside its place."""
-    import numpy as np
-
     from vesselgan.formats.shards import write_manifest, write_shard
 
     origin = "real" if records[0].score_XYZ is None else "synthetic"
@@ -171,8 +170,6 @@ def write_shards(
 
 def write_subject(folder: Path, split: str, arrays: dict[str, Any], affine: Any, **facts: Any) -> Any:
     """A subject whose volumes are `arrays`, by role (image, label, mask), in `folder`; facts: unlike the default."""
-    import numpy as np
-
     from vesselgan.core.atomic_io import sha256_of
     from vesselgan.formats.cohort import Subject
     from vesselgan.formats.volumes import write_volume
@@ -188,8 +185,6 @@ def write_subject(folder: Path, split: str, arrays: dict[str, Any], affine: Any,
 
 def make_bar(seed: int) -> tuple[Any, Any]:
     """(image, label) of 16^3 voxels: noise around 60 with a bar of 4 x 4 at 200, air (0) in one corner."""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     label = np.zeros((16, 16, 16), np.uint8)
     y, z = rng.integers(3, 10, 2)
@@ -203,8 +198,6 @@ def write_set(
     folder: Path, seeds: Sequence[int], subjects: list[str], *, kind: str = "vessel", make: Callable = make_bar
 ) -> Path:
     """Shards whose record i is make(seeds[i]) of subjects[i % len(subjects)]; kind="synthetic": of a run `tiny`."""
-    import numpy as np
-
     from vesselgan.formats.shards import Record
 
     records, is_synthetic = [], kind == "synthetic"
