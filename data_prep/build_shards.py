@@ -87,10 +87,8 @@ def resolve_cohort(data: PreparedData, cohort_files: CohortFiles, world: MpiWorl
         unchanged = mpi.run_on_rank0(world, lambda: unchanged_cohort(data, state))
         if unchanged is not None:
             aside = f"; set aside: {', '.join(state.set_aside)}" if state.set_aside else ""
-            text = (
-                f"{data.name}: {counted(len(unchanged.subjects), 'subject')}, unchanged since they were checked{aside}"
-            )
-            log.info(text)
+            who = counted(len(unchanged.subjects), "subject")
+            log.info(f"{data.name}: {who}, unchanged since they were checked{aside}")
             return unchanged
     report = check_cohort(data, cohort_files, world)
     log.info(table(report))
@@ -203,7 +201,7 @@ def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
         log.warning(few)
     sets = group_by_set(shards)
     # Raises NewerFormatError before anything is written.
-    mpi.run_on_rank0(world, lambda: [read_if_valid(read_manifest, set_folder(data, *key)) for key in sets])
+    mpi.run_on_rank0(world, lambda: [read_if_valid(read_manifest, shards_dir(data.cohort_dir, *key)) for key in sets])
     finished = inspect_shards(data, shards, world)
     missing = [shard for shard in shards if shard.name not in finished]
     mpi.run_on_rank0(world, lambda: check_space(data, missing))
@@ -273,10 +271,6 @@ def group_by_set(shards: list[PlannedShard]) -> dict[tuple[str, str], list[Plann
     return sets
 
 
-def set_folder(data: PreparedData, purpose: str, split: str) -> Path:
-    return shards_dir(data.cohort_dir, purpose, split)
-
-
 def write_manifests(
     data: PreparedData,
     cohort: Cohort,
@@ -306,7 +300,7 @@ def write_manifests(
             "extra": {"cohort": data.name, "purpose": purpose, "split": split}
             | {"settings": build_state.settings_of(data)},
         }
-        folder = set_folder(data, purpose, split)
+        folder = shards_dir(data.cohort_dir, purpose, split)
         existing = read_if_valid(read_manifest, folder)
         if existing is None or any(getattr(existing, key) != value for key, value in content.items()):
             write_manifest(folder, **content)

@@ -20,7 +20,7 @@ from vesselgan.config.overrides import flat_values
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.console import differences
-from vesselgan.core.errors import DataError, UsageError, check_readable
+from vesselgan.core.errors import DataError, UsageError, reading
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import ShardInfo
 
@@ -72,14 +72,12 @@ def read_state(data: PreparedData) -> BuildState | None:
     """
     cohort_dir = Path(data.cohort_dir)
     path, remedy = _folder(cohort_dir) / "state.json", _remedy(cohort_dir)
-    try:
-        state = _parse(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        _check_not_foreign(cohort_dir, data.name)
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        check_readable(path, error)
-        raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
+    with reading(path, remedy):
+        try:
+            state = _parse(json.loads(path.read_text(encoding="utf-8")))
+        except (FileNotFoundError, NotADirectoryError):
+            _check_not_foreign(cohort_dir, data.name)
+            return None
     if state.name != data.name:
         raise UsageError(f"{cohort_dir}: holds the shards of cohort {state.name}, not {data.name}; {remedy}")
     if changed := differences(state.settings, settings_of(data)):

@@ -30,7 +30,7 @@ from vesselgan.config.compose import parse
 from vesselgan.config.schema import Layout, MakePhantom, Phantom
 from vesselgan.core import atomic_io
 from vesselgan.core.console import differences, log
-from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError, reading
 from vesselgan.formats import volumes
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
 from vesselgan.formats.nifti import format_sizes
@@ -126,11 +126,9 @@ def _settings(phantom: Phantom) -> dict[str, Any]:
 def _check_settings(path: Path, phantom: Phantom) -> None:
     """UsageError unless the cohort has these settings; it may grow. DataError where they cannot be read."""
     settings = _settings(phantom)
-    try:
+    with reading(path, f"remove {path.parent} and run again"):
         content = json.loads(path.read_text())
         stored = {key: content[key] for key in settings}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: not readable as a phantom's settings; remove {path.parent} and run again") from error
     if stored["num_subjects"] < settings["num_subjects"]:
         stored["num_subjects"] = settings["num_subjects"]
     if changed := differences(stored, settings):

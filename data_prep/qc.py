@@ -14,7 +14,6 @@ from PIL import Image
 from vesselgan.viz import pictures
 
 IMAGE_HEIGHT = 180
-MASK: pictures.Colour = (92, 200, 255)
 AXES = ("from the side", "from the front", "from above")
 NUM_BINS = 64
 NUM_COLOURS = 96  # of a PNG's palette: a third of the bytes, no visible loss
@@ -99,7 +98,7 @@ def _projection_png(
     height = IMAGE_HEIGHT
     width = max(1, round(height * columns * across / (rows * upward)))
     image = pictures.enlarge(pictures.grey(projection_HW, *limits, gamma=0.8), height, width)
-    for volume, colour in ((mask_XYZ, MASK), (label_XYZ, pictures.LABEL)):
+    for volume, colour in ((mask_XYZ, pictures.MASK), (label_XYZ, pictures.LABEL)):
         if volume is not None:
             flat_HW = pictures.enlarge_mask(pictures.mip(volume, axis), height, width)
             # One pixel outside: a line inside would hide thin vessels.

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_prep import splits
 from data_prep.layouts import SubjectFiles
 from data_prep.qc import Preview
 from vesselgan.core.console import counted
+from vesselgan.formats.cohort import SPLITS
 from vesselgan.formats.nifti import format_sizes
 from vesselgan.formats.volumes import Header
 
@@ -87,7 +87,7 @@ def summary(report: CohortReport, assigned: dict[str, str]) -> str:
     if report.unusable:
         text += f"; set aside: {', '.join(report.unusable)}"
     splits_of = list(assigned.values())
-    return f"{text}\nsplit: " + ", ".join(f"{splits_of.count(name)} {name}" for name in splits.NAMES)
+    return f"{text}\nsplit: " + ", ".join(f"{splits_of.count(name)} {name}" for name in SPLITS)
 
 
 def spacing_warnings(spacings_mm: Iterable[Sequence[float]]) -> list[str]:

@@ -4,7 +4,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -128,20 +127,15 @@ class LoadedSubject:
     def __init__(self, name: str, subject: Subject, prepare: Prepare, *, has_tissue: bool) -> None:
         self.name, self.prepare = name, prepare
         assert subject.label is not None, name  # build_shards refuses a cohort without labels
-        image = volumes.read_image(subject.image, nan_value=prepare.nan_value)
-        _check_unchanged(name, "image" if prepare.pseudonymise else subject.image, image.data_XYZ, subject.image_sha256)
-        label = volumes.read_label(
-            subject.label, label_values=prepare.label_values, label_binarize_threshold=prepare.label_binarize_threshold
-        )
-        _check_unchanged(name, "label" if prepare.pseudonymise else subject.label, label.data_XYZ, subject.label_sha256)
+        image = self._unchanged("image", subject.read_image(), subject.image_sha256)
+        label = self._unchanged("label", subject.read_label(), subject.label_sha256)
         scaled_XYZ = scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.reflect_pad(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.reflect_pad(label.data_XYZ, prepare.patch_shape)
         self.tissue_XYZ: np.ndarray | None = None
         if has_tissue:
             assert subject.mask is not None
-            mask = volumes.read_mask(subject.mask)
-            _check_unchanged(name, "mask" if prepare.pseudonymise else subject.mask, mask.data_XYZ, subject.mask_sha256)
+            mask = self._unchanged("mask", volumes.read_mask(subject.mask), subject.mask_sha256)
             tissue_XYZ = tissue_map(scaled_XYZ, mask.data_XYZ, image.spacing_mm)
             self.tissue_XYZ = patches.reflect_pad(tissue_XYZ, prepare.patch_shape)
         self._positions: dict[str, list[Position]] = {}
@@ -165,10 +159,11 @@ class LoadedSubject:
             self._positions[purpose] = positions
         return self._positions[purpose]
 
-
-def _check_unchanged(name: str, path: Path | str, volume_XYZ: np.ndarray, sha256: str | None) -> None:
-    if sha256_of_voxels(volume_XYZ) != sha256:
-        raise DataError(
-            f"{path} (subject {name}): its voxels changed since they were checked, but not its size and time; put the "
-            "earlier file back, or touch it and start the build again: then the new one is checked"
-        )
+    def _unchanged(self, kind: str, volume: volumes.Volume, sha256: str | None) -> volumes.Volume:
+        if sha256_of_voxels(volume.data_XYZ) != sha256:
+            raise DataError(
+                f"{kind if self.prepare.pseudonymise else volume.path} (subject {self.name}): its voxels changed since "
+                "they were checked, but not its size and time; put the earlier file back, or touch it and start the "
+                "build again: then the new one is checked"
+            )
+        return volume

@@ -11,8 +11,7 @@ from vesselgan.config.schema import Split
 from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.core.names import check_id
-
-NAMES = ("train", "validation", "test")
+from vesselgan.formats.cohort import SPLITS
 
 
 def assign(
@@ -95,9 +94,9 @@ def read_csv(
         if len(splits) > 1
     ]
     faults += [
-        f"{subject} has the split {name!r}, which is none of {', '.join(NAMES)}"
+        f"{subject} has the split {name!r}, which is none of {', '.join(SPLITS)}"
         for subject, splits in splits_of.items()
-        for name in splits - set(NAMES)
+        for name in splits - set(SPLITS)
     ]
     if unknown := sorted(set(splits_of) - set(known)):
         faults.append(f"not in the cohort: {', '.join(map(_shown, unknown))}")

@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 # Ranks that need no launcher are forked from a server that has imported torch once.
@@ -125,23 +127,110 @@ def world(afresh: Callable[[], None]) -> Any:
     return distributed.start("cpu")
 
 
+class Canary:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (open, (str(self.path), "w"))
+
+
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+    """Rewrite a JSON file after `change` has altered what it holds."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def flip_bit(path: Path, place: int | None = None) -> None:
+    """Of the byte at `place`, by default the middle one."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
+
+
+def write_shards(
+    folder: Path, records: list[Any], *, files: int = 1, subjects: dict[str, dict[str, Any]] | None = None, **facts: Any
+) -> Path:
+    """A set of the records in `files` shards; subjects: what the manifest says of one beside its place."""
+    from vesselgan.formats.shards import write_manifest, write_shard
+
+    origin = "real" if records[0].score_XYZ is None else "synthetic"
+    how = {"patch_shape": records[0].image_XYZ.shape, "origin": origin}
+    infos = [write_shard(folder / f"shard-{k}.h5", records[k::files], **how) for k in range(files)]
+    spacing_mm = facts.get("spacing_mm", (1.0, 1.0, 1.0))
+    place = {"spacing_mm": list(spacing_mm), "affine": np.diag([*spacing_mm, 1.0]).tolist()}
+    entries = {record.subject: place | (subjects or {}).get(record.subject, {}) for record in records}
+    facts = {"spacing_mm": spacing_mm, "percentiles": (0.0, 99.99), "extra": {}} | facts
+    write_manifest(folder, shards=infos, subjects=entries, **how, **facts)
+    return folder
+
+
+def write_subject(folder: Path, split: str, arrays: dict[str, Any], affine: Any, **facts: Any) -> Any:
+    """A subject whose volumes are `arrays`, by role (image, label, mask), in `folder`; facts: unlike the default."""
+    from vesselgan.core.atomic_io import sha256_of
+    from vesselgan.formats.cohort import Subject
+    from vesselgan.formats.volumes import write_volume
+
+    paths = {role: folder / f"{role}.nii.gz" for role in arrays}
+    for role, path in paths.items():
+        write_volume(path, arrays[role].astype(np.float32 if role == "image" else np.uint8), affine)
+    spacing_mm = tuple(np.diag(affine)[:3].tolist())
+    common = {"shape": arrays["image"].shape, "spacing_mm": spacing_mm, "limits": (0.0, 255.0), "num_clipped": 0}
+    common |= {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
+    return Subject(split, **({"mask": None} | paths), **(common | facts))
+
+
+def make_bar(seed: int) -> tuple[Any, Any]:
+    """(image, label) of 16^3 voxels: noise around 60 with a bar of 4 x 4 at 200, air (0) in one corner."""
+    rng = np.random.default_rng(seed)
+    label = np.zeros((16, 16, 16), np.uint8)
+    y, z = rng.integers(3, 10, 2)
+    label[:, y : y + 4, z : z + 4] = 1
+    image = np.clip(60 + 8 * rng.normal(size=label.shape) + 140 * label, 1, 255)
+    image[:2, :2, :2] = 0
+    return image.astype(np.float32), label
+
+
+def write_set(
+    folder: Path, seeds: Sequence[int], subjects: list[str], *, kind: str = "vessel", make: Callable = make_bar
+) -> Path:
+    """Shards whose record i is make(seeds[i]) of subjects[i % len(subjects)]; kind="synthetic": of a run `tiny`."""
+    from vesselgan.formats.shards import Record
+
+    records, is_synthetic = [], kind == "synthetic"
+    for place, seed in enumerate(seeds):
+        image, label = make(seed)
+        score = (0.8 * label).astype(np.float16) if is_synthetic else None
+        tissue = None if is_synthetic else np.full_like(label, place % 3)
+        subject = subjects[place % len(subjects)]
+        records.append(Record(image, label, subject, (0, 0, 0), kind, (0.0, 900.0), 0, score, tissue))
+    extra = {"run": "tiny", "threshold": 0.3} if is_synthetic else {}
+    return write_shards(folder, records, spacing_mm=(0.5, 0.5, 0.8), extra=extra)
+
+
 @pytest.fixture(scope="session")
 def write_checkpoint() -> Callable[..., None]:
-    """Writes a run directory with one checkpoint: its configuration, tensors by file, the patches' manifest."""
+    """Writes a run directory with one checkpoint: its configuration, tensors by file, the patches' manifest, more."""
 
-    def write(run_dir: Path, config: Any, files: dict[str, dict[str, Any]], manifest: dict[str, Any]) -> None:
+    def write(
+        run_dir: Path, config: Any, files: dict[str, Any], manifest: Any = None, *, number: int = 1, **state: Any
+    ) -> None:
         from safetensors.torch import save_file
 
         from vesselgan.config import compose
         from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 
-        folder = run_dir / "checkpoints" / "step_00000001"
+        folder = run_dir / "checkpoints" / f"step_{number:08d}"
         folder.mkdir(parents=True)
         (run_dir / "config.yaml").write_text(compose.to_yaml(config))
         for name, tensors in files.items():
             save_file(tensors, folder / f"{name}.safetensors")
-        state = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False}
-        (folder / "state.json").write_text(json.dumps(state | {"state": {"step": 1, "manifest": manifest}}))
+        state = {"step": 1, "manifest": manifest} | state
+        content = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False, "state": state}
+        (folder / "state.json").write_text(json.dumps(content))
         entries = {
             path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
             for path in folder.iterdir()
@@ -149,6 +238,23 @@ def write_checkpoint() -> Callable[..., None]:
         (folder / "manifest.json").write_text(json.dumps(entries))
 
     return write
+
+
+@pytest.fixture
+def refuse_folders(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From its call on, fsync of a folder fails with this errno, of a file it does not."""
+
+    def refuse(number: int) -> None:
+        fsync = os.fsync
+
+        def of_files(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(number, os.strerror(number))
+            fsync(descriptor)
+
+        monkeypatch.setattr(os, "fsync", of_files)
+
+    return refuse
 
 
 @pytest.fixture

@@ -210,20 +210,20 @@ def known_modules() -> set[str]:
 
 
 @pytest.mark.parametrize("module", sources())
-def test_a_module_keeps_the_house_rules(module: str) -> None:
+def test_a_module_keeps_the_house_rules(module):
     assert problems(module, sources()[module].read_text(), known_modules()) == []
 
 
-def test_every_folder_has_a_floor() -> None:
+def test_every_folder_has_a_floor():
     assert {folder_of(module) for module in sources()} == set(FLOORS)
 
 
-def test_nothing_lies_loose_in_the_package() -> None:
+def test_nothing_lies_loose_in_the_package():
     loose = {path.name for path in (ROOT / "vesselgan").iterdir() if path.is_file()}
     assert loose <= {"__init__.py", "__main__.py", "py.typed", "README.md"}
 
 
-def test_heavy_packages_are_imported_where_used() -> None:
+def test_heavy_packages_are_imported_where_used():
     """Within functions, so that those alone pay who call them."""
     loaded = set()
     for module, path in sources().items():
@@ -235,7 +235,7 @@ def test_heavy_packages_are_imported_where_used() -> None:
     assert not loaded
 
 
-def test_the_torch_free_folders_do_not_load_torch() -> None:
+def test_the_torch_free_folders_do_not_load_torch():
     quiet = [name for name in sources() if any(is_below(name, folder) for folder in NEVER_TORCH)]
     heavy = "[name for name in ('torch', 'deepspeed', 'mpi4py', 'monai') if name in sys.modules]"
     code = f"import importlib, sys\nfor name in {quiet}: importlib.import_module(name)\nprint({heavy})"
@@ -243,7 +243,7 @@ def test_the_torch_free_folders_do_not_load_torch() -> None:
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
 
 
-def test_the_top_level_holds_planned_names_only() -> None:
+def test_the_top_level_holds_planned_names_only():
     listed = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=False).stdout.split()
     planned = {"pyproject.toml", "README.md", "launch", "vesselgan", "data_prep", "configs", "slurm", "tests"}
     planned |= {"Makefile", "constraints.txt", "LICENSE", "CITATION.cff"}
@@ -292,11 +292,11 @@ SEEDED = [
 
 
 @pytest.mark.parametrize(("module", "source", "expected"), SEEDED)
-def test_a_seeded_violation_is_seen(module: str, source: str, expected: str) -> None:
+def test_a_seeded_violation_is_seen(module, source, expected):
     assert any(expected in problem for problem in problems(module, DOC + source, KNOWN))
 
 
-def test_a_good_module_has_no_problems() -> None:
+def test_a_good_module_has_no_problems():
     source = DOC + (
         "import re\nfrom dataclasses import dataclass, field\nfrom torch import nn\n"
         "from vesselgan.models import blocks\nfrom vesselgan.core.errors import UsageError\n"

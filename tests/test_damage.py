@@ -200,9 +200,7 @@ def cases(work: Path) -> Iterator[tuple[Path, Callable[[Path], Any], str]]:
 
 
 @pytest.mark.soak
-def test_no_damage_ends_in_a_traceback(
-    tmp_path: Path, afresh: Callable[[], None], capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_damage_ends_in_a_traceback(tmp_path, afresh, capsys, monkeypatch):
     real_compose = compose.compose
     composed = functools.cache(lambda command, words, below: real_compose(command, list(words), below=below))
     monkeypatch.setattr(

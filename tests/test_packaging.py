@@ -47,7 +47,7 @@ def python_files(repository: Path) -> list[Path]:
     return [path for folder in SHIPPED for path in sorted((repository / folder).rglob("*.py"))]
 
 
-def test_the_wheel_holds_modules_configurations_templates_alone(repository: Path, wheel_names: list[str]) -> None:
+def test_the_wheel_holds_modules_configurations_templates_alone(repository, wheel_names):
     modules = {str(path.relative_to(repository)) for path in python_files(repository)}
     configs = [path for path in (repository / "configs").rglob("*") if path.suffix in (".yaml", ".json")]
     expected = modules | {f"vesselgan/{path.relative_to(repository)}" for path in configs}
@@ -57,13 +57,13 @@ def test_the_wheel_holds_modules_configurations_templates_alone(repository: Path
     assert any(name.endswith("licenses/LICENSE") for name in wheel_names)
 
 
-def test_the_packages_listed_are_the_folders(repository: Path, project: dict) -> None:
+def test_the_packages_listed_are_the_folders(repository, project):
     folders = {".".join(p.parent.relative_to(repository).parts) for p in python_files(repository)}
     assert set(project["tool"]["setuptools"]["packages"]) == folders | {"vesselgan.configs"}
     assert all((repository / folder.replace(".", "/") / "__init__.py").is_file() for folder in folders)
 
 
-def test_the_wheel_needs_no_checkout(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_needs_no_checkout(wheel, tmp_path):
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (entries,) = (tmp_path / "site").glob("*.dist-info/entry_points.txt")
     assert "vesselgan = vesselgan.cli.main:main" in entries.read_text()
@@ -79,7 +79,7 @@ def requirement_names(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", line)[0].lower().replace("_", "-") for line in requirements}
 
 
-def test_what_is_imported_is_what_is_required(repository: Path, project: dict) -> None:
+def test_what_is_imported_is_what_is_required(repository, project):
     imported = set()
     for path in python_files(repository):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -100,7 +100,7 @@ def test_what_is_imported_is_what_is_required(repository: Path, project: dict) -
     assert distributions - optional == required
 
 
-def test_every_requirement_has_its_exact_version(repository: Path, project: dict) -> None:
+def test_every_requirement_has_its_exact_version(repository, project):
     lines = (repository / "constraints.txt").read_text().lower().splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     extras = project["project"]["optional-dependencies"].values()
@@ -108,7 +108,7 @@ def test_every_requirement_has_its_exact_version(repository: Path, project: dict
     assert wanted - set(pins) == set()
 
 
-def test_the_versions_agree(repository: Path, project: dict) -> None:
+def test_the_versions_agree(repository, project):
     version = project["project"]["version"]
     assert f'__version__ = "{version}"' in (repository / "vesselgan/core/version.py").read_text()
     assert f"\nversion: {version}\n" in (repository / "CITATION.cff").read_text()

@@ -28,12 +28,12 @@ def texts(repository: Path) -> list[tuple[str, str]]:
     return found
 
 
-def test_no_hint_needs_a_checkout(repository: Path) -> None:
+def test_no_hint_needs_a_checkout(repository):
     places = [place for place, text in texts(repository) if CHECKOUT.search(text) and not place.startswith(LEFT)]
     assert not places, places
 
 
-def test_every_command_a_hint_names_exists(repository: Path) -> None:
+def test_every_command_a_hint_names_exists(repository):
     named = {(place, name) for place, text in texts(repository) for name in NAMED.findall(text)}
     assert len(named) > 10
     assert not [(place, name) for place, name in named if name not in COMMANDS]

@@ -2,7 +2,6 @@
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ def publish(path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("write", [write_bytes, publish, lambda path, content: write_private(path, content.decode())])
 @pytest.mark.parametrize("linked", ["a", "a.partial"])
-def test_nothing_is_written_through_a_link(tmp_path: Path, write: Callable[[Path, bytes], None], linked: str) -> None:
+def test_nothing_is_written_through_a_link(tmp_path, write, linked):
     victim = tmp_path / "victim"
     victim.write_bytes(b"kept")
     folder = tmp_path / "out"
@@ -32,7 +31,7 @@ def test_nothing_is_written_through_a_link(tmp_path: Path, write: Callable[[Path
 
 
 @pytest.mark.parametrize("open_file", [open_to_append, locks.acquire])
-def test_logs_and_locks_are_no_links(tmp_path: Path, open_file: Callable[[Path], object]) -> None:
+def test_logs_and_locks_are_no_links(tmp_path, open_file):
     (tmp_path / "victim").write_bytes(b"kept")
     (tmp_path / "a").symlink_to("victim")
     with pytest.raises((OSError, ResourceError)):
@@ -40,6 +39,6 @@ def test_logs_and_locks_are_no_links(tmp_path: Path, open_file: Callable[[Path],
     assert (tmp_path / "victim").read_bytes() == b"kept"
 
 
-def test_private_texts_are_the_owners_alone(tmp_path: Path) -> None:
+def test_private_texts_are_the_owners_alone(tmp_path):
     write_private(tmp_path / "a", "text")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o600

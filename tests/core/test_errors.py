@@ -9,7 +9,7 @@ from vesselgan.core.errors import exit_on_error
 
 
 @pytest.mark.parametrize("name", ["ENOSPC", "EROFS", "EDQUOT", "EIO", "EACCES", "EMFILE"])
-def test_a_full_disk_is_exit_6(name: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_full_disk_is_exit_6(name, capsys):
     def fail() -> None:
         number = getattr(errno, name)
         raise OSError(number, os.strerror(number), "work/run/log.txt")
@@ -19,6 +19,6 @@ def test_a_full_disk_is_exit_6(name: str, capsys: pytest.CaptureFixture) -> None
     assert caught.value.code == 6 and "error: work/run/log.txt" in capsys.readouterr().err
 
 
-def test_a_missing_file_is_our_defect() -> None:
+def test_a_missing_file_is_our_defect():
     with pytest.raises(FileNotFoundError):
         exit_on_error(lambda: open("/nowhere/at/all").close())

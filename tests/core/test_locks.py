@@ -14,9 +14,7 @@ from vesselgan.core.errors import ResourceError
 Hold = Callable[[Path], subprocess.Popen[bytes]]
 
 
-def test_a_held_lock_names_its_process_and_job(
-    hold_lock: Hold, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_held_lock_names_its_process_and_job(hold_lock, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "4711")
     path = tmp_path / "lock"
     holder = f"process {hold_lock(path).pid} on {socket.gethostname()}, job 4711"
@@ -25,7 +23,7 @@ def test_a_held_lock_names_its_process_and_job(
     assert locks.holder_of(path) == holder and path.read_text() == f"{holder}\n"
 
 
-def test_a_killed_process_holds_nothing(hold_lock: Hold, tmp_path: Path) -> None:
+def test_a_killed_process_holds_nothing(hold_lock, tmp_path):
     path = tmp_path / "lock"
     process = hold_lock(path)
     process.kill()
@@ -37,7 +35,7 @@ def test_a_killed_process_holds_nothing(hold_lock: Hold, tmp_path: Path) -> None
     assert locks.holder_of(path) is None and not path.exists()
 
 
-def test_a_forked_child_holds_no_lock(hold_lock: Hold, tmp_path: Path) -> None:
+def test_a_forked_child_holds_no_lock(hold_lock, tmp_path):
     file = locks.acquire(tmp_path / "lock")
     child = os.fork()
     if child == 0:
@@ -47,7 +45,7 @@ def test_a_forked_child_holds_no_lock(hold_lock: Hold, tmp_path: Path) -> None:
     hold_lock(tmp_path / "lock")
 
 
-def test_a_lock_on_a_removed_file_fails(tmp_path: Path) -> None:
+def test_a_lock_on_a_removed_file_fails(tmp_path):
     path = tmp_path / "lock"
     file = locks.acquire(path)
     path.unlink()

@@ -1,7 +1,5 @@
 """What memory is left: the machine's, within what a batch system allows."""
 
-from pathlib import Path
-
 import pytest
 
 from vesselgan.core import memory
@@ -12,9 +10,7 @@ from vesselgan.core import memory
     [("0::/job/task", "job/memory.max", "job/task/memory.max"),
      ("4:memory:/job/task", "memory/job/memory.limit_in_bytes", "memory/job/task/memory.limit_in_bytes")],
 )  # fmt: skip
-def test_the_smallest_limit_of_all_groups_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: str, job: str, task: str
-) -> None:
+def test_the_smallest_limit_of_all_groups_counts(tmp_path, monkeypatch, group, job, task):
     monkeypatch.setattr(memory, "PROC", tmp_path)
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     assert memory.available_bytes() == float("inf")  # nothing is known
@@ -35,5 +31,5 @@ def test_the_smallest_limit_of_all_groups_counts(
     [(0, "0 bytes"), (999, "999 bytes"), (1023, "1.00 KiB"), (5 * 2**30, "5.00 GiB"), (80 * 2**20, "80.0 MiB"),
      (3e17, "266 PiB"), (float("inf"), "no known limit")],
 )  # fmt: skip
-def test_a_size_is_never_all_zeros(num_bytes: float, text: str) -> None:
+def test_a_size_is_never_all_zeros(num_bytes, text):
     assert memory.format_bytes(num_bytes) == text

@@ -11,7 +11,7 @@ HOSTILE = ("", ".", "..", "../up", "/etc/x", "a/b", ".hidden", "two\nlines", "\x
 
 
 @pytest.mark.parametrize("name", [*HOSTILE, "a" * 201, "é" * 101, None, 7])
-def test_what_is_no_component_is_no_file(name: str) -> None:
+def test_what_is_no_component_is_no_file(name):
     assert not is_id(name)
     with pytest.raises(DataError) as caught:
         path_in("out", name, ".nii.gz")
@@ -19,9 +19,9 @@ def test_what_is_no_component_is_no_file(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sub-01", "Müller 2", "a..b", "DOE^JANE", "é" * 100])
-def test_an_id_names_a_file_of_its_folder(name: str) -> None:
+def test_an_id_names_a_file_of_its_folder(name):
     assert path_in("out", name, ".nii.gz") == Path("out") / f"{name}.nii.gz"
 
 
-def test_escapes_stand_for_what_breaks_a_line() -> None:
+def test_escapes_stand_for_what_breaks_a_line():
     assert on_one_line("Mü\n\x1b[2J\udcfc") == r"Mü\n\x1b[2J\udcfc"

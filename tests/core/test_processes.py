@@ -46,7 +46,7 @@ def wait_until(claim: Callable[[], bool], seconds: float) -> bool:
     return False
 
 
-def test_a_command_leaves_code_and_output(tmp_path: Path) -> None:
+def test_a_command_leaves_code_and_output(tmp_path):
     log = tmp_path / "log"
     code = "import sys; print('to one'); print('to the other', file=sys.stderr); sys.exit(5)"
     for _ in range(2):  # the log is added to
@@ -54,7 +54,7 @@ def test_a_command_leaves_code_and_output(tmp_path: Path) -> None:
     assert [log.read_text().splitlines().count(text) for text in ("to one", "to the other")] == [2, 2]
 
 
-def test_a_port_is_filled_in(tmp_path: Path) -> None:
+def test_a_port_is_filled_in(tmp_path):
     processes.run_command(
         python("import sys; print(1024 < int(sys.argv[1]) < 65536)", processes.PORT),
         tmp_path / "log",
@@ -64,7 +64,7 @@ def test_a_port_is_filled_in(tmp_path: Path) -> None:
     assert processes.last_line(tmp_path / "log") == "True"
 
 
-def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.setenv(name, "1")
@@ -80,12 +80,12 @@ def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch: pytest.MonkeyPat
     assert processes.environment(20)["OMP_NUM_THREADS"] == "1"
 
 
-def test_a_missing_program_is_a_resource_error() -> None:
+def test_a_missing_program_is_a_resource_error():
     with pytest.raises(ResourceError, match="no-such-program"):
         processes.beside_python("no-such-program")
 
 
-def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
+def test_what_a_command_leaves_running_is_ended(tmp_path):
     code = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {RANK!r}, {str(tmp_path)!r}])"
     waits = f"{code}\nwhile not [n for n in os.listdir({str(tmp_path)!r}) if n.isdigit()]: time.sleep(0.01)"
     assert processes.run_command(python(waits), tmp_path / "log", num_ranks=1, head="") == 0
@@ -93,7 +93,7 @@ def test_what_a_command_leaves_running_is_ended(tmp_path: Path) -> None:
     assert not is_alive(pid)
 
 
-def test_one_that_ignores_being_asked_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_ignores_being_asked_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "SECONDS_TO_STOP", 0.3)
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True)"
     deaf += "; time.sleep(600)"
@@ -110,7 +110,7 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_ranks_do_not_outlive_a_terminated_caller(launcher: str, tmp_path: Path) -> None:
+def test_ranks_do_not_outlive_a_terminated_caller(launcher, tmp_path):
     script, pids = tmp_path / "rank.py", tmp_path / "pids"
     script.write_text(RANK)
     pids.mkdir()

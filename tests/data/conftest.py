@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet
+
+from ..conftest import write_shards
 
 SHAPE = (4, 4, 2)
 
@@ -33,12 +35,7 @@ def make_set(tmp_path: Path) -> Callable[..., ShardSet]:
         shape: tuple[int, int, int] = SHAPE,
         has_tissue: bool = False,
     ) -> ShardSet:
-        folder = tmp_path / name
         records = [_record(number, origin, shape, has_tissue=has_tissue) for number in numbers]
-        how = {"patch_shape": shape, "origin": origin}
-        infos = [write_shard(folder / f"shard-{k}.h5", records[k::2], **how) for k in range(2)]
-        facts = {"subjects": {"sub-1": {"spacing_mm": [1, 1, 1]}}, "spacing_mm": (1, 1, 1), "percentiles": None}
-        write_manifest(folder, shards=infos, extra={}, **how, **facts)
-        return ShardSet(folder)
+        return ShardSet(write_shards(tmp_path / name, records, files=2, percentiles=None))
 
     return make

@@ -28,7 +28,7 @@ def batches(data: ShardDataset, *, start: int = 2, stop: int = 8, augment: bool 
     return torch.stack(list(stream(data, batch_size=4, seed=7, start=start, stop=stop, augment=augment, **options)))
 
 
-def test_sixteen_words_are_sixteen_different_turns() -> None:
+def test_sixteen_words_are_sixteen_different_turns():
     patch = numbered((4, 4, 2))
     turned = [flip_rotate(patch, word) for word in range(NUM_ORIENTATIONS)]
     assert len({tuple(t.flatten().tolist()) for t in turned}) == 16
@@ -38,7 +38,7 @@ def test_sixteen_words_are_sixteen_different_turns() -> None:
     assert torch.equal(turned[0], patch)
 
 
-def test_a_quarter_turn_by_hand() -> None:
+def test_a_quarter_turn_by_hand():
     # axis-aligned: x = 0, 1 down, y = 0, 1 across; word 8 + 1 brings (x, y) to (1 - y, x)
     patch = torch.tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]).repeat(2, 1, 1, 1)
     assert flip_rotate(patch, 8 + 1)[0, :, :, 0].tolist() == [[2.0, 4.0], [1.0, 3.0]]
@@ -46,13 +46,13 @@ def test_a_quarter_turn_by_hand() -> None:
     assert flip_rotate(patch, 4)[0].tolist() == patch[0].tolist()  # one voxel along Z
 
 
-def test_patches_not_square_are_mirrored_not_turned() -> None:
+def test_patches_not_square_are_mirrored_not_turned():
     patch = numbered((4, 3, 2))
     assert all(flip_rotate(patch, word).shape == patch.shape for word in range(NUM_ORIENTATIONS))
     assert torch.equal(flip_rotate(patch, 8), patch)
 
 
-def test_words_depend_on_seed_and_position_alone() -> None:
+def test_words_depend_on_seed_and_position_alone():
     first = sample_orientations(64, 5, 3)
     assert np.array_equal(first, sample_orientations(64, 5, 3))
     assert not np.array_equal(first, sample_orientations(64, 5, 4)) and not np.array_equal(
@@ -65,7 +65,7 @@ def test_words_depend_on_seed_and_position_alone() -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_ranks_and_workers_do_not_change_turns(make_set: MakeSet, num_workers: int) -> None:
+def test_ranks_and_workers_do_not_change_turns(make_set, num_workers):
     data = dataset(make_set())
     whole = batches(data)
     parts = [batches(data, of_rank=half, num_workers=num_workers) for half in (slice(0, 2), slice(2, 4))]
@@ -73,7 +73,7 @@ def test_ranks_and_workers_do_not_change_turns(make_set: MakeSet, num_workers: i
     assert torch.equal(batches(data, start=5), whole[3:])  # resumed
 
 
-def test_turning_never_touches_the_cache(make_set: MakeSet) -> None:
+def test_turning_never_touches_the_cache(make_set):
     data = dataset(make_set())
     plain = batches(data, augment=False)
     turned = batches(data)

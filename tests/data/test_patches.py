@@ -6,7 +6,6 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from torch.utils.data import DataLoader
 from vesselgan.core.errors import DataError, ResourceError, UsageError, exit_on_error
 from vesselgan.data.patches import ShardDataset, stream
 from vesselgan.formats.shards import ShardSet
+
+from ..conftest import flip_bit
 
 MakeSet = Callable[..., ShardSet]
 
@@ -31,7 +32,7 @@ def keep_signal_handler() -> Iterator[None]:
 
 @pytest.mark.usefixtures("keep_signal_handler")
 @pytest.mark.parametrize("start_method", [None, "fork", "spawn", "forkserver"])
-def test_a_plain_loader_reads_a_folder(make_set: MakeSet, start_method: str | None) -> None:
+def test_a_plain_loader_reads_a_folder(make_set, start_method):
     shards = make_set("made", range(6), "synthetic")
     patches = ShardDataset(str(shards.folder))
     expected = torch.stack(list(patches))
@@ -42,7 +43,7 @@ def test_a_plain_loader_reads_a_folder(make_set: MakeSet, start_method: str | No
     assert torch.equal(torch.cat(list(DataLoader(patches, batch_size=4, **how))), expected)
 
 
-def test_choices_out_of_range_are_refused(make_set: MakeSet) -> None:
+def test_choices_out_of_range_are_refused(make_set):
     shards = make_set()
     for wrong in ({"intensity": "float"}, {"scaling": "slice"}):
         with pytest.raises(UsageError, match=next(iter(wrong.values()))):
@@ -68,7 +69,7 @@ def batches(data: ShardDataset, start: int = 3, stop: int = 11, **options: objec
     return list(stream(data, batch_size=4, seed=7, start=start, stop=stop, **options))
 
 
-def test_the_tissue_map_is_a_third_channel(make_set: MakeSet) -> None:
+def test_the_tissue_map_is_a_third_channel(make_set):
     shards = make_set(has_tissue=True)
     data = dataset(shards, with_tissue=True)
     for _ in range(2):  # read, then cached
@@ -80,7 +81,7 @@ def test_the_tissue_map_is_a_third_channel(make_set: MakeSet) -> None:
         dataset(make_set("without"), with_tissue=True)[0]
 
 
-def test_images_span_the_range_of_their_network(make_set: MakeSet) -> None:
+def test_images_span_the_range_of_their_network(make_set):
     shards = make_set(numbers=range(51, 55))
     for intensity, low, middle, high in (("byte", 0, 51, 255), ("signed", -1, -0.6, 1)):
         patch = dataset(shards, intensity=intensity)[0]
@@ -91,7 +92,7 @@ def test_images_span_the_range_of_their_network(make_set: MakeSet) -> None:
         assert label_number(patch) == 51
 
 
-def test_every_stored_intensity_has_its_exact_value(make_set: MakeSet) -> None:
+def test_every_stored_intensity_has_its_exact_value(make_set):
     shards = make_set(numbers=range(0, 2), shape=(64, 64, 16))
     data = dataset(shards, intensity="signed")
     data._cache[0] = (np.arange(65536, dtype=np.uint16).reshape(64, 64, 16), np.zeros((64, 64, 16), np.uint8))
@@ -102,14 +103,14 @@ def test_every_stored_intensity_has_its_exact_value(make_set: MakeSet) -> None:
     assert (image.diff() > 0).all()
 
 
-def test_patch_scaling_makes_a_constant_minus_one(make_set: MakeSet) -> None:
+def test_patch_scaling_makes_a_constant_minus_one(make_set):
     shards = make_set(numbers=range(0, 2))
     data = dataset(shards, intensity="signed", scaling="patch")
     data._cache[0] = (np.full((4, 4, 2), 77, np.uint16), np.zeros((4, 4, 2), np.uint8))
     assert (data[0][0] == -1).all()
 
 
-def test_real_and_synthetic_mix_and_thresholds_apply(make_set: MakeSet) -> None:
+def test_real_and_synthetic_mix_and_thresholds_apply(make_set):
     real, synthetic = make_set(), make_set("synthetic", range(100, 106), "synthetic")
     data = dataset(real, synthetic)
     assert len(data) == 16
@@ -122,7 +123,7 @@ def test_real_and_synthetic_mix_and_thresholds_apply(make_set: MakeSet) -> None:
             data[outside]
 
 
-def test_sets_that_do_not_fit_are_refused(make_set: MakeSet) -> None:
+def test_sets_that_do_not_fit_are_refused(make_set):
     real = make_set()
     with pytest.raises(DataError, match=r"real.*\[4, 4, 2\].*wide.*\[4, 4, 4\]"):
         dataset(real, make_set("wide", shape=(4, 4, 4)))
@@ -132,7 +133,7 @@ def test_sets_that_do_not_fit_are_refused(make_set: MakeSet) -> None:
         stream(dataset(real), batch_size=11, seed=7, start=0, stop=1)
 
 
-def test_shuffled_labels_are_a_derangement_of_all(make_set: MakeSet) -> None:
+def test_shuffled_labels_are_a_derangement_of_all(make_set):
     data = dataset(make_set(), shuffle_labels_seed=3)
     pairs = [(image_number(data[i]), label_number(data[i])) for i in range(10)]
     assert all(image != label for image, label in pairs)
@@ -141,7 +142,7 @@ def test_shuffled_labels_are_a_derangement_of_all(make_set: MakeSet) -> None:
     assert all(torch.equal(data[i], again[i]) for i in range(10))
 
 
-def test_ranks_share_the_global_batches(make_set: MakeSet) -> None:
+def test_ranks_share_the_global_batches(make_set):
     data = dataset(make_set())
     whole = batches(data)
     assert len(whole) == 8 and whole[0].shape == (4, 2, 4, 4, 2)
@@ -152,7 +153,7 @@ def test_ranks_share_the_global_batches(make_set: MakeSet) -> None:
         assert torch.equal(torch.stack(whole), torch.cat([torch.stack(share) for share in shares], dim=1))
 
 
-def test_a_stream_resumes_within_an_epoch(make_set: MakeSet) -> None:
+def test_a_stream_resumes_within_an_epoch(make_set):
     data = dataset(make_set())
     whole, later = batches(data, 0, 9), batches(data, 5, 9)
     assert torch.equal(torch.stack(whole[5:]), torch.stack(later))
@@ -165,7 +166,7 @@ def test_a_stream_resumes_within_an_epoch(make_set: MakeSet) -> None:
     ("num_workers", "start_method"),
     [(3, "fork"), pytest.param(2, "spawn", marks=pytest.mark.soak)],
 )
-def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int, start_method: str) -> None:
+def test_workers_give_the_same_bytes_as_none(make_set, num_workers, start_method):
     shards = make_set()
     shards[0]  # a handle that is open before the fork
     data = dataset(shards, cache_bytes=0)
@@ -176,7 +177,7 @@ def test_workers_give_the_same_bytes_as_none(make_set: MakeSet, num_workers: int
     assert torch.equal(torch.get_rng_state(), state)  # else a resumed run would draw other latents
 
 
-def test_the_cache_holds_all_or_nothing(make_set: MakeSet) -> None:
+def test_the_cache_holds_all_or_nothing(make_set):
     shards = make_set()
     size = 10 * 3 * 4 * 4 * 2
     cached, uncached = dataset(shards, cache_bytes=size), dataset(shards, cache_bytes=size - 1)
@@ -192,14 +193,12 @@ def test_the_cache_holds_all_or_nothing(make_set: MakeSet) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_damaged_shard_is_named_from_workers_too(make_set: MakeSet, num_workers: int) -> None:
+def test_a_damaged_shard_is_named_from_workers_too(make_set, num_workers):
     shards = make_set()
-    content = bytearray((shards.folder / "shard-1.h5").read_bytes())
     shards[9]
     offset = shards._open[1].voxels["image"].id.get_chunk_info(2).byte_offset
     shards.close()
-    content[offset] ^= 1
-    (shards.folder / "shard-1.h5").write_bytes(content)
+    flip_bit(shards.folder / "shard-1.h5", offset)
     with pytest.raises(DataError, match=r"shard-1\.h5: patch 2 of data set image"):
         batches(dataset(shards), 0, 10, num_workers=num_workers)
 
@@ -232,9 +231,7 @@ def kill_self() -> None:
         (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"workers \d+"),
     ],
 )
-def test_a_lost_worker_is_named_and_not_awaited(
-    make_set: MakeSet, strike: Callable[[], object], named: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_lost_worker_is_named_and_not_awaited(make_set, strike, named, capsys):
     handler, data = signal.getsignal(signal.SIGCHLD), troubled(make_set, strike)
     with pytest.raises(SystemExit) as ended:
         exit_on_error(lambda: batches(data, num_workers=1, start_method="fork", timeout_s=1))
@@ -247,7 +244,7 @@ def test_a_lost_worker_is_named_and_not_awaited(
     assert signal.getsignal(signal.SIGCHLD) == handler
 
 
-def test_a_death_between_batches_spares_the_step(make_set: MakeSet) -> None:
+def test_a_death_between_batches_spares_the_step(make_set):
     reads, arrived = iter(range(100)), multiprocessing.get_context("fork").Event()
 
     def strike() -> None:
@@ -265,7 +262,7 @@ def test_a_death_between_batches_spares_the_step(make_set: MakeSet) -> None:
         next(running)
 
 
-def test_a_bug_in_a_worker_stays_a_bug(make_set: MakeSet) -> None:
+def test_a_bug_in_a_worker_stays_a_bug(make_set):
     def strike() -> None:
         raise RuntimeError("a bug")
 
@@ -274,7 +271,7 @@ def test_a_bug_in_a_worker_stays_a_bug(make_set: MakeSet) -> None:
     assert not isinstance(caught.value, ResourceError)
 
 
-def test_leaving_a_stream_early_ends_its_workers(make_set: MakeSet, tmp_path: Path) -> None:
+def test_leaving_a_stream_early_ends_its_workers(make_set, tmp_path):
     before = set(multiprocessing.active_children())
     running = stream(dataset(make_set()), batch_size=4, seed=7, start=0, stop=10**6, num_workers=2)
     next(running)

@@ -15,7 +15,8 @@ import pytest
 
 from data_prep import build_shards, check, mpi
 from data_prep.mpi import MpiWorld
-from vesselgan.config.schema import BuildShards, Layout, Prepare, PreparedData, Split
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import BuildShards, PreparedData, Split
 
 ALONE = MpiWorld(0, 1, None)
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,6 +24,8 @@ MPIEXEC = Path(sys.executable).with_name("mpiexec")
 MakeCohort = Callable[..., PreparedData]
 Hashes = Callable[[PreparedData], dict[str, str]]
 Command = Callable[..., Any]
+SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=5"]
+SMALL += ["data.prepare.num_vessel_patches_unet=9", "data.prepare.split.validation=1", "data.prepare.split.test=1"]
 SHAPE = (24, 20, 18)
 AFFINE = np.diag([0.5, 0.5, 0.7, 1.0])
 
@@ -52,6 +55,12 @@ def touch(root: Path, *names: str) -> None:
         (root / name).touch()
 
 
+def change(path: Path, edit: Callable[[np.ndarray], np.ndarray], affine: np.ndarray | None = None) -> None:
+    """Rewrite a volume with the array that `edit` makes of its own."""
+    old = nib.load(path)
+    nib.save(nib.Nifti1Image(edit(np.asarray(old.dataobj).copy()), old.affine if affine is None else affine), path)
+
+
 def write_pair(image: Path, label: Path, values: Sequence[int], seed: int) -> None:
     """An image with a bright line of 12 voxels per value, and the lines as label."""
     draw = np.random.default_rng(seed)
@@ -62,7 +71,7 @@ def write_pair(image: Path, label: Path, values: Sequence[int], seed: int) -> No
     voxels[0, 0] = 2000
     for path, array in ((image, voxels), (label, classes)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(nib.Nifti1Image(array, np.diag([0.5, 0.5, 0.7, 1.0])), path)
+        nib.save(nib.Nifti1Image(array, AFFINE), path)
 
 
 def write_subject(folder: Path, seed: int) -> None:
@@ -89,35 +98,11 @@ def cohort(tmp_path: Path) -> Callable[..., PreparedData]:
         root = tmp_path / "nifti"
         for number in range(1, num_subjects + 1):
             write_subject(root / f"sub-{number:02d}", seed=number)
-        prepare = Prepare(
-            grid_patches=["gan"],
-            pseudonymise=False,
-            key_file=None,
-            patch_shape=[16, 16, 8],
-            num_vessel_patches_gan=5,
-            num_vessel_patches_unet=9,
-            lower_percentile=0.0,
-            upper_percentile=99.99,
-            max_clipped_vessel_share=0.05,
-            split=split or Split(train=None, validation=1, test=1, seed=990, csv=None),
-            label_values=None,
-            label_binarize_threshold=None,
-            nan_value=None,
-            reflect_pad=False,
-            pairs_per_shard=6,
-            follow_links=False,
-            quarantine=False,
-            repair=False,
-            seed=990,
-        )
-        layout = Layout("{subject}/image.nii.gz", "{subject}/vessel.nii.gz", "{subject}/brain_mask.nii.gz")
-        return PreparedData(
-            name="tiny",
-            root=str(root),
-            cohort_dir=str(tmp_path / "work" / "tiny"),
-            layout=layout,
-            prepare=prepare,
-        )
+        words = ["data=phantom", "data.name=tiny", f"data.root={root}", f"data.cohort_dir={tmp_path / 'work' / 'tiny'}"]
+        words += [*SMALL, "data.prepare.grid_patches=[gan]", "data.prepare.pairs_per_shard=6"]
+        data = compose("build_shards", [*words, "data.prepare.upper_percentile=99.99"]).data
+        data.prepare.split = split or data.prepare.split
+        return data
 
     return make
 
@@ -132,10 +117,6 @@ def hashes() -> Callable[[PreparedData], dict[str, str]]:
         return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
     return of
-
-
-SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=5"]
-SMALL += ["data.prepare.num_vessel_patches_unet=9", "data.prepare.split.validation=1", "data.prepare.split.test=1"]
 
 
 @dataclass

@@ -3,9 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -19,7 +17,8 @@ from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, verify
 
-from .conftest import ROOT, Hashes, MakeCohort, build
+from ..conftest import edit_json
+from .conftest import ROOT, build, change
 
 NUM_GRID = 2 * 2 * 3  # ceil(24/16) x ceil(20/16) x ceil(18/8)
 
@@ -36,7 +35,7 @@ def identities(data: PreparedData) -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> None:
+def test_each_purpose_gets_its_splits_and_its_patches(cohort):
     data = cohort(5)
     build(data)
     splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
@@ -54,7 +53,7 @@ def test_each_purpose_gets_its_splits_and_its_patches(cohort: MakeCohort) -> Non
     assert all(verify(Path(data.cohort_dir) / "shards" / name) == [] for name in ("gan/train", "unet/train"))
 
 
-def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
+def test_a_record_is_cut_from_its_own_volume(cohort):
     data = cohort(4)
     build(data, "gan")
     gan, subjects = shards(data, "gan/train"), Cohort.read(data.cohort_dir).subjects
@@ -72,7 +71,7 @@ def test_a_record_is_cut_from_its_own_volume(cohort: MakeCohort) -> None:
         assert record.kind == "grid" or record.label_XYZ.any()
 
 
-def test_tissue_maps_need_every_brain_mask(cohort: MakeCohort) -> None:
+def test_tissue_maps_need_every_brain_mask(cohort):
     data = cohort(4)
     build(data, "gan")
     for record in shards(data, "gan/train"):
@@ -85,7 +84,7 @@ def test_tissue_maps_need_every_brain_mask(cohort: MakeCohort) -> None:
     assert all(record.tissue_XYZ is None for record in shards(lacking, "gan/train"))
 
 
-def test_labels_of_other_names_leave_nothing_behind(cohort: MakeCohort) -> None:
+def test_labels_of_other_names_leave_nothing_behind(cohort):
     data = cohort(4)
     data.layout.label, named = "?labels/{subject}.nii.gz", data.layout.label
     with pytest.raises(DataError, match="no label was found.*left out"):
@@ -95,26 +94,23 @@ def test_labels_of_other_names_leave_nothing_behind(cohort: MakeCohort) -> None:
     assert len(shards(data, "gan/train"))
 
 
-def test_few_vessel_patches_are_named(cohort: MakeCohort, caplog: pytest.LogCaptureFixture) -> None:
+def test_few_vessel_patches_are_named(cohort, caplog):
     data = cohort(4)
     data.prepare.num_vessel_patches_gan = 1
     build(data, "gan")
     assert "num_vessel_patches_gan=12" in caplog.text
 
 
-def test_a_changed_mask_is_refused(cohort: MakeCohort) -> None:
+def test_a_changed_mask_is_refused(cohort):
     data = cohort(4)
     build(data, "gan")
     path = next(Path(data.root).rglob("*mask*"))
-    mask = nib.load(path)
-    changed_XYZ = np.asarray(mask.dataobj).copy()
-    changed_XYZ[2:4] = 1 - changed_XYZ[2:4]
-    nib.save(nib.Nifti1Image(changed_XYZ, mask.affine), path)
+    change(path, lambda mask: np.where(np.arange(len(mask))[:, None, None] == 2, 1 - mask, mask))
     with pytest.raises(DataError, match="the mask of"):
         build(data, "gan")
 
 
-def test_a_second_start_keeps_everything(cohort: MakeCohort) -> None:
+def test_a_second_start_keeps_everything(cohort):
     data = cohort(4)
     build(data)
     before = identities(data)
@@ -122,7 +118,7 @@ def test_a_second_start_keeps_everything(cohort: MakeCohort) -> None:
     assert identities(data) == before
 
 
-def test_patients_named_later_reach_the_manifest(cohort: MakeCohort, tmp_path: Path) -> None:
+def test_patients_named_later_reach_the_manifest(cohort, tmp_path):
     data = cohort(4)
     build(data, "gan")
     assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
@@ -134,7 +130,7 @@ def test_patients_named_later_reach_the_manifest(cohort: MakeCohort, tmp_path: P
     assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
 
 
-def test_only_what_is_missing_is_built(cohort: MakeCohort, hashes: Hashes) -> None:
+def test_only_what_is_missing_is_built(cohort, hashes):
     data = cohort(4)
     build(data)
     bytes_before, before = hashes(data), identities(data)
@@ -150,7 +146,7 @@ def test_only_what_is_missing_is_built(cohort: MakeCohort, hashes: Hashes) -> No
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other"])
-def test_repair_rebuilds_a_damaged_shard_alone(cohort: MakeCohort, hashes: Hashes, damage: str) -> None:
+def test_repair_rebuilds_a_damaged_shard_alone(cohort, hashes, damage):
     data = cohort(4)
     build(data)
     bytes_before, before = hashes(data), identities(data)
@@ -168,7 +164,7 @@ def test_repair_rebuilds_a_damaged_shard_alone(cohort: MakeCohort, hashes: Hashe
     assert {n for n, identity in identities(data).items() if identity != before[n]} == {name}
 
 
-def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort, hold_lock: Callable[[Path], Any]) -> None:
+def test_a_second_job_in_the_folder_is_refused(cohort, hold_lock):
     data = cohort(4)
     Path(data.cohort_dir).mkdir(parents=True)
     holder = hold_lock(Path(data.cohort_dir) / ".build_shards.lock")
@@ -177,7 +173,7 @@ def test_a_second_job_in_the_folder_is_refused(cohort: MakeCohort, hold_lock: Ca
     assert not (Path(data.cohort_dir) / "shards").exists()
 
 
-def test_other_settings_are_refused_with_the_difference(cohort: MakeCohort) -> None:
+def test_other_settings_are_refused_with_the_difference(cohort):
     data = cohort(4)
     build(data)
     before = identities(data)
@@ -191,48 +187,44 @@ def test_other_settings_are_refused_with_the_difference(cohort: MakeCohort) -> N
 
 
 @pytest.mark.parametrize("damage", [Path.exists, Path.unlink, lambda path: path.write_text("{")])
-def test_changed_inputs_are_refused_by_name(cohort: MakeCohort, damage: Callable[[Path], object]) -> None:
+def test_changed_inputs_are_refused_by_name(cohort, damage):
     data = cohort(4)
     build(data)
     before = identities(data)
     path = Path(data.root) / "sub-02" / "vessel.nii.gz"
-    volumes.write_volume(path, np.roll(np.asarray(nib.load(path).dataobj), 1, axis=1), nib.load(path).affine)
+    change(path, lambda label: np.roll(label, 1, axis=1))
     damage(Path(data.cohort_dir) / "cohort.json")
     with pytest.raises(DataError, match="label of sub-02"):
         build(data)
     assert identities(data) == before
 
 
-def test_an_edited_cohort_json_is_made_again(cohort: MakeCohort, hashes: Hashes) -> None:
+def test_an_edited_cohort_json_is_made_again(cohort, hashes):
     data = cohort(4)
     build(data)
     before = hashes(data)
-    path = Path(data.cohort_dir) / "cohort.json"
-    content = json.loads(path.read_text())
-    for subject in content["subjects"].values():
-        subject["split"] = "test"
-    path.write_text(json.dumps(content))
+    edit_json(Path(data.cohort_dir) / "cohort.json", lambda c: c["subjects"]["sub-01"].update(split="test"))
     build(data)
     assert hashes(data) == before
 
 
-def test_a_manifest_that_was_edited_is_rewritten(cohort: MakeCohort, hashes: Hashes) -> None:
+def test_a_manifest_that_was_edited_is_rewritten(cohort, hashes):
     data = cohort(4)
     build(data)
     before, path = hashes(data), Path(data.cohort_dir) / "shards/gan/train/manifest.json"
     others = {"patch_shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "subjects": {}, "extra": {}, "percentiles": (0.0, 99)}
     for key, other in others.items():
-        path.write_text(json.dumps(json.loads(path.read_text()) | {key: other}))
+        edit_json(path, lambda content, key=key, other=other: content.update({key: other}))
         build(data)
         assert hashes(data) == before, key
 
 
 @pytest.mark.parametrize("name", ["cohort.json", "shards/gan/train/manifest.json"])
-def test_newer_files_are_refused_and_not_overwritten(cohort: MakeCohort, hashes: Hashes, name: str) -> None:
+def test_newer_files_are_refused_and_not_overwritten(cohort, hashes, name):
     data = cohort(4)
     build(data)
-    path = Path(data.cohort_dir) / name
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 4, "made_by": "vesselgan 9.0"}))
+    newer = {"format_version": 4, "made_by": "vesselgan 9.0"}
+    edit_json(Path(data.cohort_dir) / name, lambda content: content.update(newer))
     (Path(data.cohort_dir) / "shards/gan/train/shard-00000.h5").unlink()
     before = hashes(data)
     with pytest.raises(DataError, match="vesselgan 9.0"):
@@ -240,7 +232,7 @@ def test_newer_files_are_refused_and_not_overwritten(cohort: MakeCohort, hashes:
     assert hashes(data) == before
 
 
-def test_a_damaged_state_file_is_a_data_error(cohort: MakeCohort) -> None:
+def test_a_damaged_state_file_is_a_data_error(cohort):
     data = cohort(4)
     build(data)
     path = Path(data.cohort_dir) / "shards/.build/state.json"
@@ -252,7 +244,7 @@ def test_a_damaged_state_file_is_a_data_error(cohort: MakeCohort) -> None:
             build(data)
 
 
-def test_moved_or_repacked_inputs_are_the_same_cohort(cohort: MakeCohort) -> None:
+def test_moved_or_repacked_inputs_are_the_same_cohort(cohort):
     data = cohort(4)
     build(data)
     before = identities(data)
@@ -265,14 +257,14 @@ def test_moved_or_repacked_inputs_are_the_same_cohort(cohort: MakeCohort) -> Non
     assert Cohort.read(data.cohort_dir).subjects["sub-01"].image == path
 
 
-def test_a_change_between_check_and_cutting_is_noticed(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_between_check_and_cutting_is_noticed(cohort, monkeypatch):
     data = cohort(4)
     resolve = build_shards.resolve_cohort
 
     def resolve_then_change(*arguments: object) -> object:
         resolved = resolve(*arguments)
         for path in Path(data.root).rglob("vessel.nii.gz"):
-            volumes.write_volume(path, 1 - np.asarray(nib.load(path).dataobj), nib.load(path).affine)
+            change(path, lambda label: 1 - label)
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
@@ -282,7 +274,7 @@ def test_a_change_between_check_and_cutting_is_noticed(cohort: MakeCohort, monke
 
 
 @pytest.mark.parametrize(("name", "what"), [("shards/notes.txt", "shards"), ("cohort.json", "cohort.json")])
-def test_a_foreign_folder_is_never_written_into(cohort: MakeCohort, name: str, what: str) -> None:
+def test_a_foreign_folder_is_never_written_into(cohort, name, what):
     data = cohort(4)
     path = Path(data.cohort_dir) / name
     path.parent.mkdir(parents=True)
@@ -293,7 +285,7 @@ def test_a_foreign_folder_is_never_written_into(cohort: MakeCohort, name: str, w
     assert path.read_text() == '{"name": "theirs"}'
 
 
-def test_another_cohorts_shards_are_refused(cohort: MakeCohort) -> None:
+def test_another_cohorts_shards_are_refused(cohort):
     data = cohort(4)
     build(data)
     data.name = "other"
@@ -301,7 +293,7 @@ def test_another_cohorts_shards_are_refused(cohort: MakeCohort) -> None:
         build(data)
 
 
-def test_an_output_among_inputs_or_program_is_refused(cohort: MakeCohort) -> None:
+def test_an_output_among_inputs_or_program_is_refused(cohort):
     data = cohort(4)
     data.cohort_dir = data.root
     with pytest.raises(UsageError, match="data.root"):
@@ -315,7 +307,7 @@ def test_an_output_among_inputs_or_program_is_refused(cohort: MakeCohort) -> Non
     assert not Path(data.cohort_dir).exists()
 
 
-def test_unusable_subjects_stop_the_build_or_are_quarantined(cohort: MakeCohort, capsys: pytest.CaptureFixture) -> None:
+def test_unusable_subjects_stop_the_build_or_are_quarantined(cohort, capsys):
     data = cohort(5)
     (Path(data.root) / "sub-03" / "image.nii.gz").write_bytes(b"broken")
     with pytest.raises(DataError, match="sub-03"):
@@ -331,7 +323,7 @@ def test_unusable_subjects_stop_the_build_or_are_quarantined(cohort: MakeCohort,
         build(data)
 
 
-def test_broken_links_are_unusable_subjects(cohort: MakeCohort) -> None:
+def test_broken_links_are_unusable_subjects(cohort):
     data = cohort(6)
     for number, target in ((1, "nowhere.nii.gz"), (2, "image.nii.gz")):
         path = Path(data.root) / f"sub-{number:02d}" / "image.nii.gz"
@@ -344,7 +336,7 @@ def test_broken_links_are_unusable_subjects(cohort: MakeCohort) -> None:
     assert sorted(Cohort.read(data.cohort_dir).subjects) == ["sub-03", "sub-04", "sub-05", "sub-06"]
 
 
-def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
+def test_thin_volumes_are_reflected_when_asked(cohort):
     data = cohort(3)
     data.prepare.patch_shape, data.prepare.reflect_pad = [24, 16, 32], True
     build(data, "gan")
@@ -357,7 +349,7 @@ def test_thin_volumes_are_reflected_when_asked(cohort: MakeCohort) -> None:
     np.testing.assert_array_equal(record.image_XYZ[:, :, 18:], record.image_XYZ[:, :, 16:2:-1])
 
 
-def test_too_small_a_disk_is_refused_first(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_small_a_disk_is_refused_first(cohort, monkeypatch):
     data = cohort(3)
     usage = build_shards.shutil.disk_usage("/")
     monkeypatch.setattr(build_shards.shutil, "disk_usage", lambda path: usage._replace(free=100))
@@ -366,7 +358,7 @@ def test_too_small_a_disk_is_refused_first(cohort: MakeCohort, monkeypatch: pyte
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 
 
-def test_each_volume_is_read_once_to_be_cut(cohort: MakeCohort, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_volume_is_read_once_to_be_cut(cohort, monkeypatch):
     data = cohort(5)
     build(data)
     for path in Path(data.cohort_dir).rglob("*.h5"):

@@ -15,7 +15,7 @@ import yaml
 from vesselgan.config.schema import PreparedData
 from vesselgan.formats.shards import verify
 
-from .conftest import ROOT, Hashes, MakeCohort, build, python_on_ranks, run
+from .conftest import ROOT, build, python_on_ranks, run
 
 
 def command(data: PreparedData, folder: Path, *, ranks: int = 1) -> list[str]:
@@ -25,16 +25,11 @@ def command(data: PreparedData, folder: Path, *, ranks: int = 1) -> list[str]:
     settings |= {f"data.prepare.{key}": value for key, value in prepare.items() if key not in ("split", "key_file")}
     settings |= {"data.name": data.name, "data.root": data.root, "data.cohort_dir": str(folder)}
     texts = {key: yaml.safe_dump(value, default_flow_style=True).split("\n")[0] for key, value in settings.items()}
-    return [
-        *python_on_ranks(ranks),
-        "-m",
-        "data_prep.build_shards",
-        "data=phantom",
-        *(f"{key}={text}" for key, text in texts.items()),
-    ]
+    words = [*python_on_ranks(ranks), "-m", "data_prep.build_shards", "data=phantom"]
+    return [*words, *(f"{key}={text}" for key, text in texts.items())]
 
 
-def test_bytes_do_not_depend_on_ranks(cohort: MakeCohort, hashes: Hashes, tmp_path: Path) -> None:
+def test_bytes_do_not_depend_on_ranks(cohort, hashes, tmp_path):
     data = cohort(5)
     build(data)
     alone = hashes(data)
@@ -45,7 +40,7 @@ def test_bytes_do_not_depend_on_ranks(cohort: MakeCohort, hashes: Hashes, tmp_pa
     assert done.stdout.count("tiny: built in") == 1
 
 
-def test_a_killed_build_is_taken_up(cohort: MakeCohort, hashes: Hashes, tmp_path: Path) -> None:
+def test_a_killed_build_is_taken_up(cohort, hashes, tmp_path):
     data = cohort(4)
     data.prepare.pairs_per_shard, data.prepare.num_vessel_patches_unet = 1, 20
     build(data)
@@ -66,7 +61,7 @@ def test_a_killed_build_is_taken_up(cohort: MakeCohort, hashes: Hashes, tmp_path
 
 
 @pytest.mark.soak
-def test_twenty_kills_end_in_the_same_bytes(cohort: MakeCohort, hashes: Hashes, tmp_path: Path) -> None:
+def test_twenty_kills_end_in_the_same_bytes(cohort, hashes, tmp_path):
     data = cohort(5)
     data.prepare.pairs_per_shard = 1
     build(data)

@@ -5,11 +5,8 @@ import os
 from pathlib import Path
 
 import nibabel as nib
-import pytest
 
 from data_prep import build_shards, check, preprocess
-
-from .conftest import Command, MakeCohort
 
 
 def patients_name(folder: Path) -> None:
@@ -26,7 +23,7 @@ def patients_comment(folder: Path) -> None:
     nib.save(label, path)
 
 
-def test_no_text_of_a_file_reaches_any_output(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+def test_no_text_of_a_file_reaches_any_output(cohort, command, tmp_path):
     root = Path(cohort(4).root)
     for folder in sorted(root.iterdir()):
         patients_name(folder), patients_comment(folder)
@@ -41,7 +38,7 @@ def test_no_text_of_a_file_reaches_any_output(cohort: MakeCohort, command: Comma
         assert b"DOE" not in (gzip.decompress(content) if path.suffix == ".gz" else content), path
 
 
-def test_ids_like_names_or_dates_are_warned_of(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+def test_ids_like_names_or_dates_are_warned_of(cohort, command, tmp_path):
     root = Path(cohort(4).root)
     (root / "sub-02").rename(root / "DOE^JANE")
     (root / "sub-03").rename(root / "pat_19570312")
@@ -55,9 +52,7 @@ def test_ids_like_names_or_dates_are_warned_of(cohort: MakeCohort, command: Comm
     assert "looks like" not in command(*pseudonymous).out
 
 
-def test_a_small_or_unreadable_cohort_is_exit_3(
-    cohort: MakeCohort, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_small_or_unreadable_cohort_is_exit_3(cohort, command, monkeypatch):
     root = Path(cohort(1).root)
     ended = command()
     assert ended.code == 3 and "at least 3 are needed" in ended.err
@@ -70,7 +65,7 @@ def test_a_small_or_unreadable_cohort_is_exit_3(
     assert (ended.code, ended.out) == (3, "") and ended.err.startswith(f"error: {root}: ")
 
 
-def test_a_file_as_work_dir_is_exit_6(cohort: MakeCohort, command: Command, tmp_path: Path) -> None:
+def test_a_file_as_work_dir_is_exit_6(cohort, command, tmp_path):
     cohort(3)
     (tmp_path / "file").touch()
     for module, words in ((build_shards, ()), (preprocess, ("preprocess.bias=false",)), (check, ())):
@@ -82,7 +77,7 @@ def denied(path: object) -> None:
     raise PermissionError(13, "Permission denied", str(path))
 
 
-def test_wrong_settings_are_exit_2_and_make_nothing(command: Command, tmp_path: Path) -> None:
+def test_wrong_settings_are_exit_2_and_make_nothing(command, tmp_path):
     for word, named in (
         ("data.prepare.quarantin=true", "data.prepare.quarantine"),
         ("data.name=../../escape", "data.name"),

@@ -16,7 +16,7 @@ from .conftest import touch
 PAIRS = Layout("images/{subject}.nii.gz", "labels/{subject}.nii.gz", None)
 
 
-def test_pairs_do_not_depend_on_directory_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_do_not_depend_on_directory_order(tmp_path, monkeypatch):
     ids = [f"sub-{number}" for number in range(1, 13)]
     touch(tmp_path, *(f"{kind}/{name}.nii.gz" for kind in ("images", "labels") for name in ids))
     scandir = os.scandir
@@ -35,7 +35,7 @@ def test_pairs_do_not_depend_on_directory_order(tmp_path: Path, monkeypatch: pyt
         assert files.mask is None and files.missing == ()
 
 
-def test_missing_and_surplus_labels_are_named(tmp_path: Path) -> None:
+def test_missing_and_surplus_labels_are_named(tmp_path):
     touch(tmp_path, *(f"images/sub-{number}.nii.gz" for number in (1, 2, 3, 4, 10)))
     touch(tmp_path, *(f"labels/sub-{number}.nii.gz" for number in (2, 3, 4, 10, 11)))
     found = layouts.find_subjects(tmp_path, PAIRS)
@@ -46,7 +46,7 @@ def test_missing_and_surplus_labels_are_named(tmp_path: Path) -> None:
     assert found.warnings == ("label without an image: sub-11",)
 
 
-def test_volumes_left_out_are_named(tmp_path: Path) -> None:
+def test_volumes_left_out_are_named(tmp_path):
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "images/notes.txt", ".trash/b.nii.gz")
     assert layouts.find_subjects(tmp_path, PAIRS).warnings == ()
     touch(tmp_path, "images/b.nii", "masks/a.nii.gz", "images/d.NII.GZ")
@@ -56,7 +56,7 @@ def test_volumes_left_out_are_named(tmp_path: Path) -> None:
     assert "(3)" in hidden and "nii" not in hidden
 
 
-def test_broken_links_are_subjects(tmp_path: Path) -> None:
+def test_broken_links_are_subjects(tmp_path):
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz", "labels/b.nii.gz", "labels/c.nii.gz")
     (tmp_path / "images/b.nii.gz").symlink_to("c.nii.gz")
     (tmp_path / "images/c.nii.gz").symlink_to("b.nii.gz")
@@ -66,7 +66,7 @@ def test_broken_links_are_subjects(tmp_path: Path) -> None:
     assert [files.subject for files in found.subjects] == ["a", "b", "c", "d"] and found.warnings == ()
 
 
-def test_a_link_out_of_the_root_is_refused_unless_asked_for(tmp_path: Path) -> None:
+def test_a_link_out_of_the_root_is_refused_unless_asked_for(tmp_path):
     touch(tmp_path, "outside/a.nii.gz", "cohort/.store/b.nii.gz", "cohort/labels/a.nii.gz", "cohort/labels/b.nii.gz")
     root = tmp_path / "cohort"
     (root / "images").mkdir()
@@ -83,7 +83,7 @@ def test_a_link_out_of_the_root_is_refused_unless_asked_for(tmp_path: Path) -> N
         layouts.find_subjects(root, PAIRS)
 
 
-def test_a_name_beyond_utf8_is_refused(tmp_path: Path) -> None:
+def test_a_name_beyond_utf8_is_refused(tmp_path):
     touch(tmp_path, "images/a.nii.gz", "labels/a.nii.gz")
     (tmp_path / os.fsdecode(b"M\xfcller.nii.gz")).touch()
     (record,) = layouts.find_subjects(tmp_path, PAIRS).warnings
@@ -93,7 +93,7 @@ def test_a_name_beyond_utf8_is_refused(tmp_path: Path) -> None:
         layouts.find_subjects(tmp_path, PAIRS)
 
 
-def test_pseudonyms_hide_names_of_visits_and_files(tmp_path: Path) -> None:
+def test_pseudonyms_hide_names_of_visits_and_files(tmp_path):
     layout = Layout("{subject}/{session}.nii.gz", "{subject}/{session}-label.nii.gz", None)
     touch(tmp_path, "doe/20190312.nii.gz", "doe/20200415.nii.gz")
     found = layouts.find_subjects(tmp_path / "." / "", layout, rename=lambda subject: "anon-1")
@@ -104,13 +104,13 @@ def test_pseudonyms_hide_names_of_visits_and_files(tmp_path: Path) -> None:
     assert "label is missing" in record and "doe" not in record and "2019" not in record
 
 
-def test_an_unknown_session_is_a_usage_error(tmp_path: Path) -> None:
+def test_an_unknown_session_is_a_usage_error(tmp_path):
     touch(tmp_path, "images/a.nii.gz")
     with pytest.raises(UsageError, match=r"data\.layout\.label="):
         layouts.find_subjects(tmp_path, Layout("images/{subject}.nii.gz", "labels/{session}/{subject}.nii", None))
 
 
-def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:
+def test_folders_per_subject_and_wild_parts_are_found(tmp_path):
     layout = Layout(
         "sub-{subject}/ses-*/anat/sub-{subject}_ses-*_angio.nii.gz", "derivatives/sub-{subject}/*_mask.nii.gz", None
     )
@@ -121,30 +121,30 @@ def test_folders_per_subject_and_wild_parts_are_found(tmp_path: Path) -> None:
     assert found.image.name == "sub-01_ses-a_angio.nii.gz"
 
 
-def test_hidden_files_and_longer_names_do_not_count(tmp_path: Path) -> None:
+def test_hidden_files_and_longer_names_do_not_count(tmp_path):
     touch(tmp_path, "images/b.nii.gz.partial", "images/c.nii.gz.bak", "old/images/d.nii.gz", "images/e/e.nii.gz")
     touch(tmp_path, "images/a.nii.gz", "images/._a.nii.gz", "labels/a.nii.gz", ".trash/images/b.nii.gz")
     assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a"]
 
 
-def test_two_files_for_one_subject_are_refused(tmp_path: Path) -> None:
+def test_two_files_for_one_subject_are_refused(tmp_path):
     touch(tmp_path, "a/t1_tof.nii.gz", "a/t2_tof.nii.gz")
     with pytest.raises(DataError, match=r"subject a: a/t1_tof\.nii\.gz and a/t2_tof\.nii\.gz"):
         layouts.find_subjects(tmp_path, Layout("{subject}/*_tof.nii.gz", None, None))
 
 
-def test_regular_expression_signs_are_ordinary(tmp_path: Path) -> None:
+def test_regular_expression_signs_are_ordinary(tmp_path):
     touch(tmp_path, "images/a+(1).nii.gz", "labels/a+(1).nii.gz", "images/axniixgz")
     assert [files.subject for files in layouts.find_subjects(tmp_path, PAIRS).subjects] == ["a+(1)"]
 
 
 @pytest.mark.parametrize("pattern", ["image.nii.gz", "/data/{subject}.nii.gz", "../{subject}.nii.gz"])
-def test_a_pattern_must_name_subjects_below_the_root(tmp_path: Path, pattern: str) -> None:
+def test_a_pattern_must_name_subjects_below_the_root(tmp_path, pattern):
     with pytest.raises(UsageError, match="data.layout.image="):
         layouts.find_subjects(tmp_path, Layout(pattern, None, None))
 
 
-def test_absent_empty_and_unfitting_folders_are_refused(tmp_path: Path) -> None:
+def test_absent_empty_and_unfitting_folders_are_refused(tmp_path):
     with pytest.raises(DataError, match="none"):
         layouts.find_subjects(tmp_path / "none", PAIRS)
     with pytest.raises(DataError, match="no files"):

@@ -22,7 +22,7 @@ def connect(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [None, 7])
-def test_without_a_launcher_mpi_is_not_touched(monkeypatch: pytest.MonkeyPatch, size: int | None) -> None:
+def test_without_a_launcher_mpi_is_not_touched(monkeypatch, size):
     if size is None:
         monkeypatch.setitem(sys.modules, "mpi4py", None)  # import mpi4py raises ImportError
     else:
@@ -32,13 +32,13 @@ def test_without_a_launcher_mpi_is_not_touched(monkeypatch: pytest.MonkeyPatch, 
 
 
 @pytest.mark.parametrize("variable", ["PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
-def test_without_a_library_several_ranks_are_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_without_a_library_several_ranks_are_refused(monkeypatch, variable):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(ResourceError, match=f"{variable}=2"):
         mpi.get_world({variable: "2"})
 
 
-def test_slurm_tasks_without_mpi_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slurm_tasks_without_mpi_are_refused(monkeypatch):
     srun = {"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}
     connect(monkeypatch, 1)
     with pytest.raises(UsageError, match="4 tasks .* MPI connects 1"):
@@ -50,25 +50,25 @@ def test_slurm_tasks_without_mpi_are_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"})[:2] == (0, 2)
 
 
-def test_a_batch_script_may_start_mpiexec(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_script_may_start_mpiexec(monkeypatch):
     connect(monkeypatch, 1)
     assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"})[:2] == (0, 1)
     connect(monkeypatch, 8)  # mpiexec starts one helper per node through srun, and that one the ranks
     assert mpi.get_world({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2", "PMI_SIZE": "8"})[:2] == (0, 8)
 
 
-def test_a_launcher_may_name_the_rank_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_may_name_the_rank_alone(monkeypatch):
     connect(monkeypatch, 8)
     assert mpi.get_world({"ALPS_APP_PE": "3"})[:2] == mpi.get_world({"PMIX_RANK": "0"})[:2] == (0, 8)
 
 
-def test_the_launcher_of_another_mpi_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_launcher_of_another_mpi_is_refused(monkeypatch):
     connect(monkeypatch, 1)
     with pytest.raises(UsageError, match="OMPI_COMM_WORLD_SIZE=2"):
         mpi.get_world({"OMPI_COMM_WORLD_SIZE": "2"})
 
 
-def test_one_process_meets_its_own_error() -> None:
+def test_one_process_meets_its_own_error():
     world = MpiWorld(0, 1, None)
     assert mpi.gather_results(world, lambda: 7) == [7] and mpi.run_on_rank0(world, lambda: 8) == 8
 
@@ -80,13 +80,13 @@ def test_one_process_meets_its_own_error() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(0, 3), (2, 3), (7, 3), (9, 3), (5, 1)])
-def test_shares_are_whole_ordered_and_even(count: int, size: int) -> None:
+def test_shares_are_whole_ordered_and_even(count, size):
     parts = [mpi.partition(MpiWorld(rank, size, None), list(range(count))) for rank in range(size)]
     assert [item for part in parts for item in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_neighbours_of_unequal_weight_are_shared_by_weight() -> None:
+def test_neighbours_of_unequal_weight_are_shared_by_weight():
     items = [50, 250, 250]
     assert [mpi.partition(MpiWorld(r, 2, None), items, weight=float) for r in range(2)] == [[50, 250], [250]]
 
@@ -99,25 +99,21 @@ def on_two_ranks(tmp_path: Path, work: str) -> subprocess.CompletedProcess:
     return run([*python_on_ranks(2), str(script)])
 
 
-def test_one_ranks_error_ends_both(tmp_path: Path) -> None:
-    done = on_two_ranks(
-        tmp_path,
-        "def fail(world):\n    if world.rank == 1: raise DataError('sub-7 is broken')\n"
-        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))\n    print('went on')",
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (3, "", "error: sub-7 is broken\n")
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        ("DataError('sub-7 is broken')", 3, "error: sub-7 is broken\n"),
+        ("MemoryError('Unable to allocate 8 GiB')", 6, "error: out of memory on rank 1"),
+    ],
+)
+def test_one_ranks_error_ends_both(tmp_path, error, code, said):
+    fail = f"def fail(world):\n    if world.rank == 1: raise {error}\n"
+    work = "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))\n    print('went on')"
+    done = on_two_ranks(tmp_path, fail + work)
+    assert (done.returncode, done.stdout) == (code, "") and done.stderr.startswith(said)
 
 
-def test_a_rank_without_memory_is_exit_6(tmp_path: Path) -> None:
-    done = on_two_ranks(
-        tmp_path,
-        "def fail(world):\n    if world.rank == 1: raise MemoryError('Unable to allocate 8 GiB')\n"
-        "def work(config, world):\n    mpi.gather_results(world, lambda: fail(world))",
-    )
-    assert done.returncode == 6 and done.stderr.startswith("error: out of memory on rank 1")
-
-
-def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path, monkeypatch):
     pytest.importorskip("mpi4py.MPI")
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -126,7 +122,7 @@ def test_unconnected_tasks_of_slurm_are_exit_2(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "work").exists()
 
 
-def test_ctrl_c_is_one_line_and_exit_130(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_is_one_line_and_exit_130(capsys, monkeypatch):
     monkeypatch.setattr(mpi, "get_world", lambda: MpiWorld(0, 1, None))
 
     def work(config: str, world: MpiWorld) -> None:
@@ -137,14 +133,14 @@ def test_ctrl_c_is_one_line_and_exit_130(capsys: pytest.CaptureFixture, monkeypa
     assert end.value.code == 130 and len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_failing_rank_leaves_no_rank_waiting(tmp_path: Path) -> None:
+def test_a_failing_rank_leaves_no_rank_waiting(tmp_path):
     for what, code in (("DataError('lost')", 3), ("KeyError('lost')", 1)):
         work = f"def work(config, world):\n    if world.rank == 1: raise {what}\n    world.comm.barrier()"
         done = on_two_ranks(tmp_path, work)
         assert done.returncode == code and "lost" in done.stderr, done.stderr
 
 
-def test_rank_0_counts_the_progress_of_all_ranks(tmp_path: Path) -> None:
+def test_rank_0_counts_the_progress_of_all_ranks(tmp_path):
     done = on_two_ranks(
         tmp_path,
         "def work(config, world):\n"

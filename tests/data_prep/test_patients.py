@@ -33,40 +33,40 @@ def make_data(tmp_path: Path) -> MakeData:
     return make
 
 
-def test_visits_in_an_id_are_one_patient(make_data: MakeData) -> None:
+def test_visits_in_an_id_are_one_patient(make_data):
     ids = {"sub-1_ses-a": "sub-1", "sub-1_ses-b_run-2": "sub-1", "sub-10": "sub-10", "PAT01_visit1": "PAT01"}
     ids |= {"PAT01_Visit_2": "PAT01", "01_ses-1": "01", "01-tp2": "01", "IXI002-Guys-0828-MRA": "IXI002-Guys-0828-MRA"}
     ids |= {"visit1": "visit1", "session_twelve": "session_twelve", "p3_fu12_x": "p3"}
     assert patients_of(make_data(*ids)) == ids
 
 
-def test_the_csv_column_names_patients(make_data: MakeData) -> None:
+def test_the_csv_column_names_patients(make_data):
     csv = "subject,split,patient\nscan7,train,ann\nscan9,train, ann\nscan11,train,\n"
     assert patients_of(make_data("scan7", "scan9", "scan11", csv=csv)) == {
         "scan7": "ann", "scan9": "ann", "scan11": "scan11",
     }  # fmt: skip
 
 
-def test_a_subject_of_two_patients_is_refused(make_data: MakeData) -> None:
+def test_a_subject_of_two_patients_is_refused(make_data):
     data = make_data("scan7", csv="subject,split,patient\nscan7,train,ann\nscan7,train,bea\n")
     with pytest.raises(DataError, match="scan7 has two patients"):
         patients_of(data)
 
 
-def test_pseudonymous_visits_share_a_pseudonymous_patient(make_data: MakeData) -> None:
+def test_pseudonymous_visits_share_a_pseudonymous_patient(make_data):
     data = make_data("PAT01_visit1", "PAT01_visit2", "PAT02_visit1", pseudonymise=True)
     rename, found = renamer(data), patients_of(data)
     assert found == {rename(f"{who}_visit{n}"): rename(who) for who, n in (("PAT01", 1), ("PAT01", 2), ("PAT02", 1))}
     assert all(name.startswith("anon-") for pair in found.items() for name in pair)
 
 
-def test_pseudonyms_need_the_column(make_data: MakeData) -> None:
+def test_pseudonyms_need_the_column(make_data):
     one, two = "anon-0123456789abcdef", "anon-fedcba9876543210"
     data = make_data(one, two, csv=f"subject,split,patient\n{one},train,\n{two},train,ann\n")
     assert patients_of(data) == {one: None, two: "ann"}
 
 
-def test_a_patient_in_two_splits_is_found() -> None:
+def test_a_patient_in_two_splits_is_found():
     patients = {"p1_visit1": "p1", "p1_visit2": "p1", "p2": "p2", "anon-1": None, "anon-2": None}
     splits = ["train", "test", "train", "train", "test"]
     (line,) = in_several_splits(patients, dict(zip(patients, splits, strict=True)))

@@ -53,20 +53,20 @@ def phantom_subjects(phantom_root: Path) -> list[tuple[np.ndarray, np.ndarray, n
     ]
 
 
-def test_a_subject_is_the_same_in_any_cohort(phantom_root: Path, tmp_path: Path) -> None:
+def test_a_subject_is_the_same_in_any_cohort(phantom_root, tmp_path):
     alone = made(tmp_path, "phantom.num_subjects=1")
     for name in NAMES:
         file = f"sub-01/{name}.nii.gz"
         assert (alone / file).read_bytes() == (phantom_root / file).read_bytes()
 
 
-def test_subjects_and_seeds_differ(phantom_root: Path, tmp_path: Path) -> None:
+def test_subjects_and_seeds_differ(phantom_root, tmp_path):
     other = made(tmp_path, "phantom.num_subjects=1", "phantom.seed=1")
     images = [path.read_bytes() for path in (*phantom_root.glob("*/vessel.nii.gz"), other / "sub-01/vessel.nii.gz")]
     assert len(set(images)) == NUM_SUBJECTS + 1
 
 
-def test_files_share_a_grid_and_hold_no_text(phantom_root: Path) -> None:
+def test_files_share_a_grid_and_hold_no_text(phantom_root):
     phantom = configured(phantom_root).phantom
     for folder in phantom_root.glob("sub-*"):
         files = [nib.load(folder / f"{name}.nii.gz") for name in NAMES]
@@ -80,7 +80,7 @@ def test_files_share_a_grid_and_hold_no_text(phantom_root: Path) -> None:
         assert set(np.unique(files[1].dataobj)) == set(np.unique(files[2].dataobj)) == {0, 1}
 
 
-def test_intensities_and_vessel_share_are_calibrated(phantom_subjects: list) -> None:
+def test_intensities_and_vessel_share_are_calibrated(phantom_subjects):
     for image, vessel, mask in phantom_subjects:
         brain = np.median(image[mask == 1])
         assert 0.004 <= (vessel & mask).sum() / mask.sum() <= 0.015
@@ -96,7 +96,7 @@ def test_intensities_and_vessel_share_are_calibrated(phantom_subjects: list) -> 
         assert 1.5 * 0.85 <= np.median(rim) / brain <= 2.0 * 1.15
 
 
-def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects: list) -> None:
+def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects):
     prepare = compose("build_shards", []).data.prepare
     for image, vessel, _ in phantom_subjects:
         _, high = intensity_limits(image.astype(np.float32), prepare.percentiles)
@@ -105,13 +105,13 @@ def test_the_upper_limit_clips_few_vessel_voxels(phantom_subjects: list) -> None
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("shift", [-1, 1])
-def test_label_lies_on_the_vessels_to_the_voxel(phantom_subjects: list, axis: int, shift: int) -> None:
+def test_label_lies_on_the_vessels_to_the_voxel(phantom_subjects, axis, shift):
     for image, vessel, _ in phantom_subjects:
         there = image[vessel == 1].mean()
         assert image[np.roll(vessel, shift, axis) == 1].mean() < 0.9 * there
 
 
-def test_neck_arteries_are_labelled_below_the_brain(phantom_subjects: list) -> None:
+def test_neck_arteries_are_labelled_below_the_brain(phantom_subjects):
     for _, vessel, mask in phantom_subjects:
         outside = vessel & (1 - mask)
         assert 0.15 <= outside.sum() / vessel.sum() <= 0.45
@@ -120,7 +120,7 @@ def test_neck_arteries_are_labelled_below_the_brain(phantom_subjects: list) -> N
         assert outside[:, :, 0].any()
 
 
-def test_scalp_arteries_are_bright_and_not_labelled(phantom_subjects: list) -> None:
+def test_scalp_arteries_are_bright_and_not_labelled(phantom_subjects):
     for image, vessel, mask in phantom_subjects:
         from_vessels = gaussian_filter(vessel.astype(np.float32), 1.5) > 1e-3
         elsewhere = image[(mask == 0) & ~from_vessels]
@@ -135,7 +135,7 @@ def dice_above(levels: np.ndarray, image: np.ndarray, truth: np.ndarray) -> np.n
 
 
 @pytest.mark.parametrize("is_scaled", [True, False])
-def test_one_global_threshold_does_not_solve_it(phantom_subjects: list, is_scaled: bool) -> None:
+def test_one_global_threshold_does_not_solve_it(phantom_subjects, is_scaled):
     """Fitted on two subjects, scored on the other two, both ways round; on the scaled images and on plain counts."""
     percentiles = compose("build_shards", []).data.prepare.percentiles
     levels = np.linspace(0, 255, 256) if is_scaled else np.linspace(0, 1500, 301)
@@ -152,7 +152,7 @@ def test_one_global_threshold_does_not_solve_it(phantom_subjects: list, is_scale
             assert 0.3 < reached <= bound
 
 
-def test_a_stopped_start_ends_in_the_same_bytes(tmp_path: Path) -> None:
+def test_a_stopped_start_ends_in_the_same_bytes(tmp_path):
     root = made(tmp_path, *TINY)
     before, kept = contents(root), (root / "sub-01/image.nii.gz").stat().st_mtime_ns
     shutil.rmtree(root / "sub-02")
@@ -163,7 +163,7 @@ def test_a_stopped_start_ends_in_the_same_bytes(tmp_path: Path) -> None:
     assert (root / "sub-01/image.nii.gz").stat().st_mtime_ns == kept
 
 
-def test_a_cohort_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
+def test_a_cohort_grows_and_keeps_what_it_has(tmp_path):
     root = made(tmp_path, *TINY)
     before = contents(root)
     made(tmp_path, *TINY, "phantom.num_subjects=4")
@@ -172,7 +172,7 @@ def test_a_cohort_grows_and_keeps_what_it_has(tmp_path: Path) -> None:
     assert all(after[name] == content for name, content in before.items() if name != "phantom.json")
 
 
-def test_a_cohort_of_other_settings_is_refused(tmp_path: Path) -> None:
+def test_a_cohort_of_other_settings_is_refused(tmp_path):
     root = made(tmp_path, *TINY)
     before = contents(root)
     for key, value in (("seed", "1"), ("spacing_mm", "[6,6,4]"), ("num_subjects", "2")):
@@ -181,7 +181,7 @@ def test_a_cohort_of_other_settings_is_refused(tmp_path: Path) -> None:
     assert contents(root) == before
 
 
-def test_a_foreign_folder_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_foreign_folder_stays_as_it_is(tmp_path):
     config = configured(tmp_path, *TINY)
     patient = Path(config.data.root) / "sub-01/image.nii.gz"
     patient.parent.mkdir(parents=True)
@@ -191,7 +191,7 @@ def test_a_foreign_folder_stays_as_it_is(tmp_path: Path) -> None:
     assert contents(tmp_path) == {str(patient.relative_to(tmp_path)): b"a patient"}
 
 
-def test_what_does_not_belong_is_named(tmp_path: Path, repository: Path) -> None:
+def test_what_does_not_belong_is_named(tmp_path, repository):
     config = configured(tmp_path, *TINY)
     make_phantom.make_cohort(config, ALONE)
     root = Path(config.data.root)
@@ -213,21 +213,21 @@ def test_what_does_not_belong_is_named(tmp_path: Path, repository: Path) -> None
     assert not (repository / "tests/phantom").exists()
 
 
-def test_two_ranks_write_the_bytes_of_one(tmp_path: Path) -> None:
+def test_two_ranks_write_the_bytes_of_one(tmp_path):
     done = run([*python_on_ranks(2), "-m", "data_prep.make_phantom", f"work_dir='{tmp_path / 'two'}'", *TINY])
     assert done.returncode == 0, done.stderr
     assert "3 phantom subjects" in done.stdout
     assert contents(tmp_path / "two/phantom/nifti") == contents(made(tmp_path / "one", *TINY))
 
 
-def test_murrays_law_holds_at_every_branch() -> None:
+def test_murrays_law_holds_at_every_branch():
     parent = np.array([2.0, 1.0, 0.5])
     first, second = murray(np.random.default_rng(0), parent)
     np.testing.assert_allclose(first**2.7 + second**2.7, parent**2.7)
     assert (first >= second).all() and (second > 0).all()
 
 
-def test_a_trunk_runs_from_first_to_last_node() -> None:
+def test_a_trunk_runs_from_first_to_last_node():
     nodes = [(0, 0, 0), (5, 3, 8), (4, 8, 20), (0, 10, 30)]
     tubes, tip = trunk(np.random.default_rng(0), nodes, (2.0, 1.0), path_mm=10.0, jitter_mm=0.5)
     np.testing.assert_allclose(tubes.start_S3[0], nodes[0], atol=1e-9)
@@ -238,7 +238,7 @@ def test_a_trunk_runs_from_first_to_last_node() -> None:
     assert (tubes.radius_S[0], tubes.radius_S[-1]) == (2.0, 1.0)
 
 
-def test_distance_to_a_tube_is_the_closed_form() -> None:
+def test_distance_to_a_tube_is_the_closed_form():
     # A head as large as the template: template mm are volume mm. Voxel centres lie at whole millimetres.
     grid = Grid((156, 192, 89), (1.0, 1.0, 88.9 / 89))
     start, end = np.array([[-0.5, -50.5, 40.0]]), np.array([[-0.5, 20.5, 40.0]])
@@ -253,7 +253,7 @@ def test_distance_to_a_tube_is_the_closed_form() -> None:
     assert (signal[distance < 0] == np.float32(0.7)).all()
 
 
-def test_a_drawn_tube_has_its_cylinders_volume() -> None:
+def test_a_drawn_tube_has_its_cylinders_volume():
     grid = Grid((156, 192, 89), (1.0, 1.0, 88.9 / 89))
     start, end = np.array([[0.13, -50.5, 40.37]]), np.array([[0.13, 20.5, 40.37]])
     distance, _ = draw_tubes(Tubes(start, end, np.array([6.3]), np.array([1.0])), grid, margin_mm=1.0)
@@ -261,14 +261,14 @@ def test_a_drawn_tube_has_its_cylinders_volume() -> None:
     assert (distance < 0).sum() == pytest.approx(np.pi * 6.3**2 * (71 + 4 / 3 * 6.3), rel=0.02)
 
 
-def test_a_field_is_the_same_on_any_points() -> None:
+def test_a_field_is_the_same_on_any_points():
     field = Field(np.random.default_rng(0), 20.0)
     axes = [np.linspace(-70, 70, 5), np.linspace(-90, 90, 6), np.linspace(1, 88, 4)]
     points = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
     np.testing.assert_allclose(field.on_grid(axes).ravel(), field.at(points), atol=1e-4)
 
 
-def test_vessels_and_tissue_are_warped_alike() -> None:
+def test_vessels_and_tissue_are_warped_alike():
     head = Head(np.random.default_rng(0))
     template = np.array([[10.0, 20.0, 30.0], [-40.0, -50.0, 60.0], [0.0, 70.0, 80.0]])
     volume = head.from_template(template)
@@ -278,7 +278,7 @@ def test_vessels_and_tissue_are_warped_alike() -> None:
 
 
 @pytest.mark.soak
-def test_a_subject_of_the_papers_size_takes_seconds() -> None:
+def test_a_subject_of_the_papers_size_takes_seconds():
     started = time.process_time()
     image, vessel, mask, affine = generate_subject(990, (312, 384, 127), (0.5, 0.5, 0.7))
     assert time.process_time() - started <= 30.0
@@ -288,7 +288,7 @@ def test_a_subject_of_the_papers_size_takes_seconds() -> None:
     assert 3.5 <= np.percentile(image[vessel == 1], 95) / np.median(image[mask == 1]) <= 5.3
 
 
-def test_another_scanner_changes_the_image_alone() -> None:
+def test_another_scanner_changes_the_image_alone():
     grid = (7, (32, 36, 20), (4.0, 4.0, 4.0))
     first = generate_subject(*grid)
     for change in ({"slab_mm": 42.0}, {"bias": 0.3}, {"noise": (0.2, 0.3)}, {"point_spread_voxels": 1.0}):

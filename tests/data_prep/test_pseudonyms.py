@@ -38,7 +38,7 @@ def pseudonym(subject: str) -> str:
     return "anon-" + hmac.new(KEY.encode(), subject.encode(), hashlib.sha256).hexdigest()[:16]
 
 
-def test_ids_and_paths_stand_in_private_files_alone(named: Callable[..., PreparedData]) -> None:
+def test_ids_and_paths_stand_in_private_files_alone(named):
     data = named(4)
     build(data)
     check.check(data, ALONE)
@@ -56,9 +56,7 @@ def test_ids_and_paths_stand_in_private_files_alone(named: Callable[..., Prepare
     assert set(ShardSet(folder / "shards/gan/train").subjects) < ids
 
 
-def test_the_private_file_leads_to_the_volumes(
-    named: Callable[..., PreparedData],
-) -> None:
+def test_the_private_file_leads_to_the_volumes(named):
     data = named(4)
     build(data)
     subjects = Cohort.read(data.cohort_dir).subjects
@@ -72,7 +70,7 @@ def test_the_private_file_leads_to_the_volumes(
     assert Cohort.read(data.cohort_dir).subjects[pseudonym("DOE_JANE_2")].image == image
 
 
-def test_a_split_may_name_the_ids(named: Callable[..., PreparedData], tmp_path: Path) -> None:
+def test_a_split_may_name_the_ids(named, tmp_path):
     data = named(4)
     lines = ["subject,split", "DOE_JANE_1,train", "DOE_JANE_2,train", "DOE_JANE_3,validation", "DOE_JANE_4,test"]
     (tmp_path / "split.csv").write_text("\n".join(lines) + "\n")
@@ -82,7 +80,7 @@ def test_a_split_may_name_the_ids(named: Callable[..., PreparedData], tmp_path: 
     build(data)
 
 
-def test_another_key_is_refused_for_existing_shards(named: Callable[..., PreparedData], tmp_path: Path) -> None:
+def test_another_key_is_refused_for_existing_shards(named, tmp_path):
     data = named(4)
     build(data)
     (tmp_path / "other").write_text("another secret of the tests")
@@ -94,9 +92,7 @@ def test_another_key_is_refused_for_existing_shards(named: Callable[..., Prepare
         build(data)
 
 
-def test_a_changed_file_is_told_by_pseudonym(
-    named: Callable[..., PreparedData], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_file_is_told_by_pseudonym(named, monkeypatch):
     data, resolve = named(4), build_shards.resolve_cohort
 
     def resolve_then_change(*arguments: object) -> object:
@@ -110,7 +106,7 @@ def test_a_changed_file_is_told_by_pseudonym(
         build(data)
 
 
-def test_pseudonyms_depend_on_key_and_id(named: Callable[..., PreparedData]) -> None:
+def test_pseudonyms_depend_on_key_and_id(named):
     data = named(1)
     rename = pseudonyms.renamer(data)
     assert rename("sub-1") == pseudonym("sub-1") != rename("sub-2")
@@ -136,12 +132,12 @@ def test_pseudonyms_depend_on_key_and_id(named: Callable[..., PreparedData]) -> 
         ("anon-0123456789abcdef", None),
     ],
 )
-def test_ids_like_names_or_dates_are_found(subject: str, what: str | None) -> None:
+def test_ids_like_names_or_dates_are_found(subject, what):
     record = pseudonyms.identity_warnings(subject)
     assert [f"looks like {what}" in text for text in record] == ([] if what is None else [True])
 
 
-def test_an_unsafe_or_missing_key_is_refused(named: Callable[..., PreparedData], tmp_path: Path) -> None:
+def test_an_unsafe_or_missing_key_is_refused(named, tmp_path):
     data = named(1)
     (tmp_path / "short").write_text("abc\n")
     (Path(data.root) / "key").write_text(KEY)

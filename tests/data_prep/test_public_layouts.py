@@ -12,14 +12,13 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort
 
-from .conftest import ALONE, touch, write_pair
+from .conftest import ALONE, SMALL, touch, write_pair
 
-SMALL = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3"]
-SMALL += ["data.prepare.num_vessel_patches_unet=3"]
+SIZES = SMALL[:3]
 
 
 def data_of(name: str, root: Path, *words: str) -> PreparedData:
-    words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SMALL, *words]
+    words = [f"data={name}", f"data.root={root}", f"work_dir={root.parent / 'work'}", *SIZES, *words]
     return compose("build_shards", words).data
 
 
@@ -46,14 +45,12 @@ PAPERS = ("P01/001_img_denoised.nii.gz", "P01/001_Vessel-Manual-Gold-int.nii")
         ("thousandplus", "P01", *PAPERS, ()),
     ],
 )  # fmt: skip
-def test_a_public_layout_finds_its_files(
-    tmp_path: Path, name: str, subject: str, image: str, label: str | None, surplus: tuple[str, ...]
-) -> None:
+def test_a_public_layout_finds_its_files(tmp_path, name, subject, image, label, surplus):
     touch(tmp_path, image, *([label] if label else []), *surplus)
     assert names(tmp_path, found(name, tmp_path)) == [(subject, image, label)]
 
 
-def test_ds003949_gives_one_visit_per_subject(tmp_path: Path) -> None:
+def test_ds003949_gives_one_visit_per_subject(tmp_path):
     image = "sub-{0}/ses-{1}/anat/sub-{0}_ses-{1}_angio.nii.gz"
     visits = [("000", "20101018"), ("022", "20120305"), ("022", "20110114")]
     touch(tmp_path, *(image.format(*visit) for visit in visits), "participants.tsv", "dataset_description.json")
@@ -70,7 +67,7 @@ def test_ds003949_gives_one_visit_per_subject(tmp_path: Path) -> None:
     assert "20110114" in first and lesion in second and t1 in second
 
 
-def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
+def test_a_label_of_another_visit_is_not_taken(tmp_path):
     touch(tmp_path, "sub-1/ses-a/sub-1_ses-a_angio.nii.gz", "sub-1/ses-b/sub-1_ses-b_angio.nii.gz")
     touch(tmp_path, "vessels/sub-1/ses-b/label.nii.gz")
     layout = data_of("ds003949", tmp_path).layout
@@ -84,7 +81,7 @@ def test_a_label_of_another_visit_is_not_taken(tmp_path: Path) -> None:
     assert files.label == tmp_path / "vessels/sub-1/ses-a/label.nii.gz" and files.missing == ()
 
 
-def test_topcow_classes_become_vessel(tmp_path: Path) -> None:
+def test_topcow_classes_become_vessel(tmp_path):
     root = tmp_path / "topcow"
     for n in range(1, 4):
         image = root / f"imagesTr/topcow_mr_{n:03d}_0000.nii.gz"
@@ -97,7 +94,7 @@ def test_topcow_classes_become_vessel(tmp_path: Path) -> None:
     assert subject.read_label().data_XYZ.sum() == 4 * 12  # what evaluation compares with
 
 
-def test_an_external_cohort_is_tested_whole(tmp_path: Path) -> None:
+def test_an_external_cohort_is_tested_whole(tmp_path):
     root = tmp_path / "external"
     for n in range(1, 4):
         folder = root / f"P{n}"
@@ -110,7 +107,7 @@ def test_an_external_cohort_is_tested_whole(tmp_path: Path) -> None:
     assert not list(Path(config.data.cohort_dir).rglob("*.h5"))
 
 
-def test_unlabelled_cohorts_can_be_segmented(tmp_path: Path) -> None:
+def test_unlabelled_cohorts_can_be_segmented(tmp_path):
     root = tmp_path / "ixi"
     for n in (2, 12):
         write_pair(root / f"IXI{n:03d}-Guys-0828-MRA.nii.gz", root / "labels/unused.nii.gz", [1], n)

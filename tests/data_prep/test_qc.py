@@ -1,10 +1,8 @@
 """The page for the eyes: what stands out comes first, and nothing on it is fetched or trusted."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import PHANTOM_SETTINGS
 
-from .conftest import ALONE, MakeCohort
+from .conftest import ALONE, change
 
 
 def page_of(data: PreparedData) -> str:
@@ -24,20 +22,15 @@ def page_of(data: PreparedData) -> str:
     return (Path(data.cohort_dir) / "qc.html").read_text()
 
 
-def replace_voxels(path: Path, edit: Callable[[np.ndarray], np.ndarray]) -> None:
-    old = nib.load(path)
-    nib.save(nib.Nifti1Image(edit(np.asarray(old.dataobj).copy()), old.affine), path)
-
-
 def headings(page: str) -> list[str]:
     return re.findall(r"<h2>([^<]*)</h2>", page)
 
 
-def test_what_is_broken_or_unusual_comes_first(cohort: MakeCohort) -> None:
+def test_what_is_broken_or_unusual_comes_first(cohort):
     data = cohort(8)
     root = Path(data.root)
-    replace_voxels(root / "sub-07" / "vessel.nii.gz", lambda a: np.roll(a, 9, axis=1))  # no longer on the vessel
-    replace_voxels(root / "sub-05" / "vessel.nii.gz", lambda a: a | (np.indices(a.shape)[1] == 10).astype(np.uint8))
+    change(root / "sub-07" / "vessel.nii.gz", lambda a: np.roll(a, 9, axis=1))  # no longer on the vessel
+    change(root / "sub-05" / "vessel.nii.gz", lambda a: a | (np.indices(a.shape)[1] == 10).astype(np.uint8))
     (root / "sub-03" / "image.nii.gz").write_bytes(b"broken")
     page = page_of(data)
     order = headings(page)
@@ -47,7 +40,7 @@ def test_what_is_broken_or_unusual_comes_first(cohort: MakeCohort) -> None:
     assert "<img" not in parts["sub-03"] and "vessel share" in parts["sub-05"]
 
 
-def test_the_page_fetches_nothing(cohort: MakeCohort) -> None:
+def test_the_page_fetches_nothing(cohort):
     page = page_of(cohort(3))
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert len(sources) == 9 and all(value.startswith("data:image/png;base64,") for value in sources)
@@ -55,14 +48,14 @@ def test_the_page_fetches_nothing(cohort: MakeCohort) -> None:
     assert "default-src 'none'" in page
 
 
-def test_patients_are_announced_and_phantoms_are_not(cohort: MakeCohort) -> None:
+def test_patients_are_announced_and_phantoms_are_not(cohort):
     data = cohort(2)
     assert "This page shows patient data" in page_of(data)
     (Path(data.root) / PHANTOM_SETTINGS).write_text("{}")
     assert "patient data" not in page_of(data)
 
 
-def test_names_are_escaped_and_paths_left_out(cohort: MakeCohort) -> None:
+def test_names_are_escaped_and_paths_left_out(cohort):
     data = cohort(2)
     evil = "sub-<img src=x onerror=alert(1)>&'"
     (Path(data.root) / "sub-02").rename(Path(data.root) / evil)
@@ -73,23 +66,21 @@ def test_names_are_escaped_and_paths_left_out(cohort: MakeCohort) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["{}/./nifti", "{}//nifti", "{}/nifti/"])
-def test_a_pseudonymous_page_holds_no_path(
-    cohort: MakeCohort, tmp_path: Path, capsys: pytest.CaptureFixture, spelling: str
-) -> None:
+def test_a_pseudonymous_page_holds_no_path(cohort, tmp_path, capsys, spelling):
     data = cohort(4)
     root = Path(data.root)
     (tmp_path / "key").write_text("a secret of some length")
     data.prepare.pseudonymise, data.prepare.key_file = True, str(tmp_path / "key")
     (root / "sub-01" / "vessel.nii.gz").unlink()
     (root / "sub-02" / "image.nii.gz").write_bytes(b"broken")
-    replace_voxels(root / "sub-03" / "vessel.nii.gz", lambda a: a * 255)
+    change(root / "sub-03" / "vessel.nii.gz", lambda a: a * 255)
     data.root = spelling.format(tmp_path)
     for text in (page_of(data), capsys.readouterr().out.partition("\n")[2]):
         assert "label is missing" in text and "255 taken as vessel" in text
         assert "sub-0" not in text and str(root) not in text
 
 
-def test_contrast_and_histograms_are_those_by_hand() -> None:
+def test_contrast_and_histograms_are_those_by_hand():
     image, label = np.full((20, 20, 20), 100, np.float32), np.zeros((20, 20, 20), np.uint8)
     label[8:12, 8:12, 8:12] = 1
     image[label == 1] = 300
@@ -99,7 +90,7 @@ def test_contrast_and_histograms_are_those_by_hand() -> None:
     assert seen.vessel_histogram[48] == 1.0
 
 
-def test_outliers_are_found_in_large_cohorts_alone() -> None:
+def test_outliers_are_found_in_large_cohorts_alone():
     numbers = [{"share": value} for value in (1.0, 1.1, 0.9, 1.05, 0.95, 3.0)]
     found = qc.find_outliers(numbers)
     # median 1.025, deviations .025 .075 .125 .025 .075 1.975: their median .075, so 1.975 / (1.4826 * .075) = 17.8

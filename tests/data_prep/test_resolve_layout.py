@@ -13,16 +13,12 @@ from vesselgan.config.schema import BuildShards, Layout
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import Cohort
 
-from .conftest import ALONE, write_pair
-
-SIZES = ["data.prepare.patch_shape=[16,16,8]", "data.prepare.num_vessel_patches_gan=3", "purposes=[gan]"]
-SIZES += ["data.prepare.split.validation=1", "data.prepare.split.test=1"]
+from .conftest import ALONE, SMALL, write_pair
 
 
 def config_of(layout: str, root: Path, *words: str) -> BuildShards:
-    return compose(
-        "build_shards", [f"data={layout}", f"data.root={root}", f"work_dir={root.parent / 'w'}", *SIZES, *words]
-    )
+    fixed = [f"data={layout}", f"data.root={root}", f"work_dir={root.parent / 'w'}", "purposes=[gan]"]
+    return compose("build_shards", [*fixed, *SMALL, *words])
 
 
 def write_nnunet(root: Path, labels: Any, values: tuple[int, ...] = (1,)) -> Path:
@@ -40,12 +36,8 @@ def write_bids(root: Path, *, with_sessions: bool) -> Path:
             session = (f"ses-{visit}/", f"_ses-{visit}") if with_sessions else ("", "")
             folder, name = f"sub-{n:02d}/{session[0]}anat", f"sub-{n:02d}{session[1]}"
             image = root / folder / f"{name}_{'angio' if n > 1 else 'acq-3d_TOF'}.nii.gz"
-            write_pair(
-                image,
-                root / "derivatives/manual" / folder / f"{name}_desc-vessels_dseg.nii.gz",
-                (1,),
-                2 * n + int(visit),
-            )
+            label = root / "derivatives/manual" / folder / f"{name}_desc-vessels_dseg.nii.gz"
+            write_pair(image, label, (1,), 2 * n + int(visit))
     return root
 
 
@@ -58,12 +50,12 @@ def write_bids(root: Path, *, with_sessions: bool) -> Path:
         ({"background": 0, "structure": 5}, [5]),
     ],
 )
-def test_dataset_json_says_which_value_is_vessel(tmp_path: Path, labels: Any, values: list[int]) -> None:
+def test_dataset_json_says_which_value_is_vessel(tmp_path, labels, values):
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert resolve_layout.vessel_values(tmp_path / "dataset.json") == values
 
 
-def test_a_dataset_of_nnunet_becomes_shards(tmp_path: Path) -> None:
+def test_a_dataset_of_nnunet_becomes_shards(tmp_path):
     config = config_of("nnunet", write_nnunet(tmp_path / "raw", {"background": 0, "skull": 1, "vessel": 2}, (1, 2)))
     build(config, ALONE)
     cohort = Cohort.read(config.data.cohort_dir)
@@ -81,7 +73,7 @@ def test_a_dataset_of_nnunet_becomes_shards(tmp_path: Path) -> None:
         ('{"labels": 3}', DataError, "no labels can be read"),
     ],
 )
-def test_an_unusable_dataset_json_is_named(tmp_path: Path, content: str | None, error: type, text: str) -> None:
+def test_an_unusable_dataset_json_is_named(tmp_path, content, error, text):
     root = write_nnunet(tmp_path / "raw", {})
     (root / "dataset.json").unlink()
     if content is not None:
@@ -91,7 +83,7 @@ def test_an_unusable_dataset_json_is_named(tmp_path: Path, content: str | None, 
     assert text in str(caught.value) and "dataset.json" in str(caught.value)
 
 
-def test_ones_own_label_values_win(tmp_path: Path) -> None:
+def test_ones_own_label_values_win(tmp_path):
     root = write_nnunet(tmp_path / "raw", {"background": 0, "ICA": 1, "MCA": 2}, (1, 2))
     data = config_of("nnunet", root, "data.prepare.label_values=[1,2]").data
     check.check(data, ALONE)
@@ -99,7 +91,7 @@ def test_ones_own_label_values_win(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_sessions", [False, True])
-def test_a_bids_folder_becomes_shards(tmp_path: Path, with_sessions: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bids_folder_becomes_shards(tmp_path, with_sessions, caplog):
     config = config_of("bids", write_bids(tmp_path / "bids", with_sessions=with_sessions))
     build(config, ALONE)
     cohort = Cohort.read(config.data.cohort_dir)
@@ -109,7 +101,7 @@ def test_a_bids_folder_becomes_shards(tmp_path: Path, with_sessions: bool, caplo
     assert all(subject.label and subject.mask is None for subject in cohort.subjects.values())
 
 
-def test_masks_of_a_bids_folder_are_found(tmp_path: Path) -> None:
+def test_masks_of_a_bids_folder_are_found(tmp_path):
     root = write_bids(tmp_path / "bids", with_sessions=True)
     mask = root / "derivatives/bet/sub-02/ses-1/anat/sub-02_ses-1_desc-brain_mask.nii.gz"
     mask.parent.mkdir(parents=True)
@@ -122,7 +114,7 @@ def test_masks_of_a_bids_folder_are_found(tmp_path: Path) -> None:
     assert "sub-01/ses-1/anat/sub-01_ses-1_*{brain,Brain}*_mask" in first.missing[0]
 
 
-def test_an_unlabelled_bids_folder_has_no_labels(tmp_path: Path) -> None:
+def test_an_unlabelled_bids_folder_has_no_labels(tmp_path):
     image = tmp_path / "sub-1/anat/sub-1_angio.nii"
     image.parent.mkdir(parents=True)
     image.write_bytes(b"")
@@ -132,7 +124,7 @@ def test_an_unlabelled_bids_folder_has_no_labels(tmp_path: Path) -> None:
     assert (files.subject, files.image, files.label, files.missing) == ("1", image, None, ())
 
 
-def test_the_right_folder_below_is_named(tmp_path: Path) -> None:
+def test_the_right_folder_below_is_named(tmp_path):
     write_nnunet(tmp_path / "raw/Dataset001_TOF", {"vessel": 1})
     layout = config_of("nnunet", tmp_path).data.layout
     with pytest.raises(DataError, match="it fits below data.root=.*raw/Dataset001_TOF"):
@@ -142,7 +134,7 @@ def test_the_right_folder_below_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["[{subject}", "{subject}]", "a/[[{subject}]b].nii"])
-def test_nested_or_open_brackets_are_a_usage_error(tmp_path: Path, pattern: str) -> None:
+def test_nested_or_open_brackets_are_a_usage_error(tmp_path, pattern):
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="may be absent"):
         layouts.find_subjects(tmp_path, Layout(pattern, None, None))

@@ -1,12 +1,10 @@
 """Which patch goes into which shard, at the paper's size."""
 
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from data_prep import shard_plan
 from data_prep.shard_plan import PatchRange
-from vesselgan.config.schema import PreparedData
 from vesselgan.formats.cohort import Cohort, Subject
 
 
@@ -19,7 +17,7 @@ def the_papers_cohort() -> Cohort:
     )
 
 
-def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> None:
+def test_the_papers_numbers_come_out(cohort):
     prepare = cohort(0).prepare
     prepare.patch_shape, prepare.pairs_per_shard = [128, 128, 64], 256
     prepare.num_vessel_patches_gan, prepare.num_vessel_patches_unet = 32, 250
@@ -34,7 +32,7 @@ def test_the_papers_numbers_come_out(cohort: Callable[..., PreparedData]) -> Non
     assert len({shard.name for shard in shards}) == len(shards)
 
 
-def test_a_shard_holds_neighbours_and_patches_once(cohort: Callable[..., PreparedData]) -> None:
+def test_a_shard_holds_neighbours_and_patches_once(cohort):
     prepare = cohort(0).prepare
     prepare.patch_shape, prepare.pairs_per_shard, prepare.num_vessel_patches_unet = [128, 128, 64], 6, 4
     shards = [s for s in shard_plan.plan_shards(the_papers_cohort(), prepare, ["unet"]) if s.split == "validation"]

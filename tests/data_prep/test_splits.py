@@ -18,19 +18,19 @@ def a_split(train: int | None, validation: int, test: int | None, *, seed: int =
 
 
 @pytest.mark.parametrize("train", [None, 47])
-def test_the_papers_72_subjects_give_47_12_13(train: int | None) -> None:
+def test_the_papers_72_subjects_give_47_12_13(train):
     assigned = splits.assign(IDS, a_split(train, 12, 13))
     assert Counter(assigned.values()) == {"train": 47, "validation": 12, "test": 13}
     assert list(assigned) == IDS
 
 
-def test_a_draw_depends_on_the_seed_alone() -> None:
+def test_a_draw_depends_on_the_seed_alone():
     first = splits.assign(IDS, a_split(None, 12, 13))
     assert splits.assign(IDS[::-1], a_split(None, 12, 13)) == first
     assert splits.assign(IDS, a_split(None, 12, 13, seed=991)) != first
 
 
-def test_a_cohort_may_only_test() -> None:
+def test_a_cohort_may_only_test():
     assert set(splits.assign(IDS, a_split(0, 0, 72)).values()) == {"test"}
     assert set(splits.assign(IDS, a_split(0, 0, None)).values()) == {"test"}
     assert Counter(splits.assign(IDS, a_split(47, 12, None)).values()) == {"train": 47, "validation": 12, "test": 13}
@@ -43,7 +43,7 @@ def test_a_cohort_may_only_test() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 9, 24])
-def test_the_numbers_that_the_refusal_names_work(count: int) -> None:
+def test_the_numbers_that_the_refusal_names_work(count):
     with pytest.raises(DataError) as caught:
         splits.assign(IDS[:count], a_split(None, 12, 13))
     validation, test = map(
@@ -55,7 +55,7 @@ def test_the_numbers_that_the_refusal_names_work(count: int) -> None:
     assert Counter(splits.assign(IDS[:count], a_split(0, 0, None)).values()) == {"test": count}
 
 
-def test_subjects_left_over_are_a_usage_error() -> None:
+def test_subjects_left_over_are_a_usage_error():
     with pytest.raises(UsageError, match="2 of 72"):
         splits.assign(IDS, a_split(45, 12, 13))
 
@@ -65,12 +65,10 @@ def write_csv(path: Path, *lines: str) -> str:
     return str(path)
 
 
-def test_a_csv_may_name_quarantined_subjects(tmp_path: Path) -> None:
+def test_a_csv_may_name_quarantined_subjects(tmp_path):
     path = write_csv(tmp_path / "s.csv", "subject,split,remark", "b,test,", "a, train ,x", "c,validation,")
-    assert splits.assign(["a", "b"], a_split(None, 9, 9, csv=path), known=["a", "b", "c"]) == {
-        "a": "train",
-        "b": "test",
-    }
+    found = splits.assign(["a", "b"], a_split(None, 9, 9, csv=path), known=["a", "b", "c"])
+    assert found == {"a": "train", "b": "test"}
 
 
 @pytest.mark.parametrize(
@@ -84,14 +82,14 @@ def test_a_csv_may_name_quarantined_subjects(tmp_path: Path) -> None:
         (["a,train," + "x" * 140_000], "s.csv"),
     ],
 )
-def test_a_csv_that_does_not_fit_is_refused(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_a_csv_that_does_not_fit_is_refused(tmp_path, lines, message):
     path = write_csv(tmp_path / "s.csv", "subject,split", *lines)
     with pytest.raises(DataError, match=message):
         splits.assign(["a", "b"], a_split(None, 0, 0, csv=path))
 
 
 @pytest.mark.parametrize("head", ["id;split", "subject,split,split", None])
-def test_a_csv_without_its_columns_is_refused(tmp_path: Path, head: str | None) -> None:
+def test_a_csv_without_its_columns_is_refused(tmp_path, head):
     path = tmp_path / "s.csv"
     if head is not None:
         write_csv(path, head, "a,train,test")
@@ -99,10 +97,10 @@ def test_a_csv_without_its_columns_is_refused(tmp_path: Path, head: str | None) 
         splits.assign(["a"], a_split(None, 0, 0, csv=str(path)))
 
 
-def test_an_id_that_stands_twice_is_refused() -> None:
+def test_an_id_that_stands_twice_is_refused():
     with pytest.raises(DataError, match="a"):
         splits.assign(["a", "b", "a"], a_split(None, 1, 1))
 
 
-def test_one_image_under_several_names_is_found() -> None:
+def test_one_image_under_several_names_is_found():
     assert splits.duplicates({"c": "1", "a": "1", "b": "2", "d": "1"}) == {"c": "a", "d": "a"}

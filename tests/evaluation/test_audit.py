@@ -16,13 +16,14 @@ from vesselgan.evaluation.features import RANDOM_TITLE
 from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
+from ..conftest import write_set
+
 SHAPE = (8, 6, 8)
 NUM_TRAINING, NUM_HELD_OUT = 48, 800
 ENOUGH = 2000  # beside which 800 held-out patches are
 TRAINING_PEOPLE = [f"sub-{i}" for i in range(12)]
 PEOPLE = [f"sub-held{i}" for i in range(12)]
 Patch = tuple[np.ndarray, np.ndarray]
-Write = Callable[..., Path]
 
 
 @functools.cache
@@ -58,7 +59,7 @@ def mixed(seed: int) -> Patch:
 
 
 @pytest.fixture(scope="session")
-def real_shards(tmp_path_factory: pytest.TempPathFactory, write_set: Write) -> Path:
+def real_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Training patches of 12 people, held-out ones of 12 others; read, not changed."""
     shards = tmp_path_factory.mktemp("audit") / "shards"
     write_set(shards / "gan" / "train", range(NUM_TRAINING), TRAINING_PEOPLE, make=make_patch)
@@ -76,21 +77,21 @@ def road(tmp_path: Path, real_shards: Path) -> Path:
 
 
 @pytest.fixture
-def few_held_out(road: Path, write_set: Write) -> Path:
+def few_held_out(road: Path) -> Path:
     """As `road`, with 60 held-out patches, which is quick."""
-    return replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE)
+    return replaced(road, "unet/validation", range(5000, 5060), PEOPLE)
 
 
-def replaced(road: Path, name: str, write_set: Write, seeds: range, people: list[str]) -> Path:
+def replaced(road: Path, name: str, seeds: range, people: list[str]) -> Path:
     folder = road / "phantom" / "shards" / name
     folder.unlink()
     write_set(folder, seeds, people, make=make_patch)
     return road
 
 
-def write_synthetic(road: Path, write_set: Write, seeds: range | list[int], patch: Callable[[int], Patch]) -> Path:
+def write_synthetic(road: Path, seeds: range | list[int], patch: Callable[[int], Patch]) -> Path:
     names = [f"synthetic-{i}" for i in range(len(seeds))]
-    return write_set(road / "synthetic", seeds, names, origin="synthetic", kind="synthetic", make=patch)
+    return write_set(road / "synthetic", seeds, names, kind="synthetic", make=patch)
 
 
 def run(road: Path, *words: str) -> dict:
@@ -109,8 +110,8 @@ def planted(result: dict) -> dict[str, dict]:
 
 
 @pytest.mark.soak
-def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFixture):
-    made = write_synthetic(road, write_set, range(20_000, 20_000 + ENOUGH), make_patch)
+def test_new_patches_pass(road, capsys):
+    made = write_synthetic(road, range(20_000, 20_000 + ENOUGH), make_patch)
     result = run(road, FEATURES)
     assert (result["job"], result["name"], result["verdict"], result["reasons"]) == ("audit", "tiny", "pass", [])
     count = {"synthetic": ENOUGH, "training": NUM_TRAINING, "held_out": NUM_HELD_OUT, "verbatim": 0}
@@ -131,8 +132,8 @@ def test_new_patches_pass(road: Path, write_set: Write, capsys: pytest.CaptureFi
     assert "distance of image" in said and f"{ENOUGH} synthetic patches" in said and "pass: nothing was found" in said
 
 
-def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
-    write_synthetic(few_held_out, write_set, range(96), replay)
+def test_a_replaying_generator_fails(few_held_out):
+    write_synthetic(few_held_out, range(96), replay)
     result = run(few_held_out, RECORD, FEATURES)
     assert result["extractor"]["title"] == RANDOM_TITLE
     assert result["spaces"]["features"]["copies"]["median"] < result["spaces"]["features"]["copies"]["median_held_out"]
@@ -143,23 +144,23 @@ def test_a_replaying_generator_fails(few_held_out: Path, write_set: Write):
     assert all(pair["synthetic"] % NUM_TRAINING == pair["training"] for pair in result["spaces"]["image"]["nearest"])
 
 
-def test_an_exact_copy_fails_alone(few_held_out: Path, write_set: Write):
-    write_synthetic(few_held_out, write_set, [7, *range(20_000, 20_050)], make_patch)
+def test_an_exact_copy_fails_alone(few_held_out):
+    write_synthetic(few_held_out, [7, *range(20_000, 20_050)], make_patch)
     result = run(few_held_out, RECORD)
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 1)
     assert "1 of 51" in result["reasons"][0]
 
 
-def test_replayed_labels_alone_fail(few_held_out: Path, write_set: Write):
-    write_synthetic(few_held_out, write_set, range(96), replay_label)
+def test_replayed_labels_alone_fail(few_held_out):
+    write_synthetic(few_held_out, range(96), replay_label)
     result = run(few_held_out, RECORD)
     assert result["verdict"] == "fail" and result["spaces"]["image"]["copies"]["below"] < 10
     assert result["spaces"]["label"]["attacks"]["distance"]["sample"]["auc"]["value"] > 0.9
     assert result["spaces"]["centreline"]["copies"]["chance"] < 1e-3
 
 
-def test_one_percent_of_moved_copies_fails(road: Path, write_set: Write):
-    write_synthetic(road, write_set, [*range(10), *range(20_000, 20_990)], mixed)
+def test_one_percent_of_moved_copies_fails(road):
+    write_synthetic(road, [*range(10), *range(20_000, 20_990)], mixed)
     result = run(road, RECORD)
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 0)
     assert {pair["synthetic"] for pair in result["spaces"]["image"]["nearest"][:10]} == set(range(10))
@@ -168,34 +169,34 @@ def test_one_percent_of_moved_copies_fails(road: Path, write_set: Write):
     assert all(one["share_found"] >= 0.95 and one["planted"] == 100 for one in found.values())
 
 
-def test_few_patches_cannot_conclude(few_held_out: Path, write_set: Write):
-    write_synthetic(few_held_out, write_set, range(20_000, 20_500), make_patch)
+def test_few_patches_cannot_conclude(few_held_out):
+    write_synthetic(few_held_out, range(20_000, 20_500), make_patch)
     with pytest.raises(PrivacyError, match="cannot conclude"):
         run(few_held_out)
     result = json.loads((few_held_out / "results" / "audit.json").read_text())
     assert result["verdict"] == "cannot conclude" and "held-out patches" in result["reasons"][0]
 
 
-def test_five_patients_cannot_conclude(road: Path, write_set: Write):
-    replaced(road, "gan/train", write_set, range(30), ["sub-1", "sub-2", "sub-3"])
-    replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE[:2])
-    write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
+def test_five_patients_cannot_conclude(road):
+    replaced(road, "gan/train", range(30), ["sub-1", "sub-2", "sub-3"])
+    replaced(road, "unet/validation", range(5000, 5060), PEOPLE[:2])
+    write_synthetic(road, range(20_000, 20_050), make_patch)
     result = run(road, RECORD)
     assert result["verdict"] == "cannot conclude" and "3 training and 2 held-out patients" in result["reasons"][0]
     assert result["spaces"]["image"]["attacks"]["distance"]["sample"]["auc"]["interval"] is None
 
 
-def test_one_held_out_patient_cannot_conclude(road: Path, write_set: Write):
-    replaced(road, "unet/validation", write_set, range(5000, 5060), PEOPLE[:1])
-    write_synthetic(road, write_set, range(20_000, 20_050), make_patch)
+def test_one_held_out_patient_cannot_conclude(road):
+    replaced(road, "unet/validation", range(5000, 5060), PEOPLE[:1])
+    write_synthetic(road, range(20_000, 20_050), make_patch)
     assert run(road, RECORD)["verdict"] == "cannot conclude"
 
 
-def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write_set: Write):
-    made = write_synthetic(few_held_out, write_set, range(20_000, 20_050), make_patch)
+def test_sets_that_leave_together_are_audited_together(few_held_out):
+    made = write_synthetic(few_held_out, range(20_000, 20_050), make_patch)
     names = [f"synthetic-{i}" for i in range(40)]
     copied = few_held_out / "copied"
-    write_set(copied, range(40), names, origin="synthetic", kind="synthetic", make=replay)
+    write_set(copied, range(40), names, kind="synthetic", make=replay)
     result = run(few_held_out, RECORD, f"synthetic=[{made},{copied}]")
     assert (result["verdict"], result["count"]["synthetic"]) == ("fail", 90)
     assert [(one["count"], one["verdict"]) for one in result["synthetic"]] == [(50, "cannot conclude"), (40, "fail")]
@@ -203,7 +204,7 @@ def test_sets_that_leave_together_are_audited_together(few_held_out: Path, write
     assert result["inputs"]["synthetic shards"] == [content_hash(made), content_hash(copied)]
 
 
-def test_equal_labels_cannot_be_told(few_held_out: Path, write_set: Write):
+def test_equal_labels_cannot_be_told(few_held_out):
     def make(seed: int) -> Patch:
         """One label for all."""
         return make_patch(seed)[0], make_patch(0)[1]
@@ -212,23 +213,23 @@ def test_equal_labels_cannot_be_told(few_held_out: Path, write_set: Write):
     (shards / "gan/train").unlink()
     write_set(shards / "gan/train", range(NUM_TRAINING), TRAINING_PEOPLE, make=make)
     write_set(shards / "unet/validation", range(5000, 5060), PEOPLE, make=make)
-    write_synthetic(few_held_out, write_set, range(20_000, 20_100), make)
+    write_synthetic(few_held_out, range(20_000, 20_100), make)
     result = run(few_held_out, RECORD)
     assert result["verdict"] == "cannot conclude" and planted(result)["label_only"]["share_found"] < 0.5
     assert result["spaces"]["label"]["attacks"]["distance"]["p_holm"] > 0.05
 
 
-def test_air_and_empty_labels_cannot_conclude(few_held_out: Path, write_set: Write):
+def test_air_and_empty_labels_cannot_conclude(few_held_out):
     def make(seed: int) -> Patch:
         return np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.uint8)
 
-    write_synthetic(few_held_out, write_set, range(20), make)
+    write_synthetic(few_held_out, range(20), make)
     result = run(few_held_out, RECORD)
     assert result["verdict"] == "cannot conclude" and result["spaces"]["image"]["copies"]["synthetic"] == 0
 
 
-def test_a_closed_gate_exits_7_unless_overridden(few_held_out: Path, write_set: Write, capsys: pytest.CaptureFixture):
-    write_synthetic(few_held_out, write_set, range(40), replay)
+def test_a_closed_gate_exits_7_unless_overridden(few_held_out, capsys):
+    write_synthetic(few_held_out, range(40), replay)
     assert run(few_held_out, RECORD)["override_privacy_gate"] is None
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(few_held_out))
@@ -242,8 +243,8 @@ def test_a_closed_gate_exits_7_unless_overridden(few_held_out: Path, write_set: 
         run(few_held_out, 'override_privacy_gate=" "')
 
 
-def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys: pytest.CaptureFixture):
-    made = write_synthetic(road, write_set, range(20_000, 20_010), make_patch)
+def test_what_cannot_be_audited_is_refused(road, capsys):
+    made = write_synthetic(road, range(20_000, 20_010), make_patch)
     manifest = read_manifest(made)
     facts = {key: getattr(manifest, key) for key in ("shards", "patch_shape", "origin", "subjects", "spacing_mm")}
     write_manifest(made, **facts, percentiles=(0.0, 99.99), extra={"trained_on": "ab" * 32})
@@ -262,13 +263,13 @@ def test_what_cannot_be_audited_is_refused(road: Path, write_set: Write, capsys:
         run(road, "reference=train")
     with pytest.raises(UsageError, match="would change nothing"):
         run(road, "checkpoint=step_00000001")
-    replaced(road, "unet/validation", write_set, range(5000, 5010), ["sub-3"])
+    replaced(road, "unet/validation", range(5000, 5010), ["sub-3"])
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(road))
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
 
 
-def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set: Write):
+def test_a_replaying_generator_links_second_visits(few_held_out):
     def second_visit(seed: int) -> Patch:
         """A training patch of another day."""
         return move(make_patch(seed), 500 + seed)
@@ -276,14 +277,14 @@ def test_a_replaying_generator_links_second_visits(few_held_out: Path, write_set
     later = few_held_out / "later"
     write_set(later / "shards" / "unet" / "test", range(NUM_TRAINING), TRAINING_PEOPLE, make=second_visit)
     write_set(few_held_out / "nobody" / "shards" / "gan" / "train", range(900, 904), ["sub-else"], make=make_patch)
-    write_synthetic(few_held_out, write_set, range(96), replay)
+    write_synthetic(few_held_out, range(96), replay)
     assert run(few_held_out, RECORD)["linkage"] == NOT_APPLICABLE
     result = run(few_held_out, RECORD, f"second_visits={later}")
     image = result["linkage"]["image"]
     assert image["patients"] == 12 and image["linked"] >= 11 and image["control"] < 6 and image["p"] < 1e-2
     assert any("second visit" in reason for reason in result["reasons"])
     names = [f"synthetic-{i}" for i in range(60)]
-    new = {"origin": "synthetic", "kind": "synthetic", "make": make_patch}
+    new = {"kind": "synthetic", "make": make_patch}
     others = write_set(few_held_out / "others", range(20_000, 20_060), names, **new)
     result = run(few_held_out, RECORD, f"second_visits={later}", f"synthetic=[{others}]")
     assert result["verdict"] == "cannot conclude" and "tried on 12 patients" in result["sentence"]

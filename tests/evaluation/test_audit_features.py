@@ -22,7 +22,7 @@ def distances(query: np.ndarray, reference: np.ndarray, mirrorings: tuple[tuple[
     return feature_distances(query, reference, extractor, mirrorings=mirrorings, device=torch.device("cpu"))
 
 
-def test_features_of_copies_are_near() -> None:
+def test_features_of_copies_are_near():
     real = images(12)
     found = distances(np.concatenate([real, 0.5 * real]), real, ((),))
     assert found.shape == (24, 12) and found.dtype == np.float32
@@ -33,7 +33,7 @@ def test_features_of_copies_are_near() -> None:
     assert np.diag(mirrored).max() == pytest.approx(0, abs=1e-3)
 
 
-def test_images_without_content_are_unrelated() -> None:
+def test_images_without_content_are_unrelated():
     real = images(4)
     real[0] = 7
     assert distances(real, real, ((),))[0].tolist() == pytest.approx([UNRELATED] * 4)

@@ -11,14 +11,15 @@ from scipy import ndimage
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError
 from vesselgan.evaluation.audit import audit
-from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.synthetic_volumes import KINDS, SETTINGS, SyntheticVolumes
 from vesselgan.formats.volumes import write_volume
+
+from ..conftest import write_set, write_subject
 
 SHAPE, SPACING_MM = (26, 28, 20), (4.0, 4.0, 4.5)
 NUM_PEOPLE = 12  # on either side
 Head = tuple[np.ndarray, np.ndarray]
-Write = Callable[..., Path]
 
 
 def make_head(seed: int, shape: tuple[int, int, int] = SHAPE) -> Head:
@@ -57,34 +58,25 @@ def write_head(head: Head, paths: dict[str, Path]) -> None:
         write_volume(path, arrays[kind], affine)
 
 
-def write_cohort(folder: Path, heads: dict[str, tuple[str, Head]], write_set: Write) -> Path:
-    """heads: subject -> (split, head); with shards of noise, which hold the subjects' ids."""
-    subjects, shards = {}, folder / "shards" / "gan"
-    for number, (name, (split, head)) in enumerate(heads.items()):
-        paths = {kind: folder / "nifti" / name / f"{kind}.nii.gz" for kind in ("images", "labels")}
-        write_head(head, paths)
-        files = {"image": paths["images"], "label": paths["labels"], "mask": None}
-        hashes = {"image_sha256": f"{number:064d}", "label_sha256": f"{100 + number:064d}"}
-        subjects[name] = Subject(
-            split, **files, shape=head[1].shape, spacing_mm=SPACING_MM, limits=(0.0, 255.0), num_clipped=0, **hashes
-        )
+def write_visits(folder: Path, make: Callable[[int], Head], *, splits: tuple[str, ...]) -> Path:
+    """A cohort of heads, NUM_PEOPLE in each split, with shards of noise, which hold the subjects' ids."""
+    subjects, affine = {}, np.diag([*SPACING_MM, 1.0])
+    for i, split in enumerate(np.repeat(splits, NUM_PEOPLE).tolist()):
+        arrays = dict(zip(("image", "label"), make(i), strict=True))
+        hashes = {"image_sha256": f"{i:064d}", "label_sha256": f"{100 + i:064d}"}
+        subjects[f"sub-{i:02d}"] = write_subject(folder / "nifti" / str(i), split, arrays, affine, **hashes)
     Cohort("phantom", (0.0, 99.99), subjects).write(folder)
-    for split in {subject.split for subject in subjects.values()}:
+    for split in splits:
         names = [name for name, subject in subjects.items() if subject.split == split]
-        write_set(shards / split, range(100 * len(split), 100 * len(split) + len(names)), names)
+        write_set(folder / "shards/gan" / split, range(100 * len(split), 100 * len(split) + len(names)), names)
     return folder
 
 
-def write_visits(folder: Path, make: Callable[[int], Head], write_set: Write, *, splits: tuple[str, ...]) -> Path:
-    heads = {f"sub-{i:02d}": (split, make(i)) for i, split in enumerate(np.repeat(splits, NUM_PEOPLE).tolist())}
-    return write_cohort(folder, heads, write_set)
-
-
 @pytest.fixture(scope="session")
-def cohort(tmp_path_factory: pytest.TempPathFactory, write_set: Write) -> Path:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort of 12 training and 12 held-out heads and the shards cut from it; read, not changed."""
     folder = tmp_path_factory.mktemp("volumes") / "phantom"
-    return write_visits(folder, make_head, write_set, splits=("train", "validation"))
+    return write_visits(folder, make_head, splits=("train", "validation"))
 
 
 @pytest.fixture
@@ -108,7 +100,7 @@ def run(work: Path, *folders: Path, record: str = "true", extractor: str = "null
     return json.loads(out.read_text())
 
 
-def test_replayed_and_mirrored_heads_fail(work: Path) -> None:
+def test_replayed_and_mirrored_heads_fail(work):
     result = run(work, write_heads(work / "heads", range(10), replay), extractor="random")
     assert (result["verdict"], result["samples"]) == ("fail", "volumes")
     assert result["count"]["training"] == result["count"]["held_out_people"] == NUM_PEOPLE
@@ -122,14 +114,14 @@ def test_replayed_and_mirrored_heads_fail(work: Path) -> None:
     assert "10 synthetic volumes" in result["sentence"]
 
 
-def test_somebodys_tree_below_another_image_fails(work: Path) -> None:
+def test_somebodys_tree_below_another_image_fails(work):
     result = run(work, write_heads(work / "heads", range(10), replay_label))
     assert result["verdict"] == "fail" and result["spaces"]["image"]["copies"]["below"] < 4
     assert result["spaces"]["label"]["copies"]["below"] >= 9
     assert result["spaces"]["centreline"]["copies"]["chance"] < 1e-3
 
 
-def test_one_head_of_the_training_set_fails(work: Path) -> None:
+def test_one_head_of_the_training_set_fails(work):
     heads = write_heads(work / "heads", [3, *range(500, 504)], make_head)
     result = run(work, heads, write_heads(work / "others", range(704, 708), make_head))
     assert (result["verdict"], result["count"]["verbatim"]) == ("fail", 1)
@@ -137,7 +129,7 @@ def test_one_head_of_the_training_set_fails(work: Path) -> None:
     assert result["inputs"]["synthetic volumes"][0] == SyntheticVolumes(heads).content_hash()
 
 
-def test_nobodys_heads_are_too_few_to_pass(work: Path) -> None:
+def test_nobodys_heads_are_too_few_to_pass(work):
     heads = write_heads(work / "heads", range(500, 512), make_head)
     with pytest.raises(PrivacyError, match="cannot conclude: copies of 1% .* synthetic volumes"):
         run(work, heads, record="false")
@@ -149,17 +141,17 @@ def test_nobodys_heads_are_too_few_to_pass(work: Path) -> None:
         assert auc["interval"][0] < 0.5 < auc["interval"][1]
 
 
-def test_second_visits_lead_through_replayed_heads(work: Path, write_set: Write) -> None:
-    later = write_visits(work / "later", lambda i: replay(2 * NUM_PEOPLE + i), write_set, splits=("test",))
+def test_second_visits_lead_through_replayed_heads(work):
+    later = write_visits(work / "later", lambda i: replay(2 * NUM_PEOPLE + i), splits=("test",))
     heads = write_heads(work / "heads", range(12), replay)
     found = run(work, heads, words=[f"second_visits={later}"])["linkage"]["centreline"]
     assert found["patients"] == NUM_PEOPLE == found["linked"] and found["control"] < 6 and found["p"] < 0.01
 
 
-def test_heads_that_cannot_be_audited_are_refused(work: Path, write_set: Write) -> None:
+def test_heads_that_cannot_be_audited_are_refused(work):
     heads = write_heads(work / "heads", range(500, 502), make_head)
     names = [f"synthetic-{i}" for i in range(4)]
-    patches = write_set(work / "patches", range(300, 304), names, origin="synthetic", kind="synthetic")
+    patches = write_set(work / "patches", range(300, 304), names, kind="synthetic")
     with pytest.raises(UsageError, match="patches and volumes"):
         run(work, heads, patches)
     (heads / "labels" / "synthetic-0500.nii.gz").unlink()

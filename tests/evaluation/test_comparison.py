@@ -11,6 +11,8 @@ from vesselgan.evaluation.run import evaluate
 from vesselgan.formats.results import write_result
 from vesselgan.metrics.scores import MASKED, UNITS
 
+from ..conftest import edit_json
+
 PATIENTS = [f"sub-{number}" for number in range(6)]
 LEVELS = {"real": 0.9, "sn": 0.8, "gp": 0.7}
 
@@ -68,10 +70,8 @@ def test_means_and_differences_to_real(tmp_path):
 
 def test_controls_cost_no_source_its_p(tmp_path):
     path = write_study(tmp_path)
-    study = json.loads(path.read_text())
     for name in ("shuffled", "threshold"):
-        study["rows"].append(study["rows"][2] | {"name": name, "kind": name})
-    path.write_text(json.dumps(study))
+        edit_json(path, lambda s, name=name: s["rows"].append(s["rows"][2] | {"name": name, "kind": name}))
     found = run(tmp_path, f"sources={path}")
     dice = {row["name"]: row["scores"]["bars"]["all"]["dice"]["difference"] for row in found["rows"]}
     assert dice["sn"]["p_holm"] == pytest.approx(4 / 64)  # of two sources, not of four

@@ -1,7 +1,5 @@
 import hashlib
-import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +20,8 @@ from vesselgan.evaluation.features import (
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.medicalnet import ResNet10, init_weights_randomly
 
+from ..conftest import Canary, flip_bit, write_set
+
 CPU = torch.device("cpu")
 
 
@@ -35,16 +35,6 @@ def state() -> dict[str, torch.Tensor]:
     network = ResNet10()
     init_weights_randomly(network, 3)
     return {f"module.{name}": value for name, value in network.state_dict().items()}
-
-
-class Canary:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return os.system, (f"touch {self.path}",)
 
 
 def test_weights_come_from_a_hashed_file(tmp_path, state):
@@ -129,7 +119,7 @@ def test_a_patch_without_spread_is_zero():
     assert is_constant and not air.any()
 
 
-def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
+def test_features_are_single_patches_and_cached(tmp_path, capsys):
     shards = ShardSet(write_set(tmp_path / "set", range(5), ["sub-1"]))
     extractor = opened("image.extractor=random")
     how = Preprocessing("noise", 11, "volume")
@@ -151,9 +141,7 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     assert "features from" not in capsys.readouterr().out
     assert np.array_equal(features(), first)
     assert "features from" in capsys.readouterr().out
-    content = bytearray(cached.read_bytes())
-    content[-10] ^= 1
-    cached.write_bytes(content)
+    flip_bit(cached, -10)
     assert np.array_equal(features(), first)
     assert "damaged (wrong checksum)" in capsys.readouterr().err
     # Anything that changes a feature has a file of its own; what does not, has not.
@@ -164,7 +152,7 @@ def test_features_are_single_patches_and_cached(tmp_path, write_set, capsys):
     assert len(list((tmp_path / "features").iterdir())) == 4
 
 
-def test_noise_is_the_patchs_own(tmp_path, write_set):
+def test_noise_is_the_patchs_own(tmp_path):
     """By place, real and synthetic patch i would share their noise, and FID would fall for it."""
 
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -185,7 +173,7 @@ def test_noise_is_the_patchs_own(tmp_path, write_set):
     assert np.diag(away).min() > 0.5 * away.mean()  # by place these four were 0
 
 
-def test_equal_patches_have_equal_hashes(tmp_path, write_set):
+def test_equal_patches_have_equal_hashes(tmp_path):
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
         image = np.full((16, 16, 16), 40, np.float32)
         image[0, 0, 0] += seed

@@ -1,8 +1,5 @@
 """Features and FID of one's own images: those of the same shards, with the network named."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,11 +10,13 @@ from vesselgan.evaluation.fid import fid, image_features
 from vesselgan.formats.shards import ShardSet
 from vesselgan.metrics.frechet import frechet_distance
 
+from ..conftest import write_set
+
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*samples of:RuntimeWarning")]
 RANDOM = {"extractor": "random", "batch_size": 2, "device": "cpu"}
 
 
-def test_own_images_have_the_features_of_shards(tmp_path: Path, write_set: Callable[..., Path]) -> None:
+def test_own_images_have_the_features_of_shards(tmp_path):
     shards = ShardSet(write_set(tmp_path / "set", range(3), ["sub-1"]))
     extractor = open_extractor("random", None, None, 990)
     how = {"device": torch.device("cpu"), "batch_size": 2, "cache_dir": tmp_path / "features"}
@@ -32,7 +31,7 @@ def test_own_images_have_the_features_of_shards(tmp_path: Path, write_set: Calla
     assert (distance.num_real, distance.num_generated) == (3, 2)
 
 
-def test_random_features_say_so() -> None:
+def test_random_features_say_so():
     images = np.random.default_rng(0).uniform(0, 255, (2, 8, 8, 8))
     with pytest.raises(DataError, match="weights"):
         image_features(images)
@@ -46,12 +45,12 @@ def test_random_features_say_so() -> None:
 
 @pytest.mark.parametrize("images", [[], np.zeros((4, 4, 4)), [np.full((4, 4, 4), 256.0)], [np.full((4, 4, 4), np.nan)],
                                     [np.zeros((4, 4, 4)), np.zeros((4, 4, 5))], [np.array(["a"])]])  # fmt: skip
-def test_what_are_no_images_is_refused(images: list[np.ndarray]) -> None:
+def test_what_are_no_images_is_refused(images):
     with pytest.raises(DataError):
         image_features(images, **RANDOM)
 
 
 @pytest.mark.parametrize("setting", [{"extractor": "vgg"}, {"background": "mean"}, {"batch_size": 0}, {"seed": -1}])
-def test_settings_out_of_their_choices_are_refused(setting: dict[str, object]) -> None:
+def test_settings_out_of_their_choices_are_refused(setting):
     with pytest.raises(UsageError, match=next(iter(setting))):
         image_features([np.zeros((4, 4, 4))], **(RANDOM | setting))

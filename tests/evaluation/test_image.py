@@ -9,7 +9,9 @@ from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
-from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
+from vesselgan.formats.shards import ShardSet, content_hash
+
+from ..conftest import edit_json, write_set, write_shards
 
 
 def run(work: Path, *settings: str) -> dict:
@@ -54,7 +56,7 @@ def test_a_result_is_the_same_again(image_road):
     assert without_provenance(run(image_road)) == without_provenance(result)
 
 
-def test_five_patients_give_an_interval(image_road, write_set):
+def test_five_patients_give_an_interval(image_road):
     validation = image_road / "phantom" / "shards" / "unet" / "validation"
     write_set(validation, range(200, 215), [f"sub-{number}" for number in range(3, 8)])
     result = run(image_road)
@@ -82,7 +84,7 @@ def test_labels_are_compared_and_spoilt_ones_lose(image_road):
         assert spoilt["shuffled"] < found["consistency"][side]["mean"] - 0.1
 
 
-def test_a_reference_that_overlaps_training_is_refused(image_road, write_set, capsys):
+def test_a_reference_that_overlaps_training_is_refused(image_road, capsys):
     validation = image_road / "phantom" / "shards" / "unet" / "validation"
     write_set(validation, range(200, 206), ["sub-3", "sub-2"])
     code, said = refused(capsys, image_road)
@@ -108,26 +110,24 @@ def test_overlap_is_sought_in_the_gans_data(image_road, capsys):
 
 def say(folder: Path, **extra: str) -> None:
     """Put `extra` into a manifest."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["extra"] |= extra
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    edit_json(folder / "manifest.json", lambda manifest: manifest["extra"].update(extra))
 
 
-def test_one_patch_is_no_distribution(image_road, write_set, capsys):
+def test_one_patch_is_no_distribution(image_road, capsys):
     made = image_road / "run" / "synthetic"
-    write_set(made, [300], ["synthetic-0"], origin="synthetic", kind="synthetic")
+    write_set(made, [300], ["synthetic-0"], kind="synthetic")
     code, said = refused(capsys, image_road)
     assert code == 3 and "18 real and 1 synthetic" in said
-    write_set(made, [300, 301], ["synthetic-0"], origin="synthetic", kind="synthetic")
+    write_set(made, [300, 301], ["synthetic-0"], kind="synthetic")
     result = run(image_road)
     assert result["n"] == 2 and np.isfinite(result["scores"]["fid"]["mean"])
     assert any("rank 1" in note for note in result["notes"])
 
 
 @pytest.mark.parametrize("background", ["noise", "zero"])
-def test_the_reference_scores_as_a_perfect_generator(image_road, write_set, background):
+def test_the_reference_scores_as_a_perfect_generator(image_road, background):
     made = [f"synthetic-{i}" for i in range(18)]
-    write_set(image_road / "run" / "synthetic", range(200, 218), made, origin="synthetic", kind="synthetic")
+    write_set(image_road / "run" / "synthetic", range(200, 218), made, kind="synthetic")
     result = run(image_road, f"image.background={background}")
     assert result["scores"]["fid"]["mean"] < 1e-3
     assert result["scores"]["prd_auc"]["mean"] > 0.999
@@ -135,16 +135,16 @@ def test_the_reference_scores_as_a_perfect_generator(image_road, write_set, back
     assert all(facts["distance"] == 0 for name, facts in result["labels"]["statistics"].items() if "distance" in facts)
 
 
-def test_a_set_that_repeats_its_patches_is_told(image_road, write_set):
+def test_a_set_that_repeats_its_patches_is_told(image_road):
     made = [f"synthetic-{i}" for i in range(18)]
-    write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, origin="synthetic", kind="synthetic")
+    write_set(image_road / "run" / "synthetic", [300, 301] * 9, made, kind="synthetic")
     result = run(image_road, "image.num_clusters=2")
     assert any("16 of 18" in note for note in result["notes"])
     assert result["preprocessing"]["num_duplicates"] == {"reference": 0, "synthetic": 16}
     assert np.isfinite(result["scores"]["fid"]["mean"]) and result["scores"]["fid"]["mean"] > 0
 
 
-def test_patches_of_air_are_no_overlap(image_road, write_set):
+def test_patches_of_air_are_no_overlap(image_road):
     def make(seed: int) -> tuple[np.ndarray, np.ndarray]:
         """Air where the seed is 0."""
         source = np.random.default_rng(seed)
@@ -172,18 +172,12 @@ def test_what_cannot_be_scored_is_refused(image_road, capsys):
     assert code == 3 and "image.weights" in said
 
 
-def test_the_reference_is_mixed_like_training(tmp_path, write_set):
+def test_the_reference_is_mixed_like_training(tmp_path):
     def joined(name: str, grid: int, vessel: int) -> ShardSet:
         parts = [(grid, "grid"), (vessel, "vessel")]
         folders = [write_set(tmp_path / name / kind, range(n), ["sub"], kind=kind) for n, kind in parts if n]
-        infos, first = [], read_manifest(folders[0])
-        for number, folder in enumerate(folders):
-            (info,) = read_manifest(folder).shards
-            (folder / info.file).rename(tmp_path / name / f"{number}.h5")
-            infos.append(type(info)(f"{number}.h5", info.count, info.bytes, info.sha256))
-        facts = {key: getattr(first, key) for key in ("patch_shape", "origin", "subjects", "spacing_mm")}
-        write_manifest(tmp_path / name, shards=infos, percentiles=(0.0, 99.99), extra={}, **facts)
-        return ShardSet(tmp_path / name)
+        records = [record for folder in folders for record in ShardSet(folder)]
+        return ShardSet(write_shards(tmp_path / name, records))
 
     training = joined("training", 4, 4)
     rows, note = match_kinds(joined("both", 3, 10), training, seed=0)

@@ -10,7 +10,9 @@ import pytest
 from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.evaluation.run import evaluate
-from vesselgan.formats.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record
+
+from ..conftest import write_shards
 
 PATCH = (8, 8, 8)
 
@@ -30,10 +32,7 @@ def write_set(folder: Path, scores: list[np.ndarray], *, origin: str) -> None:
         kind = ("grid", None) if origin == "real" else ("synthetic", score)
         image = np.zeros(PATCH, np.float32)
         records.append(Record(image, label, f"s-{number}", (0, 0, 0), kind[0], (0.0, 255.0), 0, kind[1]))
-    info = write_shard(folder / "shard.h5", records, patch_shape=PATCH, origin=origin)
-    subjects = {record.subject: {"spacing_mm": (1, 1, 1), "affine": np.eye(4).tolist()} for record in records}
-    write_manifest(folder, shards=[info], patch_shape=PATCH, origin=origin, subjects=subjects, spacing_mm=(1, 1, 1),
-                   percentiles=(0.0, 99.9), extra={})  # fmt: skip
+    write_shards(folder, records)
 
 
 def sweep(folder: Path, *words: str) -> dict:

@@ -18,6 +18,8 @@ from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import build_networks, init_networks
 
+from ..conftest import write_set
+
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
 WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
@@ -48,14 +50,12 @@ def write_run(write_checkpoint: Callable[..., None]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def real(tmp_path: Path, write_set: Callable[..., Path]) -> ShardSet:
+def real(tmp_path: Path) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 
 @pytest.mark.parametrize("variant", ["sn", "gan_label"])
-def test_scores_are_the_critics_own(
-    tmp_path: Path, real: ShardSet, variant: str, write_run: Callable[..., Any]
-) -> None:
+def test_scores_are_the_critics_own(tmp_path, real, variant, write_run):
     critic = write_run(tmp_path / "run", variant)["critic"].eval()
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with torch.inference_mode():
@@ -66,9 +66,7 @@ def test_scores_are_the_critics_own(
 
 
 @pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])
-def test_a_flow_is_judged_by_its_error(
-    tmp_path: Path, real: ShardSet, variant: str, label_error: list[int], write_run: Callable[..., Any]
-) -> None:
+def test_a_flow_is_judged_by_its_error(tmp_path, real, variant, label_error, write_run):
     write_run(tmp_path / "run", variant)
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     scores = network.scores(real, list(range(12)), seed=0)
@@ -79,9 +77,7 @@ def test_a_flow_is_judged_by_its_error(
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_networks_that_cannot_be_attacked_are_refused(
-    tmp_path: Path, real: ShardSet, write_run: Callable[..., Any]
-) -> None:
+def test_networks_that_cannot_be_attacked_are_refused(tmp_path, real, write_run):
     write_run(tmp_path / "run", "sn", scale=float("inf"))
     network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
     with pytest.raises(NumericError, match="not finite"):
@@ -95,9 +91,7 @@ def test_networks_that_cannot_be_attacked_are_refused(
         AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
 
 
-def test_an_audit_of_a_run_attacks_its_network(
-    image_road: Path, capsys: pytest.CaptureFixture, write_run: Callable[..., Any]
-) -> None:
+def test_an_audit_of_a_run_attacks_its_network(image_road, capsys, write_run):
     write_run(image_road / "run", "sn")
     words = [f"work_dir={image_road}", f"run={image_road / 'run'}", f"out={image_road}/a.json", "record_only=true"]
     result = audit(compose.compose("audit", [*words, "runtime.device=cpu"]))

@@ -15,6 +15,8 @@ from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.volumes import read_label, write_volume
 from vesselgan.metrics.overlap import dice
 
+from ..conftest import write_subject as write_volumes
+
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
 AFFINE = np.diag([*SPACING, 1.0])
 
@@ -28,17 +30,11 @@ def bar(first: int, last: int, *, y: int = 2, z: int = 2) -> np.ndarray:
 
 def write_subject(folder: Path, name: str, split: str, image: np.ndarray, label: np.ndarray, *, mask: bool) -> Subject:
     """The brain mask, where there is one, is the half x < 4."""
-    paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label", "mask")}
-    write_volume(paths["image"], image.astype(np.float32), AFFINE)
-    write_volume(paths["label"], label, AFFINE)
     half = np.zeros(SHAPE, np.uint8)
     half[:4] = 1
-    if mask:
-        write_volume(paths["mask"], half, AFFINE)
-    roles = (paths["image"], paths["label"], paths["mask"] if mask else None)
-    return Subject(
-        split, *roles, SHAPE, SPACING, (0.0, 255.0), 0, sha256_of(paths["image"]), sha256(name.encode()).hexdigest()
-    )
+    arrays = {"image": image, "label": label} | ({"mask": half} if mask else {})
+    own = {"label_sha256": sha256(name.encode()).hexdigest()}
+    return write_volumes(folder / "nifti" / name, split, arrays, AFFINE, **own)
 
 
 def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[str, Path]:

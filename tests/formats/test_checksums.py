@@ -39,7 +39,7 @@ def written(path: Path, words: np.ndarray) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("kind", ["random", "zeros", "full", "one"])
-def test_sums_are_those_by_hand_and_of_hdf5(tmp_path: Path, kind: str) -> None:
+def test_sums_are_those_by_hand_and_of_hdf5(tmp_path, kind):
     draw = np.random.default_rng(5)
     words = {
         "random": draw.integers(0, 65536, 8192),
@@ -51,12 +51,12 @@ def test_sums_are_those_by_hand_and_of_hdf5(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("num_rows", [1, 64, 65, 200])
-def test_blocks_of_rows_give_hdf5s_sums(tmp_path: Path, num_rows: int) -> None:
+def test_blocks_of_rows_give_hdf5s_sums(tmp_path, num_rows):
     words = np.random.default_rng(num_rows).integers(0, 65536, 4 * 1024 * num_rows).astype("<u2")
     assert fletcher_sums(words.view("<u8")) == written(tmp_path / "a.h5", words)
 
 
-def test_the_largest_lanes_do_not_overflow() -> None:
+def test_the_largest_lanes_do_not_overflow():
     # 2 ** 26 words of 65535: each a multiple of the modulus, so both sums vanish; a carry between lanes would show
     packed = np.full(2**24, 0xFFFFFFFFFFFFFFFF, "<u8")
     assert fletcher_sums(packed) == (0, 0)
@@ -79,7 +79,7 @@ def opened(path: Path) -> ShardFile:
     return ShardFile(path, count=3, patch_shape=SHAPE, origin="synthetic")
 
 
-def test_patches_come_back_as_hdf5_reads_them(shard: Path) -> None:
+def test_patches_come_back_as_hdf5_reads_them(shard):
     reader = opened(shard)
     with h5py.File(shard, locking=False) as file:
         for name in ("image", "label", "score"):
@@ -91,7 +91,7 @@ def test_patches_come_back_as_hdf5_reads_them(shard: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["image", "label", "score"])
-def test_damage_to_one_patch_leaves_the_others(shard: Path, name: str) -> None:
+def test_damage_to_one_patch_leaves_the_others(shard, name):
     with h5py.File(shard) as file:
         start, size = file[name].id.get_chunk_info(1).byte_offset, file[name].id.get_chunk_info(1).size
     whole = shard.read_bytes()

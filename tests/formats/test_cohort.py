@@ -10,6 +10,8 @@ import pytest
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 
+from ..conftest import edit_json
+
 
 def subject(folder: Path, name: str, split: str = "train") -> Subject:
     return Subject(
@@ -31,7 +33,7 @@ def cohort(folder: Path) -> Cohort:
     return Cohort("phantom", (0.0, 99.99), {name: subject(folder, name, split) for name, split in splits.items()})
 
 
-def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
+def test_a_cohort_comes_back_as_it_was_written(tmp_path):
     written = cohort(tmp_path)
     assert written.write(tmp_path) == tmp_path / COHORT
     assert Cohort.read(tmp_path) == written
@@ -39,7 +41,7 @@ def test_a_cohort_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert list(written.of_split("train")) == ["sub-1", "sub-2"]
 
 
-def test_a_cohort_moves_with_the_files_below_it(tmp_path: Path) -> None:
+def test_a_cohort_moves_with_the_files_below_it(tmp_path):
     here, there, outside = tmp_path / "here", tmp_path / "there", tmp_path / "herenot"
     written = cohort(here)
     written.subjects["sub-1"] = replace(written.subjects["sub-1"], mask=outside / "mask.nii.gz")
@@ -51,7 +53,7 @@ def test_a_cohort_moves_with_the_files_below_it(tmp_path: Path) -> None:
     assert moved.image == there / "nifti/sub-1/image.nii.gz" and moved.mask == outside / "mask.nii.gz"
 
 
-def test_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_do_not_depend_on_the_working_directory(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cohort(Path("work")).write("work")
     assert json.loads((tmp_path / "work" / COHORT).read_text())["subjects"]["sub-1"]["image"].startswith("nifti")
@@ -61,7 +63,7 @@ def test_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatc
     assert Cohort.read("../work").subjects["sub-1"].image.resolve() == tmp_path / "work/nifti/sub-1/image.nii.gz"
 
 
-def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_one_volume_in_two_splits_is_refused(tmp_path):
     leaking = cohort(tmp_path)
     leaking.subjects["sub-99"] = replace(leaking.subjects["sub-1"], split="test")
     with pytest.raises(DataError, match="sub-1 .*sub-99"):
@@ -69,14 +71,12 @@ def test_one_volume_in_two_splits_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / COHORT).exists()
     leaking.subjects["sub-99"] = leaking.subjects["sub-1"]
     leaking.write(tmp_path)  # twice in one split: wasteful, not a leak
-    content = json.loads((tmp_path / COHORT).read_text())
-    content["subjects"]["sub-99"]["split"] = "validation"
-    (tmp_path / COHORT).write_text(json.dumps(content))
+    edit_json(tmp_path / COHORT, lambda content: content["subjects"]["sub-99"].update(split="validation"))
     with pytest.raises(DataError, match="sub-99"):
         Cohort.read(tmp_path)
 
 
-def test_one_label_in_two_splits_is_refused(tmp_path: Path) -> None:
+def test_one_label_in_two_splits_is_refused(tmp_path):
     leaking = cohort(tmp_path)
     for name in ("sub-1", "sub-10"):
         leaking.subjects[name] = replace(leaking.subjects[name], label_sha256="ab" * 32)
@@ -85,16 +85,14 @@ def test_one_label_in_two_splits_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["../../etc/shadow", "a/../../b.nii", "two\nlines.nii"])
-def test_a_path_stays_below_or_is_absolute(tmp_path: Path, path: str) -> None:
+def test_a_path_stays_below_or_is_absolute(tmp_path, path):
     cohort(tmp_path).write(tmp_path)
-    content = json.loads((tmp_path / COHORT).read_text())
-    content["subjects"]["sub-1"]["label"] = path
-    (tmp_path / COHORT).write_text(json.dumps(content))
+    edit_json(tmp_path / COHORT, lambda content: content["subjects"]["sub-1"].update(label=path))
     with pytest.raises(DataError):
         Cohort.read(tmp_path)
 
 
-def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
+def test_an_empty_or_unknown_split_is_refused(tmp_path):
     one = Cohort("mine", (0.0, 99.9), {"a": subject(tmp_path, "a")})
     with pytest.raises(DataError, match="data.prepare.split"):
         one.of_split("test")
@@ -102,7 +100,7 @@ def test_an_empty_or_unknown_split_is_refused(tmp_path: Path) -> None:
         one.of_split("training")
 
 
-def test_a_missing_cohort_says_how_to_make_it(tmp_path: Path) -> None:
+def test_a_missing_cohort_says_how_to_make_it(tmp_path):
     with pytest.raises(DataError, match="vesselgan build-shards") as caught:
         Cohort.read(tmp_path)
     assert caught.value.exit_code == 3
@@ -136,7 +134,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, float("inf")])), "limits"),
     ],
 )
-def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
+def test_a_damaged_or_newer_cohort_is_refused(tmp_path, change, message):
     cohort(tmp_path).write(tmp_path)
     path = tmp_path / COHORT
     path.write_text(change(path.read_text()))
@@ -146,7 +144,7 @@ def test_a_damaged_or_newer_cohort_is_refused(tmp_path: Path, change: Callable[[
 
 
 @pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
-def test_an_id_is_a_plain_name(tmp_path: Path, hostile: str) -> None:
+def test_an_id_is_a_plain_name(tmp_path, hostile):
     cohort(tmp_path).write(tmp_path)
     content = json.loads((tmp_path / COHORT).read_text())
     as_name = content | {"name": hostile}

@@ -10,7 +10,9 @@ import pytest
 
 from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import local_copy
-from vesselgan.formats.shards import Record, ShardInfo, ShardSet, content_hash, verify, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet, content_hash, verify
+
+from ..conftest import flip_bit, write_shards
 
 PATCH_SHAPE = (8, 8, 8)
 
@@ -18,28 +20,18 @@ PATCH_SHAPE = (8, 8, 8)
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
     """Two shards of three noise patches each."""
-    folder, source = tmp_path / "shared/gan/train", np.random.default_rng(3)
-    infos = []
-    for number in range(2):
-        images = [source.uniform(0, 255, PATCH_SHAPE).astype(np.float32) for _ in range(3)]
-        label = np.zeros(PATCH_SHAPE, np.uint8)
-        records = [Record(image, label, "sub-1", (0, 0, 0), "grid", (0.0, 1000.0), 0) for image in images]
-        infos.append(write_shard(folder / f"shard_{number:04}.h5", records, patch_shape=PATCH_SHAPE, origin="real"))
-    list_in_manifest(folder, infos)
-    return folder
-
-
-def list_in_manifest(folder: Path, infos: list[ShardInfo]) -> None:
-    place = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.eye(4).tolist()}
-    facts = {"patch_shape": PATCH_SHAPE, "origin": "real", "percentiles": (0.0, 99.99), "extra": {}}
-    write_manifest(folder, shards=infos, subjects={"sub-1": place}, spacing_mm=(1.0, 1.0, 1.5), **facts)
+    source = np.random.default_rng(3)
+    images = [source.uniform(0, 255, PATCH_SHAPE).astype(np.float32) for _ in range(6)]
+    label = np.zeros(PATCH_SHAPE, np.uint8)
+    records = [Record(image, label, "sub-1", (0, 0, 0), "grid", (0.0, 1000.0), 0) for image in images]
+    return write_shards(tmp_path / "shared/gan/train", records, files=2)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
+def test_a_copy_is_exact_and_made_once(shards, tmp_path):
     copy, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert seconds is not None and bytes_of(copy) == bytes_of(shards)
     assert verify(copy) == [] and content_hash(copy) == content_hash(shards)
@@ -48,7 +40,7 @@ def test_a_copy_is_exact_and_made_once(shards: Path, tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in copy.iterdir()} == before
 
 
-def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_filled_in_or_refused(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "here"))
     assert local_copy.copy_to_node(shards, "$NODE_DISK/job")[0].parent == tmp_path / "here/job"
     monkeypatch.setenv("NODE_DISK", str(tmp_path / "a $BC"))  # a value may hold what looks like a variable
@@ -58,31 +50,28 @@ def test_variables_are_filled_in_or_refused(shards: Path, tmp_path: Path, monkey
         local_copy.copy_to_node(shards, "$NODE_DISK")
 
 
-def test_damaged_shards_leave_no_whole_copy(shards: Path, tmp_path: Path) -> None:
-    file = shards / "shard_0001.h5"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(DataError, match="shard_0001.h5"):
+def test_damaged_shards_leave_no_whole_copy(shards, tmp_path):
+    flip_bit(shards / "shard-1.h5")
+    with pytest.raises(DataError, match="shard-1.h5"):
         local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert not list((tmp_path / "node").rglob("manifest.json"))
 
 
-def test_a_truncated_copy_is_made_anew(shards: Path, tmp_path: Path) -> None:
+def test_a_truncated_copy_is_made_anew(shards, tmp_path):
     copy, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
-    os.truncate(copy / "shard_0000.h5", 100)
+    os.truncate(copy / "shard-0.h5", 100)
     again, seconds = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert again == copy and seconds is not None and bytes_of(copy) == bytes_of(shards)
 
 
-def test_other_shards_get_another_copy(shards: Path, tmp_path: Path) -> None:
+def test_other_shards_get_another_copy(shards, tmp_path):
     first, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
-    list_in_manifest(shards, list(ShardSet(shards).manifest.shards[:1]))
+    write_shards(shards, list(ShardSet(shards))[:3])
     second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
 
 
-def test_an_unusable_disk_is_a_resource_error(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unusable_disk_is_a_resource_error(shards, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="data.local_copy_dir=.*file/below"):
         local_copy.copy_to_node(shards, str(tmp_path / "file/below"))
@@ -96,7 +85,7 @@ def _copy_and_report(folder: Path, to: str, record: "multiprocessing.Queue[bool]
     record.put(local_copy.copy_to_node(folder, to)[1] is not None)
 
 
-def test_of_many_processes_of_a_node_one_copies(shards: Path, tmp_path: Path) -> None:
+def test_of_many_processes_of_a_node_one_copies(shards, tmp_path):
     context = multiprocessing.get_context("fork")
     record = context.Queue()
     processes = [

@@ -1,7 +1,5 @@
 """A folder of predictions resumes with its own settings, from every rank's record, and with no others."""
 
-from pathlib import Path
-
 import pytest
 
 from vesselgan.core.atomic_io import sha256_of
@@ -11,7 +9,7 @@ from vesselgan.formats.predictions import Predictions
 SETTINGS = {"run": "unet", "threshold": 0.5}
 
 
-def test_an_entry_holds_for_its_very_files(tmp_path: Path) -> None:
+def test_an_entry_holds_for_its_very_files(tmp_path):
     out, image = Predictions(tmp_path), tmp_path / "image"
     image.write_text("image"), out.label("a").write_text("label")
     entry = {"image_sha256": sha256_of(image), "output_sha256": sha256_of(out.label("a"))}
@@ -22,7 +20,7 @@ def test_an_entry_holds_for_its_very_files(tmp_path: Path) -> None:
     assert not out.is_up_to_date("a", entry, image, probability=False)
 
 
-def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+def test_a_foreign_folder_is_refused(tmp_path):
     Predictions(tmp_path / "own").open(SETTINGS)
     with pytest.raises(UsageError, match="threshold: 0.5 -> 0.6"):
         Predictions(tmp_path / "own").open(SETTINGS | {"threshold": 0.6})
@@ -33,7 +31,7 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
         Predictions(tmp_path / "own").settings()
 
 
-def test_a_record_of_an_older_form_is_refused(tmp_path: Path) -> None:
+def test_a_record_of_an_older_form_is_refused(tmp_path):
     out = Predictions(tmp_path)
     out.record.write_text('{"format_version": 1, "settings": {}, "volumes": {}}')
     for read in (out.settings, lambda: out.open({})):
@@ -42,7 +40,7 @@ def test_a_record_of_an_older_form_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines"])
-def test_predictions_stay_in_their_folder(tmp_path: Path, hostile: str) -> None:
+def test_predictions_stay_in_their_folder(tmp_path, hostile):
     out = Predictions(tmp_path / "out")
     for path_of in (out.label, out.probability):
         with pytest.raises(DataError):

@@ -1,7 +1,6 @@
 """A run directory answers what its files say, at every point of its life, and names a damaged one."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -10,7 +9,7 @@ from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.formats.run_dir import RunDir
 
 
-def test_a_run_that_never_started_is_empty(tmp_path: Path) -> None:
+def test_a_run_that_never_started_is_empty(tmp_path):
     run = RunDir(tmp_path / "run")
     assert not run.exists() and not run.has_begun()
     assert (run.finished(), run.requeue(), run.architecture(), run.silent_s(), run.checkpoint_age_s()) == (None,) * 5
@@ -18,7 +17,7 @@ def test_a_run_that_never_started_is_empty(tmp_path: Path) -> None:
     assert run.settings() == ({}, "") and run.trained_on() is None
 
 
-def test_a_run_answers_what_was_written(tmp_path: Path) -> None:
+def test_a_run_answers_what_was_written(tmp_path):
     run, config = RunDir(str(tmp_path / "run")), compose.compose("train_gan", [])
     inputs = {"gan/train": "ab" * 32}
     settings = {"critic": {"fp16": {"enabled": False}}}
@@ -35,7 +34,7 @@ def test_a_run_answers_what_was_written(tmp_path: Path) -> None:
         run.config("train_unet")
 
 
-def test_a_later_entry_of_a_step_counts(tmp_path: Path) -> None:
+def test_a_later_entry_of_a_step_counts(tmp_path):
     lines = [{"step": 20, "a": 1}, {"step": 10, "a": 2}, {"step": 20, "a": 3}]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text + '{"step": 30, "a')
@@ -44,14 +43,14 @@ def test_a_later_entry_of_a_step_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["provenance.json", "finished.json", "requeue", "architecture.json"])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+def test_a_damaged_file_is_named(tmp_path, name):
     (tmp_path / name).write_text("{")
     run = RunDir(tmp_path)
     with pytest.raises(DataError, match=name):
         run.provenance(), run.finished(), run.requeue(), run.architecture()
 
 
-def test_settings_are_checked_when_read(tmp_path: Path) -> None:
+def test_settings_are_checked_when_read(tmp_path):
     config = compose.compose("train_gan", [])
     config.data.name = "../../up"
     (tmp_path / "config.yaml").write_text(compose.to_yaml(config))

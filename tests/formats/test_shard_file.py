@@ -47,7 +47,7 @@ def read_all(path: Path, count: int = 3, origin: str = "real") -> list[list]:
         shard.close()
 
 
-def test_tissue_maps_come_back(tmp_path: Path) -> None:
+def test_tissue_maps_come_back(tmp_path):
     records = [sample(i, has_tissue=True) for i in range(3)]
     write_shard(tmp_path / "a.h5", records, patch_shape=SHAPE, origin="real")
     shard = ShardFile(tmp_path / "a.h5", count=3, patch_shape=SHAPE, origin="real")
@@ -61,7 +61,7 @@ def test_tissue_maps_come_back(tmp_path: Path) -> None:
     shard.close()
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes(tmp_path):
     info = write(tmp_path / "a.h5", origin="synthetic")
     time.sleep(1.1)  # time stamps of HDF5 count whole seconds
     code = (
@@ -80,7 +80,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path: Path) -> None:
+def test_every_flipped_byte_is_noticed_or_changes_nothing(tmp_path):
     path = tmp_path / "s.h5"
     write(path, 2)
     whole, expected = bytearray(path.read_bytes()), read_all(path, 2)
@@ -184,9 +184,7 @@ WIDE = (3, *SHAPE, 1)
         (lambda f: f.attrs.__setitem__("format_version", np.bytes_("one")), "version 'one' is unknown"),
     ],
 )
-def test_a_file_that_breaks_the_format_is_refused(
-    tmp_path: Path, change: Callable[[h5py.File], None], message: str
-) -> None:
+def test_a_file_that_breaks_the_format_is_refused(tmp_path, change, message):
     path = tmp_path / "s.h5"
     write(path)
     with h5py.File(path, "r+") as file:
@@ -197,7 +195,7 @@ def test_a_file_that_breaks_the_format_is_refused(
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 0.5, 0.999, -1])
-def test_a_cut_file_is_refused(tmp_path: Path, size: float) -> None:
+def test_a_cut_file_is_refused(tmp_path, size):
     path = tmp_path / "s.h5"
     write(path)
     whole = path.read_bytes()
@@ -207,7 +205,7 @@ def test_a_cut_file_is_refused(tmp_path: Path, size: float) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ESTALE, errno.EACCES, errno.EIO])
-def test_an_unreadable_shard_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_an_unreadable_shard_is_not_damaged(tmp_path, monkeypatch, number):
     write(tmp_path / "s.h5")
 
     def refuse(*arguments: object, **options: object) -> None:
@@ -238,16 +236,14 @@ def nan_image(record: Record) -> Record:
         ("synthetic", lambda r: replace(r, score_XYZ=r.score_XYZ * np.float16("nan")), "score"),
     ],
 )
-def test_a_record_that_breaks_the_contract_is_refused(
-    tmp_path: Path, origin: str, change: Callable[[Record], Record], message: str
-) -> None:
+def test_a_record_that_breaks_the_contract_is_refused(tmp_path, origin, change, message):
     records = [sample(0, origin), change(sample(1, origin))]
     with pytest.raises(DataError, match=rf"patch 1 \(subject sub-1, corner \(1, 2, 3\)\).*{message}"):
         write_shard(tmp_path / "s.h5", records, patch_shape=SHAPE, origin=origin)
     assert os.listdir(tmp_path) == []
 
 
-def test_no_records_or_a_failing_source_leave_nothing(tmp_path: Path) -> None:
+def test_no_records_or_a_failing_source_leave_nothing(tmp_path):
     def broken() -> Iterator[Record]:
         yield sample(0)
         raise OSError(errno.ENOSPC, "the maker's own trouble")
@@ -272,7 +268,7 @@ t.write_shard(sys.argv[2], records(), patch_shape=t.SHAPE, origin="real")
 """
 
 
-def test_a_killed_writer_leaves_only_a_partial_file(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_only_a_partial_file(tmp_path):
     path = tmp_path / "s.h5"
     command = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as writer:
@@ -300,7 +296,7 @@ exit_on_error(lambda: t.write_shard(sys.argv[2], records, patch_shape=t.SHAPE, o
 """
 
 
-def test_a_real_quota_ends_with_exit_6(tmp_path: Path) -> None:
+def test_a_real_quota_ends_with_exit_6(tmp_path):
     command = [sys.executable, "-c", LIMITED, str(Path(__file__).parent), str(tmp_path / "s.h5"), "3000"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 6, done.stderr  # HDF5 on its own crashes at exit: -11
@@ -308,7 +304,7 @@ def test_a_real_quota_ends_with_exit_6(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [] and resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 3000
 
 
-def test_a_text_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_file_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "new" / "m.json"
     files.write_text(path, "first")
 

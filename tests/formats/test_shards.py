@@ -1,10 +1,8 @@
 """What goes into a set of shards comes out of it, and whatever is not whole is refused by name."""
 
-import json
 import multiprocessing
 import pickle
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,8 @@ from vesselgan.formats.shards import (
     write_manifest,
     write_shard,
 )
+
+from ..conftest import edit_json, flip_bit, write_shards
 
 SHAPE = (6, 5, 4)
 
@@ -71,12 +71,6 @@ def make_set(folder: Path, counts: tuple[int, ...] = (3, 2), origin: str = "real
     return records
 
 
-def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
-    content = json.loads((folder / MANIFEST).read_text())
-    change(content)
-    (folder / MANIFEST).write_text(json.dumps(content))
-
-
 def assert_same(got: Record, expected: Record) -> None:
     for name in ("image_XYZ", "label_XYZ", "score_XYZ"):
         a, b = getattr(got, name), getattr(expected, name)
@@ -89,7 +83,7 @@ def assert_same(got: Record, expected: Record) -> None:
 
 
 @pytest.mark.parametrize("origin", ["real", "synthetic"])
-def test_records_come_back_bit_for_bit_across_shards(tmp_path: Path, origin: str) -> None:
+def test_records_come_back_bit_for_bit_across_shards(tmp_path, origin):
     records = make_set(tmp_path, (3, 1, 2), origin)
     shards = ShardSet(tmp_path)
     assert len(shards) == 6 and shards.patch_shape == SHAPE and shards.origin == origin
@@ -105,25 +99,20 @@ def test_records_come_back_bit_for_bit_across_shards(tmp_path: Path, origin: str
 
 @settings(max_examples=10, deadline=None)
 @given(values=st.lists(st.floats(0, 255, width=32), min_size=8, max_size=8), start=st.integers(0, 65536 - 8))
-def test_intensities_round_trip_within_half_a_step(
-    tmp_path_factory: pytest.TempPathFactory, values: list[float], start: int
-) -> None:
+def test_intensities_round_trip_within_half_a_step(tmp_path_factory, values, start):
     folder = tmp_path_factory.mktemp("set")
     grid = ((start + np.arange(8)) / 257).astype(np.float32)
     image = np.stack([np.float32(values), grid]).reshape(2, 4, 2)
     label = np.zeros((2, 4, 2), np.uint8)
     record = Record(image, label, "a", (0, 0, 0), "grid", (0.0, 1.0), 0)
-    info = write_shard(folder / "s.h5", [record], patch_shape=(2, 4, 2), origin="real")
-    facts = {"patch_shape": (2, 4, 2), "origin": "real", "spacing_mm": (1, 1, 1), "percentiles": None, "extra": {}}
-    write_manifest(folder, shards=[info], subjects={"a": {"spacing_mm": [1, 1, 1]}}, **facts)
-    back = ShardSet(folder).image(0)
+    back = ShardSet(write_shards(folder, [record], percentiles=None)).image(0)
     np.testing.assert_array_equal(back[1], image[1])
     # Half a step of 1/257, and two units in the last place of float32 near 255 for the arithmetic.
     assert np.abs(back[0].astype(np.float64) - image[0]).max() <= 0.5 / 257 + 2 * np.spacing(np.float32(255))
 
 
 @pytest.mark.parametrize("origin", ["real", "synthetic"])
-def test_a_set_is_a_sequence_of_records(tmp_path: Path, origin: str) -> None:
+def test_a_set_is_a_sequence_of_records(tmp_path, origin):
     records = make_set(tmp_path, (3, 2), origin)
     with ShardSet(tmp_path) as shards:
         for number, record in enumerate(shards):
@@ -136,7 +125,7 @@ def test_a_set_is_a_sequence_of_records(tmp_path: Path, origin: str) -> None:
     assert shards._open == {}
 
 
-def test_only_what_is_asked_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_what_is_asked_is_read(tmp_path, monkeypatch):
     records, read = make_set(tmp_path, (1,), "synthetic"), []
     whole = ShardFile.read
     monkeypatch.setattr(ShardFile, "read", lambda file, name, row: (read.append(name), whole(file, name, row))[1])
@@ -150,14 +139,14 @@ def test_only_what_is_asked_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(shards.pair(0)[1], records[0].label_XYZ)
 
 
-def test_real_patches_have_no_score(tmp_path: Path) -> None:
+def test_real_patches_have_no_score(tmp_path):
     make_set(tmp_path)
     assert ShardSet(tmp_path).label_threshold is None
     with pytest.raises(UsageError):
         ShardSet(tmp_path).score(0)
 
 
-def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path: Path) -> None:
+def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path):
     make_set(tmp_path / "real")
     records = make_set(tmp_path / "synthetic", (2,), "synthetic")
     synthetic, real = ShardSet(tmp_path / "synthetic"), ShardSet(tmp_path / "real")
@@ -170,7 +159,7 @@ def test_the_reader_chooses_a_synthetic_labels_threshold(tmp_path: Path) -> None
         np.testing.assert_array_equal(real.label(0, threshold), real[0].label_XYZ)
 
 
-def test_a_score_equal_to_the_threshold_is_vessel(tmp_path: Path) -> None:
+def test_a_score_equal_to_the_threshold_is_vessel(tmp_path):
     record = sample(0, "synthetic")
     score = np.full(SHAPE, 0.5, np.float16)
     score[0] = np.nextafter(np.float16(0.5), np.float16(0))
@@ -181,7 +170,7 @@ def test_a_score_equal_to_the_threshold_is_vessel(tmp_path: Path) -> None:
     assert label[0].max() == 0 and label[1:].min() == 1
 
 
-def test_every_process_opens_its_own_files(tmp_path: Path) -> None:
+def test_every_process_opens_its_own_files(tmp_path):
     records = make_set(tmp_path)
     shards = ShardSet(tmp_path)
     shards[0]
@@ -196,7 +185,7 @@ def test_every_process_opens_its_own_files(tmp_path: Path) -> None:
     assert_same(shards[0], records[0])
 
 
-def test_open_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_files_are_limited(tmp_path, monkeypatch):
     records = make_set(tmp_path, (1, 1, 1, 1))
     monkeypatch.setattr(shards_module, "_MAX_OPEN", 2)
     shards = ShardSet(tmp_path)
@@ -205,13 +194,13 @@ def test_open_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(shards._open) <= 2
 
 
-def test_a_content_hash_follows_patches_and_order_alone(tmp_path: Path) -> None:
+def test_a_content_hash_follows_patches_and_order_alone(tmp_path):
     make_set(tmp_path / "a")
     make_set(tmp_path / "b")
     make_set(tmp_path / "c", (2, 3))
-    edit_manifest(tmp_path / "b", lambda m: m.update(extra={"note": 1}))
+    edit_json(tmp_path / "b" / MANIFEST, lambda m: m.update(extra={"note": 1}))
     assert content_hash(tmp_path / "a") == content_hash(tmp_path / "b") != content_hash(tmp_path / "c")
-    edit_manifest(tmp_path / "b", lambda m: m["shards"].reverse())
+    edit_json(tmp_path / "b" / MANIFEST, lambda m: m["shards"].reverse())
     assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
 
 
@@ -228,7 +217,7 @@ def noise(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, empty, noise, Path.unlink])
-def test_a_damaged_or_missing_shard_is_named(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_or_missing_shard_is_named(tmp_path, damage):
     make_set(tmp_path)
     damage(tmp_path / "shard-1.h5")
     with pytest.raises(DataError, match=r"shard-1\.h5.*data\.prepare\.repair") as caught:
@@ -239,16 +228,14 @@ def test_a_damaged_or_missing_shard_is_named(tmp_path: Path, damage: Callable[[P
     assert len(verify(tmp_path, deep=False)) == 1
 
 
-def test_verify_names_every_bad_shard_and_only_them(tmp_path: Path) -> None:
+def test_verify_names_every_bad_shard_and_only_them(tmp_path):
     make_set(tmp_path, (1, 1, 1))
     for bad in ("shard-0.h5", "shard-2.h5"):
-        content = bytearray((tmp_path / bad).read_bytes())
-        content[-1] ^= 1
-        (tmp_path / bad).write_bytes(content)
+        flip_bit(tmp_path / bad, -1)
     assert [re.search(r"shard-\d", problem)[0] for problem in verify(tmp_path)] == ["shard-0", "shard-2"]
 
 
-def test_verify_finds_forbidden_values_and_subjects(tmp_path: Path) -> None:
+def test_verify_finds_forbidden_values_and_subjects(tmp_path):
     make_set(tmp_path, (2,))
     with h5py.File(tmp_path / "shard-0.h5", "r+") as file:
         file["label"][1, 0, 0, 0] = 7
@@ -256,7 +243,7 @@ def test_verify_finds_forbidden_values_and_subjects(tmp_path: Path) -> None:
     list_in_manifest(tmp_path, [ShardInfo(path.name, 2, path.stat().st_size, shards_module.sha256_of(path))])
     assert verify(tmp_path, deep=False) == []
     assert "label of patch 1 is neither 0 nor 1" in verify(tmp_path)[0]
-    edit_manifest(tmp_path, lambda m: m["subjects"].pop("sub-0-é"))
+    edit_json(tmp_path / MANIFEST, lambda m: m["subjects"].pop("sub-0-é"))
     assert "subject sub-0-é is not in the manifest" in verify(tmp_path, deep=False)[0]
 
 
@@ -285,11 +272,9 @@ def raise_version(content: dict) -> None:
         (lambda m: m["shards"][0].update(size=1), "damaged"),
     ],
 )
-def test_a_manifest_that_breaks_the_format_is_refused(
-    tmp_path: Path, change: Callable[[dict], object], message: str
-) -> None:
+def test_a_manifest_that_breaks_the_format_is_refused(tmp_path, change, message):
     make_set(tmp_path)
-    edit_manifest(tmp_path, change)
+    edit_json(tmp_path / MANIFEST, change)
     with pytest.raises(DataError, match=message) as caught:
         ShardSet(tmp_path)
     assert str(tmp_path / MANIFEST) in str(caught.value)
@@ -297,27 +282,27 @@ def test_a_manifest_that_breaks_the_format_is_refused(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
-def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_manifest_that_is_no_json_is_refused(tmp_path, content):
     make_set(tmp_path)
     (tmp_path / MANIFEST).write_bytes(content)
     with pytest.raises(DataError, match=MANIFEST):
         ShardSet(tmp_path)
 
 
-def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_shards_is_refused(tmp_path):
     with pytest.raises(DataError, match="vesselgan build-shards"):
         ShardSet(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("hostile", ["../../up", "/tmp/up", "two\nlines", "\x1b[2J", "."])
-def test_ids_are_plain_names(tmp_path: Path, hostile: str) -> None:
+def test_ids_are_plain_names(tmp_path, hostile):
     for change in (
         lambda content: content["subjects"].update({hostile: {}}),
         lambda content: content["subjects"]["sub-1-é"].update(patient=hostile),
         lambda content: content["shards"][0].update(file=hostile),
     ):
         make_set(tmp_path)
-        edit_manifest(tmp_path, change)
+        edit_json(tmp_path / MANIFEST, change)
         with pytest.raises(DataError):
             ShardSet(tmp_path)
     record = replace(sample(0), subject=hostile)
@@ -326,7 +311,7 @@ def test_ids_are_plain_names(tmp_path: Path, hostile: str) -> None:
         ShardSet(tmp_path).subject(0)
 
 
-def test_a_shard_is_no_link_out_of_its_folder(tmp_path: Path) -> None:
+def test_a_shard_is_no_link_out_of_its_folder(tmp_path):
     there, here = tmp_path / "there", tmp_path / "here"
     make_set(there), make_set(here)
     (here / "shard-0.h5").rename(here / "kept.h5")

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet
 from vesselgan.metrics import nearest_neighbours
+
+from ..conftest import write_shards
 
 
 def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
@@ -17,13 +19,7 @@ def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
         Record(image.astype(np.float32), np.zeros(shape, np.uint8), f"sub-{i % 2}", (0, 0, 0), "grid", (0.0, 9.0), 0)
         for i, image in enumerate(images)
     ]
-    info = write_shard(folder / "shard.h5", records, patch_shape=shape, origin="real")
-    place = {"spacing_mm": [1.0, 1.0, 1.0], "affine": np.eye(4).tolist()}
-    write_manifest(
-        folder, shards=[info], patch_shape=shape, origin="real", subjects={"sub-0": place, "sub-1": place},
-        spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.99), extra={},
-    )  # fmt: skip
-    return ShardSet(folder)
+    return ShardSet(write_shards(folder, records))
 
 
 def noise(count: int, shape: tuple[int, ...] = (6, 6, 4), seed: int = 0) -> list[np.ndarray]:
@@ -34,7 +30,7 @@ def plain(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((nearest_neighbours.standardise(a) - nearest_neighbours.standardise(b)) ** 2)))
 
 
-def test_standardised_distance_of_known_vectors() -> None:
+def test_standardised_distance_of_known_vectors():
     a = np.array([1.0, -1.0, 1.0, -1.0]).reshape(4, 1, 1)
     b = np.array([1.0, 1.0, -1.0, -1.0]).reshape(4, 1, 1)
     np.testing.assert_allclose(nearest_neighbours.standardise(5 * a + 7), a.ravel(), atol=1e-6)  # float32
@@ -42,7 +38,7 @@ def test_standardised_distance_of_known_vectors() -> None:
     assert not nearest_neighbours.standardise(np.full((2, 2, 2), 3.0)).any()
 
 
-def test_a_copy_is_found_in_any_brightness(tmp_path: Path) -> None:
+def test_a_copy_is_found_in_any_brightness(tmp_path):
     training = write(tmp_path, noise(10))
     found = nearest_neighbours.nearest([training.image(7), training.image(2) * 0.5 + 3], training)
     assert [(n.index, n.subject) for n in found] == [(7, "sub-1"), (2, "sub-0")]
@@ -51,9 +47,7 @@ def test_a_copy_is_found_in_any_brightness(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("most_bytes", [1, 2**30])
 @pytest.mark.parametrize("shape", [(6, 6, 4), (5, 5, 3), (4, 6, 1)])
-def test_nearest_equals_plain_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int, shape: tuple[int, ...]
-) -> None:
+def test_nearest_equals_plain_search(tmp_path, monkeypatch, most_bytes, shape):
     monkeypatch.setattr(nearest_neighbours, "BLOCK", 3)
     monkeypatch.setattr(nearest_neighbours, "MAX_BYTES", most_bytes)
     training, asked = write(tmp_path, noise(10, shape)), noise(4, shape, seed=1)
@@ -63,7 +57,7 @@ def test_nearest_equals_plain_search(
     assert [n.distance for n in found] == pytest.approx(np.min(distances, axis=1).tolist(), rel=1e-4)  # float32
 
 
-def test_the_own_subject_can_be_left_out(tmp_path: Path) -> None:
+def test_the_own_subject_can_be_left_out(tmp_path):
     training = write(tmp_path, noise(6))
     own, other, nobody = nearest_neighbours.nearest(
         [training.image(0)] * 3, training, excluded_subjects=[None, "sub-0", "sub-1"]
@@ -74,7 +68,7 @@ def test_the_own_subject_can_be_left_out(tmp_path: Path) -> None:
     assert nearest_neighbours.nearest([alone.image(0)], alone, excluded_subjects=["sub-0"]) == [None]
 
 
-def test_a_constant_patch_resembles_constant_ones_alone(tmp_path: Path) -> None:
+def test_a_constant_patch_resembles_constant_ones_alone(tmp_path):
     flat = np.full((6, 6, 4), 20.0)
     training = write(tmp_path, [flat, *noise(1)])
     one, two = nearest_neighbours.nearest([flat + 9, -training.image(1)], training)

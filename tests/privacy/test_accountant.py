@@ -26,7 +26,7 @@ def mechanism(*words_: str) -> tuple[Mechanism, int]:
     return plan_mechanism(compose("train_gan", ["variant=dpgan", *words_]).variant, PATIENTS, **PAPER)
 
 
-def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> None:
+def test_plan_tells_epsilon_for_both_units(capsys):
     plan(parse("plan", None, ["variant=dpgan", "--json"]))
     record = json.loads(capsys.readouterr().out)
     assert record["parameters"] == 70_026_243  # both networks at half width, as the authors' code has them
@@ -41,7 +41,7 @@ def test_plan_tells_epsilon_for_both_units(capsys: pytest.CaptureFixture) -> Non
     assert spent[0.1]["ours"] == pytest.approx(1.1607e5, rel=1e-3)
 
 
-def test_the_patient_as_unit() -> None:
+def test_the_patient_as_unit():
     by_patient, steps = mechanism("variant.dp.unit=patient", "variant.dp.delta=1e-5", "variant.dp.noise_multiplier=2")
     assert (by_patient.num_units, by_patient.sample_rate) == (47, 4 / 47)
     # One patch of a patient is shown in one of 50 cases: rate 4 / 2350, as if patches were sampled.
@@ -50,7 +50,7 @@ def test_the_patient_as_unit() -> None:
     assert by_patient.epsilon("patch", steps) < by_patient.epsilon("patient", steps)
 
 
-def test_a_delta_that_means_nothing_is_refused() -> None:
+def test_a_delta_that_means_nothing_is_refused():
     with pytest.raises(PrivacyError, match="delta") as raised:
         mechanism("variant.dp.unit=patient")
     assert raised.value.exit_code == 7
@@ -60,7 +60,7 @@ def test_a_delta_that_means_nothing_is_refused() -> None:
         mechanism("variant.dp.delta=0.0005")  # above 1 / 2350
 
 
-def test_what_protects_nobody_is_said() -> None:
+def test_what_protects_nobody_is_said():
     def text(*words: str) -> str:
         return "\n".join(summary_lines(*mechanism(*words)))
 
@@ -70,19 +70,19 @@ def test_what_protects_nobody_is_said() -> None:
     assert "no differential privacy" not in "\n".join(summary_lines(quiet, 100))
 
 
-def test_a_delta_below_prvs_rounding_has_rdp_alone() -> None:
+def test_a_delta_below_prvs_rounding_has_rdp_alone():
     found = replace(mechanism("variant.dp.noise_multiplier=10")[0], delta=1e-30)
     assert found.epsilon_prv(58_700) is None and 0 < found.epsilon("patch", 58_700) < 10
 
 
-def test_a_batch_of_everybody_is_refused() -> None:
+def test_a_batch_of_everybody_is_refused():
     by_patient = compose("train_gan", ["variant=dpgan", "variant.dp.unit=patient", "variant.dp.delta=1e-5"]).variant
     with pytest.raises(UsageError, match="batch_size") as raised:
         plan_mechanism(by_patient, PATIENTS, batch_size=47, generator_steps=1)
     assert raised.value.exit_code == 2
 
 
-def test_a_target_stops_before_it_is_passed() -> None:
+def test_a_target_stops_before_it_is_passed():
     found, steps = mechanism("variant.dp.target_epsilon=8")
     assert steps % 5 == 0 and steps < 58_700
     assert found.epsilon("patch", steps) <= 8 < found.epsilon("patch", steps + 5)
@@ -92,12 +92,12 @@ def test_a_target_stops_before_it_is_passed() -> None:
         mechanism("variant.dp.target_epsilon=0.01")
 
 
-def test_a_target_without_noise_finds_the_noise() -> None:
+def test_a_target_without_noise_finds_the_noise():
     found, steps = mechanism("variant.dp.target_epsilon=8", "variant.dp.noise_multiplier=null")
     assert steps == 58_700 and 7.9 < found.epsilon("patch", steps) <= 8
 
 
-def test_words_name_units_and_what_is_uncovered() -> None:
+def test_words_name_units_and_what_is_uncovered():
     found, steps = mechanism()
     text = "\n".join(summary_lines(found, steps))
     assert "per patch: epsilon 15.46" in text and "PRV: 13.8" in text and "per patient: epsilon" in text
@@ -105,7 +105,7 @@ def test_words_name_units_and_what_is_uncovered() -> None:
     assert verdict(9.9) == "" and verdict(10.0) != ""
 
 
-def test_another_accountants_checkpoint_is_refused() -> None:
+def test_another_accountants_checkpoint_is_refused():
     found, _ = mechanism()
     mine = found.to_json(100)
     whole = {"step": 20, "privacy": mine}

@@ -77,19 +77,19 @@ def audit(*, noise: float, trials: int, monkeypatch: pytest.MonkeyPatch) -> floa
     return epsilon_at_least(*counts, trials)
 
 
-def test_the_attack_stays_below_the_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_stays_below_the_claim(monkeypatch):
     claimed = epsilon_of(STEPS * renyi(noise_multiplier=0.7, sample_rate=RATE), delta=DELTA)
     proven = audit(noise=0.7, trials=200, monkeypatch=monkeypatch)
     assert proven is not None and 0 < proven < claimed  # the attack is one: it proves something
 
 
-def test_the_attack_finds_noise_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_attack_finds_noise_switched_off(monkeypatch):
     claimed = epsilon_of(STEPS * renyi(noise_multiplier=4.0, sample_rate=RATE), delta=DELTA)
     proven = audit(noise=1e-9, trials=200, monkeypatch=monkeypatch)
     assert proven is not None and proven > claimed
 
 
-def test_the_bound_by_paper_and_pencil() -> None:
+def test_the_bound_by_paper_and_pencil():
     # 100 of 100 hits: the lower limit is 0.005^(1/100) = 0.9484; no false warning: the upper one 1 - 0.9484 = 0.0516.
     assert epsilon_at_least(100, 0, 100) == pytest.approx(math.log(0.9484 / 0.0516), abs=2e-3)
     assert epsilon_at_least(3, 0, 3) is None and epsilon_at_least(50, 50, 100) is None  # too few conclude nothing

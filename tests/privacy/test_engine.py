@@ -34,35 +34,35 @@ def take(built: PrivateEngine, *gradients: list[float]) -> Tensor:
     return built.gradient_norm
 
 
-def test_every_units_gradient_is_clipped() -> None:
+def test_every_units_gradient_is_clipped():
     # (3, 4) is cut to (0.6, 0.8), (0.3, 0) stays: sum (0.9, 0.8), over the 4 units that are expected, not the 2 there.
     norm = take(engine(), [3.0, 4.0], [0.3, 0.0])
     # 1e-6 is what Opacus adds to a norm before it divides by it.
     assert norm.item() == pytest.approx(np.hypot(0.9, 0.8) / 4, rel=2e-6)
 
 
-def test_the_noise_is_added_once() -> None:
+def test_the_noise_is_added_once():
     # 40,000 weights, so the noise's norm is its standard deviation times 200 within 0.35 % (one standard error).
     for units in (0, 3):
         norm = take(engine(noise=2.0, batch=4.0, width=40_000), *[[0.0] * 40_000] * units)
         assert norm.item() == pytest.approx(2.0 * 200 / 4, rel=0.015)
 
 
-def test_an_empty_batch_is_a_release_too() -> None:
+def test_an_empty_batch_is_a_release_too():
     built = engine(noise=1.0)
     take(built)
     assert (built.num_releases, built.batch.num_units, built.skipped_steps) == (1, 0, 0)
     assert built.module.weight.abs().max() > 0
 
 
-def test_noise_is_a_function_of_key_and_release() -> None:
+def test_noise_is_a_function_of_key_and_release():
     one, two, other = (engine(noise=1.0) for _ in range(3))
     other.key = 4
     norms = [[take(built).item() for _ in range(2)] for built in (one, two, other)]
     assert norms[0] == norms[1] and norms[0][0] != norms[0][1] and norms[2][0] != norms[0][0]
 
 
-def test_the_noise_comes_from_all_of_the_key() -> None:
+def test_the_noise_comes_from_all_of_the_key():
     for key in (3, 2**127 + 3):
         built = engine(noise=2.0, batch=4.0)
         built.key = key
@@ -74,7 +74,7 @@ def test_the_noise_comes_from_all_of_the_key() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_an_infinite_unit_counts_as_zero(bad: float) -> None:
+def test_an_infinite_unit_counts_as_zero(bad):
     built = engine()
     norm = take(built, [bad, 1.0], [0.6, 0.8])
     assert norm.item() == pytest.approx(1 / 4, rel=2e-6)
@@ -84,13 +84,13 @@ def test_an_infinite_unit_counts_as_zero(bad: float) -> None:
     assert built.skips.bad_in_a_row == 1
 
 
-def test_weights_stay_within_their_clip() -> None:
+def test_weights_stay_within_their_clip():
     built = engine(noise=1.0, weight_clip=0.01)
     take(built, [3.0, -4.0])
     assert built.module.weight.abs().tolist() == [[pytest.approx(0.01)] * 2]
 
 
-def test_a_batch_is_released_once() -> None:
+def test_a_batch_is_released_once():
     built = engine()
     built.check_single_use(0)
     take(built)
@@ -101,7 +101,7 @@ def test_a_batch_is_released_once() -> None:
         built.check_single_use(2)
 
 
-def test_the_critics_gradients_are_its_units() -> None:
+def test_the_critics_gradients_are_its_units():
     """Against autograd on every unit by itself, clipped and added by hand."""
     source = torch.Generator().manual_seed(1)
     patches = torch.randn(3, 2, 32, 32, 16, generator=source)
@@ -124,7 +124,7 @@ def test_the_critics_gradients_are_its_units() -> None:
     assert built.gradient_norm.item() == pytest.approx(expected, rel=1e-5)  # float32 sums in another order
 
 
-def test_layers_without_a_gradient_per_unit_are_refused() -> None:
+def test_layers_without_a_gradient_per_unit_are_refused():
     for norm in (nn.BatchNorm3d(4), BatchNorm3d(4)):
         with pytest.raises(UsageError, match="BatchNorm3d") as raised:
             check_layers(nn.Sequential(Conv3d(2, 4, 3), norm))

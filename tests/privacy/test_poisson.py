@@ -14,7 +14,7 @@ def shares(units: list[list[int]], rate: float, *, start: int = 0, stop: int = 2
     )
 
 
-def test_every_unit_has_its_own_coin() -> None:
+def test_every_unit_has_its_own_coin():
     units, rate, rounds = [[i] for i in range(50)], 0.04, 2000
     taken = np.zeros((rounds, 50), bool)
     for position, (records, _) in enumerate(shares(units, rate)):
@@ -28,7 +28,7 @@ def test_every_unit_has_its_own_coin() -> None:
     assert np.abs(together).max() < 0.13  # 1 / sqrt(2000) = 0.022; the largest of 1,225 lies near 3.5 of these
 
 
-def test_batches_depend_on_key_and_position_alone() -> None:
+def test_batches_depend_on_key_and_position_alone():
     units = [[i] for i in range(40)]
     whole = [records for records, _ in shares(units, 0.2, stop=20)]
     assert [records for records, _ in shares(units, 0.2, start=13, stop=20)] == whole[13:]
@@ -38,7 +38,7 @@ def test_batches_depend_on_key_and_position_alone() -> None:
     assert dealt == [sorted(records) for records in whole]
 
 
-def test_every_record_has_the_same_chance() -> None:
+def test_every_record_has_the_same_chance():
     units = [[0, 1, 2, 3], [4]]
     counts = np.zeros(5)
     for records, _ in shares(units, 0.5, stop=8000):
@@ -48,7 +48,7 @@ def test_every_record_has_the_same_chance() -> None:
     assert np.abs(counts / 8000 - 0.125).max() < 0.0185
 
 
-def test_a_records_turn_depends_on_no_other_record() -> None:
+def test_a_records_turn_depends_on_no_other_record():
     def turns(rank: int, ranks: int, gone: int | None = None) -> dict[tuple[int, int], int]:
         taken = PoissonSampler(
             [[i] for i in range(40)], sample_rate=0.2, key=11, positions=range(20), rank=rank, world_size=ranks,
@@ -80,14 +80,14 @@ class Named:
         return self.names[number]
 
 
-def test_patches_are_grouped_by_patient() -> None:
+def test_patches_are_grouped_by_patient():
     patients = {"anon-1": "anon-p", "PAT02": "PAT02", "anon-2": "anon-p"}
     there = Named("anon-1", "PAT02", "anon-2", "anon-1", patients=patients)
     assert units_of(there, "patient") == [[0, 2, 3], [1]] and units_of(there, "patch") == [[0], [1], [2], [3]]
 
 
 @pytest.mark.parametrize("patients", [None, {"PAT01_visit1": "PAT01", "anon-2": None}])
-def test_a_subject_of_unknown_patient_is_refused(patients: dict[str, str | None] | None) -> None:
+def test_a_subject_of_unknown_patient_is_refused(patients):
     there = Named("PAT01_visit1", "anon-2", patients=patients)
     with pytest.raises(PrivacyError, match="anon-2.*`patient`") as raised:
         units_of(there, "patient")

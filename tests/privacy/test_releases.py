@@ -22,7 +22,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / FILE
 
 
-def test_releases_are_repeated_the_same_or_not(path: Path) -> None:
+def test_releases_are_repeated_the_same_or_not(path):
     assert resume(path, 10, [LONGER, OFTEN], "1 x cpu") == ReleaseCounter(20, 0, "1 x cpu")
     for change in (RATE, ZERO):
         with pytest.raises(PrivacyError, match=f"{change.key}.* 20") as raised:
@@ -32,14 +32,14 @@ def test_releases_are_repeated_the_same_or_not(path: Path) -> None:
         resume(path, 10, [], "2 x cpu")
 
 
-def test_settings_may_change_on_the_mark(path: Path) -> None:
+def test_settings_may_change_on_the_mark(path):
     resume(path, 20, [RATE], "1 x cpu").advance(path, 30)
     assert resume(path, 20, [], "1 x cpu").num_at_change == resume(path, 25, [], "1 x cpu").num_at_change == 20
     with pytest.raises(PrivacyError, match="release 20"):
         resume(path, 10, [], "1 x cpu")
 
 
-def test_the_mark_never_goes_back(path: Path) -> None:
+def test_the_mark_never_goes_back(path):
     mark = resume(path, 10, [], "1 x cpu")
     mark.advance(path, 15)
     assert json.loads(path.read_text())["num_releases"] == 20
@@ -48,7 +48,7 @@ def test_the_mark_never_goes_back(path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"num_releases": 3, "num_at_change": 0, "hardware": "1 x cpu"}'])
-def test_a_lost_or_damaged_mark_stops_the_run(path: Path, content: str | None) -> None:
+def test_a_lost_or_damaged_mark_stops_the_run(path, content):
     path.unlink()
     if content is not None:
         path.write_text(content)

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from vesselgan.config import compose
-from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import Record, ShardSet, content_hash, write_manifest, write_shard
+from vesselgan.formats.shards import Record, ShardSet, content_hash
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.release.run import release
 from vesselgan.synthesis.generate import generate
+
+from ..conftest import write_shards
 
 PATCH, SPACING_MM = (32, 16, 16), (0.5, 0.5, 0.8)
 HEAD = (128, 160, 48)
@@ -49,47 +49,31 @@ def write_training(folder: Path, subjects: dict[str, str] = SUBJECTS, seed: int 
         )
         for i in range(2 * len(names))
     ]  # fmt: skip
-    info = write_shard(folder / "shard-0.h5", records, patch_shape=PATCH, origin="real")
     affine = np.diag([*SPACING_MM, 1.0])
     affine[:3, 3] = ORIGIN_MM
-    entries = {
-        name: {"spacing_mm": list(SPACING_MM), "affine": affine.tolist(), "patient": patient}
-        for name, patient in subjects.items()
-    }
-    write_manifest(
-        folder, shards=[info], patch_shape=PATCH, origin="real", subjects=entries, spacing_mm=SPACING_MM,
-        percentiles=(0.0, 99.99), extra={},
-    )  # fmt: skip
-    return folder
+    entries = {name: {"affine": affine.tolist(), "patient": patient} for name, patient in subjects.items()}
+    return write_shards(folder, records, subjects=entries, spacing_mm=SPACING_MM)
 
 
-def write_run(run_dir: Path, training: Path, kind: str, privacy: dict[str, Any] | None = None, seed: int = 1) -> Path:
+def write_run(
+    write_checkpoint: Callable[..., None], run_dir: Path, training: Path, kind: str, privacy: dict | None, seed: int
+) -> Path:
     """A run directory with one checkpoint of networks that never learned."""
     config = compose.compose("train_gan", WORDS[kind])
     networks = build_networks(config.variant, PATCH)
     init_networks(networks, seed)
-    folder = run_dir / "checkpoints" / "step_00000001"
-    folder.mkdir(parents=True)
-    (run_dir / "config.yaml").write_text(compose.to_yaml(config))
-    (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(training)}}))
+    files = {}
     for name, network in networks.items():
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(seed)))
             if isinstance(network, FlowGenerator):
                 network.patch_extent.copy_(torch.tensor(PATCH) / torch.tensor(HEAD))
-        tensors = network.state_dict()
         for file in (name, *(["generator_standing", "generator_ema"] if name == "generator" else [])):
-            save_file(tensors, folder / f"{file}.safetensors")
+            files[file] = network.state_dict()
     manifest = {"patch_shape": list(PATCH), "spacing_mm": list(SPACING_MM), "percentiles": (0.0, 99.99)}
-    state = {"step": 1, "manifest": manifest, **({} if privacy is None else {"privacy": privacy})}
-    report = {"format_version": FORMAT_VERSION, "step": 1, "engines": {}, "is_kept": False, "state": state}
-    (folder / "state.json").write_text(json.dumps(report))
-    entries = {
-        path.name: {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
-        for path in folder.iterdir()
-    }
-    (folder / "manifest.json").write_text(json.dumps(entries))
+    write_checkpoint(run_dir, config, files, manifest, **({} if privacy is None else {"privacy": privacy}))
+    (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(training)}}))
     words = [f"run={run_dir}", "num_patches=3", "batch_size=3", "runtime.device=cpu", "label_threshold=0.01"]
     generate(compose.compose("generate", words))
     return run_dir
@@ -126,8 +110,8 @@ def write_audit(path: Path, sets: list[Path], training: Path, changes: dict[str,
 class Work:
     """A work folder: shards of `mine`, runs, audits; `release` is the command."""
 
-    def __init__(self, path: Path, made: Path) -> None:
-        self.path, self.made = path, made
+    def __init__(self, path: Path, made: Path, write_checkpoint: Callable[..., None]) -> None:
+        self.path, self.made, self.write_checkpoint = path, made, write_checkpoint
         self.training = write_training(path / "mine" / "shards" / "gan" / "train")
 
     def run(self, kind: str, name: str = "", privacy: dict[str, Any] | None = None, seed: int = 1) -> Path:
@@ -135,7 +119,7 @@ class Work:
         digest = hashlib.sha256(repr((kind, privacy, seed)).encode()).hexdigest()[:8]
         made = self.made / digest / (name or kind)
         if not made.exists():
-            write_run(made, self.training, kind, privacy, seed)
+            write_run(self.write_checkpoint, made, self.training, kind, privacy, seed)
         return Path(shutil.copytree(made, self.path / "runs" / made.name))
 
     def audit(self, run: Path, changes: dict[str, Any] | None = None) -> Path:
@@ -153,8 +137,8 @@ def made_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def work(tmp_path: Path, made_runs: Path, one_thread: None) -> Work:
-    return Work(tmp_path / "work", made_runs)
+def work(tmp_path: Path, made_runs: Path, write_checkpoint: Callable[..., None], one_thread: None) -> Work:
+    return Work(tmp_path / "work", made_runs, write_checkpoint)
 
 
 @pytest.fixture
@@ -163,14 +147,14 @@ def write_set() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory, made_runs: Path) -> Callable[[str], tuple[Work, Path]]:
+def made_once(tmp_path_factory, made_runs: Path, write_checkpoint) -> Callable[[str], tuple[Work, Path]]:
     """(the work folder, its release) of a variant, made once; read, not changed."""
     kept: dict[str, tuple[Work, Path]] = {}
 
     def make(kind: str) -> tuple[Work, Path]:
         if kind not in kept:
             torch.set_num_threads(1)
-            work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs)
+            work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs, write_checkpoint)
             run = work.run(kind, privacy=ACCOUNT if kind == "dpgan" else None)
             network = {"kind": "flow", "run": kind, "p": 0.4, "sentence": "the flow was not seen to tell."}
             audit = work.audit(run, {"network": network} if "flow" in kind else None)

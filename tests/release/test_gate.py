@@ -1,12 +1,12 @@
 """What opens the gate: an audit of exactly what leaves, and its verdict, or a reason in words."""
 
-import json
-
 import pytest
 
 from vesselgan.core.errors import DataError, PrivacyError, ResourceError, UsageError, exit_on_error
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.release import run as module
+
+from ..conftest import edit_json
 
 FAILED = {"verdict": "fail", "sentence": "1 of 3 synthetic patches is a training patch."}
 
@@ -70,9 +70,7 @@ def test_a_flow_that_was_not_attacked_exits_7(work):
 
 def test_another_training_set_is_bad_data(work, gan):
     audit = work.audit(gan)
-    result = json.loads(audit.read_text())
-    result["inputs"]["training shards"] = "ab" * 32
-    audit.write_text(json.dumps(result))
+    edit_json(audit, lambda result: result["inputs"].update({"training shards": "ab" * 32}))
     with pytest.raises(DataError, match="training set"):
         work.release("name=a", f"run={gan}", f"audit={audit}")
 
@@ -80,11 +78,8 @@ def test_another_training_set_is_bad_data(work, gan):
 @pytest.mark.parametrize("lost", ["verdict", "inputs", "planted", "count"])
 def test_a_damaged_audit_is_bad_data(work, gan, lost):
     audit = work.audit(gan)
-    result = json.loads(audit.read_text())
-    for value in (None, {}):
-        audit.write_text(json.dumps(result | {lost: value} if value is not None else {
-            key: content for key, content in result.items() if key != lost
-        }))  # fmt: skip
+    for damage in (lambda result: result.update({lost: {}}), lambda result: result.pop(lost)):
+        edit_json(audit, damage)
         with pytest.raises((DataError, PrivacyError)):
             work.release("name=a", f"run={gan}", f"audit={audit}")
     assert [name for name in left_behind(work) if name != "ledger.jsonl"] == []

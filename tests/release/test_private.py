@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,13 +25,7 @@ SETTINGS += ["variant.dp.delta=1e-5", "train.batch_size=2", f"train.max_steps={S
 
 
 @pytest.mark.soak
-def test_epsilon_is_one_from_plan_to_card(
-    work,
-    write_set: Callable[..., Path],
-    afresh: Callable[[], None],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-) -> None:
+def test_epsilon_is_one_from_plan_to_card(work, write_set, afresh, monkeypatch, capsys):
     cohort, run = work.path / "private", work.path / "runs" / "private"
     write_set(cohort / "shards" / "gan" / "train", TRAINED)
     write_set(cohort / "shards" / "unet" / "validation", HELD_OUT, seed=1)
@@ -60,7 +53,7 @@ def test_epsilon_is_one_from_plan_to_card(
 
 
 @pytest.mark.soak
-def test_canaries_do_not_refute_that_epsilon(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_canaries_do_not_refute_that_epsilon(repository, monkeypatch):
     """The same mechanism: what 200 canaries prove lies below the claim, and above it with the noise off."""
     attack, rate = canaries(repository), 2 / len(TRAINED)
     monkeypatch.setattr(attack, "RATE", rate)

@@ -33,19 +33,10 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[
     folder = tmp_path / "mine"
     write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
     files = {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"}
+    fixed = {"label": None, "mask": None, "shape": (8, 8, 8), "spacing_mm": (1.0, 1.0, 1.0), "limits": (0.0, 1.0)}
+    fixed |= {"num_clipped": 0, "label_sha256": None}
     subjects = {
-        name: Subject(
-            "train",
-            Path(f"/pacs/export/{stem}.nii.gz"),
-            None,
-            None,
-            (8, 8, 8),
-            (1.0, 1.0, 1.0),
-            (0.0, 1.0),
-            0,
-            name,
-            None,
-        )  # fmt: skip
+        name: Subject("train", Path(f"/pacs/export/{stem}.nii.gz"), image_sha256=name, **fixed)
         for name, stem in files.items()
     }
     Cohort("mine", (0.0, 99.99), subjects, is_pseudonymous=True).write(folder)
@@ -71,7 +62,7 @@ def kinds(scan: Scan, folder: Path) -> set[str]:
     return {hit.kind for path in folder.rglob("*") if path.is_file() for hit in scan.hits_of(path, path.name)}
 
 
-def test_a_clean_folder_passes(scan: Scan, folder: Path) -> None:
+def test_a_clean_folder_passes(scan, folder):
     assert scan.check(folder) == 3
 
 
@@ -101,25 +92,25 @@ def test_a_clean_folder_passes(scan: Scan, folder: Path) -> None:
         ('{"a": "M\\u0075eller"}', "the original of a pseudonym"),
     ],
 )
-def test_a_planted_text_is_found(scan: Scan, folder: Path, text: str, kind: str) -> None:
+def test_a_planted_text_is_found(scan, folder, text, kind):
     (folder / ("planted.json" if text.startswith("{") else "planted.txt")).write_text(text)
     assert kind in kinds(scan, folder)
     with pytest.raises(PrivacyError, match=f"planted.*{kind}"):
         scan.check(folder)
 
 
-def test_a_known_path_is_found_in_any_words(scan: Scan, cohort: Path, folder: Path) -> None:
+def test_a_known_path_is_found_in_any_words(scan, cohort, folder):
     (folder / "planted.txt").write_text(f"x={cohort}")
     assert "a path" in kinds(scan, folder)
 
 
-def test_a_file_name_is_searched(scan: Scan, folder: Path) -> None:
+def test_a_file_name_is_searched(scan, folder):
     (folder / "Mueller.txt").write_text("")
     assert kinds(scan, folder) == {"the original of a pseudonym"}
 
 
 @pytest.mark.parametrize("field", ["descrip", "aux_file", "intent_name", "db_name"])
-def test_nifti_text_fields_are_found(scan: Scan, folder: Path, field: str) -> None:
+def test_nifti_text_fields_are_found(scan, folder, field):
     image = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), AFFINE)
     image.header["descrip"] = "synthetic"
     image.header[field] = "TE=7.15"
@@ -127,7 +118,7 @@ def test_nifti_text_fields_are_found(scan: Scan, folder: Path, field: str) -> No
     assert kinds(scan, folder) == {f"the NIfTI text field {field}"}
 
 
-def test_nifti_extensions_and_trailing_bytes_are_found(scan: Scan, folder: Path) -> None:
+def test_nifti_extensions_and_trailing_bytes_are_found(scan, folder):
     content = gzip.decompress((folder / "a.nii.gz").read_bytes())
     (folder / "a.nii.gz").write_bytes(gzip.compress(content + b"Mueller", mtime=0))
     assert kinds(scan, folder) == {
@@ -139,7 +130,7 @@ def test_nifti_extensions_and_trailing_bytes_are_found(scan: Scan, folder: Path)
     assert "a NIfTI extension or bytes behind the voxels" in kinds(scan, folder)
 
 
-def test_a_gzip_header_and_another_affine_are_found(scan: Scan, folder: Path) -> None:
+def test_a_gzip_header_and_another_affine_are_found(scan, folder):
     moved = AFFINE.copy()
     moved[:3, 3] = ORIGIN_MM
     write_volume(folder / "b.nii.gz", np.zeros((4, 4, 4), np.float32), moved, "synthetic")
@@ -150,7 +141,7 @@ def test_a_gzip_header_and_another_affine_are_found(scan: Scan, folder: Path) ->
     assert kinds(scan, folder) == {"a name or a time in the gzip header"}
 
 
-def test_safetensors_headers_and_payload_are_searched(scan: Scan, folder: Path) -> None:
+def test_safetensors_headers_and_payload_are_searched(scan, folder):
     save_file({"w": torch.zeros(4)}, folder / "generator.safetensors", metadata={"by": "hmeier"})
     assert kinds(scan, folder) == {"a user's name"}
     hidden = torch.frombuffer(bytearray(b"\0Mueller\0\0\0\0"), dtype=torch.uint8)
@@ -158,7 +149,7 @@ def test_safetensors_headers_and_payload_are_searched(scan: Scan, folder: Path) 
     assert kinds(scan, folder) == {"the original of a pseudonym"}
 
 
-def test_unknown_binary_files_and_links_are_found(scan: Scan, folder: Path) -> None:
+def test_unknown_binary_files_and_links_are_found(scan, folder):
     (folder / "x.bin").write_bytes(b"\xff\xfe\x00")
     assert kinds(scan, folder) == {"neither text nor a format of this release"}
     (folder / "x.bin").unlink()
@@ -167,7 +158,7 @@ def test_unknown_binary_files_and_links_are_found(scan: Scan, folder: Path) -> N
         scan.check(folder)
 
 
-def test_short_and_ordinary_words_are_not_searched(scan: Scan, folder: Path, write_set: Callable[..., Path]) -> None:
+def test_short_and_ordinary_words_are_not_searched(scan, folder, write_set):
     ids = ["1", "22", "1234", "patch", "synthetic"]
     write_set(folder.parent / "other" / "shards" / "gan" / "train", {name: name for name in ids})
     found = find_identities(folder.parent / "other", [], own_words())
@@ -177,7 +168,7 @@ def test_short_and_ordinary_words_are_not_searched(scan: Scan, folder: Path, wri
     assert kinds(scan, folder) == set()
 
 
-def test_a_hit_stops_the_command(work, capsys) -> None:
+def test_a_hit_stops_the_command(work, capsys):
     run = work.run("sn")
     words = ["name=a", f"run={run}", f"audit={work.audit(run, {'verdict': 'fail'})}"]
     with pytest.raises(PrivacyError, match="README.md: the id of a patient, 'KOW1971'"):

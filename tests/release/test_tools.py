@@ -18,13 +18,13 @@ def run(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_bids_validator_finds_no_error(made_once) -> None:
+def test_bids_validator_finds_no_error(made_once):
     done = run("bids-validator-deno", "--json", str(made_once("sn")[1]))
     issues = json.loads(done.stdout)["issues"]["issues"]
     assert [issue for issue in issues if issue["severity"] == "error"] == [] and done.returncode == 0
 
 
-def test_mlcroissant_reads_the_metadata(made_once) -> None:
+def test_mlcroissant_reads_the_metadata(made_once):
     path = str(made_once("sn")[1] / "croissant.json")
     code = f"import mlcroissant; print(mlcroissant.Dataset(jsonld={path!r}).metadata.name)"
     done = run("python", "-c", code)

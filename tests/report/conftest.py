@@ -4,56 +4,13 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from vesselgan.formats import shards
 from vesselgan.report import figures
 from vesselgan.report.runs import Run, read_run
 from vesselgan.viz import plots
 
-SHAPE = (16, 16, 16)
-SPACING_MM = (0.5, 0.5, 0.8)
-
-
-def make_patch(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with a bright bar, and the bar as label."""
-    rng = np.random.default_rng(seed)
-    label = np.zeros(SHAPE, np.uint8)
-    y, z = rng.integers(3, 12, 2)
-    label[:, y : y + 2, z : z + 2] = 1
-    image = 60 + 8 * rng.normal(size=SHAPE) + 150 * label
-    return np.clip(image, 0, 255).astype(np.float32), label
-
-
-def write_patches(folder: Path, *, origin: str, subjects: list[str], patches: list[int]) -> None:
-    """Shards whose record i is make_patch(patches[i]) of subjects[i % len(subjects)]."""
-    records = []
-    for i, seed in enumerate(patches):
-        image, label = make_patch(seed)
-        records.append(
-            shards.Record(
-                image_XYZ=image,
-                label_XYZ=label,
-                subject=subjects[i % len(subjects)],
-                corner=(0, 0, 0),
-                kind="vessel" if origin == "real" else "synthetic",
-                limits=(0.0, 900.0),
-                num_clipped=0,
-                score_XYZ=None if origin == "real" else (0.8 * label).astype(np.float16),
-            )
-        )
-    info = shards.write_shard(folder / "shard_000.h5", records, patch_shape=SHAPE, origin=origin)
-    shards.write_manifest(
-        folder,
-        shards=[info],
-        patch_shape=SHAPE,
-        origin=origin,
-        subjects={s: {"spacing_mm": list(SPACING_MM), "affine": np.eye(4).tolist()} for s in subjects},
-        spacing_mm=SPACING_MM,
-        percentiles=(0.0, 99.99) if origin == "real" else None,
-        extra={},
-    )
+from ..conftest import write_set
 
 
 @pytest.fixture(autouse=True)
@@ -68,11 +25,6 @@ def small_pictures(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
 @pytest.fixture
 def drawn_charts() -> None:
     """Charts are drawn, not left empty."""
-
-
-@pytest.fixture
-def write_set() -> Callable[..., None]:
-    return write_patches
 
 
 @pytest.fixture
@@ -122,12 +74,8 @@ def make_run(tmp_path: Path) -> Callable[[str, dict], Run]:
 
 @pytest.fixture
 def four_results(make_result) -> list[dict]:
-    return [
-        make_result("threshold", 0.60),
-        make_result("real", 0.90),
-        make_result("synthetic", 0.80),
-        make_result("shuffled", 0.30),
-    ]
+    dice = {"threshold": 0.60, "real": 0.90, "synthetic": 0.80, "shuffled": 0.30}
+    return [make_result(name, value) for name, value in dice.items()]
 
 
 @pytest.fixture
@@ -138,20 +86,14 @@ def road(tmp_path: Path, four_results) -> Path:
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(result))
     train = tmp_path / "phantom" / "shards" / "gan" / "train"
-    write_patches(train, origin="real", subjects=["sub-01", "sub-02"], patches=list(range(10)))
+    write_set(train, range(10), ["sub-01", "sub-02"])
     run = tmp_path / "runs" / "demo-gan"
-    write_patches(
-        run / "synthetic", origin="synthetic", subjects=["synthetic-7"], patches=[100, 101, 102, 103, 104, 105]
-    )
+    write_set(run / "synthetic", range(100, 106), ["synthetic-7"], kind="synthetic")
+    fixed = {"loss/gradient_penalty": 0.3, "time/step_ms": 120.0, "amp/generator_skipped_total": 0}
     lines = [
-        {
-            "step": s,
-            "loss/critic": -1.0 / s,
-            "loss/generator": 0.1 * s,
-            "loss/wasserstein": 2.0 / s,
-            "loss/gradient_penalty": 0.3,
-        }
-        | {"time/step_ms": 120.0, "amp/critic_skipped_total": s // 100, "amp/generator_skipped_total": 0}
+        fixed
+        | {"step": s, "loss/critic": -1.0 / s, "loss/generator": 0.1 * s, "loss/wasserstein": 2.0 / s}
+        | {"amp/critic_skipped_total": s // 100}
         for s in range(10, 210, 10)
     ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

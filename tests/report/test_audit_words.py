@@ -9,15 +9,17 @@ from vesselgan.core.errors import DataError
 from vesselgan.evaluation.audit import audit
 from vesselgan.report.page import report
 
+from ..conftest import write_set
+
 
 def page_of(road) -> str:
     words = [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"]
     return report(compose("report", words)).read_text(encoding="utf-8")
 
 
-def test_the_verdict_is_on_these_very_patches(road, write_set):
+def test_the_verdict_is_on_these_very_patches(road):
     held_out = road / "phantom" / "shards" / "unet" / "validation"
-    write_set(held_out, origin="real", subjects=["sub-8", "sub-9"], patches=list(range(200, 206)))
+    write_set(held_out, range(200, 206), ["sub-8", "sub-9"])
     out, reason = road / "results" / "audit.json", "a <demo> & nothing else"
     words = [f"work_dir='{road}'", f"out='{out}'", f"synthetic=['{road}/runs/demo-gan/synthetic']", "name=gan"]
     audit(compose("audit", [*words, f'override_privacy_gate="{reason}"']))

@@ -79,7 +79,7 @@ def acceptance_page(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("is_dark", [False, True], ids=["light", "dark"])
-def test_pages_hold_in_a_browser(road: Path, tmp_path: Path, drawn_charts: None, is_dark: bool) -> None:
+def test_pages_hold_in_a_browser(road, tmp_path, drawn_charts, is_dark):
     pages = {
         "report": report(compose("report", [f"work_dir='{road}'", f"runs=['{road}/runs/demo-gan']"])),
         "quality": quality_page(tmp_path / "quality"),
@@ -95,7 +95,7 @@ def test_pages_hold_in_a_browser(road: Path, tmp_path: Path, drawn_charts: None,
     assert all(0 < found[f"report/{width}"]["bottom"] < 600 for width in WIDTHS)
 
 
-def test_the_browser_notices_what_is_forbidden(tmp_path: Path) -> None:
+def test_the_browser_notices_what_is_forbidden(tmp_path):
     rules = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     policy = f'<meta http-equiv="Content-Security-Policy" content="{rules}">'
     body = '<p class="answer">a</p><img src="https://example.invalid/x.png"><div style="width: 900px">b</div>'

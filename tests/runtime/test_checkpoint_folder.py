@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import stat
 import time
 from pathlib import Path
 
@@ -19,6 +18,8 @@ import torch
 from vesselgan.core.errors import CheckpointError, ResourceError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.runtime import checkpoint, tensor_files
+
+from ..conftest import flip_bit
 
 
 @pytest.fixture
@@ -51,13 +52,7 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-
-
-DAMAGES = {"cut": cut, "flipped": flip, "empty": lambda path: path.write_bytes(b""), "gone": Path.unlink}
+DAMAGES = {"cut": cut, "flipped": flip_bit, "empty": lambda path: path.write_bytes(b""), "gone": Path.unlink}
 
 
 @pytest.mark.parametrize(
@@ -109,9 +104,9 @@ def test_an_unreadable_newest_is_not_damaged(saved, tmp_path, monkeypatch, numbe
 def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):
     saved(1)
     folder = saved(2)
-    flip(folder / "critic.optimizer.safetensors")
+    flip_bit(folder / "critic.optimizer.safetensors")
     assert newest(tmp_path) == 2
-    flip(folder / "critic.safetensors")
+    flip_bit(folder / "critic.safetensors")
     assert newest(tmp_path) == 1
     with pytest.raises(CheckpointError, match="sha256 differs"):
         checkpoint.read_weights(tmp_path, "critic", folder.name)
@@ -120,7 +115,7 @@ def test_sampling_verifies_what_it_reads_and_no_more(saved, tmp_path):
 def test_without_a_whole_one_nothing_starts(saved, tmp_path):
     with pytest.raises(CheckpointError):
         checkpoint.read_weights(tmp_path, "critic")
-    flip(saved(1) / "critic.safetensors")
+    flip_bit(saved(1) / "critic.safetensors")
     with pytest.raises(CheckpointError, match="step_00000001"):
         checkpoint.load(tmp_path, None, {"critic": saved.engine}, world=saved.world)
     with pytest.raises(CheckpointError, match="`step_00000009`.* step_00000001"):
@@ -196,16 +191,9 @@ def test_a_full_disk_leaves_the_earlier_whole(saved, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_folder_need_not_be_synced(saved, tmp_path, monkeypatch, number):
-    fsync = os.fsync
-
-    def refuse(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        fsync(descriptor)
-
+def test_a_folder_need_not_be_synced(saved, tmp_path, refuse_folders, number):
     saved(1)
-    monkeypatch.setattr(os, "fsync", refuse)
+    refuse_folders(number)
     if number == errno.EIO:  # a disk that fails is another matter
         with pytest.raises(ResourceError):
             saved(2)
@@ -262,7 +250,7 @@ def test_a_kill_while_saving_loses_nothing_saved(saved, tmp_path, seed):
     json.loads((tmp_path / "checkpoints" / names(tmp_path)[0] / "manifest.json").read_text())
 
 
-def test_a_checkpoint_lists_its_own_files_alone(saved, tmp_path) -> None:
+def test_a_checkpoint_lists_its_own_files_alone(saved, tmp_path):
     path = saved(1)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"../step_00000001/state.json": manifest["state.json"]}))

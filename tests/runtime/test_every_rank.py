@@ -27,11 +27,11 @@ def rank_main(rank: int, folder: Path) -> None:
     dist.destroy_process_group()
 
 
-def test_one_ranks_error_is_everybodys_told_once(tmp_path: Path) -> None:
+def test_one_ranks_error_is_everybodys_told_once(tmp_path):
     mp.start_processes(rank_main, (tmp_path,), nprocs=2, start_method="forkserver")
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     assert found == [[0, "the disk of node 2 is full", True], [10, "the disk of node 2 is full", False]]
 
 
-def test_alone_it_is_the_call() -> None:
+def test_alone_it_is_the_call():
     assert run_on_all_ranks(World(0, 1, 0, torch.device("cpu")), lambda: 7) == 7

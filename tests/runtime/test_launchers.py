@@ -28,7 +28,7 @@ PER_NODE = {"SLURM_PROCID": "1", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "SLU
         ({"SLURM_NTASKS": "4", "SLURM_JOB_ID": "47"}, (0, 1, 0)),  # the shell of salloc
     ],
 )
-def test_a_launchers_ranks_are_read(environment: dict[str, str], expected: tuple[int, int, int]) -> None:
+def test_a_launchers_ranks_are_read(environment, expected):
     assert ranks_from_environment(environment) == expected
 
 
@@ -49,12 +49,12 @@ def test_a_launchers_ranks_are_read(environment: dict[str, str], expected: tuple
         (PER_NODE | DEEPSPEED | {"CROSS_SIZE": "1"}, "deepspeed.*--no_ssh"),
     ],
 )
-def test_contradicting_launchers_are_refused(environment: dict[str, str], named: str) -> None:
+def test_contradicting_launchers_are_refused(environment, named):
     with pytest.raises(UsageError, match=named):
         ranks_from_environment(environment)
 
 
-def test_where_rank_0_is_met() -> None:
+def test_where_rank_0_is_met():
     assert master_address({"MASTER_ADDR": "a", "MASTER_PORT": "29500"}) == ("a", 29500)
     assert master_address(STEP) == ("gpu07", 15047)
     assert master_address(STEP | {"MASTER_ADDR": "gpu07-ib0"}) == ("gpu07-ib0", 15047)
@@ -76,5 +76,5 @@ def test_where_rank_0_is_met() -> None:
         ("n[1-2]-ib", "n1-ib"),
     ],
 )
-def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+def test_the_first_host_of_a_node_list(nodes, host):
     assert first_host(nodes) == host

@@ -1,7 +1,6 @@
 """The loss scale is applied before the backward and undone before the update: shown with SGD, which Adam would mask."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,7 +128,7 @@ def test_a_static_scale_has_no_way_out(slope):
     assert (engine.loss_scale, engine.skips.bad_in_a_row, engine.skips.reason) == (8, 1, "gradient")
 
 
-def test_no_infinite_number_is_ever_saved(tiny, world, tmp_path: Path):
+def test_no_infinite_number_is_ever_saved(tiny, world, tmp_path):
     engine = tiny.engine(stage=0)
     tiny.train(engine, 0, 2)
     checkpoint.save(tmp_path, 2, {"critic": engine}, {}, keep_last=2, world=world)

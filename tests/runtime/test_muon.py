@@ -8,7 +8,7 @@ from vesselgan.runtime.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (16, 16)])
-def test_orthogonalised_keeps_singular_vectors(shape: tuple[int, int]) -> None:
+def test_orthogonalised_keeps_singular_vectors(shape):
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     inside = u.T @ orthogonalised(matrix) @ v.T
@@ -17,7 +17,7 @@ def test_orthogonalised_keeps_singular_vectors(shape: tuple[int, int]) -> None:
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 1e-6
 
 
-def test_a_first_step_by_hand() -> None:
+def test_a_first_step_by_hand():
     """One row: the orthogonalised gradient is its direction, times a number that the polynomial decides."""
     row, bias = nn.Parameter(torch.zeros(1, 4)), nn.Parameter(torch.zeros(2))
     row.grad, bias.grad = torch.tensor([[3.0, 4.0, 0.0, 0.0]]), torch.tensor([5.0, -7.0])
@@ -29,7 +29,7 @@ def test_a_first_step_by_hand() -> None:
     assert bias.tolist() == pytest.approx([-0.01, 0.01], rel=1e-5)
 
 
-def test_others_equal_torchs_adam() -> None:
+def test_others_equal_torchs_adam():
     generator = torch.Generator().manual_seed(0)
     matrix = nn.Parameter(torch.randn(5, 3, 2, generator=generator))
     ours = nn.Parameter(torch.randn(7, generator=generator))
@@ -43,7 +43,7 @@ def test_others_equal_torchs_adam() -> None:
     assert torch.equal(ours, theirs) and set(muon.state[matrix]) == {"step", "exp_avg"}
 
 
-def test_a_convolution_equals_torchs_matrix() -> None:
+def test_a_convolution_equals_torchs_matrix():
     """torch has Muon for two-dimensional weights since 2.9, in bfloat16, so the directions agree roughly."""
     if not hasattr(torch.optim, "Muon"):
         pytest.skip("torch.optim.Muon came with torch 2.9")

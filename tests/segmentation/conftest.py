@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.core.atomic_io import sha256_of
-from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
-from vesselgan.formats.shards import Record, write_manifest, write_shard
-from vesselgan.formats.volumes import write_volume
+from vesselgan.formats.shards import Record
+
+from ..conftest import write_shards, write_subject
 
 SHAPE, PATCH, PATCHES_EACH = (24, 20, 16), (16, 16, 8), 12
 SPLITS = {"sub-0": "train", "sub-1": "train", "sub-2": "train", "sub-3": "validation", "sub-4": "test", "sub-5": "test"}
@@ -45,15 +45,10 @@ def cut_patches(subject: str, image: np.ndarray, label: np.ndarray) -> list[Reco
     return records
 
 
-def write_set(folder: Path, records: list[Record], hashes: dict[str, str], *, origin: str = "real") -> None:
+def write_set(folder: Path, records: list[Record], hashes: dict[str, str]) -> None:
     """A folder of one shard; hashes: of the subjects' volumes."""
-    how = {"patch_shape": PATCH, "origin": origin}
-    info = write_shard(folder / "shard-0.h5", records, **how)
-    spacing = (0.5, 0.5, 0.7)
-    place = {"spacing_mm": spacing, "affine": AFFINE.tolist()}
-    subjects = {r.subject: place | {"image_sha256": hashes[r.subject]} if hashes else place for r in records}
-    facts = {"subjects": subjects, "spacing_mm": spacing, "percentiles": PERCENTILES, "extra": {}}
-    write_manifest(folder, shards=[info], **how, **facts)
+    subjects = {name: {"image_sha256": digest} for name, digest in hashes.items()}
+    write_shards(folder, records, subjects=subjects, spacing_mm=(0.5, 0.5, 0.7), percentiles=PERCENTILES)
 
 
 @pytest.fixture(scope="session")
@@ -63,14 +58,8 @@ def tiny_cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subjects, patches = {}, {"train": [], "validation": [], "test": []}
     for number, (name, split) in enumerate(SPLITS.items()):
         image, label = make_head(number)
-        paths = {role: folder / "nifti" / name / f"{role}.nii.gz" for role in ("image", "label")}
-        write_volume(paths["image"], image, AFFINE)
-        write_volume(paths["label"], label, AFFINE)
-        limits = intensity_limits(image, PERCENTILES)
-        hashes = (sha256_of(paths["image"]), sha256_of(paths["label"]))
-        subjects[name] = Subject(
-            split, paths["image"], paths["label"], None, SHAPE, (0.5, 0.5, 0.7), limits, 0, *hashes
-        )
+        arrays, limits = {"image": image, "label": label}, intensity_limits(image, PERCENTILES)
+        subjects[name] = write_subject(folder / "nifti" / name, split, arrays, AFFINE, limits=limits)
         patches[split] += cut_patches(name, image, label)
     Cohort("tiny", PERCENTILES, subjects).write(folder)
     digests = {name: subject.image_sha256 for name, subject in subjects.items()}
@@ -90,5 +79,5 @@ def synthetic_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
             score = np.where(real.label_XYZ > 0, 0.8, 0.1).astype(np.float16)
             name = f"synthetic-{len(records)}"
             records.append(Record(real.image_XYZ, real.label_XYZ, name, (0, 0, 0), "synthetic", (0.0, 255.0), 0, score))
-    write_set(folder, records, {}, origin="synthetic")
+    write_set(folder, records, {})
     return folder

@@ -6,12 +6,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from vesselgan.config.compose import parse, to_yaml
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
-from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.volumes import write_volume
@@ -95,28 +93,16 @@ def test_patch_scaling_stretches_every_window_by_itself():
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, write_checkpoint) -> Path:
     """A finished run with random weights and two checkpoints, the first the better one."""
     folder = tmp_path / "unet-run"
     config = parse("train_unet", None, [f"unet.filters={list(FILTERS)}".replace(" ", "")]).config
-    folder.mkdir()
-    (folder / "config.yaml").write_text(to_yaml(config))
+    facts = {"scaling": "volume", "percentiles": (0.0, 99.9), "patch_shape": list(PATCH)}
+    facts |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": False}
     for number in (1, 2):
-        write_checkpoint(folder / "checkpoints" / f"step_{number:08d}", make_unet(number))
+        write_checkpoint(folder, config, {"unet": make_unet(number).state_dict()}, number=number, **facts)
     (folder / "finished.json").write_text(json.dumps({"best_checkpoint": "step_00000001"}))
     return folder
-
-
-def write_checkpoint(folder: Path, unet: Unet) -> None:
-    folder.mkdir(parents=True)
-    save_file(unet.state_dict(), folder / "unet.safetensors")
-    state = {"step": 1, "scaling": "volume", "percentiles": (0.0, 99.9), "patch_shape": list(PATCH)}
-    state |= {"spacing_mm": [0.5, 0.5, 0.7], "is_preprocessed": False}
-    content = {"format_version": FORMAT_VERSION, "step": 1, "state": state, "engines": {}, "is_kept": False}
-    (folder / "state.json").write_text(json.dumps(content))
-    names = ("unet.safetensors", "state.json")
-    entries = {n: {"sha256": sha256_of(folder / n), "bytes": (folder / n).stat().st_size} for n in names}
-    (folder / "manifest.json").write_text(json.dumps(entries))
 
 
 def run_segment(run_dir: Path, out: Path, *settings: str) -> dict:

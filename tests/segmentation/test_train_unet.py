@@ -52,14 +52,8 @@ def metrics(run_dir: Path) -> list[dict]:
 
 
 def without_times(rows: list[dict]) -> list[dict]:
-    return [
-        {
-            key: value
-            for key, value in row.items()
-            if key not in ("time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s")
-        }
-        for row in rows
-    ]
+    times = {"time/step_ms", "checkpoint/write_ms", "throughput/patches_per_s"}
+    return [{key: value for key, value in row.items() if key not in times} for row in rows]
 
 
 @pytest.mark.parametrize("preset", ["hilbert", "residual"])
@@ -105,7 +99,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monk
     place = unet_trainer if doing == "unet_step" else validation_module
     broken = tmp_path / "broken"
     facts = train(straight, *GOING_ON)
-    ask = {"signal": lambda: os.kill(os.getpid(), signal.SIGUSR1), "file": (broken / "stop").touch}[asked_by]
+    ask = {"signal": signal_self, "file": (broken / "stop").touch}[asked_by]
     with monkeypatch.context() as patch:
         patch.setattr(place, doing, asking(getattr(place, doing), ask, at))
         assert train(broken, *GOING_ON) is None
@@ -119,7 +113,11 @@ def test_a_stopped_run_resumes_to_the_same_bytes(train, straight, tmp_path, monk
     assert without_times(metrics(broken)) == without_times(metrics(straight))
 
 
-def asking(honest: Callable[..., Any], ask: Callable[[], None], at: int = 1) -> Callable[..., Any]:
+def signal_self() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def asking(honest: Callable[..., Any], ask: Callable[[], None] = signal_self, at: int = 1) -> Callable[..., Any]:
     """`honest`, in whose call number `at` the run is asked to stop."""
     calls = itertools.count(1)
 
@@ -139,9 +137,7 @@ def files_at(run_dir: Path, step: int) -> dict[str, bytes]:
 
 
 def test_a_request_at_the_end_stops_nothing(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        validation_module, "validate", asking(validation_module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    )
+    monkeypatch.setattr(validation_module, "validate", asking(validation_module.validate))
     assert train(tmp_path / "run", "unet.max_steps=2", "unet.validate_every=2")["steps"] == 2
     assert not (tmp_path / "run" / "requeue").exists()
 
@@ -198,11 +194,7 @@ def test_the_count_of_bad_steps_goes_on(train, tmp_path, spoil, monkeypatch):
     spoil(range(1, 100))
     settings = ["unet.max_steps=50", "unet.validate_every=3", "unet.max_skipped_steps=5", "unet.patience=99"]
     with monkeypatch.context() as patch:
-        patch.setattr(
-            validation_module,
-            "validate",
-            asking(validation_module.validate, lambda: os.kill(os.getpid(), signal.SIGUSR1)),
-        )
+        patch.setattr(validation_module, "validate", asking(validation_module.validate))
         assert train(tmp_path / "run", *settings) is None  # leaves after step 4: 2, 3 and 4 were bad
     with pytest.raises(NumericError, match="step 6"):
         train(tmp_path / "run", *settings)
@@ -250,11 +242,8 @@ def test_sources_are_real_synthetic_or_both(tiny_cohort, synthetic_set):
         sets, validation = open_shards(config_of(tiny_cohort, *words))
         sizes[source] = [(shards.origin, len(shards)) for shards in sets]
         assert (validation.origin, len(validation)) == ("real", 12)
-    assert sizes == {
-        "real": [("real", 36)],
-        "synthetic": [("synthetic", 36)],
-        "both": [("real", 36), ("synthetic", 36)],
-    }
+    real, synthetic = ("real", 36), ("synthetic", 36)
+    assert sizes == {"real": [real], "synthetic": [synthetic], "both": [real, synthetic]}
 
 
 def test_unfit_sets_are_refused(tiny_cohort, synthetic_set, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,7 +29,7 @@ def renamed(tiny: Path, folder: Path, subject: str) -> Path:
     return folder
 
 
-def test_scores_refuse_what_was_learned_from(tiny_cohort: Path, afresh: Callable[[], None], tmp_path: Path) -> None:
+def test_scores_refuse_what_was_learned_from(tiny_cohort, afresh, tmp_path):
     run = tmp_path / "unet"
     afresh()
     train_unet(parse("train_unet", None, [f"data.cohort_dir={tiny_cohort}", *SMALL, "--run_dir", str(run)]))
@@ -54,7 +53,7 @@ def test_scores_refuse_what_was_learned_from(tiny_cohort: Path, afresh: Callable
     assert digests(tiny_cohort, "train")[0] not in json.dumps(result)
 
 
-def test_synthetic_patches_count_as_their_gans_data(tiny_cohort: Path, tmp_path: Path) -> None:
+def test_synthetic_patches_count_as_their_gans_data(tiny_cohort, tmp_path):
     real = ShardSet(tiny_cohort / "shards/unet/train")
     validation = ShardSet(tiny_cohort / "shards/unet/validation")
     assert learned_from(str(tiny_cohort), [real], validation) == {
@@ -77,13 +76,13 @@ def test_synthetic_patches_count_as_their_gans_data(tiny_cohort: Path, tmp_path:
         assert found["gan"] == {"run": "gan-a", "weights_sha256": "cd" * 32}
 
 
-def test_shards_of_unknown_volumes_are_told(tiny_cohort: Path, synthetic_set: Path) -> None:
+def test_shards_of_unknown_volumes_are_told(tiny_cohort, synthetic_set):
     validation = ShardSet(tiny_cohort / "shards/unet/validation")
     assert "image_sha256" not in next(iter(read_manifest(synthetic_set).subjects.values()))
     assert len(learned_from(str(tiny_cohort), [validation], ShardSet(synthetic_set))["unknown"]) == 1
 
 
-def test_a_cohort_tells_whether_it_is_preprocessed(tiny_cohort: Path, tmp_path: Path) -> None:
+def test_a_cohort_tells_whether_it_is_preprocessed(tiny_cohort, tmp_path):
     assert learned_from_preprocessed(str(tmp_path)) is None
     assert learned_from_preprocessed(str(tiny_cohort)) is False
     (tiny_cohort / "nifti/sub-3/image.json").write_text("{}")  # of the one validation subject

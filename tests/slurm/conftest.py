@@ -19,7 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vesselgan.formats.shards import Record, write_manifest, write_shard
+from vesselgan.formats.shards import Record
+
+from ..conftest import write_shards
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # Virtual nodes share one host, so everything that is usually a node's has a name of its own (%n). cred_expire: else a
@@ -236,27 +238,11 @@ def slurm_work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = np.random.default_rng(7)
     records = [
         Record(
-            image_XYZ=source.uniform(0, 255, PATCH_SHAPE).astype(np.float32),
-            label_XYZ=(source.random(PATCH_SHAPE) > 0.9).astype(np.uint8),
-            subject=f"sub-{i % 3} $(touch x); echo",
-            corner=(0, 0, 0),
-            kind="grid",
-            limits=(0.0, 1000.0),
-            num_clipped=0,
-            score_XYZ=None,
+            source.uniform(0, 255, PATCH_SHAPE).astype(np.float32),
+            (source.random(PATCH_SHAPE) > 0.9).astype(np.uint8),
+            *(f"sub-{i % 3} $(touch x); echo", (0, 0, 0), "grid", (0.0, 1000.0), 0),
         )
         for i in range(24)
     ]
-    shard = write_shard(folder / "shard_0000.h5", records, patch_shape=PATCH_SHAPE, origin="real")
-    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": np.diag([1.0, 1.0, 1.5, 1.0]).tolist()}
-    write_manifest(
-        folder,
-        shards=[shard],
-        patch_shape=PATCH_SHAPE,
-        origin="real",
-        subjects={record.subject: geometry for record in records},
-        spacing_mm=(1.0, 1.0, 1.5),
-        percentiles=(0.0, 99.99),
-        extra={},
-    )
+    write_shards(folder, records, spacing_mm=(1.0, 1.0, 1.5))
     return work

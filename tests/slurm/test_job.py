@@ -67,7 +67,7 @@ def job(repository: Path, tmp_path: Path) -> Job:
     return Job(repository, tmp_path)
 
 
-def test_success_forgets_an_earlier_failure(job: Job) -> None:
+def test_success_forgets_an_earlier_failure(job):
     job.failure.parent.mkdir()
     job.failure.write_text("error: stage stage failed (job 5_0, exit 143): preempted\n")
     assert job.run("evaluate")[0] == 0
@@ -75,13 +75,13 @@ def test_success_forgets_an_earlier_failure(job: Job) -> None:
 
 
 @pytest.mark.parametrize("template", ["prepare", "train_gan", "evaluate", "study"])
-def test_a_missing_site_file_is_exit_2(job: Job, template: str) -> None:
+def test_a_missing_site_file_is_exit_2(job, template):
     code, output = job.run(template, VESSELGAN_SITE="slurm/sitte.sh")
     assert code == 2 and "VESSELGAN_SITE=slurm/sitte.sh" in output
     assert job.failure.read_text() == output
 
 
-def test_a_failure_before_the_work_is_named(job: Job) -> None:
+def test_a_failure_before_the_work_is_named(job):
     job.site.write_text("module load no-such-module\n")
     assert job.run("evaluate")[0] == 127
     assert f"(job 5_0, exit 127): the site's settings, {job.site}" in job.failure.read_text()
@@ -92,20 +92,20 @@ def test_a_failure_before_the_work_is_named(job: Job) -> None:
     assert code == 1 and "MPI: unbound variable" in output
 
 
-def test_a_failing_command_gives_its_stage_its_code(job: Job) -> None:
+def test_a_failing_command_gives_its_stage_its_code(job):
     job.stub("python", "exit 3\n")
     for template, script in (("evaluate", "vesselgan generate"), ("study", "vesselgan study")):
         assert job.run(template)[0] == 3
         assert f"(job 5_0, exit 3): {script}" in job.failure.read_text()
 
 
-def test_a_stage_out_of_time_is_named(job: Job) -> None:
+def test_a_stage_out_of_time_is_named(job):
     job.stub("srun", ': >"$STUBS/begun"\nsleep 1\n')
     code, output = job.stop(job.start("evaluate"), signal.SIGTERM)
     assert code == 143 and "ended by SIGTERM" in output and "exit 143" in job.failure.read_text()
 
 
-def test_a_stopped_study_is_requeued_unless_cancelled(job: Job) -> None:
+def test_a_stopped_study_is_requeued_unless_cancelled(job):
     job.stub("python", SLEEPS)
     code, _ = job.stop(job.start("study"), signal.SIGUSR1)
     assert (code, (job.stubs / "asked").read_text()) == (0, "requeue 6\n")
@@ -117,7 +117,7 @@ def test_a_stopped_study_is_requeued_unless_cancelled(job: Job) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_saved_run_is_requeued_unless_cancelled(job: Job, number: int) -> None:
+def test_a_saved_run_is_requeued_unless_cancelled(job, number):
     # scancel sends SIGTERM alone; a job that is queued again at that would not let itself be cancelled.
     run_dir = job.stubs / "run"
     run_dir.mkdir()
@@ -137,18 +137,18 @@ def test_a_saved_run_is_requeued_unless_cancelled(job: Job, number: int) -> None
         assert f"{run_dir} is saved; ended by SIGTERM" in job.failure.read_text()
 
 
-def test_a_study_is_requeued_at_most_100_times(job: Job) -> None:
+def test_a_study_is_requeued_at_most_100_times(job):
     job.stub("python", SLEEPS)
     code, output = job.stop(job.start("study", SLURM_RESTART_COUNT="100"), signal.SIGUSR1)
     assert code == 75 and "100 times" in output and not (job.stubs / "asked").exists()
 
 
-def test_a_study_that_ended_is_not_requeued(job: Job) -> None:
+def test_a_study_that_ended_is_not_requeued(job):
     job.stub("python", "trap 'exit 0' TERM\n: >\"$STUBS/begun\"\nwhile :; do sleep 0.05; done\n")
     code, output = job.stop(job.start("study"), signal.SIGUSR1)
     assert code == 0 and "queued again" not in output
 
 
-def test_the_checkouts_own_package_is_what_runs(job: Job) -> None:
+def test_the_checkouts_own_package_is_what_runs(job):
     job.stub("python", 'echo "path $PYTHONPATH"\n')
     assert f"path {job.repository}:/else\n" in job.run("evaluate", PYTHONPATH="/else")[1]

@@ -89,7 +89,7 @@ def option(words: list[str], name: str) -> str | None:
     return next((word.split("=", 1)[1] for word in words if word.startswith(f"--{name}=")), None)
 
 
-def test_stages_follow_one_another_with_their_settings(chain: Chain) -> None:
+def test_stages_follow_one_another_with_their_settings(chain):
     chain.call(VARIANTS="(sn 'dpgan variant.dp.noise_multiplier=0.5')", SEEDS="(1 2)", GAN="(train.max_steps=2)")
     jobs = chain.submitted()
     assert {job: option(words, "job-name") for job, words in jobs.items()} == {
@@ -113,20 +113,20 @@ def test_stages_follow_one_another_with_their_settings(chain: Chain) -> None:
     assert parse("report", None, report[1:]).config.results == f"{chain.work}/studies/paper-seed-2/results"
 
 
-def test_what_is_there_is_not_made_again(chain: Chain) -> None:
+def test_what_is_there_is_not_made_again(chain):
     chain.finish(*COHORT, "runs/sn-seed-1/finished.json")
     said = chain.call(VARIANTS="(sn gp)")
     assert "prepare: finished (1)" in said and "train_gan: job 41, tasks 1 of 2\n" in said
     assert option(chain.submitted()["42"], "dependency") == "afterok:41"
 
 
-def test_a_gan_that_is_named_twice_is_refused(chain: Chain) -> None:
+def test_a_gan_that_is_named_twice_is_refused(chain):
     said = chain.call(code=2, VARIANTS="('dpgan variant.dp.noise_multiplier=1' 'dpgan variant.dp.noise_multiplier=1')")
     assert "dpgan-noise_multiplier-1-seed-1" in said
     assert chain.submitted() == {}
 
 
-def test_image_scores_find_the_studys_patches(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_scores_find_the_studys_patches(chain, monkeypatch):
     variants = ["sn", "dpgan variant.dp.noise_multiplier=1", "dpgan variant.dp.noise_multiplier=2"]
     quoted = " ".join(f"'{variant}'" for variant in variants)
     chain.call(VARIANTS=f"({quoted})", IMAGE="(image.weights=w.pth)")
@@ -145,7 +145,7 @@ def test_image_scores_find_the_studys_patches(chain: Chain, monkeypatch: pytest.
     assert [s.out for s in settings] == [f"{home}/results/image-{run.name}.json" for run in runs]
 
 
-def test_a_refused_stage_ends_the_call(chain: Chain) -> None:
+def test_a_refused_stage_ends_the_call(chain):
     (chain.stubs / "refuse-train_gan").touch()
     said = chain.call(code=2)
     assert "Invalid account" in said and "train_gan" in said
@@ -158,7 +158,7 @@ def test_a_refused_stage_ends_the_call(chain: Chain) -> None:
     assert option(chain.submitted()["42"], "dependency") == "afterok:41"
 
 
-def test_only_a_known_queue_lets_jobs_be_submitted(chain: Chain) -> None:
+def test_only_a_known_queue_lets_jobs_be_submitted(chain):
     chain.call("--until", "prepare")
     said = chain.call("--until", "prepare")
     assert "prepare: job 42, tasks 0 of 1" in said
@@ -168,7 +168,7 @@ def test_only_a_known_queue_lets_jobs_be_submitted(chain: Chain) -> None:
     assert "Unable to contact slurm controller" in said and len(chain.submitted()) == 2
 
 
-def test_a_queued_jobs_settings_stay(chain: Chain) -> None:
+def test_a_queued_jobs_settings_stay(chain):
     chain.finish(*COHORT)
     chain.call()
     folder = Path(chain.submitted()["41"][-1])
@@ -180,7 +180,7 @@ def test_a_queued_jobs_settings_stay(chain: Chain) -> None:
     assert "study: job 44" in chain.call()  # with the first settings it goes on
 
 
-def test_a_newer_gan_has_its_study_repeated(chain: Chain) -> None:
+def test_a_newer_gan_has_its_study_repeated(chain):
     gan, study = "runs/sn-seed-1/finished.json", "studies/paper-seed-1/report/index.html"
     report = "report/paper-seed-1/index.html"
     chain.finish(*COHORT, gan, study, report)
@@ -194,7 +194,7 @@ def test_a_newer_gan_has_its_study_repeated(chain: Chain) -> None:
     assert "train_gan: finished (1)" in said and "study: sbatch" in said and "report: sbatch" in said
 
 
-def test_the_next_call_names_tasks_that_ended(chain: Chain) -> None:
+def test_the_next_call_names_tasks_that_ended(chain):
     chain.finish(*COHORT)
     chain.call(VARIANTS="(sn gp sn_mp)")
     logs = [chain.log(f"train_gan-41_{task}.out") for task in (0, 1)]  # task 2 never began
@@ -213,7 +213,7 @@ def test_the_next_call_names_tasks_that_ended(chain: Chain) -> None:
     assert "last time" not in chain.call("--dry-run", VARIANTS="(sn gp sn_mp)")  # the new jobs have not begun
 
 
-def test_a_dry_run_sums_hours_and_starts(chain: Chain) -> None:
+def test_a_dry_run_sums_hours_and_starts(chain):
     chain.finish(*COHORT)
     (chain.work / "pegasus/shards/gan/train/manifest.json").write_text(
         '{"patch_shape": [\n 16,\n 16], "count": 12, "subjects": {}}'
@@ -237,7 +237,7 @@ def test_a_dry_run_sums_hours_and_starts(chain: Chain) -> None:
 
 
 @pytest.mark.parametrize("name", ["phantom", "pairs"])
-def test_the_examples_are_commands_that_parse(chain: Chain, repository: Path, name: str) -> None:
+def test_the_examples_are_commands_that_parse(chain, repository, name):
     example = (repository / f"slurm/{name}.settings").read_text()
     chain.settings = chain.stubs / "copy.settings"
     chain.settings.write_text(f"{example}\nWORK='{chain.work}' CARD=''\n")
@@ -256,7 +256,7 @@ def test_the_examples_are_commands_that_parse(chain: Chain, repository: Path, na
 @pytest.mark.parametrize(
     ("options", "said"), [(["--untli"], "--untli"), (["--until", "gan"], "--until gan"), (["no-such"], "no-such: ")]
 )
-def test_a_bad_option_is_exit_2(chain: Chain, options: list[str], said: str) -> None:
+def test_a_bad_option_is_exit_2(chain, options, said):
     assert said in chain.call(*options, code=2)
     words = [str(chain.script), "--until"]  # without its stage
     assert subprocess.run(words, capture_output=True, check=False).returncode == 2

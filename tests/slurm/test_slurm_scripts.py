@@ -3,14 +3,13 @@
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.soak
 
 
-def test_every_script_passes_shellcheck(repository: Path) -> None:
+def test_every_script_passes_shellcheck(repository):
     if shutil.which("shellcheck") is None:
         pytest.skip("no shellcheck: apt-get install shellcheck")
     names = sorted(path.name for path in (repository / "slurm").iterdir() if path.suffix not in (".def", ".md"))
@@ -20,6 +19,6 @@ def test_every_script_passes_shellcheck(repository: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
-def test_a_template_names_no_site(repository: Path) -> None:
+def test_a_template_names_no_site(repository):
     for template in (repository / "slurm").glob("*.sbatch"):
         assert not re.search(r"#SBATCH --(account|partition|qos|reservation|mail|nodelist)", template.read_text())

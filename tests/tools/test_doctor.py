@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import socket
-import stat
 import time
 from pathlib import Path
 
@@ -25,32 +24,20 @@ def soon() -> float:
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU")
 
 
-def test_this_machine_is_examined_and_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_this_machine_is_examined_and_left_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     doctor.check_machine(parse("doctor", None, [f"work_dir={tmp_path / 'new' / 'below'}", "min_free_gib=0", "--json"]))
     result = json.loads(capsys.readouterr().out)
     checks = {check["name"]: check for check in result["checks"]}
-    assert {
-        "packages",
-        "GPU",
-        "fp16",
-        "bf16",
-        "NCCL",
-        "host name",
-        "MPI",
-        "disk",
-        "write",
-        "rename",
-        "locks",
-    } <= checks.keys()
-    assert {"HDF5 locking", "limits", "extensions"} <= checks.keys() and result["host"] == socket.gethostname()
+    names = (
+        "packages, GPU, fp16, bf16, NCCL, host name, MPI, disk, write, rename, locks, HDF5 locking, limits, extensions"
+    )
+    assert set(names.split(", ")) <= checks.keys() and result["host"] == socket.gethostname()
     assert {check["status"] for check in result["checks"]} <= {OK, NOTE}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_bad_ends_with_exit_6(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_bad_ends_with_exit_6(tmp_path, monkeypatch):
     lock = tmp_path / "extensions/py311_cu126/fused_adam/lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("")
@@ -65,7 +52,7 @@ def test_what_is_bad_ends_with_exit_6(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @no_gpu
-def test_a_promised_or_unusable_gpu_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_promised_or_unusable_gpu_is_bad(monkeypatch):
     assert [check.status for check in doctor.check_gpus(None, is_wanted=False)] == [NOTE]
     (wanted,) = doctor.check_gpus(None, is_wanted=True)
     assert wanted.status == BAD and "runtime.device" in wanted.message
@@ -76,7 +63,7 @@ def test_a_promised_or_unusable_gpu_is_bad(monkeypatch: pytest.MonkeyPatch) -> N
     assert unseen.status == BAD and "NVIDIA H100" in unseen.message
 
 
-def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_is_asked_through_its_own_program(tmp_path, monkeypatch):
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\necho '550.54, NVIDIA H100, 81559 MiB'\n")
     program.chmod(0o755)
@@ -89,7 +76,7 @@ def test_a_driver_is_asked_through_its_own_program(tmp_path: Path, monkeypatch: 
     assert doctor._output(doctor._start("no-such-program"), soon()) is None
 
 
-def test_programs_that_hang_share_one_deadline() -> None:
+def test_programs_that_hang_share_one_deadline():
     began = time.monotonic()
     hanging = [doctor._start("sleep", "600"), doctor._start("sleep", "600")]
     done = doctor._start("echo", "there")
@@ -98,7 +85,7 @@ def test_programs_that_hang_share_one_deadline() -> None:
     assert time.monotonic() - began < 0.9
 
 
-def test_a_missing_mpi_or_host_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_mpi_or_host_is_bad(monkeypatch):
     assert doctor.check_mpi(None).status == doctor.check_mpi(doctor.NO_ANSWER).status == BAD
     monkeypatch.setenv("MASTER_ADDR", "no-such-host.invalid")
     name = doctor.check_network()[-1]
@@ -107,7 +94,7 @@ def test_a_missing_mpi_or_host_is_bad(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.check_network()[-1].status == NOTE  # enough for one node
 
 
-def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_is_bad(tmp_path, monkeypatch):
     def refuse(self: Path, mode: int = 0o777) -> None:
         raise PermissionError(13, "Permission denied")
 
@@ -117,31 +104,19 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
-def test_a_folder_without_fsync_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    refuse_folders(monkeypatch, number)
+def test_a_folder_without_fsync_is_a_note(tmp_path, refuse_folders, number):
+    refuse_folders(number)
     checks = {check.name: check.status for check in doctor.check_disk(tmp_path, 0.0)}
     assert (checks["rename"], checks["write"]) == (NOTE, OK)
 
 
-def test_what_a_save_cannot_do_is_bad(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    refuse_folders(monkeypatch, errno.EIO)
+def test_what_a_save_cannot_do_is_bad(tmp_path, refuse_folders):
+    refuse_folders(errno.EIO)
     assert doctor.check_disk(tmp_path, 0.0)[-1].status == BAD
     assert list(tmp_path.iterdir()) == []
 
 
-def refuse_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """fsync of a folder fails with `number`, of a file it does not."""
-    fsync = os.fsync
-
-    def refuse(descriptor: int) -> None:
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            raise OSError(number, os.strerror(number))
-        fsync(descriptor)
-
-    monkeypatch.setattr(os, "fsync", refuse)
-
-
-def test_half_on_a_cpu_is_emulated_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_on_a_cpu_is_emulated_not_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fp16, _ = doctor.check_precisions()
     assert fp16.status == NOTE and "variant.precision=" in fp16.message

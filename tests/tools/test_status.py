@@ -63,7 +63,7 @@ def held(run_dir: Path) -> Iterator[Callable[[], None]]:
     end()
 
 
-def test_a_run_is_healthy_then_stalled_then_stopped(run_dir: Path, held: Callable[[], None]) -> None:
+def test_a_run_is_healthy_then_stalled_then_stopped(run_dir, held):
     facts = run_status(run_dir, stalled_minutes=10)
     assert (facts["state"], facts["step"], facts["step_ms"], facts["steps_per_second"]) == ("healthy", 30, 500.0, 2.0)
     assert (facts["checkpoint"], facts["sessions"]) == ("step_00000030", 2)
@@ -76,7 +76,7 @@ def test_a_run_is_healthy_then_stalled_then_stopped(run_dir: Path, held: Callabl
     assert ended["state"] == "stopped" and "without a requeue" in ended["reason"]
 
 
-def test_a_slow_run_may_be_silent_longer(run_dir: Path, held: Callable[[], None]) -> None:
+def test_a_slow_run_may_be_silent_longer(run_dir, held):
     # 10 intervals of 10 steps of a minute each: 100 minutes.
     lines = [json.dumps({"step": step, "time/step_ms": 60000.0}) for step in (10, 20)]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
@@ -86,14 +86,14 @@ def test_a_slow_run_may_be_silent_longer(run_dir: Path, held: Callable[[], None]
     assert run_status(run_dir, stalled_minutes=10)["state"] == "stalled"
 
 
-def test_a_requested_stop_has_its_reason(run_dir: Path) -> None:
+def test_a_requested_stop_has_its_reason(run_dir):
     (run_dir / "requeue").write_text(json.dumps({"step": 30, "reason": "signal SIGUSR1", "sessions": 2}))
     facts = run_status(run_dir, stalled_minutes=10)
     assert facts["state"] == "stopped" and facts["requeue_requested"]
     assert "step 30 (signal SIGUSR1)" in facts["reason"]
 
 
-def test_a_requeue_marker_may_vanish_meanwhile(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requeue_marker_may_vanish_meanwhile(run_dir, monkeypatch):
     (run_dir / "requeue").write_text('{"step": 30, "reason": "stop"}')
     is_file = Path.is_file
 
@@ -107,12 +107,12 @@ def test_a_requeue_marker_may_vanish_meanwhile(run_dir: Path, monkeypatch: pytes
     assert run_status(run_dir, stalled_minutes=10)["state"] == "stopped"
 
 
-def test_a_finished_run_is_finished(run_dir: Path) -> None:
+def test_a_finished_run_is_finished(run_dir):
     (run_dir / "finished.json").write_text("{}")
     assert run_status(run_dir, stalled_minutes=10)["state"] == "finished"
 
 
-def test_another_hosts_lock_holds_while_the_run_writes(run_dir: Path) -> None:
+def test_another_hosts_lock_holds_while_the_run_writes(run_dir):
     (run_dir / "lock").write_text("process 7 on a-node-far-away, job 12\n")
     facts = run_status(run_dir, stalled_minutes=10)
     assert facts["state"] == "healthy" and "job 12" in facts["reason"]
@@ -120,13 +120,13 @@ def test_another_hosts_lock_holds_while_the_run_writes(run_dir: Path) -> None:
     assert run_status(run_dir, stalled_minutes=10)["state"] == "stopped"
 
 
-def test_no_text_of_a_file_moves_the_cursor(run_dir: Path) -> None:
+def test_no_text_of_a_file_moves_the_cursor(run_dir):
     (run_dir / "lock").write_text("process 7 on a-node\x1b[2J\nfinished: all is well, job 12\n")
     lines = format_status(run_status(run_dir, stalled_minutes=10)).splitlines()
     assert "a-node\\x1b[2J\\nfinished" in lines[0] and len(lines) == 2
 
 
-def test_an_unstarted_run_is_stopped_a_folder_refused(tmp_path: Path) -> None:
+def test_an_unstarted_run_is_stopped_a_folder_refused(tmp_path):
     (tmp_path / "config.yaml").write_text("")
     facts = run_status(tmp_path, stalled_minutes=10)
     assert (facts["state"], facts["step"]) == ("stopped", 0)
@@ -134,7 +134,7 @@ def test_an_unstarted_run_is_stopped_a_folder_refused(tmp_path: Path) -> None:
         run_status(tmp_path / "none", stalled_minutes=10)
 
 
-def test_the_command_takes_a_path_and_prints_json(run_dir: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_command_takes_a_path_and_prints_json(run_dir, capsys):
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")}
     status(parse("status", None, [str(run_dir), "--json"]))
     report = json.loads(capsys.readouterr().out)
@@ -144,7 +144,7 @@ def test_the_command_takes_a_path_and_prints_json(run_dir: Path, capsys: pytest.
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*")} == before
 
 
-def test_warnings_of_training_are_shown(run_dir: Path) -> None:
+def test_warnings_of_training_are_shown(run_dir):
     lines = [{"step": step, "warning/mode_collapse": value} for step, value in ((10, 0.0), (20, 1.0), (30, 1.0))]
     lines.append({"step": 1040, "warning/flat_critic": 1.0})
     (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")

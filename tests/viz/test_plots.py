@@ -34,12 +34,6 @@ def test_few_points_have_no_running_mean():
     assert plots.is_smoothed([Series("a", np.arange(100), np.arange(100.0))])
 
 
-def test_a_telephone_shows_charts_whole():
-    # 400 pixels less the page's margins (16 each) and the card's (17 each); macros.html shrinks to three quarters.
-    room = 400 - 2 * (16 + 17)
-    assert 0.75 * plots.WIDTH <= room and 12 * room / max(plots.WIDTH, plots.NARROW) >= 10  # the text's pixels
-
-
 NUMBERS = [[1.0], [2.0, 2.0], [0.0, 0.0], [1e-9, 1e9], [-1e6, 1e6], [np.nan, 1.0], [np.nan]]
 
 

@@ -20,7 +20,7 @@ def run_stage(home: Path, stage: Stage, *, is_stale: bool = False) -> bool:
     return stages.run_stage(home, stage, "[1/1]", is_stale=is_stale)
 
 
-def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+def test_a_finished_stage_is_not_run_again(tmp_path):
     stage = making(tmp_path / "out")
     assert run_stage(tmp_path, stage) is True
     assert run_stage(tmp_path, stage) is False
@@ -31,7 +31,7 @@ REASONS = ["output is missing", "command changed", "marker is broken", "an earli
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
+def test_a_stage_runs_again_when(reason, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "input").write_text("three seeds")
     stage = dataclasses.replace(making(out), inputs=(tmp_path / "input",))
@@ -48,7 +48,7 @@ def test_a_stage_runs_again_when(reason: str, tmp_path: Path) -> None:
     assert run_stage(tmp_path, stage) is False
 
 
-def test_a_failed_stage_ends_with_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_stage_ends_with_its_code(tmp_path, capsys):
     stage = making(tmp_path / "out", code=3, says="noise\nerror: shard 7 is short: build it again\nmore noise")
     with pytest.raises(SystemExit) as stopped:
         run_stage(tmp_path, stage)
@@ -59,21 +59,21 @@ def test_a_failed_stage_ends_with_its_code(tmp_path: Path, capsys: pytest.Captur
     assert run_stage(tmp_path, making(tmp_path / "out")) is True
 
 
-def test_a_killed_command_gives_the_shells_code(tmp_path: Path) -> None:
+def test_a_killed_command_gives_the_shells_code(tmp_path):
     kill = (sys.executable, "-c", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(SystemExit) as stopped:
         run_stage(tmp_path, Stage("killed", "killed", (kill,)))
     assert stopped.value.code == 137
 
 
-def test_a_stage_stops_at_its_first_failing_command(tmp_path: Path) -> None:
+def test_a_stage_stops_at_its_first_failing_command(tmp_path):
     fails, never = making(tmp_path / "a", code=4).commands[0], making(tmp_path / "b").commands[0]
     with pytest.raises(SystemExit):
         run_stage(tmp_path, Stage("two", "two", (fails, never)))
     assert not (tmp_path / "b").exists()
 
 
-def test_side_by_side_one_failure_ends_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_side_by_side_one_failure_ends_all(tmp_path, capsys):
     waits = (sys.executable, "-c", f"open({str(tmp_path / 'began')!r}, 'w'); import time; time.sleep(600)")
     code = f"import os\nwhile not os.path.exists({str(tmp_path / 'began')!r}): pass\nraise SystemExit('error: broken')"
     stage = Stage("both", "both", (waits, (sys.executable, "-c", code)), at_once=2)
@@ -82,7 +82,7 @@ def test_side_by_side_one_failure_ends_all(tmp_path: Path, capsys: pytest.Captur
     assert stopped.value.code == 1 and "both-2.log" in capsys.readouterr().err
 
 
-def test_side_by_side_all_run(tmp_path: Path) -> None:
+def test_side_by_side_all_run(tmp_path):
     made = [making(tmp_path / name) for name in "abc"]
     assert run_stage(tmp_path, Stage("all", "all", tuple(stage.commands[0] for stage in made), at_once=2))
     assert all((tmp_path / name).read_text() == "x" for name in "abc")

@@ -75,7 +75,7 @@ class PrivacyError(VesselganError):
 def check_readable(path: str | Path, error: Exception) -> None:
     """Raises ResourceError if `error`, met while reading `path`, is the system's: it says nothing of the content.
 
-    Every reader of an artifact calls this before it names a file damaged.
+    Every reader of an artifact calls this before it names a file damaged; see `reading`.
     """
     number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
     if isinstance(number, int) and number in SYSTEM_ERRNOS:
@@ -83,6 +83,18 @@ def check_readable(path: str | Path, error: Exception) -> None:
             f"{path}: cannot be read now ({os.strerror(number)}), which is no damage; look at open files (ulimit -n), "
             "permissions, memory and the file server, then try again with the same command"
         ) from error
+
+
+@contextmanager
+def reading(path: str | Path, remedy: str) -> Iterator[None]:
+    """Raises DataError for what shows, in reading a file and what it says, that it is damaged; see `check_readable`."""
+    try:
+        yield
+    except VesselganError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        check_readable(path, error)
+        raise DataError(f"{path}: cannot be read or is damaged ({type(error).__name__}: {error}); {remedy}") from error
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from vesselgan.core.errors import PrivacyError
 from vesselgan.evaluation.audit_sets import AuditSets, read_sets
 from vesselgan.evaluation.audit_spaces import SpaceDistances, SpaceFindings, find, measure
 from vesselgan.evaluation.audit_tables import tables
-from vesselgan.evaluation.features import Extractor, open_extractor
+from vesselgan.evaluation.features import open_extractor
 from vesselgan.evaluation.network_scores import AttackedNetwork
 from vesselgan.formats.results import Result, write_result
 from vesselgan.formats.run_dir import RunDir
@@ -41,11 +41,14 @@ def audit(config: Audit) -> Result:
     errors: see `read_sets` and `AttackedNetwork`.
     """
     sets = read_sets(config)
-    network, extractor = _attack_network(config, sets), _open_extractor(config)
+    network, image = _attack_network(config, sets), config.image
+    extractor = None
+    if image.extractor is not None:
+        extractor = open_extractor(image.extractor, image.weights, image.weights_sha256, config.seed)
     measured = measure(sets, extractor, choose_device(config.runtime.device, 0), seed=config.seed)
     spaces = _find(measured, sets, config.seed)
     result = _result(config, sets, spaces, _verdicts(sets, measured, spaces, config.seed))
-    result |= {"network": network, "extractor": _extractor_record(extractor)}
+    result |= {"network": network, "extractor": None if extractor is None else extractor.record}
     write_result(config.out, result)
     print(tables(result))
     if network is not None:
@@ -55,19 +58,6 @@ def audit(config: Audit) -> Result:
     log.info(f"wrote {config.out}")
     _check_gate(config, result)
     return result
-
-
-def _open_extractor(config: Audit) -> Extractor | None:
-    image = config.image
-    if image.extractor is None:
-        return None
-    return open_extractor(image.extractor, image.weights, image.weights_sha256, config.seed)
-
-
-def _extractor_record(extractor: Extractor | None) -> dict[str, Any] | None:
-    if extractor is None:
-        return None
-    return {"title": extractor.title, "sha256": extractor.sha256, "is_checked": extractor.is_checked}
 
 
 def _find(measured: dict[str, SpaceDistances], sets: AuditSets, seed: int) -> dict[str, SpaceFindings]:

@@ -16,7 +16,7 @@ from vesselgan.evaluation.reference import (
     check_trained_on,
     find_reference,
     match_kinds,
-    training_shards,
+    named_training_shards,
 )
 from vesselgan.formats.cohort import SPLITS, Cohort, Subject, shards_dir
 from vesselgan.formats.intensities import scale_to_255
@@ -94,9 +94,7 @@ def read_sets(config: Audit) -> AuditSets:
     set, or if a patient is in both splits.
     """
     folders = _folders(config)
-    training = training_shards(config.data.cohort_dir)
-    if training is None:
-        raise DataError(f"{config.data.cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
+    training = named_training_shards(config.data.cohort_dir)
     held_out, purpose = find_reference(config.data.cohort_dir, config.reference)
     are_volumes = [(Path(folder) / "images").is_dir() for folder in folders]
     if len(set(are_volumes)) > 1:

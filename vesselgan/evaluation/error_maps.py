@@ -46,8 +46,5 @@ def _project(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float], axi
     winner_HW = np.where(counts_KHW.any(axis=0), counts_KHW.argmax(axis=0), len(kinds))
     palette = np.array([*(COLOURS[kind - 1] for kind in kinds), (0, 0, 0)], np.uint8)
     projection_HW3 = palette[winner_HW]
-    x_mm, y_mm = (spacing_mm[k] for k in range(3) if k != axis)
-    height_mm, width_mm = projection_HW3.shape[0] * y_mm, projection_HW3.shape[1] * x_mm
-    scale = SIDE / max(height_mm, width_mm)
-    size = max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
+    size = pictures.size_to_scale(projection_HW3, spacing_mm, SIDE, axis=axis)
     return pictures.enlarge(projection_HW3, *size, smooth=False)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -42,6 +43,11 @@ class Extractor:
     """Whether the sha256 was compared with image.weights_sha256."""
     is_comparable: bool
     """False for random weights."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For a result."""
+        return {"title": self.title, "sha256": self.sha256, "is_checked": self.is_checked}
 
 
 @dataclass(frozen=True)

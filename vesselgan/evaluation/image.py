@@ -17,14 +17,9 @@ from vesselgan.config.schema import Evaluate
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
-from vesselgan.evaluation.features import Extracted, Extractor, Preprocessing, features_of, open_extractor
-from vesselgan.evaluation.reference import (
-    check_overlap,
-    check_trained_on,
-    find_reference,
-    match_kinds,
-    training_shards,
-)
+from vesselgan.evaluation.features import Extracted, Preprocessing, features_of, open_extractor
+from vesselgan.evaluation.reference import check_overlap, check_trained_on, find_reference, match_kinds
+from vesselgan.formats.cohort import training_shards
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
@@ -68,7 +63,7 @@ def score_patches(config: Evaluate) -> dict[str, Any]:
     )
     result = {
         **_header(config, reference, purpose, rows),
-        "extractor": _extractor_record(extractor, device),
+        "extractor": {**extractor.record, "is_comparable": extractor.is_comparable, "device": device.type},
         "preprocessing": {**vars(preprocessing), **_background_counts(real, generated)},
         "training_overlap": overlap,
         **_feature_scores(config, reference, rows, real, generated),
@@ -121,16 +116,6 @@ def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarra
             "kinds": dict(sorted(Counter(reference.kind(int(i)) for i in rows).items())),
             "patients": len({reference.subject(int(i)) for i in rows}),
         },
-    }
-
-
-def _extractor_record(extractor: Extractor, device: torch.device) -> dict[str, Any]:
-    return {
-        "title": extractor.title,
-        "sha256": extractor.sha256,
-        "is_checked": extractor.is_checked,
-        "is_comparable": extractor.is_comparable,
-        "device": device.type,
     }
 
 

@@ -13,7 +13,7 @@ from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, check_readable
 from vesselgan.evaluation.features import patch_hashes
-from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats.cohort import shards_dir, training_shards
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 
 
@@ -30,10 +30,11 @@ def find_reference(cohort_dir: str, split: str) -> tuple[ShardSet, str]:
     )
 
 
-def training_shards(cohort_dir: str) -> ShardSet | None:
-    """The shards that the cohort's GANs are trained on; None if there are none."""
-    folder = shards_dir(cohort_dir, "gan", "train")
-    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
+def named_training_shards(cohort_dir: str) -> ShardSet:
+    """Of the cohort that a user names as the generator's; raises DataError if there are none."""
+    if (training := training_shards(cohort_dir)) is None:
+        raise DataError(f"{cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
+    return training
 
 
 def check_trained_on(folder: Path, made_by: Mapping[str, Any], training: ShardSet | None) -> str | None:

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
-from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, check_readable
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, reading
 from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
+from vesselgan.formats.shards import MANIFEST, ShardSet
 from vesselgan.formats.volumes import Volume
 
 FORMAT_VERSION = 3
@@ -117,30 +118,23 @@ class Cohort:
     def read(cls, cohort_dir: str | Path) -> "Cohort":
         """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
         path = Path(cohort_dir) / COHORT
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
-        except (FileNotFoundError, NotADirectoryError):
-            raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
-        except (OSError, ValueError, RecursionError) as error:
-            check_readable(path, error)
-            raise DataError(f"{path}: cannot be read ({error}); prepare the cohort again") from error
-        if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
-            raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
-        _check_version(path, content.get("format_version"), content.get("made_by"))
-        try:
+        with reading(path, "prepare the cohort again"):
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
+            except (FileNotFoundError, NotADirectoryError):
+                raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
+            if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
+                raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
+            _check_version(path, content.get("format_version"), content.get("made_by"))
             is_pseudonymous = content["paths"] == "private"
             paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
-            reading = _read_options(content["reading"])
+            options = _read_options(content["reading"])
             subjects = {
-                check_id(name, path): _from_json(entry, paths[name], path.parent, reading)
+                check_id(name, path): _from_json(entry, paths[name], path.parent, options)
                 for name, entry in content["subjects"].items()
             }
             lower, upper = (float(percentile) for percentile in content["percentiles"])
             cohort = cls(check_id(content["name"], path), (lower, upper), subjects, is_pseudonymous)
-        except DataError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{path}: damaged ({type(error).__name__}: {error}); prepare the cohort again") from error
         _check_leakage(path, cohort.subjects)
         return cohort
 
@@ -176,6 +170,12 @@ class Cohort:
 def shards_dir(cohort_dir: str | Path, purpose: str, split: str) -> Path:
     """The folder of the shards cut from a cohort for `gan` or `unet`."""
     return Path(cohort_dir) / "shards" / purpose / split
+
+
+def training_shards(cohort_dir: str | Path) -> ShardSet | None:
+    """The shards that the cohort's GANs are trained on; None if there are none."""
+    folder = shards_dir(cohort_dir, "gan", "train")
+    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
 def _check_version(path: Path, version: object, made_by: object) -> None:
@@ -252,14 +252,12 @@ def _read_options(entry: dict[str, Any]) -> ReadOptions:
 
 
 def _read_private(path: Path) -> dict[str, Any]:
-    try:
+    remedy = (
+        "a pseudonymous cohort keeps the paths of its volumes there: put the file back, or start "
+        "`vesselgan build-shards` again with the same data.prepare.key_file"
+    )
+    with reading(path, remedy):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        check_readable(path, error)
-        raise DataError(
-            f"{path}: cannot be read ({error}); a pseudonymous cohort keeps the paths of its volumes there: put the "
-            "file back, or start `vesselgan build-shards` again with the same data.prepare.key_file"
-        ) from error
 
 
 def _relative(path: Path | None, folder: Path) -> str | None:

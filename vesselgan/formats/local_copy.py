@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from vesselgan.core.atomic_io import PARTIAL, describe, open_to_append, write_bytes
-from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
+from vesselgan.core.errors import DataError, ResourceError, UsageError, reading
 from vesselgan.core.locks import wait_for_lock
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
@@ -65,11 +65,8 @@ def _copy(folder: Path, target: Path) -> None:
 
 def _copy_shard(folder: Path, target: Path, shard: ShardInfo) -> None:
     digest, partial = hashlib.sha256(), target / (shard.file + PARTIAL)
-    try:
+    with reading(folder / shard.file, "make the shards again"):
         source = (folder / shard.file).open("rb")
-    except OSError as error:
-        check_readable(folder / shard.file, error)
-        raise DataError(f"{folder / shard.file}: cannot be read ({error.strerror}); make the shards again") from error
     with source, partial.open("xb") as copy:
         while piece := source.read(PIECE_BYTES):
             digest.update(piece)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError, ResourceError, check_readable
+from vesselgan.core.errors import DataError, ResourceError, reading
 from vesselgan.core.names import check_id
 from vesselgan.core.version import __version__
 from vesselgan.formats.shard_file import ORIGINS, ShardInfo, check_version
@@ -74,27 +74,18 @@ def write_manifest(
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a set of shards. Raises DataError if it is missing, damaged, newer or inconsistent."""
     path = Path(folder) / MANIFEST
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"{folder}: no shards here ({MANIFEST} is missing); make them: `vesselgan build-shards`, "
-            "or `vesselgan generate` for synthetic ones"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        check_readable(path, error)
-        raise DataError(f"{path}: cannot be read ({error}); remove it and make the shards again") from error
-    if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
-        raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
-    check_version(path, content.get("format_version"), content.get("made_by"), reads=FORMAT_VERSION)
-    try:
+    with reading(path, "remove it and make the shards again"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                f"{folder}: no shards here ({MANIFEST} is missing); make them: `vesselgan build-shards`, "
+                "or `vesselgan generate` for synthetic ones"
+            ) from None
+        if not isinstance(content, dict) or content.get("format") != "vesselgan-shards":
+            raise DataError(f"{path}: not a manifest of shards; name the folder that holds one")
+        check_version(path, content.get("format_version"), content.get("made_by"), reads=FORMAT_VERSION)
         return _parse(path, content)
-    except DataError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
-            f"{path}: damaged ({type(error).__name__}: {error}); remove it and make the shards again"
-        ) from error
 
 
 def _parse(path: Path, content: dict[str, Any]) -> Manifest:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import differences
-from vesselgan.core.errors import DataError, UsageError, check_readable
+from vesselgan.core.errors import DataError, UsageError, reading
 from vesselgan.core.names import check_id, path_in
 
 FORMAT_VERSION = 2
@@ -95,14 +95,11 @@ class Predictions:
 
 def _read(record: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """(settings, entry of each subject) of a record. Raises DataError for a damaged one or one of another version."""
-    try:
+    with reading(record, "segment into a new folder"):
         content = json.loads(record.read_text())
         version, settings, volumes = content["format_version"], {**content["settings"]}, {**content["volumes"]}
         if not all(isinstance(entry, dict) for entry in volumes.values()):
             raise ValueError("a volume without its entry")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        check_readable(record, error)
-        raise DataError(f"{record}: not readable ({error}); segment into a new folder") from error
     if version != FORMAT_VERSION:
         raise DataError(
             f"{record}: format version {version!r}, this version reads {FORMAT_VERSION}; segment into a new folder"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.errors import DataError, reading
 from vesselgan.core.names import check_inside
 
 FORMAT_VERSION = 1
@@ -34,11 +34,8 @@ class Results:
 
 def read_result(path: str | Path) -> Result:
     """One result. Raises DataError for a file that is none, or is of another format version."""
-    try:
+    with reading(path, "remove it and evaluate again"):
         result = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        check_readable(path, error)
-        raise DataError(f"{path}: not readable as a result ({error}); remove it and evaluate again") from error
     version = result.get("format_version") if isinstance(result, dict) else None
     if version != FORMAT_VERSION:
         raise DataError(

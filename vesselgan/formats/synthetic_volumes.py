@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import sha256_of
-from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.errors import DataError, reading
 from vesselgan.core.names import path_in
 
 SETTINGS = "generation.json"
@@ -50,20 +50,12 @@ class SyntheticVolumes:
     def settings(self) -> dict[str, Any]:
         """What made the heads. Raises DataError if that is missing or damaged."""
         path = self.folder / SETTINGS
-        try:
+        remedy = "nothing else says that these volumes are synthetic: name a folder that `vesselgan generate` wrote"
+        with reading(path, remedy):
             return {**json.loads(path.read_text(encoding="utf-8"))}
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            check_readable(path, error)
-            raise DataError(
-                f"{path}: cannot be read, so nothing says that these volumes are synthetic; name a folder that "
-                "`vesselgan generate volumes=N` wrote"
-            ) from error
 
     def content_hash(self) -> str:
         """Of all files of the complete heads."""
-        try:
+        with reading(self.folder, "generate the heads again"):
             files = [f"{kind}/{name} {sha256_of(self.path(kind, name))}" for name in self.subjects for kind in KINDS]
-        except OSError as error:
-            check_readable(self.folder, error)
-            raise DataError(f"{self.folder}: cannot be read ({error.strerror}); generate the heads again") from error
         return hashlib.sha256("\n".join(files).encode()).hexdigest()

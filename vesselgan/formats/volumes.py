@@ -86,9 +86,10 @@ def read_label(
         is_vessel = raw >= label_binarize_threshold
         notes = (*notes, f"label values {_format_values(values)}: vessel from {label_binarize_threshold:g} on")
     else:
-        vessel_value, note = _vessel_value(Path(path), values)
+        vessel_value = _vessel_value(Path(path), values)
         is_vessel = raw >= vessel_value / 2
-        notes = (*notes, note) if note else notes
+        if vessel_value != 1:
+            notes = (*notes, f"label values {_format_values(values)}: {vessel_value:g} taken as vessel")
     return _volume(is_vessel.astype(np.uint8), header, notes, tuple(values))
 
 
@@ -103,13 +104,10 @@ def read_mask(path: str | Path) -> Volume:
             f"{path}: a brain mask is 0 outside and one value inside, not {_format_values(values)}; make it binary "
             "(FSL: fslmaths MASK -bin MASK)"
         )
-    inside = max(values)
-    notes = (
-        (*header.notes, f"mask values {_format_values(values)}: {inside:g} taken as inside")
-        if inside not in (0, 1)
-        else ()
-    )
-    return _volume((raw > 0).astype(np.uint8), header, notes or header.notes, tuple(values))
+    inside, notes = max(values), header.notes
+    if inside not in (0, 1):
+        notes = (*notes, f"mask values {_format_values(values)}: {inside:g} taken as inside")
+    return _volume((raw > 0).astype(np.uint8), header, notes, tuple(values))
 
 
 def grid_difference(first: Header, second: Header) -> str | None:
@@ -183,14 +181,11 @@ def _distinct(raw: np.ndarray) -> list[float]:
     return sorted(values)
 
 
-def _vessel_value(path: Path, values: list[float]) -> tuple[float, str | None]:
-    """The value that means vessel in a binary label, and a note if it is not 1."""
+def _vessel_value(path: Path, values: list[float]) -> float:
+    """The value that means vessel in a binary label."""
     top = values[-1]
     if len(values) <= 2 and values[0] in (0.0, top) and (abs(top - 1) < 1e-5 or top in (0.0, 255.0)):
-        return top or 1.0, None if top in (
-            0.0,
-            1.0,
-        ) else f"label values {_format_values(values)}: {top:g} taken as vessel"
+        return top or 1.0
     if any(value != round(value) for value in values):
         raise DataError(
             f"{path}: soft label (values {_format_values(values)}); set where vessel begins: "

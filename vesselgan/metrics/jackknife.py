@@ -6,32 +6,25 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from vesselgan.core.errors import UsageError
 from vesselgan.metrics.masks import as_finite
 from vesselgan.metrics.statistics import MIN_PATIENTS
 
 
 def jackknife_interval(
-    estimate: float,
-    leave_one_out: Sequence[float],
-    *,
-    upper_limit: float = math.inf,
-    confidence: float = 0.95,
+    estimate: float, leave_one_out: Sequence[float], *, upper_limit: float = math.inf
 ) -> list[float] | None:
-    """[low, high] = estimate -+ t * SE from the estimates without each of G groups; None below MIN_PATIENTS groups.
+    """The 95 % interval, estimate -+ t * SE from the estimates without each of G groups; None below MIN_PATIENTS ones.
 
     SE^2 = (G - 1) / G * sum (e_g - mean)^2 (Efron and Stein 1981), t with G - 1 degrees of freedom. The bootstrap would
     put samples twice into a set, which biases distances of distributions. Clipped to 0 .. upper_limit.
     """
     as_finite(estimate, "estimate", ndim=0)
-    if not 0 < confidence < 1:
-        raise UsageError(f"confidence={confidence}: must lie between 0 and 1")
     values = as_finite(leave_one_out, "leave_one_out", ndim=1).astype(np.float64)
     count = len(values)
     if count < MIN_PATIENTS:
         return None
     error = np.sqrt((count - 1) / count * np.square(values - values.mean()).sum())
-    half_width = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)
+    half_width = float(stats.t.ppf(0.975, count - 1) * error)
     return [max(0.0, estimate - half_width), min(upper_limit, estimate + half_width)]
 
 

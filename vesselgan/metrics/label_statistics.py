@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, sparse, stats
 
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError
 from vesselgan.metrics.centreline import TOUCHING, centreline
 from vesselgan.metrics.masks import LARGEST, as_array, as_finite, as_mask, as_spacing
 
@@ -40,7 +40,7 @@ class LabelStatistics:
     consistency: float | None
     """See `consistency`."""
     radius_mm: np.ndarray
-    """Of every skeleton voxel: distance to the nearest unlabelled voxel, centre to centre."""
+    """See `radii_mm`."""
     component_voxels: np.ndarray
     """The size of every component."""
 
@@ -55,18 +55,22 @@ def label_statistics(image_XYZ: np.ndarray, label_XYZ: np.ndarray, spacing_mm: S
     components_XYZ, num_components = ndimage.label(vessel_XYZ, TOUCHING)
     skeleton_XYZ = centreline(vessel_XYZ)
     inside_V, rim_V = _inside_and_rim(image_XYZ, vessel_XYZ)
-    radius_mm = np.zeros(0)
-    if num_components and not vessel_XYZ.all():
-        radius_mm = ndimage.distance_transform_edt(vessel_XYZ, sampling=spacing_mm)[skeleton_XYZ]
     return LabelStatistics(
         vessel_fraction=float(vessel_XYZ.mean()),
         num_components=int(num_components),
         centreline_mm=skeleton_length_mm(skeleton_XYZ, spacing_mm),
         contrast=float(inside_V.mean() - rim_V.mean()) if inside_V.size and rim_V.size else None,
         consistency=_brighter(inside_V, rim_V),
-        radius_mm=radius_mm,
+        radius_mm=radii_mm(vessel_XYZ, skeleton_XYZ, spacing_mm),
         component_voxels=np.bincount(components_XYZ.ravel())[1:],
     )
+
+
+def radii_mm(vessel_XYZ: np.ndarray, skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> np.ndarray:
+    """Of every skeleton voxel: distance to the nearest unlabelled voxel, centre to centre; empty without either."""
+    if not vessel_XYZ.any() or vessel_XYZ.all():
+        return np.zeros(0)
+    return np.asarray(ndimage.distance_transform_edt(vessel_XYZ, sampling=spacing_mm)[skeleton_XYZ])
 
 
 def consistency(image_XYZ: np.ndarray, label_XYZ: np.ndarray) -> float | None:
@@ -78,14 +82,9 @@ def consistency(image_XYZ: np.ndarray, label_XYZ: np.ndarray) -> float | None:
     return _brighter(*_inside_and_rim(image_XYZ, as_mask(label_XYZ, "label", ndim=3)))
 
 
-def shift_label(label_XYZ: np.ndarray, voxels: int = 2) -> np.ndarray:
-    """The label shifted along every axis, padded with zeros: the control of a misplaced label."""
-    label_XYZ = as_array(label_XYZ, "label", ndim=3)
-    if voxels < 1:
-        raise UsageError(f"voxels={voxels}: a label is shifted by 1 or more")
-    shifted_XYZ = np.zeros_like(label_XYZ)
-    shifted_XYZ[voxels:, voxels:, voxels:] = label_XYZ[:-voxels, :-voxels, :-voxels]
-    return shifted_XYZ
+def shift_label(label_XYZ: np.ndarray) -> np.ndarray:
+    """The label shifted by two voxels along every axis, padded with zeros: the control of a misplaced label."""
+    return np.pad(as_array(label_XYZ, "label", ndim=3), ((2, 0),) * 3)[:-2, :-2, :-2]
 
 
 def skeleton_length_mm(skeleton_XYZ: np.ndarray, spacing_mm: Sequence[float]) -> float:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.metrics.centreline import centreline, count_components
-from vesselgan.metrics.label_statistics import consistency, skeleton_length_mm
+from vesselgan.metrics.label_statistics import consistency, radii_mm, skeleton_length_mm
 from vesselgan.metrics.masks import LARGEST, as_finite, as_mask, as_spacing
 
 BESIDE = 3
@@ -42,14 +41,12 @@ def volume_statistics(
 ) -> VolumeStatistics:
     """DataError for a label or a mask of other values than 0 and 1, and for grids that differ."""
     vessel_XYZ, brain_XYZ = as_mask(label_XYZ, "label", ndim=3), as_mask(mask_XYZ, "mask", ndim=3)
-    edges_mm = as_spacing(spacing_mm, 3)
+    as_spacing(spacing_mm, 3)
     if brain_XYZ.shape != vessel_XYZ.shape:
         raise DataError(f"label of shape {vessel_XYZ.shape}, mask of {brain_XYZ.shape}: bring both onto one grid")
     skeleton_XYZ = centreline(vessel_XYZ)
-    radius_mm, is_brain = np.zeros(0), np.zeros(0, bool)
-    if vessel_XYZ.any() and not vessel_XYZ.all():
-        radius_mm = ndimage.distance_transform_edt(vessel_XYZ, sampling=edges_mm)[skeleton_XYZ]
-        is_brain = brain_XYZ[skeleton_XYZ]
+    radius_mm = radii_mm(vessel_XYZ, skeleton_XYZ, spacing_mm)
+    is_brain = brain_XYZ[skeleton_XYZ] if radius_mm.size else np.zeros(0, bool)
     return VolumeStatistics(
         vessel_fraction=float(vessel_XYZ.mean()),
         brain_share=float(brain_XYZ[vessel_XYZ].mean()) if vessel_XYZ.any() else None,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import describe, write_text
-from vesselgan.core.errors import DataError, ResourceError, check_readable
+from vesselgan.core.errors import DataError, ResourceError, reading
 
 LEDGER = "ledger.jsonl"
 FORMAT_VERSION = 1
@@ -82,13 +82,8 @@ class Ledger:
         return [entry for entry in self.entries() if subject in {*entry.subjects, *entry.subjects.values()}]
 
     def _text(self) -> str:
-        try:
-            return self.path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return ""
-        except (OSError, ValueError) as error:
-            check_readable(self.path, error)
-            raise DataError(f"{self.path}: cannot be read ({error}); restore it: it says what left") from error
+        with reading(self.path, "restore it: it says what left"):
+            return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
 
     def _parse(self, number: int, line: str) -> Entry:
         try:

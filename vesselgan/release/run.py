@@ -15,15 +15,15 @@ from vesselgan.config.schema import Release
 from vesselgan.core import locks
 from vesselgan.core.atomic_io import sha256_of, sync_folder, write_text
 from vesselgan.core.console import counted, log
-from vesselgan.core.errors import DataError, UsageError, check_readable
-from vesselgan.evaluation.reference import training_shards
+from vesselgan.core.errors import UsageError, reading
+from vesselgan.evaluation.reference import named_training_shards
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.results import Result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import PROCEDURAL_TREES, ShardSet, content_hash
 from vesselgan.release import card, export, gate, withdrawal
-from vesselgan.release.identities import Identities, find_identities, subjects_of
+from vesselgan.release.identities import find_identities, subjects_of
 from vesselgan.release.ledger import Account, Entry, Ledger, accounts_of_patients, spent
 from vesselgan.release.network import write_network
 from vesselgan.release.scan import Scan
@@ -31,6 +31,7 @@ from vesselgan.synthesis.sampler import TrainedGenerator, read_generator
 
 FOLDER, LOCK, CHECKSUMS, CARD = "release", "release.lock", "SHA256SUMS", "README.md"
 BEING_WRITTEN = ".partial"
+AGAIN = "remove it, and audit or evaluate again"
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,8 @@ class Sources:
 
     @property
     def accounts(self) -> list[Account]:
-        try:
+        with reading(f"the account of {self.sets[0].folder}", AGAIN):
             return [_account(weights, privacy) for weights, privacy in self.privacy.items()]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise _damaged(f"the account of {self.sets[0].folder}", error) from error
 
 
 def release(config: Release) -> Path | None:
@@ -83,8 +82,7 @@ def _read_sources(config: Release) -> Sources:
     sets = [ShardSet(folder) for folder in gate.folders_of(config.synthetic, config.run)]
     if real := [one for one in sets if one.origin != "synthetic"]:
         raise UsageError(f"synthetic={real[0].folder}: holds real patches; name one that was generated")
-    if (training := training_shards(config.data.cohort_dir)) is None:
-        raise DataError(f"{config.data.cohort_dir}: has no shards/gan/train; name the cohort that the GAN learned from")
+    training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
     trained = None
     if config.run is not None:
@@ -92,10 +90,8 @@ def _read_sources(config: Release) -> Sources:
         trained = read_generator(config.run, made.get("weights"), made.get("checkpoint"))
         gate.check_generator(trained, sets, config.run)
     is_flow = config.run is not None and RunDir(config.run).config("train_gan").variant.flow is not None
-    try:
+    with reading(str(config.audit), AGAIN):
         closed = gate.open_gate(audit, str(config.audit), config.run, is_flow, config.reason)
-    except (KeyError, TypeError) as error:
-        raise _damaged(str(config.audit), error) from error
     return Sources(sets, training, audit, trained, closed)
 
 
@@ -157,12 +153,8 @@ def _write_content(
     if sources.trained is not None:
         threshold = sources.sets[0].label_threshold or sources.trained.label_threshold
         write_network(folder / export.NETWORK, sources.trained, str(config.run), threshold)
-    try:
+    with reading(f"{config.audit} or a result in {config.results}", AGAIN):
         text = card.write(_facts(config, sources, entry, earlier, date))
-    except DataError:
-        raise  # it names the file already
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(f"{config.audit} or a result in {config.results}", error) from error
     write_text(folder / CARD, text)
     export.write_croissant(folder, entry.name, date, config.license, card.LIMITS)
 
@@ -197,11 +189,6 @@ def _facts(config: Release, sources: Sources, entry: Entry, earlier: Sequence[En
 def _scan(config: Release, sources: Sources, date: str) -> Scan:
     places: list[str | Path] = [config.work_dir, config.data.cohort_dir, Path.home(), Path.cwd()]
     identities = find_identities(config.data.cohort_dir, places, own_words())
-    _log_scan(identities)
-    return Scan(identities, export.grid_of(sources.sets), SYNTHETIC, date)
-
-
-def _log_scan(identities: Identities) -> None:
     log.info(
         f"searching every byte for {counted(len(identities.terms), 'name')} of patients, people, places and machines, "
         f"for paths, dates and the origins of {counted(len(identities.origins), 'real volume')}"
@@ -211,6 +198,7 @@ def _log_scan(identities: Identities) -> None:
             f"note: not searched for, as too short or a word of every release: {', '.join(identities.skipped[:8])}"
             + (f" and {len(identities.skipped) - 8} more" if len(identities.skipped) > 8 else "")
         )
+    return Scan(identities, export.grid_of(sources.sets), SYNTHETIC, date)
 
 
 def own_words() -> frozenset[str]:
@@ -237,8 +225,3 @@ def _write_checksums(folder: Path) -> str:
 
 def _is_phantom(cohort_dir: str) -> bool:
     return (Path(cohort_dir) / COHORT).is_file() and Cohort.read(cohort_dir).is_phantom
-
-
-def _damaged(path: str, error: Exception) -> DataError:
-    check_readable(path, error)
-    return DataError(f"{path}: damaged ({type(error).__name__}: {error}); remove it, and audit or evaluate again")

@@ -15,7 +15,6 @@ from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Sectio
 from vesselgan.viz import pictures
 
 SIDE = 320
-MASK: pictures.Colour = (92, 200, 255)
 
 
 def section(folders: Sequence[str]) -> Section:
@@ -78,15 +77,12 @@ def panels_of(subject: Subject) -> dict[str, np.ndarray]:
     image_XYZ = scale_to_255(subject.read_image().data_XYZ, subject.limits)
     label_XYZ = subject.read_label().data_XYZ > 0
     mask_XYZ = read_mask(subject.mask).data_XYZ > 0
-    shape = image_XYZ.shape
-    width_mm, height_mm = (shape[k] * subject.spacing_mm[k] for k in (0, 1))
-    scale = SIDE / max(width_mm, height_mm)
-    size = max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
     slice_HW = pictures.mid_slice(image_XYZ)
+    size = pictures.size_to_scale(slice_HW, subject.spacing_mm, SIDE)
     white = max(float(np.percentile(slice_HW, 99.7)), 1.0)
     plain = pictures.enlarge(pictures.grey(slice_HW, 0.0, white, gamma=figures.GAMMA), *size)
     mask_HW = pictures.enlarge_mask(pictures.mid_slice(mask_XYZ), *size)
-    masked = pictures.overlay(plain, mask_HW, colour=MASK, opacity=0.35)
+    masked = pictures.overlay(plain, mask_HW, colour=pictures.MASK, opacity=0.35)
 
     def project(vessels_XYZ: np.ndarray) -> np.ndarray:
         black = np.zeros((*size, 3), np.uint8)

@@ -7,6 +7,7 @@ import numpy as np
 
 from vesselgan.core.console import counted
 from vesselgan.formats.shards import ShardSet
+from vesselgan.metrics.centreline import count_components
 from vesselgan.viz import pictures, rendering
 
 SEED = 20220  # of the choice of patches; fixed before any patch was looked at
@@ -33,9 +34,8 @@ class Sample:
 
     @property
     def name(self) -> str:
-        return (
-            f"sample {self.index}" if self.kind == "synthetic" else f"{self.subject}, patch {self.index} ({self.kind})"
-        )
+        is_synthetic = self.kind == "synthetic"
+        return f"sample {self.index}" if is_synthetic else f"{self.subject}, patch {self.index} ({self.kind})"
 
     @property
     def z(self) -> int:
@@ -49,7 +49,7 @@ class Sample:
 
     @property
     def vessels(self) -> str:
-        components = counted(rendering.count_components(self.label_XYZ), "component")
+        components = counted(count_components(self.label_XYZ > 0), "component")
         return f"{100.0 * self.vessel_fraction:.1f} % vessel in {components}"
 
 
@@ -75,10 +75,7 @@ def choose_with_vessels(shards: ShardSet, count: int, *, stream: int, label_thre
 
 def read_samples(shards: ShardSet, indices: Sequence[int], label_threshold: float | None) -> list[Sample]:
     """Reads these patches; `label_threshold` binarizes synthetic labels."""
-    samples = []
-    for i in indices:
-        samples.append(Sample(i, shards.subject(i), shards.kind(i), *shards.pair(i, label_threshold)))
-    return samples
+    return [Sample(i, shards.subject(i), shards.kind(i), *shards.pair(i, label_threshold)) for i in indices]
 
 
 def window(samples: Sequence[Sample]) -> float:
@@ -92,17 +89,10 @@ def window(samples: Sequence[Sample]) -> float:
     return max([float(np.percentile(sample.image_XYZ, 99.9)) for sample in samples], default=255.0) or 1.0
 
 
-def _size(shape_HW: tuple[int, ...], spacing_mm: Sequence[float]) -> tuple[int, int]:
-    """Height and width of an axial picture in pixels, to scale, the longer one SIDE."""
-    height_mm, width_mm = shape_HW[0] * spacing_mm[1], shape_HW[1] * spacing_mm[0]
-    scale = SIDE / max(height_mm, width_mm)
-    return max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
-
-
 def axial(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
     """The axial slice `sample.z`."""
     picture = pictures.grey(pictures.axial_slice(sample.image_XYZ, sample.z), 0.0, white, gamma=GAMMA)
-    return pictures.enlarge(picture, *_size(picture.shape, spacing_mm))
+    return pictures.enlarge(picture, *pictures.size_to_scale(picture, spacing_mm, SIDE))
 
 
 def axial_label(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
@@ -115,7 +105,7 @@ def axial_label(sample: Sample, spacing_mm: Sequence[float], white: float) -> np
 def projection(sample: Sample, spacing_mm: Sequence[float], white: float) -> np.ndarray:
     """The axial maximum intensity projection."""
     picture = pictures.grey(pictures.mip(sample.image_XYZ), 0.0, white, gamma=GAMMA)
-    return pictures.enlarge(picture, *_size(picture.shape, spacing_mm))
+    return pictures.enlarge(picture, *pictures.size_to_scale(picture, spacing_mm, SIDE))
 
 
 def vessels(sample: Sample, spacing_mm: Sequence[float]) -> np.ndarray:

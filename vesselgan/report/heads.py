@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.errors import reading
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.run_dir import RunDir
@@ -79,10 +79,8 @@ def _pictures(head: _Head, white: float) -> list[tuple[np.ndarray, str]]:
     side_mm = max(n * mm for n, mm in zip(head.sample.image_XYZ.shape, head.spacing_mm, strict=True))
     shown = []
     for axis, name in AXES.items():
-        width_mm, height_mm = (mm for k, mm in enumerate(head.spacing_mm) if k != axis)
         picture = pictures.grey(pictures.mip(head.sample.image_XYZ, axis), 0.0, white, gamma=figures.GAMMA)
-        height, width = picture.shape[0] * height_mm, picture.shape[1] * width_mm
-        size = (max(1, round(figures.SIDE * mm / side_mm)) for mm in (height, width))
+        size = pictures.size_to_scale(picture, head.spacing_mm, figures.SIDE, axis=axis, side_mm=side_mm)
         shown.append((pictures.enlarge(picture, *size), f"{head.title}, {name} projection"))
     return [*shown, (figures.vessels(head.sample, head.spacing_mm), f"{head.title}, vessels in 3D")]
 
@@ -91,13 +89,10 @@ def _comparison(title: str, path: Path) -> list[Block]:
     """A table of what `generate` measured; none where it measured nothing."""
     if not path.is_file():
         return []
-    try:
+    with reading(path, "remove it and generate again"):
         sets = json.loads(path.read_text())
         names = list(dict.fromkeys(name for ranges in sets.values() for name in ranges))
         rows = [(name, *(_text(ranges.get(name, [])) for ranges in sets.values())) for name in names]
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        check_readable(path, error)
-        raise DataError(f"{path}: no comparison of volumes ({error}); remove it and generate again") from error
     return [
         Table(
             text_frame(rows, ["", *sets]),

@@ -15,8 +15,8 @@ from vesselgan.core.atomic_io import write_bytes, write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.core.memory import format_bytes
-from vesselgan.formats.cohort import shards_dir
-from vesselgan.formats.shards import MANIFEST, ShardSet
+from vesselgan.formats.cohort import training_shards
+from vesselgan.formats.shards import ShardSet
 from vesselgan.report import (
     agreement,
     answer,
@@ -160,15 +160,10 @@ def read_galleries(
     config: Report, comparisons: Results, runs: Sequence[Run]
 ) -> tuple[samples.Gallery | None, dict[Path, samples.Gallery]]:
     """The real patches' gallery, and that of each run with patches. Raises UsageError for patches of other shapes."""
-    training_shards = _training_shards(config)
+    real = training_shards(config.data.cohort_dir)
     for run in runs:
-        _check_patches(run, training_shards)
-    return samples.read_galleries(runs, training_shards, _thresholds(comparisons), config.data.label_threshold)
-
-
-def _training_shards(config: Report) -> ShardSet | None:
-    folder = shards_dir(config.data.cohort_dir, "gan", "train")
-    return ShardSet(folder) if (folder / MANIFEST).is_file() else None
+        _check_patches(run, real)
+    return samples.read_galleries(runs, real, _thresholds(comparisons), config.data.label_threshold)
 
 
 def _check_patches(run: Run, real: ShardSet | None) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.core.console import counted
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, reading
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import nearest_neighbours
 from vesselgan.report import figures
@@ -205,7 +205,7 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
             continue
         if missing := AUDIT_KEYS - set(audit):
             raise DataError(f"an audit's result lacks {', '.join(sorted(missing))}; remove it and audit again")
-        try:
+        with reading("an audit's result", "remove it and audit again"):
             audited = audit["inputs"].get("synthetic shards") or [None] * len(audit["synthetic"])
             sets = [(sha256, dict(one)) for sha256, one in zip(audited, audit["synthetic"], strict=True)]
             these = [one for sha256, one in sets if sha256 == content]
@@ -213,8 +213,6 @@ def audits_of(synthetic: ShardSet, results: Sequence[dict[str, Any]]) -> list[tu
             said = "" if audit["override_privacy_gate"] is None else f" Overridden: {audit['override_privacy_gate']}."
             of = "" if these else "(of other samples of this generator) "
             verdicts += [(str(one["verdict"]), f"{of}{one['sentence']}{said}") for one in these or alike]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"an audit's result is damaged ({error}); remove it and audit again") from error
     return verdicts
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vesselgan.core.console import counted
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import reading
 from vesselgan.formats.run_dir import ARCHITECTURE
 from vesselgan.report import table_2
 from vesselgan.report.blocks import (
@@ -98,10 +98,8 @@ def _networks(run: Run) -> list[Block]:
     if not run.architecture:
         is_gan = "loss/critic" in run.scalars  # figure 2 shows a generator and a critic
         return [not_run("figure 2: the run directory does not describe its networks")] if is_gan else []
-    try:
+    with reading(run.folder / ARCHITECTURE, "remove it"):
         diagrams = [_diagram(name, network) for name, network in run.architecture.items()]
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(f"{run.folder / ARCHITECTURE}: not readable ({error!r}); remove it") from error
     figure = Figure(
         "Figure 2, the networks",
         [Panel([diagram], grid="diagram") for diagram in diagrams],

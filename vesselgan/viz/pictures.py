@@ -6,6 +6,7 @@ rows and columns of a picture. Axial pictures have the front at the top and the 
 """
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,7 @@ Colour = tuple[int, int, int]
 
 PANEL: Colour = (13, 16, 23)  # near black, so that a picture keeps its contrast on a white page and on a dark one
 LABEL: Colour = (255, 92, 72)
+MASK: Colour = (92, 200, 255)
 GAP = 6  # pixels between the pictures of a sheet
 
 
@@ -58,6 +60,15 @@ def outline(picture_HW3: np.ndarray, mask_HW: np.ndarray, *, colour: Colour = LA
     drawn = picture_HW3.copy()
     drawn[inside & ~ndimage.binary_erosion(inside, border_value=1)] = colour
     return drawn
+
+
+def size_to_scale(
+    picture_HW: np.ndarray, spacing_mm: Sequence[float], side: int, *, axis: int = 2, side_mm: float | None = None
+) -> tuple[int, int]:
+    """(height, width) in pixels of a picture across `axis`, where `side` pixels are `side_mm`, else the longer side."""
+    width_mm, height_mm = (mm * n for mm, n in zip(np.delete(spacing_mm, axis), picture_HW.shape[1::-1], strict=True))
+    scale = side / (side_mm or max(width_mm, height_mm))
+    return max(1, round(height_mm * scale)), max(1, round(width_mm * scale))
 
 
 def enlarge(picture: np.ndarray, height: int, width: int, *, smooth: bool = True) -> np.ndarray:

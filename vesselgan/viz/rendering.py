@@ -29,11 +29,6 @@ RAY_STEP = 0.5  # of the smallest voxel edge
 SUPERSAMPLING = 2
 
 
-def count_components(label_XYZ: np.ndarray) -> int:
-    """Connected components of a label; voxels that share a corner are connected, as in the rendering."""
-    return int(ndimage.label(np.asarray(label_XYZ) > 0, np.ones((3, 3, 3)))[1])
-
-
 def render_vessels(
     label_XYZ: np.ndarray,
     spacing_mm: tuple[float, float, float],

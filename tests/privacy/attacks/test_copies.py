@@ -27,7 +27,7 @@ def draw(source: np.random.Generator, n: int, m: int, share: float = 0.0) -> cop
     return find(made, held_out)
 
 
-def test_chances_are_those_of_paper_and_pencil() -> None:
+def test_chances_are_those_of_paper_and_pencil():
     # Two generated, one held out: of three equally likely places of the latter, two have one below, one has two.
     assert copies.chances_of(2, 1) == pytest.approx([2 / 3, 1 / 3])
     assert copies.chances_of(1, 9) == pytest.approx([1 / 10])
@@ -36,7 +36,7 @@ def test_chances_are_those_of_paper_and_pencil() -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(1600, 100), (1000, 850)])
-def test_false_alarms_are_as_frequent_as_said(n: int, m: int) -> None:
+def test_false_alarms_are_as_frequent_as_said(n, m):
     source, rounds = np.random.default_rng(0), 400
     found = [draw(source, n, m) for _ in range(rounds)]
     least = copies.least_count(n, m, SIGNIFICANCE)
@@ -50,7 +50,7 @@ def test_false_alarms_are_as_frequent_as_said(n: int, m: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "m"), [(1000, 850), (500, 300)])
-def test_the_power_is_as_said(n: int, m: int) -> None:
+def test_the_power_is_as_said(n, m):
     source, rounds = np.random.default_rng(1), 200
     found = [draw(source, n, m, copies.SHARE) for _ in range(rounds)]
     power = found[0].power(copies.SHARE)
@@ -64,26 +64,26 @@ def test_the_power_is_as_said(n: int, m: int) -> None:
 
 
 @pytest.mark.parametrize("n", [299, 1000, 10_000])
-def test_the_held_out_patches_asked_for_suffice(n: int) -> None:
+def test_the_held_out_patches_asked_for_suffice(n):
     needed = copies.held_out_needed(n, copies.SHARE, SIGNIFICANCE)
     powers = [find(np.full(n, 1.0), np.full(m, 0.5)).power(copies.SHARE) for m in (needed, needed - 1)]
     assert powers[0] >= copies.LEAST_POWER > powers[1]
 
 
-def test_so_many_synthetic_patches_are_needed() -> None:
+def test_so_many_synthetic_patches_are_needed():
     # 0.99^298 = 0.0500..., 0.99^299 = 0.0495: one copy among 299 with probability 0.95.
     assert copies.generated_needed(copies.SHARE) == 299
     assert copies.held_out_needed(298, copies.SHARE, SIGNIFICANCE) is None
 
 
-def test_the_share_has_its_clopper_pearson_bound() -> None:
+def test_the_share_has_its_clopper_pearson_bound():
     made, held_out = np.full(1000, 1.0), np.full(900, 0.5)
     assert find(made, held_out).share_at_most == pytest.approx(1 - 0.05 ** (1 / 1000))
     made[:4] = 0.4
     assert binom.cdf(4, 1000, find(made, held_out).share_at_most) == pytest.approx(0.05)
 
 
-def test_no_patch_on_a_side_finds_nothing() -> None:
+def test_no_patch_on_a_side_finds_nothing():
     for made, held_out in ((np.empty(0), np.ones(3)), (np.ones(3), np.empty(0))):
         test = find(made, held_out)
         assert not test.finds and test.power(1.0) == 0 and test.share_at_most == 1
@@ -91,7 +91,7 @@ def test_no_patch_on_a_side_finds_nothing() -> None:
         find(np.array([-0.1]), np.ones(3))
 
 
-def test_a_person_unlike_the_others_is_told() -> None:
+def test_a_person_unlike_the_others_is_told():
     source = np.random.default_rng(0)
     held_out = source.uniform(0.5, 1.0, 600)
     assert not copies.odd_one_out(held_out, people(600), SIGNIFICANCE)

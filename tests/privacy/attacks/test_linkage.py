@@ -15,14 +15,14 @@ def far_but(pairs: dict[int, int]) -> np.ndarray:
     return distance
 
 
-def test_copies_link_visits_and_others_do_not() -> None:
+def test_copies_link_visits_and_others_do_not():
     own, shifted = far_but({i: i for i in range(8)}), far_but({i: (i + 1) % 8 for i in range(8)})
     found = link(own, own, own, shifted, PEOPLE, PEOPLE, seed=0)
     assert (found.patients, found.linked, found.control, found.through) == (8, 8, 0, 8)
     assert found.p == 0.5**8
 
 
-def test_likeness_of_visits_alone_is_no_finding() -> None:
+def test_likeness_of_visits_alone_is_no_finding():
     own = far_but({i: i for i in range(8)})
     found = link(np.repeat(own, 3, 0), np.repeat(own, 3, 0), own, own, PEOPLE, PEOPLE, seed=0)
     assert found.through == 8 and found.control == 8 and found.p == 1.0

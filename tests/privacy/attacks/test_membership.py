@@ -18,7 +18,7 @@ def drawn(shift: float, *, members: int = 20, others: int = 12, patches: int = 1
     return rng.normal(size=len(patients)) + of_patient + shift * is_member, is_member, patients.tolist()
 
 
-def test_auc_is_scikit_learns() -> None:
+def test_auc_is_scikit_learns():
     score, is_member, patients = drawn(0.7)
     score = score.round(1)  # with ties
     found = attack(score, is_member, patients, seed=0)
@@ -33,7 +33,7 @@ def test_auc_is_scikit_learns() -> None:
     assert found.patient.auc.value == pytest.approx(roc_auc_score(is_member[::15], means))
 
 
-def test_tpr_is_counted_above_one_percent() -> None:
+def test_tpr_is_counted_above_one_percent():
     # Of 200 others two may lie above: the threshold is 197, and half of the members pass it.
     score = np.concatenate([np.arange(200), np.tile([500, 100], 30)]).astype(float)
     is_member = np.arange(260) >= 200
@@ -44,7 +44,7 @@ def test_tpr_is_counted_above_one_percent() -> None:
     assert few.sample.tpr is None
 
 
-def test_members_are_told_and_controls_are_not() -> None:
+def test_members_are_told_and_controls_are_not():
     found = attack(*drawn(3.0), seed=0)
     assert found.sample.auc.value > 0.9 and found.patient.auc.value == 1.0 and found.p == pytest.approx(1e-4)
     assert found.sample.auc.interval[0] > 0.9
@@ -52,7 +52,7 @@ def test_members_are_told_and_controls_are_not() -> None:
         assert control[0] < 0.5 < control[1] < 0.8
 
 
-def test_p_is_uniform_where_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_p_is_uniform_where_nobody_is_told(monkeypatch):
     monkeypatch.setattr(membership, "NUM_PERMUTATIONS", 199)
     monkeypatch.setattr(membership, "NUM_DRAWS", 200)
     monkeypatch.setattr(membership, "NUM_DRAWS_TPR", 2)
@@ -63,7 +63,7 @@ def test_p_is_uniform_where_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     assert inside > 0.85
 
 
-def test_few_patches_of_members_are_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_few_patches_of_members_are_no_alarm(monkeypatch):
     monkeypatch.setattr(membership, "NUM_PERMUTATIONS", 199)
     monkeypatch.setattr(membership, "NUM_DRAWS", 2)
     monkeypatch.setattr(membership, "NUM_DRAWS_TPR", 2)
@@ -75,19 +75,19 @@ def test_few_patches_of_members_are_no_alarm(monkeypatch: pytest.MonkeyPatch) ->
     assert np.mean(alarms) == pytest.approx(0.05, abs=0.062)  # four standard errors of 200
 
 
-def test_five_patients_prove_nothing() -> None:
+def test_five_patients_prove_nothing():
     found = attack(*drawn(9.0, members=3, others=2), seed=0)
     assert found.sample.auc.value == 1.0 and found.p > 0.05  # one of ten splits
     assert found.sample.auc.interval is None and found.sample.auc.control_others is None
 
 
-def test_equal_scores_tell_nothing() -> None:
+def test_equal_scores_tell_nothing():
     _, is_member, patients = drawn(0.0)
     found = attack(np.full(len(patients), 0.1), is_member, patients, seed=0)
     assert (found.sample.auc.value, found.patient.auc.value, found.p, found.sample.tpr.value) == (0.5, 0.5, 1.0, 0.0)
 
 
-def test_scores_by_distance_are_higher_near_samples() -> None:
+def test_scores_by_distance_are_higher_near_samples():
     to_synthetic = np.array([[0.1, 1.0], [0.9, 1.0]])
     to_reference, mask = np.array([[0.8, 0.1], [0.8, 0.9]]), np.array([[False, True], [False, True]])
     scores = distance_scores(to_synthetic, to_reference, mask)
@@ -96,7 +96,7 @@ def test_scores_by_distance_are_higher_near_samples() -> None:
     assert scores["density"][0] == scores["density"][1]  # by the second nearest of each kind
 
 
-def test_scores_that_fit_no_patients_are_refused() -> None:
+def test_scores_that_fit_no_patients_are_refused():
     with pytest.raises(DataError, match="both sides"):
         attack(np.ones(3), np.ones(3, bool), ["a", "b", "c"], seed=0)
     with pytest.raises(DataError, match="some patches"):

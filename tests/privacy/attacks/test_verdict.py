@@ -30,7 +30,7 @@ def evidence(below: int = 0, held_out: int = 800, share_found: float = 1.0) -> E
     )  # fmt: skip
 
 
-def test_nothing_found_with_power_passes() -> None:
+def test_nothing_found_with_power_passes():
     found = conclude(evidence(below=1))
     assert (found.verdict, found.reasons) == (PASS, [])
     for part in ("2000 synthetic", "500 of 12 training", "800 of 12 held-out", "copies of 1% would be found"):
@@ -46,7 +46,7 @@ def test_nothing_found_with_power_passes() -> None:
         (replace(evidence(share_found=0.0), verbatim=1, training_people=2), "are training patches"),
     ],
 )
-def test_what_is_found_fails(changed: Evidence, said: str) -> None:
+def test_what_is_found_fails(changed, said):
     found = conclude(changed)
     assert found.verdict == FAIL and said in found.reasons[0] and said in found.sentence
 
@@ -61,12 +61,12 @@ def test_what_is_found_fails(changed: Evidence, said: str) -> None:
         (evidence(held_out=50), "517 held-out patches (125 patients"),
     ],
 )
-def test_what_cannot_be_told_does_not_pass(changed: Evidence, said: str) -> None:
+def test_what_cannot_be_told_does_not_pass(changed, said):
     found = conclude(changed)
     assert found.verdict == CANNOT_CONCLUDE and said in found.reasons[0]
 
 
-def test_the_worst_set_decides_for_all() -> None:
+def test_the_worst_set_decides_for_all():
     good, bad = conclude(evidence()), conclude(replace(evidence(), verbatim=1))
     assert worst(good, [good]) == good
     found = worst(good, [good, bad])
@@ -74,16 +74,16 @@ def test_the_worst_set_decides_for_all() -> None:
     assert found.reasons[0] in found.sentence and good.sentence in found.sentence
 
 
-def test_many_attacks_raise_no_more_alarms() -> None:
+def test_many_attacks_raise_no_more_alarms():
     attacks = {("image", f"attack {i}"): attack(0.6, 0.02) for i in range(9)}
     assert conclude(replace(evidence(), attacks=attacks)).verdict == PASS  # Holm: 9 * 0.02
 
 
-def test_a_network_that_tells_members_must_not_leave() -> None:
+def test_a_network_that_tells_members_must_not_leave():
     assert "must not leave" in verdict.if_it_left("critic", attack(0.99, 1e-4))
     assert "was not seen to tell" in verdict.if_it_left("flow", attack(0.52, 0.3))
 
 
-def test_bounds_are_those_of_the_rule_of_three() -> None:
+def test_bounds_are_those_of_the_rule_of_three():
     assert copies.at_most(0, 47) == pytest.approx(0.0617, abs=1e-4)
     assert copies.at_most(0, verdict.MIN_PEOPLE) == pytest.approx(0.259, abs=1e-3)

@@ -3,7 +3,6 @@
 import json
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ def small(*words: str) -> Benchmark:
     return compose("benchmark", [*SIZES, *words])
 
 
-def test_the_first_round_does_not_count() -> None:
+def test_the_first_round_does_not_count():
     seen = []
 
     def slow(number: int) -> None:
@@ -35,7 +34,7 @@ def test_the_first_round_does_not_count() -> None:
     assert timings["quick"].rounds == 3
 
 
-def test_both_ways_read_the_same_pair(tmp_path: Path) -> None:
+def test_both_ways_read_the_same_pair(tmp_path):
     draw = np.random.default_rng(1)
     image, label = draw.normal(200, 40, (16, 16, 8)).astype(np.float32), np.zeros((16, 16, 8), np.uint8)
     label[4:8, 4:8, 2:4] = 1
@@ -50,7 +49,7 @@ def test_both_ways_read_the_same_pair(tmp_path: Path) -> None:
     np.testing.assert_array_equal(ours[1], theirs[1])
 
 
-def test_the_loader_prints_one_line(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_the_loader_prints_one_line(capsys, tmp_path):
     out = tmp_path / "deep" / "benchmarks.jsonl"
     run_module.benchmark(small(f"out={out}"))
     (line,) = capsys.readouterr().out.splitlines()
@@ -66,7 +65,7 @@ def test_the_loader_prints_one_line(capsys: pytest.CaptureFixture, tmp_path: Pat
 
 
 @pytest.mark.soak
-def test_prepare_compares_one_rank_with_two(capsys: pytest.CaptureFixture) -> None:
+def test_prepare_compares_one_rank_with_two(capsys):
     pytest.importorskip("mpi4py")
     config = small("target=prepare", "num_subjects=2", "repeats=1", "num_patches=4")
     run_module.benchmark(replace(config, shape=[64, 64, 32]))

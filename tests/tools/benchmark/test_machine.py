@@ -1,7 +1,5 @@
 """The rates of a machine: two points on a line, and a row that plan reads."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
@@ -10,7 +8,7 @@ from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.tools.benchmark import machine
 
 
-def test_two_steps_give_rate_and_overhead() -> None:
+def test_two_steps_give_rate_and_overhead():
     # 0.05 s and 2 TFLOP/s: 0.15 s for 0.2 TFLOP, 0.45 s for 0.8.
     found = machine.rate_and_overhead((0.15, 0.2), (0.45, 0.8))
     assert found == {"tflop_per_s": pytest.approx(2.0), "overhead_ms": pytest.approx(50.0)}
@@ -19,7 +17,7 @@ def test_two_steps_give_rate_and_overhead() -> None:
     assert found == {"tflop_per_s": pytest.approx(0.8), "overhead_ms": 0.0}
 
 
-def test_contradicting_times_are_refused() -> None:
+def test_contradicting_times_are_refused():
     with pytest.raises(ResourceError, match="busy"):
         machine.rate_and_overhead((0.2, 0.2), (0.2, 0.8))
     with pytest.raises(UsageError, match="2 or more"):
@@ -27,7 +25,7 @@ def test_contradicting_times_are_refused() -> None:
 
 
 @pytest.mark.soak
-def test_plan_reads_the_measured_machine(tmp_path: Path) -> None:
+def test_plan_reads_the_measured_machine(tmp_path):
     words = ["target=machine", "variant.width=16", "patch_shape=[32,32,16]", "shape=[48,48,32]", "num_patches=2"]
     words += ["repeats=5", "batch_size=8", "ranks_per_node=2", f"machine_file={tmp_path / 'ours.yaml'}"]
     record = machine.run(compose("benchmark", [*words, "runtime.device=cpu"]))["machine"]

@@ -1,7 +1,6 @@
 """The training step against the authors' step restated: the same mathematics, less work."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -52,7 +51,7 @@ def losses_of_both(config: Benchmark, monkeypatch: pytest.MonkeyPatch) -> tuple[
 
 
 @pytest.mark.parametrize("norm", ["spectral", "instance"])
-def test_ten_steps_are_the_authors(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ten_steps_are_the_authors(norm, monkeypatch):
     config = small(f"variant.critic_norm={norm}", "variant.penalty_reduction=batch")
     # The authors step biases in front of a normalisation too: rounding noise, which does nothing but drift.
     (theirs, ours), weights = losses_of_both(config, monkeypatch)
@@ -63,7 +62,7 @@ def test_ten_steps_are_the_authors(norm: str, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.soak
-def test_the_step_is_measured(capsys: pytest.CaptureFixture, afresh: Callable[[], None]) -> None:
+def test_the_step_is_measured(capsys, afresh):
     afresh()
     capsys.readouterr()
     run_module.benchmark(small())
@@ -77,7 +76,7 @@ def test_the_step_is_measured(capsys: pytest.CaptureFixture, afresh: Callable[[]
     assert facts["authors_over"]["tflop"] == facts["tflop"]["authors"] / facts["tflop"]["engine"]
 
 
-def test_the_work_at_full_size_is_counted() -> None:
+def test_the_work_at_full_size_is_counted():
     config = compose("benchmark", ["target=step"])
     # 20.54 TFLOP was counted by hand for width 512 and batch 4, of which ours keeps 1 / 4.45.
     theirs, ours = step_module._authors_flop(config), step_module.our_flop(config)
@@ -85,14 +84,14 @@ def test_the_work_at_full_size_is_counted() -> None:
     assert theirs / ours > 4.4
 
 
-def test_the_linear_layers_share_is_found() -> None:
+def test_the_linear_layers_share_is_found():
     weight = torch.randn(256, 256)
     shares, _ = shares_of(lambda: weight @ weight, CPU)
     assert shares["linear"] > 0.9
 
 
 @pytest.mark.soak
-def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> None:
+def test_scores_and_segmentation_are_timed(capsys):
     run_module.benchmark(compose("benchmark", ["target=metrics", "shape=[64,64,32]", "repeats=1"]))
     facts = json.loads(capsys.readouterr().out)
     assert facts["bavd"]["ratio_cpu"] > 0 and facts["fid_s"] > 0 and facts["prd_s"] > 0
@@ -104,20 +103,20 @@ def test_scores_and_segmentation_are_timed(capsys: pytest.CaptureFixture) -> Non
 
 
 @pytest.mark.soak
-def test_a_private_step_is_compared_with_a_plain(capsys: pytest.CaptureFixture) -> None:
+def test_a_private_step_is_compared_with_a_plain(capsys):
     run_module.benchmark(small("target=private", "variant=dpgan", "variant.dp.noise_multiplier=1", "batch_size=2"))
     facts = json.loads(capsys.readouterr().out)
     assert all(facts[side]["cpu_ms"] > 0 for side in ("plain", "private"))
     assert facts["private_over_plain"]["cpu"] == facts["private"]["cpu_ms"] / facts["plain"]["cpu_ms"]
 
 
-def test_a_private_step_needs_a_private_variant() -> None:
+def test_a_private_step_needs_a_private_variant():
     with pytest.raises(UsageError, match="variant=dpgan"):
         run_module.benchmark(small("target=private"))
 
 
 @pytest.mark.soak
-def test_emulated_fp16_is_measured_alone(afresh: Callable[[], None]) -> None:
+def test_emulated_fp16_is_measured_alone(afresh):
     afresh()
     result = step_module.run(small("variant.precision=fp16", "runtime.device=cpu", "repeats=1"))
     assert result["engine"]["cpu_ms"] > 0 and "authors" not in result

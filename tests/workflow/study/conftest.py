@@ -74,9 +74,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
 
     def pretend(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
         found.append(stage)
-        for output in stage.outputs:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(made_up(stage)))
+        leave_outputs(stage)
         return True
 
     monkeypatch.setattr(steps, "run_stage", pretend)
@@ -96,14 +94,18 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def pretend(commands: Sequence[object], logs: object, **options: object) -> list[int]:
         stage = stages_met[-1]
         names.append(stage.name)
-        for output in stage.outputs:
-            output.parent.mkdir(parents=True, exist_ok=True)
-            output.write_text(json.dumps(made_up(stage)))
+        leave_outputs(stage)
         return [0] * len(commands)
 
     monkeypatch.setattr(steps, "run_stage", run_stage)
     monkeypatch.setattr(stages.processes, "run_commands", pretend)
     return names
+
+
+def leave_outputs(stage: Stage) -> None:
+    for output in stage.outputs:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(made_up(stage)))
 
 
 def made_up(stage: Stage) -> dict:

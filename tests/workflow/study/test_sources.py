@@ -1,7 +1,9 @@
 """A study's road: which commands, in which order, what decides, and what is refused before anything is started."""
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,46 +21,45 @@ def home_of(config: object) -> Path:
     return Path(config.work_dir) / "studies" / config.name
 
 
-def parsed(stage: Stage) -> list[tuple[str, object]]:
-    """(command, configuration) of a stage's commands; a setting that the command does not know is an error."""
+def words_of(stage: Stage) -> list[tuple[str, list[str]]]:
+    """(command, its words) of a stage."""
     found = []
     for command in stage.commands:
         start = command.index("vesselgan") + 1
-        command_name = command[start].replace("-", "_")
-        found.append((command_name, compose.parse(command_name, None, list(command[start + 1 :])).config))
+        found.append((command[start].replace("-", "_"), list(command[start + 1 :])))
     return found
 
 
-def error_lines(stage: Stage) -> list[tuple[str, dict[str, object]]]:
-    """(command_name, key -> value) of a stage's commands, as they are written."""
-    found = []
-    for command in stage.commands:
-        start = command.index("vesselgan") + 1
-        pairs = (text.split("=", 1) for text in command[start + 1 :] if "=" in text)
-        found.append((command[start].replace("-", "_"), {key: json.loads(value) for key, value in pairs}))
-    return found
+def parsed(stage: Stage) -> list[tuple[str, Any]]:
+    """(command, configuration); a setting that the command does not know is an error."""
+    return [(name, compose.parse(name, None, words).config) for name, words in words_of(stage)]
+
+
+def typed(stage: Stage) -> list[tuple[str, dict[str, Any]]]:
+    """(command, key -> value), as they are written."""
+    pairs = [(name, [word.split("=", 1) for word in words if "=" in word]) for name, words in words_of(stage)]
+    return [(name, {key: json.loads(value) for key, value in settings}) for name, settings in pairs]
+
+
+def all_of(walked: list[Stage], command: str) -> dict[str, dict[str, Any]]:
+    """Stage -> what is written of this command."""
+    return {stage.name: settings for stage in walked for name, settings in typed(stage) if name == command}
 
 
 def test_every_command_is_accepted_by_its_script(study, walked):
     config = study("seeds=[1,2]")
     run_sources(config, home_of(config))
-    commands = [pair for stage in walked for pair in error_lines(stage)]
     checked = set()
     for stage in walked:  # one of each kind: what differs within a kind are names and numbers
-        for command_name, settings in error_lines(stage):
-            if (kind := (command_name, settings.get("evaluate"), settings.get("data.source"))) not in checked:
+        for name, settings in typed(stage):
+            if (kind := (name, settings.get("evaluate"), settings.get("data.source"))) not in checked:
                 parsed(stage)
                 checked.add(kind)
     assert len(checked) == 10
-    count = {
-        command_name: sum(v == command_name for v, _ in commands)
-        for command_name in ("generate", "train_unet", "segment", "report")
-    }
+    count = Counter(settings.get("evaluate", name) for stage in walked for name, settings in typed(stage))
     # Per GAN two thresholds are tried with the first seed. Then six sources (real, 2, 2 with real, shuffled) with two
     # seeds each, of which the two winners were trained already: 4 + 12 - 2. Each of the 12 segments two cohorts.
-    assert count == {"generate": 2, "train_unet": 14, "segment": 24, "report": 1}
-    jobs = [c["evaluate"] for command_name, c in commands if command_name == "evaluate"]
-    assert {job: jobs.count(job) for job in jobs} == {
+    assert count == {"generate": 2, "train_unet": 14, "segment": 24, "report": 1} | {
         "label_threshold": 2, "segmentation": 24, "threshold": 2, "comparison": 1
     }  # fmt: skip
     assert len({stage.name for stage in walked}) == len(walked)
@@ -87,7 +88,7 @@ def test_the_report_gets_the_studys_patches(study, walked):
     config = study()
     home = home_of(config)
     run_sources(config, home)
-    ((_, page),) = [c for stage in walked for c in error_lines(stage) if c[0] == "report"]
+    (page,) = all_of(walked, "report").values()
     assert page["synthetic"] == [str(home / f"gans/{gan}/synthetic") for gan in ("gp", "sn_mp")]
     rows = {row["name"]: row["gan"] for row in json.loads((home / "sources.json").read_text())["rows"]}
     assert rows["real+gp"] == rows["gp"] == {"run": "gp", "weights_sha256": "ab" * 32} and rows["real"] is None
@@ -117,9 +118,7 @@ def test_image_scores_need_a_named_network(study, walked, tmp_path):
 def test_every_source_gets_the_same_steps(study, walked):
     config = study("unet.max_steps=20", "unet.validate_every=10")
     run_sources(config, home_of(config))
-    unets = {
-        stage.name: c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_unet"
-    }
+    unets = all_of(walked, "train_unet")
     for name, unet in unets.items():
         assert unet["unet.max_steps"] == 20, name
         assert unet["unet.patience"] > 20 / 10, name  # more validations than there are
@@ -137,9 +136,7 @@ def test_the_label_threshold_is_what_validation_says(study, walked):
         record = json.loads((home_of(config) / f"gans/{gan}/label_threshold.json").read_text())
         assert (record["label_threshold"], record["validation_dice"]) == (threshold, 0.9)
         assert [entry["label_threshold"] for entry in record["candidates"]] == [0.3, 0.5]
-    trained = {
-        stage.name: c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_unet"
-    }
+    trained = all_of(walked, "train_unet")
     assert trained["unet-real+gp-at-0.5-seed-990"]["data.label_threshold"] == 0.5
     rows = {row["name"]: row for row in json.loads((home_of(config) / "sources.json").read_text())["rows"]}
     assert list(rows) == ["real", "gp", "sn_mp", "real+gp", "real+sn_mp", "shuffled", "threshold"]
@@ -156,7 +153,7 @@ def test_nothing_chosen_depends_on_test_subjects(study, walked):
     chosen = [name for name in names[:first] if name.startswith("unet-") and "-at-" in name]
     assert len(chosen) == 4  # both GANs' choices were made before the first volume was segmented
     for stage in walked:
-        for command_name, settings in error_lines(stage):
+        for command_name, settings in typed(stage):
             if command_name in ("generate", "train_unet") or settings.get("evaluate") == "label_threshold":
                 assert "split" not in settings and config.test_cohorts[0] not in json.dumps(settings)
             if settings.get("evaluate") == "threshold":
@@ -227,18 +224,16 @@ def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
     assert [r["validation_dice"] for r in ranking] == sorted((r["validation_dice"] for r in ranking), reverse=True)
     for stage in walked[:4]:  # the first GAN is trained, patches are made, thresholds narrowed: their verbs know it all
         parsed(stage)
-    verbs = [command_name for stage in walked for command_name, _ in error_lines(stage)]
-    assert set(verbs) == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
-    gans = [c for stage in walked for command_name, c in error_lines(stage) if command_name == "train_gan"]
+    verbs = {name for stage in walked for name, _ in words_of(stage)}
+    assert verbs == {"train_gan", "generate", "evaluate", "train_unet"} and "segment" not in verbs
+    gans = all_of(walked, "train_gan").values()
     variant = sweep.swept_gan(config).variant
     ratio = variant.learning_rate_generator / variant.learning_rate_critic
     for gan, rate in zip(gans, (1e-4, 2e-4), strict=True):
         assert (gan["variant.learning_rate_critic"], gan["train.batch_size"]) == (rate, 4)
         assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
-    generated = [
-        c["checkpoint"] for stage in walked for command_name, c in error_lines(stage) if command_name == "generate"
-    ]
-    assert generated == ["step_00000010", None, None]
+    generated = all_of(walked, "generate").values()
+    assert [settings["checkpoint"] for settings in generated] == ["step_00000010", None, None]
 
 
 def test_a_sweep_ranks_by_the_mean_over_seeds(study, walked, monkeypatch):

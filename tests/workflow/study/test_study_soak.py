@@ -64,7 +64,7 @@ def weights_of(unet: Path) -> dict[str, bytes]:
     return {str(path.relative_to(unet)): path.read_bytes() for path in unet.glob("checkpoints/step_*/*.safetensors")}
 
 
-def test_a_stopped_study_resumes_to_its_end(trained: Trained) -> None:
+def test_a_stopped_study_resumes_to_its_end(trained):
     repository, work, gan = trained
     dpgan, home = work / "runs/dpgan", work / "studies/own"
     run(repository, *RANKS, "launch/train_gan.py", f"--run_dir={dpgan}", f"work_dir={work}", *PRIVATE, *GAN)
@@ -104,7 +104,7 @@ def check_outcome(home: Path, spent: dict) -> None:
     assert private and all(f"epsilon {spent['epsilon']:.3g} per patch at delta 1e-05" in line for line in private)
 
 
-def test_a_sweep_reads_no_test_volume(trained: Trained) -> None:
+def test_a_sweep_reads_no_test_volume(trained):
     """The last test of the cohort, whose test volumes it removes."""
     repository, work, gan = trained
     cohort = json.loads((work / "phantom/cohort.json").read_text())["subjects"]

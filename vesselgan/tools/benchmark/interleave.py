@@ -3,11 +3,14 @@
 import os
 import resource
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
+
+from vesselgan.core.errors import ResourceError
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,14 @@ def interleave(candidates: Mapping[str, Callable[[int], object]], rounds: int) -
                 times[name].append((_cpu_s() - cpu_s, time.perf_counter() - wall_s))
     medians = {name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in times.items()}
     return {name: Timing(cpu_s, wall_s, rounds) for name, (cpu_s, wall_s) in medians.items()}
+
+
+def run_process(what: str, words: Sequence[str], threads: int) -> None:
+    """A candidate as a process of its own; ResourceError with the end of what it says if it fails."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    process = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    if process.returncode != 0:
+        raise ResourceError(f"{what} failed (exit {process.returncode}): {process.stderr.strip()[-400:]}")
 
 
 def load() -> list[float]:

@@ -18,7 +18,7 @@ from vesselgan.config.schema import Benchmark
 from vesselgan.data.patches import ShardDataset
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, ShardSet, write_manifest, write_shard
-from vesselgan.tools.benchmark.interleave import Timing, interleave
+from vesselgan.tools.benchmark.interleave import interleave
 
 SPACING_MM = (0.5, 0.5, 0.7)
 PERCENTILES = (0.0, 99.995)
@@ -42,27 +42,28 @@ def run(config: Benchmark) -> dict[str, Any]:
 
 
 def _compare(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> dict[str, Any]:
-    pairs, corners_N3 = _cut(image_XYZ, label_XYZ, config)
+    pairs, corners_N3 = cut_pairs(image_XYZ, label_XYZ, config)
     with TemporaryDirectory() as folder:
         npy, shards = Path(folder) / "npy", Path(folder) / "shards"
         _write_as_the_authors(npy, pairs)
         dataset = _sharded(shards, pairs, corners_N3, intensity_limits(image_XYZ, PERCENTILES))
-        timings = interleave(
-            {
-                "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
-                "shards": lambda number: _read_all(lambda i: dataset.read([i])[0], len(pairs)),
-            },
-            config.repeats,
-        )
-        num_bytes = {
-            name: sum(path.stat().st_size for path in files.iterdir())
-            for name, files in (("authors", npy), ("shards", shards))
+        candidates = {
+            "authors": lambda number: _read_all(lambda i: read_as_the_authors(npy, i), len(pairs)),
+            "shards": lambda number: _read_all(lambda i: dataset.read([i]), len(pairs)),
         }
-    return {
-        **{name: {**_per_pair(timing, len(pairs)), "bytes": num_bytes[name]} for name, timing in timings.items()},
-        "ratio_cpu": round(timings["authors"].cpu_s / timings["shards"].cpu_s, 2),
-        "ratio_wall": round(timings["authors"].wall_s / timings["shards"].wall_s, 2),
+        timings = interleave(candidates, config.repeats)
+        num_bytes = [sum(file.stat().st_size for file in path.iterdir()) for path in (npy, shards)]
+    per_pair = {
+        name: {
+            "cpu_ms": round(1e3 * t.cpu_s / len(pairs), 3),
+            "wall_ms": round(1e3 * t.wall_s / len(pairs), 3),
+            "bytes": n,
+        }
+        for (name, t), n in zip(timings.items(), num_bytes, strict=True)
     }
+    authors, ours = timings["authors"], timings["shards"]
+    ratios = {"ratio_cpu": round(authors.cpu_s / ours.cpu_s, 2), "ratio_wall": round(authors.wall_s / ours.wall_s, 2)}
+    return {**per_pair, **ratios}
 
 
 def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
@@ -73,11 +74,10 @@ def shape_of(voxels: Sequence[int]) -> tuple[int, int, int]:
 def phantom_dataset(folder: Path, config: Benchmark) -> ShardDataset:
     """config.num_patches pairs of a phantom in shards in `folder`, as training reads them."""
     image_XYZ, label_XYZ, _, _ = generate_subject(config.seed, shape_of(config.shape), SPACING_MM)
-    limits = intensity_limits(image_XYZ, PERCENTILES)
-    return _sharded(folder, *_cut(image_XYZ, label_XYZ, config), limits)
+    return _sharded(folder, *cut_pairs(image_XYZ, label_XYZ, config), intensity_limits(image_XYZ, PERCENTILES))
 
 
-def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> tuple[list[Pair], np.ndarray]:
+def cut_pairs(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> tuple[list[Pair], np.ndarray]:
     """Pairs around vessels, and their corners."""
     corners_N3 = patches.vessel_corners(
         label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub-01", purpose="benchmark"
@@ -136,7 +136,3 @@ def _smoothly_scaled(image_XYZ: np.ndarray) -> np.ndarray:
 def _read_all(read: Callable[[int], object], count: int) -> None:
     for i in range(count):
         read(i)
-
-
-def _per_pair(timing: Timing, count: int) -> dict[str, float]:
-    return {"cpu_ms": round(1e3 * timing.cpu_s / count, 3), "wall_ms": round(1e3 * timing.wall_s / count, 3)}

@@ -3,9 +3,7 @@
 # X Y Z voxels, N patches
 
 import math
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,9 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-import data_prep
 from data_prep import patches
 from data_prep.check import sha256_of_voxels
 from data_prep.phantom import generate_subject
@@ -24,8 +19,8 @@ from vesselgan.core.errors import ResourceError
 from vesselgan.formats import volumes
 from vesselgan.formats.intensities import intensity_limits, scale_to_255
 from vesselgan.formats.shards import Record, write_shard
-from vesselgan.tools.benchmark.interleave import interleave
-from vesselgan.tools.benchmark.loader import PERCENTILES, SPACING_MM, shape_of
+from vesselgan.tools.benchmark.interleave import interleave, run_process
+from vesselgan.tools.benchmark.loader import PERCENTILES, SPACING_MM, cut_pairs, shape_of
 
 RANKS = (1, 2)
 
@@ -87,19 +82,7 @@ def _build(mpiexec: Path, ranks: int, root: Path, folder: Path, config: Benchmar
     command += [f"data.prepare.num_vessel_patches_unet={config.num_patches}", "data.prepare.pairs_per_shard=16"]
     command += ["data.prepare.split.validation=0", "data.prepare.split.test=0"]
     command += ["data.prepare.max_clipped_vessel_share=1"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=Path(data_prep.__file__).resolve().parents[1],
-        check=False,
-    )
-    if process.returncode != 0:
-        raise ResourceError(
-            f"the build on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"
-        )
+    run_process(f"the build on {ranks} ranks", command, threads=1)
 
 
 def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
@@ -117,22 +100,14 @@ def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
     timed("hash", lambda: [sha256_of_voxels(v.data_XYZ) for v in (image_volume, label_volume)])
     limits = timed("limits", lambda: intensity_limits(image_volume.data_XYZ, PERCENTILES))
     scaled_XYZ = timed("scale", lambda: scale_to_255(image_volume.data_XYZ, limits))
-    patch_pairs = timed("cut", lambda: _cut(scaled_XYZ, label_volume.data_XYZ, config))
-    records = [Record(image, label, "sub", corner, "vessel", limits, 0) for image, label, corner in patch_pairs]
+    pairs, corners_N3 = timed("cut", lambda: cut_pairs(scaled_XYZ, label_volume.data_XYZ, config))
+    records = [
+        Record(image, label, "sub-01", tuple(corner), "vessel", limits, 0)
+        for (image, label), corner in zip(pairs, corners_N3.tolist(), strict=True)
+    ]
     shape = shape_of(config.patch_shape)
     timed("write", lambda: write_shard(folder / "shard.h5", records, patch_shape=shape, origin="real"))
     return stage_ms
-
-
-def _cut(image_XYZ: np.ndarray, label_XYZ: np.ndarray, config: Benchmark) -> list[tuple[np.ndarray, np.ndarray, Any]]:
-    corners_N3 = patches.vessel_corners(
-        label_XYZ, config.patch_shape, config.num_patches, seed=config.seed, subject="sub", purpose="benchmark"
-    )
-    shape = config.patch_shape
-    return [
-        (patches.cut(image_XYZ, corner, shape), patches.cut(label_XYZ, corner, shape), tuple(corner))
-        for corner in corners_N3.tolist()
-    ]
 
 
 def _growth(stages: dict[str, dict[str, float]], ratio: float) -> dict[str, float]:

@@ -1,8 +1,6 @@
 """plan's step times against training itself, on one rank and on as many as share this machine."""
 
-import os
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,9 +11,9 @@ from tqdm import tqdm
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
-from vesselgan.core.errors import ResourceError
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark import loader, machine
+from vesselgan.tools.benchmark.interleave import run_process
 from vesselgan.tools.plan import costs
 from vesselgan.workflow.stage import module_command
 
@@ -69,12 +67,7 @@ def _train(ranks: int, overrides: list[str], config: Benchmark, folder: Path) ->
     command += [f"data.cohort_dir={folder / 'cohort'}", f"work_dir={folder}", f"train.max_steps={steps}"]
     command += [f"train.log_every={LOG_EVERY}", "train.image_every=1000000", "train.checkpoint_every=1000000"]
     command += [f"runtime.device={config.runtime.device}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(config.threads)}
-    process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if process.returncode != 0:
-        raise ResourceError(
-            f"training on {ranks} ranks failed (exit {process.returncode}): {process.stderr.strip()[-400:]}"
-        )
+    run_process(f"training on {ranks} ranks", command, config.threads)
     rows = RunDir(run_dir).metrics()[1:]
     names = [name for name in rows[0] if name.startswith("time/")]
     return {name: statistics.median(row[name] for row in rows) for name in names}
