@@ -34,6 +34,7 @@ WORDS = {
     "flow_label": ["variant=flow_label", "variant.width=8"],
     "gan_label": ["variant=gan_label", "variant.width=8"],
 }
+SEE_PATIENTS = ("flow", "flow_label", "gan_label")
 ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": True, "noise_multiplier": 1.5}
 KINDS = ("noisy", "mirrored", "shifted", "all_three", "label_only")
 
@@ -157,7 +158,7 @@ def made_once(tmp_path_factory, made_runs: Path, write_checkpoint) -> Callable[[
             work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs, write_checkpoint)
             run = work.run(kind, privacy=ACCOUNT if kind == "dpgan" else None)
             network = {"kind": "flow", "run": kind, "p": 0.4, "sentence": "the flow was not seen to tell."}
-            audit = work.audit(run, {"network": network} if "flow" in kind else None)
+            audit = work.audit(run, {"network": network} if kind in SEE_PATIENTS else None)
             out = work.release("name=first", f"run={run}", f"audit={audit}", "license=CC-BY-4.0")
             assert out is not None
             kept[kind] = work, out

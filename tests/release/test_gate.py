@@ -56,11 +56,13 @@ def test_another_generator_than_the_audited_exits_7(work, gan):
         work.release("name=a", *words)
 
 
-def test_a_flow_that_was_not_attacked_exits_7(work):
-    flow = work.run("flow")
-    with pytest.raises(PrivacyError, match="flow itself was not attacked"):
+@pytest.mark.parametrize("kind", ["flow", "gan_label"])
+def test_a_generator_that_was_not_attacked_exits_7(work, kind):
+    """One that sees patients' patches, or their labels."""
+    flow = work.run(kind)
+    with pytest.raises(PrivacyError, match="itself was not attacked"):
         work.release("name=a", f"run={flow}", f"audit={work.audit(flow)}")
-    tells = {"kind": "flow", "run": "flow", "p": 0.001, "sentence": "the flow tells members: it must not leave."}
+    tells = {"kind": "flow", "run": kind, "p": 0.001, "sentence": "the flow tells members: it must not leave."}
     audit = work.audit(flow, {"network": tells})
     with pytest.raises(PrivacyError, match="must not leave"):
         work.release("name=a", f"run={flow}", f"audit={audit}")

@@ -9,11 +9,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 PATCH_SHAPE = (32, 32, 16)
 Train = Callable[..., subprocess.CompletedProcess]
+
+
+class StillEngine:
+    """As much of an engine as a step calls; it updates nothing."""
+
+    def __init__(self, name: str, module: torch.nn.Module) -> None:
+        self.name, self.module, self.device, self.dtype = name, module, torch.device("cpu"), torch.float32
+        self.micro_batches, self.gradient_norm = 1, torch.zeros(())
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> bool:
+        return True
 
 
 def tiny_records(count: int) -> list[Record]:

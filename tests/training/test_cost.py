@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from vesselgan.config.compose import compose
@@ -22,6 +21,8 @@ from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.trainer.batch_plan import BatchPlan
 from vesselgan.training.cost import StepCost, StepSetup, largest_fitting_batch, step_cost
 from vesselgan.training.gan import generator_step
+
+from .conftest import StillEngine
 
 SHAPE, WIDTH, BATCH, LATENT = (32, 32, 16), 16, 4, 128
 
@@ -68,22 +69,9 @@ def test_the_generators_step_by_hand():
 
 
 def test_the_generators_step_as_torch_counts():
-    class Player:
-        """As much of an engine as a step calls."""
-
-        def __init__(self, name: str, module: torch.nn.Module) -> None:
-            self.name, self.module, self.device, self.dtype = name, module, torch.device("cpu"), torch.float32
-            self.micro_batches, self.gradient_norm = 1, torch.zeros(())
-
-        def backward(self, loss: torch.Tensor) -> None:
-            loss.backward()
-
-        def step(self) -> bool:
-            return True
-
     of = variant("gp")
-    critic = Player("critic", Critic(SHAPE, WIDTH, of.critic_norm))
-    generator = Player("generator", Generator(SHAPE, WIDTH, LATENT))
+    critic = StillEngine("critic", Critic(SHAPE, WIDTH, of.critic_norm))
+    generator = StillEngine("generator", Generator(SHAPE, WIDTH, LATENT))
     with FlopCounterMode(display=False) as counter:
         generator_step(critic, generator, NoiseSampler(0, BATCH, LATENT), 0)
     assert counter.get_total_flops() == generator_flop(of, "cpu")

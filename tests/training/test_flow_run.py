@@ -17,23 +17,9 @@ from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.synthesis.sampler import load_generator
 from vesselgan.training.gan import critic_step, generator_step
 
-from .conftest import PATCH_SHAPE
+from .conftest import PATCH_SHAPE, StillEngine
 
 FLOW = ("variant=flow", "train.max_steps=4", "train.checkpoint_every=2", "train.keep_last=9")
-
-
-class StillEngine:
-    """As much of an engine as a step calls; it updates nothing."""
-
-    def __init__(self, name: str, module: torch.nn.Module) -> None:
-        self.name, self.module, self.device, self.dtype = name, module, torch.device("cpu"), torch.float32
-        self.micro_batches, self.gradient_norm = 1, torch.zeros(())
-
-    def backward(self, loss: torch.Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> bool:
-        return True
 
 
 def weights(run_dir: Path, step: int) -> dict[str, torch.Tensor]:

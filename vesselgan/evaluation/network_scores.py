@@ -1,7 +1,7 @@
 """What a run's network itself says of real patches: the critic's score, or how well a flow denoises them.
 
 This is what leaks if that network leaves, not what its samples tell. A critic has seen every training patch, and so has
-a flow's generator; a GAN's generator never saw one.
+a flow's generator; a GAN's never saw one, where labels are given those alone.
 N batch, C channel (0 image, 1 vessel label), X Y Z voxels
 """
 

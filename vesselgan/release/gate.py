@@ -58,14 +58,15 @@ def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: st
             )
 
 
-def open_gate(audit: Result, path: str, run: str | None, is_flow: bool, reason: str | None) -> list[str]:
+def open_gate(audit: Result, path: str, run: str | None, sees_patients: bool, reason: str | None) -> list[str]:
     """Why the gate was closed and the reason opened it; empty if it is open.
 
+    sees_patients: whether the generator itself is shown patients' patches, or their labels, in training.
     Raises PrivacyError for a closed gate without a reason.
     """
     closed = [] if audit["verdict"] == PASS else [f"{audit['verdict']}: {audit['sentence']}"]
-    if run is not None and is_flow:
-        closed += _of_flow(audit["network"], RunDir(run).name)
+    if run is not None and sees_patients:
+        closed += _of_network(audit["network"], RunDir(run).name)
     if closed and reason is None:
         raise PrivacyError(
             f"{path}: {' '.join(closed)} Nothing was released; see what the audit needs, or state why it may leave all "
@@ -76,10 +77,10 @@ def open_gate(audit: Result, path: str, run: str | None, is_flow: bool, reason: 
     return closed
 
 
-def _of_flow(network: dict[str, Any] | None, run: str) -> list[str]:
-    """A flow sees patients' patches itself, so its own loss is attacked before it may leave."""
-    if network is None or network.get("kind") != "flow" or network.get("run") != run:
-        return ["The flow itself was not attacked: audit with run=RUN, or release its patches alone."]
+def _of_network(network: dict[str, Any] | None, run: str) -> list[str]:
+    """A flow's loss, or the critic that sees as much as the generator and more, is attacked before it may leave."""
+    if network is None or network.get("run") != run:
+        return ["The network itself was not attacked: audit with run=RUN, or release its patches alone."]
     return [str(network["sentence"])] if network["p"] <= SIGNIFICANCE else []
 
 

@@ -84,14 +84,15 @@ def _read_sources(config: Release) -> Sources:
         raise UsageError(f"synthetic={real[0].folder}: holds real patches; name one that was generated")
     training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
-    trained = None
+    trained, sees_patients = None, False
     if config.run is not None:
         made = sets[0].manifest.extra
         trained = read_generator(config.run, made.get("weights"), made.get("checkpoint"))
         gate.check_generator(trained, sets, config.run)
-    is_flow = config.run is not None and RunDir(config.run).config("train_gan").variant.flow is not None
+        variant = RunDir(config.run).config("train_gan").variant
+        sees_patients = variant.flow is not None or variant.condition is not None
     with reading(str(config.audit), AGAIN):
-        closed = gate.open_gate(audit, str(config.audit), config.run, is_flow, config.reason)
+        closed = gate.open_gate(audit, str(config.audit), config.run, sees_patients, config.reason)
     return Sources(sets, training, audit, trained, closed)
 
 

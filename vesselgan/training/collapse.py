@@ -113,9 +113,10 @@ def warning_lines(metrics: dict[str, float]) -> list[str]:
             "and try lower learning rates or another seed"
         )
     if metrics.get("warning/flat_critic"):
+        norm = f"gradient norm {metrics['gp/grad_norm']:.3g}, " if "gp/grad_norm" in metrics else ""
         lines.append(
-            f"warning: flat critic: gradient norm {metrics.get('gp/grad_norm', math.nan):.3g}, score gap "
-            f"{metrics['loss/wasserstein']:.3g}; the generator learns nothing from it: try a lower learning rate of "
-            "the critic, or bf16 in place of fp16 where gp/zero_fraction is above 0"
+            f"warning: flat critic: {norm}score gap {metrics['loss/wasserstein']:.3g}; the generator learns nothing "
+            "from it: try a lower learning rate of the critic, or bf16 in place of fp16 where gp/zero_fraction is "
+            "above 0"
         )
     return lines
