@@ -118,7 +118,10 @@ ask_study() { kill -TERM "$1" 2>/dev/null || true; }
 requeue() {
     # Slurm's end, not the warning before it. Where it wants the job again it queues it itself.
     [ "$asked_by" != TERM ] || fail 143 "$1 is saved; ended by SIGTERM: cancelled, preempted or out of time"
-    if scontrol requeue "$SLURM_JOB_ID"; then
+    local answer=0
+    scontrol requeue "$SLURM_JOB_ID" || answer=$?
+    # Above 128 a signal ended it: a busy Slurm ends the job that it queues again, scontrol too, before it has answered.
+    if [ "$answer" -eq 0 ] || [ "$answer" -gt 128 ]; then
         echo "$SLURM_JOB_NAME: job $(job_name) is queued again and resumes from $1"
         exit 0
     fi

@@ -137,6 +137,14 @@ def test_a_saved_run_is_requeued_unless_cancelled(job, number):
         assert f"{run_dir} is saved; ended by SIGTERM" in job.failure.read_text()
 
 
+def test_slurm_may_end_scontrol_before_it_answers(job):
+    """A busy one ends all of a job that it queues again, while scontrol still waits."""
+    job.stub("python", SLEEPS)
+    job.stub("scontrol", 'echo "$@" >"$STUBS/asked"\nkill -TERM $$\n')
+    code, output = job.stop(job.start("study"), signal.SIGUSR1)
+    assert code == 0 and "is queued again" in output and not job.failure.exists()
+
+
 def test_a_study_is_requeued_at_most_100_times(job):
     job.stub("python", SLEEPS)
     code, output = job.stop(job.start("study", SLURM_RESTART_COUNT="100"), signal.SIGUSR1)
