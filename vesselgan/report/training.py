@@ -90,14 +90,15 @@ def _losses(run: Run) -> Block:
         f"Losses over {int(run.steps[-1]):,} generator steps ({', '.join(details)})",
         panels,
         ("Faint: as logged; strong: running mean." if is_smoothed else "As logged.") + skips,
-        how_to_read=HOW_TO_READ_A_GAN if "loss/wasserstein" in run.scalars else "",
+        how_to_read=HOW_TO_READ_A_GAN if "loss/gradient_penalty" in run.scalars else "",
     )
 
 
 def _networks(run: Run) -> list[Block]:
     if not run.architecture:
-        is_gan = "loss/critic" in run.scalars  # figure 2 shows a generator and a critic
-        return [not_run("figure 2: the run directory does not describe its networks")] if is_gan else []
+        # Figure 2 shows the paper's generator and critic, not a generator that is given labels.
+        is_drawn = "loss/critic" in run.scalars and run.setting("variant.condition") is None
+        return [not_run("figure 2: the run directory does not describe its networks")] if is_drawn else []
     with reading(run.folder / ARCHITECTURE, "remove it"):
         diagrams = [_diagram(name, network) for name, network in run.architecture.items()]
     figure = Figure(
