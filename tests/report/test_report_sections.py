@@ -155,6 +155,12 @@ def test_synthetic_heads_stand_beside_a_real_one(tmp_path, make_run):
         heads.section([run], tmp_path / "cohort")
 
 
+def test_another_runs_scores_are_not_the_only_runs(make_result):
+    unnamed, named = make_result("synthetic", 0.8), {**make_result("synthetic", 0.8), "gan": {"run": "elsewhere"}}
+    rows = table_3_rows.from_results([unnamed, named], ["dice"], {"a": "sn_mp"})["rows"]
+    assert [row["variant"] for row in rows] == ["sn_mp", None]
+
+
 def comparison_of(make_result) -> dict:
     results = [make_result("real", 0.9), make_result("synthetic", 0.8)]
     return table_3_rows.from_results(results, ["dice", "bavd_voxels"], {"a": "sn_mp"})

@@ -85,8 +85,8 @@ def from_results(
         if (kind := _kind_of(result)) is None:
             continue
         scores = {region: _score_region(result, region, metrics) for region in REGIONS}
-        gan = str((result.get("gan") or {}).get("run"))
-        variant = variants.get(gan) or only if kind in ("synthetic", "both") else None
+        gan = (result.get("gan") or {}).get("run")
+        variant = (only if gan is None else variants.get(gan)) if kind in ("synthetic", "both") else None
         suffix = f"; {paper.VARIANTS.get(variant, variant)}" if variant else ""
         own = "" if result["name"] == kind else f"; {result['name']}"
         rows.append(
