@@ -4,6 +4,7 @@
     mpiexec -n 2 python -m mpi4py -m vesselgan make-phantom
     vesselgan make-phantom preset=paper
     vesselgan make-phantom preset=other
+    vesselgan make-phantom preset=spanning
     vesselgan make-phantom phantom.num_subjects=20 phantom.seed=7 work_dir=work/more
 
 Writes data.root/sub-01/{image,vessel,brain_mask}.nii.gz and so on, and data.root/phantom.json, which holds the
@@ -106,7 +107,9 @@ def write_subject(root: Path, phantom: Phantom, number: int) -> None:
     noise_low, noise_high = phantom.noise
     scanner = Scanner(phantom.slab_mm, phantom.bias, (noise_low, noise_high), phantom.point_spread_voxels)
     seed = subject_seed(phantom.seed, number)
-    image, vessel, mask, affine = generate_subject(seed, (x, y, z), (spacing_x, spacing_y, spacing_z), scanner)
+    image, vessel, mask, affine = generate_subject(
+        seed, (x, y, z), (spacing_x, spacing_y, spacing_z), scanner, phantom.trees
+    )
     folder = root / subject_id(number)
     partial = root / f".{folder.name}{atomic_io.PARTIAL}"
     try:

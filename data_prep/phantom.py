@@ -219,11 +219,17 @@ class Head:
 
 
 def _add_vessels(
-    rng: np.random.Generator, head: Head, grid: Grid, image: np.ndarray, cavity: np.ndarray, slab_mm: float
+    rng: np.random.Generator,
+    head: Head,
+    grid: Grid,
+    image: np.ndarray,
+    cavity: np.ndarray,
+    slab_mm: float,
+    trees: str,
 ) -> np.ndarray:
     """Paint veins, scalp arteries and arteries into the image, in place; returns the label of the arteries."""
     voxel_mm = float(np.mean(grid.spacing_mm))
-    calibre = Calibre(rng.uniform(0.86, 0.98), max(0.35, 0.48 * voxel_mm))
+    calibre = Calibre(rng.uniform(0.86, 0.98), max(0.35, 0.48 * voxel_mm), trees)
     fresh = rng.uniform(3.8, 4.6)
     height = grid.axes_mm()[2] + rng.uniform(0, slab_mm)
     saturation_Z = 1 - 0.25 * ((height % slab_mm) / slab_mm) ** 3
@@ -259,12 +265,16 @@ def _acquire(rng: np.random.Generator, image: np.ndarray, scanner: Scanner) -> n
 
 
 def generate_subject(
-    seed: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], scanner: Scanner | None = None
+    seed: int,
+    shape: tuple[int, int, int],
+    spacing_mm: tuple[float, float, float],
+    scanner: Scanner | None = None,
+    trees: str = "steered",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One subject: image int16 XYZ, vessel label uint8 {0,1}, brain mask uint8 {0,1}, affine 4x4 (RAS, mm).
 
-    Same seed, shape, spacing and scanner (None: the defaults): same bytes on one machine. The scanner changes the
-    image, not the anatomy.
+    Same arguments (scanner None: the defaults): same bytes on one machine. The scanner changes the image, not the
+    anatomy; `trees` (a name in phantom_vessels.TREES) how arteries branch.
     """
     scanner = scanner or Scanner()
     rng = np.random.default_rng(seed)
@@ -276,7 +286,7 @@ def generate_subject(
     slabs = [slice(first, first + NUM_PLANES) for first in range(0, grid.shape[0], NUM_PLANES)]
     for slab in slabs:
         image[slab], cavity[slab] = head.paint([axes_mm[0][slab], *axes_mm[1:]], edge_mm)
-    vessel = _add_vessels(rng, head, grid, image, cavity, scanner.slab_mm)
+    vessel = _add_vessels(rng, head, grid, image, cavity, scanner.slab_mm, trees)
     for slab in slabs:
         image[slab] *= np.exp(scanner.bias * head.bias.on_grid([axes_mm[0][slab], *axes_mm[1:]]))
     affine = np.diag([*grid.spacing_mm, 1.0])

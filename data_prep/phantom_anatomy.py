@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data_prep.phantom_vessels import Depth, Tip, Tubes, concatenate, grow, trunk
+from data_prep.phantom_vessels import TREES, Depth, Tip, Tubes, concatenate, trunk
 
 TEMPLATE_MM = (156.0, 192.0, 88.9)
 TOP_MM = 93.0
@@ -132,10 +132,12 @@ def draw_variant(rng: np.random.Generator) -> WillisVariant:
 
 @dataclass(frozen=True)
 class Calibre:
-    """A subject's scale of the table's radii (mm, adult), and the radius at which branches end."""
+    """A subject's scale of the table's radii (mm, adult), the radius at which branches end, how they grow."""
 
     scale: float
     min_radius: float
+    trees: str = "steered"
+    """A name in TREES."""
 
 
 Nodes = Sequence[tuple[float, float, float]]
@@ -177,7 +179,7 @@ class Tracer:
 
     def grow(self, depth: Depth, *, target_depth_mm: float, branch_every_mm: float) -> None:
         """Grow the trees of all tips so far along a surface, and forget the tips."""
-        trees = grow(
+        trees = TREES[self.calibre.trees](
             self.rng,
             self.tips,
             depth,

@@ -12,6 +12,12 @@ MURRAY_EXPONENT = 2.7
 INFLOW_LENGTH_MM = 210.0
 """Path after which saturation has taken all but 1/e of the inflow enhancement."""
 STEP_MM = 2.0
+FLOOR_MM, HALF_WIDTHS_MM = -8.0, (78.0, 96.0)
+"""Where branches end: below the slab, and beside the template."""
+BALANCE = 0.4
+"""Weight of the way to the root beside that of the wire, in trees that span points."""
+BEND = 0.15
+"""Standard deviation of a spanning branch's middle from the straight line, share of its length."""
 
 Depth = Callable[[np.ndarray], np.ndarray]
 """Points [N, 3] -> depth below a surface in mm [N], positive inside."""
@@ -107,7 +113,7 @@ def grow(
 ) -> Tubes:
     """Trees from the tips, steered along a surface at a depth, branching by Murray's law down to min_radius.
 
-    All tips advance together, a step at a time. A branch also ends 8 mm below the slab or at top_mm.
+    All tips advance together, a step at a time. A branch also ends at FLOOR_MM or at top_mm.
     """
     position = np.array([tip.position for tip in tips])
     direction = np.array([tip.direction for tip in tips])
@@ -138,7 +144,85 @@ def grow(
             to_branch_mm = np.concatenate([to_branch_mm, np.zeros(splits.sum())])
             due = to_branch_mm <= 0
             to_branch_mm[due] = branch_every_mm * rng.uniform(0.6, 1.4, due.sum())
-        alive = (radius >= min_radius) & (position[:, 2] < top_mm) & (position[:, 2] > -8.0)
+        alive = (radius >= min_radius) & (position[:, 2] < top_mm) & (position[:, 2] > FLOOR_MM)
         position, direction, radius = position[alive], direction[alive], radius[alive]
         path, to_branch_mm = path[alive], to_branch_mm[alive]
     return concatenate(tubes)
+
+
+def span(
+    rng: np.random.Generator,
+    tips: Sequence[Tip],
+    depth: Depth,
+    *,
+    target_depth_mm: float,
+    min_radius: float,
+    branch_every_mm: float,
+    top_mm: float,
+) -> Tubes:
+    """Trees from the tips that join points scattered at a depth below a surface, a branch's length apart and less.
+
+    Their shape is a minimum spanning tree's that shuns long ways to the root (Cuntz et al., PLoS Comput Biol 2010);
+    their radii follow Murray's law, every end of a tip's tree receiving the same flow. Branches end as those of `grow`.
+    """
+    root_R3 = np.array([tip.position for tip in tips])
+    points_P3 = _scattered(rng, depth, target_depth_mm, branch_every_mm / 3, top_mm)
+    node_N3 = np.concatenate([root_R3, points_P3])
+    parent_N, order_N = spanning_tree(node_N3, len(tips))
+    root_N, ends_N = np.arange(len(node_N3)), np.zeros(len(node_N3))
+    path_N = np.concatenate([[tip.path_mm for tip in tips], np.zeros(len(points_P3))])
+    children_N = order_N[len(tips) :]
+    for node in children_N:
+        root_N[node] = root_N[parent_N[node]]
+        path_N[node] = path_N[parent_N[node]] + np.linalg.norm(node_N3[node] - node_N3[parent_N[node]])
+    for node in children_N[::-1]:
+        ends_N[node] = max(ends_N[node], 1)
+        ends_N[parent_N[node]] += ends_N[node]
+    radius_R = np.array([tip.radius for tip in tips])
+    radius_N = radius_R[root_N] * (ends_N / np.maximum(ends_N[root_N], 1)) ** (1 / MURRAY_EXPONENT)
+    kept = children_N[radius_N[children_N] >= min_radius]
+    start, end = node_N3[parent_N[kept]], node_N3[kept]
+    length = np.linalg.norm(end - start, axis=1, keepdims=True)
+    middle = (start + end) / 2 + BEND * length * rng.normal(0.0, 1.0, start.shape)
+    radius, signal = radius_N[kept], flow_signal(path_N[kept], radius_N[kept])
+    return concatenate([Tubes(start, middle, radius, signal), Tubes(middle, end, radius, signal)])
+
+
+def spanning_tree(node_N3: np.ndarray, num_roots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every node's parent (-1: one of the roots, the first nodes) and an order in which parents come first.
+
+    Nodes are joined one by one, each time where the wire and BALANCE times the way to the root are shortest.
+    """
+    count = len(node_N3)
+    parent_N, order_N = np.full(count, -1), np.arange(count)
+    cost_N, path_N = np.full(count, np.inf), np.zeros(count)
+    is_joined_N = np.zeros(count, bool)
+    for i in range(count):
+        node = i if i < num_roots else int(cost_N.argmin())
+        if node >= num_roots:
+            path_N[node] = path_N[parent_N[node]] + np.linalg.norm(node_N3[node] - node_N3[parent_N[node]])
+        order_N[i], is_joined_N[node], cost_N[node] = node, True, np.inf
+        wire_N = np.linalg.norm(node_N3 - node_N3[node], axis=1)
+        offer_N = wire_N + BALANCE * (path_N[node] + wire_N)
+        is_better = (offer_N < cost_N) & ~is_joined_N & (np.arange(count) >= num_roots)
+        cost_N[is_better], parent_N[is_better] = offer_N[is_better], node
+    return parent_N, order_N
+
+
+def _scattered(
+    rng: np.random.Generator, depth: Depth, target_depth_mm: float, apart_mm: float, top_mm: float
+) -> np.ndarray:
+    """Random points [P, 3] about target_depth_mm below the surface, no two nearer than apart_mm."""
+    from scipy.spatial import KDTree
+
+    low, high = [-HALF_WIDTHS_MM[0], -HALF_WIDTHS_MM[1], FLOOR_MM], [*HALF_WIDTHS_MM, top_mm]
+    drawn_P3 = rng.uniform(low, high, (60_000, 3))
+    drawn_P3 = drawn_P3[np.abs(depth(drawn_P3) - target_depth_mm) < 1.5]
+    is_kept = np.ones(len(drawn_P3), bool)
+    for i, near in enumerate(KDTree(drawn_P3).query_ball_point(drawn_P3, apart_mm)):
+        if is_kept[i]:
+            is_kept[[j for j in near if j > i]] = False
+    return drawn_P3[is_kept]
+
+
+TREES = {"steered": grow, "spanning": span}

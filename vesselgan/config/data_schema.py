@@ -259,3 +259,5 @@ class Phantom:
     """Range of a subject's noise (standard deviation, share of the brain's intensity)."""
     point_spread_voxels: float = field(metadata=NOT_NEGATIVE)
     """Standard deviation of the point spread."""
+    trees: str = field(metadata=one_of("steered", "spanning"))
+    """How arteries branch: steered along the brain's surface, or the shortest wires that join points on it."""
