@@ -8,10 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scipy.sparse.csgraph import minimum_spanning_tree
 
-from data_prep import make_phantom
+from data_prep import make_phantom, phantom_vessels
 from data_prep.phantom import FAR_MM, WARP_MM, Field, Grid, Head, Scanner, draw_tubes, generate_subject
-from data_prep.phantom_vessels import Tubes, murray, trunk
+from data_prep.phantom_vessels import TREES, Tip, Tubes, murray, spanning_tree, trunk
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import MakePhantom
 from vesselgan.core.errors import DataError, UsageError
@@ -225,6 +226,40 @@ def test_murrays_law_holds_at_every_branch():
     first, second = murray(np.random.default_rng(0), parent)
     np.testing.assert_allclose(first**2.7 + second**2.7, parent**2.7)
     assert (first >= second).all() and (second > 0).all()
+
+
+@pytest.mark.parametrize("balance", [0.0, 0.4])
+def test_wires_without_balance_are_a_minimum_spanning_tree(balance, monkeypatch):
+    monkeypatch.setattr(phantom_vessels, "BALANCE", balance)
+    nodes = np.random.default_rng(0).uniform(0, 10, (60, 3))
+    parents, order = spanning_tree(nodes, num_roots=1)
+    assert (parents == -1).sum() == 1 and sorted(order) == list(range(60))
+    assert all(list(order).index(parents[node]) < i for i, node in enumerate(order) if i)
+    wire = sum(np.linalg.norm(nodes[node] - nodes[parents[node]]) for node in range(1, 60))
+    least = minimum_spanning_tree(np.linalg.norm(nodes[:, None] - nodes, axis=2)).sum()
+    assert wire == pytest.approx(least) if balance == 0 else wire > 1.001 * least
+
+
+@pytest.mark.parametrize("trees", TREES)
+def test_trees_hang_on_their_tips_and_thin_out(trees):
+    tips = [Tip(np.array([0.0, y, 20.0]), np.array([1.0, 0, 0]), 1.0, 50.0) for y in (-20.0, 20.0)]
+
+    def depth(points: np.ndarray) -> np.ndarray:
+        return 40.0 - np.linalg.norm(points - [0, 0, 40], axis=1)
+
+    settings = {"target_depth_mm": 2.0, "min_radius": 0.3, "branch_every_mm": 15.0, "top_mm": 90.0}
+    tubes = TREES[trees](np.random.default_rng(0), tips, depth, **settings)
+    assert 0.3 <= tubes.radius_S.min() and tubes.radius_S.max() <= 1.0
+    ends = np.concatenate([tubes.end_S3, [tip.position for tip in tips]])
+    begins_on_one = np.linalg.norm(tubes.start_S3[:, None] - ends[None], axis=2).min(1) < 1e-9
+    assert begins_on_one.all()
+
+
+def test_trees_of_another_kind_are_calibrated_too():
+    _, vessel, mask, _ = generate_subject(1, (96, 112, 48), (1.0, 1.05, 1.2), trees="spanning")
+    assert 0.004 <= (vessel & mask).sum() / mask.sum() <= 0.015
+    steered = generate_subject(1, (96, 112, 48), (1.0, 1.05, 1.2))
+    assert (steered[2] == mask).all() and (steered[1] != vessel).any()
 
 
 def test_a_trunk_runs_from_first_to_last_node():

@@ -177,6 +177,13 @@ def test_a_private_gan_stands_beside_its_budget():
     assert "dp" not in [r["name"] for r in made["rows"] if r["kind"] == "synthetic"]
 
 
+@pytest.mark.parametrize(("variant", "unit"), [("dp_flow", "patch"), ("dpgan", "patient"), (None, "patch")])
+def test_the_papers_private_rows_are_its_gans_alone(variant, unit):
+    private = row("dp", "synthetic", variant, 0.5) | {"privacy": PRIVACY | {"unit": unit}}
+    (cells,) = cells_of(in_paper_order({"cohorts": ["first"], "rows": [private]}), "Table B.1", "all")
+    assert not any("paper" in line for cell in cells for line in cell)
+
+
 def test_a_gan_of_known_noise_has_no_epsilon():
     known = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"is_key_secret": False}}
     title = (

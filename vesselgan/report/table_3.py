@@ -37,7 +37,7 @@ from vesselgan.viz import plots
 TABLES = {
     "Table 3": ("U-Nets trained on synthetic patches alone", ("synthetic", "real", "shuffled", "threshold")),
     "Table A.1": ("U-Nets trained on real and synthetic patches", ("both", "real")),
-    "Table B.1": ("U-Nets trained on patches of differentially private GANs", (PRIVATE,)),
+    "Table B.1": ("U-Nets trained on patches of differentially private generators", (PRIVATE,)),
 }
 """The paper's name -> title, and the kinds of sources in it in their order."""
 BOXES = {"Table 3": "Figure 6", "Table A.1": "Figure A.1"}

@@ -35,7 +35,8 @@ def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """The paper's (kind, model) of the row's source."""
     if row["kind"] == PRIVATE:
-        return PRIVATE, _budget(float(row["privacy"]["epsilon"]))
+        is_the_papers = (row["variant"], row["privacy"]["unit"]) == paper.PRIVATE
+        return PRIVATE, _budget(float(row["privacy"]["epsilon"])) if is_the_papers else str(row["name"])
     return row["kind"], "real" if row["kind"] == "real" else model_of(row)
 
 
