@@ -5,6 +5,7 @@ import hashlib
 import inspect
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -18,7 +19,7 @@ from vesselgan.config import compose
 from vesselgan.config.schema import Generate, Runtime
 from vesselgan.core.errors import CheckpointError, DataError, NumericError, UsageError
 from vesselgan.formats.checkpoint_folder import FORMAT_VERSION
-from vesselgan.formats.shards import ShardSet, read_manifest, verify
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, verify
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
@@ -27,6 +28,8 @@ from vesselgan.synthesis import sampler
 from vesselgan.synthesis.generate import generate
 from vesselgan.synthesis.labels import PATCHES_PER_HEAD, LabelPatches
 from vesselgan.synthesis.sampler import load_generator, make_record
+
+from ..conftest import edit_json, write_shards
 
 PATCH = (32, 16, 16)
 WIDTH, LATENT = 8, 6
@@ -256,6 +259,43 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     (out / "synthetic_00000.h5").unlink()
     with pytest.raises(DataError, match="synthetic_00000.h5"):
         generate(settings(tmp_path / "run"))
+
+
+def set_training_labels(run_dir: Path, threshold: float) -> None:
+    """A training set whose labels are those that the threshold makes of the run's first samples."""
+    samples = load_generator(run_dir, "running", device="cpu").sample(5, 7, label_threshold=threshold)
+    records = [replace(record, kind="grid", score_XYZ=None) for record in samples]
+    write_shards(run_dir.parent / "cohort/shards/gan/train", records)
+    words = (f"variant.width={WIDTH}", f"variant.latent_size={LATENT}", f"data.cohort_dir={run_dir.parent}/cohort")
+    (run_dir / "config.yaml").write_text(compose.to_yaml(compose.compose("train_gan", words)))
+    digest = content_hash(run_dir.parent / "cohort/shards/gan/train")
+    (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": digest}}))
+
+
+def chosen(tmp_path: Path, name: str = "chosen") -> float | None:
+    return generate(settings(tmp_path / "run", label_threshold=None, out=str(tmp_path / name))).label_threshold
+
+
+def test_labels_are_cut_where_they_are_most_like_real_ones(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    assert chosen(tmp_path, "without a training set") == 0.3
+    set_training_labels(tmp_path / "run", 0.65)
+    assert chosen(tmp_path) == 0.65
+    set_training_labels(tmp_path / "run", 0.55)
+    assert chosen(tmp_path) == 0.65  # begun so
+    assert chosen(tmp_path, "anew") == 0.55
+
+
+def test_a_private_run_reads_no_training_label(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    set_training_labels(tmp_path / "run", 0.65)
+    folder = tmp_path / "run/checkpoints/step_00000100"
+    edit_json(folder / "state.json", lambda report: report["state"].update(privacy={"epsilon": 1.0}))
+    entries = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "state.json").read_bytes()
+    entries["state.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(entries))
+    assert chosen(tmp_path) == 0.3
 
 
 def test_a_foreign_folder_is_not_touched(tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ class Generate:
     of training; `ema`: the weights' moving average with standing statistics (variant.ema_decay); null: `ema` where the
     variant keeps one, else `standing`."""
     label_threshold: float | None = field(metadata=SHARE | OF_PATCHES)
-    """Label threshold that the manifest recommends to readers and that the NIfTI labels use; null: the variant's."""
+    """Score from which a voxel is vessel in stored and in NIfTI labels, and which the manifest recommends to readers;
+    null: the one whose labels are most like the training labels, the variant's for private runs and given labels."""
     batch_size: int = field(metadata=POSITIVE)
     nifti: bool = field(metadata=OF_PATCHES)
     """Write every pair as NIfTI too, into OUT/nifti."""

@@ -1,5 +1,6 @@
 """Whether synthetic patches are like those of the training set, said before a U-Net learns from them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,12 @@ from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
 from vesselgan.metrics.centreline import TOUCHING
+from vesselgan.metrics.label_likeness import evenly, label_means
 
 MAX_PATCHES = 1000
 """Of a set, all over it."""
+THRESHOLDS = [round(0.05 * k, 2) for k in range(1, 20)]
+"""Candidates of a label threshold."""
 FEW_VOXELS = 4
 """Components of fewer are specks: a vessel's voxels touch more."""
 FAR = {"vessel fraction": 3.0, "range of patch means": 2.0, "contrast within patches": 2.0}
@@ -37,7 +41,7 @@ class Summary:
     @classmethod
     def of(cls, shards: ShardSet, *, label_threshold: float | None = None, max_patches: int = MAX_PATCHES) -> "Summary":
         """label_threshold: of synthetic patches; None: as their manifest recommends."""
-        numbers = np.unique(np.linspace(0, len(shards) - 1, max_patches).round().astype(int))
+        numbers = evenly(len(shards), max_patches)
         fractions, means, contrasts, sizes = [], [], [], []
         for i in map(int, numbers):
             image_XYZ, label_XYZ = shards.pair(i, label_threshold)
@@ -70,16 +74,33 @@ class Summary:
         return [f"{name} {a:.3g} against {b:.3g}" for name, (a, b) in far.items()]
 
 
+def training_set(run: RunDir) -> ShardSet | None:
+    """What the run learned from, where it still is as it was."""
+    folder = shards_dir(run.config("train_gan").data.cohort_dir, "gan", "train")
+    is_there = (folder / MANIFEST).is_file() and content_hash(folder) == run.trained_on()
+    return ShardSet(folder) if is_there else None
+
+
+def likest_threshold(scores: Iterable[np.ndarray], training: ShardSet) -> float | None:
+    """The one of THRESHOLDS whose labels are most like the training labels; None if no labels can be compared."""
+    (reference,) = label_means((training.label(int(i)) for i in evenly(len(training), MAX_PATCHES)), [1.0])
+    if not reference.vessel_fraction:
+        return None
+    distances = [means.distance(reference) for means in label_means(scores, THRESHOLDS)]
+    found = [(far, threshold) for far, threshold in zip(distances, THRESHOLDS, strict=True) if far is not None]
+    return min(found)[1] if found else None
+
+
 def log_comparison(synthetic: ShardSet, run: RunDir) -> None:
     """Logs both sets' summaries; a warning where they are far apart, or nothing is labelled."""
     summary = Summary.of(synthetic)
     log.info(f"at label threshold {synthetic.label_threshold:g}: {summary.line()}")
-    folder = shards_dir(run.config("train_gan").data.cohort_dir, "gan", "train")
-    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
-        log.info(f"not compared with the training set, which is not in {folder}")
+    shards = training_set(run)
+    if shards is None:
+        log.info("not compared with the training set, which is not where the run read it")
         differences = [] if summary.vessel_fraction else ["no label has a vessel"]
     else:
-        training = Summary.of(ShardSet(folder))
+        training = Summary.of(shards)
         log.info(f"training set: {training.line()}")
         differences = summary.differences(training)
     if differences:

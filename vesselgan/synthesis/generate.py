@@ -30,11 +30,13 @@ from vesselgan.formats.synthetic_volumes import SETTINGS
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
-from vesselgan.synthesis.comparison import log_comparison
+from vesselgan.synthesis.comparison import likest_threshold, log_comparison, training_set
 from vesselgan.synthesis.labels import LabelPatches
 from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_generator
 
 PAIRS_PER_SHARD = 256
+NUM_PILOTS = 200
+"""Samples that a label threshold is chosen from."""
 
 
 def generate(config: Generate) -> ShardSet:
@@ -45,21 +47,24 @@ def generate(config: Generate) -> ShardSet:
     """
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
     trained = read_generator(config.run, config.weights, config.checkpoint)
-    threshold = trained.label_threshold if config.label_threshold is None else config.label_threshold
-    check_settings(counts, config.seed, threshold)
+    threshold = config.label_threshold
+    check_settings(counts, config.seed, trained.label_threshold if threshold is None else threshold)
     labels = trained.label_patches(config.seed)
-    settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed, "threshold": threshold}
+    settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed}
     settings |= {} if labels is None else {PROCEDURAL_TREES: True}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
-    if _is_complete(out, settings):
+    threshold = _threshold_of(out, settings) if threshold is None else threshold
+    if threshold is not None and _is_complete(out, settings | {"threshold": threshold}):
         log.info(f"{out}: already holds these {config.num_patches} patches")
     else:
         device = choose_device(config.runtime.device, 0)
         trained.network.to(device)
+        if threshold is None:
+            threshold = _chosen_threshold(config, trained)
         origin = f"{trained.run}, {trained.checkpoint}, seed {config.seed}"
         shape = "x".join(map(str, trained.patch_shape))
         log.info(f"generating {counted(config.num_patches, 'patch', 'patches')} of {shape} from {origin}, on {device}")
-        _write_shards(out, trained, config, settings, labels)
+        _write_shards(out, trained, config, settings | {"threshold": threshold}, labels)
     shards = ShardSet(out)
     log_comparison(shards, RunDir(config.run))
     if config.nifti:
@@ -72,6 +77,33 @@ def origin_of(trained: TrainedGenerator) -> dict[str, Any]:
     names = {"run": trained.run, "checkpoint": trained.checkpoint, "weights": trained.weights}
     privacy = {"privacy": trained.state["privacy"]} if "privacy" in trained.state else {}
     return {**names, "weights_sha256": trained.weights_sha256, **privacy}
+
+
+def _threshold_of(out: Path, settings: dict[str, Any]) -> float | None:
+    """The label threshold of samples of these settings that were begun in `out`; UsageError as `is_begun`."""
+    threshold = json.loads((out / SETTINGS).read_text()).get("threshold") if is_begun(out, settings) else None
+    return threshold if isinstance(threshold, float) else None
+
+
+def _chosen_threshold(config: Generate, trained: TrainedGenerator) -> float:
+    """Of the first samples, whose labels are most like the training labels; the variant's where that cannot be said.
+
+    That is so where labels are given, where the training set has gone, and where a budget protects it: the choice reads
+    the patients' labels.
+    """
+    run = RunDir(config.run)
+    is_open = trained.label_patches(config.seed) is None and "privacy" not in trained.state
+    training = training_set(run) if is_open else None
+    if training is None:
+        return trained.label_threshold
+    indices = range(min(config.num_patches, NUM_PILOTS))
+    pilots = trained.records(indices, config.seed, trained.label_threshold, config.batch_size, None)
+    scores = (record.score_XYZ for record in pilots if record.score_XYZ is not None)
+    threshold = likest_threshold(scores, training)
+    if threshold is None:
+        return trained.label_threshold
+    log.info(f"label threshold {threshold:g}: the labels of {counted(len(indices), 'sample')} are most like real ones")
+    return threshold
 
 
 def is_begun(out: Path, settings: dict[str, Any]) -> bool:

@@ -67,7 +67,7 @@ class TrainedGenerator:
     def sample(
         self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Record]:
-        """The first `n` pairs of a seed, equal to what `vesselgan generate` writes and `ShardSet` reads.
+        """The first `n` pairs of a seed, equal to what `vesselgan generate` writes with this label threshold.
 
         label_threshold: None takes the variant's. Raises UsageError for a number out of its range, NumericError for a
         generator that diverged.
