@@ -24,6 +24,7 @@ from data_prep.check import assign_splits, check_cohort, check_label_settings
 from data_prep.layouts import LEFT_OUT, CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
+from data_prep.patches import padded_shape
 from data_prep.patients import patients_of
 from data_prep.qc_results import CohortReport, summary, table
 from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
@@ -290,6 +291,7 @@ def write_manifests(
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
+                    "shape": list(padded_shape(subject.shape, data.prepare.patch_shape)),
                     "patient": patients[name],
                     "image_sha256": subject.image_sha256,
                 }

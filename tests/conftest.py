@@ -154,7 +154,10 @@ def flip_bit(path: Path, place: int | None = None) -> None:
 def write_shards(
     folder: Path, records: list[Any], *, files: int = 1, subjects: dict[str, dict[str, Any]] | None = None, **facts: Any
 ) -> Path:
-    """A set of the records in `files` shards; subjects: what the manifest says of one beside its place."""
+    """A set of the records in `files` shards; subjects: what the manifest says of one beside its place.
+
+    A subject's volume ends where the last of its patches does.
+    """
     from vesselgan.formats.shards import write_manifest, write_shard
 
     origin = "real" if records[0].score_XYZ is None else "synthetic"
@@ -162,7 +165,11 @@ def write_shards(
     infos = [write_shard(folder / f"shard-{k}.h5", records[k::files], **how) for k in range(files)]
     spacing_mm = facts.get("spacing_mm", (1.0, 1.0, 1.0))
     place = {"spacing_mm": list(spacing_mm), "affine": np.diag([*spacing_mm, 1.0]).tolist()}
-    entries = {record.subject: place | (subjects or {}).get(record.subject, {}) for record in records}
+    entries: dict[str, dict[str, Any]] = {}
+    for record in records:
+        end_3 = np.array(record.corner) + record.image_XYZ.shape
+        shape = np.maximum(end_3, entries.get(record.subject, {}).get("shape", end_3)).tolist()
+        entries[record.subject] = place | {"shape": shape} | (subjects or {}).get(record.subject, {})
     facts = {"spacing_mm": spacing_mm, "percentiles": (0.0, 99.99), "extra": {}} | facts
     write_manifest(folder, shards=infos, subjects=entries, **how, **facts)
     return folder

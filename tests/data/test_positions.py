@@ -2,39 +2,52 @@
 
 import itertools
 
+import numpy as np
+import pytest
 import torch
 
+from vesselgan.core.errors import DataError
 from vesselgan.data.positions import position_stream, positions_and_extent_of, positions_of
 from vesselgan.data.sampler import batch_indices
+from vesselgan.formats.shards import Record, ShardSet
+
+from ..conftest import edit_json, write_shards
+
+PATCH = (4, 4, 2)
+CORNERS = (("a", (0, 0, 0)), ("a", (4, 0, 0)), ("b", (100, 50, 7)), ("a", (12, 0, 0)))
+VOLUMES = {"a": {"shape": [16, 4, 2]}, "b": {"shape": [204, 104, 16]}}
 
 
-class Corners:
-    """As much of a ShardSet as is read."""
-
-    patch_shape = (4, 4, 2)
-    corners = ((0, 0, 0), (4, 0, 0), (12, 0, 0), (100, 50, 7))
-    subjects = ("a", "a", "a", "b")
-
-    def __len__(self):
-        return 4
-
-    def corner(self, i):
-        return self.corners[i]
-
-    def subject(self, i):
-        return self.subjects[i]
+def write_set(folder, count=4):
+    """The first patches of CORNERS."""
+    pair = np.ones(PATCH, np.float32), np.ones(PATCH, np.uint8)
+    records = [Record(*pair, name, corner, "grid", (0.0, 900.0), 0) for name, corner in CORNERS[:count]]
+    return ShardSet(write_shards(folder, records, subjects=VOLUMES))
 
 
-def test_positions_are_centres_in_the_subjects_box():
-    positions = positions_of(Corners()).tolist()  # type: ignore[arg-type]
-    # Subject a's box is 16 x 4 x 2: centres at 2, 6 and 14 of 16.
-    assert positions == [[-0.75, 0, 0], [-0.25, 0, 0], [0.75, 0, 0], [0, 0, 0]]
+def test_positions_are_centres_in_the_subjects_volume(tmp_path):
+    positions = positions_of(write_set(tmp_path)).tolist()
+    # Subject a's volume is 16 x 4 x 2: centres at 2, 6 and 14 of 16.
+    assert positions == [[-0.75, 0, 0], [-0.25, 0, 0], [0, 0, 0], [0.75, 0, 0]]
 
 
-def test_extents_are_shares_of_the_box():
-    # A quarter of subject a's box for three patches, all of b's for one.
-    _, extent_3 = positions_and_extent_of(Corners())  # type: ignore[arg-type]
-    assert extent_3.tolist() == [0.4375, 1, 1]
+def test_a_place_depends_on_no_other_patch(tmp_path):
+    whole, fewer = positions_of(write_set(tmp_path / "whole")), positions_of(write_set(tmp_path / "fewer", 2))
+    assert torch.equal(whole[:2], fewer)
+
+
+def test_extents_are_shares_of_the_volume(tmp_path):
+    _, extent_3 = positions_and_extent_of(write_set(tmp_path))
+    # A quarter of subject a's for three patches, 4 of 204 for b's one.
+    expected = [(3 * 4 / 16 + 4 / 204) / 4, (3 + 4 / 104) / 4, (3 + 2 / 16) / 4]
+    assert extent_3.tolist() == pytest.approx(expected, rel=1e-6)  # float32
+
+
+def test_unknown_volumes_are_refused_by_name(tmp_path):
+    folder = write_set(tmp_path).folder
+    edit_json(folder / "manifest.json", lambda manifest: manifest["subjects"]["a"].pop("shape"))
+    with pytest.raises(DataError, match="shape"):
+        positions_of(ShardSet(folder))
 
 
 def test_positions_follow_the_batches():

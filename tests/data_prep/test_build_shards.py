@@ -69,6 +69,7 @@ def test_a_record_is_cut_from_its_own_volume(cohort):
         np.testing.assert_array_equal(record.label_XYZ, np.asarray(nib.load(subject.label).dataobj)[window])
         assert record.limits == (low, pytest.approx(high)) and record.num_clipped == (raw > record.limits[1]).sum()
         assert record.kind == "grid" or record.label_XYZ.any()
+        assert gan.volume_shape(i) == raw.shape
 
 
 def test_tissue_maps_need_every_brain_mask(cohort):

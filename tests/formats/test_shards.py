@@ -265,6 +265,8 @@ def raise_version(content: dict) -> None:
         (lambda m: m.update(count=6), "count is 6.* sum to 5"),
         (lambda m: m.update(shards=[]), "count"),
         (lambda m: m.update(subjects=[1]), "damaged"),
+        (lambda m: m["subjects"]["sub-0-é"].update(shape=[300, 300, 1]), "shape"),
+        (lambda m: m["subjects"]["sub-0-é"].update(shape=[300, 300]), "damaged"),
         (lambda m: m["shards"][0].update(file="../shard-0.h5"), "is no id"),
         (lambda m: m["shards"][0].update(file="/etc/passwd"), "is no id"),
         (lambda m: m["shards"][0].update(count=-3), "shard-0.h5"),

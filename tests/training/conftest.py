@@ -55,7 +55,7 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shard = write_shard(folder / "shard_0000.h5", tiny_records(24), **how)
     affine = np.diag([1.0, 1.0, 1.5, 1.0])
     affine[:3, 3] = -61.5, -80.25, 12.75
-    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": affine.tolist()}
+    geometry = {"spacing_mm": [1.0, 1.0, 1.5], "affine": affine.tolist(), "shape": list(PATCH_SHAPE)}
     subjects = {f"sub-{i}": geometry | {"patient": f"sub-{i}"} for i in range(3)}
     facts = {"subjects": subjects, "spacing_mm": (1.0, 1.0, 1.5), "percentiles": (0.0, 99.99), "extra": {}}
     write_manifest(folder, shards=[shard], **how, **facts)

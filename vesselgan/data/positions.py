@@ -1,6 +1,7 @@
-"""Where patches were cut, as a condition of a generator: the patch's centre in the box of its subject's patches.
+"""Where patches were cut, as a condition of a generator: the patch's centre in its subject's volume.
 
-N patches; a position is -1 to 1 along each axis.
+A function of the patch's own record, not of the patches beside it: for differential privacy, one that is added or
+removed must not move another. N patches; a position is -1 to 1 along each axis.
 """
 
 from collections.abc import Iterator
@@ -14,21 +15,17 @@ from vesselgan.formats.shards import ShardSet
 
 
 def positions_of(shards: ShardSet) -> Tensor:
-    """float32 [N, 3] of every patch. A subject's box is the smallest that holds all of its patches."""
+    """float32 [N, 3] of every patch. Raises DataError where the shards do not say how large the volumes are."""
     return positions_and_extent_of(shards)[0]
 
 
 def positions_and_extent_of(shards: ShardSet) -> tuple[Tensor, Tensor]:
-    """Also float32 [3]: share of each axis of the box that a patch takes, the mean over the patches."""
-    corners_N3 = np.array([shards.corner(i) for i in range(len(shards))], np.float64)
-    subjects = np.array([shards.subject(i) for i in range(len(shards))])
-    positions_N3, extents_N3 = np.zeros_like(corners_N3), np.zeros_like(corners_N3)
-    for subject in np.unique(subjects):
-        own = subjects == subject
-        low_3, high_3 = corners_N3[own].min(0), corners_N3[own].max(0) + shards.patch_shape
-        positions_N3[own] = 2 * (corners_N3[own] + np.array(shards.patch_shape) / 2 - low_3) / (high_3 - low_3) - 1
-        extents_N3[own] = np.array(shards.patch_shape) / (high_3 - low_3)
-    extent_3 = torch.from_numpy(extents_N3.astype(np.float32)).mean(0)
+    """Also float32 [3]: share of each axis of the volume that a patch takes, the mean over the patches."""
+    corners_N3 = np.array([shards.corner(i) for i in range(len(shards))])
+    volumes_N3 = np.array([shards.volume_shape(i) for i in range(len(shards))])
+    patch_3 = np.array(shards.patch_shape)
+    positions_N3 = 2 * (corners_N3 + patch_3 / 2) / volumes_N3 - 1
+    extent_3 = torch.from_numpy((patch_3 / volumes_N3).astype(np.float32)).mean(0)
     return torch.from_numpy(positions_N3.astype(np.float32)), extent_3
 
 

@@ -53,13 +53,13 @@ class AttackedNetwork:
     def scores(self, shards: ShardSet, rows: list[int], *, seed: int) -> np.ndarray:
         """[N] of these patches, higher where the network knows a patch. Raises NumericError if one is not finite."""
         dataset = ShardDataset(shards, scaling=self.scaling, with_tissue=takes_tissue(self.network))
-        positions_N3 = positions_of(shards)
+        positions_N3 = positions_of(shards) if isinstance(self.network, FlowGenerator) else None
         scores = []
         for start in range(0, len(rows), BATCH_SIZE):
             batch = rows[start : start + BATCH_SIZE]
-            patch_NCXYZ, position_N3 = dataset.read(batch).to(self.device), positions_N3[batch].to(self.device)
-            if isinstance(self.network, FlowGenerator):
-                score_N = -self._errors(patch_NCXYZ, position_N3, seed)
+            patch_NCXYZ = dataset.read(batch).to(self.device)
+            if positions_N3 is not None:
+                score_N = -self._errors(patch_NCXYZ, positions_N3[batch].to(self.device), seed)
             else:
                 score_N = self.network(patch_NCXYZ)
             scores.append(score_N.double().cpu().numpy())

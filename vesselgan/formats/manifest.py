@@ -109,6 +109,9 @@ def _parse(path: Path, content: dict[str, Any]) -> Manifest:
     subjects = {check_id(name, path): {**entry} for name, entry in content["subjects"].items()}
     for entry in subjects.values():
         check_id(entry.get("patient") or "unknown", path)
+        shape = entry.get("shape", patch_shape)
+        if any(operator.index(side) < patch for side, patch in zip(shape, patch_shape, strict=True)):
+            raise ValueError(f"shape {shape} of a volume")
     return Manifest(
         origin=content["origin"],
         patch_shape=patch_shape,

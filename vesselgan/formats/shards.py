@@ -28,9 +28,10 @@ Quantisation: an intensity q * 255/65535, q = 0..65535, comes back bit for bit; 
 All else comes back bit for bit. Links, external storage and virtual data sets are refused.
 
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
-percentiles, count, subjects {id: {spacing_mm, affine, patient, image_sha256}}, shards [{file, count, bytes,
-sha256}], extra (free). `patient` says whose visit a subject is, null if unknown; image_sha256 is of its
-volume's voxels; real sets alone have both.
+percentiles, count, subjects {id: {spacing_mm, affine, shape, patient, image_sha256}}, shards [{file, count,
+bytes, sha256}], extra (free). `shape` is that of the volume that its patches were cut from, at least the patch's;
+`patient` says whose visit a subject is, null if unknown; image_sha256 is of its volume's voxels; real sets alone have
+these three.
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
 
 A killed job leaves nothing that looks complete: the shard as NAME.partial, `complete` last, fsync,
@@ -143,6 +144,17 @@ class ShardSet:
         """The first voxel of record i in its subject's canonical volume."""
         shard, row = self._shard(i)
         x, y, z = shard.tables["corner"][row].tolist()
+        return x, y, z
+
+    def volume_shape(self, i: int) -> tuple[int, int, int]:
+        """Of the volume that record i was cut from, at least the patch's. Raises DataError if the manifest has none."""
+        subject = self.subject(i)
+        if "shape" not in self.subjects.get(subject, {}):
+            raise DataError(
+                f"{self.folder / MANIFEST}: has no shape of the volume of {subject}, which a network that knows a "
+                "patch's place needs; start `vesselgan build-shards` again: it writes the manifest alone anew"
+            )
+        x, y, z = self.subjects[subject]["shape"]
         return x, y, z
 
     def kind(self, i: int) -> str:

@@ -194,7 +194,7 @@ class FlowGenerator(Float32Buffers):
     @torch.no_grad()
     def count_positions(self, position_N3: Tensor, extent_3: Tensor) -> None:
         """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from, and their
-        extent, the mean over the subjects."""
+        mean extent."""
         self.patch_extent.copy_(extent_3)
         bins_N3 = ((position_N3 + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         counts = torch.zeros(NUM_BINS, NUM_BINS, NUM_BINS)

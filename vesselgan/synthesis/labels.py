@@ -28,7 +28,7 @@ class LabelPatches:
     """The label and the place of every patch of a seed; its heads are as large as the training volumes."""
 
     def __init__(self, network: FlowGenerator, spacing_mm: Sequence[float], seed: int) -> None:
-        """UsageError where the box of the training patches is too small for a head."""
+        """UsageError where the training volumes are too small for a head."""
         extent_3 = network.patch_extent.cpu().numpy()
         x, y, z = (max(size, round(size / share)) for size, share in zip(network.patch_shape, extent_3, strict=True))
         self.shape, self.patch_shape, self.has_position = (x, y, z), network.patch_shape, network.has_position
