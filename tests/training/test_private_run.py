@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, PrivacyError, ResourceError
@@ -120,16 +121,53 @@ def test_going_back_never_makes_a_release_again_otherwise(train_here: TrainHere,
     assert all(value.equal(weights[name]) for name, value in read_weights(run, "critic")[0].items())
 
 
-def test_releases_are_counted_without_a_checkpoint(
-    train_here: TrainHere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("one_thread")
+def test_other_threads_repeat_no_release(train_here: TrainHere, tmp_path: Path) -> None:
+    words = [*SEEDED, "train.checkpoint_every=1", "train.max_steps=2"]
+    train_here(tmp_path / "run", *words)
+    (tmp_path / "run" / "finished.json").unlink()
+    torch.set_num_threads(2)
+    with pytest.raises(PrivacyError, match="threads"):
+        train_here(tmp_path / "run", *words, "checkpoint=step_00000001")
+
+
+@pytest.fixture
+def train_unsaved(train_here: TrainHere, monkeypatch: pytest.MonkeyPatch) -> TrainHere:
+    """Train until the first checkpoint, which the disk has no room for."""
+
     def full(*_: object, **__: object) -> None:
         raise ResourceError("the disk is full")
 
+    def run(run_dir: Path, *words: str) -> None:
+        with monkeypatch.context() as patched, pytest.raises(ResourceError):
+            patched.setattr("vesselgan.runtime.checkpoint.save", full)
+            train_here(run_dir, *words)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        (["variant.dp.noise_multiplier=null", "variant.dp.target_epsilon=8"], "noise_multiplier"),
+        (["variant.final_learning_rate=0.1"], "decay_steps"),
+    ],
+)
+def test_a_runs_length_changes_no_release(
+    train_here: TrainHere, train_unsaved: TrainHere, tmp_path: Path, settings: list[str], field: str
+) -> None:
+    words = [*SEEDED, *settings]
+    train_unsaved(tmp_path / "run", *words, "train.max_steps=1")
+    with pytest.raises(PrivacyError, match=field) as raised:
+        train_here(tmp_path / "run", *words, "train.max_steps=3", "allow_config_change=[train]")
+    assert raised.value.exit_code == 7
+
+
+def test_releases_are_counted_without_a_checkpoint(
+    train_here: TrainHere, train_unsaved: TrainHere, tmp_path: Path
+) -> None:
     words = [*SEEDED, "train.max_steps=1"]
-    with monkeypatch.context() as patched, pytest.raises(ResourceError):
-        patched.setattr("vesselgan.runtime.checkpoint.save", full)
-        train_here(tmp_path / "run", *words)
+    train_unsaved(tmp_path / "run", *words)
     assert json.loads((tmp_path / "run" / "releases.json").read_text())["num_releases"] == 5
     with pytest.raises(PrivacyError, match="learning_rate_critic") as raised:
         train_here(tmp_path / "run", *words, "variant.learning_rate_critic=2e-4", "allow_config_change=[variant]")

@@ -128,8 +128,10 @@ class PrivateRun(CheckpointPart):
         if state["step"]:
             check_same_history(state, self._accountant())
         run_dir, world = session.run_dir, session.world
-        path, hardware, changes = run_dir / releases.FILE, releases.hardware_of(world), session.changes
-        self.counter = run_on_rank0(world, lambda: releases.resume(path, engine.num_releases, changes, hardware))
+        path, changes = run_dir / releases.FILE, session.changes
+        decay_steps = self.steps if session.config.variant.final_learning_rate < 1 else None
+        conditions = releases.conditions_of(world, self.mechanism, decay_steps)
+        self.counter = run_on_rank0(world, lambda: releases.resume(path, engine.num_releases, changes, conditions))
         if self.key is None:
             self.key = run_on_rank0(world, lambda: _secret_key(run_dir))
         engine.key = self.key
