@@ -5,6 +5,7 @@ import json
 import pytest
 
 from vesselgan.core.errors import DataError
+from vesselgan.privacy.accountant import Mechanism
 from vesselgan.release.ledger import Account, spent
 
 ACCOUNT = {"epsilon": 3.25, "delta": 1e-5, "unit": "patient", "is_key_secret": True}
@@ -38,7 +39,27 @@ def test_sums_by_paper_and_pencil():
     (total,) = spent([one, two, one])  # the same weights again spend nothing
     assert (total.epsilon, total.unit) == (3.5, "patient") and total.delta == pytest.approx(3e-5)
     assert spent([one, Account("c", None)]) is None
-    assert [total.unit for total in spent([one, Account("d", 1.0, 1e-5, "patch")])] == ["patient", "patch"]
+
+
+def test_patches_count_in_the_sum_per_patient():
+    patient, patch = Account("a", 1.0, 1e-5, "patient"), Account("b", 0.5, 1e-5, "patch", epsilon_patient=7.0)
+    assert [(total.epsilon, total.unit) for total in spent([patient, patch])] == [(8.0, "patient")]
+    assert [(total.epsilon, total.unit) for total in spent([patch])] == [(0.5, "patch"), (7.0, "patient")]
+    unknown = Account("c", 0.25, 1e-5, "patch")
+    assert spent([patient, unknown]) is None
+    assert [(total.epsilon, total.unit) for total in spent([patch, unknown])] == [(0.75, "patch")]
+
+
+def test_the_card_counts_patches_per_patient(work):
+    mechanism = Mechanism("patch", 2350, 4, 50, noise_multiplier=1.0, clip_norm=1.0, delta=1e-5)
+    privacy = mechanism.to_json(200) | {"is_key_secret": True}
+    per_patch, per_patient = (mechanism.epsilon(unit, 200) for unit in ("patch", "patient"))
+    for name, account in (("one", ACCOUNT), ("two", privacy)):
+        run = work.run("dpgan", name, account, seed=1 + len(account))
+        out = work.release(f"name={name}", f"run={run}", f"audit={work.audit(run)}")
+    own, in_all = [line for line in (out / "README.md").read_text().splitlines() if "epsilon" in line]
+    assert f"epsilon {per_patch:.4g} per patch" in own and f"epsilon {per_patient:.4g} per patient" in own
+    assert f"epsilon {3.25 + per_patient:.4g} per patient" in in_all and "per patch" not in in_all
 
 
 def test_a_known_noise_seed_is_no_guarantee(work):

@@ -82,6 +82,7 @@ class Mechanism:
         """The accountant after `steps` steps, for the facts of a finished run, checkpoints and tables."""
         return {
             "epsilon": self.epsilon(self.unit, steps),
+            "epsilon_patient": self.epsilon("patient", steps),
             "delta": self.delta,
             "unit": self.unit,
             "noise_multiplier": self.noise_multiplier,

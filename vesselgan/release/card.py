@@ -53,7 +53,7 @@ class Facts:
     label_thresholds: Sequence[float]
     audit: Result
     spent: list[Account] | None
-    """Of this release, a sum per unit; None: no formal guarantee."""
+    """Of this release, a sum per unit that is bounded; None: no formal guarantee."""
     spent_in_all: list[Account] | None
     """With every earlier release that shares a patient."""
     num_releases: int
@@ -148,9 +148,13 @@ def _guarantee(spent: list[Account] | None, is_seed_known: bool) -> str:
         return f"{NO_GUARANTEE}, as the noise was drawn from a known seed"
     if spent is None:
         return NO_GUARANTEE
-    texts = [f"epsilon {one.epsilon:.4g} per {one.unit} at delta {one.delta:.3g}" for one in spent]
-    is_void = any((one.epsilon or 0.0) >= PROTECTS_NOBODY for one in spent)
-    return " and ".join(texts) + ("; so large an epsilon protects nobody" if is_void else "")
+    texts = []
+    for one in spent:
+        void = ", which protects nobody" if (one.epsilon or 0.0) >= PROTECTS_NOBODY else ""
+        texts.append(f"epsilon {one.epsilon:.4g} per {one.unit} at delta {one.delta:.3g}{void}")
+    if all(one.unit != "patient" for one in spent):
+        texts.append(f"{NO_GUARANTEE} per patient")
+    return "; ".join(texts)
 
 
 def _scores(facts: Facts) -> Iterator[str]:

@@ -26,6 +26,12 @@ class Account:
     """None: no formal guarantee."""
     delta: float | None = None
     unit: str | None = None
+    epsilon_patient: float | None = None
+    """Per patient at that delta, whatever the unit; None: unknown."""
+
+    def epsilon_per(self, unit: str) -> float | None:
+        """None: no formal guarantee per `unit`."""
+        return self.epsilon if unit == self.unit else self.epsilon_patient if unit == "patient" else None
 
 
 @dataclass(frozen=True)
@@ -99,20 +105,18 @@ class Ledger:
 
 
 def spent(accounts: Iterable[Account]) -> list[Account] | None:
-    """The sum per unit by basic composition, equal weights counted once; None without a formal guarantee.
+    """The sums by basic composition, equal weights counted once, per unit that every account bounds; None if none is.
 
     What one run spends up to two of its checkpoints is added too, which is above the truth.
     """
-    distinct = {account.weights_sha256: account for account in accounts}
-    units: dict[str, list[Account]] = {}
-    for account in distinct.values():
-        if account.epsilon is None or account.delta is None or account.unit is None:
-            return None
-        units.setdefault(account.unit, []).append(account)
-    return [
-        Account("", sum(a.epsilon or 0.0 for a in of_unit), sum(a.delta or 0.0 for a in of_unit), unit)
-        for unit, of_unit in units.items()
-    ]
+    distinct = {account.weights_sha256: account for account in accounts}.values()
+    totals, delta = [], sum(account.delta or 0.0 for account in distinct)
+    for unit in ("patch", "patient"):
+        epsilons = [account.epsilon_per(unit) for account in distinct]
+        known = [epsilon for epsilon in epsilons if epsilon is not None]
+        if len(known) == len(epsilons):
+            totals.append(Account("", sum(known), delta, unit))
+    return totals or None
 
 
 def accounts_of_patients(entries: Sequence[Entry], entry: Entry) -> list[Account]:

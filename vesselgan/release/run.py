@@ -211,7 +211,8 @@ def own_words() -> frozenset[str]:
 def _account(weights: str, privacy: dict[str, Any] | None) -> Account:
     if privacy is None or not privacy.get("is_key_secret", True):
         return Account(weights, None)
-    return Account(weights, float(privacy["epsilon"]), float(privacy["delta"]), str(privacy["unit"]))
+    values = float(privacy["epsilon"]), float(privacy["delta"]), str(privacy["unit"])
+    return Account(weights, *values, privacy.get("epsilon_patient"))
 
 
 def _write_checksums(folder: Path) -> str:
