@@ -72,6 +72,15 @@ def test_a_record_is_cut_from_its_own_volume(cohort):
         assert gan.volume_shape(i) == raw.shape
 
 
+def test_a_manifest_without_shapes_is_completed(cohort):
+    data = cohort(4)
+    build(data, "gan")
+    before, folder = identities(data), Path(data.cohort_dir) / "shards/gan/train"
+    edit_json(folder / "manifest.json", lambda manifest: [s.pop("shape") for s in manifest["subjects"].values()])
+    build(data, "gan")
+    assert identities(data) == before and ShardSet(folder).volume_shape(0)
+
+
 def test_tissue_maps_need_every_brain_mask(cohort):
     data = cohort(4)
     build(data, "gan")
