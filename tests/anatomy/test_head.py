@@ -29,6 +29,15 @@ def test_every_vessel_hangs_on_an_inlet(shape, spacing_mm):
         assert not (ndimage.binary_dilation(head.mask_XYZ, iterations=2) & (head.tissue_XYZ == OUTSIDE)).any()
 
 
+@pytest.mark.parametrize(("shape", "spacing_mm"), [(SHAPE, SPACING_MM), ((200, 240, 120), (0.6, 0.6, 0.6))])
+def test_no_head_loses_its_posterior_circulation(shape, spacing_mm):
+    """The basilar artery runs on the midline, low and behind the carotids."""
+    x, y, z = (np.array(shape) * [0.5, 0.48, 0.3]).astype(int)
+    for seed in (5, 14, 47, 51, 62):
+        label_XYZ = synthetic_head(seed, shape, spacing_mm).label_XYZ
+        assert label_XYZ[x - 5 : x + 5, y - 8 : y + 8, z - 2 : z + 2].any(), seed
+
+
 def test_channels_run_from_0_to_1():
     head = synthetic_head(4, SHAPE, SPACING_MM)
     label_XYZ, tissue_XYZ = head.channels(2)

@@ -8,6 +8,7 @@ from torch import Tensor
 from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import Generator, latents, sample_seed
 
 
@@ -152,3 +153,11 @@ def test_with_groups_a_sample_knows_no_other() -> None:
     generator(z_NL).square().sum().backward()
     # An idle bias has a gradient of rounding noise, 1e-7 of its layer's.
     assert all(up.bias.grad.norm() > 1e-3 * up.weight.grad.norm() / up.weight[0].numel() for up in generator.ups)
+
+
+@pytest.mark.parametrize("width", range(8, 264, 8))
+def test_every_multiple_of_eight_is_a_width(width: int) -> None:
+    settings = {"has_position": True, "time_shift": 2.0, "num_steps": 2, "guidance": 0.0}
+    with torch.device("meta"):
+        assert count(Generator((16, 16, 16), width, 8, "group")) == count(Generator((16, 16, 16), width, 8))
+        FlowGenerator((16, 16, 16), width, **settings)

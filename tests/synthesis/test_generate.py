@@ -374,6 +374,21 @@ def test_a_named_checkpoint_is_used(tmp_path: Path) -> None:
         generate(settings(tmp_path / "run", checkpoint="step_3"))
 
 
+def test_all_parts_are_of_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = write_run(tmp_path / "run")
+    add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", generator.state_dict())
+    read_weights = sampler.read_weights
+
+    def read_while_a_run_goes_on(run: Path, name: str, checkpoint: str | None) -> tuple:
+        found = read_weights(run, name, checkpoint)
+        if name == "generator":
+            write_checkpoint(tmp_path / "run", generator, step=200)
+        return found
+
+    monkeypatch.setattr(sampler, "read_weights", read_while_a_run_goes_on)
+    assert load_generator(tmp_path / "run", device="cpu").checkpoint == "step_00000100"
+
+
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"

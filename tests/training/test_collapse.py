@@ -30,6 +30,10 @@ def test_the_spread_is_the_mean_distance():
     assert mean_pairwise_distance(levels(0.5, 0.5, 0.5)) == 0.0
 
 
+def test_thin_patches_are_compared_too():
+    assert mean_pairwise_distance(levels(0.0, 3.0, 1.0)[..., :2]) == pytest.approx(2.0)
+
+
 def test_noise_is_no_diversity():
     torch.manual_seed(0)
     # Independent voxels of SD 1 differ by sqrt(2); averages over 64 of them by an eighth of that.

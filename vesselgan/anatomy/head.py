@@ -85,7 +85,7 @@ def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float])
             points_A3 = _points(rng, brain[is_above], points_per_side, side)
             curves += grow(rng, stems, points_A3, min_radius_mm=min_radius_mm)
     grid = _Grid(shape, spacing_mm, size)
-    label_XYZ = _with_inlets(draw(curves, grid), grid.voxels(np.array(trunks.inlets)))
+    label_XYZ = _with_inlets(draw(curves, grid), [grid.entry(curve) for curve in trunks.inlets])
     lobes = [*brain[True], *brain[False]]
     mask_XYZ = closed(grid.union(lobes, margin_mm=MASK_MARGIN_MM), spacing_mm, CLEFT_MM)
     head_XYZ = grid.union(lobes, margin_mm=SCALP_MM) | grid.union(_varied(rng, SKIN), margin_mm=0.0)
@@ -121,10 +121,10 @@ class _Grid:
         """Of the head -> of the grid, from its lower corner."""
         return (points_P3 * self.size + np.array(FIELD_OF_VIEW_MM) / 2) * self.stretch
 
-    def voxels(self, points_P3: np.ndarray) -> np.ndarray:
-        """The nearest voxel inside the grid, for each point of the head."""
-        index_P3 = np.floor(self.to_mm(points_P3) / self.spacing_mm).astype(int)
-        return np.clip(index_P3, 0, np.array(self.shape) - 1)
+    def entry(self, curve: Curve) -> np.ndarray:
+        """The voxels [0 or 1, 3] of the curve's first point in the grid: its begin may lie below the lowest slice."""
+        index_P3 = np.floor(self.to_mm(curve.points_P3) / self.spacing_mm).astype(int)
+        return index_P3[((index_P3 >= 0) & (index_P3 < self.shape)).all(1)][:1]
 
     def level(self, ellipsoid: Ellipsoid) -> np.ndarray:
         """Below 1 inside the ellipsoid, float32 [X, Y, Z]."""
@@ -171,10 +171,10 @@ def _draw_piece(label_XYZ: np.ndarray, start: np.ndarray, end: np.ndarray, radiu
     label_XYZ[tuple(map(slice, low, high))] |= squared <= radius_mm**2
 
 
-def _with_inlets(label_XYZ: np.ndarray, inlets_I3: np.ndarray) -> np.ndarray:
+def _with_inlets(label_XYZ: np.ndarray, inlets: Sequence[np.ndarray]) -> np.ndarray:
     """The connected parts that blood enters: what leaves the grid and comes back is cut off."""
     components_XYZ, _ = ndimage.label(label_XYZ, CONNECTED)
-    return np.isin(components_XYZ, np.setdiff1d(components_XYZ[tuple(inlets_I3.T)], [0]))
+    return np.isin(components_XYZ, np.setdiff1d(components_XYZ[tuple(np.concatenate(inlets).T)], [0]))
 
 
 def _varied(rng: np.random.Generator, shapes: Sequence[Ellipsoid]) -> list[Ellipsoid]:

@@ -52,8 +52,8 @@ class Trunks:
     curves: list[Curve]
     """All of them, the stems' too."""
     stems: list[Stem]
-    inlets: list[np.ndarray]
-    """Where blood enters the head: every connected part of the tree holds one of these points."""
+    inlets: list[Curve]
+    """Carotids and vertebrals, by which blood enters: every connected part of the tree holds the begin of one."""
 
 
 class _Drawing:
@@ -123,7 +123,7 @@ def _carotid(drawing: _Drawing, side: int, a1: float) -> None:
     """Internal carotid, middle and anterior cerebral artery."""
     ica, m1 = drawing.radius["ica"], drawing.radius["m1"]
     course = drawing.draw(side, [*CAROTID, TERMINUS], (1.15 * ica, ica))
-    drawing.trunks.inlets.append(course.points_P3[0])
+    drawing.trunks.inlets.append(course)
     drawing.draw(side, [TERMINUS, (17, 10, 0.5), M1_END], (m1, m1))
     for points in ([M1_END, (33, 6, 8), (39, 0, 18)], [M1_END, (33, 2, 2), (40, -12, 8)]):
         drawing.stem(side, points, (HALF * m1, 0.9 * HALF * m1), is_above=True)
@@ -136,7 +136,7 @@ def _vertebral(drawing: _Drawing, side: int) -> None:
     """Vertebral artery, of the size that two of give the basilar, and the three cerebellar arteries."""
     radius = HALF * drawing.radius["ba"] * drawing.rng.uniform(0.7, 1.1)
     course = drawing.draw(side, [(17, -26, -46), (16, -30, -42), (9, -18, -38), VERTEBRALS_MEET], (radius, radius))
-    drawing.trunks.inlets.append(course.points_P3[0])
+    drawing.trunks.inlets.append(course)
     thin = 0.6 * drawing.radius["p1"]
     for points in (
         [(9, -18, -38), (14, -28, -36), (18, -40, -34)],

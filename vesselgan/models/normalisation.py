@@ -230,8 +230,10 @@ class GroupNorm3d(nn.GroupNorm):
     """Group normalisation with learned scale and shift (Wu and He 2018), computed in float32."""
 
     def __init__(self, num_features: int) -> None:
-        # Eight channels per group: with one, as in InstanceNorm, the bias in front of it would have no effect.
-        super().__init__(max(1, num_features // 8), num_features)
+        # Eight channels per group or somewhat more: with one, as in InstanceNorm, the bias in front of it would have no
+        # effect.
+        groups = next(n for n in range(max(1, num_features // 8), 0, -1) if num_features % n == 0)
+        super().__init__(groups, num_features)
 
     def forward(self, x_NCXYZ: Tensor) -> Tensor:
         dtype = at_least_float32(x_NCXYZ.dtype)

@@ -133,6 +133,7 @@ def read_generator(run: str | Path, weights: str | None, checkpoint: str | None)
     for name in FILES[weights]:
         part, state = read_weights(run_dir.path, name, checkpoint)
         tensors |= part
+        checkpoint = name_of(state["step"])  # the same for all parts, though a run may just write a newer one
     with torch.device("meta"):
         network = build_generator(variant, state["manifest"]["patch_shape"])
     try:
@@ -140,7 +141,7 @@ def read_generator(run: str | Path, weights: str | None, checkpoint: str | None)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{run}: the generator's weights and the run's settings disagree: {reason}") from error
-    name = checkpoint or name_of(state["step"])
+    name = name_of(state["step"])
     return TrainedGenerator(
         network.eval(), run_dir.name, name, weights, _digest(tensors), variant.label_threshold, state
     )

@@ -34,8 +34,12 @@ MIN_SCORE_GAP = 1e-6
 
 
 def mean_pairwise_distance(patches: Iterable[Tensor]) -> float:
-    """Mean root-mean-square difference of all pairs of patches [C, X, Y, Z], pooled over POOL_VOXELS^3 voxels."""
-    features_NF = torch.stack([F.avg_pool3d(patch_CXYZ.float(), POOL_VOXELS).flatten() for patch_CXYZ in patches])
+    """Mean root-mean-square difference of all pairs of patches [C, X, Y, Z], pooled over at most POOL_VOXELS^3 voxels."""
+
+    def pooled(patch_CXYZ: Tensor) -> Tensor:
+        return F.avg_pool3d(patch_CXYZ.float(), [min(POOL_VOXELS, side) for side in patch_CXYZ.shape[1:]]).flatten()
+
+    features_NF = torch.stack([pooled(patch_CXYZ) for patch_CXYZ in patches])
     return (torch.pdist(features_NF).mean() / features_NF.shape[1] ** 0.5).item()
 
 
