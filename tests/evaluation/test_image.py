@@ -9,6 +9,7 @@ from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, content_hash
 
 from ..conftest import edit_json, write_set, write_shards
@@ -54,6 +55,11 @@ def test_a_result_is_the_same_again(image_road):
     assert (result["ms_ssim"]["num_scales"], result["ms_ssim"]["weights"]) == (1, [1.0])
     (image_road / "features").unlink()  # the first may have come from the cache, this one does not
     assert without_provenance(run(image_road)) == without_provenance(result)
+
+
+def test_the_cohorts_own_name_counts(image_road):
+    Cohort("clinic", (0.0, 99.99), {}).write(image_road / "phantom")
+    assert run(image_road)["cohort"] == "clinic"
 
 
 def test_five_patients_give_an_interval(image_road):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import COHORT, Cohort, Subject
+from vesselgan.formats.cohort import COHORT, PRIVATE_PATHS, Cohort, Subject
 
 from ..conftest import edit_json
 
@@ -39,6 +39,16 @@ def test_a_cohort_comes_back_as_it_was_written(tmp_path):
     assert Cohort.read(tmp_path) == written
     assert list(Cohort.read(tmp_path).subjects) == ["sub-10", "sub-1", "sub-é", "sub-2"]
     assert list(written.of_split("train")) == ["sub-1", "sub-2"]
+
+
+def test_a_name_needs_neither_paths_nor_cohort(tmp_path):
+    assert Cohort.name_in(tmp_path, "mine") == "mine"
+    replace(cohort(tmp_path), is_pseudonymous=True).write(tmp_path)
+    (tmp_path / PRIVATE_PATHS).unlink()  # as where the shards were passed on
+    assert Cohort.name_in(tmp_path, "mine") == "phantom"
+    edit_json(tmp_path / COHORT, lambda content: content.update(name="../up"))
+    with pytest.raises(DataError, match=COHORT):
+        Cohort.name_in(tmp_path, "mine")
 
 
 def test_a_cohort_moves_with_the_files_below_it(tmp_path):

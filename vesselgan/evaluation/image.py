@@ -19,7 +19,7 @@ from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
 from vesselgan.evaluation.features import Extracted, Preprocessing, features_of, open_extractor
 from vesselgan.evaluation.reference import check_overlap, check_trained_on, find_reference, match_kinds
-from vesselgan.formats.cohort import training_shards
+from vesselgan.formats.cohort import Cohort, training_shards
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
@@ -105,7 +105,7 @@ def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarra
     return {
         "job": "image",
         "name": config.name,
-        "cohort": config.data.name,
+        "cohort": Cohort.name_in(config.data.cohort_dir, config.data.name),
         "split": config.image.reference,
         "label_threshold": config.data.label_threshold,
         "reference": {

@@ -37,6 +37,7 @@ COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 PHANTOM_SETTINGS = "phantom.json"
 """In the folder of a cohort that `vesselgan make-phantom` made: nobody's volumes."""
+REMEDY = "prepare the cohort again"
 ROLES = ("image", "label", "mask")
 SPLITS = ("train", "validation", "test")
 
@@ -114,18 +115,19 @@ class Cohort:
             )
         return chosen
 
+    @staticmethod
+    def name_in(cohort_dir: str | Path, otherwise: str) -> str:
+        """The name in cohort.json; `otherwise` where shards stand without one. Raises DataError for a damaged one."""
+        path = Path(cohort_dir) / COHORT
+        with reading(path, REMEDY):
+            return check_id(_content(path)["name"], path) if path.is_file() else otherwise
+
     @classmethod
     def read(cls, cohort_dir: str | Path) -> "Cohort":
         """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
         path = Path(cohort_dir) / COHORT
-        with reading(path, "prepare the cohort again"):
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
-            except (FileNotFoundError, NotADirectoryError):
-                raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
-            if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
-                raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
-            _check_version(path, content.get("format_version"), content.get("made_by"))
+        with reading(path, REMEDY):
+            content = _content(path)
             is_pseudonymous = content["paths"] == "private"
             paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
             options = _read_options(content["reading"])
@@ -176,6 +178,17 @@ def training_shards(cohort_dir: str | Path) -> ShardSet | None:
     """The shards that the cohort's GANs are trained on; None if there are none."""
     folder = shards_dir(cohort_dir, "gan", "train")
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
+    if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
+        raise DataError(f"{path}: not a cohort of this project; {REMEDY}")
+    _check_version(path, content.get("format_version"), content.get("made_by"))
+    return content
 
 
 def _check_version(path: Path, version: object, made_by: object) -> None:
