@@ -85,6 +85,12 @@ def test_scores_of_hand_made_bars(tmp_path):
     assert result["summary"]["all"]["dice"] == pytest.approx(dice_values)
 
 
+def test_a_result_names_the_patients(tmp_path):
+    write_two(tmp_path)
+    edit_json(tmp_path / "cohort.json", lambda cohort: cohort["subjects"]["sub-2"].update(patient="ann"))
+    assert run(tmp_path)["patients"] == {"sub-1": "sub-1", "sub-2": "ann"}
+
+
 def write_record(folder: Path, settings: dict, *, warnings: list[str] | None = None) -> None:
     """What `segment` says of the predictions in `folder`, where the warnings are sub-1's."""
     volumes = {

@@ -25,6 +25,7 @@ def subject(folder: Path, name: str, split: str = "train") -> Subject:
         num_clipped=2**33,
         image_sha256=name.encode().hex().ljust(64, "0"),
         label_sha256=None,
+        patient=f"patient-of-{name}",
     )
 
 
@@ -139,6 +140,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (edit(lambda c: c["subjects"]["sub-1"].update(split="training")), "training"),
         (edit(lambda c: c["subjects"]["sub-1"].update(image=None)), "image None"),
         (edit(lambda c: c["subjects"]["sub-1"].update(shape=[3, 4])), "shape"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(patient="../up")), "up"),
         (edit(lambda c: c["subjects"]["sub-1"].update(spacing_mm=[1, 1, 0])), "spacing_mm"),
         (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, 3])), "limits"),
         (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, float("inf")])), "limits"),

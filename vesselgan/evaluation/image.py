@@ -114,7 +114,7 @@ def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarra
             "purpose": purpose,
             "count": len(rows),
             "kinds": dict(sorted(Counter(reference.kind(int(i)) for i in rows).items())),
-            "patients": len({reference.subject(int(i)) for i in rows}),
+            "patients": len({reference.patient(int(i)) for i in rows}),
         },
     }
 
@@ -147,7 +147,7 @@ def _feature_scores(
         max_patches=settings.max_patches,
     )
     scores = score_features(
-        Features(real.features_NF[rows], tuple(reference.subject(int(i)) for i in rows)),
+        Features(real.features_NF[rows], tuple(reference.patient(int(i)) for i in rows)),
         Features(generated.features_NF, ("",) * len(generated.features_NF)),
         method,
     )
@@ -184,7 +184,7 @@ def _label_scores(config: Evaluate, reference: ShardSet, rows: np.ndarray, synth
     synthetic_indices = np.sort(rng.choice(len(synthetic), count, replace=False))
     real, real_controls = measure_labels(reference, real_indices, config, "real")
     generated, generated_controls = measure_labels(synthetic, synthetic_indices, config, "synthetic")
-    patients = [reference.subject(int(i)) for i in real_indices]
+    patients = [reference.patient(int(i)) for i in real_indices]
     return {
         "n": count,
         "statistics": compare_labels(real, generated, patients, settings.seed),

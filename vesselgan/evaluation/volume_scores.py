@@ -245,6 +245,7 @@ def _result(
         "split": config.split,
         **metadata,
         "units": UNITS,
+        "patients": {name: subject.patient or name for name, subject in cohort.of_split(config.split).items()},
         "subjects": entries,
         "summary": summarise(entries),
         "empty": count_empty(entries),

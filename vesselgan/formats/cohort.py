@@ -3,7 +3,7 @@
     {"format": "vesselgan-cohort", "format_version": 3, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
      "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
                        "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
-                       "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null,
+                       "num_clipped": n, "patient": id | null, "image_sha256": hex, "label_sha256": hex | null,
                        "mask_sha256": hex | null}}}
 
 Shape and spacing are the canonical (RAS) volume's. Paths are relative to the file's folder where they lie below it,
@@ -53,7 +53,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """One patient's volumes; paths absolute or relative to the working directory."""
+    """The volumes of one visit of a patient; paths absolute or relative to the working directory."""
 
     split: str
     image: Path
@@ -68,6 +68,8 @@ class Subject:
     image_sha256: str
     label_sha256: str | None
     mask_sha256: str | None = None
+    patient: str | None = None
+    """Whose visit it is; None if unknown."""
     reading: ReadOptions = ReadOptions()
 
     def read_image(self) -> Volume:
@@ -212,6 +214,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
         "spacing_mm": [float(s) for s in subject.spacing_mm],
         "limits": [float(limit) for limit in subject.limits],
         "num_clipped": int(subject.num_clipped),
+        "patient": subject.patient,
         "image_sha256": subject.image_sha256,
         "label_sha256": subject.label_sha256,
         "mask_sha256": subject.mask_sha256,
@@ -224,6 +227,7 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
     shape: Any = tuple(int(n) for n in entry["shape"])
     spacing_mm: Any = tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
+    patient = entry.get("patient")  # not in a cohort of an earlier version
     if entry["split"] not in SPLITS or image is None:
         raise ValueError(f"split {entry['split']!r}, image {names['image']!r}")
     if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
@@ -242,6 +246,7 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         image_sha256=str(entry["image_sha256"]),
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
         mask_sha256=None if entry["mask_sha256"] is None else str(entry["mask_sha256"]),
+        patient=None if patient is None else check_id(patient, folder / COHORT),
         reading=reading,
     )
 
