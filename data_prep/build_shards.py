@@ -12,7 +12,7 @@ of ranks. Each rank holds one subject's voxels at a time.
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -137,7 +137,10 @@ def few_vessel_patches(cohort: Cohort, prepare: Prepare, shards: list[PlannedSha
 
 
 def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
-    """cohort.json as it is; None when it must be made again. DataError when a CSV now divides it in another way."""
+    """cohort.json as it is, with the patients as they are named now; None when it must be made again.
+
+    DataError when a CSV now divides it in another way.
+    """
     cohort = read_if_valid(Cohort.read, Path(data.cohort_dir))
     if cohort is None or build_state.contents_of(cohort) != state.contents:
         return None
@@ -154,6 +157,11 @@ def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
             f"{data.prepare.split.csv}: divides the cohort otherwise than its shards were built ({changed}); give this "
             f"build a data.cohort_dir of its own, or remove {data.cohort_dir}/shards"
         )
+    patients = patients_of(data)
+    subjects = {name: replace(subject, patient=patients[name]) for name, subject in cohort.subjects.items()}
+    if subjects != cohort.subjects:
+        cohort = replace(cohort, subjects=subjects)
+        cohort.write(data.cohort_dir)
     return cohort
 
 
@@ -169,7 +177,7 @@ def read_if_valid(read: Callable[[Path], Result], folder: Path) -> Result | None
 
 def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, str]) -> Cohort:
     """The cohort of the subjects that have a split."""
-    subjects, prepare = {}, data.prepare
+    subjects, prepare, patients = {}, data.prepare, patients_of(data)
     values = None if prepare.label_values is None else tuple(prepare.label_values)
     reading = ReadOptions(prepare.nan_value, values, prepare.label_binarize_threshold)
     for result in report.results:
@@ -189,6 +197,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             image_sha256=sha256,
             label_sha256=result.label_sha256,
             mask_sha256=result.mask_sha256,
+            patient=patients[result.subject],
             reading=reading,
         )
     return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
@@ -279,7 +288,7 @@ def write_manifests(
     finished: dict[str, ShardInfo],
 ) -> list[str]:
     """Write the manifest of each set of shards unless it is there and says the same. Returns the sets that got one."""
-    written, patients = [], patients_of(data)
+    written = []
     for (purpose, split), shards in sets.items():
         subjects = {r.subject: cohort.subjects[r.subject] for shard in shards for r in shard.ranges}
         spacing_mm = np.median([subject.spacing_mm for subject in subjects.values()], axis=0)
@@ -292,7 +301,7 @@ def write_manifests(
                     "spacing_mm": list(subject.spacing_mm),
                     "affine": volumes.read_header(subject.image).affine.tolist(),
                     "shape": list(padded_shape(subject.shape, data.prepare.patch_shape)),
-                    "patient": patients[name],
+                    "patient": subject.patient,
                     "image_sha256": subject.image_sha256,
                 }
                 for name, subject in subjects.items()

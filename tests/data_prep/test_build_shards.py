@@ -128,16 +128,19 @@ def test_a_second_start_keeps_everything(cohort):
     assert identities(data) == before
 
 
-def test_patients_named_later_reach_the_manifest(cohort, tmp_path):
+def test_patients_named_later_reach_cohort_and_manifest(cohort, tmp_path):
     data = cohort(4)
     build(data, "gan")
     assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
-    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
+    subjects = Cohort.read(data.cohort_dir).subjects
+    assert all(subject.patient == name for name, subject in subjects.items())
+    splits = {name: subject.split for name, subject in subjects.items()}
     rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
     (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
     data.prepare.split.csv = str(tmp_path / "split.csv")
     build(data, "gan")
     assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
+    assert {subject.patient for subject in Cohort.read(data.cohort_dir).subjects.values()} == {"one"}
 
 
 def test_only_what_is_missing_is_built(cohort, hashes):

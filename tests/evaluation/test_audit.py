@@ -13,6 +13,7 @@ from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation.audit import audit
 from vesselgan.evaluation.features import RANDOM_TITLE
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
@@ -107,6 +108,12 @@ FEATURES = "image.extractor=random"
 
 def planted(result: dict) -> dict[str, dict]:
     return {one["kind"]: one for one in result["planted"]}
+
+
+def test_an_audit_names_the_cohort_it_read(few_held_out):
+    write_synthetic(few_held_out, range(20_000, 20_020), make_patch)
+    Cohort("clinic", (0.0, 99.99), {}).write(few_held_out / "phantom")
+    assert run(few_held_out, RECORD)["cohort"] == "clinic"
 
 
 @pytest.mark.soak

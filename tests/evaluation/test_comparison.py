@@ -79,6 +79,28 @@ def test_controls_cost_no_source_its_p(tmp_path):
     assert dice["shuffled"]["mean"] == pytest.approx(dice["gp"]["mean"])
 
 
+@pytest.mark.parametrize("key", ["inputs", "patients"])
+def test_rows_of_one_table_have_one_truth(tmp_path, key):
+    path = write_study(tmp_path)
+    changed = {"inputs": {"sub-0 label": "b" * 64}, "patients": {"sub-0": "sub-1"}}[key]
+    for seed in (1, 3):
+        edit_json(tmp_path / f"scores/sn-{seed}.json", lambda result: result.update({key: changed}))
+    with pytest.raises(DataError, match="bars"):
+        run(tmp_path, f"sources={path}")
+
+
+def test_two_visits_count_as_one_patient(tmp_path):
+    path = write_study(tmp_path)
+    patients = {subject: f"patient-{place // 2}" for place, subject in enumerate(PATIENTS)}
+    for file in (tmp_path / "scores").iterdir():
+        edit_json(file, lambda result: result.update(patients=patients))
+    rows = {row["name"]: row for row in run(tmp_path, f"sources={path}")["rows"]}
+    dice = rows["sn"]["scores"]["bars"]["all"]["dice"]
+    # Three patients: too few for an interval or a test. The last one's visits are 0.8 + 0.04 and 0.8 + 0.05, + 0.002.
+    assert (dice["n"], dice["interval"], dice["difference"]["p"]) == (3, None, None)
+    assert dice["values"]["patient-2"] == pytest.approx(0.847)
+
+
 def test_rows_of_one_table_have_one_n(tmp_path):
     path = write_study(tmp_path)
     write_result(tmp_path / "scores/sn-3.json", result("sn", 3, patients=PATIENTS[:5]))
@@ -86,7 +108,7 @@ def test_rows_of_one_table_have_one_n(tmp_path):
         run(tmp_path, f"sources={path}")
     for seed in (1, 3):
         write_result(tmp_path / f"scores/sn-{seed}.json", result("sn", seed, patients=PATIENTS[:5]))
-    with pytest.raises(DataError, match="sn was scored on"):
+    with pytest.raises(DataError, match="the results of real"):
         run(tmp_path, f"sources={path}")
     (tmp_path / "scores/sn-1.json").unlink()
     with pytest.raises(DataError, match="sn-1.json"):

@@ -9,6 +9,7 @@ from vesselgan.config.compose import parse
 from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.reference import match_kinds
 from vesselgan.evaluation.run import evaluate
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.shards import ShardSet, content_hash
 
 from ..conftest import edit_json, write_set, write_shards
@@ -54,6 +55,33 @@ def test_a_result_is_the_same_again(image_road):
     assert (result["ms_ssim"]["num_scales"], result["ms_ssim"]["weights"]) == (1, [1.0])
     (image_road / "features").unlink()  # the first may have come from the cache, this one does not
     assert without_provenance(run(image_road)) == without_provenance(result)
+
+
+def test_two_visits_are_one_patient(image_road, capsys):
+    shards = image_road / "phantom" / "shards"
+    visits = [f"sub-{number}-visit-{visit}" for number in (3, 4, 5) for visit in (1, 2)]
+    write_set(shards / "unet/validation", range(200, 218), visits)
+    name_patients(shards / "unet/validation", {visit: visit.split("-visit")[0] for visit in visits})
+    result = run(image_road)
+    assert (result["reference"]["patients"], result["num_patients"]) == (3, 3)
+    assert result["scores"]["fid"]["interval"] is None  # of three
+    assert result["labels"]["statistics"]["vessel_fraction"]["interval"] is None
+    name_patients(shards / "gan/train", {"sub-1": "sub-3"})  # another visit of a patient of the reference
+    code, said = refused(capsys, image_road)
+    assert code == 3 and "sub-3" in said
+
+
+def name_patients(folder: Path, patients: dict[str, str]) -> None:
+    def name(manifest: dict) -> None:
+        for subject, patient in patients.items():
+            manifest["subjects"][subject]["patient"] = patient
+
+    edit_json(folder / "manifest.json", name)
+
+
+def test_the_cohorts_own_name_counts(image_road):
+    Cohort("clinic", (0.0, 99.99), {}).write(image_road / "phantom")
+    assert run(image_road)["cohort"] == "clinic"
 
 
 def test_five_patients_give_an_interval(image_road):

@@ -12,9 +12,11 @@ from vesselgan.core.errors import DataError, UsageError, exit_on_error
 from vesselgan.evaluation.run import evaluate
 from vesselgan.evaluation.volume_scores import dice_by_level
 from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.volumes import read_label, write_volume
 from vesselgan.metrics.overlap import dice
 
+from ..conftest import edit_json
 from ..conftest import write_subject as write_volumes
 
 SHAPE, SPACING = (8, 6, 6), (0.5, 0.5, 2.0)
@@ -83,12 +85,51 @@ def test_scores_of_hand_made_bars(tmp_path):
     assert result["summary"]["all"]["dice"] == pytest.approx(dice_values)
 
 
+def test_a_result_names_the_patients(tmp_path):
+    write_two(tmp_path)
+    edit_json(tmp_path / "cohort.json", lambda cohort: cohort["subjects"]["sub-2"].update(patient="ann"))
+    assert run(tmp_path)["patients"] == {"sub-1": "sub-1", "sub-2": "ann"}
+
+
+def write_record(folder: Path, settings: dict, *, warnings: list[str] | None = None) -> None:
+    """What `segment` says of the predictions in `folder`, where the warnings are sub-1's."""
+    volumes = {
+        name: {
+            "warnings": warnings or [] if name == "sub-1" else [],
+            "image_sha256": sha256_of(folder / "nifti" / name / "image.nii.gz"),
+            "output_sha256": sha256_of(folder / "predictions" / f"{name}.nii.gz"),
+        }
+        for name in ("sub-1", "sub-2")
+    }
+    Predictions(folder / "predictions").write(settings, volumes)
+
+
+@pytest.mark.parametrize("change", ["image", "prediction", "cohort", "record"])
+def test_predictions_of_other_images_are_refused(tmp_path, capsys, change):
+    write_two(tmp_path)
+    write_record(tmp_path, {})
+    run(tmp_path)
+    (tmp_path / "result.json").unlink()
+    replaced = tmp_path / "nifti/sub-1/image.nii.gz"
+    words = []
+    if change == "image":
+        write_volume(replaced, bar(0, 3) * np.float32(50), AFFINE)
+    elif change == "prediction":
+        write_volume(tmp_path / "predictions/sub-1.nii.gz", bar(0, 3), AFFINE)
+    elif change == "cohort":
+        write_two(tmp_path / "other")  # another one of the same ids and grid
+        write_volume(tmp_path / "other/nifti/sub-1/image.nii.gz", bar(0, 3) * np.float32(50), AFFINE)
+        words = [f"data.cohort_dir={tmp_path}/other"]
+    else:
+        edit_json(tmp_path / "predictions/segmentation.json", lambda record: record["volumes"].pop("sub-1"))
+    code, said = refused(capsys, tmp_path, *words)
+    assert code == 3 and "sub-1.nii.gz" in said
+
+
 def test_a_result_says_what_went_in(tmp_path):
     predictions = write_two(tmp_path)
     settings = {"run": "unet-a", "source": "synthetic", "shuffle_labels": True, "threshold": 0.4}
-    (tmp_path / "predictions" / "segmentation.json").write_text(
-        json.dumps({"format_version": 2, "settings": settings, "volumes": {"sub-1": {"warnings": ["coarse"]}}})
-    )
+    write_record(tmp_path, settings, warnings=["coarse"])
     result = run(tmp_path)
     expected = {"format_version": 1, "job": "segmentation", "name": "real", "cohort": "bars", "split": "test"}
     expected |= {"threshold": 0.4, "segmented_with": settings, "input_warnings": {"sub-1": ["coarse"]}}

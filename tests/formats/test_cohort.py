@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import COHORT, Cohort, Subject
+from vesselgan.formats.cohort import COHORT, PRIVATE_PATHS, Cohort, Subject
 
 from ..conftest import edit_json
 
@@ -25,6 +25,7 @@ def subject(folder: Path, name: str, split: str = "train") -> Subject:
         num_clipped=2**33,
         image_sha256=name.encode().hex().ljust(64, "0"),
         label_sha256=None,
+        patient=f"patient-of-{name}",
     )
 
 
@@ -39,6 +40,16 @@ def test_a_cohort_comes_back_as_it_was_written(tmp_path):
     assert Cohort.read(tmp_path) == written
     assert list(Cohort.read(tmp_path).subjects) == ["sub-10", "sub-1", "sub-é", "sub-2"]
     assert list(written.of_split("train")) == ["sub-1", "sub-2"]
+
+
+def test_a_name_needs_neither_paths_nor_cohort(tmp_path):
+    assert Cohort.name_in(tmp_path, "mine") == "mine"
+    replace(cohort(tmp_path), is_pseudonymous=True).write(tmp_path)
+    (tmp_path / PRIVATE_PATHS).unlink()  # as where the shards were passed on
+    assert Cohort.name_in(tmp_path, "mine") == "phantom"
+    edit_json(tmp_path / COHORT, lambda content: content.update(name="../up"))
+    with pytest.raises(DataError, match=COHORT):
+        Cohort.name_in(tmp_path, "mine")
 
 
 def test_a_cohort_moves_with_the_files_below_it(tmp_path):
@@ -129,6 +140,7 @@ def edit(change: Callable[[dict], object]) -> Callable[[str], str]:
         (edit(lambda c: c["subjects"]["sub-1"].update(split="training")), "training"),
         (edit(lambda c: c["subjects"]["sub-1"].update(image=None)), "image None"),
         (edit(lambda c: c["subjects"]["sub-1"].update(shape=[3, 4])), "shape"),
+        (edit(lambda c: c["subjects"]["sub-1"].update(patient="../up")), "up"),
         (edit(lambda c: c["subjects"]["sub-1"].update(spacing_mm=[1, 1, 0])), "spacing_mm"),
         (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, 3])), "limits"),
         (edit(lambda c: c["subjects"]["sub-1"].update(limits=[3, float("inf")])), "limits"),

@@ -88,6 +88,17 @@ def test_rows_of_one_table_have_one_n(make_result):
     assert tables.of_same_subjects([]) == ([], [])
 
 
+@pytest.mark.parametrize("role", ["label", "mask"])
+def test_results_on_other_labels_share_no_table(make_result, role):
+    real, synthetic, threshold = (make_result(name, 0.8) for name in ("real", "synthetic", "threshold"))
+    for result, sha256 in ((real, "a"), (synthetic, "b"), (threshold, "a")):
+        result["inputs"] = {f"sub-07 {role}": sha256, "sub-07 prediction": result["name"]}
+    threshold["inputs"]["fitted on sub-01 label"] = "c"
+    assert tables.of_same_subjects([synthetic, real, threshold]) == ([real, threshold], [synthetic])
+    with pytest.raises(DataError, match="synthetic"):
+        tables.segmentation_scores([synthetic, real, threshold])
+
+
 def test_csv_holds_every_number_at_full_precision(four_results):
     rows = list(csv.DictReader(io.StringIO(csv_text(tables.segmentation_scores(four_results).frame))))
     values = {

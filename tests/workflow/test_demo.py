@@ -66,6 +66,17 @@ def test_every_command_is_accepted_by_its_script() -> None:
     assert verbs.count("evaluate") == 7 and verbs[-4:] == ["generate", "audit", "release", "report"]
 
 
+def test_a_demo_stage_sees_all_before_it() -> None:
+    """So what somebody changes between two starts, as a run that is trained on, makes again what depends on it."""
+    stages = demo.stages_of(compose.compose("demo", []), (), CPU)
+    reads = {stage.name: set(stage.inputs) for stage in stages}
+    leaves = {stage.name: set(stage.outputs) for stage in stages}
+    for later, earlier in (("sn_mp", "shards"), ("generate-sn_mp", "sn_mp"), ("unets", "generate-flow_label"),
+                           ("segment", "unets"), ("evaluate", "segment"), ("report", "image")):  # fmt: skip
+        assert leaves[earlier] and leaves[earlier] <= reads[later]
+    assert all(path.suffix for paths in leaves.values() for path in paths)  # files: a folder has no content to compare
+
+
 def test_launchers_precision_and_features_are_asked_for() -> None:
     stages = {stage.name: stage for stage in demo.stages_of(compose.compose("demo", []), (), CPU)}
     (gan,), (shards,), (image, _) = (stages[name].commands for name in ("sn_mp", "shards", "image"))

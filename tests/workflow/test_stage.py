@@ -16,8 +16,8 @@ def making(out: Path, *, code: int = 0, name: str = "make", says: str = "") -> S
     return Stage(name, f"stage {name}", (words,), (out,))
 
 
-def run_stage(home: Path, stage: Stage, *, is_stale: bool = False) -> bool:
-    return stages.run_stage(home, stage, "[1/1]", is_stale=is_stale)
+def run_stage(home: Path, stage: Stage) -> bool:
+    return stages.run_stage(home, stage, "[1/1]")
 
 
 def test_a_finished_stage_is_not_run_again(tmp_path):
@@ -27,7 +27,7 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
     assert (tmp_path / "out").read_text() == "x"
 
 
-REASONS = ["output is missing", "command changed", "marker is broken", "an earlier stage ran", "input changed"]
+REASONS = ["output is missing", "command changed", "marker is broken", "input changed", "input is gone"]
 
 
 @pytest.mark.parametrize("reason", REASONS)
@@ -42,9 +42,25 @@ def test_a_stage_runs_again_when(reason, tmp_path):
         stage = dataclasses.replace(making(out, says="otherwise"), inputs=stage.inputs)
     elif reason == "input changed":
         (tmp_path / "input").write_text("two seeds")
+    elif reason == "input is gone":
+        (tmp_path / "input").unlink()
     elif reason == "marker is broken":
         (tmp_path / "done/make.json").write_text("{")
-    assert run_stage(tmp_path, stage, is_stale=reason == "an earlier stage ran") is True
+    assert run_stage(tmp_path, stage) is True
+    assert run_stage(tmp_path, stage) is False
+
+
+def test_input_changed_during_a_run_counts_as_new(tmp_path):
+    stage = dataclasses.replace(making(tmp_path / "out"), inputs=(tmp_path / "out",))  # it writes what it reads
+    assert [run_stage(tmp_path, stage) for _ in range(2)] == [True, True]
+
+
+def test_an_input_written_anew_is_no_change(tmp_path):
+    (tmp_path / "input").write_text("three seeds")
+    stage = dataclasses.replace(making(tmp_path / "out"), inputs=(tmp_path / "input",))
+    run_stage(tmp_path, stage)
+    (tmp_path / "input").unlink()
+    (tmp_path / "input").write_text("three seeds")
     assert run_stage(tmp_path, stage) is False
 
 

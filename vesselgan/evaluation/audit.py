@@ -20,6 +20,7 @@ from vesselgan.evaluation.audit_spaces import SpaceDistances, SpaceFindings, fin
 from vesselgan.evaluation.audit_tables import tables
 from vesselgan.evaluation.features import open_extractor
 from vesselgan.evaluation.network_scores import AttackedNetwork
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.results import Result, write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import content_hash
@@ -116,7 +117,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings], ve
     return {
         "job": "audit",
         "name": config.name or ", ".join(sets.runs),
-        "cohort": config.data.name,
+        "cohort": Cohort.name_in(config.data.cohort_dir, config.data.name),
         "split": config.reference,
         "samples": sets.kind.plural,
         **asdict(found),

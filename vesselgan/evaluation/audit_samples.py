@@ -39,11 +39,6 @@ class Samples(Protocol):
         """A copy [X, Y, Z] of a sample whose array in this space is `array_XYZ`."""
 
 
-def patient_of(shards: ShardSet, subject: str) -> str:
-    """The patient of a subject's visit where it is known, else the subject."""
-    return str(shards.subjects[subject].get("patient") or subject)
-
-
 @dataclass(frozen=True)
 class Patch:
     shards: ShardSet
@@ -51,7 +46,7 @@ class Patch:
 
     @property
     def patient(self) -> str:
-        return patient_of(self.shards, self.shards.subject(self.index))
+        return self.shards.patient(self.index)
 
     def read(self, space: str) -> np.ndarray:
         return self.shards.image(self.index) if space == "image" else self.shards.label(self.index)

@@ -10,7 +10,7 @@ import numpy as np
 
 from vesselgan.config.schema import Audit
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.evaluation.audit_samples import Head, Heads, Patch, Patches, Samples, patient_of
+from vesselgan.evaluation.audit_samples import Head, Heads, Patch, Patches, Samples
 from vesselgan.evaluation.reference import (
     check_overlap,
     check_trained_on,
@@ -196,10 +196,10 @@ def _later_visits(cohort_dir: str | None, training: ShardSet) -> list[tuple[Shar
             f"second_visits={cohort_dir}: has no shards of {list(training.patch_shape)} voxels; make them: "
             "`vesselgan build-shards`"
         )
-    patients = {patient_of(training, name) for name in training.subjects}
+    patients = training.patients()
     scans = {_scan(training, name) for name in training.subjects} - {None}
     return [
-        (one, [name for name in one.subjects if patient_of(one, name) in patients and _scan(one, name) not in scans])
+        (one, [name for name in one.subjects if one.patient_of(name) in patients and _scan(one, name) not in scans])
         for one in later
     ]
 
@@ -211,5 +211,5 @@ def _heads(cohort_dir: str, shards: ShardSet, names: Iterable[str]) -> list[Head
         if (subject := cohort.subjects.get(name)) is None or subject.label is None:
             raise DataError(f"{shards.folder}: the cohort has no labelled volume of {name}; prepare the cohort again")
         image, label = partial(_scaled, subject), partial(_data, subject.read_label)
-        heads.append(Head(patient_of(shards, name), subject.shape, subject.spacing_mm, image, label))
+        heads.append(Head(shards.patient_of(name), subject.shape, subject.spacing_mm, image, label))
     return heads

@@ -1,7 +1,8 @@
 """The results of one study, side by side: the scores of every source, and its paired difference to real.
 
 sources.json, which `vesselgan study` writes, lists the rows of the paper's tables, each with one result of
-`evaluate=segmentation` per cohort and seed. All rows of one table have the same patients; a missing result is an error.
+`evaluate=segmentation` per cohort and seed. All rows of one table have the same patients and labels; a missing result
+is an error. A patient's visits count as one: their mean.
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 from vesselgan.config.schema import Evaluate
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.results import Result, read_result
+from vesselgan.formats.results import Result, read_result, truth_of
 from vesselgan.metrics.scores import UNITS
 from vesselgan.metrics.statistics import BOOTSTRAP_SAMPLES, MIN_PATIENTS, compare, describe, holm
 from vesselgan.runtime.provenance import collect
@@ -73,26 +74,19 @@ def _score_cohort(results: list[Result], reference: list[Result] | None, cohort:
     for region in dict.fromkeys(entry["region"] for entry in results[0]["subjects"]):
         scores[region] = {}
         for metric in results[0]["summary"][region]:
-            subjects, values_PS = value_table(results, region, metric, cohort)
+            patients, all_PS = value_table([*results, *(reference or [])], region, metric, cohort)
+            values_PS, reference_PS = np.split(all_PS, [len(results)], axis=1)
             summary: Result = describe(values_PS, seed=BOOTSTRAP_SEED)
-            summary["values"] = dict(zip(subjects, values_PS.mean(axis=1).tolist(), strict=True))
-            summary["difference"] = None
-            if reference is not None:
-                reference_subjects, reference_PS = value_table(reference, region, metric, cohort)
-                if reference_subjects != subjects:
-                    raise DataError(
-                        f"{cohort}, {region}: {results[0]['name']} was scored on {', '.join(subjects)}, real on "
-                        f"{', '.join(reference_subjects)}; score both on the same patients"
-                    )
-                summary["difference"] = compare(values_PS, reference_PS, seed=BOOTSTRAP_SEED)
+            summary["values"] = dict(zip(patients, values_PS.mean(axis=1).tolist(), strict=True))
+            summary["difference"] = compare(values_PS, reference_PS, seed=BOOTSTRAP_SEED) if reference else None
             scores[region][metric] = summary
     return scores
 
 
 def value_table(results: list[Result], region: str, metric: str, cohort: str) -> tuple[list[str], np.ndarray]:
-    """Returns (sorted patients, values [P, S], one column per result).
+    """Returns (sorted patients, values [P, S], means over visits, one column per result).
 
-    Raises DataError if the results do not all have the same patients.
+    Raises DataError if the results do not all have the same patients and labels.
     """
     columns = [{e["subject"]: e.get(metric) for e in result["subjects"] if e["region"] == region} for result in results]
     subjects = sorted(columns[0])
@@ -104,7 +98,17 @@ def value_table(results: list[Result], region: str, metric: str, cohort: str) ->
                 f"({', '.join(sorted(column))} and {', '.join(subjects)}, without a value: {', '.join(missing)}); "
                 "score them again"
             )
-    return subjects, np.array([[column[subject] for column in columns] for subject in subjects], dtype=float)
+        if truth_of(result) != truth_of(results[0]):
+            raise DataError(
+                f"{cohort}: {result['name']} was scored on other labels than {results[0]['name']}, or with other "
+                "patients to the subjects; score them again"
+            )
+    visits: dict[str, list[list[float]]] = {}
+    for subject in subjects:
+        patient = truth_of(results[0])[subject].patient
+        visits.setdefault(patient, []).append([column[subject] for column in columns])
+    patients = sorted(visits)
+    return patients, np.array([np.mean(visits[patient], axis=0) for patient in patients], dtype=float)
 
 
 def _add_adjusted_p(rows: list[Result]) -> None:

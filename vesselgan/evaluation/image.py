@@ -19,7 +19,7 @@ from vesselgan.core.errors import DataError, UsageError
 from vesselgan.data.sampler import derangement
 from vesselgan.evaluation.features import Extracted, Preprocessing, features_of, open_extractor
 from vesselgan.evaluation.reference import check_overlap, check_trained_on, find_reference, match_kinds
-from vesselgan.formats.cohort import training_shards
+from vesselgan.formats.cohort import Cohort, training_shards
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.metrics import diversity
 from vesselgan.metrics.feature_scores import Features, FeatureScoreSettings, score_features
@@ -105,7 +105,7 @@ def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarra
     return {
         "job": "image",
         "name": config.name,
-        "cohort": config.data.name,
+        "cohort": Cohort.name_in(config.data.cohort_dir, config.data.name),
         "split": config.image.reference,
         "label_threshold": config.data.label_threshold,
         "reference": {
@@ -114,7 +114,7 @@ def _header(config: Evaluate, reference: ShardSet, purpose: str, rows: np.ndarra
             "purpose": purpose,
             "count": len(rows),
             "kinds": dict(sorted(Counter(reference.kind(int(i)) for i in rows).items())),
-            "patients": len({reference.subject(int(i)) for i in rows}),
+            "patients": len({reference.patient(int(i)) for i in rows}),
         },
     }
 
@@ -147,7 +147,7 @@ def _feature_scores(
         max_patches=settings.max_patches,
     )
     scores = score_features(
-        Features(real.features_NF[rows], tuple(reference.subject(int(i)) for i in rows)),
+        Features(real.features_NF[rows], tuple(reference.patient(int(i)) for i in rows)),
         Features(generated.features_NF, ("",) * len(generated.features_NF)),
         method,
     )
@@ -184,7 +184,7 @@ def _label_scores(config: Evaluate, reference: ShardSet, rows: np.ndarray, synth
     synthetic_indices = np.sort(rng.choice(len(synthetic), count, replace=False))
     real, real_controls = measure_labels(reference, real_indices, config, "real")
     generated, generated_controls = measure_labels(synthetic, synthetic_indices, config, "synthetic")
-    patients = [reference.subject(int(i)) for i in real_indices]
+    patients = [reference.patient(int(i)) for i in real_indices]
     return {
         "n": count,
         "statistics": compare_labels(real, generated, patients, settings.seed),

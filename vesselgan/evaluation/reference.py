@@ -59,7 +59,7 @@ def check_overlap(reference: ShardSet, training: ShardSet | None, cache_dir: Pat
     """Returns a sentence on what was compared; raises DataError if both sets share a patient or a patch's bytes."""
     if training is None:
         return "not checked: the cohort has no shards of the GAN's training"
-    if shared := sorted(set(reference.subjects) & set(training.subjects)):
+    if shared := sorted(reference.patients() & training.patients()):
         raise DataError(
             f"{reference.folder}: patients of the training set ({', '.join(shared[:5])}) are in the reference; a "
             "generator that copies would win. Hold them out (evaluate=image can use the training split: "

@@ -32,7 +32,8 @@ THRESHOLD_TITLE = "Best global threshold"
 def score_predictions(config: Evaluate) -> dict[str, Any]:
     """Scores PREDICTIONS/<subject>.nii.gz against the label for every subject of the split, and writes error maps.
 
-    Raises DataError for a missing prediction, label or mask, and for a volume that the U-Net was trained on.
+    Raises DataError for a missing prediction, label or mask, for a prediction of another image than the subject's, and
+    for a volume that the U-Net was trained on.
     """
     cohort = Cohort.read(config.data.cohort_dir)
     subjects = cohort.of_split(config.split)
@@ -50,6 +51,7 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
             f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run `vesselgan segment` "
             f"on split {config.split} of cohort {cohort.name} first"
         )
+    predictions.check({name: subject.image for name, subject in subjects.items()})
     warnings = {name: texts for name, texts in predictions.warnings().items() if name in subjects}
     for name, texts in warnings.items():
         log.warning(f"{name}: scores of a questionable segmentation: {'; '.join(texts)}")
@@ -243,6 +245,7 @@ def _result(
         "split": config.split,
         **metadata,
         "units": UNITS,
+        "patients": {name: subject.patient or name for name, subject in cohort.of_split(config.split).items()},
         "subjects": entries,
         "summary": summarise(entries),
         "empty": count_empty(entries),

@@ -3,7 +3,7 @@
     {"format": "vesselgan-cohort", "format_version": 3, "made_by": ..., "name": ..., "percentiles": [0, 99.99],
      "subjects": {id: {"split": "train" | "validation" | "test", "image": path, "label": path | null,
                        "mask": path | null, "shape": [X, Y, Z], "spacing_mm": [x, y, z], "limits": [low, high],
-                       "num_clipped": n, "image_sha256": hex, "label_sha256": hex | null,
+                       "num_clipped": n, "patient": id | null, "image_sha256": hex, "label_sha256": hex | null,
                        "mask_sha256": hex | null}}}
 
 Shape and spacing are the canonical (RAS) volume's. Paths are relative to the file's folder where they lie below it,
@@ -37,6 +37,7 @@ COHORT = "cohort.json"
 PRIVATE_PATHS = "paths.private.json"
 PHANTOM_SETTINGS = "phantom.json"
 """In the folder of a cohort that `vesselgan make-phantom` made: nobody's volumes."""
+REMEDY = "prepare the cohort again"
 ROLES = ("image", "label", "mask")
 SPLITS = ("train", "validation", "test")
 
@@ -52,7 +53,7 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Subject:
-    """One patient's volumes; paths absolute or relative to the working directory."""
+    """The volumes of one visit of a patient; paths absolute or relative to the working directory."""
 
     split: str
     image: Path
@@ -67,6 +68,8 @@ class Subject:
     image_sha256: str
     label_sha256: str | None
     mask_sha256: str | None = None
+    patient: str | None = None
+    """Whose visit it is; None if unknown."""
     reading: ReadOptions = ReadOptions()
 
     def read_image(self) -> Volume:
@@ -114,18 +117,19 @@ class Cohort:
             )
         return chosen
 
+    @staticmethod
+    def name_in(cohort_dir: str | Path, otherwise: str) -> str:
+        """The name in cohort.json; `otherwise` where shards stand without one. Raises DataError for a damaged one."""
+        path = Path(cohort_dir) / COHORT
+        with reading(path, REMEDY):
+            return check_id(_content(path)["name"], path) if path.is_file() else otherwise
+
     @classmethod
     def read(cls, cohort_dir: str | Path) -> "Cohort":
         """Reads cohort.json. Raises DataError if it is missing, damaged, newer, or has one volume in two splits."""
         path = Path(cohort_dir) / COHORT
-        with reading(path, "prepare the cohort again"):
-            try:
-                content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
-            except (FileNotFoundError, NotADirectoryError):
-                raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
-            if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
-                raise DataError(f"{path}: not a cohort of this project; prepare the cohort again")
-            _check_version(path, content.get("format_version"), content.get("made_by"))
+        with reading(path, REMEDY):
+            content = _content(path)
             is_pseudonymous = content["paths"] == "private"
             paths = _read_private(path.with_name(PRIVATE_PATHS)) if is_pseudonymous else content["subjects"]
             options = _read_options(content["reading"])
@@ -178,6 +182,17 @@ def training_shards(cohort_dir: str | Path) -> ShardSet | None:
     return ShardSet(folder) if (folder / MANIFEST).is_file() else None
 
 
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
+    if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
+        raise DataError(f"{path}: not a cohort of this project; {REMEDY}")
+    _check_version(path, content.get("format_version"), content.get("made_by"))
+    return content
+
+
 def _check_version(path: Path, version: object, made_by: object) -> None:
     if version != FORMAT_VERSION:
         is_newer = isinstance(version, int) and version > FORMAT_VERSION
@@ -199,6 +214,7 @@ def _to_json(subject: Subject) -> dict[str, Any]:
         "spacing_mm": [float(s) for s in subject.spacing_mm],
         "limits": [float(limit) for limit in subject.limits],
         "num_clipped": int(subject.num_clipped),
+        "patient": subject.patient,
         "image_sha256": subject.image_sha256,
         "label_sha256": subject.label_sha256,
         "mask_sha256": subject.mask_sha256,
@@ -211,6 +227,7 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
     shape: Any = tuple(int(n) for n in entry["shape"])
     spacing_mm: Any = tuple(float(s) for s in entry["spacing_mm"])
     low, high = (float(limit) for limit in entry["limits"])
+    patient = entry.get("patient")  # not in a cohort of an earlier version
     if entry["split"] not in SPLITS or image is None:
         raise ValueError(f"split {entry['split']!r}, image {names['image']!r}")
     if len(shape) != 3 or min(shape) < 1 or len(spacing_mm) != 3 or not all(0 < s < 1e6 for s in spacing_mm):
@@ -229,6 +246,7 @@ def _from_json(entry: dict[str, Any], names: dict[str, Any], folder: Path, readi
         image_sha256=str(entry["image_sha256"]),
         label_sha256=None if entry["label_sha256"] is None else str(entry["label_sha256"]),
         mask_sha256=None if entry["mask_sha256"] is None else str(entry["mask_sha256"]),
+        patient=None if patient is None else check_id(patient, folder / COHORT),
         reading=reading,
     )
 

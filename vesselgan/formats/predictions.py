@@ -48,6 +48,21 @@ class Predictions:
         name = json.loads(self.record.read_text()).get("cohort_dir")
         return Path(name) if isinstance(name, str) else None
 
+    def check(self, images: dict[str, Path]) -> None:
+        """Raises DataError unless the record, if there is one, lists these images, by subject, and predictions."""
+        if not self.record.exists():
+            return
+        volumes = _read(self.record)[1]
+        for subject, image in images.items():
+            with reading(image, "put the image back that the cohort names"):
+                is_same = self.is_up_to_date(subject, volumes.get(subject), image, probability=False)
+            if not is_same:
+                raise DataError(
+                    f"{self.label(subject)}: is not what the record beside it says of {image}, so one of the two was "
+                    "replaced, or it is another cohort's subject; run `vesselgan segment` again, or score predictions "
+                    "of another program in a folder without segmentation.json"
+                )
+
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The entries by subject, those of stopped ranks included; makes a new folder's record.
 

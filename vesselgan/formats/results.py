@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.errors import DataError, reading
@@ -11,6 +11,21 @@ from vesselgan.core.names import check_inside
 
 FORMAT_VERSION = 1
 Result = dict[str, Any]
+
+
+class Truth(NamedTuple):
+    """What a segmentation was scored against: null hashes where the result does not say."""
+
+    patient: str
+    label_sha256: str | None
+    mask_sha256: str | None
+
+
+def truth_of(result: Result) -> dict[str, Truth]:
+    """Of each subject of a segmentation result; only results of equal truths can be compared."""
+    inputs, patients = result.get("inputs", {}), result.get("patients", {})
+    subjects = {entry["subject"] for entry in result["subjects"]}
+    return {s: Truth(patients.get(s, s), inputs.get(f"{s} label"), inputs.get(f"{s} mask")) for s in subjects}
 
 
 class Results:

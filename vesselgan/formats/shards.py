@@ -140,6 +140,18 @@ class ShardSet:
         shard, row = self._shard(i)
         return shard.subject(row)
 
+    def patient(self, i: int) -> str:
+        """The patient of record i."""
+        return self.patient_of(self.subject(i))
+
+    def patient_of(self, subject: str) -> str:
+        """The patient of a subject's visit where it is known, else the subject."""
+        return str(self.subjects[subject].get("patient") or subject)
+
+    def patients(self) -> set[str]:
+        """Of all subjects."""
+        return {self.patient_of(subject) for subject in self.subjects}
+
     def corner(self, i: int) -> tuple[int, int, int]:
         """The first voxel of record i in its subject's canonical volume."""
         shard, row = self._shard(i)

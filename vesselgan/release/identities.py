@@ -45,6 +45,8 @@ def find_identities(cohort_dir: str, places: Iterable[str | Path], own_words: fr
             origins.add(_origin(entry.get("affine")))
     if cohort is not None:
         terms |= dict.fromkeys([form for name in cohort.subjects for form in _forms(name)], "the id of a subject")
+        patients = {subject.patient for subject in cohort.subjects.values() if subject.patient is not None}
+        terms |= {form: "the id of a patient" for patient in patients for form in _forms(patient)}
         kind = "the original of a pseudonym" if cohort.is_pseudonymous else "the name of a source file"
         terms |= {name: kind for name in _file_names(cohort) if name not in terms}
         places = [*places, *{subject.image.parent for subject in cohort.subjects.values()}]

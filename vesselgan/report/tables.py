@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from vesselgan.core.errors import DataError
-from vesselgan.formats.results import Result, Results
+from vesselgan.formats.results import Result, Results, truth_of
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
 from vesselgan.report.blocks import MIN_FOR_SPREAD, NOT_RUN, mean_sd
@@ -136,6 +136,9 @@ def _check_segmentation(result: Result, path: Path) -> None:
             raise DataError(
                 f"{path}: a segmentation result needs {key!r} as {kind.__name__}; remove it and evaluate again"
             )
+    for key in ("inputs", "patients"):
+        if not isinstance(result.get(key, {}), dict):
+            raise DataError(f"{path}: {key!r} of a segmentation result is no object; remove it and evaluate again")
     for entry in result["subjects"]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("subject"), str)
         if not is_entry or entry.get("region") not in REGIONS:
@@ -156,23 +159,19 @@ def by_cohort(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
 
 
 def of_same_subjects(results: Iterable[Result]) -> tuple[list[Result], list[Result]]:
-    """Returns (results on the subjects of `real`, else of the first result; the others): one table has one n."""
+    """Returns (results on the subjects and labels of `real`, else of the first result; the others)."""
     results = list(results)
     if not results:
         return [], []
-    subjects = _subjects(next((result for result in results if result["name"] == "real"), results[0]))
-    same = [result for result in results if _subjects(result) == subjects]
+    truth = truth_of(next((result for result in results if result["name"] == "real"), results[0]))
+    same = [result for result in results if truth_of(result) == truth]
     return same, [result for result in results if result not in same]
-
-
-def _subjects(result: Result) -> set[str]:
-    return {entry["subject"] for entry in result["subjects"]}
 
 
 def segmentation_scores(results: Iterable[Result]) -> Scores:
     """Returns the scores: METHODS in their order, run or not; other results by name; last the paper's numbers.
 
-    Raises DataError if two results have one name, or differ in cohort, split or subjects (see of_same_subjects).
+    Raises DataError if two results have one name, or differ in cohort, split, subjects or labels.
     """
     groups = by_cohort(results)
     if len(groups) > 1:
@@ -180,7 +179,7 @@ def segmentation_scores(results: Iterable[Result]) -> Scores:
     members = next(iter(groups.values()), [])
     if strangers := of_same_subjects(members)[1]:
         left_out = ", ".join(result["name"] for result in strangers)
-        raise DataError(f"{left_out}: scored on other subjects than the rest; score all of them on the same split")
+        raise DataError(f"{left_out}: scored on other subjects or labels than the rest; score all of them again")
     by_name: dict[str, Result] = {}
     for result in members:
         if result["name"] in by_name:

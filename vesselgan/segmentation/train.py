@@ -59,8 +59,8 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
     validation = _shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "validation"), "real")
     check_unet_shape(validation.patch_shape, config.unet.filters)
     for shards in sets:
-        if shared := set(shards.subjects) & set(validation.subjects):
-            raise DataError(f"{shards.folder} and {validation.folder} share the subjects {', '.join(sorted(shared))}")
+        if shared := shards.patients() & validation.patients():
+            raise DataError(f"{shards.folder} and {validation.folder} share the patients {', '.join(sorted(shared))}")
         if shards.manifest.percentiles != validation.manifest.percentiles:
             raise DataError(
                 f"{shards.folder} was scaled to the percentiles {shards.manifest.percentiles}, {validation.folder} to "

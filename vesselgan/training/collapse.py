@@ -34,7 +34,7 @@ MIN_SCORE_GAP = 1e-6
 
 
 def mean_pairwise_distance(patches: Iterable[Tensor]) -> float:
-    """Mean root-mean-square difference of all pairs of patches [C, X, Y, Z], pooled over at most POOL_VOXELS^3 voxels."""
+    """Mean root-mean-square difference of all pairs of patches [C, X, Y, Z], each pooled by POOL_VOXELS or its side."""
 
     def pooled(patch_CXYZ: Tensor) -> Tensor:
         return F.avg_pool3d(patch_CXYZ.float(), [min(POOL_VOXELS, side) for side in patch_CXYZ.shape[1:]]).flatten()

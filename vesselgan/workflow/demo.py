@@ -5,7 +5,7 @@ Stages that are done are skipped, so a demo that was stopped anywhere resumes th
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vesselgan.config.compose import readable
@@ -13,7 +13,8 @@ from vesselgan.config.schema import Demo
 from vesselgan.core import processes
 from vesselgan.core.console import printable
 from vesselgan.core.errors import DataError, check_readable
-from vesselgan.formats.cohort import COHORT, shards_dir
+from vesselgan.formats.cohort import COHORT, PHANTOM_SETTINGS, shards_dir
+from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
 from vesselgan.report import tables
@@ -69,12 +70,11 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
     work = Path(config.work_dir)
     probe = probe_stage(work / "demo/precision.json")
     total = 1 + len(stages_of(config, overrides, Choice("cpu", "fp32", 2, "")))
-    run_stage(work / "demo", probe, f"[ 1/{total}]", is_stale=False)
+    run_stage(work / "demo", probe, f"[ 1/{total}]")
     choice = read_choice(probe.outputs[0])
     print(f"        {choice.summary}", flush=True)
-    is_stale = False
     for number, stage in enumerate(stages_of(config, overrides, choice), 2):
-        is_stale = run_stage(work / "demo", stage, f"[{number:2}/{total}]", is_stale=is_stale)
+        run_stage(work / "demo", stage, f"[{number:2}/{total}]")
     results = tables.by_cohort(tables.read_results(work / "results")).get((config.data.name, "test"), [])
     print(f"\n{printable(tables.format_text(tables.segmentation_scores(results)))}\n")
     print(f"release {(work / 'release').resolve()}")
@@ -104,13 +104,13 @@ def read_choice(path: Path) -> Choice:
 
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
-    """The pipeline after the probe, in order."""
+    """The pipeline after the probe, in order; each stage may read what those before it leave."""
     # The demo's own setting.
     overrides = tuple(override for override in overrides if not override.startswith("num_patches="))
     work = Path(config.work_dir)
     runs = ",".join(quoted(_generator_dir(work, name)) for name in GENERATORS)
     report = _launch("report", overrides, f"runs=[{runs}]")
-    return [
+    stages = [
         *_data_stages(config, overrides),
         *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
         _unets_stage(work, overrides, choice),
@@ -120,6 +120,8 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
         *_release_stages(work, overrides),
         Stage("report", "report", (report,), (work / "report/index.html",)),
     ]
+    outputs = [stage.outputs for stage in stages]
+    return [replace(stage, inputs=sum(outputs[:place], ())) for place, stage in enumerate(stages)]
 
 
 def _launch(name: str, overrides: tuple[str, ...], *own: str, options: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -134,7 +136,7 @@ def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     words = {name: readable(name, overrides, ()) for name in ("make_phantom", "check", "build_shards")}
     make, build = (on_mpi(f"data_prep.{name}", *words[name]) for name in ("make_phantom", "build_shards"))
     return [
-        Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root,), 2),
+        Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root / PHANTOM_SETTINGS,), 2),
         Stage("check", "check of the cohort", (python("-m", "data_prep.check", *words["check"]),)),
         Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests), 2),
     ]
@@ -192,7 +194,7 @@ def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> St
         _launch("segment", overrides, setting("run", folder), "split=test", setting("out", folder / "predictions"))
         for folder in folders
     ]
-    outputs = tuple(folder / "predictions" for folder in folders)
+    outputs = tuple(Predictions(folder / "predictions").record for folder in folders)
     return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs, at_once=_at_once(choice))
 
 

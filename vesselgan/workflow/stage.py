@@ -1,6 +1,7 @@
 """One resumable stage of a pipeline: commands that run as processes, as a user would start them.
 
-A stage is done when its marker names the same commands and inputs and its outputs exist.
+A stage is done when its marker names the same commands and the same content of its inputs, and its outputs exist: what
+made the inputs, a stage or somebody else, does not count, nor when.
 """
 
 import json
@@ -36,10 +37,12 @@ class Stage:
     at_once: int = 1
     """Commands that run side by side."""
     inputs: tuple[Path, ...] = ()
-    """Files that no stage makes, or that come and go: the stage runs again when their content changes."""
+    """Files that stand for all that is read, as manifests with hashes: the stage runs again when their content changes.
+    """
 
-    def digests(self) -> list[str]:
-        return [sha256_of(path) for path in self.inputs]
+    def digests(self) -> list[str | None]:
+        """Of the inputs; None for one that is missing."""
+        return [sha256_of(path) if path.is_file() else None for path in self.inputs]
 
 
 def stop_at_signals() -> None:
@@ -72,8 +75,8 @@ def setting(key: str, value: object) -> str:
     return f"{key}={quoted(value)}"
 
 
-def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
-    """Run `stage` unless it is done, and print one line; True if it ran. is_stale: an earlier stage has run.
+def run_stage(home: Path, stage: Stage, label: str) -> bool:
+    """Run `stage` unless it is done, and print one line; True if it ran.
 
     Commands write to home/logs/<stage>.log, those that run beside the first to <stage>-2.log and so on. If one fails,
     its error is shown and its exit code is raised as SystemExit.
@@ -81,7 +84,7 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
     marker = home / f"done/{stage.name}.json"
     logs = [home / f"logs/{stage.name}{'' if i == 0 else f'-{i + 1}'}.log" for i in range(stage.at_once)]
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
-    if not is_stale and _is_done(stage, marker):
+    if _is_done(stage, marker):
         print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
         return False
     marker.unlink(missing_ok=True)
@@ -89,7 +92,7 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
     logs[0].parent.mkdir(parents=True, exist_ok=True)
     for log in logs:
         log.write_bytes(b"")
-    started = time.monotonic()
+    inputs, started = stage.digests(), time.monotonic()  # as the commands find them
     print(head, end=" ", flush=True)
     for first in range(0, len(stage.commands), stage.at_once):
         commands = stage.commands[first : first + stage.at_once]
@@ -105,7 +108,7 @@ def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
-    record = {"commands": stage.commands, "inputs": stage.digests(), "seconds": round(seconds, 1)}
+    record = {"commands": stage.commands, "inputs": inputs, "seconds": round(seconds, 1)}
     partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, marker)
     print(processes.clock(seconds), flush=True)

@@ -10,6 +10,7 @@ import pytest
 
 from vesselgan.config.compose import compose, to_yaml
 from vesselgan.config.schema import Study
+from vesselgan.core.atomic_io import sha256_of
 from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.shards import ShardInfo, content_hash, write_manifest
 from vesselgan.workflow import stage as stages
@@ -26,11 +27,20 @@ def settings_of(variant: str) -> str:
 
 def write_gan(folder: Path, variant: str, trained_on: str) -> Path:
     """A run directory as far as a study looks at it."""
-    (folder / "checkpoints/step_00000010").mkdir(parents=True)
+    write_step(folder, 10)
     (folder / "config.yaml").write_text(settings_of(variant))
     (folder / "finished.json").write_text("{}")
     (folder / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": trained_on}}))
     return folder
+
+
+def write_step(run_dir: Path, step: int, *, weights: str = "") -> None:
+    """A checkpoint as far as a study looks at it; `weights` stands for its content."""
+    folder = run_dir / f"checkpoints/step_{step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").write_text(json.dumps({"step": step, "weights": weights}))
+    entry = {"sha256": sha256_of(folder / "state.json"), "bytes": (folder / "state.json").stat().st_size}
+    (folder / "manifest.json").write_text(json.dumps({"state.json": entry}))
 
 
 def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, seed: int = 0) -> Path:
@@ -41,11 +51,16 @@ def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, see
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
     Cohort(name, (0.0, 99.9), subjects).write(folder)
-    write_manifest(
-        folder / "shards/gan/train", shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4),
-        origin="real", subjects={}, spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.9), extra={},
-    )  # fmt: skip
+    for name in ("gan/train", "unet/train", "unet/validation"):
+        write_made_up_shards(folder / "shards" / name, seed)
     return folder
+
+
+def write_made_up_shards(folder: Path, seed: int) -> None:
+    write_manifest(
+        folder, shards=[ShardInfo("made_up.h5", 1, 1, f"{seed:064x}")], patch_shape=(4, 4, 4), origin="real",
+        subjects={}, spacing_mm=(1.0, 1.0, 1.0), percentiles=(0.0, 99.9), extra={},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -72,7 +87,7 @@ def walked(monkeypatch: pytest.MonkeyPatch) -> list[Stage]:
     """The stages that would have been started, in order; their outputs are made up."""
     found: list[Stage] = []
 
-    def pretend(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
+    def pretend(home: Path, stage: Stage, label: str) -> bool:
         found.append(stage)
         leave_outputs(stage)
         return True
@@ -87,14 +102,14 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     stages_met: list[Stage] = []
     names: list[str] = []
 
-    def run_stage(home: Path, stage: Stage, label: str, *, is_stale: bool) -> bool:
+    def run_stage(home: Path, stage: Stage, label: str) -> bool:
         stages_met.append(stage)
-        return stages.run_stage(home, stage, label, is_stale=is_stale)
+        return stages.run_stage(home, stage, label)
 
     def pretend(commands: Sequence[object], logs: object, **options: object) -> list[int]:
         stage = stages_met[-1]
         names.append(stage.name)
-        leave_outputs(stage)
+        leave_outputs(stage, made=len(stages_met))
         return [0] * len(commands)
 
     monkeypatch.setattr(steps, "run_stage", run_stage)
@@ -102,10 +117,13 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def leave_outputs(stage: Stage) -> None:
+def leave_outputs(stage: Stage, *, made: int = 0) -> None:
+    """made: what sets the outputs of one run apart from those of another."""
     for output in stage.outputs:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(made_up(stage)))
+        output.write_text(json.dumps(made_up(stage) | {"made": made}))
+    if stage.name.startswith("gan-"):
+        write_step(stage.outputs[0].parent, 20, weights=str(made))
 
 
 def made_up(stage: Stage) -> dict:

@@ -16,6 +16,9 @@ from vesselgan.workflow.study import steps, sweep
 from vesselgan.workflow.study.sources import run_sources
 from vesselgan.workflow.study.sweep import run_sweep
 
+from ...conftest import edit_json
+from .conftest import write_made_up_cohort, write_made_up_shards, write_step
+
 
 def home_of(config: object) -> Path:
     return Path(config.work_dir) / "studies" / config.name
@@ -82,6 +85,75 @@ def test_a_smaller_study_keeps_no_other_results(study, ran, tmp_path):
         assert ("report" in ran) == bool(again), overrides
     assert list(json.loads((home / "sources.json").read_text())["rows"][0]["runs"]) == ["1"]
     assert [path.name for path in (home / "results").iterdir()] == ["comparison.json"]
+
+
+AFTER_GP = {"generate-gp", "narrow-gp", "image-gp", "unet-gp-", "unet-real+gp", "unet-shuffled", "segment-gp"}
+AFTER_GP |= {"segment-real+gp", "segment-shuffled", "score-gp", "score-real+gp", "score-shuffled"}
+ALL_RESULTS = {"comparison", "report"}
+CHANGES = {
+    "the GAN was trained on": AFTER_GP | ALL_RESULTS,
+    "the GAN was trained again": AFTER_GP | ALL_RESULTS,
+    "patches were generated otherwise": AFTER_GP - {"generate-gp"} | ALL_RESULTS,
+    "training patches were cut again": {"unet-real", "segment-real", "score-real"} | ALL_RESULTS,
+    "the other cohort was prepared again": {"segment-", "score-"} | ALL_RESULTS,
+    "nothing was": set(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changed_outside_is_made_again(study, ran, tmp_path, change):
+    config = study("seeds=[1]", "image.extractor=random")
+    run_sources(config, home_of(config))
+    ran.clear()
+    run, synthetic = tmp_path / "runs/gp", home_of(config) / "gans/gp/synthetic"
+    if change == "the GAN was trained on":
+        write_step(run, 20)
+    elif change == "the GAN was trained again":
+        write_step(run, 10, weights="other")
+    elif change == "patches were generated otherwise":
+        edit_json(synthetic / "manifest.json", lambda manifest: manifest["shards"][0].update(sha256="1" * 64))
+    elif change == "training patches were cut again":
+        write_made_up_shards(tmp_path / "own/shards/unet/train", 11)
+    elif change == "the other cohort was prepared again":
+        write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=60)
+    else:
+        write_step(run, 10)
+        for name in ("log.txt", "provenance.json", "synthetic/manifest.json", "tensorboard/events"):
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text((run / name).read_text() if (run / name).exists() else "new")
+    run_sources(config, home_of(config))
+    assert {start for start in CHANGES[change] if not any(name.startswith(start) for name in ran)} == set()
+    assert [name for name in ran if not name.startswith(tuple(CHANGES[change]))] == []
+    if change == "the other cohort was prepared again":
+        assert all(name.endswith("-other") for name in ran if name not in ALL_RESULTS)
+    ran.clear()
+    run_sources(config, home_of(config))
+    assert ran == []
+
+
+def test_a_stopped_study_forgets_no_change(study, ran, tmp_path):
+    """What a change makes stale is made again by the next start too, where the one before was stopped half way."""
+    config = study("seeds=[1]")
+    run_sources(config, home_of(config))
+    write_step(tmp_path / "runs/gp", 20)
+    runner, (gan, _) = steps.StageRunner(home_of(config)), steps.gans_of(config, [])
+    steps.choose_threshold(config, home_of(config), gan, runner)
+    ran.clear()
+    run_sources(config, home_of(config))
+    assert {"unet-real+gp-at-0.5-seed-1", "score-gp-seed-1-own", "comparison", "report"} <= set(ran)
+
+
+def test_a_sweep_scores_the_gan_it_has(study, ran, tmp_path):
+    grid = ["study=sweep", "runs=[]", "sweep.learning_rates=[4e-4]", "sweep.variant=sn_mp"]
+    for steps_of_gan in (20, 40):
+        ran.clear()
+        config = study(*grid, f'sweep.overrides=["train.max_steps={steps_of_gan}"]')
+        run_sweep(config, home_of(config))
+        name = "sn_mp-rate-0.0004-batch-4"
+        assert ran[:3] == [f"gan-{name}", f"generate-{name}", f"narrow-{name}"] and len(ran) == 5
+    ran.clear()
+    run_sweep(config, home_of(config))
+    assert ran == []
 
 
 def test_the_report_gets_the_studys_patches(study, walked):

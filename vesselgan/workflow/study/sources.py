@@ -8,7 +8,7 @@ from typing import Any
 
 from vesselgan.config.schema import Study
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import Cohort
+from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.results import write_result
 from vesselgan.formats.shards import read_manifest
@@ -47,11 +47,9 @@ def run_sources(config: Study, home: Path) -> Path:
     write_result(home / "sources.json", study)
     comparison = home / "results/comparison.json"
     settings = {"evaluate": "comparison", "name": config.name, "sources": home / "sources.json", "out": comparison}
-    # By content too: a study with fewer sources than before runs no new stage, but has another result.
-    inputs = (home / "sources.json",)
-    words = steps.command("evaluate", settings)
-    stage = Stage("comparison", "everything compared with real", (words,), (comparison,), inputs=inputs)
-    runner.run(stage, list(runner.ran))
+    scores = [home / name for row in rows for by_seed in row["results"].values() for name in by_seed.values()]
+    words, inputs = steps.command("evaluate", settings), (home / "sources.json", *scores)
+    runner.run(Stage("comparison", "everything compared with real", (words,), (comparison,), inputs=inputs))
     return run_report(config, home, gans, (comparison, *images), runner)
 
 
@@ -69,7 +67,7 @@ def run_report(
     }
     words = steps.command("report", settings, *steps.settings_for("report", config, "data"))
     page = home / "report/index.html"
-    runner.run(Stage("report", "report", (words,), (page,), inputs=results), ["comparison"])
+    runner.run(Stage("report", "report", (words,), (page,), inputs=results))
     return page
 
 
@@ -78,13 +76,13 @@ def run_images(
 ) -> list[Path]:
     """Score every GAN's patches on features, if the study names a network; remove scores of other GANs."""
     has_network = config.image.extractor is not None or config.image.weights is not None
-    stages = {gan.name: steps.image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network}
-    results = [stage.outputs[0] for stage in stages.values()]
+    stages = [steps.image_stage(config, home, gan, thresholds[gan.name]) for gan in gans if has_network]
+    results = [stage.outputs[0] for stage in stages]
     for path in (home / "results").glob("image-*.json"):
         if path not in results:  # The report reads the whole folder.
             path.unlink()
-    for name, stage in stages.items():
-        runner.run(stage, [f"generate-{name}"])
+    for stage in stages:
+        runner.run(stage)
     return results
 
 
@@ -127,7 +125,7 @@ def run_unet(
 ) -> None:
     """Train a U-Net, segment and score every cohort's test subjects, and add its results to `row`."""
     training = steps.unet_stage(config, home, source, seed)
-    runner.run(training, [f"generate-{source.gan.name}"] if source.gan else [])
+    runner.run(training)
     facts = steps.unet_facts(home, source, seed)
     if facts["steps"] != config.unet.max_steps:
         raise DataError(
@@ -142,16 +140,18 @@ def run_unet(
         words = steps.command(
             "segment", {"run": run_dir, **tested, "out": predictions}, *steps.settings_for("segment", config, "runtime")
         )
-        done = Predictions(predictions).record
-        segmented = Stage(f"segment-{run_dir.name}-{cohort}", f"  {cohort} segmented", (words,), (done,))
-        runner.run(segmented, [training.name])
+        done, subjects = Predictions(predictions).record, Path(folder) / COHORT
+        inputs = (*training.outputs, subjects)
+        name = f"segment-{run_dir.name}-{cohort}"
+        runner.run(Stage(name, f"  {cohort} segmented", (words,), (done,), inputs=inputs))
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
         settings = {"evaluate": "segmentation", "name": source.name, "predictions": predictions}
         settings |= {**tested, "out": home / scores}
         if seed == config.seeds[0]:
             settings["error_maps"] = home / "errors" / source.name / cohort
         words = steps.command("evaluate", settings)
-        runner.run(Stage(f"score-{scores.stem}", f"  {cohort} scored", (words,), (home / scores,)), [segmented.name])
+        inputs = (done, subjects)
+        runner.run(Stage(f"score-{scores.stem}", f"  {cohort} scored", (words,), (home / scores,), inputs=inputs))
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
 
 
@@ -163,7 +163,9 @@ def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: st
         settings: dict[str, Any] = {"evaluate": "threshold", "name": THRESHOLD, "split": "test"}
         settings |= {"data.cohort_dir": folder, "fit_cohort": config.data.cohort_dir, "out": home / scores}
         words = steps.command("evaluate", settings)
-        runner.run(Stage(f"score-{scores.stem}", f"best threshold, {cohort}", (words,), (home / scores,)))
+        inputs = (Path(folder) / COHORT, Path(config.data.cohort_dir) / COHORT)
+        title = f"best threshold, {cohort}"
+        runner.run(Stage(f"score-{scores.stem}", title, (words,), (home / scores,), inputs=inputs))
         row["results"][cohort] = {"none": str(scores)}
     return row
 

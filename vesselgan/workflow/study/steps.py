@@ -4,7 +4,6 @@ Commands have all their settings spelled out, so that they can be repeated by ha
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import shards_dir
+from vesselgan.formats import checkpoint_folder
+from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, content_hash
@@ -52,18 +52,16 @@ class TrainingSource:
 
 
 class StageRunner:
-    """Runs stages one by one, each once: those that are not done, or that need one that ran."""
+    """Runs stages one by one, each once."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.ran: dict[str, bool] = {}
-        """Stage -> whether it ran."""
+        self.names: set[str] = set()
 
-    def run(self, stage: Stage, needs: Iterable[str] = ()) -> None:
-        if stage.name not in self.ran:
-            is_stale = any(self.ran[name] for name in needs)
-            label = f"[{len(self.ran) + 1:3}]"
-            self.ran[stage.name] = run_stage(self.home, stage, label, is_stale=is_stale)
+    def run(self, stage: Stage) -> None:
+        if stage.name not in self.names:
+            self.names.add(stage.name)
+            run_stage(self.home, stage, f"[{len(self.names):3}]")
 
 
 def override(key: str, value: Any) -> str:
@@ -84,7 +82,11 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
     settings |= {"image.synthetic": synthetic_dir(home, gan), "data.label_threshold": label_threshold}
     shared = settings_for("evaluate", config, "data", "runtime")
     shared += [override(key, value) for key, value in flat(config.image, "image.").items() if value is not None]
-    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (command("evaluate", settings, *shared),), (out,))
+    words, cohort_dir = command("evaluate", settings, *shared), Path(config.data.cohort_dir)
+    read = manifests(config, ("gan", "train"), ("gan", "validation"), ("unet", "validation"))
+    inputs = (cohort_dir / COHORT, synthetic_dir(home, gan) / MANIFEST, *read)
+    inputs += (Path(config.image.weights),) if config.image.weights is not None else ()
+    return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (words,), (out,), inputs=inputs)
 
 
 def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
@@ -138,6 +140,11 @@ def synthetic_dir(home: Path, gan: Gan) -> Path:
     return home / "gans" / gan.name / "synthetic"
 
 
+def manifests(config: Study, *sets: tuple[str, str]) -> tuple[Path, ...]:
+    """Of the cohort's shards, by purpose and split."""
+    return tuple(shards_dir(config.data.cohort_dir, *purpose_and_split) / MANIFEST for purpose_and_split in sets)
+
+
 def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
     out = synthetic_dir(home, gan)
     settings = {
@@ -149,7 +156,9 @@ def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
         "out": out,
     }
     words = command("generate", settings, *settings_for("generate", config, "runtime"))
-    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (words,), (out / MANIFEST,))
+    checkpoint = checkpoint_folder.find_checkpoint(gan.run, gan.checkpoint, files=())
+    inputs = () if checkpoint is None else (checkpoint / checkpoint_folder.MANIFEST,)
+    return Stage(f"generate-{gan.name}", f"patches of {gan.name}", (words,), (out / MANIFEST,), inputs=inputs)
 
 
 def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
@@ -158,7 +167,8 @@ def narrow_stage(config: Study, home: Path, gan: Gan) -> Stage:
     settings = {"evaluate": "label_threshold", "name": gan.name, "out": out}
     settings |= {"data.cohort_dir": config.data.cohort_dir, "labels.synthetic": synthetic_dir(home, gan)}
     words = command("evaluate", settings, *settings_for("evaluate", config, "labels"))
-    return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (words,), (out,))
+    inputs = (synthetic_dir(home, gan) / MANIFEST, *manifests(config, ("gan", "train")))
+    return Stage(f"narrow-{gan.name}", f"label thresholds of {gan.name}", (words,), (out,), inputs=inputs)
 
 
 def unet_dir(home: Path, source: TrainingSource, seed: int) -> Path:
@@ -179,16 +189,24 @@ def unet_stage(config: Study, home: Path, source: TrainingSource, seed: int) -> 
         "unet.seed": seed,
         "unet.patience": unet.max_steps // unet.validate_every + 2,
     }
+    inputs = manifests(config, ("unet", "validation"))
+    if source.kind in ("real", "both"):
+        inputs += manifests(config, ("unet", "train"))
     if source.gan is not None:
         own |= {"data.label_threshold": source.label_threshold, "synthetic": synthetic_dir(home, source.gan)}
-    return training_stage("unet", "U-Net", run_dir, own, settings_for("train_unet", config, "data", "unet", "runtime"))
+        inputs += (synthetic_dir(home, source.gan) / MANIFEST,)
+    shared = settings_for("train_unet", config, "data", "unet", "runtime")
+    return training_stage("unet", "U-Net", run_dir, own, shared, inputs)
 
 
-def training_stage(kind: str, title: str, run_dir: Path, own: dict[str, Any], shared: list[str]) -> Stage:
+def training_stage(
+    kind: str, title: str, run_dir: Path, own: dict[str, Any], shared: list[str], inputs: tuple[Path, ...]
+) -> Stage:
     """The training of a `unet` or a `gan`; `own` settings replace shared ones."""
     kept = [setting for setting in shared if setting.split("=")[0] not in own]
     words = command(f"train_{kind}", own, *kept, "--run_dir", str(run_dir))
-    return Stage(f"{kind}-{run_dir.name}", f"{title} {run_dir.name}", (words,), (RunDir(run_dir).finished_file,))
+    finished = RunDir(run_dir).finished_file
+    return Stage(f"{kind}-{run_dir.name}", f"{title} {run_dir.name}", (words,), (finished,), inputs=inputs)
 
 
 def unet_facts(home: Path, source: TrainingSource, seed: int) -> dict[str, Any]:
@@ -208,15 +226,14 @@ def choose_threshold(config: Study, home: Path, gan: Gan, runner: StageRunner) -
     """
     folder = home / "gans" / gan.name
     runner.run(generate_stage(config, home, gan))
-    runner.run(narrow_stage(config, home, gan), [f"generate-{gan.name}"])
+    runner.run(narrow_stage(config, home, gan))
     narrowed = read_result(folder / "thresholds.json").get("narrowed")
     if not isinstance(narrowed, list) or not all(isinstance(threshold, float) for threshold in narrowed):
         raise DataError(f"{folder / 'thresholds.json'}: names no label thresholds; remove it and start again")
     candidates = []
     for threshold in narrowed:
         source = synthetic_source(gan, threshold)
-        stage = unet_stage(config, home, source, config.seeds[0])
-        runner.run(stage, [f"generate-{gan.name}"])
+        runner.run(unet_stage(config, home, source, config.seeds[0]))
         facts = unet_facts(home, source, config.seeds[0])
         kept = {key: facts[key] for key in ("validation_dice", "validation_loss", "best_checkpoint", "steps")}
         candidates.append({"label_threshold": threshold, **kept})

@@ -47,8 +47,7 @@ def record_of(config: Study, home: Path, gan: steps.Gan, runner: steps.StageRunn
     source = steps.synthetic_source(gan, choice["label_threshold"])
     dice = {}
     for seed in config.seeds:
-        stage = steps.unet_stage(config, home, source, seed)
-        runner.run(stage, [f"generate-{gan.name}"])
+        runner.run(steps.unet_stage(config, home, source, seed))
         dice[str(seed)] = steps.unet_facts(home, source, seed)["validation_dice"]
     score = {"validation_dice": statistics.fmean(dice.values()), "validation_dice_by_seed": dice}
     return choice | score | {"variant": gan.variant, "run": str(gan.run), "checkpoint": gan.checkpoint}
@@ -80,9 +79,9 @@ def grid_of(config: Study, home: Path) -> list[tuple[steps.Gan, Stage]]:
         }
         shared = steps.settings_for("train_gan", config, "data", "runtime")
         shared += steps.settings_for("train_gan", gan, "variant", "train")
-        grid.append(
-            (steps.Gan(name, run_dir, variant.name, None), steps.training_stage("gan", "GAN", run_dir, own, shared))
-        )
+        inputs = steps.manifests(config, ("gan", "train"))
+        stage = steps.training_stage("gan", "GAN", run_dir, own, shared, inputs)
+        grid.append((steps.Gan(name, run_dir, variant.name, None), stage))
     return grid
 
 
