@@ -229,7 +229,12 @@ def test_a_comparison_that_lacks_something_is_refused():
     for damage in ({"rows": 3}, {"rows": [{}]}, {"rows": [comparison()["rows"][0] | {"title": 3}]}, {"cohorts": []}):
         with pytest.raises(DataError, match="damaged"):
             comparisons([comparison() | damage])
-    text = comparison()
-    text["rows"][0]["scores"]["first"]["all"]["dice"] = {"mean": "0.9"}
+    for region, scores in (("all", {"dice": {"mean": "0.9"}}), ("all", {}), ("intracranial", {})):
+        broken = comparison()
+        broken["rows"][0]["scores"]["first"][region] = scores
+        with pytest.raises(DataError, match="damaged"):
+            comparisons([broken])
+    without = comparison()
+    del without["rows"][0]["scores"]["first"]["all"]
     with pytest.raises(DataError, match="damaged"):
-        comparisons([text])
+        comparisons([without])

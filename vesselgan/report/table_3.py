@@ -78,6 +78,8 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_row(row: dict[str, Any]) -> bool:
+    if not all("all" in regions and all("dice" in s for s in regions.values()) for regions in row["scores"].values()):
+        return False
     summaries = [s for regions in row["scores"].values() for scores in regions.values() for s in scores.values()]
     numbers = [s[key] for s in summaries for key in ("mean", "median", "n")]
     numbers += [value for s in summaries for value in s["values"].values()]
