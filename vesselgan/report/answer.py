@@ -15,7 +15,7 @@ from vesselgan.report import likeness
 from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
 from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.figures import MIN_VESSEL_FRACTION
-from vesselgan.report.runs import Run
+from vesselgan.report.runs import Run, gan_of
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
 from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of
@@ -29,6 +29,13 @@ EQUAL = 0.005
 """Differences of Dice below it are none at the two digits of a sentence."""
 NOTHING = "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known."
 PATCHES = "One of either kind, chosen by seed: maximum intensity projection, and the surface of the vessel label."
+
+WITHOUT_SYNTHETIC = {
+    "real": "real patches",
+    "both": "real and synthetic patches together",
+    "shuffled": "synthetic patches with shuffled labels",
+}
+"""Kind -> what its U-Nets learned from."""
 
 Row = dict[str, Any]
 
@@ -101,12 +108,12 @@ def in_words(comparison: Row) -> tuple[str, str]:
     dice = {kind: _dice(rows[0], cohort) for kind, rows in sources.items() if rows}
     real, threshold = dice.get("real"), dice.get("threshold")
     if best is None:
-        return _without_synthetic(comparison, real, threshold)
+        return _without_synthetic(comparison, threshold)
     value = _dice(best, cohort) or 0.0
-    text = f"{_subject(best, len(sources[best['kind']]))} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
+    text = f"{_subject(best, sources[best['kind']])} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
     against = "" if threshold is None else f"{_than(value, threshold)} the best single threshold ({threshold:.2f})"
     if real is not None:
-        share = f"{value / real:.0%} of what" if real else "where"
+        share = f"{value / real:.0%} of what" if real else _than(value, real)
         beside = f"{share} real patches give ({real:.2f})"
         text += f": {beside}" + (f", and {against}." if against else ". The best global threshold was not evaluated.")
     elif against:
@@ -136,8 +143,11 @@ def _further(
             yield f"On {number} of {cohort}, where nothing was trained, synthetic ones reach {elsewhere:.2f}{beside}."
 
 
-def _subject(row: Row, count: int) -> str:
-    about = [f"of {model_of(row)}, the best of {count} generators"] if count > 1 else []
+def _subject(row: Row, rows: Sequence[Row]) -> str:
+    """rows: all of its kind."""
+    gans = {gan_of(each.get("gan")) for each in rows}
+    number = f"{len(gans)} generators" if len(gans) > 1 and None not in gans else f"{len(rows)} U-Nets"
+    about = [f"of {model_of(row)}, the best of {number}"] if len(rows) > 1 else []
     about += [f"made with noised steps, {budget(row['privacy'])}"] if row["kind"] == PRIVATE else []
     return "A U-Net trained on synthetic patches alone" + (f" ({'; '.join(about)})" if about else "")
 
@@ -152,12 +162,15 @@ def _volumes(row: Row, comparison: Row) -> str:
     return counted(number, f"whole {comparison.get('split', 'test')} volume")
 
 
-def _without_synthetic(comparison: Row, real: float | None, threshold: float | None) -> tuple[str, str]:
+def _without_synthetic(comparison: Row, threshold: float | None) -> tuple[str, str]:
     best = next(row for rows in by_kind(comparison).values() for row in rows)
     volumes = _volumes(best, comparison)
-    if real is not None:
-        against = "" if threshold is None else f", {_than(real, threshold)} the best single threshold ({threshold:.2f})"
-        text = f"A U-Net trained on real patches reaches Dice {real:.2f} on {volumes}{against}."
+    if best["kind"] in WITHOUT_SYNTHETIC:
+        value = _dice(best, comparison["cohorts"][0]) or 0.0
+        against = ""
+        if threshold is not None:
+            against = f", {_than(value, threshold)} the best single threshold ({threshold:.2f})"
+        text = f"A U-Net trained on {WITHOUT_SYNTHETIC[best['kind']]} reaches Dice {value:.2f} on {volumes}{against}."
         return text, "None was trained on synthetic patches alone yet."
     if threshold is not None:
         return f"The best single threshold reaches Dice {threshold:.2f} on {volumes}; no U-Net was scored yet.", ""

@@ -130,7 +130,7 @@ def _of_kinds(comparison: dict[str, Any], kinds: tuple[str, ...]) -> list[dict[s
 
 def _real_mean(comparison: dict[str, Any], cohort: str, region: str, metric: str) -> float | None:
     for row in comparison["rows"]:
-        if row["name"] == "real" and (summary := _summary(row, cohort, region, metric)):
+        if row["kind"] == "real" and (summary := _summary(row, cohort, region, metric)):
             return float(summary["mean"])
     return None
 
@@ -139,7 +139,7 @@ def _format(summary: dict[str, Any], metric: str, real: float | None, row: dict[
     lines = _mean_and_median(summary)
     if summary["interval"] is not None:
         lines.append(f"[{summary['interval'][0]:.3f}, {summary['interval'][1]:.3f}]")
-    if metric == "dice" and real and row["name"] != "real":
+    if metric == "dice" and real and row["kind"] != "real":
         lines.append(f"{summary['mean'] / real:.3f} of real")
     if (difference := summary["difference"]) is not None:
         p = f" (p {difference['p_holm']:.3f})" if difference["p_holm"] is not None else ""

@@ -114,10 +114,10 @@ def _label_threshold(result: dict[str, Any]) -> float | None:
 
 
 def _kind_of(result: dict[str, Any]) -> str | None:
-    """The kind that the result's name says, else what its U-Net learned from; None if neither does."""
+    """The kind that its record of the U-Net says, else the result's name; None if neither does."""
     settings = result.get("segmented_with") or {}
     kind = "shuffled" if settings.get("shuffle_labels") else settings.get("source")
-    return next((name for name in (result["name"], kind) if name in KINDS), None)
+    return next((name for name in (kind, result["name"]) if name in KINDS), None)
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:
