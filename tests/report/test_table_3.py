@@ -172,14 +172,30 @@ def test_a_private_gan_stands_beside_its_budget():
     ]
     made = in_paper_order({"cohorts": ["first"], "rows": [private]})
     (cells,) = cells_of(made, "Table B.1", "all")
-    # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406).
-    assert [cell[-1] for cell in cells] == ["paper 0.562 (0.050)", "paper 6.307 (2.406)"]
+    # Table B.1, noise 0.3, whose row is "epsilon 1e3": 0.562 (0.050), 6.307 (2.406).
+    assert [cell[-1] for cell in cells] == ["paper, epsilon 1e3, 0.562 (0.050)", "paper, epsilon 1e3, 6.307 (2.406)"]
     assert "dp" not in [r["name"] for r in made["rows"] if r["kind"] == "synthetic"]
 
 
-@pytest.mark.parametrize(("variant", "unit"), [("dp_flow", "patch"), ("dpgan", "patient"), (None, "patch")])
-def test_the_papers_private_rows_are_its_gans_alone(variant, unit):
-    private = row("dp", "synthetic", variant, 0.5) | {"privacy": PRIVACY | {"unit": unit}}
+def test_the_papers_private_row_is_of_equal_noise():
+    # Whatever a run of other patches and steps spends: here less than the paper's 1e3 of noise 0.3.
+    private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"epsilon": 320.0, "noise_multiplier": 0.5}}
+    (cells,) = cells_of(in_paper_order({"cohorts": ["first"], "rows": [private]}), "Table B.1", "all")
+    assert cells[0][-1] == "paper, epsilon 1e2, 0.085 (0.012)"
+
+
+@pytest.mark.parametrize(
+    ("variant", "unlike"),
+    [
+        ("dp_flow", {}),
+        ("dpgan", {"unit": "patient"}),
+        (None, {}),
+        ("dpgan", {"noise_multiplier": 2.0}),
+        ("dpgan", {"is_key_secret": False}),
+    ],
+)
+def test_the_papers_private_rows_are_its_gans_alone(variant, unlike):
+    private = row("dp", "synthetic", variant, 0.5) | {"privacy": PRIVACY | unlike}
     (cells,) = cells_of(in_paper_order({"cohorts": ["first"], "rows": [private]}), "Table B.1", "all")
     assert not any("paper" in line for cell in cells for line in cell)
 

@@ -154,10 +154,11 @@ def _mean_and_median(summary: dict[str, Any], digits: int = 3) -> list[str]:
 
 def _format_paper(row: dict[str, Any], region: str, metric: str, number: int) -> str:
     """The paper's mean (SD) of this source: of PEGASUS for the first cohort, of 1000Plus for the second."""
-    scores = paper_scores(row, region)
-    if scores is None or number >= len(paper.COHORTS):
+    named = paper_scores(row, region)
+    if named is None or number >= len(paper.COHORTS):
         return ""
-    return f"\npaper {mean_sd(*scores[2 * number + list(SHOWN).index(metric)])}"
+    name, scores = named
+    return f"\n{name} {mean_sd(*scores[2 * number + list(SHOWN).index(metric)])}"
 
 
 def _regions(comparison: dict[str, Any]) -> list[str]:

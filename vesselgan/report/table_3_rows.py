@@ -3,7 +3,6 @@
 A comparison (job `comparison`) has {"cohorts": [...], "rows": [{"name", "kind", "title", "variant", "scores", ...}]}.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,8 +34,10 @@ def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """The paper's (kind, model) of the row's source."""
     if row["kind"] == PRIVATE:
-        is_the_papers = (row["variant"], row["privacy"]["unit"]) == paper.PRIVATE
-        return PRIVATE, _budget(float(row["privacy"]["epsilon"])) if is_the_papers else str(row["name"])
+        privacy = row["privacy"]
+        is_the_papers = (row["variant"], privacy["unit"]) == paper.PRIVATE and privacy.get("is_key_secret", True)
+        papers = paper.NOISE.get(privacy["noise_multiplier"]) if is_the_papers else None
+        return PRIVATE, papers or str(row["name"])
     return row["kind"], "real" if row["kind"] == "real" else model_of(row)
 
 
@@ -44,11 +45,6 @@ def model_of(row: dict[str, Any]) -> str:
     """The paper's name of the row's generator, else its variant, else the row's own name."""
     variant = row.get("variant")
     return str(paper.VARIANTS.get(variant or "", variant or row["name"]))
-
-
-def _budget(epsilon: float) -> str:
-    """The paper's row of Table B.1 of this order of magnitude."""
-    return f"epsilon 1e{round(math.log10(epsilon))}" if 0 < epsilon < math.inf else f"epsilon {epsilon:g}"
 
 
 def _paper_titles() -> dict[tuple[str, str], str]:
@@ -59,9 +55,11 @@ def _paper_titles() -> dict[tuple[str, str], str]:
     return titles | {(PRIVATE, budget): f"U-Net on DPGAN, {budget}" for budget in paper.TABLE_B1["all"]}
 
 
-def paper_scores(row: dict[str, Any], region: str) -> paper.Scores | None:
-    """The paper's scores of this source, or None."""
-    return _scores(_key(row), region)
+def paper_scores(row: dict[str, Any], region: str) -> tuple[str, paper.Scores] | None:
+    """(What the paper's scores of this source are called in its cells, these), or None."""
+    kind, model = key = _key(row)
+    scores = _scores(key, region)
+    return scores and (f"paper, {model}," if kind == PRIVATE else "paper", scores)
 
 
 def _scores(key: tuple[str, str], region: str) -> paper.Scores | None:
