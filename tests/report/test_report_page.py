@@ -153,6 +153,9 @@ def test_wrong_inputs_are_refused(road):
     with pytest.raises(UsageError, match=r"\[32, 32, 32\]"):
         make(road)
     manifest.write_text(whole)
+    shutil.copytree(road / "runs/demo-gan", road / "other/demo-gan")
+    with pytest.raises(UsageError, match=r"runs: .*runs/demo-gan and .*other/demo-gan"):
+        make(road, runs=[road / "runs/demo-gan", road / "other/demo-gan"])
     (road / "report").write_text("in the way")
     with pytest.raises(ResourceError, match="report"):
         make(road)

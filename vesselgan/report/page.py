@@ -16,6 +16,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats.cohort import training_shards
+from vesselgan.formats.run_dir import check_distinct
 from vesselgan.formats.shards import ShardSet
 from vesselgan.report import (
     agreement,
@@ -51,13 +52,14 @@ Results = list[dict[str, Any]]
 def report(config: Report) -> Path:
     """Writes config.out/index.html, beside it tables (Markdown, CSV), figures (PNG) and charts (PNG, SVG).
 
-    Returns the page's path. Raises UsageError for a missing run directory, DataError for a damaged result, run, shard
-    or picture.
+    Returns the page's path. Raises UsageError for a missing run directory and for two of one name, DataError for a
+    damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
     if config.synthetic and len(config.synthetic) != len(config.runs):
         raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
     synthetic: Sequence[str | None] = config.synthetic or [None] * len(config.runs)
+    check_distinct(config.runs)
     runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
     head, sections = build(config, results, runs)
     files: Files = {name: content for section in sections for name, content in section.files.items()}
