@@ -5,8 +5,9 @@ import io
 
 import pytest
 
+from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError
-from vesselgan.report import table_3_notes
+from vesselgan.report import page, table_3_notes
 from vesselgan.report.blocks import Figure, Section, markdown
 from vesselgan.report.table_3 import FURTHER, SHOWN, comparisons, section, table_of
 from vesselgan.report.table_3_rows import from_results, in_paper_order
@@ -226,6 +227,19 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
     line = lines_of(text_of(section(made)), "U-Net on synthetic; SN-MP")[0]
     assert line[1] == "0.800; 0.889 of real; paper 0.782 (0.020)"
     assert section(made).title == "Appendix: the paper's tables"
+
+
+def test_a_changed_run_is_no_papers_source(make_result, make_run):
+    """Whether a study names its variant or a result its run."""
+    run = make_run("mine", {"variant": {"name": "sn_mp", "loss": "hinge"}})
+    gan = {"run": "mine", "weights_sha256": "12"}
+    synthetic = make_result("synthetic", 0.8) | {"gan": gan}
+    study = from_results([synthetic], [*SHOWN, *FURTHER], {"mine": "sn_mp"})
+    study |= {"job": "comparison", "name": "main", "units": {}, "unet_steps": 5, "unet_batch_size": 1}
+    for results in ([synthetic], [study]):
+        _, sections = page.build(compose("report", []), results, [run])
+        text = "".join(map(text_of, sections))
+        assert "sn_mp, changed" in text and "paper 0.782" not in text
 
 
 def test_results_of_several_generators_are_sources(make_result):

@@ -99,7 +99,7 @@ def write_all(out: Path, page: str, files: Files) -> None:
 def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, list[Section]]:
     """Returns the head of the page and all sections in their order."""
     groups = _groups(results)
-    studies = table_3.comparisons(results)
+    studies = [_with_models(study, runs) for study in table_3.comparisons(results)]
     singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
     comparisons = [*studies, *singles.values()]
     comparisons.sort(key=lambda comparison: comparison["cohorts"][0] != config.data.name)
@@ -138,8 +138,24 @@ def _titled(section: Section, cohort: str, is_only: bool) -> Section:
 
 def _comparison_of(results: Results, runs: Sequence[Run]) -> dict[str, Any]:
     """A comparison of segmentation results, without a study."""
-    variants = {run.folder.resolve().name: run.variant for run in runs}
-    return table_3_rows.from_results(results, [*table_3.SHOWN, *table_3.FURTHER], variants)
+    return table_3_rows.from_results(results, [*table_3.SHOWN, *table_3.FURTHER], _models(runs))
+
+
+def _with_models(comparison: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """A study's comparison, with the model of each run whose settings are not those of the variant that it names."""
+    models = _models(runs)
+    rows = []
+    for row in comparison["rows"]:
+        gan = gan_of(row.get("gan"))
+        model = models.get(gan[0]) if gan else None
+        is_changed = model not in (None, row.get("variant"))
+        rows.append(row | {"variant": model, "title": f"{row['title']}; {model}"} if is_changed else row)
+    return comparison | {"rows": rows}
+
+
+def _models(runs: Sequence[Run]) -> dict[str, str | None]:
+    """Run directory's name -> model."""
+    return {run.folder.resolve().name: run.model for run in runs}
 
 
 def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:

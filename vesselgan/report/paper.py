@@ -42,6 +42,7 @@ TABLE_1 = {  # model: (FID, PRD-AUC); MedicalNet features, images without labels
 }
 
 TABLE_2_DEVICE = "TITAN RTX"
+PATCH_SHAPE = [128, 128, 64]
 NUM_EPOCHS, NUM_PATCHES, BATCH_SIZE = 100, 2350, 4
 NUM_STEPS = NUM_EPOCHS * (NUM_PATCHES // BATCH_SIZE)
 """587 whole batches an epoch; the paper does not say what became of the last two patches."""
