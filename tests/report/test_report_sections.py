@@ -183,6 +183,11 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
 
 
+def test_maps_are_of_the_scored_subjects(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-99"])  # of another split
+    assert error_maps.section([comparison_of(make_result)], tmp_path).files == {}
+
+
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):
     texts = [block.text for block in error_maps.section([comparison_of(make_result)], None).blocks]
     assert len(texts) == 2 and all(text.startswith("not run: error maps of ") for text in texts)

@@ -18,7 +18,7 @@ from vesselgan.report.figures import MIN_VESSEL_FRACTION
 from vesselgan.report.runs import Run, gan_of
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
-from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of
+from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of, split_of
 from vesselgan.report.tables import REGIONS
 from vesselgan.viz import plots
 
@@ -159,7 +159,7 @@ def _than(value: float, other: float) -> str:
 
 def _volumes(row: Row, comparison: Row) -> str:
     number = _scores(row, comparison["cohorts"][0])["dice"]["n"]
-    return counted(number, f"whole {comparison.get('split', 'test')} volume")
+    return counted(number, f"whole {split_of(comparison)} volume")
 
 
 def _without_synthetic(comparison: Row, threshold: float | None) -> tuple[str, str]:
@@ -190,7 +190,7 @@ def _warnings(comparison: Row) -> list[str]:
         )
     texts += [f"{title}: {counted(n, 'empty prediction')}." for title, n in empty_predictions(comparison).items()]
     if labels := empty_labels(comparison):
-        texts.append(f"{counted(labels, 'test label')} without a vessel voxel.")
+        texts.append(f"{counted(labels, f'{split_of(comparison)} label')} without a vessel voxel.")
     return texts
 
 
@@ -200,7 +200,7 @@ def _chart(comparison: Row) -> Figure:
     for row in [row for rows in by_kind(comparison).values() for row in rows]:
         summary = _scores(row, cohort)["dice"]
         rows.append((_short(row), list(summary["values"].values()), float(summary["mean"])))
-    chart = plots.dots(rows, x_label="Dice", title="Dice of every test volume, all vessels")
+    chart = plots.dots(rows, x_label="Dice", title=f"Dice of every {split_of(comparison)} volume, all vessels")
     return Figure("Dice", [Panel([chart])], "A dot per volume, a bar at the mean.", grid="one")
 
 

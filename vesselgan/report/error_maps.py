@@ -53,7 +53,8 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
     maps: dict[str, dict[str, Path]] = {}
     for row in rows:
         if folder is not None and is_id(row["name"]) and is_id(cohort):
-            paths = sorted((folder / row["name"] / cohort).glob("*.png"))
+            scored = {name for metrics in row["scores"].get(cohort, {}).values() for name in metrics["dice"]["values"]}
+            paths = sorted(p for p in (folder / row["name"] / cohort).glob("*.png") if p.stem in scored)
             check_inside(folder, paths)
             maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
     return maps

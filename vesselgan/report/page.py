@@ -62,7 +62,7 @@ def report(config: Report) -> Path:
     check_distinct(config.runs)
     runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
     head, sections = build(config, results, runs)
-    files: Files = {name: content for section in sections for name, content in section.files.items()}
+    files = _files(sections)
     files |= _charts([head.blocks, *(section.blocks for section in sections)])
     page = _page(config, results, head, sections)
     out = Path(config.out)
@@ -74,6 +74,16 @@ def report(config: Report) -> Path:
         log.warning(f"{out / PAGE} has {format_bytes(size)}; name fewer runs or cohorts in one report")
     log.info(f"wrote {out / PAGE}")
     return out / PAGE
+
+
+def _files(sections: Sequence[Section]) -> Files:
+    """Those of all sections. Raises UsageError for two of one name."""
+    files: Files = {}
+    for section in sections:
+        if shared := sorted(files.keys() & section.files.keys()):
+            raise UsageError(f"results: {shared[0]} would be written twice; give one of the studies another name")
+        files |= section.files
+    return files
 
 
 def _charts(parts: Sequence[Sequence[Block]]) -> Files:
@@ -102,15 +112,15 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
     studies = [_with_models(study, runs) for study in table_3.comparisons(results)]
     singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
     comparisons = [*studies, *singles.values()]
-    comparisons.sort(key=lambda comparison: comparison["cohorts"][0] != config.data.name)
+    comparisons.sort(key=lambda c: (table_3_rows.split_of(c) != "test", c["cohorts"][0] != config.data.name))
     real, galleries = read_galleries(config, comparisons, runs)
     commands = Commands.of(config, results)
-    is_only = len(groups) < 2
+    is_only = len(groups) < 2 and all(split == "test" for _, split in groups)
     scored = [
         scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only, commands=commands)
         for group, members in groups.items()
     ]
-    appendix = [_titled(table_3.section(single), group[0], is_only) for group, single in singles.items()]
+    appendix = [_titled(table_3.section(single), single["name"], is_only) for single in singles.values()]
     if not comparisons:
         appendix = [table_3.section(_comparison_of([], runs))]
     agreed = agreement.section(results, comparisons)
@@ -132,8 +142,8 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
     return answer.answer(comparisons, runs, real, galleries, results, commands), sections
 
 
-def _titled(section: Section, cohort: str, is_only: bool) -> Section:
-    return section if is_only else replace(section, title=f"{section.title}, {cohort}")
+def _titled(section: Section, name: str, is_only: bool) -> Section:
+    return section if is_only else replace(section, title=f"{section.title}, {name}")
 
 
 def _comparison_of(results: Results, runs: Sequence[Run]) -> dict[str, Any]:
@@ -170,8 +180,9 @@ def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
 
 
 def _groups(results: Results) -> dict[tuple[str, str], tuple[Results, Results]]:
-    """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
-    return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
+    """(cohort, split) -> the segmentation results that share a table, and those of other subjects; test first."""
+    groups = sorted(tables.by_cohort(results).items(), key=lambda item: item[0][1] != "test")
+    return {group: tables.of_same_subjects(members) for group, members in groups}
 
 
 def read_galleries(

@@ -24,6 +24,11 @@ def in_paper_order(comparison: dict[str, Any]) -> dict[str, Any]:
     return comparison | {"rows": sorted(rows, key=lambda r: order.index(_key(r)) if _key(r) in order else len(order))}
 
 
+def split_of(comparison: dict[str, Any]) -> str:
+    """Whose patients were scored; a study scores the test split."""
+    return str(comparison.get("split", "test"))
+
+
 def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     """The paper's sources of these kinds that were not run, each with the paper's Dice of all vessels."""
     run = {_key(row) for row in in_paper_order(comparison)["rows"]}
@@ -102,7 +107,8 @@ def from_results(
             }
         )
     split = results[0]["split"] if results else "test"
-    return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
+    name = cohort if split == "test" else f"{cohort}, {split}"
+    return {"name": name, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
 
 
 def _label_threshold(result: dict[str, Any]) -> float | None:
