@@ -183,6 +183,27 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
 
 
+def test_maps_of_one_seed_say_so(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
+    made = comparison_of(make_result)
+    (one,) = error_maps.section([made], tmp_path).blocks
+    (three,) = error_maps.section([made | {"seeds": [5, 1, 2]}], tmp_path).blocks
+    assert "seeds" not in one.caption and "seed 5, Dice: mean over 3 seeds" in three.caption
+
+
+def test_maps_of_two_splits_stay_apart(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07", "sub-17"])
+    validation = make_result("real", 0.9) | {"split": "validation"}
+    validation["subjects"] = [entry | {"subject": "sub-17"} for entry in validation["subjects"][:2]]
+    both = [comparison_of(make_result), table_3_rows.from_results([validation], ["dice"], {})]
+    part = error_maps.section(both, tmp_path)
+    assert [block.name for block in part.blocks] == [
+        "Figure 7, error maps, phantom",
+        "Figure 7, error maps, phantom, validation",
+    ]
+    assert len(part.files) == 3
+
+
 def test_maps_are_of_the_scored_subjects(tmp_path, make_result):
     write_maps(tmp_path, ["real", "synthetic"], ["sub-99"])  # of another split
     assert error_maps.section([comparison_of(make_result)], tmp_path).files == {}
