@@ -11,6 +11,7 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats.cohort import Cohort
 from vesselgan.report import scores
 from vesselgan.report.page import report
 from vesselgan.report.table_3_rows import from_results
@@ -237,6 +238,24 @@ def test_a_file_is_not_written_twice(road, four_results):
     (road / "results/comparison.json").write_text(json.dumps(study))
     with pytest.raises(UsageError, match="study-phantom"):
         make(road, runs=[])
+
+
+def test_another_cohorts_headline_names_it(road, make_result):
+    for path in (road / "results").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cohort": "far"}))
+    assert "on 2 whole test volumes of cohort far: 89%" in " ".join(read(make(road, runs=[])).text)
+
+
+def test_the_page_bears_the_cohorts_own_name(road):
+    """Results take it from cohort.json, whatever data.name says."""
+    Cohort("far", (0.0, 100.0), {}).write(road / "phantom")
+    for path in (road / "results").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cohort": "far"}))
+    (road / "results/threshold.json").unlink()
+    text = " ".join(read(make(road, runs=[])).text)
+    assert "Synthetic vessel patches, cohort far" in text and "cohort phantom" not in text
+    assert "on 2 whole test volumes: 89%" in text
+    assert re.search(r"evaluate=threshold name=threshold data.name=far data.cohort_dir=\S*/phantom", text)
 
 
 def test_warnings_of_training_are_on_the_page(road, drawn_charts):

@@ -61,8 +61,13 @@ def answer(
     galleries: dict[Path, Gallery],
     results: Sequence[Row],
     commands: Commands = DEFAULT,
+    *,
+    home: str | None = None,
 ) -> Answer:
-    """The answer of the first comparison that has scores; the others add a sentence each."""
+    """The answer of the first comparison that has scores; the others add a sentence each.
+
+    home: the page's cohort; one of another's patients is named in the sentence.
+    """
     scored = [in_paper_order(comparison) for comparison in comparisons]
     scored = [comparison for comparison in scored if any(by_kind(comparison).values())]
     warnings = [text for comparison in scored for text in _warnings(comparison)]
@@ -76,8 +81,8 @@ def answer(
         how = [f"A study trains and scores them: `{commands.study(runs)}`."] if runs else []
         return Answer(further=[*how, *passed], pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
-    sentence, further = in_words(first)
-    more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others), *passed]
+    sentence, further = in_words(first, home)
+    more = [further, *(f"{other['name']}: {' '.join(in_words(other, home))}" for other in others), *passed]
     pictures = _pictures(first, real, galleries)
     return Answer(sentence, [text for text in more if text], [_chart(first), *_table(first)], pictures, warnings)
 
@@ -100,7 +105,7 @@ def _dice(row: Row, cohort: str) -> float | None:
     return None if summary is None or not math.isfinite(summary["mean"]) else float(summary["mean"])
 
 
-def in_words(comparison: Row) -> tuple[str, str]:
+def in_words(comparison: Row, home: str | None = None) -> tuple[str, str]:
     """(What the scores of the first cohort say, what else is worth a sentence)."""
     cohort = comparison["cohorts"][0]
     sources = by_kind(comparison)
@@ -108,9 +113,9 @@ def in_words(comparison: Row) -> tuple[str, str]:
     dice = {kind: _dice(rows[0], cohort) for kind, rows in sources.items() if rows}
     real, threshold = dice.get("real"), dice.get("threshold")
     if best is None:
-        return _without_synthetic(comparison, threshold)
+        return _without_synthetic(comparison, threshold, home)
     value = _dice(best, cohort) or 0.0
-    text = f"{_subject(best, sources[best['kind']])} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
+    text = f"{_subject(best, sources[best['kind']])} reaches Dice {value:.2f} on {_volumes(best, comparison, home)}"
     against = "" if threshold is None else f"{_than(value, threshold)} the best single threshold ({threshold:.2f})"
     if real is not None:
         share = f"{value / real:.0%} of what" if real else _than(value, real)
@@ -157,14 +162,15 @@ def _than(value: float, other: float) -> str:
     return "as much as" if abs(value - other) < EQUAL else "more than" if value > other else "less than"
 
 
-def _volumes(row: Row, comparison: Row) -> str:
-    number = _scores(row, comparison["cohorts"][0])["dice"]["n"]
-    return counted(number, f"whole {split_of(comparison)} volume")
+def _volumes(row: Row, comparison: Row, home: str | None) -> str:
+    cohort = comparison["cohorts"][0]
+    volumes = counted(_scores(row, cohort)["dice"]["n"], f"whole {split_of(comparison)} volume")
+    return volumes if home in (None, cohort) else f"{volumes} of cohort {cohort}"
 
 
-def _without_synthetic(comparison: Row, threshold: float | None) -> tuple[str, str]:
+def _without_synthetic(comparison: Row, threshold: float | None, home: str | None) -> tuple[str, str]:
     best = next(row for rows in by_kind(comparison).values() for row in rows)
-    volumes = _volumes(best, comparison)
+    volumes = _volumes(best, comparison, home)
     if best["kind"] in WITHOUT_SYNTHETIC:
         value = _dice(best, comparison["cohorts"][0]) or 0.0
         against = ""

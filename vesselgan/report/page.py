@@ -109,10 +109,11 @@ def write_all(out: Path, page: str, files: Files) -> None:
 def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, list[Section]]:
     """Returns the head of the page and all sections in their order."""
     groups = _groups(results)
+    own = cohorts.name_of(config.data)
     studies = [_with_models(study, runs) for study in table_3.comparisons(results)]
     singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
     comparisons = [*studies, *singles.values()]
-    comparisons.sort(key=lambda c: (table_3_rows.split_of(c) != "test", c["cohorts"][0] != config.data.name))
+    comparisons.sort(key=lambda c: (table_3_rows.split_of(c) != "test", c["cohorts"][0] != own))
     real, galleries = read_galleries(config, comparisons, runs)
     commands = Commands.of(config, results)
     is_only = len(groups) < 2 and all(split == "test" for _, split in groups)
@@ -139,7 +140,7 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
         *appendix,
         provenance.section(config, results, runs),
     ]
-    return answer.answer(comparisons, runs, real, galleries, results, commands), sections
+    return answer.answer(comparisons, runs, real, galleries, results, commands, home=own), sections
 
 
 def _titled(section: Section, name: str, is_only: bool) -> Section:
@@ -207,11 +208,12 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
 
 
 def _page(config: Report, results: Results, head: Answer, sections: Sequence[Section]) -> str:
-    chips = [f"cohort {config.data.name}", f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"]
+    own = cohorts.name_of(config.data)
+    chips = [f"cohort {own}", f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"]
     cohort_names = {result["cohort"] for result in results if isinstance(result.get("cohort"), str)}
     cohort_names |= {cohort for comparison in table_3.comparisons(results) for cohort in comparison["cohorts"]}
     values = {
-        "title": f"Synthetic vessel patches, cohort {config.data.name}",
+        "title": f"Synthetic vessel patches, cohort {own}",
         "shows_patients": cohorts.show_patients([config.data.cohort_dir, *config.cohorts], cohort_names),
         "head": head,
         "chips": chips,
