@@ -8,6 +8,7 @@ from vesselgan.config.compose import compose
 from vesselgan.formats.cohort import PHANTOM_SETTINGS, Cohort, Subject
 from vesselgan.report import page
 from vesselgan.report.answer import answer, by_kind, in_words
+from vesselgan.report.table_3 import SHOWN, table_of
 from vesselgan.report.table_3_rows import from_results, in_paper_order
 from vesselgan.report.training import section as training_section
 
@@ -33,6 +34,12 @@ def test_the_sentence_compares_synthetic_with_real_and_threshold(four_results):
         ({"synthetic": 0.4, "threshold": 0.6}, "volumes, less than the best single threshold (0.60). No U-Net was"),
         ({"synthetic": 0.4}, "Dice 0.40 on 2 whole test volumes. There is nothing to compare it with"),
         ({"real": 0.8, "threshold": 0.6}, "real patches reaches Dice 0.80 on 2 whole test volumes, more than the best"),
+        (
+            {"both": 0.8, "threshold": 0.6},
+            "real and synthetic patches together reaches Dice 0.80 on 2 whole test volumes",
+        ),
+        ({"shuffled": 0.3, "threshold": 0.6}, "shuffled labels reaches Dice 0.30 on 2 whole test volumes, less than"),
+        ({"synthetic": 0.4, "real": 0.0, "threshold": 0.6}, "volumes: more than real patches give (0.00), and less"),
         ({"threshold": 0.6}, "The best single threshold reaches Dice 0.60 on 2 whole test volumes; no U-Net was"),
         ({"synthetic": 0.4, "shuffled": 0.41}, "Shuffled labels do as well (0.41)"),
         ({"synthetic": 0.4, "real": 0.8, "both": 0.85}, "Real and synthetic patches together reach 0.85."),
@@ -44,11 +51,29 @@ def test_the_sentence_of_missing_parts(make_result, scores, text):
 
 def test_the_best_of_several_generators_is_named(make_result):
     def of(name: str, dice: float) -> dict:
-        return make_result(name, dice) | {"segmented_with": {"source": "synthetic"}, "gan": {"run": name}}
+        gan = {"run": name, "weights_sha256": name}
+        return make_result(name, dice) | {"segmented_with": {"source": "synthetic"}, "gan": gan}
 
     for variant, name in (("c_sn_mp", "c-SN-MP"), ("flow", "flow")):
         text = said(of("a", 0.4), of("b", 0.6), variants={"a": "sn", "b": variant})
         assert text.startswith(f"A U-Net trained on synthetic patches alone (of {name}, the best of 2 generators) ")
+
+
+def test_unets_on_one_generator_are_no_generators(make_result):
+    learned = {"segmented_with": {"source": "synthetic"}}
+    known = learned | {"gan": {"run": "a", "weights_sha256": "12"}}
+    for first, second in ((known, known), (known, learned), (learned, learned)):
+        text = said(make_result("synthetic", 0.4) | first, make_result("b", 0.6) | second, variants={"a": "sn"})
+        assert "the best of 2 U-Nets" in text
+
+
+def test_a_results_record_beats_its_name(make_result):
+    shuffled = {"segmented_with": {"source": "synthetic", "shuffle_labels": True}}
+    assert "shuffled labels reaches Dice 0.30" in said(make_result("synthetic", 0.3) | shuffled)
+    mixed = make_result("real", 0.8) | {"segmented_with": {"source": "synthetic"}}, make_result("threshold", 0.6)
+    assert said(*mixed).startswith("A U-Net trained on synthetic patches alone reaches")
+    made = from_results([mixed[0], make_result("mine", 0.4) | {"segmented_with": {"source": "real"}}], SHOWN, {})
+    assert "2.000 of real" in table_of(in_paper_order(made), "Table 3", "all").iloc[0, 0]
 
 
 def test_a_private_generator_stands_with_its_budget(make_result):

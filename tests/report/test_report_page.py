@@ -11,8 +11,10 @@ import pytest
 
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.formats.cohort import Cohort
 from vesselgan.report import scores
 from vesselgan.report.page import report
+from vesselgan.report.table_3_rows import from_results
 
 from ..conftest import write_set
 
@@ -153,6 +155,9 @@ def test_wrong_inputs_are_refused(road):
     with pytest.raises(UsageError, match=r"\[32, 32, 32\]"):
         make(road)
     manifest.write_text(whole)
+    shutil.copytree(road / "runs/demo-gan", road / "other/demo-gan")
+    with pytest.raises(UsageError, match=r"runs: .*runs/demo-gan and .*other/demo-gan"):
+        make(road, runs=[road / "runs/demo-gan", road / "other/demo-gan"])
     (road / "report").write_text("in the way")
     with pytest.raises(ResourceError, match="report"):
         make(road)
@@ -193,6 +198,64 @@ def test_results_of_two_cohorts_stay_apart(road, make_result):
     assert {"segmentation-far-test.csv", "segmentation-phantom-test.csv", "study-far.md", "study-phantom.md"} <= {
         path.name for path in (road / "report").iterdir()
     }
+
+
+def test_validation_is_not_taken_for_test(road, make_result, drawn_charts):
+    for name in ("real", "synthetic"):
+        result = make_result(name, 0.5) | {"split": "validation"}
+        for entry in result["subjects"]:
+            entry["subject"] = f"chosen-{entry['subject']}"
+        (road / f"results/a-{name}.json").write_text(json.dumps(result))  # read before the test results
+    page = read(make(road, runs=[]))
+    text = " ".join(page.text)
+    assert "alone reaches Dice 0.80 on 2 whole test volumes" in text and "reaches Dice 0.50 on 2 whole valid" in text
+    assert "Test patients: 2 of phantom" in text and "Validation patients: 2 of phantom" in text
+    assert len(page.titles) == len(set(page.titles))
+    beside = road / "report"
+    for stem, mean in (("study-phantom", "0.8"), ("study-phantom__validation", "0.5")):
+        (row,) = (
+            row
+            for row in csv.DictReader((beside / f"{stem}.csv").read_text().splitlines())
+            if [row[key] for key in ("source", "region", "metric", "statistic")] == ["synthetic", "all", "dice", "mean"]
+        )
+        assert float(row["number"]) == pytest.approx(float(mean))
+    charts = {path.name[3:] for path in (beside / "charts").glob("*.png")}
+    assert {f"dice_of_every_{split}_subject__intracranial_vessels.png" for split in ("test", "validation")} <= charts
+
+
+def test_validation_alone_is_named(road, make_result):
+    shutil.rmtree(road / "results")
+    (road / "results").mkdir()
+    (road / "results/real.json").write_text(json.dumps(make_result("real", 0.9) | {"split": "validation"}))
+    page = read(make(road, runs=[]))
+    assert "Segmentation of held-out volumes, phantom, validation" in page.titles
+    assert (road / "report/segmentation-phantom-validation.csv").is_file()
+
+
+def test_a_file_is_not_written_twice(road, four_results):
+    study = from_results(four_results, ["dice", "bavd_voxels"], {})
+    study |= {"job": "comparison", "format_version": 1, "name": "phantom", "unet_steps": 5, "units": {}}
+    (road / "results/comparison.json").write_text(json.dumps(study))
+    with pytest.raises(UsageError, match="study-phantom"):
+        make(road, runs=[])
+
+
+def test_another_cohorts_headline_names_it(road, make_result):
+    for path in (road / "results").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cohort": "far"}))
+    assert "on 2 whole test volumes of cohort far: 89%" in " ".join(read(make(road, runs=[])).text)
+
+
+def test_the_page_bears_the_cohorts_own_name(road):
+    """Results take it from cohort.json, whatever data.name says."""
+    Cohort("far", (0.0, 100.0), {}).write(road / "phantom")
+    for path in (road / "results").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"cohort": "far"}))
+    (road / "results/threshold.json").unlink()
+    text = " ".join(read(make(road, runs=[])).text)
+    assert "Synthetic vessel patches, cohort far" in text and "cohort phantom" not in text
+    assert "on 2 whole test volumes: 89%" in text
+    assert re.search(r"evaluate=threshold name=threshold data.name=far data.cohort_dir=\S*/phantom", text)
 
 
 def test_warnings_of_training_are_on_the_page(road, drawn_charts):

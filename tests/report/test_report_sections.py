@@ -34,6 +34,7 @@ from vesselgan.report.blocks import Figure
 from vesselgan.report.runs import read_run
 
 from ..conftest import write_subject
+from .test_table_1 import image_result
 
 
 def by_pencil(models: pd.DataFrame, image: str, use: str) -> float:
@@ -83,17 +84,47 @@ def test_scores_of_runs_and_cohorts_stay_apart(monkeypatch):
         rows.append({"name": f"gp-{name}", "kind": "synthetic", "title": f"U-Net on gp-{name}", "variant": "gp",
                      "scores": scores, "gan": gan})  # fmt: skip
         scored = {"fid": {"mean": 1.0 * number}, "prd_auc": {"mean": 0.2 * number}}
-        images.append({"name": name, "cohort": "own", "synthetic": gan, "scores": scored})
+        images.append({"name": name, "cohort": "own", "n": 20, "synthetic": gan, "scores": scored})
     comparison = {"cohorts": ["own", "other"], "rows": rows}
     groups = [table_1.Group("own", True, tuple(images))]
     groups.append(table_1.Group("other", True, tuple(image | {"cohort": "other"} for image in images)))
     monkeypatch.setattr(table_1, "groups", lambda results: groups)
     frame = agreement.all_models([], [comparison])
     ours = [(title, models) for title, models in frame.groupby("scores of", sort=False) if "paper" not in title]
-    assert [title for title, _ in ours] == ["own, all vessels", "other, all vessels, images of own"]
+    assert [title for title, _ in ours] == [
+        "own, all vessels; image scores of table 1, 20 patches",
+        "other, all vessels, images of own; image scores of table 1, 20 patches",
+    ]
     for _, models in ours:
         assert models.model.tolist() == ["GP (gp-one)", "GP (gp-two)", "GP (gp-three)"]
         assert models.fid.tolist() == [0.0, 1.0, 2.0]
+
+
+def test_unlike_sets_have_taus_of_their_own(make_result):
+    def images(n: int) -> list[dict]:
+        gans = [("sn", "a", 0.01 * n), ("gp", "b", 0.02 * n)]
+        return [image_result(run, fid=fid) | {"n": n, "synthetic": gan_record(run, sha)} for run, sha, fid in gans]
+
+    def gan_record(run: str, sha: str) -> dict:
+        return {"run": run, "weights_sha256": sha}
+
+    def comparison(name: str, dice: float) -> dict:
+        gans = {"sn": ("sn", "a"), "gp": ("gp", "b"), "gp-again": ("gp", "b")}
+        unets = [
+            make_result(title, dice + 0.01 * number)
+            | {"segmented_with": {"source": "synthetic"}, "gan": gan_record(*gan)}
+            for number, (title, gan) in enumerate(gans.items())
+        ]
+        return table_3_rows.from_results(unets, ["dice", "bavd_voxels"], {"sn": "sn", "gp": "gp"}) | {"name": name}
+
+    results, studies = [*images(10), *images(20)], [comparison("one", 0.5), comparison("two", 0.6)]
+    frame = agreement.all_models(results, studies)
+    ours = frame[~frame["scores of"].str.startswith("the paper")]
+    # Two image scorings, two studies, two regions; two GANs, one of which has two U-Nets: 0.51 and 0.52.
+    sizes = ours.groupby("scores of").size()
+    assert sizes.tolist() == [2] * 8
+    assert sorted(ours.dice[ours.model.str.startswith("GP")].round(2).unique()) == [0.52, 0.62]
+    assert agreement.section(results, studies) is None
 
 
 def test_a_label_threshold_is_its_gans():
@@ -181,6 +212,32 @@ def test_figure_7_shows_one_shared_subject(tmp_path, make_result):
     assert isinstance(figure, Figure) and len(figure.panels[0].cells) == 2 and "Subject sub-08" in figure.caption
     assert sorted(files) == ["figure-7-phantom-real.png", "figure-7-phantom-synthetic.png"]
     assert files["figure-7-phantom-real.png"] == (tmp_path / "real/phantom/sub-08.png").read_bytes()
+
+
+def test_maps_of_one_seed_say_so(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
+    made = comparison_of(make_result)
+    (one,) = error_maps.section([made], tmp_path).blocks
+    (three,) = error_maps.section([made | {"seeds": [5, 1, 2]}], tmp_path).blocks
+    assert "seeds" not in one.caption and "seed 5, Dice: mean over 3 seeds" in three.caption
+
+
+def test_maps_of_two_splits_stay_apart(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07", "sub-17"])
+    validation = make_result("real", 0.9) | {"split": "validation"}
+    validation["subjects"] = [entry | {"subject": "sub-17"} for entry in validation["subjects"][:2]]
+    both = [comparison_of(make_result), table_3_rows.from_results([validation], ["dice"], {})]
+    part = error_maps.section(both, tmp_path)
+    assert [block.name for block in part.blocks] == [
+        "Figure 7, error maps, phantom",
+        "Figure 7, error maps, phantom, validation",
+    ]
+    assert len(part.files) == 3
+
+
+def test_maps_are_of_the_scored_subjects(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-99"])  # of another split
+    assert error_maps.section([comparison_of(make_result)], tmp_path).files == {}
 
 
 def test_missing_maps_are_told_damaged_refused(tmp_path, make_result):

@@ -138,6 +138,11 @@ def test_unlike_cohorts_never_share_a_table(make_result):
         (lambda r: json.dumps({k: v for k, v in r.items() if k != "cohort"}), "cohort"),
         (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "leg"}]}), "region"),
         (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "all", "dice": "0.9"}]}), "dice"),
+        (lambda r: json.dumps(r | {"subjects": [{"subject": "a", "region": "all", "dice": None}]}), "dice"),
+        (lambda r: json.dumps(r | {"subjects": [r["subjects"][0] | {"bavd_mm": math.nan}]}), "bavd_mm"),
+        (lambda r: json.dumps(r | {"subjects": []}), "subjects"),
+        (lambda r: json.dumps(r | {"subjects": r["subjects"] * 2}), "subjects"),
+        (lambda r: json.dumps(r | {"subjects": r["subjects"][1::2]}), "subjects"),  # intracranial alone
         (lambda r: json.dumps([1]), "format None"),
     ],
 )

@@ -4,7 +4,9 @@ import io
 import re
 
 import pytest
+import yaml
 
+from vesselgan.config.compose import compose, to_yaml
 from vesselgan.core.errors import DataError
 from vesselgan.report import table_1
 from vesselgan.report.blocks import Figure, Section, markdown
@@ -156,6 +158,25 @@ def test_a_run_names_its_patches_model(make_run):
     frame = table_1.score_table(group, [run])
     assert frame.index.tolist() == ["c-SN-MP (first try)"]
     assert frame.iloc[0, 0].endswith("\npaper 0.0244")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_the_papers"),
+    [
+        ("variant.width=16", True),
+        ("variant.n_critic=2", True),
+        ("variant.condition=label variant.generator_norm=group", False),
+        ("variant.loss=hinge", False),
+        ("variant.generator_norm=group", False),
+        ("variant.critic_norm=instance", False),
+        ("variant.penalty_weight=0", False),
+    ],
+)
+def test_a_changed_variant_is_not_the_papers(make_run, change, is_the_papers):
+    run = make_run("mine", yaml.safe_load(to_yaml(compose("train_gan", ["variant=sn_mp", *change.split()]))))
+    (group,) = table_1.groups([image_result("mine") | {"synthetic": {"run": "mine"}}])
+    assert ("paper" in table_1.score_table(group, [run]).iloc[0, 0]) == is_the_papers
+    assert run.title == ("sn_mp (mine)" if is_the_papers else "sn_mp, changed (mine)")
 
 
 def test_the_csv_holds_full_numbers():

@@ -5,8 +5,9 @@ import io
 
 import pytest
 
+from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError
-from vesselgan.report import table_3_notes
+from vesselgan.report import page, table_3_notes
 from vesselgan.report.blocks import Figure, Section, markdown
 from vesselgan.report.table_3 import FURTHER, SHOWN, comparisons, section, table_of
 from vesselgan.report.table_3_rows import from_results, in_paper_order
@@ -172,14 +173,30 @@ def test_a_private_gan_stands_beside_its_budget():
     ]
     made = in_paper_order({"cohorts": ["first"], "rows": [private]})
     (cells,) = cells_of(made, "Table B.1", "all")
-    # Table B.1, about 1e3: 0.562 (0.050), 6.307 (2.406).
-    assert [cell[-1] for cell in cells] == ["paper 0.562 (0.050)", "paper 6.307 (2.406)"]
+    # Table B.1, noise 0.3, whose row is "epsilon 1e3": 0.562 (0.050), 6.307 (2.406).
+    assert [cell[-1] for cell in cells] == ["paper, epsilon 1e3, 0.562 (0.050)", "paper, epsilon 1e3, 6.307 (2.406)"]
     assert "dp" not in [r["name"] for r in made["rows"] if r["kind"] == "synthetic"]
 
 
-@pytest.mark.parametrize(("variant", "unit"), [("dp_flow", "patch"), ("dpgan", "patient"), (None, "patch")])
-def test_the_papers_private_rows_are_its_gans_alone(variant, unit):
-    private = row("dp", "synthetic", variant, 0.5) | {"privacy": PRIVACY | {"unit": unit}}
+def test_the_papers_private_row_is_of_equal_noise():
+    # Whatever a run of other patches and steps spends: here less than the paper's 1e3 of noise 0.3.
+    private = row("dp", "synthetic", "dpgan", 0.5) | {"privacy": PRIVACY | {"epsilon": 320.0, "noise_multiplier": 0.5}}
+    (cells,) = cells_of(in_paper_order({"cohorts": ["first"], "rows": [private]}), "Table B.1", "all")
+    assert cells[0][-1] == "paper, epsilon 1e2, 0.085 (0.012)"
+
+
+@pytest.mark.parametrize(
+    ("variant", "unlike"),
+    [
+        ("dp_flow", {}),
+        ("dpgan", {"unit": "patient"}),
+        (None, {}),
+        ("dpgan", {"noise_multiplier": 2.0}),
+        ("dpgan", {"is_key_secret": False}),
+    ],
+)
+def test_the_papers_private_rows_are_its_gans_alone(variant, unlike):
+    private = row("dp", "synthetic", variant, 0.5) | {"privacy": PRIVACY | unlike}
     (cells,) = cells_of(in_paper_order({"cohorts": ["first"], "rows": [private]}), "Table B.1", "all")
     assert not any("paper" in line for cell in cells for line in cell)
 
@@ -212,6 +229,19 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
     assert section(made).title == "Appendix: the paper's tables"
 
 
+def test_a_changed_run_is_no_papers_source(make_result, make_run):
+    """Whether a study names its variant or a result its run."""
+    run = make_run("mine", {"variant": {"name": "sn_mp", "loss": "hinge"}})
+    gan = {"run": "mine", "weights_sha256": "12"}
+    synthetic = make_result("synthetic", 0.8) | {"gan": gan}
+    study = from_results([synthetic], [*SHOWN, *FURTHER], {"mine": "sn_mp"})
+    study |= {"job": "comparison", "name": "main", "units": {}, "unet_steps": 5, "unet_batch_size": 1}
+    for results in ([synthetic], [study]):
+        _, sections = page.build(compose("report", []), results, [run])
+        text = "".join(map(text_of, sections))
+        assert "sn_mp, changed" in text and "paper 0.782" not in text
+
+
 def test_results_of_several_generators_are_sources(make_result):
     def of(name: str, run: str) -> dict:
         return make_result(name, 0.5) | {"segmented_with": {"source": "synthetic"}, "gan": {"run": run}}
@@ -229,7 +259,12 @@ def test_a_comparison_that_lacks_something_is_refused():
     for damage in ({"rows": 3}, {"rows": [{}]}, {"rows": [comparison()["rows"][0] | {"title": 3}]}, {"cohorts": []}):
         with pytest.raises(DataError, match="damaged"):
             comparisons([comparison() | damage])
-    text = comparison()
-    text["rows"][0]["scores"]["first"]["all"]["dice"] = {"mean": "0.9"}
+    for region, scores in (("all", {"dice": {"mean": "0.9"}}), ("all", {}), ("intracranial", {})):
+        broken = comparison()
+        broken["rows"][0]["scores"]["first"][region] = scores
+        with pytest.raises(DataError, match="damaged"):
+            comparisons([broken])
+    without = comparison()
+    del without["rows"][0]["scores"]["first"]["all"]
     with pytest.raises(DataError, match="damaged"):
-        comparisons([text])
+        comparisons([without])

@@ -8,6 +8,7 @@ import pytest
 
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
+from vesselgan.tools import gpu_hours
 from vesselgan.tools.plan import RankPlan, costs, plan
 
 
@@ -79,12 +80,21 @@ def test_hours_of_cards_are_operations_over_rates():
     facts = words("variant=sn_mp variant.width=64 patch_shape=[32,32,32]")
     # 0.08 of 312 TFLOP/s.
     hours = facts["steps"] * facts["tflop_per_step"] / (0.08 * 312) / 3600
-    assert facts["hours_by_card"]["A100"] == pytest.approx(hours) and facts["hours_paper"] == 77
+    assert facts["hours_by_card"]["A100"] == pytest.approx(hours) and facts["hours_paper"] is None
     single = words("variant=c_sn_mp variant.precision=fp32 patch_shape=[32,32,32]")
     hours = single["steps"] * single["tflop_per_step"] / (0.115 * 15.7) / 3600
     assert single["hours_by_card"]["V100"] == pytest.approx(hours)
     without = words("variant=sn_mp variant.precision=bf16 variant.width=8 patch_shape=[32,32,32]")["hours_by_card"]
     assert [card for card, hours in without.items() if hours is None] == ["T4", "V100"]
+
+
+def test_the_papers_hours_are_of_its_settings():
+    def hours(*changes: str, steps: int = 58_700) -> int | None:
+        return gpu_hours.paper_hours(compose("plan", ["variant=sn_mp", *changes]), steps=steps)
+
+    assert hours() == 77 and hours(steps=10) is None
+    for change in ("patch_shape=[32,32,32]", "train.batch_size=8", "variant.width=256", "variant.loss=hinge"):
+        assert hours(change) is None
 
 
 def test_the_estimate_is_the_measured_h100():

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -258,6 +259,15 @@ class RunDir:
     def _write_engine_settings(self, engine_settings: dict[str, dict[str, Any]]) -> None:
         for network, settings in engine_settings.items():
             write_json(self.path / _engine_file(network), settings)
+
+
+def check_distinct(runs: Iterable[str | Path]) -> None:
+    """Raises UsageError for two runs of one name, by which patches, results and pictures are known."""
+    by_name: dict[str, Path] = {}
+    for run in map(Path, runs):
+        for name in {run.name, run.resolve().name}:
+            if by_name.setdefault(name, run) is not run:
+                raise UsageError(f"runs: {by_name[name]} and {run} are both called {name}; rename one, or leave it out")
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -4,7 +4,7 @@ The paper discusses that they need not agree; its own numbers stand beside ours.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ COLUMNS = ("scores of", "models", *(f"{IMAGE_SCORES[i][0]} and {UNET_SCORES[u][0
 FRAME_COLUMNS = ("scores of", "model", *IMAGE_SCORES, *UNET_SCORES)
 CAPTION = (
     "between the ranking of the models by image score and by the U-Nets trained on their patches: 1 is equal, 0 "
-    f"unrelated, -1 reversed. Not defined below {MIN_MODELS} models."
+    f"unrelated, -1 reversed. A model counts once, with its best U-Net by Dice. Not defined below {MIN_MODELS} models."
 )
 
 Model = tuple[str, str, float, float, float, float]
@@ -48,19 +48,22 @@ def kendall(models: pd.DataFrame, image_score: str, unet_score: str) -> float | 
 def all_models(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Returns our models by image scoring, test cohort and region, then the paper's, under FRAME_COLUMNS.
 
-    Image and U-Net scores are joined by the GAN's run and weights, not by its variant.
+    Image and U-Net scores are joined by the GAN's run and weights, not by its variant. Every image scoring and every
+    comparison is a set of its own.
     """
     models: list[Model] = []
-    for group in table_1.groups(results):
+    for number, group in enumerate(groups := table_1.groups(results), 1):
         by_gan = {gan_of(result.get("synthetic")): result for result in group.results}
-        suffix = "" if group.is_comparable else "; random features, not comparable"
+        suffix = f"; image scores of table {number}, {group.results[0]['n']} patches" if len(groups) > 1 else ""
+        suffix += "" if group.is_comparable else "; random features, not comparable"
         for comparison in comparisons:
             home = comparison["cohorts"][0]  # the GANs' training patients
             if any(result["cohort"] != home for result in group.results):
                 continue
+            of_study = f"{comparison['name']}: " if len(comparisons) > 1 else ""
             for cohort, (region, name) in itertools.product(comparison["cohorts"], REGIONS.items()):
                 images = "" if cohort == home else f", images of {home}"
-                title = f"{cohort}, {name.lower()}{images}{suffix}"
+                title = f"{of_study}{cohort}, {name.lower()}{images}{suffix}"
                 models += _models(title, comparison, cohort, region, by_gan)
     models += [model for region in REGIONS for model in _paper_models(region)]
     return pd.DataFrame(models, columns=list(FRAME_COLUMNS))
@@ -72,8 +75,10 @@ def _models(
     cohort: str,
     region: str,
     by_gan: dict[tuple[str, str] | None, dict[str, Any]],
-) -> Iterator[Model]:
+) -> Iterable[Model]:
+    """One of each GAN: of several U-Nets the one of the highest Dice."""
     rows = in_paper_order(comparison)["rows"]
+    models: dict[tuple[str, str] | None, Model] = {}
     for row in rows:
         gan = gan_of(row.get("gan"))
         image = by_gan.get(gan) if gan else None
@@ -81,7 +86,9 @@ def _models(
         if row["kind"] == "synthetic" and image is not None and all(score in metrics for score in UNET_SCORES):
             fid, auc = (float(image["scores"][score]["mean"]) for score in IMAGE_SCORES)
             dice, bavd = (float(metrics[score]["mean"]) for score in UNET_SCORES)
-            yield title, _name(row, rows), fid, auc, dice, bavd
+            if gan not in models or dice > models[gan][4]:
+                models[gan] = title, _name(row, rows), fid, auc, dice, bavd
+    return models.values()
 
 
 def _name(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:

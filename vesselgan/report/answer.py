@@ -15,10 +15,10 @@ from vesselgan.report import likeness
 from vesselgan.report.blocks import MIN_FOR_SPREAD, Block, Figure, Panel, Table, Text, mean_sd
 from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.figures import MIN_VESSEL_FRACTION
-from vesselgan.report.runs import Run
+from vesselgan.report.runs import Run, gan_of
 from vesselgan.report.samples import Gallery, audits_of
 from vesselgan.report.table_3_notes import bavd_notes, budget, empty_labels, empty_predictions
-from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of
+from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, model_of, split_of
 from vesselgan.report.tables import REGIONS
 from vesselgan.viz import plots
 
@@ -29,6 +29,13 @@ EQUAL = 0.005
 """Differences of Dice below it are none at the two digits of a sentence."""
 NOTHING = "No U-Net was scored yet, so whether synthetic patches can take the place of real ones is not known."
 PATCHES = "One of either kind, chosen by seed: maximum intensity projection, and the surface of the vessel label."
+
+WITHOUT_SYNTHETIC = {
+    "real": "real patches",
+    "both": "real and synthetic patches together",
+    "shuffled": "synthetic patches with shuffled labels",
+}
+"""Kind -> what its U-Nets learned from."""
 
 Row = dict[str, Any]
 
@@ -54,8 +61,13 @@ def answer(
     galleries: dict[Path, Gallery],
     results: Sequence[Row],
     commands: Commands = DEFAULT,
+    *,
+    home: str | None = None,
 ) -> Answer:
-    """The answer of the first comparison that has scores; the others add a sentence each."""
+    """The answer of the first comparison that has scores; the others add a sentence each.
+
+    home: the page's cohort; one of another's patients is named in the sentence.
+    """
     scored = [in_paper_order(comparison) for comparison in comparisons]
     scored = [comparison for comparison in scored if any(by_kind(comparison).values())]
     warnings = [text for comparison in scored for text in _warnings(comparison)]
@@ -69,8 +81,8 @@ def answer(
         how = [f"A study trains and scores them: `{commands.study(runs)}`."] if runs else []
         return Answer(further=[*how, *passed], pictures=_pictures(None, real, galleries), warnings=warnings)
     first, *others = scored
-    sentence, further = in_words(first)
-    more = [further, *(f"{comparison['name']}: {' '.join(in_words(comparison))}" for comparison in others), *passed]
+    sentence, further = in_words(first, home)
+    more = [further, *(f"{other['name']}: {' '.join(in_words(other, home))}" for other in others), *passed]
     pictures = _pictures(first, real, galleries)
     return Answer(sentence, [text for text in more if text], [_chart(first), *_table(first)], pictures, warnings)
 
@@ -93,7 +105,7 @@ def _dice(row: Row, cohort: str) -> float | None:
     return None if summary is None or not math.isfinite(summary["mean"]) else float(summary["mean"])
 
 
-def in_words(comparison: Row) -> tuple[str, str]:
+def in_words(comparison: Row, home: str | None = None) -> tuple[str, str]:
     """(What the scores of the first cohort say, what else is worth a sentence)."""
     cohort = comparison["cohorts"][0]
     sources = by_kind(comparison)
@@ -101,12 +113,12 @@ def in_words(comparison: Row) -> tuple[str, str]:
     dice = {kind: _dice(rows[0], cohort) for kind, rows in sources.items() if rows}
     real, threshold = dice.get("real"), dice.get("threshold")
     if best is None:
-        return _without_synthetic(comparison, real, threshold)
+        return _without_synthetic(comparison, threshold, home)
     value = _dice(best, cohort) or 0.0
-    text = f"{_subject(best, len(sources[best['kind']]))} reaches Dice {value:.2f} on {_volumes(best, comparison)}"
+    text = f"{_subject(best, sources[best['kind']])} reaches Dice {value:.2f} on {_volumes(best, comparison, home)}"
     against = "" if threshold is None else f"{_than(value, threshold)} the best single threshold ({threshold:.2f})"
     if real is not None:
-        share = f"{value / real:.0%} of what" if real else "where"
+        share = f"{value / real:.0%} of what" if real else _than(value, real)
         beside = f"{share} real patches give ({real:.2f})"
         text += f": {beside}" + (f", and {against}." if against else ". The best global threshold was not evaluated.")
     elif against:
@@ -136,8 +148,11 @@ def _further(
             yield f"On {number} of {cohort}, where nothing was trained, synthetic ones reach {elsewhere:.2f}{beside}."
 
 
-def _subject(row: Row, count: int) -> str:
-    about = [f"of {model_of(row)}, the best of {count} generators"] if count > 1 else []
+def _subject(row: Row, rows: Sequence[Row]) -> str:
+    """rows: all of its kind."""
+    gans = {gan_of(each.get("gan")) for each in rows}
+    number = f"{len(gans)} generators" if len(gans) > 1 and None not in gans else f"{len(rows)} U-Nets"
+    about = [f"of {model_of(row)}, the best of {number}"] if len(rows) > 1 else []
     about += [f"made with noised steps, {budget(row['privacy'])}"] if row["kind"] == PRIVATE else []
     return "A U-Net trained on synthetic patches alone" + (f" ({'; '.join(about)})" if about else "")
 
@@ -147,17 +162,21 @@ def _than(value: float, other: float) -> str:
     return "as much as" if abs(value - other) < EQUAL else "more than" if value > other else "less than"
 
 
-def _volumes(row: Row, comparison: Row) -> str:
-    number = _scores(row, comparison["cohorts"][0])["dice"]["n"]
-    return counted(number, f"whole {comparison.get('split', 'test')} volume")
+def _volumes(row: Row, comparison: Row, home: str | None) -> str:
+    cohort = comparison["cohorts"][0]
+    volumes = counted(_scores(row, cohort)["dice"]["n"], f"whole {split_of(comparison)} volume")
+    return volumes if home in (None, cohort) else f"{volumes} of cohort {cohort}"
 
 
-def _without_synthetic(comparison: Row, real: float | None, threshold: float | None) -> tuple[str, str]:
+def _without_synthetic(comparison: Row, threshold: float | None, home: str | None) -> tuple[str, str]:
     best = next(row for rows in by_kind(comparison).values() for row in rows)
-    volumes = _volumes(best, comparison)
-    if real is not None:
-        against = "" if threshold is None else f", {_than(real, threshold)} the best single threshold ({threshold:.2f})"
-        text = f"A U-Net trained on real patches reaches Dice {real:.2f} on {volumes}{against}."
+    volumes = _volumes(best, comparison, home)
+    if best["kind"] in WITHOUT_SYNTHETIC:
+        value = _dice(best, comparison["cohorts"][0]) or 0.0
+        against = ""
+        if threshold is not None:
+            against = f", {_than(value, threshold)} the best single threshold ({threshold:.2f})"
+        text = f"A U-Net trained on {WITHOUT_SYNTHETIC[best['kind']]} reaches Dice {value:.2f} on {volumes}{against}."
         return text, "None was trained on synthetic patches alone yet."
     if threshold is not None:
         return f"The best single threshold reaches Dice {threshold:.2f} on {volumes}; no U-Net was scored yet.", ""
@@ -177,7 +196,7 @@ def _warnings(comparison: Row) -> list[str]:
         )
     texts += [f"{title}: {counted(n, 'empty prediction')}." for title, n in empty_predictions(comparison).items()]
     if labels := empty_labels(comparison):
-        texts.append(f"{counted(labels, 'test label')} without a vessel voxel.")
+        texts.append(f"{counted(labels, f'{split_of(comparison)} label')} without a vessel voxel.")
     return texts
 
 
@@ -187,7 +206,7 @@ def _chart(comparison: Row) -> Figure:
     for row in [row for rows in by_kind(comparison).values() for row in rows]:
         summary = _scores(row, cohort)["dice"]
         rows.append((_short(row), list(summary["values"].values()), float(summary["mean"])))
-    chart = plots.dots(rows, x_label="Dice", title="Dice of every test volume, all vessels")
+    chart = plots.dots(rows, x_label="Dice", title=f"Dice of every {split_of(comparison)} volume, all vessels")
     return Figure("Dice", [Panel([chart])], "A dot per volume, a bar at the mean.", grid="one")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vesselgan.config.data_schema import Data
 from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
@@ -39,6 +40,12 @@ def show_patients(folders: Sequence[str], names: Iterable[str]) -> bool:
         return True
     unknown = [f for f in folders if Path(f).is_dir() and not (Path(f) / COHORT).is_file()]
     return bool(unknown or set(names) - {cohort.name for cohort in cohorts})
+
+
+def name_of(data: Data) -> str:
+    """What results call the cohort: the name in its cohort.json; `data.name` without one."""
+    folder = Path(data.cohort_dir)
+    return Cohort.read(folder).name if (folder / COHORT).is_file() else data.name
 
 
 def choose_subject(cohort: Cohort) -> str | None:

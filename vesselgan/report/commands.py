@@ -13,6 +13,7 @@ from typing import Any
 
 from vesselgan.config.project import override
 from vesselgan.config.schema import Report
+from vesselgan.report.cohorts import name_of
 from vesselgan.report.runs import Run
 
 PLAIN = re.compile(r"[A-Za-z_./][\w./-]*")
@@ -42,7 +43,8 @@ class Commands:
                 if str(word).startswith(PREDICTIONS):
                     predictions[str(result["name"])] = str(word).removeprefix(PREDICTIONS)
         maps = config.error_maps or cls.error_maps
-        return cls(config.work_dir, config.results, maps, (config.data.name, config.data.cohort_dir), predictions)
+        cohort = name_of(config.data), config.data.cohort_dir
+        return cls(config.work_dir, config.results, maps, cohort, predictions)
 
     def place(self, path: str | Path) -> str:
         """The path as it stands on the page."""

@@ -2,17 +2,15 @@
 paper leaves open.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vesselgan.config import compose
 from vesselgan.config.checks import unread
-from vesselgan.core.errors import UsageError
 from vesselgan.report import paper
 from vesselgan.report.blocks import Block, Files, Section, Table, Text, csv_text, numbers_csv, text_frame
-from vesselgan.report.runs import Run
+from vesselgan.report.runs import Run, configured
 
 GROUPS = ("variant", "train", "data")
 PAPER_VARIANTS = paper.VARIANTS | {"dpgan": "DPGAN"}
@@ -70,11 +68,7 @@ def changed_settings(run: Run) -> list[tuple[str, Any, Any]] | None:
     For the paper's variants those are the paper's values; of others, what they do not read is left out. None for a
     variant that configs/ has not.
     """
-    if not re.fullmatch(r"\w+", run.variant or ""):
-        return None
-    try:
-        config = compose.compose("train_gan", [f"variant={run.variant}"])
-    except UsageError:
+    if (config := configured(run.variant)) is None:
         return None
     changed = []
     for key, value in compose.flat(config).items():
@@ -89,7 +83,7 @@ def changed_settings(run: Run) -> list[tuple[str, Any, Any]] | None:
 
 
 def _is_papers(run: Run) -> bool:
-    return bool(PAPER_VARIANTS.get(run.variant or ""))
+    return run.model in PAPER_VARIANTS
 
 
 def _has(run: Run, key: str) -> bool:

@@ -14,7 +14,7 @@ from vesselgan.core.names import check_inside, is_id
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, file_name, not_run
 from vesselgan.report.commands import DEFAULT, Commands
-from vesselgan.report.table_3_rows import PRIVATE, in_paper_order
+from vesselgan.report.table_3_rows import PRIVATE, in_paper_order, split_of
 from vesselgan.report.tables import REGIONS
 
 MAX_WIDTH = 1000
@@ -33,7 +33,7 @@ def section(comparisons: Sequence[dict[str, Any]], folder: Path | None, commands
     for comparison, (name, kinds) in itertools.product(map(in_paper_order, comparisons), KINDS.items()):
         rows = [row for row in comparison["rows"] if row["kind"] in kinds and row["scores"]]
         maps = {cohort: _find_maps(folder, rows, cohort) for cohort in comparison["cohorts"]}
-        blocks += [_figure(name, cohort, by_source, rows, files) for cohort, by_source in maps.items() if by_source]
+        blocks += [_figure(name, comparison, of, by_source, rows, files) for of, by_source in maps.items() if by_source]
     return Section("Where the U-Nets err", blocks or _missing(comparisons, commands), files)
 
 
@@ -53,22 +53,30 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
     maps: dict[str, dict[str, Path]] = {}
     for row in rows:
         if folder is not None and is_id(row["name"]) and is_id(cohort):
-            paths = sorted((folder / row["name"] / cohort).glob("*.png"))
+            scored = {name for metrics in row["scores"].get(cohort, {}).values() for name in metrics["dice"]["values"]}
+            paths = sorted(p for p in (folder / row["name"] / cohort).glob("*.png") if p.stem in scored)
             check_inside(folder, paths)
             maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
     return maps
 
 
 def _figure(
-    name: str, cohort: str, maps: dict[str, dict[str, Path]], rows: Sequence[dict[str, Any]], files: Files
+    name: str,
+    comparison: dict[str, Any],
+    cohort: str,
+    maps: dict[str, dict[str, Path]],
+    rows: Sequence[dict[str, Any]],
+    files: Files,
 ) -> Block:
-    """One subject that every source has, chosen by seed."""
-    title = f"{name}, error maps, {cohort}"
+    """One subject that every source has, chosen by seed; a study draws the U-Nets of its first seed."""
+    split, seeds = split_of(comparison), comparison["seeds"]
+    scored = cohort if split == "test" else f"{cohort}, {split}"
+    title = f"{name}, error maps, {scored}"
     common = sorted(set.intersection(*(set(by_subject) for by_subject in maps.values())))
     if not common:
         return not_run(f"{title}: no subject has a map of every source")
     subject = common[figures.choose(len(common), 1, stream=5)[0]]
-    stem = f"{name.lower().replace(' ', '-')}-{file_name(cohort)}"
+    stem = f"{name.lower().replace(' ', '-')}-{file_name(scored)}"
     cells = []
     for row in rows:
         if row["name"] not in maps:
@@ -86,7 +94,8 @@ def _figure(
     return Figure(
         title,
         [Panel(cells)],
-        f"Subject {subject}, chosen by seed ({figures.SEED}): projections along three axes and the surface.",
+        f"Subject {subject}, chosen by seed ({figures.SEED}): projections along three axes and the surface."
+        + (f" Maps of the U-Nets of seed {seeds[0]}, Dice: mean over {len(seeds)} seeds." if len(seeds) > 1 else ""),
         how_to_read="thin yellow vessels are missed; green away from every vessel is taken for one.",
         grid="one",
         key=MEANINGS,

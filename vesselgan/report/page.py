@@ -16,6 +16,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats.cohort import training_shards
+from vesselgan.formats.run_dir import check_distinct
 from vesselgan.formats.shards import ShardSet
 from vesselgan.report import (
     agreement,
@@ -51,16 +52,17 @@ Results = list[dict[str, Any]]
 def report(config: Report) -> Path:
     """Writes config.out/index.html, beside it tables (Markdown, CSV), figures (PNG) and charts (PNG, SVG).
 
-    Returns the page's path. Raises UsageError for a missing run directory, DataError for a damaged result, run, shard
-    or picture.
+    Returns the page's path. Raises UsageError for a missing run directory and for two of one name, DataError for a
+    damaged result, run, shard or picture.
     """
     results = tables.read_results(config.results)
     if config.synthetic and len(config.synthetic) != len(config.runs):
         raise UsageError(f"synthetic: {len(config.synthetic)} folders for {len(config.runs)} runs; name one for each")
     synthetic: Sequence[str | None] = config.synthetic or [None] * len(config.runs)
+    check_distinct(config.runs)
     runs = [read_run(folder, patches) for folder, patches in zip(config.runs, synthetic, strict=True)]
     head, sections = build(config, results, runs)
-    files: Files = {name: content for section in sections for name, content in section.files.items()}
+    files = _files(sections)
     files |= _charts([head.blocks, *(section.blocks for section in sections)])
     page = _page(config, results, head, sections)
     out = Path(config.out)
@@ -72,6 +74,16 @@ def report(config: Report) -> Path:
         log.warning(f"{out / PAGE} has {format_bytes(size)}; name fewer runs or cohorts in one report")
     log.info(f"wrote {out / PAGE}")
     return out / PAGE
+
+
+def _files(sections: Sequence[Section]) -> Files:
+    """Those of all sections. Raises UsageError for two of one name."""
+    files: Files = {}
+    for section in sections:
+        if shared := sorted(files.keys() & section.files.keys()):
+            raise UsageError(f"results: {shared[0]} would be written twice; give one of the studies another name")
+        files |= section.files
+    return files
 
 
 def _charts(parts: Sequence[Sequence[Block]]) -> Files:
@@ -97,18 +109,19 @@ def write_all(out: Path, page: str, files: Files) -> None:
 def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, list[Section]]:
     """Returns the head of the page and all sections in their order."""
     groups = _groups(results)
-    studies = table_3.comparisons(results)
+    own = cohorts.name_of(config.data)
+    studies = [_with_models(study, runs) for study in table_3.comparisons(results)]
     singles = {group: _comparison_of(same, runs) for group, (same, _) in groups.items()}
     comparisons = [*studies, *singles.values()]
-    comparisons.sort(key=lambda comparison: comparison["cohorts"][0] != config.data.name)
+    comparisons.sort(key=lambda c: (table_3_rows.split_of(c) != "test", c["cohorts"][0] != own))
     real, galleries = read_galleries(config, comparisons, runs)
     commands = Commands.of(config, results)
-    is_only = len(groups) < 2
+    is_only = len(groups) < 2 and all(split == "test" for _, split in groups)
     scored = [
         scores.section(*group, *members, table_3_notes.bavd_notes(singles[group]), is_only=is_only, commands=commands)
         for group, members in groups.items()
     ]
-    appendix = [_titled(table_3.section(single), group[0], is_only) for group, single in singles.items()]
+    appendix = [_titled(table_3.section(single), single["name"], is_only) for single in singles.values()]
     if not comparisons:
         appendix = [table_3.section(_comparison_of([], runs))]
     agreed = agreement.section(results, comparisons)
@@ -127,17 +140,33 @@ def build(config: Report, results: Results, runs: list[Run]) -> tuple[Answer, li
         *appendix,
         provenance.section(config, results, runs),
     ]
-    return answer.answer(comparisons, runs, real, galleries, results, commands), sections
+    return answer.answer(comparisons, runs, real, galleries, results, commands, home=own), sections
 
 
-def _titled(section: Section, cohort: str, is_only: bool) -> Section:
-    return section if is_only else replace(section, title=f"{section.title}, {cohort}")
+def _titled(section: Section, name: str, is_only: bool) -> Section:
+    return section if is_only else replace(section, title=f"{section.title}, {name}")
 
 
 def _comparison_of(results: Results, runs: Sequence[Run]) -> dict[str, Any]:
     """A comparison of segmentation results, without a study."""
-    variants = {run.folder.resolve().name: run.variant for run in runs}
-    return table_3_rows.from_results(results, [*table_3.SHOWN, *table_3.FURTHER], variants)
+    return table_3_rows.from_results(results, [*table_3.SHOWN, *table_3.FURTHER], _models(runs))
+
+
+def _with_models(comparison: dict[str, Any], runs: Sequence[Run]) -> dict[str, Any]:
+    """A study's comparison, with the model of each run whose settings are not those of the variant that it names."""
+    models = _models(runs)
+    rows = []
+    for row in comparison["rows"]:
+        gan = gan_of(row.get("gan"))
+        model = models.get(gan[0]) if gan else None
+        is_changed = model not in (None, row.get("variant"))
+        rows.append(row | {"variant": model, "title": f"{row['title']}; {model}"} if is_changed else row)
+    return comparison | {"rows": rows}
+
+
+def _models(runs: Sequence[Run]) -> dict[str, str | None]:
+    """Run directory's name -> model."""
+    return {run.folder.resolve().name: run.model for run in runs}
 
 
 def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
@@ -152,8 +181,9 @@ def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
 
 
 def _groups(results: Results) -> dict[tuple[str, str], tuple[Results, Results]]:
-    """(cohort, split) -> the segmentation results that share a table, and those of other subjects."""
-    return {group: tables.of_same_subjects(members) for group, members in tables.by_cohort(results).items()}
+    """(cohort, split) -> the segmentation results that share a table, and those of other subjects; test first."""
+    groups = sorted(tables.by_cohort(results).items(), key=lambda item: item[0][1] != "test")
+    return {group: tables.of_same_subjects(members) for group, members in groups}
 
 
 def read_galleries(
@@ -178,11 +208,12 @@ def _check_patches(run: Run, real: ShardSet | None) -> None:
 
 
 def _page(config: Report, results: Results, head: Answer, sections: Sequence[Section]) -> str:
-    chips = [f"cohort {config.data.name}", f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"]
+    own = cohorts.name_of(config.data)
+    chips = [f"cohort {own}", f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC"]
     cohort_names = {result["cohort"] for result in results if isinstance(result.get("cohort"), str)}
     cohort_names |= {cohort for comparison in table_3.comparisons(results) for cohort in comparison["cohorts"]}
     values = {
-        "title": f"Synthetic vessel patches, cohort {config.data.name}",
+        "title": f"Synthetic vessel patches, cohort {own}",
         "shows_patients": cohorts.show_patients([config.data.cohort_dir, *config.cohorts], cohort_names),
         "head": head,
         "chips": chips,

@@ -42,6 +42,7 @@ TABLE_1 = {  # model: (FID, PRD-AUC); MedicalNet features, images without labels
 }
 
 TABLE_2_DEVICE = "TITAN RTX"
+PATCH_SHAPE = [128, 128, 64]
 NUM_EPOCHS, NUM_PATCHES, BATCH_SIZE = 100, 2350, 4
 NUM_STEPS = NUM_EPOCHS * (NUM_PATCHES // BATCH_SIZE)
 """587 whole batches an epoch; the paper does not say what became of the last two patches."""
@@ -101,7 +102,9 @@ TABLE_A1 = {  # U-Net trained on real and synthetic pairs together
 
 PRIVATE = ("dpgan", "patch")
 """The variant of the next table's rows, and what their budgets protect."""
-TABLE_B1 = {  # DPGAN by epsilon (delta 1/2350): noise multipliers 0.5, 0.3, 0.1; label thresholds 0.6, 0.6, 0.7
+NOISE = {0.5: "epsilon 1e2", 0.3: "epsilon 1e3", 0.1: "epsilon 1e6"}
+"""Noise multiplier -> the next table's row."""
+TABLE_B1 = {  # DPGAN by epsilon (delta 1/2350); label thresholds 0.6, 0.6, 0.7
     "all": {
         "epsilon 1e2": _scores(0.085, 0.012, 4.509, 0.903, 0.083, 0.016, 4.116, 0.743),
         "epsilon 1e3": _scores(0.562, 0.050, 6.307, 2.406, 0.567, 0.041, 4.624, 1.608),

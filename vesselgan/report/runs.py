@@ -1,5 +1,7 @@
 """A GAN's run directory as the report reads it: settings, logged scalars, architecture, synthetic shards."""
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vesselgan.config.compose import compose
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
+
+DEFINING = ("condition", "loss", "generator_norm", "critic_norm")
+OPTIONAL = ("penalty_weight", "flow", "dp")
+"""Settings that make a variant: their values; whether there is such a part."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,19 @@ class Run:
         name = variant.get("name") if isinstance(variant, dict) else None
         return str(name) if name else None
 
+    @functools.cached_property
+    def model(self) -> str | None:
+        """The variant, `changed` where it is no longer what its name says, whatever its size, rates and precision."""
+        own, named = self.settings.get("variant"), configured(self.variant)
+        if named is None or not isinstance(own, dict):
+            return self.variant
+        is_changed = any(own[key] != getattr(named.variant, key) for key in DEFINING if key in own)
+        is_changed |= any(bool(own[key]) != bool(getattr(named.variant, key)) for key in OPTIONAL if key in own)
+        return f"{self.variant}, changed" if is_changed else self.variant
+
     @property
     def title(self) -> str:
-        name = self.variant
+        name = self.model
         return f"{name} ({self.folder.name})" if name and name != self.folder.name else self.folder.name
 
     @property
@@ -53,6 +70,16 @@ class Run:
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         return value
+
+
+def configured(variant: str | None) -> Any | None:
+    """The configuration of a generator with this variant as configs/ has it; None if it has none of this name."""
+    if not re.fullmatch(r"\w+", variant or ""):
+        return None
+    try:
+        return compose("train_gan", [f"variant={variant}"])
+    except UsageError:
+        return None
 
 
 def gan_of(record: Any) -> tuple[str, str] | None:

@@ -48,7 +48,7 @@ def section(
     is_only: bool,
     commands: Commands = DEFAULT,
 ) -> Section:
-    """One cohort's results: `same` in the table, `others` of other subjects; `is_only`: there is no other cohort.
+    """One cohort's results: `same` in the table, `others` of other subjects; `is_only`: only it, of its test split.
 
     notes: further ones on the table.
     """
@@ -69,9 +69,9 @@ def section(
         ]
         if not has_subjects:
             blocks.append(Table(scores.by_subject(), caption="The same by subject:"))
-        blocks += _dots(scores)
+        blocks += _dots(scores, split)
     stem = "segmentation" if is_only else "-".join(["segmentation", file_name(cohort), file_name(split)])
-    title = "Segmentation of held-out volumes" + ("" if is_only else f", {cohort}")
+    title = "Segmentation of held-out volumes" + ("" if is_only else f", {cohort}" + f", {split}" * (split != "test"))
     return Section(
         title, blocks, {} if not subjects else {f"{stem}.md": markdown(blocks), f"{stem}.csv": csv_text(scores.frame)}
     )
@@ -106,7 +106,7 @@ def notes_of(same: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -
     """Notes on the results that were left out, and on training volumes among the scored ones."""
     notes = []
     if titles := [_title(result) for result in others]:
-        notes.append(f"Left out, as they were scored on other subjects: {'; '.join(titles)}.")
+        notes.append(f"Left out, as they were scored on other subjects or labels: {'; '.join(titles)}.")
     by_overlap: dict[str, list[str]] = {}
     for result in same:
         if "segmented_with" in result:
@@ -120,7 +120,7 @@ def _title(result: dict[str, Any]) -> str:
     return str(result.get("title") or result["name"])
 
 
-def _dots(scores: Scores) -> list[Figure]:
+def _dots(scores: Scores, split: str) -> list[Figure]:
     """Dice of the intracranial vessels; that of all vessels stands at the head of the page."""
     rows = []
     for row, title in scores.titles.items():
@@ -128,7 +128,7 @@ def _dots(scores: Scores) -> list[Figure]:
         rows += [(title.split("\n")[0], values.tolist(), values.mean())] if len(values) else []
     if not rows:
         return []
-    title = "Dice of every test subject, intracranial vessels"
+    title = f"Dice of every {split} subject, intracranial vessels"
     return [
         Figure(
             "Dice inside the brain mask",

@@ -169,10 +169,10 @@ def missing_models(group: Group, runs: Sequence[Run]) -> list[str]:
 
 
 def variant_of(result: Result, runs: Sequence[Run]) -> str:
-    """The variant of the run that made the patches if it is among `runs`, else the result's name."""
+    """The model of the run that made the patches if it is among `runs`, else the result's name."""
     name = (result.get("synthetic") or {}).get("run")
-    variant = next((run.variant for run in runs if run.variant and run.folder.resolve().name == name), None)
-    return variant or str(result["name"])
+    model = next((run.model for run in runs if run.model and run.folder.resolve().name == name), None)
+    return model or str(result["name"])
 
 
 def floor_rows(group: Group) -> list[list[str]]:

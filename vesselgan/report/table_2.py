@@ -20,7 +20,13 @@ NOTE = (
 def rows(runs: Sequence[Run]) -> list[list[str]]:
     """Returns the rows under COLUMNS: the runs, then the paper's rows."""
     ours = [_run_row(run) for run in runs]
-    settings = [paper.TABLE_2_DEVICE, "1", "128 x 128 x 64", str(paper.BATCH_SIZE), f"{paper.NUM_STEPS:,}"]
+    settings = [
+        paper.TABLE_2_DEVICE,
+        "1",
+        " x ".join(map(str, paper.PATCH_SHAPE)),
+        str(paper.BATCH_SIZE),
+        f"{paper.NUM_STEPS:,}",
+    ]
     return ours + [
         [f"{model} (paper)", *settings, f"{parameters}", f"{memory:,}", f"{hours}"]
         for model, (parameters, memory, hours) in paper.TABLE_2.items()

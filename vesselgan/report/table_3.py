@@ -78,6 +78,8 @@ def comparisons(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _is_row(row: dict[str, Any]) -> bool:
+    if not all("all" in regions and all("dice" in s for s in regions.values()) for regions in row["scores"].values()):
+        return False
     summaries = [s for regions in row["scores"].values() for scores in regions.values() for s in scores.values()]
     numbers = [s[key] for s in summaries for key in ("mean", "median", "n")]
     numbers += [value for s in summaries for value in s["values"].values()]
@@ -128,7 +130,7 @@ def _of_kinds(comparison: dict[str, Any], kinds: tuple[str, ...]) -> list[dict[s
 
 def _real_mean(comparison: dict[str, Any], cohort: str, region: str, metric: str) -> float | None:
     for row in comparison["rows"]:
-        if row["name"] == "real" and (summary := _summary(row, cohort, region, metric)):
+        if row["kind"] == "real" and (summary := _summary(row, cohort, region, metric)):
             return float(summary["mean"])
     return None
 
@@ -137,7 +139,7 @@ def _format(summary: dict[str, Any], metric: str, real: float | None, row: dict[
     lines = _mean_and_median(summary)
     if summary["interval"] is not None:
         lines.append(f"[{summary['interval'][0]:.3f}, {summary['interval'][1]:.3f}]")
-    if metric == "dice" and real and row["name"] != "real":
+    if metric == "dice" and real and row["kind"] != "real":
         lines.append(f"{summary['mean'] / real:.3f} of real")
     if (difference := summary["difference"]) is not None:
         p = f" (p {difference['p_holm']:.3f})" if difference["p_holm"] is not None else ""
@@ -152,10 +154,11 @@ def _mean_and_median(summary: dict[str, Any], digits: int = 3) -> list[str]:
 
 def _format_paper(row: dict[str, Any], region: str, metric: str, number: int) -> str:
     """The paper's mean (SD) of this source: of PEGASUS for the first cohort, of 1000Plus for the second."""
-    scores = paper_scores(row, region)
-    if scores is None or number >= len(paper.COHORTS):
+    named = paper_scores(row, region)
+    if named is None or number >= len(paper.COHORTS):
         return ""
-    return f"\npaper {mean_sd(*scores[2 * number + list(SHOWN).index(metric)])}"
+    name, scores = named
+    return f"\n{name} {mean_sd(*scores[2 * number + list(SHOWN).index(metric)])}"
 
 
 def _regions(comparison: dict[str, Any]) -> list[str]:

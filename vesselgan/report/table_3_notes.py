@@ -5,6 +5,7 @@ from typing import Any
 from vesselgan.config.private import PROTECTS_NOBODY
 from vesselgan.core.console import counted
 from vesselgan.report import paper
+from vesselgan.report.table_3_rows import split_of
 from vesselgan.report.tables import REGIONS
 
 PAPER_NOTE = (
@@ -44,7 +45,7 @@ def about(comparison: dict[str, Any]) -> str:
     """Patients, seeds and steps, which all sources share, and the empty volumes."""
     scores: dict[str, Any] = next((row["scores"] for row in comparison["rows"] if row["scores"]), {})
     patients = ", ".join(f"{regions['all']['dice']['n']} of {cohort}" for cohort, regions in scores.items())
-    texts = [f"Test patients: {patients or 'none, nothing was run'}"]
+    texts = [f"{split_of(comparison).capitalize()} patients: {patients or 'none, nothing was run'}"]
     if comparison["seeds"]:
         texts.append(f"seed{'s' * (len(comparison['seeds']) > 1)} {', '.join(map(str, comparison['seeds']))}")
     if comparison["unet_steps"] is not None:

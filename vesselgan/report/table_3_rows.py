@@ -3,7 +3,6 @@
 A comparison (job `comparison`) has {"cohorts": [...], "rows": [{"name", "kind", "title", "variant", "scores", ...}]}.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +24,11 @@ def in_paper_order(comparison: dict[str, Any]) -> dict[str, Any]:
     return comparison | {"rows": sorted(rows, key=lambda r: order.index(_key(r)) if _key(r) in order else len(order))}
 
 
+def split_of(comparison: dict[str, Any]) -> str:
+    """Whose patients were scored; a study scores the test split."""
+    return str(comparison.get("split", "test"))
+
+
 def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str]:
     """The paper's sources of these kinds that were not run, each with the paper's Dice of all vessels."""
     run = {_key(row) for row in in_paper_order(comparison)["rows"]}
@@ -35,8 +39,10 @@ def missing_titles(comparison: dict[str, Any], kinds: Sequence[str]) -> list[str
 def _key(row: dict[str, Any]) -> tuple[str, str]:
     """The paper's (kind, model) of the row's source."""
     if row["kind"] == PRIVATE:
-        is_the_papers = (row["variant"], row["privacy"]["unit"]) == paper.PRIVATE
-        return PRIVATE, _budget(float(row["privacy"]["epsilon"])) if is_the_papers else str(row["name"])
+        privacy = row["privacy"]
+        is_the_papers = (row["variant"], privacy["unit"]) == paper.PRIVATE and privacy.get("is_key_secret", True)
+        papers = paper.NOISE.get(privacy["noise_multiplier"]) if is_the_papers else None
+        return PRIVATE, papers or str(row["name"])
     return row["kind"], "real" if row["kind"] == "real" else model_of(row)
 
 
@@ -44,11 +50,6 @@ def model_of(row: dict[str, Any]) -> str:
     """The paper's name of the row's generator, else its variant, else the row's own name."""
     variant = row.get("variant")
     return str(paper.VARIANTS.get(variant or "", variant or row["name"]))
-
-
-def _budget(epsilon: float) -> str:
-    """The paper's row of Table B.1 of this order of magnitude."""
-    return f"epsilon 1e{round(math.log10(epsilon))}" if 0 < epsilon < math.inf else f"epsilon {epsilon:g}"
 
 
 def _paper_titles() -> dict[tuple[str, str], str]:
@@ -59,9 +60,11 @@ def _paper_titles() -> dict[tuple[str, str], str]:
     return titles | {(PRIVATE, budget): f"U-Net on DPGAN, {budget}" for budget in paper.TABLE_B1["all"]}
 
 
-def paper_scores(row: dict[str, Any], region: str) -> paper.Scores | None:
-    """The paper's scores of this source, or None."""
-    return _scores(_key(row), region)
+def paper_scores(row: dict[str, Any], region: str) -> tuple[str, paper.Scores] | None:
+    """(What the paper's scores of this source are called in its cells, these), or None."""
+    kind, model = key = _key(row)
+    scores = _scores(key, region)
+    return scores and (f"paper, {model}," if kind == PRIVATE else "paper", scores)
 
 
 def _scores(key: tuple[str, str], region: str) -> paper.Scores | None:
@@ -104,7 +107,8 @@ def from_results(
             }
         )
     split = results[0]["split"] if results else "test"
-    return {"name": cohort, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
+    name = cohort if split == "test" else f"{cohort}, {split}"
+    return {"name": name, "cohorts": [cohort], "seeds": [], "rows": rows, "unet_steps": None, "split": split}
 
 
 def _label_threshold(result: dict[str, Any]) -> float | None:
@@ -114,10 +118,10 @@ def _label_threshold(result: dict[str, Any]) -> float | None:
 
 
 def _kind_of(result: dict[str, Any]) -> str | None:
-    """The kind that the result's name says, else what its U-Net learned from; None if neither does."""
+    """The kind that its record of the U-Net says, else the result's name; None if neither does."""
     settings = result.get("segmented_with") or {}
     kind = "shuffled" if settings.get("shuffle_labels") else settings.get("source")
-    return next((name for name in (result["name"], kind) if name in KINDS), None)
+    return next((name for name in (kind, result["name"]) if name in KINDS), None)
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:

@@ -139,14 +139,23 @@ def _check_segmentation(result: Result, path: Path) -> None:
     for key in ("inputs", "patients"):
         if not isinstance(result.get(key, {}), dict):
             raise DataError(f"{path}: {key!r} of a segmentation result is no object; remove it and evaluate again")
+    scored: dict[str, list[str]] = {region: [] for region in REGIONS}
     for entry in result["subjects"]:
         is_entry = isinstance(entry, dict) and isinstance(entry.get("subject"), str)
         if not is_entry or entry.get("region") not in REGIONS:
             raise DataError(f"{path}: every entry of 'subjects' needs a subject and a region of {list(REGIONS)}")
         for metric in METRICS:
             value = entry.get(metric)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            is_none = value is None and metric != "dice"
+            if not is_none and (isinstance(value, bool) or _finite(value) is None):
                 raise DataError(f"{path}: {metric} of {entry['subject']} is {value!r}, not a number")
+        scored[entry["region"]].append(entry["subject"])
+    everyone = set(scored["all"])
+    if not everyone or any(subjects and sorted(subjects) != sorted(everyone) for subjects in scored.values()):
+        raise DataError(
+            f"{path}: 'subjects' needs one entry of every subject for {REGIONS['all'].lower()}, and none or one each "
+            "for the intracranial ones; remove it and evaluate again"
+        )
 
 
 def by_cohort(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:

@@ -1,6 +1,7 @@
 """How long a run takes on one GPU that nobody has measured: its operations over a share of the card's rate."""
 
-from vesselgan.config.schema import Variant
+from vesselgan.config.compose import compose
+from vesselgan.config.schema import Plan, Variant
 from vesselgan.report import paper
 
 CARDS = {  # 10^12 dense operations per second by the makers' data sheets: half with float32 sums, float32 without TF32
@@ -47,7 +48,11 @@ def hours_by_card(variant: Variant, *, tflop_per_step: float, steps: int) -> dic
     return hours
 
 
-def paper_hours(variant: str | None) -> int | None:
-    """The paper's hours on a TITAN RTX, for its 128x128x64 patches, batch of 4 and 100 epochs."""
-    name = paper.VARIANTS.get(variant or "")
-    return paper.TABLE_2[name][2] if name else None
+def paper_hours(config: Plan, *, steps: int) -> int | None:
+    """The paper's hours on a TITAN RTX; None for another network, patch, batch or number of steps than its own."""
+    if (name := paper.VARIANTS.get(config.variant.name)) is None:
+        return None
+    cost = (config.variant, config.patch_shape, config.train.batch_size, steps)
+    named = compose("plan", [f"variant={config.variant.name}"]).variant
+    papers = (named, paper.PATCH_SHAPE, paper.BATCH_SIZE, paper.NUM_STEPS)
+    return paper.TABLE_2[name][2] if cost == papers else None

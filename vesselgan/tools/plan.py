@@ -105,7 +105,7 @@ def costs(config: Plan) -> dict[str, Any]:
     run_gib: the most on disk at once, one being written and those of train.save_every_epochs included;
     steps: generator steps of the run; hours: of the run at step_seconds, null without it;
     hours_by_card: estimates for one GPU of each kind, at share_of_peak of its data sheet's rate; hours_paper: the
-    paper's for this variant, or null;
+    paper's, null for other settings than its own;
     ranks: one RankPlan for each number of ranks. GiB are 2^30 bytes.
     A private variant adds what `_privacy` returns.
     """
@@ -142,7 +142,7 @@ def costs(config: Plan) -> dict[str, Any]:
         "hours": None if config.step_seconds is None else steps * config.step_seconds / 3600,
         "hours_by_card": gpu_hours.hours_by_card(config.variant, tflop_per_step=tflop_per_step, steps=steps),
         "share_of_peak": gpu_hours.share_of_peak(config.variant),
-        "hours_paper": gpu_hours.paper_hours(config.variant.name),
+        "hours_paper": gpu_hours.paper_hours(config, steps=steps),
         "ranks": rank_plans,
         **privacy,
     }

@@ -1,6 +1,7 @@
 """A study's road: which commands, in which order, what decides, and what is refused before anything is started."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,10 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     ):
         with pytest.raises(UsageError, match=message):
             study_run.run(study(*overrides))
+    shutil.copytree(tmp_path / "runs/gp", tmp_path / "again/sn_mp")  # its variant is gp
+    with pytest.raises(UsageError, match="runs: .*runs/sn_mp and .*again/sn_mp"):
+        config = study(steps.override("runs", [str(tmp_path / name) for name in ("runs/sn_mp", "again/sn_mp")]))
+        run_sources(config, home_of(config))
     (tmp_path / "runs/gp/finished.json").unlink()
     with pytest.raises(UsageError, match="not finished"):
         run_sources(study(), home_of(study()))

@@ -18,7 +18,7 @@ from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.cohort import COHORT, shards_dir
 from vesselgan.formats.results import read_result
-from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.run_dir import RunDir, check_distinct
 from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, vesselgan
 
@@ -102,6 +102,7 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
     Raises DataError for one that did not learn from the study's own training shards: patients of its data might be
     scored as unseen.
     """
+    check_distinct(config.runs)
     trained: list[tuple[Path, str, str | None]] = []
     for run in map(Path, config.runs):
         variant = RunDir(run).config("train_gan").variant.name
