@@ -16,7 +16,7 @@ from vesselgan.evaluation.features import RANDOM_TITLE
 from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
-from ..conftest import write_set
+from ..conftest import flip_bit, write_set
 
 SHAPE = (8, 6, 8)
 NUM_TRAINING, NUM_HELD_OUT = 48, 800
@@ -267,6 +267,15 @@ def test_what_cannot_be_audited_is_refused(road, capsys):
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(road))
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["synthetic", "phantom/shards/gan/train", "phantom/shards/unet/validation"])
+def test_changed_bytes_are_not_audited(few_held_out, name):
+    write_synthetic(few_held_out, range(20_000, 20_010), make_patch)
+    replaced(few_held_out, "gan/train", range(NUM_TRAINING), TRAINING_PEOPLE)
+    flip_bit(few_held_out / name / "shard-0.h5")
+    with pytest.raises(DataError, match=r"shard-0\.h5"):
+        run(few_held_out, RECORD)
 
 
 def test_a_replaying_generator_links_second_visits(few_held_out):

@@ -1,9 +1,13 @@
 """What opens the gate: an audit of exactly what leaves, and its verdict, or a reason in words."""
 
+from dataclasses import replace
+
 import pytest
 
 from vesselgan.core.errors import DataError, PrivacyError, ResourceError, UsageError, exit_on_error
 from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import ShardSet, write_shard
+from vesselgan.release import export
 from vesselgan.release import run as module
 
 from ..conftest import edit_json
@@ -150,3 +154,29 @@ def test_two_releases_at_once_wait(work, gan, hold_lock):
     hold_lock(work.path / "release" / "release.lock")
     with pytest.raises(ResourceError, match="releases"):
         work.release("name=a", f"run={gan}", f"audit={work.audit(gan)}")
+
+
+def swap_for_patients_patches(work, run):
+    """Real training patches where the synthetic ones lay, in a file of the same size."""
+    made, real = ShardSet(RunDir(run).synthetic), ShardSet(work.training)
+    records = [replace(record, image_XYZ=real.image(i), label_XYZ=real.label(i)) for i, record in enumerate(made)]
+    made.close()
+    write_shard(made.folder / "synthetic_00000.h5", records, patch_shape=made.patch_shape, origin="synthetic")
+
+
+def test_patches_changed_after_the_audit_are_refused(work, gan, monkeypatch):
+    words = ["name=a", f"run={gan}", f"audit={work.audit(gan)}"]
+    write_pairs = export.write_pairs
+
+    def swap_first(folder, sets):
+        """After the first look at the bytes."""
+        swap_for_patients_patches(work, gan)
+        return write_pairs(folder, sets)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(export, "write_pairs", swap_first)
+        with pytest.raises(DataError, match=r"synthetic_00000\.h5"):
+            work.release(*words)
+    with pytest.raises(DataError, match=r"synthetic_00000\.h5"):
+        work.release(*words)
+    assert left_behind(work) == []

@@ -82,6 +82,8 @@ def _read_sources(config: Release) -> Sources:
     sets = [ShardSet(folder) for folder in gate.folders_of(config.synthetic, config.run)]
     if real := [one for one in sets if one.origin != "synthetic"]:
         raise UsageError(f"synthetic={real[0].folder}: holds real patches; name one that was generated")
+    for one in sets:
+        one.check_bytes()
     training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
     trained, sees_patients = None, False
@@ -150,6 +152,8 @@ def _write_content(
     folder: Path, config: Release, sources: Sources, entry: Entry, earlier: Sequence[Entry], date: str
 ) -> None:
     files = export.write_pairs(folder, sources.sets)
+    for one in sources.sets:
+        one.check_bytes()  # again: they may have changed while they were read
     export.write_descriptions(folder, entry.name, files, config.license)
     if sources.trained is not None:
         threshold = sources.sets[0].label_threshold or sources.trained.label_threshold
