@@ -108,6 +108,12 @@ def write_audit(path: Path, sets: list[Path], training: Path, changes: dict[str,
     return path
 
 
+def attacked(run: Path, p: float = 0.4) -> dict[str, Any]:
+    """What an audit says of the attack on the network that made a run's patches."""
+    weights = ShardSet(RunDir(run).synthetic).manifest.extra["weights_sha256"]
+    return {"kind": "flow", "run": run.name, "weights_sha256": weights, "p": p, "sentence": "it must not leave."}
+
+
 class Work:
     """A work folder: shards of `mine`, runs, audits; `release` is the command."""
 
@@ -157,8 +163,7 @@ def made_once(tmp_path_factory, made_runs: Path, write_checkpoint) -> Callable[[
             torch.set_num_threads(1)
             work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs, write_checkpoint)
             run = work.run(kind, privacy=ACCOUNT if kind == "dpgan" else None)
-            network = {"kind": "flow", "run": kind, "p": 0.4, "sentence": "the flow was not seen to tell."}
-            audit = work.audit(run, {"network": network} if kind in SEE_PATIENTS else None)
+            audit = work.audit(run, {"network": attacked(run)} if kind in SEE_PATIENTS else None)
             out = work.release("name=first", f"run={run}", f"audit={audit}", "license=CC-BY-4.0")
             assert out is not None
             kept[kind] = work, out

@@ -11,6 +11,7 @@ from vesselgan.release import export
 from vesselgan.release import run as module
 
 from ..conftest import edit_json
+from .conftest import attacked
 
 FAILED = {"verdict": "fail", "sentence": "1 of 3 synthetic patches is a training patch."}
 
@@ -64,14 +65,22 @@ def test_another_generator_than_the_audited_exits_7(work, gan):
 def test_a_generator_that_was_not_attacked_exits_7(work, kind):
     """One that sees patients' patches, or their labels."""
     flow = work.run(kind)
-    with pytest.raises(PrivacyError, match="itself was not attacked"):
+    with pytest.raises(PrivacyError, match="itself.*was not attacked"):
         work.release("name=a", f"run={flow}", f"audit={work.audit(flow)}")
-    tells = {"kind": "flow", "run": kind, "p": 0.001, "sentence": "the flow tells members: it must not leave."}
-    audit = work.audit(flow, {"network": tells})
+    audit = work.audit(flow, {"network": attacked(flow, p=0.001)})
     with pytest.raises(PrivacyError, match="must not leave"):
         work.release("name=a", f"run={flow}", f"audit={audit}")
     out = work.release("name=a", f"synthetic=[{RunDir(flow).synthetic}]", f"audit={audit}")
     assert not (out / "generator").exists() and "## Generator" not in (out / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["flow", "gan_label"])
+def test_an_attack_on_other_weights_exits_7(work, kind):
+    """A run of that name elsewhere; no reason lets it pass."""
+    flow, other = work.run(kind), work.run(kind, "other", seed=7)
+    audit = work.audit(flow, {"network": attacked(other) | {"run": kind}})
+    with pytest.raises(PrivacyError, match="itself.*was not attacked"):
+        work.release("name=a", f"run={flow}", f"audit={audit}", "reason=because")
 
 
 def test_another_training_set_is_bad_data(work, gan):

@@ -194,11 +194,18 @@ def _notes(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) -> 
 
 
 def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
-    """The attack by the run's critic, or by a flow itself; None without a run."""
+    """The attack by the run's critic, or by a flow itself; None without a run.
+
+    By default of the checkpoint and the weights that made its samples; weights_sha256 is of the generator.
+    """
     if config.run is None:
         return None
-    device = choose_device(config.runtime.device, 0)
-    network = AttackedNetwork(config.run, config.checkpoint, sets.training_set, device)
+    name, device = RunDir(config.run).name, choose_device(config.runtime.device, 0)
+    made_by = next((one.made_by for one in sets.synthetic_sets if one.made_by.get("run") == name), {})
+    checkpoint = config.checkpoint or made_by.get("checkpoint")
+    network = AttackedNetwork(
+        config.run, sets.training_set, device, checkpoint=checkpoint, weights=made_by.get("weights")
+    )
     sides = sets.training_patches, sets.held_out_patches
     members, others = (
         network.scores(side[0].shards, [patch.index for patch in side], seed=config.seed) for side in sides
@@ -206,8 +213,14 @@ def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
     people = [patch.patient for side in sides for patch in side]
     is_member = np.arange(len(people)) < len(members)
     found = attack(np.concatenate([members, others]), is_member, people, seed=config.seed)
-    sentence = if_it_left(network.kind, found)
-    return {"kind": network.kind, "run": RunDir(config.run).name, "sentence": sentence, **asdict(found)}
+    return {
+        "kind": network.kind,
+        "run": name,
+        "checkpoint": network.checkpoint,
+        "weights_sha256": network.weights_sha256,
+        "sentence": if_it_left(network.kind, found),
+        **asdict(found),
+    }
 
 
 def _check_gate(config: Audit, result: Result) -> None:

@@ -58,15 +58,15 @@ def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: st
             )
 
 
-def open_gate(audit: Result, path: str, run: str | None, sees_patients: bool, reason: str | None) -> list[str]:
+def open_gate(audit: Result, path: str, trained: TrainedGenerator | None, reason: str | None) -> list[str]:
     """Why the gate was closed and the reason opened it; empty if it is open.
 
-    sees_patients: whether the generator itself is shown patients' patches, or their labels, in training.
-    Raises PrivacyError for a closed gate without a reason.
+    trained: a generator that leaves and is itself shown patients' patches, or their labels, in training. Raises
+    PrivacyError for a closed gate without a reason, and where the audit did not attack that generator.
     """
     closed = [] if audit["verdict"] == PASS else [f"{audit['verdict']}: {audit['sentence']}"]
-    if run is not None and sees_patients:
-        closed += _of_network(audit["network"], RunDir(run).name)
+    if trained is not None:
+        closed += _of_network(audit["network"], path, trained)
     if closed and reason is None:
         raise PrivacyError(
             f"{path}: {' '.join(closed)} Nothing was released; see what the audit needs, or state why it may leave all "
@@ -77,10 +77,13 @@ def open_gate(audit: Result, path: str, run: str | None, sees_patients: bool, re
     return closed
 
 
-def _of_network(network: dict[str, Any] | None, run: str) -> list[str]:
+def _of_network(network: dict[str, Any] | None, path: str, trained: TrainedGenerator) -> list[str]:
     """A flow's loss, or the critic that sees as much as the generator and more, is attacked before it may leave."""
-    if network is None or network.get("run") != run:
-        return ["The network itself was not attacked: audit with run=RUN, or release its patches alone."]
+    if network is None or network["weights_sha256"] != trained.weights_sha256:
+        raise PrivacyError(
+            f"{path}: the network itself, {trained.run}, {trained.checkpoint}, was not attacked: audit with run=RUN, "
+            "or release its patches alone (synthetic=[DIR] without run)"
+        )
     return [str(network["sentence"])] if network["p"] <= SIGNIFICANCE else []
 
 

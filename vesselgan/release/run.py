@@ -86,15 +86,15 @@ def _read_sources(config: Release) -> Sources:
         one.check_bytes()
     training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
-    trained, sees_patients = None, False
+    trained = attacked = None
     if config.run is not None:
         made = sets[0].manifest.extra
         trained = read_generator(config.run, made.get("weights"), made.get("checkpoint"))
         gate.check_generator(trained, sets, config.run)
         variant = RunDir(config.run).config("train_gan").variant
-        sees_patients = variant.flow is not None or variant.condition is not None
+        attacked = trained if variant.flow is not None or variant.condition is not None else None
     with reading(str(config.audit), AGAIN):
-        closed = gate.open_gate(audit, str(config.audit), config.run, sees_patients, config.reason)
+        closed = gate.open_gate(audit, str(config.audit), attacked, config.reason)
     return Sources(sets, training, audit, trained, closed)
 
 
