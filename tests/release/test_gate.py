@@ -90,6 +90,17 @@ def test_another_training_set_is_bad_data(work, gan):
         work.release("name=a", f"run={gan}", f"audit={audit}")
 
 
+def test_what_weights_learned_before_closes_the_gate(work, gan, tmp_path):
+    """From a patient's data before the data changed, before `init_from`, or from what is not recorded."""
+    manifest = RunDir(gan).synthetic / "manifest.json"
+    for learned_from in (["ab" * 32], ["unknown"], None):
+        edit_json(manifest, lambda content, more=learned_from: content["extra"].update(learned_from=more or []))
+        if learned_from is None:
+            edit_json(manifest, lambda content: content["extra"].pop("trained_on"))
+        with pytest.raises(DataError, match="learned from|init_from"):
+            work.release("name=a", f"run={gan}", f"audit={work.audit(gan)}", "reason=because")
+
+
 @pytest.mark.parametrize("lost", ["verdict", "inputs", "planted", "count"])
 def test_a_damaged_audit_is_bad_data(work, gan, lost):
     audit = work.audit(gan)

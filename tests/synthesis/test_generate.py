@@ -280,9 +280,10 @@ def test_labels_are_cut_where_they_are_most_like_real_ones(tmp_path: Path) -> No
     write_run(tmp_path / "run")
     assert chosen(tmp_path, "without a training set") == 0.3
     set_training_labels(tmp_path / "run", 0.65)
-    assert chosen(tmp_path) == 0.65
+    assert chosen(tmp_path) == chosen(tmp_path) == 0.65
     set_training_labels(tmp_path / "run", 0.55)
-    assert chosen(tmp_path) == 0.65  # begun so
+    with pytest.raises(UsageError, match="trained_on"):  # begun from other training patches
+        chosen(tmp_path)
     assert chosen(tmp_path, "anew") == 0.55
 
 

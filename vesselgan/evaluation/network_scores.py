@@ -37,7 +37,7 @@ class AttackedNetwork:
     ) -> None:
         run_dir = RunDir(run)
         config = run_dir.config("train_gan")
-        if run_dir.trained_on() not in (None, content_hash(training.folder)):
+        if run_dir.learned_from() - {content_hash(training.folder)}:
             raise DataError(f"{run}: was trained on other shards than {training.folder}; name their cohort with data=")
         is_flow = config.variant.flow is not None
         self.kind, self.scaling, self.device = "flow" if is_flow else "critic", config.data.scaling, device

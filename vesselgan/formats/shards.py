@@ -50,11 +50,18 @@ import numpy as np
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, VesselganError, check_readable
 from vesselgan.formats.intensities import from_stored
-from vesselgan.formats.manifest import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
+from vesselgan.formats.manifest import (
+    MANIFEST,
+    Manifest,
+    content_hash,
+    read_manifest,
+    training_hashes,
+    write_manifest,
+)
 from vesselgan.formats.shard_file import FORMAT_VERSION, KINDS, Record, ShardFile, ShardInfo, remedy, write_shard
 
 __all__ = ["FORMAT_VERSION", "KINDS", "MANIFEST", "Manifest", "Record", "ShardInfo", "ShardSet", "content_hash"]
-__all__ += ["read_manifest", "verify", "write_manifest", "write_shard"]
+__all__ += ["read_manifest", "training_hashes", "verify", "write_manifest", "write_shard"]
 
 _KIND_NAMES = list(KINDS)
 PROCEDURAL_TREES = "procedural_trees"

@@ -37,7 +37,7 @@ def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Resul
         )
     for one in sets:
         if note := check_trained_on(one.folder, one.manifest.extra, training):
-            log.info(f"note: {one.folder}: {note}")
+            raise DataError(f"{one.folder}: {note}; generate and audit patches of a run that records it")
     audited = inputs.get("synthetic shards")
     if not isinstance(audited, list) or sorted(audited) != sorted(content_hash(one.folder) for one in sets):
         raise PrivacyError(
