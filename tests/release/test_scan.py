@@ -25,14 +25,8 @@ AFFINE = np.diag([0.5, 0.5, 0.8, 1.0])
 DATE = "2026-11-27"
 
 
-@pytest.fixture
-def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[..., Path]) -> Path:
-    """A pseudonymous cohort of two, whose volumes were Mueller_Hans and Kowalska_Ewa."""
-    monkeypatch.setattr(socket, "gethostname", lambda: "mri-gpu07.ward.example")
-    monkeypatch.setenv("LOGNAME", "hmeier")
-    folder = tmp_path / "mine"
-    write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
-    files = {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"}
+def write_cohort(folder: Path, files: dict[str, str]) -> Path:
+    """A pseudonymous cohort: subject -> name of its volume's file."""
     fixed = {"label": None, "mask": None, "shape": (8, 8, 8), "spacing_mm": (1.0, 1.0, 1.0), "limits": (0.0, 1.0)}
     fixed |= {"num_clipped": 0, "label_sha256": None}
     subjects = {
@@ -41,6 +35,16 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[
     }
     Cohort("mine", (0.0, 99.99), subjects, is_pseudonymous=True).write(folder)
     return folder
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[..., Path]) -> Path:
+    """A pseudonymous cohort of two, whose volumes were Mueller_Hans and Kowalska_Ewa."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "mri-gpu07.ward.example")
+    monkeypatch.setenv("LOGNAME", "hmeier")
+    folder = tmp_path / "mine"
+    write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
+    return write_cohort(folder, {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"})
 
 
 @pytest.fixture
@@ -166,6 +170,21 @@ def test_short_and_ordinary_words_are_not_searched(scan, folder, write_set):
     assert "sub-1" in scan.identities.terms and "1" not in scan.identities.terms
     (folder / "b.txt").write_text("sub-10 and sub-synth00001, chmeiers, 1.20261127 and 0a20210405b")
     assert kinds(scan, folder) == set()
+
+
+@pytest.mark.parametrize("stem", ["Mueller_Hans_ses-{}", "Mueller-Hans.{}", "Hans.Mueller {}"])
+def test_a_name_behind_two_visits_is_searched(tmp_path, write_set, stem):
+    folder = tmp_path / "mine"
+    visits = {f"anon-{i}": stem.format(i) for i in (1, 2)}
+    write_set(folder / "shards" / "gan" / "train", dict.fromkeys(visits, "anon-a") | {"anon-3": "anon-b"})
+    terms = find_identities(write_cohort(folder, visits | {"anon-3": "Kowalska_Ewa_ses-1"}), [], own_words()).terms
+    assert {"Mueller", "Hans", "Kowalska"} <= set(terms) and not {"pacs", "export", "ses"} & set(terms)
+
+
+def test_bare_numbers_are_searched_from_five_digits(tmp_path, write_set):
+    write_set(tmp_path / "shards" / "gan" / "train", {"sub-48213": "sub-48213", "sub-4821": "sub-4821"})
+    terms = find_identities(tmp_path, [], own_words()).terms
+    assert "48213" in terms and "4821" not in terms
 
 
 def test_a_hit_stops_the_command(work, capsys):
