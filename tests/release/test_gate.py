@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from vesselgan.config import compose
 from vesselgan.core.errors import DataError, PrivacyError, ResourceError, UsageError, exit_on_error
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, write_shard
@@ -59,6 +60,17 @@ def test_another_generator_than_the_audited_exits_7(work, gan):
     words = [f"run={other}", f"synthetic=[{RunDir(gan).synthetic}]", f"audit={audit}", "reason=because"]
     with pytest.raises(PrivacyError, match="not what made"):
         work.release("name=a", *words)
+
+
+def test_other_sampling_settings_than_the_audited_exit_7(work):
+    """As a resume with an allowed change writes them."""
+    flow = work.run("flow")
+    audit = work.audit(flow, {"network": attacked(flow)})
+    config = RunDir(flow).config("train_gan")
+    config.variant.flow.guidance += 1.0
+    (flow / "config.yaml").write_text(compose.to_yaml(config))
+    with pytest.raises(PrivacyError, match="not what made"):
+        work.release("name=a", f"run={flow}", f"audit={audit}", "reason=because")
 
 
 @pytest.mark.parametrize("kind", ["flow", "gan_label"])

@@ -48,13 +48,13 @@ def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Resul
 
 
 def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: str) -> None:
-    """Raises PrivacyError unless all patches are this generator's."""
+    """Raises PrivacyError unless all patches are this generator's, sampled as it is now."""
     for one in sets:
-        weights = one.manifest.extra.get("weights_sha256")
-        if weights != trained.weights_sha256:
+        made_by = one.manifest.extra
+        if (made_by.get("weights_sha256"), made_by.get("sampling")) != (trained.weights_sha256, trained.sampling):
             raise PrivacyError(
-                f"run={run}: {trained.checkpoint} is not what made {one.folder}, so nothing audited it; generate and "
-                "audit its own patches, or leave run out"
+                f"run={run}: {trained.checkpoint}, with the run's settings, is not what made {one.folder}, so nothing "
+                "audited it; generate and audit its own patches, or leave run out"
             )
 
 

@@ -73,11 +73,11 @@ def generate(config: Generate) -> ShardSet:
 
 
 def origin_of(trained: TrainedGenerator, run: RunDir) -> dict[str, Any]:
-    """The weights that samples are of, what they learned from, and what they spent of their patients' privacy."""
+    """The weights and settings of samples, what those learned from, and what they spent of their patients' privacy."""
     names = {"run": trained.run, "checkpoint": trained.checkpoint, "weights": trained.weights}
     sources = {"trained_on": run.trained_on(), "learned_from": sorted(run.learned_from())}
     privacy = {"privacy": trained.state["privacy"]} if "privacy" in trained.state else {}
-    return {**names, "weights_sha256": trained.weights_sha256, **sources, **privacy}
+    return {**names, "weights_sha256": trained.weights_sha256, "sampling": trained.sampling, **sources, **privacy}
 
 
 def _threshold_of(out: Path, settings: dict[str, Any]) -> float | None:

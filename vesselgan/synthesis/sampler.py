@@ -7,7 +7,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,6 +58,11 @@ class TrainedGenerator:
     def patch_shape(self) -> tuple[int, int, int]:
         x, y, z = self.state["manifest"]["patch_shape"]
         return x, y, z
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """The settings of a flow's integration, which the weights do not hold."""
+        return asdict(self.network.sampling) if isinstance(self.network, FlowGenerator) else None
 
     def sample(
         self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
