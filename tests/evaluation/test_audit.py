@@ -12,8 +12,9 @@ from scipy import ndimage
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation.audit import audit
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.evaluation.features import RANDOM_TITLE
-from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
 from ..conftest import flip_bit, write_set
@@ -126,7 +127,8 @@ def test_new_patches_pass(road, capsys):
     shards = road / "phantom" / "shards"
     folders = {"reference": shards / "unet/validation", "training": shards / "gan/train"}
     assert result["inputs"] == {f"{name} shards": content_hash(folder) for name, folder in folders.items()} | {
-        "synthetic shards": [content_hash(made)]
+        "synthetic shards": [content_hash(made)],
+        "training patients": patients_hash(ShardSet(folders["training"])),
     }
     said = capsys.readouterr().out
     assert "distance of image" in said and f"{ENOUGH} synthetic patches" in said and "pass: nothing was found" in said

@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vesselgan.config import compose
+from vesselgan.evaluation.audit import RULE
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record, ShardSet, content_hash
@@ -97,11 +99,12 @@ def write_audit(path: Path, sets: list[Path], training: Path, changes: dict[str,
         "network": None,
         "planted": planted,
         "resolution": {"patients_pointed_at": 0, "patients_at_most": 0.26},
-        "rule": {"share": 0.01},
+        "rule": RULE,
         "override_privacy_gate": None,
         "inputs": {
             "synthetic shards": [content_hash(folder) for folder in sets],
             "training shards": content_hash(training),
+            "training patients": patients_hash(ShardSet(training)),
         },
     }
     write_result(path, result | (changes or {}))

@@ -113,6 +113,31 @@ def test_what_weights_learned_before_closes_the_gate(work, gan, tmp_path):
             work.release("name=a", f"run={gan}", f"audit={work.audit(gan)}", "reason=because")
 
 
+def test_an_audit_by_another_rule_exits_7(work, gan):
+    changes = [
+        ("rule", lambda audit: audit["rule"].update(least_power=0.0)),
+        ("count", lambda audit: audit["count"].update(training_people=1)),
+        ("synthetic", lambda audit: audit["synthetic"][0].update(privacy={"epsilon": 1.0})),
+    ]
+    for named, change in changes:
+        audit = work.audit(gan, {"synthetic": [{**ShardSet(RunDir(gan).synthetic).manifest.extra, "privacy": None}]})
+        edit_json(RunDir(gan).synthetic / "manifest.json", lambda manifest: manifest["extra"].update(privacy=None))
+        edit_json(audit, change)
+        with pytest.raises(PrivacyError, match=named):
+            work.release("name=a", f"run={gan}", f"audit={audit}", "reason=because")
+
+
+def test_patients_mapped_anew_exit_7(work, gan):
+    audit = work.audit(gan)
+    swapped = {"sub-MUE1967": "KOW1971", "sub-KOW1971": "MUE1967"}
+    edit_json(
+        work.training / "manifest.json",
+        lambda manifest: [entry.update(patient=swapped[name]) for name, entry in manifest["subjects"].items()],
+    )
+    with pytest.raises(PrivacyError, match="training patients"):
+        work.release("name=a", f"run={gan}", f"audit={audit}", "reason=because")
+
+
 @pytest.mark.parametrize("lost", ["verdict", "inputs", "planted", "count"])
 def test_a_damaged_audit_is_bad_data(work, gan, lost):
     audit = work.audit(gan)

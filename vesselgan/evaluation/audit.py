@@ -15,6 +15,7 @@ import numpy as np
 from vesselgan.config.schema import Audit
 from vesselgan.core.console import log
 from vesselgan.core.errors import PrivacyError
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.evaluation.audit_sets import AuditSets, read_sets
 from vesselgan.evaluation.audit_spaces import SpaceDistances, SpaceFindings, find, measure
 from vesselgan.evaluation.audit_tables import tables
@@ -32,6 +33,14 @@ from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
 NUM_LISTED = 20  # pairs in the result's `nearest`
+RULE = {
+    "significance": SIGNIFICANCE,
+    "share": copies.SHARE,
+    "least_power": copies.LEAST_POWER,
+    "verbatim": neighbours.VERBATIM,
+    "min_people": verdict.MIN_PEOPLE,
+}
+"""Of the verdict."""
 
 
 def audit(config: Audit) -> Result:
@@ -135,13 +144,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings], ve
         "planted": [{**asdict(one), "share_found": one.share_found} for one in evidence.planted],
         "linkage": {space: asdict(one) for space, one in evidence.linkage.items()} or NOT_APPLICABLE,
         "resolution": _resolution(evidence, len(pointed_at)),
-        "rule": {
-            "significance": SIGNIFICANCE,
-            "share": copies.SHARE,
-            "least_power": copies.LEAST_POWER,
-            "verbatim": neighbours.VERBATIM,
-            "min_people": verdict.MIN_PEOPLE,
-        },
+        "rule": RULE,
         "training_overlap": sets.overlap,
         "notes": [*sets.notes, *_notes(config, sets, spaces)],
         "override_privacy_gate": config.override_privacy_gate,
@@ -180,6 +183,7 @@ def _inputs(sets: AuditSets) -> dict[str, Any]:
         f"synthetic {kind}": [one.content for one in sets.synthetic_sets],
         "reference shards": content_hash(sets.held_out_set.folder),
         "training shards": content_hash(sets.training_set.folder),
+        "training patients": patients_hash(sets.training_set),
     }
 
 

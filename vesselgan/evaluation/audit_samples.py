@@ -6,6 +6,8 @@ tree or centreline, so that heads of other grids, and moved ones, can be compare
 N samples, X Y Z cells of the grid (voxels, where said)
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -42,6 +44,12 @@ class Samples(Protocol):
 def patient_of(shards: ShardSet, subject: str) -> str:
     """The patient of a subject's visit where it is known, else the subject."""
     return str(shards.subjects[subject].get("patient") or subject)
+
+
+def patients_hash(shards: ShardSet) -> str:
+    """Of which subjects are whose visits, which the shards' content does not hold."""
+    patients = {name: patient_of(shards, name) for name in shards.subjects}
+    return hashlib.sha256(json.dumps(patients, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

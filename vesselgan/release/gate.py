@@ -5,14 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from vesselgan.core.console import log
-from vesselgan.core.errors import DataError, PrivacyError, UsageError
+from vesselgan.core.errors import DataError, PrivacyError, UsageError, reading
+from vesselgan.evaluation.audit import RULE
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.evaluation.reference import check_trained_on
 from vesselgan.formats.results import Result, read_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.privacy.attacks.verdict import PASS, SIGNIFICANCE
+from vesselgan.release.identities import subjects_of
 from vesselgan.synthesis.sampler import TrainedGenerator
 
+AGAIN = "remove it, and audit or evaluate again"
 KEYS = {"verdict", "sentence", "count", "synthetic", "network", "planted", "resolution", "rule", "inputs", "name"}
 
 
@@ -20,7 +24,7 @@ def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Resul
     """The audit of `sets`, whose generators learned from `training`.
 
     Raises UsageError for another job's result, DataError for a damaged one or one with another training set, and
-    PrivacyError for an audit of other patches.
+    PrivacyError for an audit of other patches, or by another rule.
     """
     audit = read_result(path)
     if audit.get("job") != "audit":
@@ -44,7 +48,26 @@ def read_audit(path: str, sets: Sequence[ShardSet], training: ShardSet) -> Resul
             f"{path}: audited other patches than {', '.join(str(one.folder) for one in sets)}; audit what is to leave, "
             "all of it together"
         )
+    with reading(path, AGAIN):
+        _check_record(audit, path, sets, training)
     return audit
+
+
+def _check_record(audit: Result, path: str, sets: Sequence[ShardSet], training: ShardSet) -> None:
+    """Raises PrivacyError unless rule, numbers, patients and the records of the patches are as in the audit."""
+    made_by = dict(zip(audit["inputs"]["synthetic shards"], audit["synthetic"], strict=True))
+    count = {"synthetic": sum(map(len, sets)), "training": len(training)}
+    count["training_people"] = len(set(subjects_of(training).values()))
+    differing = {
+        "rule": audit["rule"] != RULE,
+        "count": not count.items() <= audit["count"].items(),
+        "training patients": audit["inputs"]["training patients"] != patients_hash(training),
+        "synthetic": any(not one.manifest.extra.items() <= made_by[content_hash(one.folder)].items() for one in sets),
+    }
+    if any(differing.values()):
+        raise PrivacyError(
+            f"{path}: {', '.join(name for name in differing if differing[name])} not as they are now; audit again"
+        )
 
 
 def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: str) -> None:

@@ -31,7 +31,6 @@ from vesselgan.synthesis.sampler import TrainedGenerator, read_generator
 
 FOLDER, LOCK, CHECKSUMS, CARD = "release", "release.lock", "SHA256SUMS", "README.md"
 BEING_WRITTEN = ".partial"
-AGAIN = "remove it, and audit or evaluate again"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Sources:
 
     @property
     def accounts(self) -> list[Account]:
-        with reading(f"the account of {self.sets[0].folder}", AGAIN):
+        with reading(f"the account of {self.sets[0].folder}", gate.AGAIN):
             return [_account(weights, privacy) for weights, privacy in self.privacy.items()]
 
 
@@ -93,7 +92,7 @@ def _read_sources(config: Release) -> Sources:
         gate.check_generator(trained, sets, config.run)
         variant = RunDir(config.run).config("train_gan").variant
         attacked = trained if variant.flow is not None or variant.condition is not None else None
-    with reading(str(config.audit), AGAIN):
+    with reading(str(config.audit), gate.AGAIN):
         closed = gate.open_gate(audit, str(config.audit), attacked, config.reason)
     return Sources(sets, training, audit, trained, closed)
 
@@ -158,7 +157,7 @@ def _write_content(
     if sources.trained is not None:
         threshold = sources.sets[0].label_threshold or sources.trained.label_threshold
         write_network(folder / export.NETWORK, sources.trained, str(config.run), threshold)
-    with reading(f"{config.audit} or a result in {config.results}", AGAIN):
+    with reading(f"{config.audit} or a result in {config.results}", gate.AGAIN):
         text = card.write(_facts(config, sources, entry, earlier, date))
     write_text(folder / CARD, text)
     export.write_croissant(folder, entry.name, date, config.license, card.LIMITS)
