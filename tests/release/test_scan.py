@@ -90,6 +90,11 @@ def test_a_clean_folder_passes(scan, folder):
         ("at 20190412T101500", "a date"),
         ("born 2.3.1967", "a date"),
         ("born 12 March 1967", "a date"),
+        ("am 12. März 1967", "a date"),
+        ("am 3. MAI 1967", "a date"),
+        ("le 12 août 1967", "a date"),
+        ("12 de marzo de 1967", "a date"),
+        ("12-Mar-1967", "a date"),
         ("from store:/export/scans", "an absolute path"),
         ("file:///export/scans", "an absolute path"),
         (f"origin {ORIGIN_MM}", "the origin of a real volume's affine"),
@@ -113,13 +118,18 @@ def test_a_file_name_is_searched(scan, folder):
     assert kinds(scan, folder) == {"the original of a pseudonym"}
 
 
-@pytest.mark.parametrize("field", ["descrip", "aux_file", "intent_name", "db_name"])
-def test_nifti_text_fields_are_found(scan, folder, field):
-    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), AFFINE)
-    image.header["descrip"] = "synthetic"
-    image.header[field] = "TE=7.15"
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, "TE=7.15") for field in ("descrip", "aux_file", "intent_name", "db_name")),
+        *(("intent_p1", 19670312), ("cal_max", 1967), ("toffset", 12.5), ("glmax", 19670312), ("qoffset_x", -88.125)),
+    ],
+)
+def test_other_nifti_fields_are_found(scan, folder, field, value):
+    image = nib.Nifti1Image.from_bytes(gzip.decompress((folder / "a.nii.gz").read_bytes()))
+    image.header[field] = value
     (folder / "a.nii.gz").write_bytes(gzip.compress(image.to_bytes(), mtime=0))
-    assert kinds(scan, folder) == {f"the NIfTI text field {field}"}
+    assert kinds(scan, folder) == {f"the NIfTI header's {field}"}
 
 
 def test_nifti_extensions_and_trailing_bytes_are_found(scan, folder):
@@ -138,11 +148,13 @@ def test_a_gzip_header_and_another_affine_are_found(scan, folder):
     moved = AFFINE.copy()
     moved[:3, 3] = ORIGIN_MM
     write_volume(folder / "b.nii.gz", np.zeros((4, 4, 4), np.float32), moved, "synthetic")
-    assert kinds(scan, folder) == {"an affine that is not the synthetic grid's"}
+    assert {f"the NIfTI header's {field}" for field in ("srow_x", "qoffset_x")} <= kinds(scan, folder)
     content = gzip.decompress((folder / "a.nii.gz").read_bytes())
     with open(folder / "b.nii.gz", "wb") as file, gzip.GzipFile("Hans.nii", "wb", fileobj=file, mtime=1) as packed:
         packed.write(content)
     assert kinds(scan, folder) == {"a name or a time in the gzip header"}
+    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes() + (folder / "b.nii.gz").read_bytes())
+    assert kinds(scan, folder) == {"bytes behind the gzip stream"}
 
 
 def test_safetensors_headers_and_payload_are_searched(scan, folder):
