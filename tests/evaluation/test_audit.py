@@ -12,12 +12,13 @@ from scipy import ndimage
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, PrivacyError, UsageError, exit_on_error
 from vesselgan.evaluation.audit import audit
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.evaluation.features import RANDOM_TITLE
 from vesselgan.formats.cohort import Cohort
-from vesselgan.formats.shards import content_hash, read_manifest, write_manifest
+from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, write_manifest
 from vesselgan.privacy.attacks.linkage import NOT_APPLICABLE
 
-from ..conftest import write_set
+from ..conftest import flip_bit, write_set
 
 SHAPE = (8, 6, 8)
 NUM_TRAINING, NUM_HELD_OUT = 48, 800
@@ -133,7 +134,8 @@ def test_new_patches_pass(road, capsys):
     shards = road / "phantom" / "shards"
     folders = {"reference": shards / "unet/validation", "training": shards / "gan/train"}
     assert result["inputs"] == {f"{name} shards": content_hash(folder) for name, folder in folders.items()} | {
-        "synthetic shards": [content_hash(made)]
+        "synthetic shards": [content_hash(made)],
+        "training patients": patients_hash(ShardSet(folders["training"])),
     }
     said = capsys.readouterr().out
     assert "distance of image" in said and f"{ENOUGH} synthetic patches" in said and "pass: nothing was found" in said
@@ -274,6 +276,15 @@ def test_what_cannot_be_audited_is_refused(road, capsys):
     with pytest.raises(SystemExit) as stopped:
         exit_on_error(lambda: run(road))
     assert stopped.value.code == 3 and "sub-3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["synthetic", "phantom/shards/gan/train", "phantom/shards/unet/validation"])
+def test_changed_bytes_are_not_audited(few_held_out, name):
+    write_synthetic(few_held_out, range(20_000, 20_010), make_patch)
+    replaced(few_held_out, "gan/train", range(NUM_TRAINING), TRAINING_PEOPLE)
+    flip_bit(few_held_out / name / "shard-0.h5")
+    with pytest.raises(DataError, match=r"shard-0\.h5"):
+        run(few_held_out, RECORD)
 
 
 def test_a_replaying_generator_links_second_visits(few_held_out):

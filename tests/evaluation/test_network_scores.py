@@ -17,8 +17,9 @@ from vesselgan.evaluation.network_scores import AttackedNetwork
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import build_networks, init_networks
+from vesselgan.synthesis.sampler import load_generator
 
-from ..conftest import write_set
+from ..conftest import edit_json, write_set
 
 PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
@@ -32,18 +33,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def write_run(write_checkpoint: Callable[..., None]) -> Callable[..., Any]:
     """Writes a run directory with one checkpoint of networks that never learned, and returns them."""
 
-    def write(run_dir: Path, variant: str, scale: float = 1.0) -> dict[str, torch.nn.Module]:
+    def write(run_dir: Path, variant: str, scale: float = 1.0, number: int = 1) -> dict[str, torch.nn.Module]:
         config = compose.compose("train_gan", WORDS[variant])
         networks = build_networks(config.variant, PATCH)
-        init_networks(networks, 1)
+        init_networks(networks, number)
         files = {
             name: {key: value * scale for key, value in network.state_dict().items()}
             for name, network in networks.items()
         }
-        if config.variant.ema_decay is not None:
-            files["generator_ema"] = files["generator"]
+        files |= dict.fromkeys(("generator_standing", "generator_ema"), files["generator"])
         manifest = {"patch_shape": list(PATCH), "spacing_mm": [0.5, 0.5, 0.8], "percentiles": (0.0, 99.99)}
-        write_checkpoint(run_dir, config, files, manifest)
+        write_checkpoint(run_dir, config, files, manifest, number=number)
         return networks
 
     return write
@@ -54,10 +54,14 @@ def real(tmp_path: Path) -> ShardSet:
     return ShardSet(write_set(tmp_path / "train", range(12), ["sub-1", "sub-2"]))
 
 
+def attacked(tmp_path: Path, real: ShardSet) -> AttackedNetwork:
+    return AttackedNetwork(str(tmp_path / "run"), real, CPU, checkpoint=None, weights=None)
+
+
 @pytest.mark.parametrize("variant", ["sn", "gan_label"])
 def test_scores_are_the_critics_own(tmp_path, real, variant, write_run):
     critic = write_run(tmp_path / "run", variant)["critic"].eval()
-    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    network = attacked(tmp_path, real)
     with torch.inference_mode():
         expected = critic(ShardDataset(real, with_tissue=variant == "gan_label")[:]).numpy()
     rows = [5, *range(11)]
@@ -68,7 +72,7 @@ def test_scores_are_the_critics_own(tmp_path, real, variant, write_run):
 @pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])
 def test_a_flow_is_judged_by_its_error(tmp_path, real, variant, label_error, write_run):
     write_run(tmp_path / "run", variant)
-    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    network = attacked(tmp_path, real)
     scores = network.scores(real, list(range(12)), seed=0)
     # A flow that never learned predicts 0, so its error is the patch's mean square, the label being -1 or 1.
     patch = ShardDataset(real)[:].numpy()
@@ -79,16 +83,29 @@ def test_a_flow_is_judged_by_its_error(tmp_path, real, variant, label_error, wri
 
 def test_networks_that_cannot_be_attacked_are_refused(tmp_path, real, write_run):
     write_run(tmp_path / "run", "sn", scale=float("inf"))
-    network = AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+    network = attacked(tmp_path, real)
     with pytest.raises(NumericError, match="not finite"):
         network.scores(real, [0], seed=0)
     config = compose.to_yaml(compose.compose("train_gan", ["variant=sn", "variant.width=32"]))
     (tmp_path / "run/config.yaml").write_text(config)
     with pytest.raises(CheckpointError, match="disagree"):
-        AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+        attacked(tmp_path, real)
     (tmp_path / "run/provenance.json").write_text(json.dumps({"inputs": {"gan/train": "ab" * 32}}))
     with pytest.raises(DataError, match="other shards"):
-        AttackedNetwork(str(tmp_path / "run"), None, real, CPU)
+        attacked(tmp_path, real)
+
+
+def test_the_attacked_network_made_the_patches(image_road, write_run):
+    """Not the newest checkpoint."""
+    run = image_road / "run"
+    for number in (1, 2):
+        write_run(run, "flow", number=number)
+    made_by = {"run": "run", "checkpoint": "step_00000001", "weights": "running"}
+    edit_json(run / "synthetic" / "manifest.json", lambda manifest: manifest["extra"].update(made_by))
+    words = [f"work_dir={image_road}", f"run={run}", f"out={image_road}/a.json", "record_only=true"]
+    network = audit(compose.compose("audit", [*words, "image.extractor=null", "runtime.device=cpu"]))["network"]
+    made = load_generator(run, "running", checkpoint="step_00000001", device="cpu")
+    assert (network["checkpoint"], network["weights_sha256"]) == (made.checkpoint, made.weights_sha256)
 
 
 def test_an_audit_of_a_run_attacks_its_network(image_road, capsys, write_run):

@@ -34,6 +34,17 @@ def test_a_run_answers_what_was_written(tmp_path):
         run.config("train_unet")
 
 
+def test_what_was_learned_from_is_never_forgotten(tmp_path):
+    run, config = RunDir(tmp_path / "run"), compose.compose("train_gan", ["allow_config_change=[content]"])
+    before, now, earlier = ({"gan/train": 32 * text} for text in ("aa", "bb", "cc"))
+    weights_from = {"checkpoint": "x", "learned_from": [earlier["gan/train"], "unknown"]}
+    for inputs, origin in ((before, weights_from), (now, None)):
+        changes = run.load_or_init("train_gan", config, {}, inputs=inputs, provenance={})
+        run.record_session(config, {}, changes, {"step": 0, "inputs": inputs, "weights_from": origin}, {})
+    assert run.trained_on() == now["gan/train"]
+    assert run.learned_from() == {*before.values(), *now.values(), *earlier.values(), "unknown"}
+
+
 def test_a_later_entry_of_a_step_counts(tmp_path):
     lines = [{"step": 20, "a": 1}, {"step": 10, "a": 2}, {"step": 20, "a": 3}]
     text = "".join(json.dumps(line) + "\n" for line in lines)

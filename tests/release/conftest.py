@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from vesselgan.config import compose
+from vesselgan.evaluation.audit import RULE
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.formats.results import write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record, ShardSet, content_hash
@@ -97,15 +99,22 @@ def write_audit(path: Path, sets: list[Path], training: Path, changes: dict[str,
         "network": None,
         "planted": planted,
         "resolution": {"patients_pointed_at": 0, "patients_at_most": 0.26},
-        "rule": {"share": 0.01},
+        "rule": RULE,
         "override_privacy_gate": None,
         "inputs": {
             "synthetic shards": [content_hash(folder) for folder in sets],
             "training shards": content_hash(training),
+            "training patients": patients_hash(ShardSet(training)),
         },
     }
     write_result(path, result | (changes or {}))
     return path
+
+
+def attacked(run: Path, p: float = 0.4) -> dict[str, Any]:
+    """What an audit says of the attack on the network that made a run's patches."""
+    weights = ShardSet(RunDir(run).synthetic).manifest.extra["weights_sha256"]
+    return {"kind": "flow", "run": run.name, "weights_sha256": weights, "p": p, "sentence": "it must not leave."}
 
 
 class Work:
@@ -157,8 +166,7 @@ def made_once(tmp_path_factory, made_runs: Path, write_checkpoint) -> Callable[[
             torch.set_num_threads(1)
             work = Work(tmp_path_factory.mktemp(kind) / "work", made_runs, write_checkpoint)
             run = work.run(kind, privacy=ACCOUNT if kind == "dpgan" else None)
-            network = {"kind": "flow", "run": kind, "p": 0.4, "sentence": "the flow was not seen to tell."}
-            audit = work.audit(run, {"network": network} if kind in SEE_PATIENTS else None)
+            audit = work.audit(run, {"network": attacked(run)} if kind in SEE_PATIENTS else None)
             out = work.release("name=first", f"run={run}", f"audit={audit}", "license=CC-BY-4.0")
             assert out is not None
             kept[kind] = work, out

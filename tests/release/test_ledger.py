@@ -5,6 +5,8 @@ import json
 import pytest
 
 from vesselgan.core.errors import DataError
+from vesselgan.formats.run_dir import RunDir
+from vesselgan.formats.shards import content_hash
 from vesselgan.privacy.accountant import Mechanism
 from vesselgan.release.ledger import Account, spent
 
@@ -79,7 +81,43 @@ def test_a_withdrawal_names_what_must_go(work, capsys):
         assert str(work.path / "release" / "a") in said and str(run) in said and str(work.training) in said
         assert "cannot be recalled" in said
     work.release("withdraw=sub-nobody")
-    assert "nothing known here" in capsys.readouterr().out
+    assert str(run) not in capsys.readouterr().out
+
+
+def record(run, **inputs):
+    """A run directory that says what it learned from."""
+    run.mkdir(parents=True)
+    (run / "provenance.json").write_text(json.dumps(inputs))
+    return run
+
+
+def test_a_withdrawal_follows_every_descendant(work, capsys):
+    run, learned = work.run("sn"), content_hash(work.training)
+    moved = work.path / "elsewhere" / "patches"
+    moved.parent.mkdir()
+    RunDir(run).synthetic.rename(moved)
+    made = [
+        moved,
+        record(work.path / "studies/s/unets/real", inputs={"unet/real 0": learned}),
+        record(work.path / "studies/s/unets/both", inputs={"unet/synthetic 0": content_hash(moved)}),
+        record(work.path / "runs/tuned", inputs={"gan/train": "c" * 64}, learned_from=["c" * 64, learned]),
+    ]
+    (work.path / "linked").mkdir()
+    made.append(record(work.path.parent / "unet", inputs={"unet/real 0": learned}))
+    (work.path / "linked" / "unet").symlink_to(made.pop())
+    made.append(work.path / "linked" / "unet")
+    others = record(work.path / "runs/others", inputs={"gan/train": "d" * 64})
+    unsure = record(work.path / "runs/unsure", inputs={"gan/train": "d" * 64}, learned_from=["unknown"])
+    work.release("withdraw=MUE1967")
+    listed, *rest = capsys.readouterr().out.split("unknown")
+    assert all(f"{path}" in listed for path in [run, *made, unsure]) and rest and str(others) not in listed
+
+
+@pytest.mark.parametrize("typed", ["sub-Müller", "SUB-MÜLLER", "sub-Mu\u0308ller"])
+def test_a_withdrawal_knows_an_id_that_looks_alike(work, write_set, typed, capsys):
+    folder = write_set(work.path / "mine" / "shards" / "unet" / "train", {"sub-Mu\u0308ller": "x1"})
+    work.release(f'withdraw="{typed}"')
+    assert f"shards   {folder}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["7\n", "{}\n", "{\n", '{"format_version": 9}\n'])

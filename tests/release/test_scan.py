@@ -25,14 +25,8 @@ AFFINE = np.diag([0.5, 0.5, 0.8, 1.0])
 DATE = "2026-11-27"
 
 
-@pytest.fixture
-def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[..., Path]) -> Path:
-    """A pseudonymous cohort of two, whose volumes were Mueller_Hans and Kowalska_Ewa."""
-    monkeypatch.setattr(socket, "gethostname", lambda: "mri-gpu07.ward.example")
-    monkeypatch.setenv("LOGNAME", "hmeier")
-    folder = tmp_path / "mine"
-    write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
-    files = {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"}
+def write_cohort(folder: Path, files: dict[str, str]) -> Path:
+    """A pseudonymous cohort: subject -> name of its volume's file."""
     fixed = {"label": None, "mask": None, "shape": (8, 8, 8), "spacing_mm": (1.0, 1.0, 1.0), "limits": (0.0, 1.0)}
     fixed |= {"num_clipped": 0, "label_sha256": None}
     subjects = {
@@ -41,6 +35,16 @@ def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[
     }
     Cohort("mine", (0.0, 99.99), subjects, is_pseudonymous=True).write(folder)
     return folder
+
+
+@pytest.fixture
+def cohort(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_set: Callable[..., Path]) -> Path:
+    """A pseudonymous cohort of two, whose volumes were Mueller_Hans and Kowalska_Ewa."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "mri-gpu07.ward.example")
+    monkeypatch.setenv("LOGNAME", "hmeier")
+    folder = tmp_path / "mine"
+    write_set(folder / "shards" / "gan" / "train", {"anon-12ab": "anon-12ab", "sub-1": "PAT-77x"})
+    return write_cohort(folder, {"anon-12ab": "Mueller_Hans", "sub-1": "Kowalska_Ewa"})
 
 
 @pytest.fixture
@@ -86,6 +90,11 @@ def test_a_clean_folder_passes(scan, folder):
         ("at 20190412T101500", "a date"),
         ("born 2.3.1967", "a date"),
         ("born 12 March 1967", "a date"),
+        ("am 12. März 1967", "a date"),
+        ("am 3. MAI 1967", "a date"),
+        ("le 12 août 1967", "a date"),
+        ("12 de marzo de 1967", "a date"),
+        ("12-Mar-1967", "a date"),
         ("from store:/export/scans", "an absolute path"),
         ("file:///export/scans", "an absolute path"),
         (f"origin {ORIGIN_MM}", "the origin of a real volume's affine"),
@@ -109,13 +118,18 @@ def test_a_file_name_is_searched(scan, folder):
     assert kinds(scan, folder) == {"the original of a pseudonym"}
 
 
-@pytest.mark.parametrize("field", ["descrip", "aux_file", "intent_name", "db_name"])
-def test_nifti_text_fields_are_found(scan, folder, field):
-    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), AFFINE)
-    image.header["descrip"] = "synthetic"
-    image.header[field] = "TE=7.15"
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *((field, "TE=7.15") for field in ("descrip", "aux_file", "intent_name", "db_name")),
+        *(("intent_p1", 19670312), ("cal_max", 1967), ("toffset", 12.5), ("glmax", 19670312), ("qoffset_x", -88.125)),
+    ],
+)
+def test_other_nifti_fields_are_found(scan, folder, field, value):
+    image = nib.Nifti1Image.from_bytes(gzip.decompress((folder / "a.nii.gz").read_bytes()))
+    image.header[field] = value
     (folder / "a.nii.gz").write_bytes(gzip.compress(image.to_bytes(), mtime=0))
-    assert kinds(scan, folder) == {f"the NIfTI text field {field}"}
+    assert kinds(scan, folder) == {f"the NIfTI header's {field}"}
 
 
 def test_nifti_extensions_and_trailing_bytes_are_found(scan, folder):
@@ -134,11 +148,13 @@ def test_a_gzip_header_and_another_affine_are_found(scan, folder):
     moved = AFFINE.copy()
     moved[:3, 3] = ORIGIN_MM
     write_volume(folder / "b.nii.gz", np.zeros((4, 4, 4), np.float32), moved, "synthetic")
-    assert kinds(scan, folder) == {"an affine that is not the synthetic grid's"}
+    assert {f"the NIfTI header's {field}" for field in ("srow_x", "qoffset_x")} <= kinds(scan, folder)
     content = gzip.decompress((folder / "a.nii.gz").read_bytes())
     with open(folder / "b.nii.gz", "wb") as file, gzip.GzipFile("Hans.nii", "wb", fileobj=file, mtime=1) as packed:
         packed.write(content)
     assert kinds(scan, folder) == {"a name or a time in the gzip header"}
+    (folder / "b.nii.gz").write_bytes((folder / "a.nii.gz").read_bytes() + (folder / "b.nii.gz").read_bytes())
+    assert kinds(scan, folder) == {"bytes behind the gzip stream"}
 
 
 def test_safetensors_headers_and_payload_are_searched(scan, folder):
@@ -166,6 +182,21 @@ def test_short_and_ordinary_words_are_not_searched(scan, folder, write_set):
     assert "sub-1" in scan.identities.terms and "1" not in scan.identities.terms
     (folder / "b.txt").write_text("sub-10 and sub-synth00001, chmeiers, 1.20261127 and 0a20210405b")
     assert kinds(scan, folder) == set()
+
+
+@pytest.mark.parametrize("stem", ["Mueller_Hans_ses-{}", "Mueller-Hans.{}", "Hans.Mueller {}"])
+def test_a_name_behind_two_visits_is_searched(tmp_path, write_set, stem):
+    folder = tmp_path / "mine"
+    visits = {f"anon-{i}": stem.format(i) for i in (1, 2)}
+    write_set(folder / "shards" / "gan" / "train", dict.fromkeys(visits, "anon-a") | {"anon-3": "anon-b"})
+    terms = find_identities(write_cohort(folder, visits | {"anon-3": "Kowalska_Ewa_ses-1"}), [], own_words()).terms
+    assert {"Mueller", "Hans", "Kowalska"} <= set(terms) and not {"pacs", "export", "ses"} & set(terms)
+
+
+def test_bare_numbers_are_searched_from_five_digits(tmp_path, write_set):
+    write_set(tmp_path / "shards" / "gan" / "train", {"sub-48213": "sub-48213", "sub-4821": "sub-4821"})
+    terms = find_identities(tmp_path, [], own_words()).terms
+    assert "48213" in terms and "4821" not in terms
 
 
 def test_a_hit_stops_the_command(work, capsys):

@@ -208,6 +208,7 @@ def test_a_missing_state_allows_a_new_run_only(tiny, tmp_path, lost):
         checkpoint.load(tmp_path, None, {"critic": fresh}, world=tiny.world)
     assert all(torch.equal(value, values(fresh)[key]) for key, value in before.items())
     record = checkpoint.init_from(folder, {"critic": fresh}, world=tiny.world)
+    assert record["learned_from"] == ["unknown"]
     assert record["sha256"] == {
         "critic.safetensors": hashlib.sha256((folder / "critic.safetensors").read_bytes()).hexdigest()
     }

@@ -67,8 +67,13 @@ def test_synthetic_patches_count_as_their_gans_data(tiny_cohort, tmp_path):
     gan.symlink_to(real.folder)
     made.symlink_to(validation.folder)  # stands for a synthetic set: what matters is what its manifest says
     synthetic = ShardSet(made)
-    for trained_on, train, known in ((content_hash(gan), digests(tiny_cohort, "train"), True), ("ab" * 32, [], False)):
-        extra = {"trained_on": trained_on, "run": "gan-a", "weights_sha256": "cd" * 32}
+    here, other = content_hash(gan), "ab" * 32
+    for hashes, train, known in (
+        ([here], digests(tiny_cohort, "train"), True),
+        ([other], [], False),
+        ([here, other], digests(tiny_cohort, "train"), False),
+    ):
+        extra = {"trained_on": hashes[0], "learned_from": hashes, "run": "gan-a", "weights_sha256": "cd" * 32}
         synthetic.manifest = dataclasses.replace(synthetic.manifest, extra=extra, origin="synthetic")
         synthetic.origin = "synthetic"
         found = learned_from(str(tmp_path / "cohort"), [synthetic], validation)

@@ -23,6 +23,7 @@ from vesselgan.formats.shards import ShardSet, content_hash, read_manifest, veri
 from vesselgan.models.blocks import init_weights
 from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import Generator, latents, sample_seed
+from vesselgan.runtime import generator_weights
 from vesselgan.synthesis import generate as synthesis
 from vesselgan.synthesis import sampler
 from vesselgan.synthesis.generate import generate
@@ -280,9 +281,10 @@ def test_labels_are_cut_where_they_are_most_like_real_ones(tmp_path: Path) -> No
     write_run(tmp_path / "run")
     assert chosen(tmp_path, "without a training set") == 0.3
     set_training_labels(tmp_path / "run", 0.65)
-    assert chosen(tmp_path) == 0.65
+    assert chosen(tmp_path) == chosen(tmp_path) == 0.65
     set_training_labels(tmp_path / "run", 0.55)
-    assert chosen(tmp_path) == 0.65  # begun so
+    with pytest.raises(UsageError, match="trained_on"):  # begun from other training patches
+        chosen(tmp_path)
     assert chosen(tmp_path, "anew") == 0.55
 
 
@@ -377,7 +379,7 @@ def test_a_named_checkpoint_is_used(tmp_path: Path) -> None:
 def test_all_parts_are_of_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     generator = write_run(tmp_path / "run")
     add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", generator.state_dict())
-    read_weights = sampler.read_weights
+    read_weights = generator_weights.read_weights
 
     def read_while_a_run_goes_on(run: Path, name: str, checkpoint: str | None) -> tuple:
         found = read_weights(run, name, checkpoint)
@@ -385,7 +387,7 @@ def test_all_parts_are_of_one_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
             write_checkpoint(tmp_path / "run", generator, step=200)
         return found
 
-    monkeypatch.setattr(sampler, "read_weights", read_while_a_run_goes_on)
+    monkeypatch.setattr(generator_weights, "read_weights", read_while_a_run_goes_on)
     assert load_generator(tmp_path / "run", device="cpu").checkpoint == "step_00000100"
 
 

@@ -232,7 +232,9 @@ def test_weights_alone_start_a_new_run(train_here, straight, tmp_path):
         assert learned
         for key in learned:
             assert np.array_equal(taken[key], given[key]), key
-    record = json.loads((tmp_path / "new" / "provenance.json").read_text())["weights_from"]
+    provenance = RunDir(tmp_path / "new").provenance()
+    record = provenance["weights_from"]
+    assert record["learned_from"] == provenance["learned_from"] == [RunDir(straight).trained_on()]
     assert record["checkpoint"] == str(source) and record["step"] == 4
     assert record["sha256"]["critic.safetensors"] == checkpoint_folder.sha256_of(source / "critic.safetensors")
     state = checkpoint.read_weights(tmp_path / "new", "critic")[1]

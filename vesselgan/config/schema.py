@@ -159,7 +159,8 @@ class Audit:
     name: str | None
     """What the result is called; null: the runs that the patches are of."""
     checkpoint: str | None = field(metadata=OF_RUN)
-    """Of `run`, whose network (critic or flow) is attacked as well; null: the newest complete one."""
+    """Of `run`, whose network (critic or flow) is attacked as well; null: the one that the samples are of, else the
+    newest complete one."""
     data: Data
     reference: str = field(metadata=one_of("validation", "test"))
     """Split of other people's real patches, `validation` or `test`, that training never saw."""

@@ -15,6 +15,7 @@ import numpy as np
 from vesselgan.config.schema import Audit
 from vesselgan.core.console import log
 from vesselgan.core.errors import PrivacyError
+from vesselgan.evaluation.audit_samples import patients_hash
 from vesselgan.evaluation.audit_sets import AuditSets, read_sets
 from vesselgan.evaluation.audit_spaces import SpaceDistances, SpaceFindings, find, measure
 from vesselgan.evaluation.audit_tables import tables
@@ -33,6 +34,14 @@ from vesselgan.runtime.distributed import choose_device
 from vesselgan.runtime.provenance import collect
 
 NUM_LISTED = 20  # pairs in the result's `nearest`
+RULE = {
+    "significance": SIGNIFICANCE,
+    "share": copies.SHARE,
+    "least_power": copies.LEAST_POWER,
+    "verbatim": neighbours.VERBATIM,
+    "min_people": verdict.MIN_PEOPLE,
+}
+"""Of the verdict."""
 
 
 def audit(config: Audit) -> Result:
@@ -136,13 +145,7 @@ def _result(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings], ve
         "planted": [{**asdict(one), "share_found": one.share_found} for one in evidence.planted],
         "linkage": {space: asdict(one) for space, one in evidence.linkage.items()} or NOT_APPLICABLE,
         "resolution": _resolution(evidence, len(pointed_at)),
-        "rule": {
-            "significance": SIGNIFICANCE,
-            "share": copies.SHARE,
-            "least_power": copies.LEAST_POWER,
-            "verbatim": neighbours.VERBATIM,
-            "min_people": verdict.MIN_PEOPLE,
-        },
+        "rule": RULE,
         "training_overlap": sets.overlap,
         "notes": [*sets.notes, *_notes(config, sets, spaces)],
         "override_privacy_gate": config.override_privacy_gate,
@@ -181,6 +184,7 @@ def _inputs(sets: AuditSets) -> dict[str, Any]:
         f"synthetic {kind}": [one.content for one in sets.synthetic_sets],
         "reference shards": content_hash(sets.held_out_set.folder),
         "training shards": content_hash(sets.training_set.folder),
+        "training patients": patients_hash(sets.training_set),
     }
 
 
@@ -195,11 +199,18 @@ def _notes(config: Audit, sets: AuditSets, spaces: dict[str, SpaceFindings]) -> 
 
 
 def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
-    """The attack by the run's critic, or by a flow itself; None without a run."""
+    """The attack by the run's critic, or by a flow itself; None without a run.
+
+    By default of the checkpoint and the weights that made its samples; weights_sha256 is of the generator.
+    """
     if config.run is None:
         return None
-    device = choose_device(config.runtime.device, 0)
-    network = AttackedNetwork(config.run, config.checkpoint, sets.training_set, device)
+    name, device = RunDir(config.run).name, choose_device(config.runtime.device, 0)
+    made_by = next((one.made_by for one in sets.synthetic_sets if one.made_by.get("run") == name), {})
+    checkpoint = config.checkpoint or made_by.get("checkpoint")
+    network = AttackedNetwork(
+        config.run, sets.training_set, device, checkpoint=checkpoint, weights=made_by.get("weights")
+    )
     sides = sets.training_patches, sets.held_out_patches
     members, others = (
         network.scores(side[0].shards, [patch.index for patch in side], seed=config.seed) for side in sides
@@ -207,8 +218,14 @@ def _attack_network(config: Audit, sets: AuditSets) -> dict[str, Any] | None:
     people = [patch.patient for side in sides for patch in side]
     is_member = np.arange(len(people)) < len(members)
     found = attack(np.concatenate([members, others]), is_member, people, seed=config.seed)
-    sentence = if_it_left(network.kind, found)
-    return {"kind": network.kind, "run": RunDir(config.run).name, "sentence": sentence, **asdict(found)}
+    return {
+        "kind": network.kind,
+        "run": name,
+        "checkpoint": network.checkpoint,
+        "weights_sha256": network.weights_sha256,
+        "sentence": if_it_left(network.kind, found),
+        **asdict(found),
+    }
 
 
 def _check_gate(config: Audit, result: Result) -> None:

@@ -6,6 +6,8 @@ tree or centreline, so that heads of other grids, and moved ones, can be compare
 N samples, X Y Z cells of the grid (voxels, where said)
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -37,6 +39,12 @@ class Samples(Protocol):
         self, kind: str, space: str, sample: Any, array_XYZ: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """A copy [X, Y, Z] of a sample whose array in this space is `array_XYZ`."""
+
+
+def patients_hash(shards: ShardSet) -> str:
+    """Of which subjects are whose visits, which the shards' content does not hold."""
+    patients = {name: shards.patient_of(name) for name in shards.subjects}
+    return hashlib.sha256(json.dumps(patients, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

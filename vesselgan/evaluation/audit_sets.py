@@ -102,11 +102,13 @@ def read_sets(config: Audit) -> AuditSets:
     is_of_volumes = all(are_volumes)
     synthetic_sets = [_volumes(one) if is_of_volumes else _patches(one, training, held_out) for one in folders]
     notes = _check_sets(synthetic_sets, training)
+    later = _later_visits(config.second_visits, training)
+    for shards in (training, held_out, *(one for one, _ in later)):
+        shards.check_bytes()
     overlap = check_overlap(held_out, training, Path(config.work_dir) / "features")
     rows, note = match_kinds(held_out, training if purpose == "unet" else None, config.seed)
     notes += [note] if note else []
     patches = [Patch(training, i) for i in range(len(training))], [Patch(held_out, int(i)) for i in rows]
-    later = _later_visits(config.second_visits, training)
     if is_of_volumes:
         first, others = (_heads(config.data.cohort_dir, one, one.subjects) for one in (training, held_out))
         second = [head for one, names in later for head in _heads(str(config.second_visits), one, names)]
@@ -145,6 +147,7 @@ def _patches(folder: str, training: ShardSet, held_out: ShardSet) -> SyntheticSe
                 f"{folder} has patches of {list(shards.patch_shape)} voxels, {real.folder} of "
                 f"{list(real.patch_shape)}; name the cohort that the GAN was trained on"
             )
+    shards.check_bytes()
     samples = [Patch(shards, i) for i in range(len(shards))]
     return SyntheticSet(shards.folder, dict(shards.manifest.extra), content_hash(shards.folder), samples)
 

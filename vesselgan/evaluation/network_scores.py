@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from vesselgan.core.errors import CheckpointError, DataError, NumericError
 from vesselgan.data.patches import ShardDataset
 from vesselgan.data.positions import positions_of
-from vesselgan.formats.checkpoint_folder import EMA
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.flow_matching import point_on_path
 from vesselgan.models.flow import FlowGenerator, with_signed_label
 from vesselgan.models.variants import build_networks, takes_tissue
 from vesselgan.runtime.checkpoint import read_weights
+from vesselgan.runtime.generator_weights import read_generator_weights
 
 BATCH_SIZE = 8
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -26,22 +26,26 @@ TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 class AttackedNetwork:
-    """The critic of a run, or the generator of a flow (its moving average where it keeps one).
+    """The critic of a run, or the generator of a flow, beside the generator's weights that samples are of.
 
-    Raises CheckpointError for weights that are missing or damaged, DataError for a run that learned from other shards
-    than `training`.
+    checkpoint, weights: as in `read_generator_weights`. Raises CheckpointError for weights that are missing or damaged,
+    DataError for a run that learned from other shards than `training`.
     """
 
-    def __init__(self, run: str, checkpoint: str | None, training: ShardSet, device: torch.device) -> None:
+    def __init__(
+        self, run: str, training: ShardSet, device: torch.device, *, checkpoint: str | None, weights: str | None
+    ) -> None:
         run_dir = RunDir(run)
         config = run_dir.config("train_gan")
-        if run_dir.trained_on() not in (None, content_hash(training.folder)):
+        if run_dir.learned_from() - {content_hash(training.folder)}:
             raise DataError(f"{run}: was trained on other shards than {training.folder}; name their cohort with data=")
         is_flow = config.variant.flow is not None
         self.kind, self.scaling, self.device = "flow" if is_flow else "critic", config.data.scaling, device
-        file = (EMA if config.variant.ema_decay is not None else "generator") if is_flow else "critic"
-        tensors, state = read_weights(run_dir.path, file, checkpoint)
-        network = build_networks(config.variant, state["manifest"]["patch_shape"])["generator" if is_flow else "critic"]
+        generator = read_generator_weights(run_dir.path, config.variant, weights, checkpoint)
+        self.checkpoint, self.weights_sha256 = generator.checkpoint, generator.sha256
+        file = "generator" if is_flow else "critic"
+        tensors = generator.tensors if is_flow else read_weights(run_dir.path, file, self.checkpoint)[0]
+        network = build_networks(config.variant, generator.state["manifest"]["patch_shape"])[file]
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:

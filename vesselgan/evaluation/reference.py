@@ -14,7 +14,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, check_readable
 from vesselgan.evaluation.features import patch_hashes
 from vesselgan.formats.cohort import shards_dir, training_shards
-from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, training_hashes
 
 
 def find_reference(cohort_dir: str, split: str) -> tuple[ShardSet, str]:
@@ -38,19 +38,20 @@ def named_training_shards(cohort_dir: str) -> ShardSet:
 
 
 def check_trained_on(folder: Path, made_by: Mapping[str, Any], training: ShardSet | None) -> str | None:
-    """Returns a note if samples do not record their training set; raises DataError if it is not `training`.
+    """Returns a note if samples do not record their training set; raises DataError if it is not `training` alone.
 
     made_by: what `folder` records of its generator. Without `training` nothing is checked.
     """
-    trained_on = made_by.get("trained_on")
+    hashes = training_hashes(made_by)
     if training is None:
         return None
-    if trained_on is None:
+    if not hashes:
         return "the samples do not record what their generator learned from: that it was these shards is not checked"
-    if trained_on != content_hash(training.folder):
+    if hashes != {content_hash(training.folder)}:
         raise DataError(
-            f"{folder}: their GAN was trained on other shards than {training.folder}, so neither copies nor "
-            "shared patients would be found; name the cohort of its training with data="
+            f"{folder}: their GAN was trained on other shards than {training.folder}, or on others too, before its "
+            "data changed or through init_from, so neither copies nor shared patients would be found; name the cohort "
+            "of its training with data=, or train on that one alone"
         )
     return None
 

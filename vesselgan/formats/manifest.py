@@ -3,7 +3,7 @@
 import hashlib
 import json
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,6 +123,11 @@ def _parse(path: Path, content: dict[str, Any]) -> Manifest:
         extra={**content["extra"]},
         made_by=str(content["made_by"]),
     )
+
+
+def training_hashes(made_by: Mapping[str, Any]) -> set[str]:
+    """Content hashes of all that the generator of samples learned from, as they record it; empty if they do not."""
+    return {*made_by.get("learned_from", []), made_by.get("trained_on")} - {None}
 
 
 def content_hash(folder: str | Path) -> str:

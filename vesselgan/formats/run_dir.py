@@ -1,7 +1,7 @@
 """The run directory: made before step 0, compared and locked while a run trains, marked when finished.
 
 config.yaml, deepspeed_<network>.json    the settings that hold now
-provenance.json                          what it was started with, and the content of its data
+provenance.json                          what it was started with, its data, and all that it ever learned from
 sessions.jsonl                           one line per start: step, ranks, versions, machine, changes
 metrics.jsonl, log.txt, tensorboard/     what was logged
 architecture.json                        the networks of a GAN, layer by layer
@@ -31,6 +31,7 @@ from vesselgan.formats.run_changes import Change, check_changes, config_changes,
 CONFIG, PROVENANCE, SESSIONS, FINISHED = "config.yaml", "provenance.json", "sessions.jsonl", "finished.json"
 METRICS, LOG, EVENTS, ARCHITECTURE = "metrics.jsonl", "log.txt", "tensorboard", "architecture.json"
 LOCK, STOP, REQUEUE = "lock", "stop", "requeue"
+UNKNOWN = "unknown"
 SIGNS_OF_LIFE = (METRICS, LOG, SESSIONS, CHECKPOINTS)
 
 
@@ -93,6 +94,16 @@ class RunDir:
         """Content hash of the shards that a GAN learned from; None if it is not recorded."""
         inputs = self.provenance().get("inputs")
         return inputs.get("gan/train") if isinstance(inputs, dict) else None
+
+    def learned_from(self) -> set[str]:
+        """Content hashes of all shards that the weights ever learned from, in whatever run; empty if not recorded.
+
+        UNKNOWN stands for those of a run that does not record them.
+        """
+        record = self.provenance()
+        inputs = record.get("inputs")
+        earlier = record.get("learned_from", [])
+        return {*earlier, *(inputs.values() if isinstance(inputs, dict) else ())}
 
     def finished(self) -> dict[str, Any] | None:
         """The facts of a finished run; None before its end."""
@@ -201,8 +212,8 @@ class RunDir:
     ) -> None:
         """Appends a session and makes changed settings the run's. Called once the checkpoint is loaded.
 
-        session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from,
-        null when from its seed. provenance: versions, hardware and time of the session.
+        session: step, ranks, inputs (as for `load_or_init`), and weights_from: where a new run has its weights from
+        and what those learned from, null when from its seed. provenance: versions, hardware and time of the session.
         """
         entry = session | {"changes": [dataclasses.asdict(change) for change in changes]} | provenance
         with open_to_append(self.path / SESSIONS) as file:
@@ -210,9 +221,11 @@ class RunDir:
             file.flush()
             os.fsync(file.fileno())
         before = self._required(PROVENANCE)
-        now = before | {"inputs": session["inputs"]}
-        if session.get("weights_from"):
-            now["weights_from"] = session["weights_from"]
+        weights_from = session.get("weights_from") or {}
+        learned_from = self.learned_from() | {*session["inputs"].values(), *weights_from.get("learned_from", [])}
+        now = before | {"inputs": session["inputs"], "learned_from": sorted(learned_from)}
+        if weights_from:
+            now["weights_from"] = weights_from
         if now != before:
             write_json(self.path / PROVENANCE, now)
         if changes:

@@ -51,11 +51,18 @@ import numpy as np
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, UsageError, VesselganError, check_readable
 from vesselgan.formats.intensities import from_stored
-from vesselgan.formats.manifest import MANIFEST, Manifest, content_hash, read_manifest, write_manifest
+from vesselgan.formats.manifest import (
+    MANIFEST,
+    Manifest,
+    content_hash,
+    read_manifest,
+    training_hashes,
+    write_manifest,
+)
 from vesselgan.formats.shard_file import FORMAT_VERSION, KINDS, Record, ShardFile, ShardInfo, remedy, write_shard
 
 __all__ = ["FORMAT_VERSION", "KINDS", "MANIFEST", "Manifest", "Record", "ShardInfo", "ShardSet", "content_hash"]
-__all__ += ["read_manifest", "verify", "write_manifest", "write_shard"]
+__all__ += ["read_manifest", "training_hashes", "verify", "write_manifest", "write_shard"]
 
 _KIND_NAMES = list(KINDS)
 PROCEDURAL_TREES = "procedural_trees"
@@ -214,6 +221,12 @@ class ShardSet:
         """(image, label) of record i, as `image` and `label` give them."""
         return self.image(i, scaling), self.label(i, threshold)
 
+    def check_bytes(self) -> None:
+        """Raises DataError unless the bytes of every shard are those of the manifest, which identify the patches."""
+        for shard in self.manifest.shards:
+            if problem := _content_problem(self.folder, shard):
+                raise DataError(f"{problem}; {remedy(self.origin)}")
+
     def close(self) -> None:
         """Closes the open shards; the next read opens its own again."""
         for shard in self._open.values():
@@ -260,8 +273,8 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
     if problem := _size_problem(folder, info):
         return [problem + after]
     try:
-        if deep and sha256_of(path) != info.sha256:
-            return [f"{path}: its bytes changed (sha256 differs from the manifest's){after}"]
+        if deep and (problem := _content_problem(folder, info)):
+            return [problem + after]
         shard = ShardFile(path, count=info.count, patch_shape=manifest.patch_shape, origin=manifest.origin)
     except DataError as error:
         return [str(error)]
@@ -277,6 +290,11 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
     finally:
         shard.close()
     return problems
+
+
+def _content_problem(folder: Path, info: ShardInfo) -> str | None:
+    is_same = sha256_of(folder / info.file) == info.sha256
+    return None if is_same else f"{folder / info.file}: its bytes changed (sha256 differs from the manifest's)"
 
 
 def _size_problem(folder: Path, info: ShardInfo) -> str | None:

@@ -146,14 +146,7 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, de
 
     description: the header's `descrip`, its one text field that is not empty.
     """
-    path = Path(path)
-    dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
-    image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1, strip_shears=True)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = description
-    content = image.to_bytes()
+    path, content = Path(path), volume_bytes(array_XYZ, affine, description)
     try:
         file = PartialFile(path)
         try:
@@ -163,6 +156,18 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, de
             file.discard()
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}; up to {len(content)} bytes)") from error
+
+
+def volume_bytes(array_XYZ: np.ndarray, affine: np.ndarray, description: str = "") -> bytes:
+    """Of the NIfTI file that `write_volume` writes, unpacked."""
+    dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
+    image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1, strip_shears=True)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
+    content: bytes = image.to_bytes()
+    return content
 
 
 def _volume(raw: np.ndarray, header: Header, notes: tuple[str, ...], values: tuple[float, ...] = ()) -> Volume:

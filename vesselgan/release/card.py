@@ -19,8 +19,9 @@ LIMITS = (
     "errors: thin vessels break, rare anatomy is missing. An audit bounds what it tried; it is no guarantee."
 )
 TUNED = (
-    "Settings, checkpoint and label threshold may have been chosen on real validation patients of the same hospital. "
-    "No number here accounts for that choice, nor for the voxel spacing and the intensity range, which come from them."
+    "Settings and checkpoint may have been chosen on real validation patients of the same hospital, the label "
+    "threshold on these or on the training labels. No number here accounts for such a choice, nor for the voxel "
+    "spacing and the intensity range, which come from patients."
 )
 SAMPLE = f"""import sys
 import torch

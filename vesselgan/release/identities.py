@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vesselgan.formats.cohort import COHORT, Cohort
-from vesselgan.formats.shards import MANIFEST, ShardSet, read_manifest
+from vesselgan.formats.shards import MANIFEST, Manifest, ShardSet, read_manifest
 
 MIN_CHARACTERS, MIN_DIGITS = 3, 5
 """Of a term that is searched for, and of one of digits alone: a shorter one stands in any text by chance."""
@@ -45,10 +45,11 @@ def find_identities(cohort_dir: str, places: Iterable[str | Path], own_words: fr
             origins.add(_origin(entry.get("affine")))
     if cohort is not None:
         terms |= dict.fromkeys([form for name in cohort.subjects for form in _forms(name)], "the id of a subject")
-        patients = {subject.patient for subject in cohort.subjects.values() if subject.patient is not None}
-        terms |= {form: "the id of a patient" for patient in patients for form in _forms(patient)}
+        patients = {name: patient for manifest in manifests for name, patient in subjects_of(manifest).items()}
+        patients |= {name: s.patient for name, s in cohort.subjects.items() if s.patient is not None}
+        terms |= {form: "the id of a patient" for patient in patients.values() for form in _forms(patient)}
         kind = "the original of a pseudonym" if cohort.is_pseudonymous else "the name of a source file"
-        terms |= {name: kind for name in _file_names(cohort) if name not in terms}
+        terms |= {name: kind for name in _file_names(cohort, patients) if name not in terms}
         places = [*places, *{subject.image.parent for subject in cohort.subjects.values()}]
     terms |= dict.fromkeys([str(Path(place).resolve()) for place in places], "a path")
     terms |= dict.fromkeys(_users(), "a user's name")
@@ -63,26 +64,30 @@ def _forms(name: str) -> Iterator[str]:
     """An id as it stands, and without a prefix such as `sub-`."""
     yield name
     bare = PREFIXES.sub("", name)
-    if bare != name and (len(bare) >= 2 * MIN_CHARACTERS or not bare.isdigit()):
+    if bare != name and (len(bare) >= MIN_DIGITS or not bare.isdigit()):
         yield bare
 
 
-def _file_names(cohort: Cohort) -> Iterator[str]:
-    """Parts of the paths of one subject's volumes that no other subject has."""
-    parts = {}
+def _file_names(cohort: Cohort, patients: dict[str, str]) -> Iterator[str]:
+    """Parts of the paths of a patient's volumes that no other has, or at most half of all have.
+
+    patients: of subjects, where they are known.
+    """
+    parts: dict[str, set[str]] = {}
     for name, subject in cohort.subjects.items():
         paths = [path for path in (subject.image, subject.label, subject.mask) if path is not None]
-        parts[name] = {form for path in paths for part in path.parts for form in _of_part(part)}
-    counts = Counter(part for of_subject in parts.values() for part in of_subject)
-    yield from sorted(part for part, count in counts.items() if count == 1)
+        forms = {form for path in paths for part in path.parts for form in _of_part(part)}
+        parts.setdefault(patients.get(name, name), set()).update(forms)
+    counts = Counter(part for of_patient in parts.values() for part in of_patient)
+    yield from sorted(part for part, count in counts.items() if count <= max(1, len(parts) / 2))
 
 
 def _of_part(part: str) -> Iterator[str]:
-    """A file's name without its ending, and what underscores separate in it."""
+    """A file's name without its ending, and the words in it."""
     while part.endswith(ENDINGS):
         part = part[: part.rindex(".")]
     yield part
-    yield from part.split("_")
+    yield from re.split(r"[\W_]+", part)
 
 
 def _users() -> set[str]:
@@ -113,6 +118,6 @@ def _is_telling(origin: tuple[float, float, float]) -> bool:
     return any(value != round(value) or abs(value) >= 10 for value in origin)
 
 
-def subjects_of(training: ShardSet) -> dict[str, str]:
-    """Subject -> patient, of those that a generator learned from."""
-    return {name: str(entry.get("patient") or name) for name, entry in training.subjects.items()}
+def subjects_of(shards: ShardSet | Manifest) -> dict[str, str]:
+    """Subject -> patient."""
+    return {name: str(entry.get("patient") or name) for name, entry in shards.subjects.items()}

@@ -83,10 +83,6 @@ class Ledger:
         except OSError as error:
             raise ResourceError(f"{self.path}: {describe(error)}, so nothing was released; make room") from error
 
-    def made_from(self, subject: str) -> list[Entry]:
-        """Releases that a subject, or a patient of that id, was in the training set of."""
-        return [entry for entry in self.entries() if subject in {*entry.subjects, *entry.subjects.values()}]
-
     def _text(self) -> str:
         with reading(self.path, "restore it: it says what left"):
             return self.path.read_text(encoding="utf-8") if self.path.exists() else ""

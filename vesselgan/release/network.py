@@ -1,7 +1,6 @@
 """The generator of a release: float32 weights, its architecture and a file that runs it; nothing else of a run."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,5 +42,5 @@ def _architecture(trained: TrainedGenerator, variant: Variant, label_threshold: 
     }
     if isinstance(network, FlowGenerator):
         own = {"num_levels": len(network.downs), "has_position": network.has_position, "num_given": network.num_given}
-        return {"kind": "flow", **shared, **own, **asdict(network.sampling)}
+        return {"kind": "flow", **shared, **own, **(trained.sampling or {})}
     return {"kind": "gan", **shared, "norm": variant.generator_norm}

@@ -31,7 +31,6 @@ from vesselgan.synthesis.sampler import TrainedGenerator, read_generator
 
 FOLDER, LOCK, CHECKSUMS, CARD = "release", "release.lock", "SHA256SUMS", "README.md"
 BEING_WRITTEN = ".partial"
-AGAIN = "remove it, and audit or evaluate again"
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Sources:
 
     @property
     def accounts(self) -> list[Account]:
-        with reading(f"the account of {self.sets[0].folder}", AGAIN):
+        with reading(f"the account of {self.sets[0].folder}", gate.AGAIN):
             return [_account(weights, privacy) for weights, privacy in self.privacy.items()]
 
 
@@ -82,17 +81,19 @@ def _read_sources(config: Release) -> Sources:
     sets = [ShardSet(folder) for folder in gate.folders_of(config.synthetic, config.run)]
     if real := [one for one in sets if one.origin != "synthetic"]:
         raise UsageError(f"synthetic={real[0].folder}: holds real patches; name one that was generated")
+    for one in sets:
+        one.check_bytes()
     training = named_training_shards(config.data.cohort_dir)
     audit = gate.read_audit(str(config.audit), sets, training)
-    trained, sees_patients = None, False
+    trained = attacked = None
     if config.run is not None:
         made = sets[0].manifest.extra
         trained = read_generator(config.run, made.get("weights"), made.get("checkpoint"))
         gate.check_generator(trained, sets, config.run)
         variant = RunDir(config.run).config("train_gan").variant
-        sees_patients = variant.flow is not None or variant.condition is not None
-    with reading(str(config.audit), AGAIN):
-        closed = gate.open_gate(audit, str(config.audit), config.run, sees_patients, config.reason)
+        attacked = trained if variant.flow is not None or variant.condition is not None else None
+    with reading(str(config.audit), gate.AGAIN):
+        closed = gate.open_gate(audit, str(config.audit), attacked, config.reason)
     return Sources(sets, training, audit, trained, closed)
 
 
@@ -150,11 +151,13 @@ def _write_content(
     folder: Path, config: Release, sources: Sources, entry: Entry, earlier: Sequence[Entry], date: str
 ) -> None:
     files = export.write_pairs(folder, sources.sets)
+    for one in sources.sets:
+        one.check_bytes()  # again: they may have changed while they were read
     export.write_descriptions(folder, entry.name, files, config.license)
     if sources.trained is not None:
         threshold = sources.sets[0].label_threshold or sources.trained.label_threshold
         write_network(folder / export.NETWORK, sources.trained, str(config.run), threshold)
-    with reading(f"{config.audit} or a result in {config.results}", AGAIN):
+    with reading(f"{config.audit} or a result in {config.results}", gate.AGAIN):
         text = card.write(_facts(config, sources, entry, earlier, date))
     write_text(folder / CARD, text)
     export.write_croissant(folder, entry.name, date, config.license, card.LIMITS)

@@ -1,15 +1,15 @@
 """The search of every byte of a release for what names a patient, a place or a person.
 
-Names of files, texts and JSON are read as texts. A NIfTI file is unpacked: its header may hold nothing but geometry and
-one description, its grid must be the synthetic one. In binary content every run of MIN_RUN printable characters is
-read as text. Terms are matched as whole words, upper and lower case alike.
+Names of files, texts and JSON are read as texts. A NIfTI file is unpacked: it must be to the byte what `write_volume`
+makes of its voxels on the synthetic grid, with one description. In binary content every run of MIN_RUN printable
+characters is read as text. Terms are matched as whole words, upper and lower case alike.
 """
 
-import gzip
 import json
 import re
 import struct
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ import nibabel as nib
 import numpy as np
 
 from vesselgan.core.errors import PrivacyError
+from vesselgan.formats.volumes import volume_bytes
 from vesselgan.release.identities import Identities
 
 MIN_RUN = 6
-NIFTI_HEADER, NIFTI_DATA = 348, 352
-TEXT_FIELDS = ("data_type", "db_name", "aux_file", "intent_name")
+NIFTI_HEADER = nib.nifti1.header_dtype
 GZIP_FLAGS, GZIP_TIME = 3, slice(4, 8)
 """Where a gzip header says which fields follow, such as a file's name, and when it was packed."""
 _RUN = re.compile(rb"[\x20-\x7e]{%d,}" % MIN_RUN)
@@ -30,7 +30,10 @@ _PATH = re.compile(
     r"(?<![\w/.<)\]~-])(?:/[\w.@+~-]+){2,}|file:/+\w|(?<!\w)[A-Za-z]:\\\w|(?<![\w\\])\\\\\w+\\\w|(?<!\w)~/\w"
 )
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")
-_YEAR, _NAME = "(?:19|20)[0-9]{2}", "(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*"
+_MONTHS = "jan jän ene gen sty feb fev fév lut mar mär mrz maa apr avr abr kwi may mai maj mag mei jun jui giu cze "
+_MONTHS += "jul lug lip aug aoû aou ago sie sep set wrz oct okt ott out paź nov lis dec dez déc dic gru"
+"""How months begin in English, German, French, Italian, Spanish, Portuguese, Dutch and Polish."""
+_YEAR, _NAME = "(?:19|20)[0-9]{2}", rf"(?i:{'|'.join(_MONTHS.split())})[^\W\d_]*"
 
 
 def _dates(day: str, month: str, separator: str) -> list[str]:
@@ -43,7 +46,8 @@ _SEPARATED = [
     for separator in ("-", r"\.", "/", "_")
     for date in _dates("(?:0?[1-9]|[12][0-9]|3[01])", "(?:0?[1-9]|1[0-2])", separator)
 ]
-_SEPARATED += [rf"[0-9]{{1,2}}\.? {_NAME},? {_YEAR}", rf"{_NAME} [0-9]{{1,2}},? {_YEAR}"]
+_GAP = "[-./, ]{1,2}(?:del? )?"
+_SEPARATED += [_GAP.join(order) for order in (("[0-9]{1,2}", _NAME, _YEAR), (_NAME, "[0-9]{1,2}", _YEAR))]
 # Digits alone stand in hashes and fractions too. A T opens the time of day.
 _DATE = re.compile(
     rf"(?<![0-9A-Za-z.])(?:{'|'.join(_COMPACT)})(?![0-9A-SU-Za-z])|(?<![0-9])(?:{'|'.join(_SEPARATED)})(?![0-9])"
@@ -94,7 +98,10 @@ class Scan:
         if name.endswith(".gz"):
             if content[GZIP_FLAGS] or any(content[GZIP_TIME]):
                 yield Hit(name, "a name or a time in the gzip header", content[:64].hex())
-            content = gzip.decompress(content)
+            unpacking = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            content = unpacking.decompress(content)
+            if unpacking.unused_data:
+                yield Hit(name, "bytes behind the gzip stream", unpacking.unused_data[:64].hex())
         if name.removesuffix(".gz").endswith(".nii"):
             yield from self._in_nifti(content, name)
             yield from self._in_binary(content, name)
@@ -142,20 +149,19 @@ class Scan:
     def _in_nifti(self, content: bytes, name: str) -> Iterator[Hit]:
         try:
             image = nib.Nifti1Image.from_bytes(content)
-            header, affine = image.header, image.affine
-            size = NIFTI_DATA + int(np.prod(image.shape)) * header.get_data_dtype().itemsize
-        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError) as error:
+            expected = volume_bytes(np.asanyarray(image.dataobj), self.affine, self.description)
+        except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, ValueError, OSError) as error:
             yield Hit(name, "not NIfTI", str(error))
             return
-        for field in TEXT_FIELDS:
-            if text := bytes(header[field].tobytes()).strip(b"\0"):
-                yield Hit(name, f"the NIfTI text field {field}", text.decode("latin-1"))
-        if (text := header["descrip"].tobytes().rstrip(b"\0").decode("latin-1")) != self.description:
-            yield Hit(name, "the NIfTI text field descrip", text)
-        if any(content[NIFTI_HEADER:NIFTI_DATA]) or len(content) != size:
-            yield Hit(name, "a NIfTI extension or bytes behind the voxels", f"{len(content)} bytes, not {size}")
-        if not np.allclose(affine, self.affine, rtol=0, atol=1e-4):
-            yield Hit(name, "an affine that is not the synthetic grid's", str(affine[:3].round(3).tolist()))
+        size = NIFTI_HEADER.itemsize
+        own, ours = (np.frombuffer(header[:size], NIFTI_HEADER)[0] for header in (content, expected))
+        for field in NIFTI_HEADER.names or ():
+            if own[field].tobytes() != ours[field].tobytes():
+                yield Hit(name, f"the NIfTI header's {field}", str(own[field]))
+        if content[size:] != expected[size:]:
+            yield Hit(
+                name, "a NIfTI extension or bytes behind the voxels", f"{len(content)} bytes, not {len(expected)}"
+            )
 
 
 def _plain(text: str) -> str:

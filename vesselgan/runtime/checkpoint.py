@@ -23,6 +23,7 @@ from vesselgan.core.memory import format_bytes
 from vesselgan.formats import checkpoint_folder as folders
 from vesselgan.formats.checkpoint_folder import name_of as name_of
 from vesselgan.formats.checkpoint_folder import optimizer_file, weights_file
+from vesselgan.formats.run_dir import UNKNOWN, RunDir
 from vesselgan.runtime import engine_state
 from vesselgan.runtime.distributed import World, barrier, run_on_rank0
 from vesselgan.runtime.engine import Engine
@@ -140,7 +141,7 @@ def load(
 def init_from(source: Path, engines: dict[str, Engine], *, world: World) -> dict[str, Any]:
     """Copy weights and buffers alone from a run directory or one of its checkpoints; returns their origin.
 
-    CheckpointError if there is none, or if it is of other networks.
+    It says what they learned from. CheckpointError if there is none, or if it is of other networks.
     """
     files = [weights_file(network) for network in engines]
     run_dir, name = folders.split_path(source)
@@ -155,7 +156,8 @@ def init_from(source: Path, engines: dict[str, Engine], *, world: World) -> dict
     for network, engine in engines.items():
         engine_state.restore_weights(engine, weights[network])
     sha256 = {file: entry["sha256"] for file, entry in folders.read_manifest(path).items() if file in files}
-    return {"checkpoint": str(path), "step": step, "sha256": sha256}
+    learned_from = sorted(RunDir(run_dir).learned_from()) or [UNKNOWN]
+    return {"checkpoint": str(path), "step": step, "sha256": sha256, "learned_from": learned_from}
 
 
 def read_weights(run_dir: Path, network: str, name: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:

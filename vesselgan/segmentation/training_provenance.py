@@ -6,7 +6,7 @@ from typing import Any
 
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import Cohort, shards_dir
-from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest
+from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash, read_manifest, training_hashes
 
 
 def is_preprocessed(image: Path) -> bool:
@@ -37,8 +37,10 @@ def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet
             generation = shards.manifest.extra
             gan = {key: generation.get(key) for key in ("run", "weights_sha256")}
             folder = shards_dir(cohort_dir, "gan", "train")
-            if not (folder / MANIFEST).is_file() or content_hash(folder) != generation.get("trained_on"):
+            hashes, here = training_hashes(generation), content_hash(folder) if (folder / MANIFEST).is_file() else None
+            if hashes != {here}:
                 unknown.append("what the GAN of the synthetic patches learned from is not in the cohort")
+            if here not in hashes:
                 continue
         train += _hashes(folder, unknown)
     return {

@@ -50,7 +50,7 @@ def generate(config: Generate) -> ShardSet:
     threshold = config.label_threshold
     check_settings(counts, config.seed, trained.label_threshold if threshold is None else threshold)
     labels = trained.label_patches(config.seed)
-    settings = {**origin_of(trained), "num_patches": config.num_patches, "seed": config.seed}
+    settings = {**origin_of(trained, RunDir(config.run)), "num_patches": config.num_patches, "seed": config.seed}
     settings |= {} if labels is None else {PROCEDURAL_TREES: True}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
     threshold = _threshold_of(out, settings) if threshold is None else threshold
@@ -72,11 +72,12 @@ def generate(config: Generate) -> ShardSet:
     return shards
 
 
-def origin_of(trained: TrainedGenerator) -> dict[str, Any]:
-    """The weights that samples are of, and what they spent of their patients' privacy."""
+def origin_of(trained: TrainedGenerator, run: RunDir) -> dict[str, Any]:
+    """The weights and settings of samples, what those learned from, and what they spent of their patients' privacy."""
     names = {"run": trained.run, "checkpoint": trained.checkpoint, "weights": trained.weights}
+    sources = {"trained_on": run.trained_on(), "learned_from": sorted(run.learned_from())}
     privacy = {"privacy": trained.state["privacy"]} if "privacy" in trained.state else {}
-    return {**names, "weights_sha256": trained.weights_sha256, **privacy}
+    return {**names, "weights_sha256": trained.weights_sha256, "sampling": trained.sampling, **sources, **privacy}
 
 
 def _threshold_of(out: Path, settings: dict[str, Any]) -> float | None:
@@ -164,7 +165,7 @@ def _write_shards(
         subjects={f"synthetic-{sample_seed(config.seed, i)}": grid for i in range(config.num_patches)},
         spacing_mm=spacing_mm,
         percentiles=geometry["percentiles"],
-        extra=settings | {"trained_on": RunDir(config.run).trained_on()},
+        extra=settings,
     )
     seconds = time.perf_counter() - started
     log.info(

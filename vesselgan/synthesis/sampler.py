@@ -3,31 +3,28 @@
 Shapes: N batch, L latent, C channel (0 image, 1 vessel label), X Y Z voxels.
 """
 
-import hashlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vesselgan.config.schema import Variant
 from vesselgan.core.errors import CheckpointError, NumericError, UsageError
 from vesselgan.data.patches import HALF_RANGE
-from vesselgan.formats.checkpoint_folder import EMA, STANDING, name_of
 from vesselgan.formats.intensities import from_stored, to_stored
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import Record
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import Generator, latents, sample_seed
 from vesselgan.models.variants import build_generator
-from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.distributed import choose_device
+from vesselgan.runtime.generator_weights import read_generator_weights
 from vesselgan.synthesis.labels import LabelPatches
 
 Argument = TypeVar("Argument")
@@ -36,8 +33,6 @@ BATCH_SIZE = 8
 """As in configs/generate.yaml."""
 SMALL_BATCH, MAX_WORKERS = 2**20, 8
 """Voxels up to which threads of a CPU take a batch each: several at one so small wait longer than they compute."""
-FILES = {"standing": ("generator", STANDING), "running": ("generator",), "ema": (EMA,)}
-"""The choices of `weights` -> the tensors of a checkpoint; later ones replace earlier ones of the same name."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +58,11 @@ class TrainedGenerator:
     def patch_shape(self) -> tuple[int, int, int]:
         x, y, z = self.state["manifest"]["patch_shape"]
         return x, y, z
+
+    @property
+    def sampling(self) -> dict[str, Any] | None:
+        """The settings of a flow's integration, which the weights do not hold."""
+        return asdict(self.network.sampling) if isinstance(self.network, FlowGenerator) else None
 
     def sample(
         self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
@@ -123,27 +123,18 @@ def load_generator(
 
 def read_generator(run: str | Path, weights: str | None, checkpoint: str | None) -> TrainedGenerator:
     """As `load_generator`, on the CPU."""
-    if weights not in (None, *FILES):
-        raise UsageError(f"weights={weights!r} is not one of {', '.join(FILES)}")
     run_dir = RunDir(run)
     variant: Variant = run_dir.config("train_gan").variant
-    if weights is None:
-        weights = "standing" if variant.ema_decay is None else "ema"
-    tensors: dict[str, Tensor] = {}
-    for name in FILES[weights]:
-        part, state = read_weights(run_dir.path, name, checkpoint)
-        tensors |= part
-        checkpoint = name_of(state["step"])  # the same for all parts, though a run may just write a newer one
+    read = read_generator_weights(run_dir.path, variant, weights, checkpoint)
     with torch.device("meta"):
-        network = build_generator(variant, state["manifest"]["patch_shape"])
+        network = build_generator(variant, read.state["manifest"]["patch_shape"])
     try:
-        network.load_state_dict(tensors, assign=True)
+        network.load_state_dict(read.tensors, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{run}: the generator's weights and the run's settings disagree: {reason}") from error
-    name = name_of(state["step"])
     return TrainedGenerator(
-        network.eval(), run_dir.name, name, weights, _digest(tensors), variant.label_threshold, state
+        network.eval(), run_dir.name, read.checkpoint, read.name, read.sha256, variant.label_threshold, read.state
     )
 
 
@@ -230,12 +221,3 @@ def make_record(patch_CXYZ: np.ndarray, *, seed: int, threshold: float) -> Recor
         num_clipped=0,
         score_XYZ=score_XYZ,
     )
-
-
-def _digest(weights: dict[str, Tensor]) -> str:
-    """sha256 over names and values, so that an unfinished folder is not continued with other weights."""
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].contiguous().numpy())  # type: ignore[arg-type]
-    return digest.hexdigest()

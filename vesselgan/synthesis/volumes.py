@@ -44,8 +44,7 @@ def generate_volumes(config: Generate) -> Path:
     spacing_mm = [float(mm) for mm in config.spacing_mm or trained.state["manifest"]["spacing_mm"]]
     network = _check_heads(trained, config.shape, spacing_mm)
     run = RunDir(config.run)
-    settings = {**origin_of(trained), "seed": config.seed, "shape": list(config.shape), "spacing_mm": spacing_mm}
-    settings["trained_on"] = run.trained_on()
+    settings = {**origin_of(trained, run), "seed": config.seed, "shape": list(config.shape), "spacing_mm": spacing_mm}
     volumes = SyntheticVolumes(config.out if config.out is not None else run.synthetic_volumes)
     out = volumes.folder
     subjects = {f"synthetic-{seed}": seed for seed in (sample_seed(config.seed, i) for i in range(config.volumes))}
