@@ -47,7 +47,7 @@ def find_identities(cohort_dir: str, places: Iterable[str | Path], own_words: fr
         terms |= dict.fromkeys([form for name in cohort.subjects for form in _forms(name)], "the id of a subject")
         patients = {name: patient for manifest in manifests for name, patient in subjects_of(manifest).items()}
         patients |= {name: s.patient for name, s in cohort.subjects.items() if s.patient is not None}
-        terms |= {form: "the id of a patient" for patient in patients.values() for form in _forms(patient)}
+        terms = {form: "the id of a patient" for patient in patients.values() for form in _forms(patient)} | terms
         kind = "the original of a pseudonym" if cohort.is_pseudonymous else "the name of a source file"
         terms |= {name: kind for name in _file_names(cohort, patients) if name not in terms}
         places = [*places, *{subject.image.parent for subject in cohort.subjects.values()}]
