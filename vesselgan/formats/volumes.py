@@ -23,6 +23,8 @@ __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "
 __all__ += ["write_volume"]
 
 MAX_LABEL_VALUES = 32
+CLASS_TOLERANCE = 0.1
+"""Of a class from its integer: 50 classes that a float array's header scales to 8 bits are up to this far off."""
 AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm), far below a voxel
 
 
@@ -77,6 +79,13 @@ def read_label(
     notes = header.notes
     if not np.isfinite(raw).all():
         raise DataError(f"{path}: {int((~np.isfinite(raw)).sum())} label voxels are NaN or infinite; correct the file")
+    if label_values is not None:
+        if np.abs(raw - np.rint(raw)).max() > CLASS_TOLERANCE:
+            raise DataError(
+                f"{path}: soft label (values {_format_values(_distinct(raw))}), which holds no classes for "
+                "data.prepare.label_values; set where vessel begins: data.prepare.label_binarize_threshold=0.5"
+            )
+        raw = np.rint(raw)
     values = _distinct(raw)
     if label_values is not None:
         is_vessel = np.isin(raw, np.asarray(label_values, dtype=raw.dtype))
@@ -186,14 +195,15 @@ def _vessel_value(path: Path, values: list[float]) -> float:
     top = values[-1]
     if len(values) <= 2 and values[0] in (0.0, top) and (abs(top - 1) < 1e-5 or top in (0.0, 255.0)):
         return top or 1.0
-    if any(value != round(value) for value in values):
+    if any(abs(value - round(value)) > CLASS_TOLERANCE for value in values):
         raise DataError(
             f"{path}: soft label (values {_format_values(values)}); set where vessel begins: "
             "data.prepare.label_binarize_threshold=0.5"
         )
+    classes = ",".join(str(round(value)) for value in values if round(value))
     raise DataError(
-        f"{path}: label values {_format_values(values)} are not 0 and 1; "
-        f"set which mean vessel: data.prepare.label_values=[{','.join(f'{value:g}' for value in values if value)}]"
+        f"{path}: label values {_format_values(values)} are not 0 and 1; set which mean vessel: "
+        f"data.prepare.label_values=[{classes}]"
     )
 
 
