@@ -189,6 +189,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             label_sha256=result.label_sha256,
             mask_sha256=result.mask_sha256,
             reading=reading,
+            pseudonym=result.subject if prepare.pseudonymise else None,
         )
     return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
 

@@ -268,7 +268,7 @@ def test_a_change_between_check_and_cutting_is_noticed(cohort, monkeypatch):
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
-    with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0"):
+    with pytest.raises(DataError, match=r"sub-0\d/vessel\.nii\.gz: its voxels"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +32,7 @@ def write_subject(folder: Path, name: str, split: str, image: np.ndarray, label:
     half = np.zeros(SHAPE, np.uint8)
     half[:4] = 1
     arrays = {"image": image, "label": label} | ({"mask": half} if mask else {})
-    own = {"label_sha256": sha256(name.encode()).hexdigest()}
-    return write_volumes(folder / "nifti" / name, split, arrays, AFFINE, **own)
+    return write_volumes(folder / "nifti" / name, split, arrays, AFFINE)
 
 
 def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[str, Path]:
@@ -141,10 +139,10 @@ def write_bright(folder: Path) -> None:
     """Vessels inside the mask at 100, outside at 60; a distractor of 80 outside the mask, background 20. One voxel of
     the test subject's background inside the mask is 110."""
     subjects = {}
-    for name, split in [("sub-1", "validation"), ("sub-2", "test")]:
+    for name, split, y in [("sub-1", "validation", 2), ("sub-2", "test", 3)]:
         image = np.full(SHAPE, 20.0)
-        label = bar(1, 6)
-        image[1:4, 2, 2], image[4:7, 2, 2] = 100, 60
+        label = bar(1, 6, y=y)
+        image[1:4, y, 2], image[4:7, y, 2] = 100, 60
         image[5, 4, 4] = 80
         image[0, 0, 0] = 110 if split == "test" else 21
         subjects[name] = write_subject(folder, name, split, image, label, mask=True)
@@ -179,9 +177,9 @@ def test_a_threshold_is_not_scored_where_fitted(tmp_path, capsys):
 def test_test_subjects_have_no_say_in_the_threshold(tmp_path):
     write_bright(tmp_path)
     before = run(tmp_path, "evaluate=threshold")["thresholds"]
+    dark = write_subject(tmp_path, "sub-2", "test", 250.0 - bar(0, 0), bar(0, 0), mask=True)
     cohort = Cohort.read(tmp_path)
-    write_volume(cohort.subjects["sub-2"].image, 250.0 - bar(0, 0).astype(np.float32), AFFINE)
-    write_volume(cohort.subjects["sub-2"].label, bar(0, 0), AFFINE)
+    dataclasses.replace(cohort, subjects=cohort.subjects | {"sub-2": dark}).write(tmp_path)
     after = run(tmp_path, "evaluate=threshold")
     assert after["thresholds"] == before and scores(after, "sub-2", "all")["dice"] < 0.01
 
@@ -218,3 +216,12 @@ def test_error_maps_are_written_where_asked(tmp_path):
     assert sorted(path.name for path in (tmp_path / "errors").iterdir()) == [
         f"sub-{n}.{kind}" for n in (1, 2) for kind in ("nii.gz", "png")
     ]
+
+
+@pytest.mark.parametrize("role", ["label", "mask"])
+def test_volumes_changed_since_the_check_are_refused(tmp_path, role):
+    write_two(tmp_path)
+    path = tmp_path / "nifti" / "sub-1" / f"{role}.nii.gz"
+    write_volume(path, bar(0, 3), AFFINE)
+    with pytest.raises(DataError, match=str(path)):
+        run(tmp_path)

@@ -7,6 +7,7 @@ file's own axes; `write_like` takes an array back to a file's grid.
 # X Y Z voxels of the canonical grid
 
 import gzip
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.nifti import Header, axes_of, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
-__all__ += ["write_volume"]
+__all__ += ["sha256_of_voxels", "write_volume"]
 
 MAX_LABEL_VALUES = 32
 CLASS_TOLERANCE = 0.1
@@ -117,6 +118,13 @@ def read_mask(path: str | Path) -> Volume:
     if inside not in (0, 1):
         notes = (*notes, f"mask values {_format_values(values)}: {inside:g} taken as inside")
     return _volume((raw > 0).astype(np.uint8), header, notes, tuple(values))
+
+
+def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
+    """The same for the same voxels, however they are stored, packed or oriented in a file."""
+    digest = hashlib.sha256(f"{volume_XYZ.dtype} {volume_XYZ.shape}".encode())
+    digest.update(np.ascontiguousarray(volume_XYZ).data)
+    return digest.hexdigest()
 
 
 def grid_difference(first: Header, second: Header) -> str | None:
