@@ -24,7 +24,7 @@ from data_prep.check import assign_splits, check_cohort, check_label_settings
 from data_prep.layouts import LEFT_OUT, CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
-from data_prep.patients import patients_of
+from data_prep.patients import in_several_splits, patients_of
 from data_prep.qc_results import CohortReport, summary, table
 from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
@@ -136,7 +136,7 @@ def few_vessel_patches(cohort: Cohort, prepare: Prepare, shards: list[PlannedSha
 
 
 def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
-    """cohort.json as it is; None when it must be made again. DataError when a CSV now divides it in another way."""
+    """cohort.json as it is; None when it must be made again. DataError where a CSV divides it otherwise."""
     cohort = read_if_valid(Cohort.read, Path(data.cohort_dir))
     if cohort is None or build_state.contents_of(cohort) != state.contents:
         return None
@@ -153,6 +153,8 @@ def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
             f"{data.prepare.split.csv}: divides the cohort otherwise than its shards were built ({changed}); give this "
             f"build a data.cohort_dir of its own, or remove {data.cohort_dir}/shards"
         )
+    if leaks := in_several_splits(patients_of(data), assigned):
+        raise DataError("; ".join(leaks))
     return cohort
 
 

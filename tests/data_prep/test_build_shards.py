@@ -123,11 +123,22 @@ def test_patients_named_later_reach_the_manifest(cohort, tmp_path):
     build(data, "gan")
     assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
     splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
-    rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
+    rows = "".join(f"{name},{split},{split}\n" for name, split in splits.items())
     (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
     data.prepare.split.csv = str(tmp_path / "split.csv")
     build(data, "gan")
-    assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
+    assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"train"}
+
+
+def test_patients_named_later_may_not_leak(cohort, tmp_path):
+    data = cohort(4)
+    build(data, "gan")
+    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
+    rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
+    (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
+    data.prepare.split.csv = str(tmp_path / "split.csv")
+    with pytest.raises(DataError, match="one stands in"):
+        build(data, "gan")
 
 
 def test_only_what_is_missing_is_built(cohort, hashes):

@@ -102,7 +102,7 @@ def test_a_changed_file_is_told_by_pseudonym(named, monkeypatch):
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
-    with pytest.raises(DataError, match=r"^label \(subject anon-[0-9a-f]{16}\): its voxels changed"):
+    with pytest.raises(DataError, match=r"^the label of anon-[0-9a-f]{16}: its voxels changed"):
         build(data)
 
 

@@ -42,8 +42,8 @@ class Split:
     """Subjects that nothing is chosen on."""
     seed: int = field(metadata=DRAWN)
     csv: str | None
-    """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
-    where its id does not (dp.unit=patient)."""
+    """A file with the columns subject,split, and no other, instead of a draw; a third, patient, may say whose visit a
+    subject is where its id does not (dp.unit=patient)."""
 
 
 @dataclass
