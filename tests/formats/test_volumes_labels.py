@@ -120,3 +120,10 @@ def test_scaled_classes_are_read_as_integers(tmp_path, dtype):
 def test_a_soft_label_holds_no_classes(tmp_path):
     with pytest.raises(DataError, match="label_binarize_threshold"):
         volumes.read_label(save(tmp_path / "a.nii.gz", (a_label() * 0.7).astype(np.float32)), label_values=[1])
+
+
+def test_tiny_voxels_are_compared_by_their_size(tmp_path):
+    tiny = np.diag([5e-4, 5e-4, 7e-4, 1])
+    first, moved = volumes.read_header(save(tmp_path / "a.nii.gz", an_image(), tiny)), tiny.copy()
+    moved[0, 3] = 5e-4
+    assert volumes.grid_difference(first, volumes.read_header(save(tmp_path / "b.nii.gz", an_image(), moved)))

@@ -26,7 +26,8 @@ __all__ += ["sha256_of_voxels", "write_volume"]
 MAX_LABEL_VALUES = 32
 CLASS_TOLERANCE = 0.1
 """Of a class from its integer: 50 classes that a float array's header scales to 8 bits are up to this far off."""
-AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm), far below a voxel
+AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm)
+AFFINE_TOLERANCE_VOXELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
 
 
 def grid_difference(first: Header, second: Header) -> str | None:
-    """How the voxel grids of two files differ; None if they agree to AFFINE_TOLERANCE_MM at every corner.
+    """How the voxel grids of two files differ; None if they agree to both tolerances at every corner.
 
     Files of different orientation differ even if their canonical grids agree: a mirrored label over an image is the
     commoner cause, and nothing in the header distinguishes the two.
@@ -140,8 +141,9 @@ def grid_difference(first: Header, second: Header) -> str | None:
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
     corners[:, :3] *= np.array(first.file_shape[:3]) - 1
     difference_mm = float(np.linalg.norm(corners @ (first.file_affine - second.file_affine).T, axis=1).max())
-    if difference_mm > AFFINE_TOLERANCE_MM:
-        return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {AFFINE_TOLERANCE_MM} mm)"
+    allowed_mm = min(AFFINE_TOLERANCE_MM, AFFINE_TOLERANCE_VOXELS * min(first.spacing_mm))
+    if difference_mm > allowed_mm:
+        return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {allowed_mm:g} mm)"
     return None
 
 
@@ -164,7 +166,8 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, de
     description: the header's `descrip`, its one text field that is not empty.
     """
     path = Path(path)
-    dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
+    smaller = {"bool": np.uint8, "float16": np.float32, "int64": np.int32, "uint64": np.uint32}  # nibabel has no others
+    dtype = smaller.get(array_XYZ.dtype.name, array_XYZ.dtype)
     image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
