@@ -164,7 +164,10 @@ def test_a_second_start_makes_only_what_is_missing(cohort):
     run(data)
     after = {p: (p.stat().st_ino, p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file()}
     assert {p: content for p, (_, content) in after.items()} == {p: content for p, (_, content) in before.items()}
-    assert {p.parent.name for p in after if after[p][0] != before[p][0]} <= {"sub-02", out.name}  # the record is written anew
+    assert {p.parent.name for p in after if after[p][0] != before[p][0]} <= {
+        "sub-02",
+        out.name,
+    }
 
 
 def test_damage_and_changed_inputs_are_repaired_on_request(cohort):

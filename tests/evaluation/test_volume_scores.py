@@ -51,7 +51,8 @@ def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[
 
 def run(folder: Path, *settings: str) -> dict:
     out = folder / "result.json"
-    words = [f"data.cohort_dir={folder}", "name=real", f"out={out}", *settings]
+    words = [f"data.cohort_dir={folder}", "name=real", *settings]
+    words += [] if any(word.startswith("out=") for word in settings) else [f"out={out}"]
     if "evaluate=threshold" not in settings:
         words.insert(0, f"predictions={folder}/predictions")
     evaluate(parse("evaluate", None, words).config)
@@ -225,3 +226,34 @@ def test_volumes_changed_since_the_check_are_refused(tmp_path, role):
     write_volume(path, bar(0, 3), AFFINE)
     with pytest.raises(DataError, match=str(path)):
         run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("out", "predictions/segmentation.json"),
+        ("out", "cohort.json"),
+        ("out", "."),
+        ("out", "cohort.json/result.json"),
+        ("error_maps", "predictions"),
+        ("error_maps", "nifti/sub-1"),
+        ("error_maps", "others"),
+        ("error_maps", "cohort.json"),
+    ],
+)
+def test_outputs_replace_nothing_of_others(tmp_path, setting, place):
+    write_two(tmp_path)
+    write_volume(tmp_path / "others" / "sub-1.nii.gz", bar(1, 6), AFFINE)
+    (tmp_path / "predictions" / "segmentation.json").write_text(
+        json.dumps({"format_version": 2, "settings": {}, "volumes": {}})
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"{setting}="):
+        run(tmp_path, f"{setting}={tmp_path / place}")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_results_and_error_maps_are_made_again(tmp_path):
+    write_two(tmp_path)
+    first = run(tmp_path, f"error_maps={tmp_path}/errors")
+    assert run(tmp_path, f"error_maps={tmp_path}/errors")["subjects"] == first["subjects"]
