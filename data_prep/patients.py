@@ -67,8 +67,10 @@ def _key(patient: str) -> str:
 def named_patients(data: PreparedData) -> dict[str, str]:
     """Subject, as it is called in shards -> patient as written, from the rows of the CSV that fill the column."""
     path, rename = data.prepare.split.csv, renamer(data)
+    if path is None:
+        return {}
     patients: dict[str, str] = {}
-    for row in [] if path is None else read_rows(path):
+    for row in read_rows(path):
         if not (patient := row.get("patient")):
             continue
         subject = rename(row["subject"])
