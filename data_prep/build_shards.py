@@ -25,7 +25,7 @@ from data_prep.layouts import LEFT_OUT, CohortFiles
 from data_prep.mpi import MpiWorld, ProgressBar
 from data_prep.output import check_output_folder
 from data_prep.patches import padded_shape
-from data_prep.patients import patients_of
+from data_prep.patients import in_several_splits, patients_of
 from data_prep.qc_results import CohortReport, summary, table
 from data_prep.shard_plan import PatchExtractor, PlannedShard, plan_shards
 from data_prep.splits import assign
@@ -139,7 +139,7 @@ def few_vessel_patches(cohort: Cohort, prepare: Prepare, shards: list[PlannedSha
 def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
     """cohort.json as it is, with the patients as they are named now; None when it must be made again.
 
-    DataError when a CSV now divides it in another way.
+    DataError when a CSV now divides it in another way, or a patient.
     """
     cohort = read_if_valid(Cohort.read, Path(data.cohort_dir))
     if cohort is None or build_state.contents_of(cohort) != state.contents:
@@ -158,6 +158,8 @@ def unchanged_cohort(data: PreparedData, state: BuildState) -> Cohort | None:
             f"build a data.cohort_dir of its own, or remove {data.cohort_dir}/shards"
         )
     patients = patients_of(data)
+    if leaks := in_several_splits(patients, assigned):
+        raise DataError("; ".join(leaks))
     subjects = {name: replace(subject, patient=patients[name]) for name, subject in cohort.subjects.items()}
     if subjects != cohort.subjects:
         cohort = replace(cohort, subjects=subjects)
@@ -199,6 +201,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
             mask_sha256=result.mask_sha256,
             patient=patients[result.subject],
             reading=reading,
+            pseudonym=result.subject if prepare.pseudonymise else None,
         )
     return Cohort(data.name, prepare.percentiles, subjects, prepare.pseudonymise)
 

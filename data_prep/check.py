@@ -11,7 +11,6 @@ No input is changed.
 
 # X Y Z voxels of the canonical grid
 
-import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from data_prep import mpi, patients, pseudonyms, qc, qc_page, resolve_layout, splits
-from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, hidden_paths, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
 from data_prep.pseudonyms import files_of
@@ -30,9 +29,9 @@ from vesselgan.config.schema import Prepare, PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
-from vesselgan.formats.intensities import intensity_limits, num_outside, widest_gap_below
+from vesselgan.formats.intensities import intensity_limits, num_outside, padding_problem
 from vesselgan.formats.nifti import format_sizes
-from vesselgan.formats.volumes import Header, Volume
+from vesselgan.formats.volumes import Header, Volume, sha256_of_voxels
 
 Result = TypeVar("Result")
 
@@ -41,26 +40,18 @@ MAX_VESSEL_SHARE = 0.2  # of all voxels: more than any head holds
 MAX_BRAIN_SHARE = 0.8  # of all voxels: more than any brain fills of its box
 COARSE_BLOCKS = 8  # per axis: the head's shape and brightness, not its noise
 MAX_CORRELATION = 0.99  # of two images on the coarse grid under similar ids: the same scan, scaled or shifted a little
-MAX_EMPTY_SHARE = 0.25  # of the range between the limits, below the median: tissue is dense there, padding is not
-
-
-def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
-    """The same for the same voxels, however they are stored, packed or oriented in a file."""
-    digest = hashlib.sha256(f"{volume_XYZ.dtype} {volume_XYZ.shape}".encode())
-    digest.update(np.ascontiguousarray(volume_XYZ).data)
-    return digest.hexdigest()
 
 
 def check_cohort(
     data: PreparedData, cohort_files: CohortFiles, world: MpiWorld, *, with_previews: bool = False
 ) -> CohortReport:
     """Check every subject, on all ranks; `with_previews`: with the images for the page."""
-    results = mpi.map_items(
-        world,
-        cohort_files.subjects,
-        lambda files: check_subject(files, data.prepare, with_preview=with_previews),
-        description="check",
-    )
+
+    def check_one(files: SubjectFiles) -> CheckResult:
+        with hidden_paths(files, is_hidden=data.prepare.pseudonymise):
+            return check_subject(files, data.prepare, with_preview=with_previews)
+
+    results = mpi.map_items(world, cohort_files.subjects, check_one, description="check")
     _check_duplicates(results)
     warnings = [*cohort_files.warnings, *_check_similar(cohort_files, results, data)]
     for result in results:
@@ -179,19 +170,8 @@ def _check_image(result: CheckResult, image: Volume, prepare: Prepare) -> None:
     result.limits = _try(result, lambda: intensity_limits(image.data_XYZ, percentiles), image.path)
     if result.limits is not None:
         result.num_clipped = num_outside(image.data_XYZ, result.limits)
-        _check_gap(result, image.data_XYZ, result.limits)
-
-
-def _check_gap(result: CheckResult, image_XYZ: np.ndarray, limits: tuple[float, float]) -> None:
-    """A padding value far below the tissue leaves it a small part of 0..255."""
-    low, high = limits
-    start, stop, share = widest_gap_below(image_XYZ, limits)
-    if stop - start > MAX_EMPTY_SHARE * (high - low):
-        result.faults.append(
-            f"{result.files.image}: no voxel lies between {start:g} and {stop:g}, and {share:.3%} of the non-zero ones "
-            f"below: vessels would be squeezed into {255 * (stop - low) / (high - low):.0f}..255; set what is no "
-            f"tissue to 0, or raise data.prepare.lower_percentile above {100 * share:.4g}"
-        )
+        if (problem := padding_problem(image.data_XYZ, result.limits)) is not None:
+            result.faults.append(f"{image.path}: {problem}")
 
 
 def _check_label(result: CheckResult, label: Volume, prepare: Prepare) -> None:

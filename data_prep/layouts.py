@@ -9,11 +9,12 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vesselgan.config.schema import Layout
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.core.names import check_id, check_inside, on_one_line
 
 KINDS = ("image", "label", "mask")
@@ -134,6 +135,17 @@ def without_paths(text: str, files: SubjectFiles) -> str:
             target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
             text = text.replace(f"{path}{target}", kind).replace(str(path), kind)
     return text
+
+
+@contextmanager
+def hidden_paths(files: SubjectFiles, *, is_hidden: bool) -> Iterator[None]:
+    """A ResourceError within goes on without the paths of the subject's files, where they are hidden."""
+    try:
+        yield
+    except ResourceError as error:
+        if not is_hidden:
+            raise
+        raise ResourceError(without_paths(str(error), files)) from None
 
 
 def _subject_files(

@@ -21,21 +21,20 @@ import numpy as np
 
 from data_prep import lock, mpi, pseudonyms, resolve_layout
 from data_prep.check import check_label_settings
-from data_prep.layouts import CohortFiles, SubjectFiles, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, hidden_paths, without_paths
 from data_prep.mpi import MpiWorld
-from data_prep.output import check_output_folder, write_json
+from data_prep.output import PREPROCESSED, check_output_folder, write_json
 from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pipeline, run_pipeline
 from vesselgan.config.compose import Command, parse
 from vesselgan.config.overrides import flat_values
 from vesselgan.config.schema import Preprocess
 from vesselgan.core import atomic_io
 from vesselgan.core.console import counted, differences, log
-from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 
-SETTINGS = "preprocess.json"
 NAMES = {"image": "image", "label": "vessel", "mask": "brain_mask"}
 SET_ASIDE = ".set_aside"  # hidden, so that no layout takes a subject from it
 # Overrides that the output has behind it: the command that reads it must not repeat them.
@@ -59,16 +58,18 @@ def preprocess(command: Command, world: MpiWorld) -> None:
     cohort_files, pipeline = mpi.run_on_rank0(world, lambda: prepare(config))
     with lock.exclusive(world, out / ".preprocess.lock"):
         started_s = time.monotonic()
-        mpi.run_on_rank0(world, lambda: record_settings(out, pipeline))
+        mpi.run_on_rank0(world, lambda: check_settings(out, pipeline))
         if excluded := mpi.run_on_rank0(world, lambda: exclude_removed(out, cohort_files, repair)):
             log.info(excluded)
         missing = find_missing(out, cohort_files, pipeline, repair, world)
+        mpi.run_on_rank0(world, lambda: record(out, pipeline, cohort_files, ()))
         results = mpi.map_items(
             world, missing, lambda subject: preprocess_subject(subject, pipeline, out), description="preprocess"
         )
 
         def report() -> None:
             check_results(config, cohort_files, results)
+            record(out, pipeline, cohort_files, [result.subject for result in results if result.fault is not None])
             log.info(summary(out, cohort_files, results, time.monotonic() - started_s))
             log.info(next_command(config, command.overrides))
 
@@ -84,19 +85,26 @@ def prepare(config: Preprocess) -> tuple[CohortFiles, Pipeline]:
     return cohort_files, make_pipeline(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 
 
-def record_settings(out: Path, pipeline: Pipeline) -> None:
-    """Write the settings of this folder's volumes; UsageError where it holds volumes of others or something else."""
-    path, settings = out / SETTINGS, json.loads(json.dumps(pipeline.describe()))
+def record(out: Path, pipeline: Pipeline, cohort_files: CohortFiles, set_aside: Sequence[str]) -> None:
+    """Write the settings of this folder's volumes, and whose they are, so that a killed run is seen."""
+    subjects = [subject.subject for subject in cohort_files.subjects]
+    content = {"settings": pipeline.describe(), "subjects": subjects, "set_aside": list(set_aside)}
+    write_json(out / PREPROCESSED, content)
+
+
+def check_settings(out: Path, pipeline: Pipeline) -> None:
+    """UsageError where the folder holds volumes of other settings, or something else."""
+    path, settings = out / PREPROCESSED, json.loads(json.dumps(pipeline.describe()))
     remedy = f"name another folder (out=DIR), or remove {out}"
     try:
-        stored = flat_values(json.loads(path.read_text(encoding="utf-8")))
+        stored = flat_values(json.loads(path.read_text(encoding="utf-8"))["settings"])
     except FileNotFoundError:
         names = {entry.name for entry in out.iterdir() if not entry.name.startswith(".")}
-        if names - {SETTINGS + atomic_io.PARTIAL}:
-            raise UsageError(f"out={out} holds {min(names)} and no {SETTINGS}: not made here; {remedy}") from None
-        write_json(path, settings)
+        if names - {PREPROCESSED + atomic_io.PARTIAL}:
+            raise UsageError(f"out={out} holds {min(names)} and no {PREPROCESSED}: not made here; {remedy}") from None
         return
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        check_readable(path, error)
         raise DataError(f"{path}: cannot be read ({error}); {remedy}") from error
     if changed := differences(stored, flat_values(settings)):
         raise UsageError(f"out={out} was made with other settings ({'; '.join(changed)}); {remedy}")
@@ -130,6 +138,7 @@ def inspect(out: Path, subject: SubjectFiles, pipeline: Pipeline) -> bool | str:
     except FileNotFoundError as error:
         return f"{error.filename}: is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
+        check_readable(folder, error)
         return f"{folder}: cannot be read ({error})"
     return True
 
@@ -177,7 +186,8 @@ def preprocess_subject(subject: SubjectFiles, pipeline: Pipeline, out: Path) -> 
         out.mkdir(parents=True, exist_ok=True)
         partial.mkdir()  # raises for a link, through which it would write
         (partial / "scratch").mkdir()
-        output = run_pipeline(subject, pipeline)
+        with hidden_paths(subject, is_hidden=pipeline.prepare.pseudonymise):
+            output = run_pipeline(subject, pipeline)
         _write_volume(partial / "image.nii.gz", output.image_XYZ, output, subject)
         add_brain_mask(output, pipeline, partial / "image.nii.gz", partial / "scratch")
         for kind, array_XYZ in (("label", output.label_XYZ), ("mask", output.mask_XYZ)):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.layouts import CohortFiles, find_subjects
+from data_prep.output import check_complete
 from vesselgan.config.schema import PreparedData
 from vesselgan.core.errors import UsageError
 
@@ -48,8 +49,10 @@ def renamer(data: PreparedData) -> Callable[[str], str]:
 
 def files_of(data: PreparedData) -> CohortFiles:
     """The cohort's files, under the names that are written for its ids. The errors of `find_subjects` and `renamer`."""
-    follow_links = data.prepare.follow_links
-    return find_subjects(data.root, data.layout, rename=renamer(data), follow_links=follow_links)
+    rename, follow_links = renamer(data), data.prepare.follow_links
+    files = find_subjects(data.root, data.layout, rename=rename, follow_links=follow_links)
+    check_complete(data.root, [subject.subject for subject in files.subjects], rename)
+    return files
 
 
 def identity_warnings(subject: str) -> list[str]:

@@ -60,6 +60,8 @@ def vessel_values(path: Path) -> list[int]:
             "data.layout.label=null uses none"
         )
     values = sorted({value for of_name in chosen.values() for value in of_name})
+    if not values or 0 in values:
+        raise DataError(f"{path}: {shown} leaves open what is vessel, as 0 is background; correct it")
     log.info(f"{path}: labels {shown}; vessel: {values}")
     return values
 

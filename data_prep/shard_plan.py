@@ -8,11 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_prep import patches
-from data_prep.check import sha256_of_voxels
 from vesselgan.anatomy.tissue import tissue_map
 from vesselgan.config.schema import Prepare
-from vesselgan.core.errors import DataError
-from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.shards import Record
@@ -127,16 +124,13 @@ class LoadedSubject:
     def __init__(self, name: str, subject: Subject, prepare: Prepare, *, has_tissue: bool) -> None:
         self.name, self.prepare = name, prepare
         assert subject.label is not None, name  # build_shards refuses a cohort without labels
-        image = self._unchanged("image", subject.read_image(), subject.image_sha256)
-        label = self._unchanged("label", subject.read_label(), subject.label_sha256)
+        image, label = subject.read_image(), subject.read_label()
         scaled_XYZ = scale_to_255(image.data_XYZ, subject.limits)
         self.image_XYZ = patches.reflect_pad(scaled_XYZ, prepare.patch_shape)
         self.label_XYZ = patches.reflect_pad(label.data_XYZ, prepare.patch_shape)
         self.tissue_XYZ: np.ndarray | None = None
         if has_tissue:
-            assert subject.mask is not None
-            mask = self._unchanged("mask", volumes.read_mask(subject.mask), subject.mask_sha256)
-            tissue_XYZ = tissue_map(scaled_XYZ, mask.data_XYZ, image.spacing_mm)
+            tissue_XYZ = tissue_map(scaled_XYZ, subject.read_mask().data_XYZ, image.spacing_mm)
             self.tissue_XYZ = patches.reflect_pad(tissue_XYZ, prepare.patch_shape)
         self._positions: dict[str, list[Position]] = {}
 
@@ -158,12 +152,3 @@ class LoadedSubject:
             positions += [(tuple(corner), "vessel") for corner in corners_N3.tolist()]
             self._positions[purpose] = positions
         return self._positions[purpose]
-
-    def _unchanged(self, kind: str, volume: volumes.Volume, sha256: str | None) -> volumes.Volume:
-        if sha256_of_voxels(volume.data_XYZ) != sha256:
-            raise DataError(
-                f"{kind if self.prepare.pseudonymise else volume.path} (subject {self.name}): its voxels changed since "
-                "they were checked, but not its size and time; put the earlier file back, or touch it and start the "
-                "build again: then the new one is checked"
-            )
-        return volume

@@ -1,6 +1,7 @@
 """Divide a cohort by subject: drawn from a seed or read from a CSV; nobody stands in two splits."""
 
 import csv
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 
 from vesselgan.config.schema import Split
 from vesselgan.core.console import counted
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, UsageError, reading
 from vesselgan.core.names import check_id
 from vesselgan.formats.cohort import SPLITS
 
@@ -74,20 +75,9 @@ def read_csv(
     path: str | Path, usable: Sequence[str], *, known: Sequence[str], rename: Callable[[str], str] = str
 ) -> dict[str, str]:
     """Subject -> split from the columns subject,split. Every usable subject must be named, once, and no unknown one."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            rows, columns = list(reader), reader.fieldnames or []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error}); data.prepare.split.csv must name a CSV file") from error
-    if not rows or [columns.count(name) for name in ("subject", "split")] != [1, 1]:
-        raise DataError(
-            f"{path}: its first line of {len(rows) + 1} is {','.join(columns)!a}; it needs `subject,split`, each once, "
-            "and a line for every subject"
-        )
     splits_of: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        splits_of[rename(check_id((row["subject"] or "").strip(), path))].add((row["split"] or "").strip())
+    for row in read_rows(path):
+        splits_of[rename(check_id(row["subject"], path))].add(row["split"])
     faults = [
         f"{subject} stands in {' and '.join(sorted(splits))}"
         for subject, splits in splits_of.items()
@@ -105,6 +95,24 @@ def read_csv(
     if faults:
         raise DataError(f"{path}: {'; '.join(faults)}")
     return {subject: next(iter(splits_of[subject])) for subject in sorted(usable)}
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a split's CSV: subject, split and, where the file has it, patient. DataError for any other column."""
+    with reading(path, "data.prepare.split.csv must name a CSV file"):
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as file:
+                columns, *rows = [[cell.strip() for cell in row] for row in csv.reader(file) if row] or [[]]
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    if not rows or sorted(columns) not in (["split", "subject"], ["patient", "split", "subject"]):
+        raise DataError(
+            f"{path}: its first line of {len(rows) + 1} is {','.join(columns)!a}; it needs `subject,split`, each once, "
+            "and a line for every subject; `patient` may follow, and nothing else"
+        )
+    if long := [row for row in rows if len(row) > len(columns)]:
+        raise DataError(f"{path}: the line {','.join(long[0])[:80]!a} has more values than the first line has columns")
+    return [dict(itertools.zip_longest(columns, row, fillvalue="")) for row in rows]
 
 
 def _shown(name: str) -> str:

@@ -177,16 +177,16 @@ def write_shards(
 
 def write_subject(folder: Path, split: str, arrays: dict[str, Any], affine: Any, **facts: Any) -> Any:
     """A subject whose volumes are `arrays`, by role (image, label, mask), in `folder`; facts: unlike the default."""
-    from vesselgan.core.atomic_io import sha256_of
     from vesselgan.formats.cohort import Subject
-    from vesselgan.formats.volumes import write_volume
+    from vesselgan.formats.volumes import sha256_of_voxels, write_volume
 
     paths = {role: folder / f"{role}.nii.gz" for role in arrays}
+    arrays = {role: array.astype(np.float32 if role == "image" else np.uint8) for role, array in arrays.items()}
     for role, path in paths.items():
-        write_volume(path, arrays[role].astype(np.float32 if role == "image" else np.uint8), affine)
+        write_volume(path, arrays[role], affine)
     spacing_mm = tuple(np.diag(affine)[:3].tolist())
     common = {"shape": arrays["image"].shape, "spacing_mm": spacing_mm, "limits": (0.0, 255.0), "num_clipped": 0}
-    common |= {f"{role}_sha256": sha256_of(paths[role]) for role in ("image", "label")}
+    common |= {f"{role}_sha256": sha256_of_voxels(array) for role, array in arrays.items()}
     return Subject(split, **({"mask": None} | paths), **(common | facts))
 
 

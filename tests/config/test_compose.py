@@ -248,3 +248,9 @@ def test_every_number_is_finite_and_bounded(command):
 def test_a_count_has_64_bits():
     with pytest.raises(UsageError, match=r"train\.epochs"):
         compose.compose("train_gan", [f"train.epochs={10**30}"])
+
+
+@pytest.mark.parametrize("word", ["label_values=[0,1]", "label_values=[]", "label_binarize_threshold=0"])
+def test_background_is_no_vessel(word):
+    with pytest.raises(UsageError, match=word.split("=")[0]):
+        compose.compose("check", ["data=phantom", f"data.prepare.{word}"])

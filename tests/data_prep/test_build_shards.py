@@ -134,13 +134,28 @@ def test_patients_named_later_reach_cohort_and_manifest(cohort, tmp_path):
     assert all(entry["patient"] == name for name, entry in shards(data, "gan/train").subjects.items())
     subjects = Cohort.read(data.cohort_dir).subjects
     assert all(subject.patient == name for name, subject in subjects.items())
-    splits = {name: subject.split for name, subject in subjects.items()}
-    rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
+    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
+    rows = "".join(f"{name},{split},{split}\n" for name, split in splits.items())
     (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
     data.prepare.split.csv = str(tmp_path / "split.csv")
     build(data, "gan")
-    assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"one"}
-    assert {subject.patient for subject in Cohort.read(data.cohort_dir).subjects.values()} == {"one"}
+    assert {entry["patient"] for entry in shards(data, "gan/train").subjects.values()} == {"train"}
+    assert {subject.patient for subject in Cohort.read(data.cohort_dir).subjects.values()} == {
+        "train",
+        "validation",
+        "test",
+    }
+
+
+def test_patients_named_later_may_not_leak(cohort, tmp_path):
+    data = cohort(4)
+    build(data, "gan")
+    splits = {name: subject.split for name, subject in Cohort.read(data.cohort_dir).subjects.items()}
+    rows = "".join(f"{name},{split},one\n" for name, split in splits.items())
+    (tmp_path / "split.csv").write_text(f"subject,split,patient\n{rows}")
+    data.prepare.split.csv = str(tmp_path / "split.csv")
+    with pytest.raises(DataError, match="one stands in"):
+        build(data, "gan")
 
 
 def test_only_what_is_missing_is_built(cohort, hashes):
@@ -281,7 +296,7 @@ def test_a_change_between_check_and_cutting_is_noticed(cohort, monkeypatch):
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
-    with pytest.raises(DataError, match=r"vessel\.nii\.gz \(subject sub-0"):
+    with pytest.raises(DataError, match=r"sub-0\d/vessel\.nii\.gz: its voxels"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 

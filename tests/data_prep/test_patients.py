@@ -72,3 +72,15 @@ def test_a_patient_in_two_splits_is_found():
     (line,) = in_several_splits(patients, dict(zip(patients, splits, strict=True)))
     assert "p1 stands in test and train (p1_visit1, p1_visit2 are one patient)" in line
     assert in_several_splits(patients, dict.fromkeys(patients, "train")) == []
+
+
+def test_case_and_unicode_form_make_no_patient(make_data):
+    data = make_data("PAT01_visit1", "pat01_visit2", "Jos\u00e9_ses-1", "Jose\u0301_ses-2")
+    found = patients_of(data)
+    assert found["pat01_visit2"] == "PAT01" and found["Jos\u00e9_ses-1"] == found["Jose\u0301_ses-2"]
+
+
+def test_an_unreadable_csv_loses_no_patient(make_data):
+    data = make_data("scan7", csv="subject,split,Patient\nscan7,train,ann\n")
+    with pytest.raises(DataError, match="Patient"):
+        patients_of(data)

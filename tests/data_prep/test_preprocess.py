@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep import brain_mask, build_shards, check, denoise, preprocess
+from data_prep.output import PREPROCESSED
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import BuildShards, PreparedData, Preprocess, Preprocessing
 from vesselgan.core.atomic_io import sha256_of
@@ -163,7 +164,10 @@ def test_a_second_start_makes_only_what_is_missing(cohort):
     run(data)
     after = {p: (p.stat().st_ino, p.read_bytes()) for p in sorted(out.rglob("*")) if p.is_file()}
     assert {p: content for p, (_, content) in after.items()} == {p: content for p, (_, content) in before.items()}
-    assert {p.parent.name for p in after if after[p][0] != before[p][0]} <= {"sub-02"}
+    assert {p.parent.name for p in after if after[p][0] != before[p][0]} <= {
+        "sub-02",
+        out.name,
+    }
 
 
 def test_damage_and_changed_inputs_are_repaired_on_request(cohort):
@@ -214,7 +218,7 @@ def test_other_settings_and_foreign_folders_are_refused(cohort):
     out = run(data)
     with pytest.raises(UsageError, match="spacing_mm"):
         run(data, replace(PLAIN, spacing_mm=[1.0, 1.0, 1.0]))
-    (out / preprocess.SETTINGS).unlink()
+    (out / PREPROCESSED).unlink()
     with pytest.raises(UsageError, match="preprocess.json"):
         run(data)
     config = Preprocess(work_dir="unused", data=data, preprocess=PLAIN, out=data.root)
@@ -306,6 +310,32 @@ def test_check_and_build_read_the_output(cohort, tmp_path):
     read = replace(data, root=there.data.root, layout=there.data.layout)
     check.check(read, ALONE)
     build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
+
+
+def test_a_killed_preprocessing_is_not_complete(cohort, monkeypatch):
+    data, make = cohort(4), preprocess.preprocess_subject
+
+    def killed_at_third(subject: object, *arguments: object) -> object:
+        if subject.subject == "sub-03":
+            raise KeyboardInterrupt
+        return make(subject, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(preprocess, "preprocess_subject", killed_at_third)
+        run(data)
+    read = replace(data, root=str(Path(data.cohort_dir) / "preprocessed"))
+    read.prepare.quarantine = True
+    with pytest.raises(DataError, match="sub-03, sub-04"):
+        check.check(read, ALONE)
+    with pytest.raises(DataError, match="sub-03, sub-04"):
+        build_shards.build(BuildShards(work_dir="unused", data=read, purposes=["gan"]), ALONE)
+
+
+def test_subjects_set_aside_are_not_missing(cohort):
+    data = cohort(4)
+    data.prepare.quarantine = True
+    (Path(data.root) / "sub-02" / "image.nii.gz").write_bytes(b"")
+    check.check(replace(data, root=str(run(data))), ALONE)
 
 
 def test_the_command_it_names_next_works(cohort, command, monkeypatch):

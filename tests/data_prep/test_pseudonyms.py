@@ -1,8 +1,10 @@
 """Pseudonyms: subjects' ids and paths stand in nothing that may be passed on, and every stage still finds its files."""
 
+import errno
 import hashlib
 import hmac
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from data_prep import build_shards, check, pseudonyms
 from vesselgan.config.schema import PreparedData, Split
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.cohort import PRIVATE_PATHS, Cohort
 from vesselgan.formats.shards import ShardSet
 
@@ -102,7 +104,7 @@ def test_a_changed_file_is_told_by_pseudonym(named, monkeypatch):
         return resolved
 
     monkeypatch.setattr(build_shards, "resolve_cohort", resolve_then_change)
-    with pytest.raises(DataError, match=r"^label \(subject anon-[0-9a-f]{16}\): its voxels changed"):
+    with pytest.raises(DataError, match=r"^the label of anon-[0-9a-f]{16}: its voxels changed"):
         build(data)
 
 
@@ -153,3 +155,17 @@ def test_an_unsafe_or_missing_key_is_refused(named, tmp_path):
             build(data)
         assert caught.value.exit_code == 2
     assert not Path(data.cohort_dir).exists()
+
+
+def test_a_read_error_names_no_path(named, monkeypatch):
+    data, opened = named(4), open
+
+    def refuse(name: object, *arguments: object, **options: object) -> object:
+        if str(name).endswith("image.nii.gz"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(name))
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ResourceError) as refusal:
+        check.check(data, ALONE)
+    assert data.root not in str(refusal.value)

@@ -71,6 +71,8 @@ def test_a_dataset_of_nnunet_becomes_shards(tmp_path):
         ('{"labels": {"background": 0}}', DataError, "no label but the background"),
         ('{"labels": {"background": 0, "ICA": 1, "MCA": 2}}', UsageError, "ICA [1], MCA [2]"),
         ('{"labels": 3}', DataError, "no labels can be read"),
+        ('{"labels": {"vessel": 0}}', DataError, "vessel [0]"),
+        ('{"labels": {"vessel": []}}', DataError, "vessel []"),
     ],
 )
 def test_an_unusable_dataset_json_is_named(tmp_path, content, error, text):

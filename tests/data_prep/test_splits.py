@@ -66,7 +66,7 @@ def write_csv(path: Path, *lines: str) -> str:
 
 
 def test_a_csv_may_name_quarantined_subjects(tmp_path):
-    path = write_csv(tmp_path / "s.csv", "subject,split,remark", "b,test,", "a, train ,x", "c,validation,")
+    path = write_csv(tmp_path / "s.csv", "subject,split,patient", "b,test,", "a, train ,x", "c,validation,")
     found = splits.assign(["a", "b"], a_split(None, 9, 9, csv=path), known=["a", "b", "c"])
     assert found == {"a": "train", "b": "test"}
 
@@ -88,7 +88,17 @@ def test_a_csv_that_does_not_fit_is_refused(tmp_path, lines, message):
         splits.assign(["a", "b"], a_split(None, 0, 0, csv=path))
 
 
-@pytest.mark.parametrize("head", ["id;split", "subject,split,split", None])
+@pytest.mark.parametrize(
+    "head",
+    [
+        "id;split",
+        "subject,split,split",
+        "subject,split,Patient",
+        "subject,split,patient,patient",
+        "subject,split",
+        None,
+    ],
+)
 def test_a_csv_without_its_columns_is_refused(tmp_path, head):
     path = tmp_path / "s.csv"
     if head is not None:

@@ -63,8 +63,7 @@ def write_visits(folder: Path, make: Callable[[int], Head], *, splits: tuple[str
     subjects, affine = {}, np.diag([*SPACING_MM, 1.0])
     for i, split in enumerate(np.repeat(splits, NUM_PEOPLE).tolist()):
         arrays = dict(zip(("image", "label"), make(i), strict=True))
-        hashes = {"image_sha256": f"{i:064d}", "label_sha256": f"{100 + i:064d}"}
-        subjects[f"sub-{i:02d}"] = write_subject(folder / "nifti" / str(i), split, arrays, affine, **hashes)
+        subjects[f"sub-{i:02d}"] = write_subject(folder / "nifti" / str(i), split, arrays, affine)
     Cohort("phantom", (0.0, 99.99), subjects).write(folder)
     for split in splits:
         names = [name for name, subject in subjects.items() if subject.split == split]

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +34,7 @@ def write_subject(folder: Path, name: str, split: str, image: np.ndarray, label:
     half = np.zeros(SHAPE, np.uint8)
     half[:4] = 1
     arrays = {"image": image, "label": label} | ({"mask": half} if mask else {})
-    own = {"label_sha256": sha256(name.encode()).hexdigest()}
-    return write_volumes(folder / "nifti" / name, split, arrays, AFFINE, **own)
+    return write_volumes(folder / "nifti" / name, split, arrays, AFFINE)
 
 
 def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[str, Path]:
@@ -55,7 +53,8 @@ def write_two(folder: Path, *, masks: tuple[bool, bool] = (True, True)) -> dict[
 
 def run(folder: Path, *settings: str) -> dict:
     out = folder / "result.json"
-    words = [f"data.cohort_dir={folder}", "name=real", f"out={out}", *settings]
+    words = [f"data.cohort_dir={folder}", "name=real", *settings]
+    words += [] if any(word.startswith("out=") for word in settings) else [f"out={out}"]
     if "evaluate=threshold" not in settings:
         words.insert(0, f"predictions={folder}/predictions")
     evaluate(parse("evaluate", None, words).config)
@@ -182,10 +181,10 @@ def write_bright(folder: Path) -> None:
     """Vessels inside the mask at 100, outside at 60; a distractor of 80 outside the mask, background 20. One voxel of
     the test subject's background inside the mask is 110."""
     subjects = {}
-    for name, split in [("sub-1", "validation"), ("sub-2", "test")]:
+    for name, split, y in [("sub-1", "validation", 2), ("sub-2", "test", 3)]:
         image = np.full(SHAPE, 20.0)
-        label = bar(1, 6)
-        image[1:4, 2, 2], image[4:7, 2, 2] = 100, 60
+        label = bar(1, 6, y=y)
+        image[1:4, y, 2], image[4:7, y, 2] = 100, 60
         image[5, 4, 4] = 80
         image[0, 0, 0] = 110 if split == "test" else 21
         subjects[name] = write_subject(folder, name, split, image, label, mask=True)
@@ -220,9 +219,9 @@ def test_a_threshold_is_not_scored_where_fitted(tmp_path, capsys):
 def test_test_subjects_have_no_say_in_the_threshold(tmp_path):
     write_bright(tmp_path)
     before = run(tmp_path, "evaluate=threshold")["thresholds"]
+    dark = write_subject(tmp_path, "sub-2", "test", 250.0 - bar(0, 0), bar(0, 0), mask=True)
     cohort = Cohort.read(tmp_path)
-    write_volume(cohort.subjects["sub-2"].image, 250.0 - bar(0, 0).astype(np.float32), AFFINE)
-    write_volume(cohort.subjects["sub-2"].label, bar(0, 0), AFFINE)
+    dataclasses.replace(cohort, subjects=cohort.subjects | {"sub-2": dark}).write(tmp_path)
     after = run(tmp_path, "evaluate=threshold")
     assert after["thresholds"] == before and scores(after, "sub-2", "all")["dice"] < 0.01
 
@@ -259,3 +258,43 @@ def test_error_maps_are_written_where_asked(tmp_path):
     assert sorted(path.name for path in (tmp_path / "errors").iterdir()) == [
         f"sub-{n}.{kind}" for n in (1, 2) for kind in ("nii.gz", "png")
     ]
+
+
+@pytest.mark.parametrize("role", ["label", "mask"])
+def test_volumes_changed_since_the_check_are_refused(tmp_path, role):
+    write_two(tmp_path)
+    path = tmp_path / "nifti" / "sub-1" / f"{role}.nii.gz"
+    write_volume(path, bar(0, 3), AFFINE)
+    with pytest.raises(DataError, match=str(path)):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "place"),
+    [
+        ("out", "predictions/segmentation.json"),
+        ("out", "cohort.json"),
+        ("out", "."),
+        ("out", "cohort.json/result.json"),
+        ("error_maps", "predictions"),
+        ("error_maps", "nifti/sub-1"),
+        ("error_maps", "others"),
+        ("error_maps", "cohort.json"),
+    ],
+)
+def test_outputs_replace_nothing_of_others(tmp_path, setting, place):
+    write_two(tmp_path)
+    write_volume(tmp_path / "others" / "sub-1.nii.gz", bar(1, 6), AFFINE)
+    (tmp_path / "predictions" / "segmentation.json").write_text(
+        json.dumps({"format_version": 2, "settings": {}, "volumes": {}})
+    )
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match=f"{setting}="):
+        run(tmp_path, f"{setting}={tmp_path / place}")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_results_and_error_maps_are_made_again(tmp_path):
+    write_two(tmp_path)
+    first = run(tmp_path, f"error_maps={tmp_path}/errors")
+    assert run(tmp_path, f"error_maps={tmp_path}/errors")["subjects"] == first["subjects"]

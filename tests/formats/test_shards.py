@@ -245,6 +245,8 @@ def test_verify_finds_forbidden_values_and_subjects(tmp_path):
     assert "label of patch 1 is neither 0 nor 1" in verify(tmp_path)[0]
     edit_json(tmp_path / MANIFEST, lambda m: m["subjects"].pop("sub-0-é"))
     assert "subject sub-0-é is not in the manifest" in verify(tmp_path, deep=False)[0]
+    with pytest.raises(DataError, match=r"shard-0\.h5.*sub-0-é"):
+        ShardSet(tmp_path).image(0)
 
 
 def raise_version(content: dict) -> None:

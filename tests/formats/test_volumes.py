@@ -1,5 +1,6 @@
 """NIfTI in and out: every damaged or odd file of the kinds that hospitals have, made here and read back."""
 
+import errno
 import gzip
 import os
 import re
@@ -218,6 +219,8 @@ def test_voxels_beyond_memory_are_refused_unread(tmp_path, monkeypatch):
         *({**SFORM, "pixdim": [1, size, 0.5, 0.7, 0, 0, 0, 0]} for size in (np.nan, np.inf, 0, -0.5)),
         {"qform_code": 1, "quatern_b": 0.9, "quatern_c": 0.9},
         {"qform_code": 1, "quatern_b": np.nan},
+        {**SFORM, "srow_x": [0.5, 1200, 0, 0]},
+        {**SFORM, "srow_x": [np.inf, 0, 0, 0], "srow_y": [0, 0, 0, 0]},
         {"scl_slope": 2, "scl_inter": np.nan},
         {"scl_slope": 2, "scl_inter": np.inf},
     ],
@@ -337,3 +340,28 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(ResourceError, match="No space left"):
         volumes.write_volume(tmp_path / "a.nii.gz", an_image(), an_affine())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("units", "mm"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
+def test_lengths_are_read_in_their_units(tmp_path, units, mm):
+    rows = {f"srow_{axis}": np.array(SFORM[f"srow_{axis}"]) / mm for axis in "xyz"}
+    volume = volumes.read_image(claiming(tmp_path / "a.nii", packed=False, **SFORM | rows, xyzt_units=units))
+    assert volume.spacing_mm == pytest.approx((0.5, 0.5, 0.7))
+
+
+def test_a_read_error_is_no_damage(tmp_path, monkeypatch):
+    path, opened = save(tmp_path / "a.nii.gz", an_image()), open
+
+    def refuse(name: object, *arguments: object, **options: object) -> object:
+        if name == path:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(name))
+        return opened(name, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ResourceError, match=r"a\.nii\.gz"):
+        volumes.read_image(path)
+
+
+def test_a_label_of_64_bits_is_written(tmp_path):
+    volumes.write_volume(tmp_path / "a.nii.gz", a_label().astype(np.uint64), an_affine())
+    np.testing.assert_array_equal(volumes.read_label(tmp_path / "a.nii.gz").data_XYZ, a_label())

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -95,3 +96,34 @@ def test_a_flipped_axis_is_named_by_orientation_codes(tmp_path):
 
 def test_both_shapes_are_shown(tmp_path):
     assert difference(tmp_path, an_affine(), (7, 6, 6)) == "shapes 7 x 6 x 5 and 7 x 6 x 6 differ"
+
+
+def three_classes(tmp_path: Path, dtype: type) -> tuple[np.ndarray, Path]:
+    """Float classes 0 to 3 as scripts save them with an angiogram's header, which scales them to its integers."""
+    classes = np.arange(210).reshape(SHAPE) % 4
+    image = nib.Nifti1Image(classes.astype(float), an_affine())
+    image.header.set_data_dtype(dtype)
+    nib.save(image, tmp_path / "classes.nii.gz")
+    return classes, tmp_path / "classes.nii.gz"
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16])
+def test_scaled_classes_are_read_as_integers(tmp_path, dtype):
+    classes, path = three_classes(tmp_path, dtype)
+    volume = volumes.read_label(path, label_values=[1, 2])
+    np.testing.assert_array_equal(volume.data_XYZ, np.isin(classes, [1, 2]))
+    assert volume.values == (0, 1, 2, 3)
+    with pytest.raises(DataError, match=r"label_values=\[1,2,3\]"):
+        volumes.read_label(path)
+
+
+def test_a_soft_label_holds_no_classes(tmp_path):
+    with pytest.raises(DataError, match="label_binarize_threshold"):
+        volumes.read_label(save(tmp_path / "a.nii.gz", (a_label() * 0.7).astype(np.float32)), label_values=[1])
+
+
+def test_tiny_voxels_are_compared_by_their_size(tmp_path):
+    tiny = np.diag([5e-4, 5e-4, 7e-4, 1])
+    first, moved = volumes.read_header(save(tmp_path / "a.nii.gz", an_image(), tiny)), tiny.copy()
+    moved[0, 3] = 5e-4
+    assert volumes.grid_difference(first, volumes.read_header(save(tmp_path / "b.nii.gz", an_image(), moved)))

@@ -10,12 +10,13 @@ import torch
 from vesselgan.config.compose import parse, to_yaml
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.unet import Unet, init_unet_weights
 from vesselgan.segmentation import predict
-from vesselgan.segmentation.predict import best_checkpoint, find_inputs, remove_small_components, segment
+from vesselgan.segmentation.predict import Input, best_checkpoint, find_inputs, remove_small_components, segment
 from vesselgan.segmentation.sliding_window import probability_map, rescale_minmax
 
 FILTERS = (4, 6, 8)
@@ -140,14 +141,14 @@ def test_input_is_file_folder_or_split(run_dir, tiny_cohort, tmp_path):
     def inputs(*settings: str) -> dict[str, Path]:
         cohort = [] if settings[0].startswith("input=") else [f"data.cohort_dir={tiny_cohort}"]
         words = [f"run={run_dir}", "out=out", *cohort, *settings]
-        return find_inputs(parse("segment", None, words).config)[0]
+        return {name: item.image for name, item in find_inputs(parse("segment", None, words).config)[0].items()}
 
     images = {name: tiny_cohort / "nifti" / name / "image.nii.gz" for name in ("sub-4", "sub-5")}
     assert inputs("split=test") == images
     assert list(inputs("split=validation")) == ["sub-3"]
     assert inputs(f"input={images['sub-4']}") == {"image": images["sub-4"]}
     folder = tmp_path / "folder"
-    for name in ("b.nii", "a.nii.gz", "notes.txt"):
+    for name in ("b.nii", "a.nii.gz", "notes.txt", "._a.nii.gz"):
         write_volume(folder / name, image(4, 4, 4), np.eye(4))
     assert list(inputs(f"input={folder}")) == ["a", "b"]
     write_volume(folder / "a.nii", image(4, 4, 4), np.eye(4))
@@ -280,9 +281,9 @@ def test_images_of_other_spacing_are_said(run_dir, tmp_path, caplog):
 def test_images_preprocessed_otherwise_are_refused(run_dir, tmp_path, caplog):
     path = tmp_path / "in" / "image.nii.gz"
     write_volume(path, image(*PATCH), np.diag([0.5, 0.5, 0.7, 1]))
-    predict.check_preprocessing(None, [path])
+    predict.check_preprocessing(None, [Input(path)])
     with pytest.raises(DataError, match="not preprocessed.*allow_mismatch=true"):
-        predict.check_preprocessing(True, [path])
+        predict.check_preprocessing(True, [Input(path)])
     path.with_name("image.json").write_text("{}")
     with pytest.raises(DataError, match="learned from raw volumes"):
         run_segment(run_dir, tmp_path / "out", f"input={path}")
@@ -300,3 +301,31 @@ def test_links_out_of_the_input_folder_are_refused(run_dir, tmp_path):
         find_inputs(parse("segment", None, words).config)
     assert list(find_inputs(parse("segment", None, [*words, "follow_links=true"]).config)[0]) == ["head"]
     assert list(find_inputs(parse("segment", None, [*words[:2], f"input={tmp_path / 'in/head.nii.gz'}"]).config)[0])
+
+
+def test_a_padded_image_is_refused(run_dir, tmp_path):
+    padded = image(18, 14, 10) + 1
+    padded[:, 0] = -2000
+    write_volume(tmp_path / "head.nii.gz", padded, np.eye(4))
+    with pytest.raises(DataError, match=r"head\.nii\.gz.*lower_percentile"):
+        run_segment(run_dir, tmp_path / "out", f"input={tmp_path}/head.nii.gz")
+
+
+def test_a_cohort_is_scaled_by_its_own_limits(run_dir, tiny_cohort, tmp_path):
+    cohort = Cohort.read(tiny_cohort)
+    limits = {name: subject.limits for name, subject in cohort.of_split("test").items()}
+    dataclasses.replace(cohort, percentiles=(6.0, 99.9)).write(tmp_path / "cohort")
+    record = run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tmp_path}/cohort")
+    assert {name: tuple(entry["limits"]) for name, entry in record["volumes"].items()} == limits
+    assert record["settings"]["percentiles"] == [6.0, 99.9]
+    assert all("percentiles" in warning for entry in record["volumes"].values() for warning in entry["warnings"])
+
+
+def test_an_image_changed_since_the_check_is_refused(run_dir, tiny_cohort, tmp_path):
+    cohort = Cohort.read(tiny_cohort)
+    one, other = cohort.of_split("test").values()
+    swapped = dataclasses.replace(one, image=other.image)
+    dataclasses.replace(cohort, subjects={"sub-4": swapped}, is_pseudonymous=True).write(tmp_path / "cohort")
+    with pytest.raises(DataError, match="sub-4") as refusal:
+        run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tmp_path}/cohort")
+    assert str(tiny_cohort) not in str(refusal.value)

@@ -42,8 +42,8 @@ class Split:
     """Subjects that nothing is chosen on."""
     seed: int = field(metadata=DRAWN)
     csv: str | None
-    """A file with the columns subject,split instead of a draw; a further column, patient, says whose visit a subject is
-    where its id does not (dp.unit=patient)."""
+    """A file with the columns subject,split, and no other, instead of a draw; a third, patient, may say whose visit a
+    subject is where its id does not (dp.unit=patient)."""
 
 
 @dataclass
@@ -95,9 +95,11 @@ class Prepare:
     max_clipped_vessel_share: float = field(metadata=SHARE)
     """`check` fails when a larger share of the vessel voxels lies outside the limits."""
     split: Split
-    label_values: list[int] | None
+    label_values: list[int] | None = field(
+        metadata=rule(lambda v: len(v) > 0 and 0 not in v, "must name a value, and not 0, which is background")
+    )
     """Label values that mean vessel, for labels of several classes; null: a binary label."""
-    label_binarize_threshold: float | None
+    label_binarize_threshold: float | None = field(metadata=POSITIVE)
     """Vessel where the label is at least this, for soft labels; null: a soft label is an error."""
     nan_value: float | None
     """Replaces NaN and infinite voxels; null: such a volume is an error."""

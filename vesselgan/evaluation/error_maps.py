@@ -1,10 +1,12 @@
 """Error maps of a segmentation: per voxel true positive, false positive or false negative (the paper's figure 7)."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from vesselgan.core.atomic_io import write_bytes
+from vesselgan.core.atomic_io import PARTIAL, write_bytes
+from vesselgan.core.errors import UsageError
 from vesselgan.core.names import path_in
 from vesselgan.formats.volumes import write_like
 from vesselgan.metrics.masks import as_masks
@@ -34,9 +36,24 @@ def render(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float]) -> np
 
 
 def write(folder: Path, name: str, errors_XYZ: np.ndarray, like: Path, spacing_mm: tuple[float, float, float]) -> None:
-    """Writes FOLDER/<name>.nii.gz on the grid of the file `like`, and FOLDER/<name>.png."""
-    write_like(path_in(folder, name, ".nii.gz"), errors_XYZ, like)
+    """Writes FOLDER/<name>.png and then, on the grid of the file `like`, FOLDER/<name>.nii.gz."""
     write_bytes(path_in(folder, name, ".png"), pictures.encode_png(render(errors_XYZ, spacing_mm)))
+    write_like(path_in(folder, name, ".nii.gz"), errors_XYZ, like)
+
+
+def check_folder(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raises UsageError unless `folder` is new or holds error maps alone; inputs: files that it must not hold."""
+    if folder.resolve() in {path.resolve().parent for path in inputs}:
+        raise UsageError(f"error_maps={folder}: holds the volumes that are compared; name another folder")
+    try:
+        names = {path.name.removesuffix(PARTIAL) for path in folder.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise UsageError(f"error_maps={folder}: is a file; name a folder") from None
+    foreign = [n for n in names if not n.endswith(".png") and n.removesuffix(".nii.gz") + ".png" not in names]
+    if foreign:
+        raise UsageError(f"error_maps={folder}: holds {min(foreign)}, which is no error map; name another folder")
 
 
 def _project(errors_XYZ: np.ndarray, spacing_mm: tuple[float, float, float], axis: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from vesselgan.evaluation import error_maps
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.predictions import Predictions
-from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label, read_mask
+from vesselgan.formats.volumes import Volume, grid_difference, read_header, read_label
 from vesselgan.metrics.scores import UNITS, Entry, count_empty, is_empty, score, summarise
 from vesselgan.runtime.provenance import collect
 
@@ -220,7 +220,7 @@ def read_truth(name: str, subject: Subject, *, needs_mask: bool) -> tuple[np.nda
     if not needs_mask:
         return truth_XYZ, None
     assert subject.mask is not None, "regions_of gives `intracranial` only if every subject has a mask"
-    return truth_XYZ, _read_on_grid(name, subject.mask, subject.label, read_mask)
+    return truth_XYZ, _read_on_grid(name, subject.mask, subject.label, lambda _: subject.read_mask())
 
 
 def _read_on_grid(name: str, path: Path, label: Path, read: Callable[[Path], Volume] = read_label) -> np.ndarray:

@@ -20,7 +20,8 @@ without it nothing can be segmented or scored again.
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,18 +72,40 @@ class Subject:
     patient: str | None = None
     """Whose visit it is; None if unknown."""
     reading: ReadOptions = ReadOptions()
+    pseudonym: str | None = None
+    """In a pseudonymous cohort: what messages say in place of a path."""
 
     def read_image(self) -> Volume:
-        """The image as data preparation reads it."""
-        return volumes.read_image(self.image, nan_value=self.reading.nan_value)
+        """The image as data preparation reads it. Raises DataError unless its voxels are those that were checked."""
+        options = self.reading
+        return self._read("image", lambda path: volumes.read_image(path, nan_value=options.nan_value))
 
     def read_label(self) -> Volume:
-        """The label as data preparation reads it; the subject must have one."""
-        assert self.label is not None
-        threshold = self.reading.label_binarize_threshold
-        return volumes.read_label(
-            self.label, label_values=self.reading.label_values, label_binarize_threshold=threshold
+        """The label likewise; the subject must have one."""
+        values, threshold = self.reading.label_values, self.reading.label_binarize_threshold
+        return self._read(
+            "label", lambda path: volumes.read_label(path, label_values=values, label_binarize_threshold=threshold)
         )
+
+    def read_mask(self) -> Volume:
+        """The brain mask likewise; the subject must have one."""
+        return self._read("mask", volumes.read_mask)
+
+    def _read(self, role: str, read: Callable[[Path], Volume]) -> Volume:
+        path: Path = getattr(self, role)
+        assert path is not None, role
+        try:
+            volume = read(path)
+            if volumes.sha256_of_voxels(volume.data_XYZ) != getattr(self, f"{role}_sha256"):
+                raise DataError(
+                    f"{path}: its voxels changed since they were checked; put the earlier file back, or touch it and "
+                    "start `vesselgan build-shards` again: then the new one is checked"
+                )
+        except (DataError, ResourceError) as error:
+            if self.pseudonym is None:
+                raise
+            raise type(error)(str(error).replace(str(path), f"the {role} of {self.pseudonym}")) from None
+        return volume
 
 
 def is_phantom(root: str | Path) -> bool:
@@ -137,6 +160,8 @@ class Cohort:
                 check_id(name, path): _from_json(entry, paths[name], path.parent, options)
                 for name, entry in content["subjects"].items()
             }
+            if is_pseudonymous:
+                subjects = {name: replace(subject, pseudonym=name) for name, subject in subjects.items()}
             lower, upper = (float(percentile) for percentile in content["percentiles"])
             cohort = cls(check_id(content["name"], path), (lower, upper), subjects, is_pseudonymous)
         _check_leakage(path, cohort.subjects)

@@ -10,6 +10,7 @@ from vesselgan.core.errors import DataError, UsageError
 
 SCALINGS = ("volume", "patch")
 STEPS_PER_UNIT = 257  # 65535 / 255
+MAX_EMPTY_SHARE = 0.25  # of the range between the limits, below the median: tissue is dense there, padding is not
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -55,6 +56,19 @@ def widest_gap_below(image_XYZ: np.ndarray, limits: tuple[float, float]) -> tupl
     widest = int(np.argmax(np.diff(below)))
     start, stop = float(below[widest]), float(below[widest + 1])
     return start, stop, float(np.mean(voxels <= start))
+
+
+def padding_problem(image_XYZ: np.ndarray, limits: tuple[float, float]) -> str | None:
+    """How a padding value far below the tissue would leave it a small part of 0..255; None if there is none."""
+    low, high = limits
+    start, stop, share = widest_gap_below(image_XYZ, limits)
+    if stop - start <= MAX_EMPTY_SHARE * (high - low):
+        return None
+    return (
+        f"no voxel lies between {start:g} and {stop:g}, and {share:.3%} of the non-zero ones below: vessels would be "
+        f"squeezed into {255 * (stop - low) / (high - low):.0f}..255; set what is no tissue to 0, or prepare a cohort "
+        f"with data.prepare.lower_percentile above {100 * share:.4g}"
+    )
 
 
 def scale_to_255(image_XYZ: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

@@ -20,7 +20,7 @@ from nibabel import orientations
 from nibabel.spatialimages import HeaderDataError
 
 from vesselgan.core import memory
-from vesselgan.core.errors import DataError, ResourceError
+from vesselgan.core.errors import DataError, ResourceError, check_readable
 from vesselgan.core.names import on_one_line
 
 SYNTHETIC = "synthetic"
@@ -82,6 +82,7 @@ def _open(path: Path) -> Iterator[Stream]:
     except _BROKEN as error:
         raise DataError(f"{path}: damaged or cut short ({error}); fetch the file again") from error
     except OSError as error:
+        check_readable(path, error)
         target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
         raise DataError(f"{path}{target}: cannot be read ({error.strerror or error})") from error
 
@@ -133,15 +134,15 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
     if header.get_data_dtype().kind not in "biuf":
         raise DataError(f"{path}: {header.get_value_label('datatype')} voxels; convert it to one number per voxel")
     try:
-        file_affine = header.get_best_affine().astype(float)
+        file_affine = header.get_best_affine() * np.array([*[[_mm_per_unit(header)]] * 3, [1.0]])
     except (HeaderDataError, ValueError) as error:  # a quaternion longer than 1
         raise DataError(f"{path}: its qform is not a rotation ({error}); correct the header") from error
     spacing_mm = np.linalg.norm(file_affine[:3, :3], axis=0)
-    if not np.isfinite(file_affine).all() or abs(np.linalg.det(file_affine[:3, :3])) <= 1e-6 * np.prod(spacing_mm):
+    axes = axes_of(file_affine) if _is_grid(file_affine) else np.full((3, 2), np.nan)
+    if np.isnan(axes).any():  # two columns that nearly agree leave nibabel an axis without a direction
         raise DataError(
             f"{path}: its affine is not a grid in space (spacing {format_sizes(spacing_mm)} mm); correct the header"
         )
-    axes = axes_of(file_affine)
     affine = file_affine @ orientations.inv_ornt_aff(axes, shape)
     return Header(
         path=path,
@@ -155,6 +156,18 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         text_fields=(*_text_fields(header), *_gzip_texts(path)),
         notes=_header_notes(header, file_shape),
     )
+
+
+def _is_grid(affine: np.ndarray) -> bool:
+    """Whether its columns are finite and span a space."""
+    if not np.isfinite(affine).all():
+        return False
+    return bool(abs(np.linalg.det(affine[:3, :3])) > 1e-6 * np.prod(np.linalg.norm(affine[:3, :3], axis=0)))
+
+
+def _mm_per_unit(header: nib.Nifti1Header) -> float:
+    """Of xyzt_units, where they are metres or microns; a file without units is in mm."""
+    return {1: 1000.0, 3: 0.001}.get(int(header["xyzt_units"]) & 7, 1.0)
 
 
 def axes_of(affine: np.ndarray) -> np.ndarray:

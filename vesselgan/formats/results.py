@@ -1,12 +1,13 @@
 """Results of evaluations: one JSON file each, {"format_version", "job", "name", ...}. Their keys are their job's."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vesselgan.core.atomic_io import write_text
-from vesselgan.core.errors import DataError, reading
+from vesselgan.core.errors import DataError, UsageError, reading
 from vesselgan.core.names import check_inside
 
 FORMAT_VERSION = 1
@@ -58,6 +59,18 @@ def read_result(path: str | Path) -> Result:
         )
     content: Result = result
     return content
+
+
+def check_replaceable(path: str | Path) -> None:
+    """Raises UsageError unless a result may be written to `path`: it is new, or a result."""
+    path = Path(path)
+    try:
+        if path.is_file() and isinstance(read_result(path).get("job"), str):
+            return
+    except DataError:
+        pass
+    if os.path.lexists(path) or not next(folder for folder in path.parents if folder.exists()).is_dir():
+        raise UsageError(f"out={path}: is there and is no result, which alone may be written over; name another file")
 
 
 def write_result(path: str | Path, result: Result) -> None:

@@ -250,9 +250,16 @@ class ShardSet:
             if len(self._open) >= _MAX_OPEN:
                 self._open.pop(next(iter(self._open))).close()
             info = self.manifest.shards[number]
-            self._open[number] = ShardFile(
+            shard = ShardFile(
                 self.folder / info.file, count=info.count, patch_shape=self.patch_shape, origin=self.origin
             )
+            if strangers := _strangers(shard, self.manifest):
+                shard.close()
+                raise DataError(
+                    f"{shard.path}: holds subjects that the manifest does not name ({', '.join(strangers[:3])}): of "
+                    f"another set; {remedy(self.origin)}"
+                )
+            self._open[number] = shard
         return self._open[number], row
 
 
@@ -281,8 +288,7 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
     except OSError as error:
         check_readable(path, error)
         return [f"{path}: cannot be read ({error.strerror}){after}"]
-    unknown = [name for name in shard.subject_ids if name not in manifest.subjects]
-    problems = [f"{path}: subject {name} is not in the manifest{after}" for name in unknown]
+    problems = [f"{path}: subject {name} is not in the manifest{after}" for name in _strangers(shard, manifest)]
     try:
         problems += [f"{path}: {problem}{after}" for problem in (shard.value_problems() if deep else [])]
     except DataError as error:
@@ -295,6 +301,10 @@ def _shard_problems(folder: Path, manifest: Manifest, info: ShardInfo, deep: boo
 def _content_problem(folder: Path, info: ShardInfo) -> str | None:
     is_same = sha256_of(folder / info.file) == info.sha256
     return None if is_same else f"{folder / info.file}: its bytes changed (sha256 differs from the manifest's)"
+
+
+def _strangers(shard: ShardFile, manifest: Manifest) -> list[str]:
+    return [name for name in shard.subject_ids if name not in manifest.subjects]
 
 
 def _size_problem(folder: Path, info: ShardInfo) -> str | None:

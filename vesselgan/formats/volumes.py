@@ -7,6 +7,7 @@ file's own axes; `write_like` takes an array back to a file's grid.
 # X Y Z voxels of the canonical grid
 
 import gzip
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,13 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats.nifti import Header, axes_of, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
-__all__ += ["write_volume"]
+__all__ += ["sha256_of_voxels", "write_volume"]
 
 MAX_LABEL_VALUES = 32
-AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm), far below a voxel
+CLASS_TOLERANCE = 0.1
+"""Of a class from its integer: 50 classes that a float array's header scales to 8 bits are up to this far off."""
+AFFINE_TOLERANCE_MM = 0.01  # above the rounding of stored affines (about 1e-3 mm)
+AFFINE_TOLERANCE_VOXELS = 0.05
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,13 @@ def read_label(
     notes = header.notes
     if not np.isfinite(raw).all():
         raise DataError(f"{path}: {int((~np.isfinite(raw)).sum())} label voxels are NaN or infinite; correct the file")
+    if label_values is not None:
+        if np.abs(raw - np.rint(raw)).max() > CLASS_TOLERANCE:
+            raise DataError(
+                f"{path}: soft label (values {_format_values(_distinct(raw))}), which holds no classes for "
+                "data.prepare.label_values; set where vessel begins: data.prepare.label_binarize_threshold=0.5"
+            )
+        raw = np.rint(raw)
     values = _distinct(raw)
     if label_values is not None:
         is_vessel = np.isin(raw, np.asarray(label_values, dtype=raw.dtype))
@@ -110,8 +121,15 @@ def read_mask(path: str | Path) -> Volume:
     return _volume((raw > 0).astype(np.uint8), header, notes, tuple(values))
 
 
+def sha256_of_voxels(volume_XYZ: np.ndarray) -> str:
+    """The same for the same voxels, however they are stored, packed or oriented in a file."""
+    digest = hashlib.sha256(f"{volume_XYZ.dtype} {volume_XYZ.shape}".encode())
+    digest.update(np.ascontiguousarray(volume_XYZ).data)
+    return digest.hexdigest()
+
+
 def grid_difference(first: Header, second: Header) -> str | None:
-    """How the voxel grids of two files differ; None if they agree to AFFINE_TOLERANCE_MM at every corner.
+    """How the voxel grids of two files differ; None if they agree to both tolerances at every corner.
 
     Files of different orientation differ even if their canonical grids agree: a mirrored label over an image is the
     commoner cause, and nothing in the header distinguishes the two.
@@ -123,8 +141,9 @@ def grid_difference(first: Header, second: Header) -> str | None:
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=float)
     corners[:, :3] *= np.array(first.file_shape[:3]) - 1
     difference_mm = float(np.linalg.norm(corners @ (first.file_affine - second.file_affine).T, axis=1).max())
-    if difference_mm > AFFINE_TOLERANCE_MM:
-        return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {AFFINE_TOLERANCE_MM} mm)"
+    allowed_mm = min(AFFINE_TOLERANCE_MM, AFFINE_TOLERANCE_VOXELS * min(first.spacing_mm))
+    if difference_mm > allowed_mm:
+        return f"affines put the same voxel up to {difference_mm:.3g} mm apart (allowed: {allowed_mm:g} mm)"
     return None
 
 
@@ -160,7 +179,8 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, de
 
 def volume_bytes(array_XYZ: np.ndarray, affine: np.ndarray, description: str = "") -> bytes:
     """Of the NIfTI file that `write_volume` writes, unpacked."""
-    dtype = {"bool": np.uint8, "float16": np.float32, "int64": np.int32}.get(array_XYZ.dtype.name, array_XYZ.dtype)
+    smaller = {"bool": np.uint8, "float16": np.float32, "int64": np.int32, "uint64": np.uint32}  # nibabel has no others
+    dtype = smaller.get(array_XYZ.dtype.name, array_XYZ.dtype)
     image = nib.Nifti1Image(array_XYZ.astype(dtype, copy=False), affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1, strip_shears=True)
@@ -191,14 +211,15 @@ def _vessel_value(path: Path, values: list[float]) -> float:
     top = values[-1]
     if len(values) <= 2 and values[0] in (0.0, top) and (abs(top - 1) < 1e-5 or top in (0.0, 255.0)):
         return top or 1.0
-    if any(value != round(value) for value in values):
+    if any(abs(value - round(value)) > CLASS_TOLERANCE for value in values):
         raise DataError(
             f"{path}: soft label (values {_format_values(values)}); set where vessel begins: "
             "data.prepare.label_binarize_threshold=0.5"
         )
+    classes = ",".join(str(round(value)) for value in values if round(value))
     raise DataError(
-        f"{path}: label values {_format_values(values)} are not 0 and 1; "
-        f"set which mean vessel: data.prepare.label_values=[{','.join(f'{value:g}' for value in values if value)}]"
+        f"{path}: label values {_format_values(values)} are not 0 and 1; set which mean vessel: "
+        f"data.prepare.label_values=[{classes}]"
     )
 
 

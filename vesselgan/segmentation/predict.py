@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,11 @@ from vesselgan.core.console import counted, log
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
 from vesselgan.core.names import check_id, check_inside
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS, weights_file
-from vesselgan.formats.cohort import Cohort
-from vesselgan.formats.intensities import intensity_limits, scale_to_255
+from vesselgan.formats.cohort import Cohort, Subject
+from vesselgan.formats.intensities import intensity_limits, padding_problem, scale_to_255
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.volumes import read_image, write_like
+from vesselgan.formats.volumes import Volume, read_image, write_like
 from vesselgan.models.unet import Unet
 from vesselgan.runtime import distributed
 from vesselgan.runtime.checkpoint import read_weights
@@ -67,19 +67,34 @@ class Settings:
     """The volumes that it may not be scored on (segmentation.training_provenance); null if unknown."""
 
 
+@dataclass(frozen=True)
+class Input:
+    """An image to segment."""
+
+    image: Path
+    subject: Subject | None = None
+    """In a cohort: it is read and scaled as its data preparation checked it."""
+
+    def __str__(self) -> str:
+        return str(self.image) if self.subject is None else self.subject.pseudonym or str(self.image)
+
+
 def segment(config: Segment) -> Predictions:
     """Write OUT/<subject>.nii.gz, {0, 1} in the image's own number type, for a file, a folder or a cohort's split.
 
-    Each image is scaled as in training (percentile from the checkpoint) and predicted in float32 whatever the run's
-    precision. The folder's record holds the settings and each volume's checksums; a volume that it lists unchanged
-    is kept, so a stopped job resumes. Ranks divide the volumes. Raises UsageError if OUT holds something else.
+    Each image is scaled by the limits of its cohort, others by the checkpoint's percentiles, and predicted in float32
+    whatever the run's precision. The folder's record holds the settings and each volume's checksums; a volume that it
+    lists unchanged is kept, so a stopped job resumes. Ranks divide the volumes. Raises UsageError if OUT holds
+    something else.
     """
     out = Predictions(config.out, cohort_dir=config.data.cohort_dir if config.input is None else None)
     trained: TrainUnet = RunDir(config.run).config("train_unet")
     settings, weights = read_run(config, trained)
+    inputs, percentiles = find_inputs(config)
+    learned_percentiles = settings.percentiles
+    settings = replace(settings, percentiles=list(percentiles or learned_percentiles))
     recorded = asdict(settings)
-    inputs, nan_value = find_inputs(config)
-    if any(path.parent.resolve() == out.folder.resolve() for path in inputs.values()):
+    if any(item.image.parent.resolve() == out.folder.resolve() for item in inputs.values()):
         raise UsageError(f"out={config.out} is the folder of the images: name another one, inputs are never changed")
     if not config.allow_mismatch:
         check_preprocessing(settings.is_preprocessed, inputs.values())
@@ -91,12 +106,12 @@ def segment(config: Segment) -> Predictions:
         count = counted(len(inputs), "volume")
         log.info(f"segmenting {count} with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}")
         for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
-            image, head = inputs[subject], f"[{number}/{len(inputs)}] {subject}"
-            if out.is_up_to_date(subject, volumes.get(subject), image, probability=settings.probability):
+            item, head = inputs[subject], f"[{number}/{len(inputs)}] {subject}"
+            if out.is_up_to_date(subject, volumes.get(subject), item.image, probability=settings.probability):
                 print(f"{head}: done already", flush=True)
                 continue
             started = time.perf_counter()
-            volumes[subject] = segment_volume(unet, image, out, subject, settings, nan_value=nan_value)
+            volumes[subject] = segment_volume(unet, item, out, subject, settings, learned_percentiles)
             print(f"{head}: {_in_words(volumes[subject])}, {time.perf_counter() - started:.1f} s", flush=True)
             out.write(recorded, volumes, rank=world.rank)
         distributed.barrier()
@@ -137,17 +152,13 @@ def read_run(config: Segment, trained: TrainUnet) -> tuple[Settings, dict[str, T
 
 
 def segment_volume(
-    unet: Unet, image: Path, out: Predictions, subject: str, settings: Settings, *, nan_value: float | None
+    unet: Unet, item: Input, out: Predictions, subject: str, settings: Settings, learned_percentiles: Sequence[float]
 ) -> dict[str, Any]:
     """Segment one image; returns its entry in the record."""
-    volume = read_image(image, nan_value=nan_value)
-    warnings = differences(settings, image, volume.spacing_mm)
+    volume, limits = read_scaled(item, settings.percentiles)
+    warnings = differences(settings, item.image, volume.spacing_mm, learned_percentiles)
     for warning in warnings:
-        log.warning(f"{image}: {warning}; the segmentation may be wrong")
-    try:
-        limits = intensity_limits(volume.data_XYZ, settings.percentiles)
-    except DataError as error:
-        raise DataError(f"{image}: {error}") from error
+        log.warning(f"{item}: {warning}; the segmentation may be wrong")
     probability_XYZ = probability_map(
         unet,
         scale_to_255(volume.data_XYZ, limits),
@@ -161,22 +172,41 @@ def segment_volume(
         probability_XYZ >= settings.threshold, settings.min_component_voxels
     )
     if settings.probability:
-        write_like(out.probability(subject), probability_XYZ, image)
-    write_like(out.label(subject), label_XYZ.astype(volume.header.dtype), image)
+        write_like(out.probability(subject), probability_XYZ, item.image)
+    write_like(out.label(subject), label_XYZ.astype(volume.header.dtype), item.image)
     return {
         "shape": list(label_XYZ.shape),
         "limits": list(limits),
         "num_vessel_voxels": int(np.count_nonzero(label_XYZ)),
         "num_removed_components": num_removed,
         "warnings": warnings,
-        "image_sha256": sha256_of(image),
+        "image_sha256": sha256_of(item.image),
         "output_sha256": sha256_of(out.label(subject)),
     }
 
 
-def differences(settings: Settings, image: Path, spacing_mm: Sequence[float]) -> list[str]:
+def read_scaled(item: Input, percentiles: Sequence[float]) -> tuple[Volume, tuple[float, float]]:
+    """(image, the intensities that become 0 and 255). Raises DataError for what `vesselgan check` would refuse."""
+    if item.subject is not None:
+        return item.subject.read_image(), item.subject.limits
+    volume = read_image(item.image)
+    try:
+        limits = intensity_limits(volume.data_XYZ, percentiles)
+    except DataError as error:
+        raise DataError(f"{item}: {error}") from error
+    if (problem := padding_problem(volume.data_XYZ, limits)) is not None:
+        raise DataError(f"{item}: {problem}")
+    return volume, limits
+
+
+def differences(
+    settings: Settings, image: Path, spacing_mm: Sequence[float], learned_percentiles: Sequence[float]
+) -> list[str]:
     """In what an image is unlike those that the U-Net learned from."""
     found = []
+    if list(settings.percentiles) != list(learned_percentiles):
+        own, theirs = (" and ".join(f"{p:g}" for p in pair) for pair in (settings.percentiles, learned_percentiles))
+        found.append(f"scaled between the percentiles {own} of its cohort, the U-Net learned between {theirs}")
     learned = settings.spacing_mm
     ratios = [] if learned is None else [a / b for a, b in zip(spacing_mm, learned, strict=True)]
     if any(not 1 / SPACING_RATIO <= ratio <= SPACING_RATIO for ratio in ratios):
@@ -187,9 +217,9 @@ def differences(settings: Settings, image: Path, spacing_mm: Sequence[float]) ->
     return found
 
 
-def check_preprocessing(of_training: bool | None, images: Collection[Path]) -> None:
+def check_preprocessing(of_training: bool | None, inputs: Collection[Input]) -> None:
     """Raises DataError for images that were not preprocessed as the training volumes were; None: unknown."""
-    if wrong := [image for image in images if of_training not in (None, is_preprocessed(image))]:
+    if wrong := [item for item in inputs if of_training not in (None, is_preprocessed(item.image))]:
         raise DataError(
             f"{wrong[0]}{f' and {len(wrong) - 1} more' if len(wrong) > 1 else ''}: "
             f"{_preprocessing_mismatch(is_trained_on_preprocessed=bool(of_training))}; what it segments there means "
@@ -250,19 +280,19 @@ def load_unet(weights: dict[str, Tensor], trained: TrainUnet, run_dir: str) -> U
     return unet.eval()
 
 
-def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
-    """(subject -> image, the value that replaces NaN); raises UsageError or DataError if there is no image.
+def find_inputs(config: Segment) -> tuple[dict[str, Input], Sequence[float] | None]:
+    """(subject -> image, a cohort's percentiles); raises UsageError or DataError if there is no image.
 
     Without a cohort a subject is a file's name without its suffix.
     """
     if config.input is None:
-        subjects = Cohort.read(config.data.cohort_dir).of_split(config.split)
-        nan_value = next(iter(subjects.values())).reading.nan_value
-        return {name: subject.image for name, subject in subjects.items()}, nan_value
+        cohort = Cohort.read(config.data.cohort_dir)
+        subjects = cohort.of_split(config.split)
+        return {name: Input(subject.image, subject) for name, subject in subjects.items()}, cohort.percentiles
     source = Path(config.input)
     if not source.exists():
         raise UsageError(f"input={source}: no such file or folder")
-    files = sorted(source.iterdir()) if source.is_dir() else [source]
+    files = [path for path in sorted(source.iterdir()) if path.name[0] != "."] if source.is_dir() else [source]
     images: dict[str, Path] = {}
     for path in files:
         suffix = next((name for name in SUFFIXES if path.name.endswith(name)), None)
@@ -278,4 +308,4 @@ def find_inputs(config: Segment) -> tuple[dict[str, Path], float | None]:
         check_inside(source, images.values(), "copy what it names, or follow_links=true reads it")
     if not images:
         raise DataError(f"input={source}: holds no .nii or .nii.gz file (folders below it are not searched)")
-    return images, None
+    return {subject: Input(path) for subject, path in images.items()}, None

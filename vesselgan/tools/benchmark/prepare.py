@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from data_prep import patches
-from data_prep.check import sha256_of_voxels
 from data_prep.phantom import generate_subject
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.errors import ResourceError
@@ -97,7 +96,7 @@ def _stages(folder: Path, config: Benchmark) -> dict[str, float]:
 
     image_volume = timed("read image", lambda: volumes.read_image(folder / "image.nii.gz"))
     label_volume = timed("read label", lambda: volumes.read_label(folder / "vessel.nii.gz"))
-    timed("hash", lambda: [sha256_of_voxels(v.data_XYZ) for v in (image_volume, label_volume)])
+    timed("hash", lambda: [volumes.sha256_of_voxels(v.data_XYZ) for v in (image_volume, label_volume)])
     limits = timed("limits", lambda: intensity_limits(image_volume.data_XYZ, PERCENTILES))
     scaled_XYZ = timed("scale", lambda: scale_to_255(image_volume.data_XYZ, limits))
     pairs, corners_N3 = timed("cut", lambda: cut_pairs(scaled_XYZ, label_volume.data_XYZ, config))
