@@ -8,7 +8,7 @@ from torch import Tensor
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.flow import knows_place
 from vesselgan.config.schema import Plan, TrainGan
-from vesselgan.core.errors import UsageError
+from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.data.positions import positions_and_extent_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
@@ -136,6 +136,11 @@ def _restore_or_init(session: Session, engines: Engines, private: PrivateRun | N
     def accept(state: dict[str, Any]) -> None:
         if private is not None:
             private.load_or_init(session, state, engines[private.network])
+        elif "privacy" in state:
+            raise PrivacyError(
+                f"{session.run_dir}: a private run, and variant.dp=null would train it on without noise, so that its "
+                "epsilon would not be true; start a new run directory"
+            )
 
     if session.restore(engines, accept):
         return None
