@@ -125,6 +125,7 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
         ("flow", (), "flow_label"),
         ("flow_label", ("shape=[64,80,30]",), "shape"),
         ("flow_label", ("spacing_mm=[0.2,0.2,0.2]",), "shape"),
+        ("flow_label", ("spacing_mm=[]",), "spacing_mm"),
         ("flow_label", ("num_patches=3",), "num_patches"),
         ("flow_label", ("nifti=true",), "nifti"),
     ],

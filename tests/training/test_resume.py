@@ -231,6 +231,13 @@ def test_other_data_is_refused_unless_allowed(train_here, straight, tmp_path):
     train_here(broken, *SN, "allow_config_change=[content]")
 
 
+def test_an_average_does_not_start_midway(train_here, straight, tmp_path):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    with pytest.raises(CheckpointError, match="variant.ema_decay=0.9"):
+        train_here(broken, *SN, "variant.ema_decay=0.9", "allow_config_change=[variant]")
+    assert len(RunDir(broken).sessions()) == 1
+
+
 def test_a_lost_position_is_refused(train_here, straight, tmp_path):
     broken = broken_at(straight, tmp_path / "broken", 2)
     folder = broken / "checkpoints" / "step_00000002"
