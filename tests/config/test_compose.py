@@ -134,6 +134,8 @@ def test_the_default_is_the_papers_best_model():
         ("variant.precision=fp8", "fp32, fp16, bf16"),
         ("train.batch_size=four", "train.batch_size"),
         ("data.label_threshold=1.5", "data.label_threshold"),
+        ("data.label_threshold=0", "data.label_threshold"),
+        ("variant.label_threshold=0", "variant.label_threshold"),
         ("data.prepare.patch_shape=[64,64,32]", "`data."),
         ("data.cohort_dir=/a=b", "quotes"),
         ("train.epochs=", "train.epochs"),

@@ -69,6 +69,21 @@ def zero(**more: Any) -> dict[str, Any]:
         (zero(reduce_bucket_size=0), "reduce_bucket_size"),
         (zero(overlap_comm=1), "overlap_comm"),
         ({"fp16": True}, "`fp16`"),
+        (fp16(initial_scale_power=200), "fp16.initial_scale_power=200"),
+        (fp16(loss_scale_window=1.5), "fp16.loss_scale_window=1.5"),
+        (fp16(hysteresis=1.5), "fp16.hysteresis=1.5"),
+        (fp16(hysteresis=None), "fp16.hysteresis=None"),
+        (fp16(min_loss_scale=float("inf")), "fp16.min_loss_scale=inf"),
+        (fp16(loss_scale=True), "fp16.loss_scale=True"),
+        (fp16(consecutive_hysteresis="x"), "fp16.consecutive_hysteresis='x'"),
+        (zero(reduce_bucket_size=0.5), "zero_optimization.reduce_bucket_size=0.5"),
+        (zero(reduce_bucket_size=None), "zero_optimization.reduce_bucket_size=None"),
+        ({"steps_per_print": 0}, "steps_per_print=0"),
+        ({"steps_per_print": "x"}, "steps_per_print='x'"),
+        ({"steps_per_print": {}}, "steps_per_print={}"),
+        ({"comms_logger": 3}, "`comms_logger`"),
+        ({"comms_logger": {"enabled": 1}}, "comms_logger.enabled=1"),
+        ({"comms_logger": {"prof_ops": "all"}}, "comms_logger.prof_ops='all'"),
         ([1], "ds.json"),
     ],
 )
@@ -94,6 +109,7 @@ def test_an_unreadable_json_is_named(tmp_path):
         fp16(loss_scale=0, initial_scale_power=16, loss_scale_window=500, hysteresis=2, min_loss_scale=1),
         fp16(loss_scale=128.0),
         bf16(check_grad_overflow=True),
+        {"steps_per_print": 10, "comms_logger": {"enabled": True, "prof_ops": ["all_reduce"]}},
         zero(reduce_bucket_size=5e7, overlap_comm=True, contiguous_gradients=True),
     ],
 )
@@ -108,6 +124,13 @@ def test_the_json_receives_its_precision(precision):
     assert completed[precision] == {"loss_scale_window": 9, "enabled": True}
     assert completed["gradient_clipping"] == 0.0  # left out, DeepSpeed clips at 1
     assert "enabled" not in silent[precision]
+
+
+def test_what_is_switched_off_is_left_out():
+    settings = {"optimizer": False, "amp": False} | fp16(auto_cast=False)
+    deepspeed.check("ds.json", settings)
+    assert deepspeed.complete("ds.json", settings, "fp16").keys() & settings.keys() == {"fp16", "zero_optimization"}
+    assert deepspeed.complete("ds.json", settings, "fp16")["fp16"] == {"enabled": True}
 
 
 @pytest.mark.parametrize("stated", [fp16(), bf16(), {"fp16": {"enabled": False}}])

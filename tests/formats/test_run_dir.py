@@ -1,11 +1,13 @@
 """A run directory answers what its files say, at every point of its life, and names a damaged one."""
 
+import dataclasses
 import json
 
 import pytest
 
 from vesselgan.config import compose
 from vesselgan.core.errors import CheckpointError, DataError, UsageError
+from vesselgan.formats.run_changes import config_changes, engine_changes
 from vesselgan.formats.run_dir import RunDir
 
 
@@ -43,6 +45,17 @@ def test_what_was_learned_from_is_never_forgotten(tmp_path):
         run.record_session(config, {}, changes, {"step": 0, "inputs": inputs, "weights_from": origin}, {})
     assert run.trained_on() == now["gan/train"]
     assert run.learned_from() == {*before.values(), *now.values(), *earlier.values(), "unknown"}
+
+
+@pytest.mark.parametrize(("variant", "group"), [("dpgan", "dp"), ("flow", "flow")])
+def test_a_group_switched_off_is_a_change(variant, group):
+    """Its settings are then in one of the two alone, which is not the same as null in both."""
+    before = compose.compose("train_gan", [f"variant={variant}"])
+    after = dataclasses.replace(before, variant=dataclasses.replace(before.variant, **{group: None}))
+    settings = {f"variant.{group}.{field.name}" for field in dataclasses.fields(getattr(before.variant, group))}
+    for changes in (config_changes(before, after), config_changes(after, before)):
+        assert {change.key for change in changes} == settings | {f"variant.{group}"}
+    assert [change.key for change in engine_changes("critic", {"fp16": None}, {})] == ["deepspeed.critic.fp16"]
 
 
 def test_a_later_entry_of_a_step_counts(tmp_path):

@@ -288,6 +288,14 @@ def test_labels_are_cut_where_they_are_most_like_real_ones(tmp_path: Path) -> No
     assert chosen(tmp_path, "anew") == 0.55
 
 
+def test_a_lost_training_set_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "run")
+    set_training_labels(tmp_path / "run", 0.65)
+    (tmp_path / "cohort/shards/gan/train/shard-0.h5").unlink()
+    assert len(generate(settings(tmp_path / "run"))) == 5
+    assert "not compared with the training set" in capsys.readouterr().out
+
+
 def test_a_private_run_reads_no_training_label(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     set_training_labels(tmp_path / "run", 0.65)

@@ -1,5 +1,6 @@
 """Whole heads as a cohort: what lies on disk, that it is read as a patient's, resumed, and refused in words."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,10 +15,14 @@ from scipy import ndimage
 from vesselgan.config import compose
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.nifti import read_header
+from vesselgan.formats.shards import content_hash
+from vesselgan.formats.synthetic_volumes import COMPARISON
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.synthesis import volumes as synthesis
 from vesselgan.synthesis.run import run
 from vesselgan.synthesis.windows import make_image
+
+from ..conftest import write_set
 
 SHAPE = (64, 80, 41)
 
@@ -79,6 +84,17 @@ def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, variant, wri
         assert 1 <= ndimage.label(vessel_XYZ, np.ones((3, 3, 3)))[1] <= 3
 
 
+def test_a_lost_training_cohort_ends_nothing(tmp_path, capsys, monkeypatch, write_run):
+    """Shards may have travelled without their volumes."""
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[0])
+    run_dir = write_run(tmp_path / "run")
+    folder = write_set(tmp_path / "run/phantom/shards/gan/train", range(2), ["a", "b"])
+    (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(folder)}}))
+    assert len(content(heads(run_dir, tmp_path / "heads", "volumes=1"))) == 3
+    assert "not compared with the training cohort" in capsys.readouterr().out
+    assert json.loads((tmp_path / "heads" / COMPARISON).read_text()).keys() == {"synthetic heads"}
+
+
 def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run):
     monkeypatch.setattr(synthesis, "compare_with_training", lambda out, subjects, windows, run: None)
     run_dir = write_run(tmp_path / "run")
@@ -109,6 +125,7 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
         ("flow", (), "flow_label"),
         ("flow_label", ("shape=[64,80,30]",), "shape"),
         ("flow_label", ("spacing_mm=[0.2,0.2,0.2]",), "shape"),
+        ("flow_label", ("spacing_mm=[]",), "spacing_mm"),
         ("flow_label", ("num_patches=3",), "num_patches"),
         ("flow_label", ("nifti=true",), "nifti"),
     ],

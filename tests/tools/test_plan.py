@@ -117,7 +117,25 @@ def test_a_measured_machine_gives_hours(capsys):
     assert "~" in text and "0.08" in text and "paper, TITAN RTX" in text and "AMD EPYC" not in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "memory_gib", "named"),
+    [
+        ("variant.penalty_reduction=batch", 0.0035, "; use train.batch_size=2"),
+        ("variant.penalty_reduction=batch", 0.0001, "; use half precision"),
+        ("variant.penalty_reduction=sample train.batch_size=5", 0.0035, "use 5 ranks or train.batch_size="),
+    ],
+)
+def test_advice_is_what_training_takes(capsys, settings, memory_gib, named):
+    """No ranks or micro-batches for a penalty over the whole batch; no ranks over which the batch does not divide."""
+    text = f"variant=sn {settings} patch_shape=[32,32,16] variant.width=8 device=cpu memory_gib={memory_gib}"
+    plan(parse("plan", None, text.split()))
+    advice = capsys.readouterr().out.strip().splitlines()[-1]
+    assert named in advice and ("batch_per_gpu" not in advice or "sample" in settings)
+
+
 def test_what_cannot_run_is_not_planned():
+    with pytest.raises(UsageError, match="variant.muon_learning_rate"):
+        words("variant=flow zero_stage=1 patch_shape=[32,32,16] variant.width=8 device=cpu")
     with pytest.raises(UsageError, match="ZeRO"):
         words("variant=sn_mp zero_stage=0")
     with pytest.raises(UsageError, match="3 ranks"):

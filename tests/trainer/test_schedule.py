@@ -15,7 +15,7 @@ def test_epochs_give_the_steps():
     assert SCHEDULE.stop == 9 and SCHEDULE.batches == range(18)
     assert replace(SCHEDULE, max_steps=4).stop == 4
     assert replace(SCHEDULE, epochs=1, batches_per_step=7).stop == 1
-    assert SCHEDULE.resumed_from({"step": 0}, limit=5).stop == 5
+    assert replace(SCHEDULE, limit=5).resumed_from({"step": 0}).stop == 5
     assert SCHEDULE.position_after(4) == {"seed": 7, "epoch": 1, "patches": 8}
 
 
@@ -33,3 +33,11 @@ def test_what_fits_no_batch_is_refused():
         _ = replace(SCHEDULE, batch_size=25).stop
     with pytest.raises(CheckpointError, match="position"):
         SCHEDULE.resumed_from({"step": 3})
+
+
+@pytest.mark.parametrize("end", [{"max_steps": 3}, {"epochs": 1}, {"limit": 3}])
+def test_a_run_past_its_end_is_refused(end):
+    state = {"step": 4, "position": SCHEDULE.position_after(4)}
+    with pytest.raises(UsageError, match=next(iter(end)).replace("limit", "target_epsilon")):
+        replace(SCHEDULE, **end).resumed_from(state)
+    assert replace(SCHEDULE, max_steps=4).resumed_from(state).steps == range(4, 4)

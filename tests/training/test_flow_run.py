@@ -17,6 +17,7 @@ from vesselgan.runtime.noise import NoiseSampler
 from vesselgan.synthesis.sampler import load_generator
 from vesselgan.training.gan import critic_step, generator_step
 
+from ..conftest import edit_json
 from .conftest import PATCH_SHAPE, StillEngine
 
 FLOW = ("variant=flow", "train.max_steps=4", "train.checkpoint_every=2", "train.keep_last=9")
@@ -104,6 +105,19 @@ def test_a_private_flow_spends_and_hides_places(train_here, tmp_path):
     kept = weights(tmp_path / "run", 3)
     assert (kept["position_counts"] == 1).all() and (kept["patch_extent"] == 1).all()
     assert all(row["dp/epsilon"] > 0 for row in logged(tmp_path / "run"))
+
+
+def test_a_flow_without_places_asks_for_none(train_here, work_dir, tmp_path):
+    """Of a set that does not say how large the volumes are."""
+    shutil.copytree(work_dir / "phantom", tmp_path / "phantom")
+    edit_json(
+        tmp_path / "phantom/shards/gan/train/manifest.json",
+        lambda manifest: [subject.pop("shape") for subject in manifest["subjects"].values()],
+    )
+    words = ("variant=flow", "train.max_steps=1", f"data.cohort_dir={tmp_path / 'phantom'}")
+    with pytest.raises(DataError, match="shape"):
+        train_here(tmp_path / "placed", *words)
+    assert train_here(tmp_path / "run", *words, "variant.flow.position=false")["steps"] == 1
 
 
 def test_learning_rate_falls_to_its_share(train_here, tmp_path):

@@ -70,6 +70,17 @@ def test_a_run_resumes_only_with_its_account(train_here: TrainHere, tmp_path: Pa
     assert "per patch: epsilon" in log and "per patient: epsilon" in log
 
 
+def test_a_private_run_stays_private(train_here: TrainHere, tmp_path: Path) -> None:
+    train_here(tmp_path / "run", *DPGAN, "train.max_steps=1")
+    (tmp_path / "run" / "finished.json").unlink()
+    on = ["variant=dpgan", "variant.dp=null", "train.max_steps=2"]
+    with pytest.raises(CheckpointError, match=r"variant\.dp\.unit"):
+        train_here(tmp_path / "run", *on, "allow_config_change=[train]")
+    with pytest.raises(PrivacyError, match=r"variant\.dp"):
+        train_here(tmp_path / "run", *on, "allow_config_change=[train,variant]")
+    assert not (tmp_path / "run" / "finished.json").exists()
+
+
 def test_a_secret_key_is_the_runs_own(train_here: TrainHere, tmp_path: Path) -> None:
     report = train_here(tmp_path / "run", *DPGAN, "train.max_steps=1")
     assert report["privacy"]["is_key_secret"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vesselgan.core.errors import CheckpointError, ResourceError
+from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.runtime import checkpoint
@@ -146,6 +146,31 @@ def test_a_finished_run_takes_more_steps(train_here, straight, tmp_path):
     assert [row["step"] for row in metrics(run_dir)] == list(range(1, 8))
 
 
+def test_what_a_finished_run_ignores_is_refused(train_here, straight, tmp_path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(straight, run_dir)
+    with pytest.raises(CheckpointError, match="nonsense"):
+        train_here(run_dir, *SN, "checkpoint=nonsense")
+    train_here(run_dir, *SN, "checkpoint=step_00000004")
+    assert len(RunDir(run_dir).sessions()) == 1  # without a change it would end the same
+    faster = (*SN, "variant.learning_rate_critic=1e-3", "allow_config_change=[variant]")
+    with pytest.raises(UsageError, match="learning_rate_critic"):
+        train_here(run_dir, *faster)
+    assert train_here(run_dir, *faster, "checkpoint=step_00000004")["steps"] == 6
+    assert [session["step"] for session in RunDir(run_dir).sessions()] == [0, 4]
+
+
+def test_steps_beyond_the_end_are_refused(train_here, straight, tmp_path):
+    """Before anything is set aside."""
+    broken = broken_at(straight, tmp_path / "broken", 6)
+    fewer = [*SN[:2], *SN[3:], "train.max_steps=3", "allow_config_change=[train]"]
+    for words in (fewer, [*fewer, "checkpoint=step_00000004"]):
+        with pytest.raises(UsageError, match="max_steps"):
+            train_here(broken, *words)
+    assert len(list((broken / "checkpoints").glob("*.set_aside"))) == 0
+    assert train_here(broken, *fewer, "checkpoint=step_00000002")["steps"] == 3
+
+
 def test_the_position_is_kept_in_patches(train_here, straight, tmp_path, monkeypatch):
     broken = broken_at(straight, tmp_path / "broken", 4)
     asked, stream = [], gan_trainer.stream
@@ -204,6 +229,13 @@ def test_other_data_is_refused_unless_allowed(train_here, straight, tmp_path):
     with pytest.raises(CheckpointError, match="content.gan/train: 0000"):
         train_here(broken, *SN)
     train_here(broken, *SN, "allow_config_change=[content]")
+
+
+def test_an_average_does_not_start_midway(train_here, straight, tmp_path):
+    broken = broken_at(straight, tmp_path / "broken", 2)
+    with pytest.raises(CheckpointError, match="variant.ema_decay=0.9"):
+        train_here(broken, *SN, "variant.ema_decay=0.9", "allow_config_change=[variant]")
+    assert len(RunDir(broken).sessions()) == 1
 
 
 def test_a_lost_position_is_refused(train_here, straight, tmp_path):

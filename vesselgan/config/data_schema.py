@@ -6,7 +6,17 @@ A command's `data` holds what that command reads: a setting that it lacks is ref
 from dataclasses import dataclass, field
 from typing import Any
 
-from vesselgan.config.checks import MAX_PATCHES, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, one_of, read_if, rule
+from vesselgan.config.checks import (
+    MAX_PATCHES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    THREE_SIZES,
+    THRESHOLD,
+    one_of,
+    read_if,
+    rule,
+)
 from vesselgan.core.names import is_id
 
 
@@ -161,14 +171,14 @@ def _num_workers(config: Any) -> int:
 
 @dataclass
 class GanData(TrainingData):
-    label_threshold: float = field(metadata=SHARE)
+    label_threshold: float = field(metadata=THRESHOLD)
     """Of the sample images that a run writes; the real labels that it learns from need none."""
 
 
 @dataclass
 class LearningData(TrainingData):
     label_threshold: float | None = field(
-        metadata=SHARE | read_if(lambda c: c.data.source != "real", "data.source=synthetic or both")
+        metadata=THRESHOLD | read_if(lambda c: c.data.source != "real", "data.source=synthetic or both")
     )
     """Stored scores from this on are vessel in synthetic labels (paper: 0.3); null: as their manifest recommends."""
     source: str = field(metadata=one_of("real", "synthetic", "both"))
@@ -184,13 +194,13 @@ OF_IMAGES = read_if(lambda c: c.evaluate == "image", "evaluate=image")
 class EvaluationData(Data):
     scaling: str = field(metadata=SCALING | OF_IMAGES)
     """As in training."""
-    label_threshold: float | None = field(metadata=SHARE | OF_IMAGES)
+    label_threshold: float | None = field(metadata=THRESHOLD | OF_IMAGES)
     """Of synthetic labels; null: as their manifest recommends."""
 
 
 @dataclass
 class ReportData(Data):
-    label_threshold: float | None = field(metadata=SHARE)
+    label_threshold: float | None = field(metadata=THRESHOLD)
     """Of the synthetic patches that are shown; null: a study's choice, else that of the best U-Net that learned from
     them, else their manifest's."""
 
@@ -199,7 +209,7 @@ class ReportData(Data):
 class DemoData(SourceData):
     scaling: str = field(metadata=SCALING)
     """As in training."""
-    label_threshold: float | None = field(metadata=SHARE)
+    label_threshold: float | None = field(metadata=THRESHOLD)
     """That the synthetic patches are generated with."""
 
 

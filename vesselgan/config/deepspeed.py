@@ -38,6 +38,7 @@ KNOWN: dict[str, tuple[str, ...]] = {
         "allgather_bucket_size",
         "round_robin_gradients",
     ),
+    "comms_logger": ("enabled", "prof_all", "prof_ops", "verbose", "debug"),
 }
 # Each was tried with DeepSpeed 0.19.8, or read in its source, and breaks a promise; the user reads the reason.
 REFUSED = {
@@ -63,14 +64,21 @@ REFUSED = {
 }
 
 
-# 0 for loss_scale: dynamic. A floor of 0 would never be reached, and a window of 0 divides by it.
-LOSS_SCALE_LIMITS = {
-    "loss_scale": 0,
-    "initial_scale_power": 0,
-    "loss_scale_window": 1,
-    "hysteresis": 1,
-    "min_loss_scale": 1,
+# Least of each. A floor of 0 would never be reached, and a window of 0 divides by it.
+WHOLE_NUMBERS = {
+    "steps_per_print": 1,
+    "fp16.initial_scale_power": 0,
+    "fp16.loss_scale_window": 1,
+    "fp16.hysteresis": 1,
+    "fp16.min_loss_scale": 1,
+    "zero_optimization.reduce_bucket_size": 1,
+    "zero_optimization.allgather_bucket_size": 1,
 }
+LARGEST_SCALE_POWER = 32
+"""From a higher one a run would skip its first steps one after the other: half ends at 2^16."""
+CHECKED_ALONE = ("fp16.loss_scale", "zero_optimization.stage", "comms_logger.prof_ops")
+SWITCHES = {f"{section}.{key}" for section in KNOWN if section for key in KNOWN[section]}
+SWITCHES -= {*WHOLE_NUMBERS, *CHECKED_ALONE}
 
 
 def read(choice: str | None, precision: str) -> tuple[str, dict[str, Any]]:
@@ -111,6 +119,9 @@ def complete(
             "applied (fp16) or keeps no partitioned float32 master to save (bf16); set zero_optimization.stage to 1"
         )
     completed = copy.deepcopy(settings)
+    # What is false is off; DeepSpeed would read some of these sections all the same.
+    for section, _, key in (dotted.rpartition(".") for dotted in REFUSED):
+        (completed.get(section, {}) if section else completed).pop(key, None)
     if precision != "fp32":
         completed.setdefault(precision, {})["enabled"] = True
     # DeepSpeed alone would clip at 1.0.
@@ -161,26 +172,34 @@ def _check_keys(name: str, section: str, content: dict[str, Any], known: tuple[s
 
 
 def _check_values(name: str, settings: dict[str, Any]) -> None:
-    fp16, bf16, zero = (settings.get(section, {}) for section in ("fp16", "bf16", "zero_optimization"))
-    for section, key in (("fp16", "enabled"), ("bf16", "enabled"), ("bf16", "check_grad_overflow")):
-        value = settings.get(section, {}).get(key, False)
-        if not isinstance(value, bool):
-            raise UsageError(f"{name}: {section}.{key}={value!r}: must be true or false")
-    if fp16.get("enabled") and bf16.get("enabled"):
+    sections = [section for section in KNOWN if section in settings]
+    given = settings | {f"{section}.{key}": value for section in sections for key, value in settings[section].items()}
+
+    def refuse(key: str, allowed: str) -> None:
+        raise UsageError(f"{name}: {key}={given[key]!r}: must be {allowed}")
+
+    for key, value in given.items():
+        if key in SWITCHES and not isinstance(value, bool):
+            refuse(key, "true or false")
+        if key in WHOLE_NUMBERS and (not _is_number(value, WHOLE_NUMBERS[key]) or value % 1):
+            refuse(key, f"a whole number from {WHOLE_NUMBERS[key]} on")
+    if given.get("fp16.initial_scale_power", 0) > LARGEST_SCALE_POWER:
+        refuse("fp16.initial_scale_power", f"at most {LARGEST_SCALE_POWER}")
+    if not _is_number(given.get("fp16.loss_scale", 0), 0):
+        refuse("fp16.loss_scale", "a number from 0 on, 0 for a dynamic one")
+    if not isinstance(given.get("comms_logger.prof_ops", []), list):
+        refuse("comms_logger.prof_ops", "a list of operations")
+    if given.get("fp16.enabled") and given.get("bf16.enabled"):
         raise UsageError(f"{name}: fp16 and bf16 are both enabled; choose one")
-    if not bf16.get("check_grad_overflow", True):
+    if not given.get("bf16.check_grad_overflow", True):
         raise UsageError(f"{name}: bf16.check_grad_overflow=false: a NaN would go into the weights; remove it")
-    for key, least in LOSS_SCALE_LIMITS.items():
-        value = fp16.get(key, least)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < float("inf"):
-            raise UsageError(f"{name}: fp16.{key}={value!r}: must be a number from {least} on")
-    for key in KNOWN["zero_optimization"][1:]:
-        is_size, value = key.endswith("_size"), zero.get(key)
-        if value is not None and (isinstance(value, bool) is is_size or (is_size and not 0 < value < float("inf"))):
-            allowed = "a number above 0" if is_size else "true or false"
-            raise UsageError(f"{name}: zero_optimization.{key}={value!r}: must be {allowed}")
-    stage = zero.get("stage", 0)
+    stage = given.get("zero_optimization.stage", 0)
     if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise UsageError(f"{name}: zero_optimization.stage={stage!r}: must be 0, 1 or 2")
+        refuse("zero_optimization.stage", "0, 1 or 2")
     if stage == 3:
         raise UsageError(f"{name}: ZeRO stage 3 does not restore exactly from our checkpoints; use stage 1 or 2")
+
+
+def _is_number(value: Any, least: int) -> bool:
+    """Whether it is a finite number from `least` on."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value < float("inf")

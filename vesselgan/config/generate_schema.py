@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import ALL_POSITIVE, NOT_NEGATIVE, POSITIVE, SHARE, THREE_SIZES, WEIGHTS, read_if
+from vesselgan.config.checks import NOT_NEGATIVE, POSITIVE, THREE_SIZES, THRESHOLD, WEIGHTS, read_if
 from vesselgan.config.training_schema import Runtime
 
 OF_PATCHES = read_if(lambda c: c.volumes is None, "volumes=null")
@@ -21,7 +21,7 @@ class Generate:
     """`standing`: the last weights with standing statistics of BatchNorm, re-estimated; `running`: with the statistics
     of training; `ema`: the weights' moving average with standing statistics (variant.ema_decay); null: `ema` where the
     variant keeps one, else `standing`."""
-    label_threshold: float | None = field(metadata=SHARE | OF_PATCHES)
+    label_threshold: float | None = field(metadata=THRESHOLD | OF_PATCHES)
     """Score from which a voxel is vessel in stored and in NIfTI labels, and which the manifest recommends to readers;
     null: the one whose labels are most like the training labels, the variant's for private runs and given labels."""
     batch_size: int = field(metadata=POSITIVE)
@@ -32,7 +32,7 @@ class Generate:
     a procedure, the image by a flow that is given it (variant.condition); null: patches."""
     shape: list[int] = field(metadata=THREE_SIZES | OF_VOLUMES)
     """Voxels of a head."""
-    spacing_mm: list[float] | None = field(metadata=ALL_POSITIVE | OF_VOLUMES)
+    spacing_mm: list[float] | None = field(metadata=THREE_SIZES | OF_VOLUMES)
     """Edges of its voxels; null: the training patches'."""
     out: str | None
     """Folder of the new shards or volumes; null: RUN/synthetic or RUN/synthetic_volumes."""

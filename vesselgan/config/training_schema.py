@@ -2,7 +2,18 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import DEVICE, NOT_NEGATIVE, POSITIVE, SCALE, SHARE, SHARE_BELOW_1, one_of, read_if, rule
+from vesselgan.config.checks import (
+    DEVICE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SCALE,
+    SHARE,
+    SHARE_BELOW_1,
+    THRESHOLD,
+    one_of,
+    read_if,
+    rule,
+)
 from vesselgan.config.flow import takes_muon
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -111,7 +122,7 @@ class Variant:
     """Share of the learning rates that is left at the last step; they fall linearly. 1: constant, as the paper's."""
     ema_decay: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"))
     """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
-    label_threshold: float = field(metadata=SHARE)
+    label_threshold: float = field(metadata=THRESHOLD)
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
     dp: Dp | None
     """Differential privacy; null: none."""

@@ -22,7 +22,7 @@ from vesselgan.evaluation.audit_tables import tables
 from vesselgan.evaluation.features import open_extractor
 from vesselgan.evaluation.network_scores import AttackedNetwork
 from vesselgan.formats.cohort import Cohort
-from vesselgan.formats.results import Result, write_result
+from vesselgan.formats.results import Result, check_replaceable, write_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import content_hash
 from vesselgan.privacy.attacks import copies, neighbours, verdict
@@ -50,6 +50,7 @@ def audit(config: Audit) -> Result:
     Raises PrivacyError, exit 7, after writing unless the verdict is `pass`, is only recorded or is overridden. Other
     errors: see `read_sets` and `AttackedNetwork`.
     """
+    check_replaceable(config.out)
     sets = read_sets(config)
     network, image = _attack_network(config, sets), config.image
     extractor = None

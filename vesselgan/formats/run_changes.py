@@ -19,6 +19,8 @@ FREE_ENGINE_KEYS = (
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
 )
+ABSENT = "absent"
+"""The value of a setting that only the other one has."""
 
 
 @dataclass(frozen=True)
@@ -51,24 +53,28 @@ def check_changes(run_dir: Path, changes: list[Change], allowed: Collection[str]
 
 
 def config_changes(before: Any, now: Any) -> list[Change]:
-    old, new = compose.flat(before), compose.flat(now)
+    """A group that is switched on or off (`variant.dp`) changes with each of its settings."""
     return [
-        Change(key, old.get(key), value, compose.is_free_to_change(key))
-        for key, value in new.items()
-        if old.get(key) != value and key not in ("checkpoint", "allow_config_change", "run_dir")
+        Change(key, old, new, compose.is_free_to_change(key))
+        for key, old, new in _differences(compose.flat(before), compose.flat(now))
+        if key not in ("checkpoint", "allow_config_change", "run_dir")
     ]
 
 
 def engine_changes(network: str, before: dict[str, Any], now: dict[str, Any]) -> list[Change]:
     """In the network's DeepSpeed JSON."""
     return [
-        Change(f"deepspeed.{network}.{key}", before.get(key), now.get(key), key in FREE_ENGINE_KEYS)
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
+        Change(f"deepspeed.{network}.{key}", old, new, key in FREE_ENGINE_KEYS)
+        for key, old, new in _differences(before, now)
     ]
 
 
 def input_changes(before: dict[str, str], now: dict[str, str]) -> list[Change]:
     """Data that is not what the run has learned from."""
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    return [Change(f"content.{key}", before.get(key), now.get(key), is_free=False) for key in changed]
+    return [Change(f"content.{key}", old, new, is_free=False) for key, old, new in _differences(before, now)]
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(key, value before, value now) where they differ; ABSENT, which is not None, for a key of the other alone."""
+    values = ((key, before.get(key, ABSENT), now.get(key, ABSENT)) for key in now | before)
+    return [(key, old, new) for key, old, new in values if old != new]

@@ -236,15 +236,25 @@ class RunDir:
     def write_architecture(self, networks: dict[str, Any]) -> None:
         write_json(self.path / ARCHITECTURE, networks)
 
-    def is_finished(self, num_steps: int, changes: list[Change]) -> bool:
-        """Whether nothing is left to do; an allowed change that leaves steps to take continues a finished run."""
+    def is_finished(self, num_steps: int, changes: list[Change], checkpoint: str | None = None) -> bool:
+        """Whether nothing is left to do; allowed changes continue a finished run, from `checkpoint` if it is named.
+
+        Raises UsageError for changes that leave no step to take, CheckpointError for a name that no checkpoint has.
+        """
         if not self.finished_file.is_file():
             return False
-        is_changed = any(not change.is_free for change in changes)
         steps = self._required(FINISHED).get("steps", num_steps)
         if not isinstance(steps, int):
             raise _damaged(self.finished_file, f"steps is {steps!r}", CheckpointError)
-        return not (is_changed and steps < num_steps)
+        if checkpoint is not None and (path := checkpoint_folder.find_checkpoint(self.path, checkpoint, files=())):
+            steps = checkpoint_folder.read_state(path)["step"]
+        changed = [str(change) for change in changes if not change.is_free]
+        if changed and steps >= num_steps:
+            raise UsageError(
+                f"{self.path}: finished, and of its {num_steps} steps none is left to take after step {steps} with "
+                f"{'; '.join(changed)}: ask for more steps, or go back with checkpoint=NAME"
+            )
+        return not changed
 
     def mark_finished(self, facts: dict[str, Any]) -> None:
         write_json(self.finished_file, facts)

@@ -101,7 +101,7 @@ def load(
     engines: dict[str, Engine],
     *,
     world: World,
-    accept: Callable[[dict[str, Any]], None] = lambda state: None,
+    accept: Callable[[dict[str, Any]], object] = lambda state: None,
 ) -> dict[str, Any] | None:
     """Restore all engines from checkpoint `name` (None: the newest complete one); returns its state, or None if none.
 

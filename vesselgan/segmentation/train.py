@@ -102,10 +102,11 @@ def _run(session: Session) -> None:
     inputs["unet/validation"] = content_hash(validation_set.folder)
     if not session.claim("train_unet", settings, inputs, unet.max_steps):
         return
-    session.restore({NETWORK: engine})
+    schedule = schedule_of(unet, sum(map(len, sets)))
+    session.restore({NETWORK: engine}, schedule.resumed_from)
     validation_set, *sets = session.copy_to_node([validation_set, *sets])
     training = _dataset(config, sets)
-    schedule = schedule_of(unet, len(training)).resumed_from(session.state)
+    schedule = schedule.resumed_from(session.state)
     validation = Validation(session, schedule, engine.module, _dataset(config, validation_set))
     batches = batches_of(session, schedule, batch, training)
     data = training_data(config, sets, validation_set)

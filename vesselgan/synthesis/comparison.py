@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from vesselgan.core.console import log
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
@@ -95,12 +96,15 @@ def log_comparison(synthetic: ShardSet, run: RunDir) -> None:
     """Logs both sets' summaries; a warning where they are far apart, or nothing is labelled."""
     summary = Summary.of(synthetic)
     log.info(f"at label threshold {synthetic.label_threshold:g}: {summary.line()}")
-    shards = training_set(run)
-    if shards is None:
-        log.info("not compared with the training set, which is not where the run read it")
-        differences = [] if summary.vessel_fraction else ["no label has a vessel"]
-    else:
+    differences = [] if summary.vessel_fraction else ["no label has a vessel"]
+    try:
+        shards = training_set(run)
+        if shards is None:
+            raise DataError("it is not where the run read it")
         training = Summary.of(shards)
+    except (DataError, ResourceError) as error:
+        log.info(f"not compared with the training set: {error}")
+    else:
         log.info(f"training set: {training.line()}")
         differences = summary.differences(training)
     if differences:

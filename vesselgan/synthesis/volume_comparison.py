@@ -7,6 +7,7 @@ import numpy as np
 
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
+from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats.cohort import Cohort, shards_dir
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.run_dir import RunDir
@@ -23,19 +24,26 @@ Ranges = dict[str, list[float]]
 
 
 def compare_with_training(volumes: SyntheticVolumes, subjects: list[str], windows: Windows, run: RunDir) -> None:
-    """Logs the ranges of both sets' statistics, and writes them beside the heads."""
+    """Logs the ranges of both sets' statistics, and writes them beside the heads; of these alone without the others."""
     sets = {"synthetic heads": _ranges(_of_synthetic(volumes, name, windows) for name in subjects[:MAX_VOLUMES])}
-    cohort_dir = run.config("train_gan").data.cohort_dir
-    folder = shards_dir(cohort_dir, "gan", "train")
-    if (folder / MANIFEST).is_file() and content_hash(folder) == run.trained_on():
-        names = list(Cohort.read(cohort_dir).of_split("train"))[:MAX_VOLUMES]
-        sets["training cohort"] = _ranges(_of_real(cohort_dir, name, windows.patch_shape) for name in names)
-    else:
-        log.info(f"not compared with the training cohort, which is not in {cohort_dir}")
+    try:
+        sets["training cohort"] = _of_training(run, windows.patch_shape)
+    except (DataError, ResourceError) as error:
+        log.info(f"not compared with the training cohort: {error}")
     for name, ranges in sets.items():
         texts = [f"{statistic} {' '.join(f'{value:.4g}' for value in values)}" for statistic, values in ranges.items()]
         log.info(f"{name}: {', '.join(texts)}")
     write_text(volumes.folder / COMPARISON, json.dumps(sets, indent=1) + "\n")
+
+
+def _of_training(run: RunDir, patch_shape: tuple[int, int, int]) -> Ranges:
+    """Raises DataError or ResourceError where the cohort is not as it was: shards may travel without volumes."""
+    cohort_dir = run.config("train_gan").data.cohort_dir
+    folder = shards_dir(cohort_dir, "gan", "train")
+    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
+        raise DataError(f"{folder}: not the shards of this run")
+    names = list(Cohort.read(cohort_dir).of_split("train"))[:MAX_VOLUMES]
+    return _ranges(_of_real(cohort_dir, name, patch_shape) for name in names)
 
 
 def _of_synthetic(volumes: SyntheticVolumes, name: str, windows: Windows) -> tuple[VolumeStatistics, float]:

@@ -24,7 +24,7 @@ from vesselgan.training.cost import (
     num_muon_weights,
     step_cost,
 )
-from vesselgan.training.engines import batch_plan
+from vesselgan.training.engines import batch_plan, engine_settings
 from vesselgan.training.run import schedule_of
 from vesselgan.training.scaling import MIB, StepTime, Traffic, num_trainable, step_time, traffic
 
@@ -70,7 +70,8 @@ def plan(command: Command) -> None:
     With `variants=[...]` the object is {"variants": [what `costs` describes, one per name]}.
     """
     config = command.config
-    plans = [costs(variant_config) for variant_config in _configs(command)]
+    configs = _configs(command)
+    plans = [costs(variant_config) for variant_config in configs]
     if command.wants_json:
         print(json.dumps({"variants": plans} if config.variants else plans[0]))
         return
@@ -90,9 +91,9 @@ def plan(command: Command) -> None:
         for line in _privacy_lines(plan):
             print(line)
     if config.memory_gib is not None:
-        for plan in plans:
+        for variant_config, plan in zip(configs, plans, strict=True):
             for rank_plan in plan["ranks"]:
-                print(_advice(plan, rank_plan, config.memory_gib))
+                print(_advice(variant_config, rank_plan, config.memory_gib))
 
 
 def costs(config: Plan) -> dict[str, Any]:
@@ -202,6 +203,7 @@ def _plan_rank(config: Plan, deepspeed_json: dict[str, Any], ranks: int) -> tupl
         config = copy.deepcopy(config)
         config.train.batch_size = ranks
     batch, has_average = batch_plan(config, ranks), config.variant.ema_decay is not None
+    engine_settings(config.variant, batch, deepspeed_json)  # refuses what training does
     setup = StepSetup(config.variant, config.patch_shape, batch, deepspeed_json, config.device, has_average)
     cost = step_cost(setup)
     fit = None if config.memory_gib is None else largest_fitting_batch(setup, config.memory_gib * GIB)
@@ -291,13 +293,19 @@ def _privacy_lines(plan: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _advice(plan: dict[str, Any], rank_plan: dict[str, Any], memory_gib: float) -> str:
-    ranks = rank_plan["ranks"]
-    head = f"{plan['variant']} on {ranks} rank{'s' if ranks > 1 else ''}, {memory_gib:g} GiB each"
-    fits = rank_plan["suggested_batch_per_rank"]
+def _advice(config: Plan, rank_plan: dict[str, Any], memory_gib: float) -> str:
+    """What fits, in settings that training takes."""
+    ranks, total = rank_plan["ranks"], config.train.batch_size
+    fits, micro = rank_plan["suggested_batch_per_rank"], rank_plan["suggested_batch_per_gpu"]
+    is_divisible = config.variant.penalty_reduction != "batch"
+    head = f"{config.variant.name} on {ranks} rank{'s' if ranks > 1 else ''}, {memory_gib:g} GiB each"
     if fits is None:
-        return f"{head}: not even one patch fits; use ZeRO stage 1 or 2 on more ranks, half precision, less width"
-    if fits < rank_plan["batch_per_rank"]:
-        num_ranks = -(-plan["batch_size"] // fits)
-        return f"{head}: {fits} patches fit; use {num_ranks} ranks or train.batch_size={fits * ranks}"
-    return f"{head}: train.batch_per_gpu={rank_plan['suggested_batch_per_gpu']} fits"
+        more = "ZeRO stage 1 or 2 on more ranks, " if is_divisible else ""
+        return f"{head}: not even one patch fits; use {more}half precision, less width"
+    if fits == rank_plan["batch_per_rank"]:
+        return f"{head}: train.batch_per_gpu={micro} fits" if is_divisible else f"{head}: the batch fits"
+    part = 1 if micro == fits else micro
+    more_ranks = [n for n in range(1, total + 1) if total % n == 0 and total // n <= fits and total // n % part == 0]
+    more = f"{more_ranks[0]} ranks or " if is_divisible and more_ranks else ""
+    in_parts = f" with train.batch_per_gpu={micro}" if micro < fits else ""
+    return f"{head}: {fits} patches fit{in_parts}; use {more}train.batch_size={fits * ranks}"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vesselgan.core.errors import CheckpointError
+from vesselgan.core.errors import CheckpointError, UsageError
 from vesselgan.data.sampler import steps_per_epoch
 
 
@@ -28,13 +28,14 @@ class Schedule:
     first_batch: int = 0
     """Global batches used up when the session starts."""
 
-    def resumed_from(self, state: dict[str, Any], *, limit: int | None = None) -> "Schedule":
-        """The schedule of a session that starts at the checkpoint of `state` and ends at `limit` steps at the latest.
+    def resumed_from(self, state: dict[str, Any]) -> "Schedule":
+        """The schedule of a session that starts at the checkpoint of `state`.
 
-        Raises CheckpointError if the state lacks the position: nothing random could continue from it.
+        Raises CheckpointError if the state lacks the position: nothing random could continue from it; UsageError if it
+        has more steps than the whole run.
         """
         if state["step"] == 0:
-            return replace(self, limit=limit)
+            return self
         if "position" not in state:
             raise CheckpointError(
                 f"the checkpoint of step {state['step']} lacks the position in the data, so no run can resume from it; "
@@ -44,7 +45,13 @@ class Schedule:
         # Rounded down: a patch may repeat, none is left out.
         batch = min(position["patches"] // self.batch_size, self.batches_per_epoch)
         first_batch = position["epoch"] * self.batches_per_epoch + batch
-        return replace(self, start=state["step"], first_batch=first_batch, limit=limit)
+        resumed = replace(self, start=state["step"], first_batch=first_batch)
+        if resumed.start > resumed.stop:
+            raise UsageError(
+                f"max_steps, epochs or target_epsilon end the run after {resumed.stop} steps, and it has taken "
+                f"{resumed.start}: ask for as many, or go back to an earlier checkpoint with checkpoint=NAME"
+            )
+        return resumed
 
     @property
     def batches_per_epoch(self) -> int:

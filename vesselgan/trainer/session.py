@@ -78,16 +78,20 @@ class Session:
     ) -> bool:
         """Create the run directory or check it against the settings, and lock it; False if nothing is left to do.
 
-        inputs: name -> hash of what the run reads. A collective call; raises the errors of `load_or_init`, and
-        ResourceError when another process trains there.
+        inputs: name -> hash of what the run reads. A collective call; raises the errors of `load_or_init` and
+        `is_finished`, and ResourceError when another process trains there.
         """
         self._settings, self._inputs, run = settings, inputs, RunDir(self.run_dir)
         self.changes = run_on_rank0(
             self.world,
             lambda: run.load_or_init(command, self.config, settings, inputs=inputs, provenance=collect()),
         )
-        if run.is_finished(num_steps, self.changes):
-            log.info(f"{self.run_dir}: finished already")
+        checkpoint_name = self.config.checkpoint
+        if run_on_rank0(self.world, lambda: run.is_finished(num_steps, self.changes, checkpoint_name)):
+            log.info(
+                f"{self.run_dir}: finished already"
+                + (f"; without a change, checkpoint={checkpoint_name} leads to the same end" if checkpoint_name else "")
+            )
             return False
         max_restarts = self.config.runtime.max_restarts
         self._lines += self.stopper.start_watching(self.run_dir, max_minutes=max_minutes, max_restarts=max_restarts)
@@ -107,7 +111,7 @@ class Session:
         return [ShardSet(path) for path, _ in copies]
 
     def restore(
-        self, engines: Mapping[str, Engine], accept: Callable[[dict[str, Any]], None] = lambda state: None
+        self, engines: Mapping[str, Engine], accept: Callable[[dict[str, Any]], object] = lambda state: None
     ) -> bool:
         """Load the newest checkpoint, or the one that is named; False if there is none. A collective call.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vesselgan.formats.checkpoint_folder import EMA, STANDING
+from vesselgan.core.errors import CheckpointError
+from vesselgan.formats.checkpoint_folder import CHECKPOINTS, EMA, STANDING, read_manifest, weights_file
 from vesselgan.models.blocks import BatchNorm3d
 from vesselgan.runtime import checkpoint
 from vesselgan.runtime.noise import NoiseSampler, Stream
@@ -42,12 +43,18 @@ class MovingAverage:
 
 
 def resumed_average(generator: nn.Module, decay: float | None, run_dir: Path, step: int) -> MovingAverage | None:
-    """The moving average as the checkpoint of `step` has it; None without a decay."""
+    """The moving average as the checkpoint of `step` has it; None without a decay. CheckpointError if it has none."""
     if decay is None:
         return None
     average = MovingAverage(generator, decay)
     if step:
-        average.restore(checkpoint.read_weights(run_dir, EMA, checkpoint.name_of(step))[0])
+        name = checkpoint.name_of(step)
+        if weights_file(EMA) not in read_manifest(run_dir / CHECKPOINTS / name):
+            raise CheckpointError(
+                f"{run_dir}: variant.ema_decay={decay}, and {name} holds no moving average, which cannot start midway: "
+                "resume with null, or begin a new run"
+            )
+        average.restore(checkpoint.read_weights(run_dir, EMA, name)[0])
     return average
 
 

@@ -138,11 +138,12 @@ def largest_fitting_batch(setup: StepSetup, limit_bytes: float) -> BatchFit | No
     """The largest batch per rank whose peak stays within `limit_bytes`; None when not even one patch does.
 
     Smaller micro-batches of the critic come first: they change nothing that is computed. The generator takes its whole
-    batch at once, so where they do not help follows half the batch per rank, a quarter, and so on.
+    batch at once, so where they do not help follows half the batch per rank, a quarter, and so on. A penalty over the
+    whole batch takes no micro-batches.
     """
-    per_rank, ranks = setup.batch.per_rank, setup.batch.ranks
+    per_rank, ranks, is_whole = setup.batch.per_rank, setup.batch.ranks, setup.variant.penalty_reduction == "batch"
     for size in (per_rank >> halvings for halvings in range(per_rank.bit_length())):
-        for micro in (micro for micro in range(size, 0, -1) if size % micro == 0):
+        for micro in (micro for micro in range(size, size - 1 if is_whole else 0, -1) if size % micro == 0):
             batch = BatchPlan.of(size * ranks, micro, ranks=ranks)
             cost = step_cost(replace(setup, batch=batch))
             if cost.peak_bytes <= limit_bytes:

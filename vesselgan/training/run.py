@@ -1,14 +1,16 @@
 """One training run of a GAN or a flow: check the settings, build the networks, resume or start, train, mark the end."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.flow import knows_place
-from vesselgan.config.schema import Plan, TrainGan
-from vesselgan.core.errors import UsageError
+from vesselgan.config.schema import Plan, TrainGan, Variant
+from vesselgan.core.errors import PrivacyError, UsageError
 from vesselgan.data.positions import positions_and_extent_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
@@ -78,18 +80,20 @@ def _run(session: Session) -> None:
     schedule = schedule_of(config, len(shards))
     num_steps = schedule.stop
     private = run_on_rank0(world, lambda: plan_private_run(config, shards, num_steps))
+    if private is not None:
+        schedule = replace(schedule, limit=private.generator_steps)
     batch = batch_plan(config, world.size)
     settings = engine_settings(config.variant, batch, session.deepspeed_json)
     estimate = StepEstimate(config, shards.patch_shape, batch, session)
     with explaining_out_of_memory(estimate):
         engines = build_engines(config, shards.patch_shape, settings, world, private)
     inputs = {"gan/train": content_hash(shards.folder)}
-    if not session.claim("train_gan", settings, inputs, num_steps, max_minutes=config.train.max_minutes):
+    if not session.claim("train_gan", settings, inputs, schedule.stop, max_minutes=config.train.max_minutes):
         return
     (shards,) = session.copy_to_node([shards])
-    weights_from = _restore_or_init(session, engines, private)
-    positions_N3 = _positions(engines, shards, is_private=private is not None)
-    schedule = schedule.resumed_from(session.state, limit=None if private is None else private.generator_steps)
+    weights_from = _restore_or_init(session, schedule, engines, private)
+    positions_N3 = _positions(config.variant, engines, shards)
+    schedule = schedule.resumed_from(session.state)
     trainer = build_trainer(session, schedule, batch, engines, shards, positions_N3, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
     session.begin(lines + (private.lines() if private is not None else []), weights_from=weights_from)
@@ -115,8 +119,8 @@ def _training_set(config: TrainGan) -> ShardSet:
     return shards
 
 
-def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tensor | None:
-    """Of every patch; None for a GAN that makes its labels.
+def _positions(variant: Variant, engines: Engines, shards: ShardSet) -> Tensor | None:
+    """Of every patch, zeros for a flow that is given neither label nor place; None for a GAN that makes its labels.
 
     The network keeps their histogram, also where its weights are another run's. Not a private one: where patches were
     cut is the patients' own, so its samples come from everywhere alike.
@@ -124,18 +128,28 @@ def _positions(engines: Engines, shards: ShardSet, *, is_private: bool) -> Tenso
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):
         return None
+    if not knows_place(variant) and variant.condition is None:
+        return torch.zeros(len(shards), 3)
     positions_N3, extent_3 = positions_and_extent_of(shards)
-    if not is_private:
+    if variant.dp is None:
         generator.count_positions(positions_N3, extent_3)
     return positions_N3
 
 
-def _restore_or_init(session: Session, engines: Engines, private: PrivateRun | None) -> dict[str, Any] | None:
+def _restore_or_init(
+    session: Session, schedule: Schedule, engines: Engines, private: PrivateRun | None
+) -> dict[str, Any] | None:
     """Resume from a checkpoint if there is one; returns the origin of a new run's weights, None if that is the seed."""
 
     def accept(state: dict[str, Any]) -> None:
+        schedule.resumed_from(state)
         if private is not None:
             private.load_or_init(session, state, engines[private.network])
+        elif "privacy" in state:
+            raise PrivacyError(
+                f"{session.run_dir}: a private run, and variant.dp=null would train it on without noise, so that its "
+                "epsilon would not be true; start a new run directory"
+            )
 
     if session.restore(engines, accept):
         return None

@@ -128,9 +128,9 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
 
 def check_trained_on(run: Path, training: Path) -> None:
     """Raises DataError unless the provenance of `run` records the shards in `training`."""
-    learned_from = RunDir(run).trained_on()
-    if learned_from != content_hash(training):
-        fault = "does not record what it learned from" if learned_from is None else "learned from other shards"
+    learned_from = RunDir(run).learned_from()
+    if learned_from != {content_hash(training)}:
+        fault = "learned from other shards" if learned_from else "does not record what it learned from"
         raise DataError(
             f"runs: {run} {fault}, not from {training}: its training patients could be among those "
             "that are scored; name the cohort of its training with data=, or train it on this one"
