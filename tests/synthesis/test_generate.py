@@ -445,6 +445,10 @@ def test_named_weights_are_sampled(tmp_path: Path) -> None:
     average = {name: value * 0.5 for name, value in generator.state_dict().items() if value.is_floating_point()}
     average |= {name: value for name, value in generator.state_dict().items() if not value.is_floating_point()}
     add_to_checkpoint(tmp_path / "run", "generator_standing.safetensors", buffers)
+    with pytest.raises(UsageError, match="ema_decay"):
+        generate(settings(tmp_path / "run", weights="ema", out=str(tmp_path / "none")))
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("ema_decay: null", "ema_decay: 0.9"))
     with pytest.raises(CheckpointError, match="generator_ema"):
         generate(settings(tmp_path / "run", weights="ema", out=str(tmp_path / "none")))
     add_to_checkpoint(tmp_path / "run", "generator_ema.safetensors", average)

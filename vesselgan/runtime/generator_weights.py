@@ -44,6 +44,8 @@ def read_generator_weights(
     """
     if name not in (None, *FILES):
         raise UsageError(f"weights={name!r} is not one of {', '.join(FILES)}")
+    if name == "ema" and variant.ema_decay is None:
+        raise UsageError(f"weights=ema: {run_dir} keeps no average of its weights (variant.ema_decay=null)")
     if name is None:
         name = "standing" if variant.ema_decay is None else "ema"
     tensors: dict[str, Tensor] = {}
