@@ -151,8 +151,8 @@ def test_patches_may_lie_outside_the_run(road):
 def test_wrong_inputs_are_refused(road):
     manifest = road / "runs/demo-gan/synthetic/manifest.json"
     whole = manifest.read_text()
-    manifest.write_text(json.dumps(json.loads(whole) | {"patch_shape": [32, 32, 32]}))
-    with pytest.raises(UsageError, match=r"\[32, 32, 32\]"):
+    manifest.write_text(json.dumps(json.loads(whole) | {"patch_shape": [8, 8, 8]}))
+    with pytest.raises(UsageError, match=r"\[8, 8, 8\]"):
         make(road)
     manifest.write_text(whole)
     shutil.copytree(road / "runs/demo-gan", road / "other/demo-gan")
