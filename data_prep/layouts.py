@@ -139,7 +139,7 @@ def without_paths(text: str, files: SubjectFiles) -> str:
 
 @contextmanager
 def hidden_paths(files: SubjectFiles, *, is_hidden: bool) -> Iterator[None]:
-    """A ResourceError within goes on without the paths of the subject's files, where they are hidden."""
+    """Raises a ResourceError of the block again, without the paths of the subject's files if `is_hidden`."""
     try:
         yield
     except ResourceError as error:

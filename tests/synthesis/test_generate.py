@@ -286,6 +286,8 @@ def test_labels_are_cut_where_they_are_most_like_real_ones(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="trained_on"):  # begun from other training patches
         chosen(tmp_path)
     assert chosen(tmp_path, "anew") == 0.55
+    (tmp_path / "cohort/shards/gan/train/shard-0.h5").unlink()
+    assert chosen(tmp_path, "without its shard") == 0.3
 
 
 def test_a_lost_training_set_ends_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

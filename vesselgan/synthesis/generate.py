@@ -12,7 +12,7 @@ from tqdm import tqdm
 from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import sha256_of, write_text
 from vesselgan.core.console import counted, log
-from vesselgan.core.errors import DataError, UsageError, check_readable
+from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.names import path_in
 from vesselgan.formats.nifti import SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
@@ -89,18 +89,20 @@ def _threshold_of(out: Path, settings: dict[str, Any]) -> float | None:
 def _chosen_threshold(config: Generate, trained: TrainedGenerator) -> float:
     """Of the first samples, whose labels are most like the training labels; the variant's where that cannot be said.
 
-    That is so where labels are given, where the training set has gone, and where a budget protects it: the choice reads
-    the patients' labels.
+    That is so where labels are given, where the training set cannot be read, and where a budget protects it: the choice
+    reads the patients' labels.
     """
-    run = RunDir(config.run)
     is_open = trained.label_patches(config.seed) is None and "privacy" not in trained.state
-    training = training_set(run) if is_open else None
-    if training is None:
-        return trained.label_threshold
     indices = range(min(config.num_patches, NUM_PILOTS))
     pilots = trained.records(indices, config.seed, trained.label_threshold, config.batch_size, None)
     scores = (record.score_XYZ for record in pilots if record.score_XYZ is not None)
-    threshold = likest_threshold(scores, training)
+    threshold = None
+    try:
+        training = training_set(RunDir(config.run)) if is_open else None
+        if training is not None:
+            threshold = likest_threshold(scores, training)
+    except (DataError, ResourceError) as error:
+        log.info(f"label threshold {trained.label_threshold:g}, the variant's: {error}")
     if threshold is None:
         return trained.label_threshold
     log.info(f"label threshold {threshold:g}: the labels of {counted(len(indices), 'sample')} are most like real ones")

@@ -8,13 +8,13 @@ import numpy as np
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError
-from vesselgan.formats.cohort import Cohort, shards_dir
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.intensities import scale_to_255
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.formats.synthetic_volumes import COMPARISON, SyntheticVolumes
 from vesselgan.formats.volumes import read_image, read_label, read_mask
 from vesselgan.metrics.volume_statistics import VolumeStatistics, seam_statistic, volume_statistics
+from vesselgan.synthesis.comparison import training_set
 from vesselgan.synthesis.windows import Windows
 
 MAX_VOLUMES = 4
@@ -39,9 +39,8 @@ def compare_with_training(volumes: SyntheticVolumes, subjects: list[str], window
 def _of_training(run: RunDir, patch_shape: tuple[int, int, int]) -> Ranges:
     """Raises DataError or ResourceError where the cohort is not as it was: shards may travel without volumes."""
     cohort_dir = run.config("train_gan").data.cohort_dir
-    folder = shards_dir(cohort_dir, "gan", "train")
-    if not (folder / MANIFEST).is_file() or content_hash(folder) != run.trained_on():
-        raise DataError(f"{folder}: not the shards of this run")
+    if training_set(run) is None:
+        raise DataError(f"{cohort_dir}: its shards are not those of this run")
     names = list(Cohort.read(cohort_dir).of_split("train"))[:MAX_VOLUMES]
     return _ranges(_of_real(cohort_dir, name, patch_shape) for name in names)
 
