@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from vesselgan.core.errors import DataError
-from vesselgan.data.positions import position_stream, positions_and_extent_of, positions_of
+from vesselgan.data.positions import places_of, position_stream, positions_of
 from vesselgan.data.sampler import batch_indices
 from vesselgan.formats.shards import Record, ShardSet
 
@@ -37,10 +37,9 @@ def test_a_place_depends_on_no_other_patch(tmp_path):
 
 
 def test_extents_are_shares_of_the_volume(tmp_path):
-    _, extent_3 = positions_and_extent_of(write_set(tmp_path))
-    # A quarter of subject a's for three patches, 4 of 204 for b's one.
-    expected = [(3 * 4 / 16 + 4 / 204) / 4, (3 + 4 / 104) / 4, (3 + 2 / 16) / 4]
-    assert extent_3.tolist() == pytest.approx(expected, rel=1e-6)  # float32
+    extent_N3 = places_of(write_set(tmp_path)).extent_N3
+    expected = np.array([[4 / 16, 1, 1]] * 3 + [[4 / 204, 4 / 104, 2 / 16]])
+    assert extent_N3.numpy() == pytest.approx(expected, rel=1e-6)  # float32
 
 
 def test_unknown_volumes_are_refused_by_name(tmp_path):

@@ -83,7 +83,7 @@ def test_denoising_depends_on_time_and_place():
 def test_places_are_as_frequent_as_in_training():
     network = flow()
     position_N3 = torch.tensor([[-1.0, 0.1, 1.0]] * 3 + [[0.9, 0.9, -0.9]])
-    network.count_positions(position_N3, torch.ones(3))
+    network.count_positions(position_N3)
     drawn_N3 = network.positions(torch.randn(4000, 4, generator=torch.Generator().manual_seed(3)))
     is_first = drawn_N3[:, 0] < 0
     assert is_first.float().mean().item() == pytest.approx(0.75, abs=0.03)

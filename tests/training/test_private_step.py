@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vesselgan.config.compose import compose
 from vesselgan.data.patches import ShardDataset
-from vesselgan.data.positions import positions_of
+from vesselgan.data.positions import places_of
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.privacy.poisson import PoissonSampler
@@ -29,7 +29,7 @@ def world(rank: int = 0, size: int = 1) -> World:
     return World(rank=rank, size=size, local_rank=0, device=torch.device("cpu"))
 
 
-@pytest.fixture(params=["dpgan patch", "dpgan patient", "dp_flow patch"])
+@pytest.fixture(params=["dpgan patch", "dpgan patient", "dp_flow patch", "dp_flow_label patient"])
 def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> SumOf:
     """The clipped sum of one step, all of it flat, over ranks that take their parts in turn; `without` one record."""
     variant, unit = request.param.split()
@@ -40,7 +40,8 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
     config = compose("train_gan", [*words, f"train.batch_size={rate}", "train.num_workers=0"])
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
     private = plan_private_run(config, shards, 10)
-    dataset = ShardDataset(shards, scaling="volume", label_threshold=0.3, intensity="signed")
+    is_given = variant == "dp_flow_label"
+    dataset = ShardDataset(shards, scaling="volume", label_threshold=0.3, intensity="signed", with_tissue=is_given)
     whole = PoissonSampler.batch
 
     def run(*, without: int | None = None, ranks: int = 1) -> Tensor:
@@ -62,9 +63,9 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
             )
             draws = NoiseSampler(config.train.seed, config.train.batch_size, config.variant.latent_size)
             one = range(POSITION, POSITION + 1)
-            batch = next(private.batches(dataset, one, config, world(rank, ranks), positions_of(shards)))
+            batch = next(private.batches(dataset, one, config, world(rank, ranks), places_of(shards)))
             still = SimpleNamespace(module=generator, device=torch.device("cpu"), dtype=torch.float32)
-            if variant == "dp_flow":
+            if variant.startswith("dp_flow"):
                 flow_step(engine, batch, POSITION)
             else:
                 critic_step(engine, still, batch, draws, POSITION, config.variant)

@@ -12,9 +12,10 @@ def check_networks(variant: Any) -> None:
             raise UsageError(f"variant.{key}={getattr(variant, key)}: a GAN needs one, a variant with `flow` has none")
     if variant.flow is not None and variant.n_critic != 1:
         raise UsageError("variant.n_critic with variant.flow: there is no critic; leave it out")
-    if variant.condition is not None and variant.dp is not None:
+    if variant.condition is not None and variant.dp is not None and variant.flow is None:
         raise UsageError(
-            f"variant.condition={variant.condition} with variant.dp: a private network makes image and label together"
+            f"variant.condition={variant.condition} with variant.dp: a GAN's generator would be given patients' labels "
+            "without noise; take a flow, as variant=dp_flow_label"
         )
     if variant.condition is not None and variant.generator_norm == "batch":
         raise UsageError(

@@ -4,7 +4,8 @@ A function of the patch's own record, not of the patches beside it: for differen
 removed must not move another. N patches; a position is -1 to 1 along each axis.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,19 +15,31 @@ from vesselgan.data.sampler import batch_indices
 from vesselgan.formats.shards import ShardSet
 
 
+class Places(NamedTuple):
+    """Of patches, each in its own volume."""
+
+    position_N3: Tensor
+    """float32, the centres."""
+    extent_N3: Tensor
+    """float32, the shares of each axis that they take."""
+
+    def of(self, indices: Sequence[int]) -> "Places":
+        return Places(self.position_N3[list(indices)], self.extent_N3[list(indices)])
+
+
 def positions_of(shards: ShardSet) -> Tensor:
     """float32 [N, 3] of every patch. Raises DataError where the shards do not say how large the volumes are."""
-    return positions_and_extent_of(shards)[0]
+    return places_of(shards).position_N3
 
 
-def positions_and_extent_of(shards: ShardSet) -> tuple[Tensor, Tensor]:
-    """Also float32 [3]: share of each axis of the volume that a patch takes, the mean over the patches."""
+def places_of(shards: ShardSet) -> Places:
+    """Where every patch was cut. Raises DataError as `positions_of` does."""
     corners_N3 = np.array([shards.corner(i) for i in range(len(shards))])
     volumes_N3 = np.array([shards.volume_shape(i) for i in range(len(shards))])
     patch_3 = np.array(shards.patch_shape)
     positions_N3 = 2 * (corners_N3 + patch_3 / 2) / volumes_N3 - 1
-    extent_3 = torch.from_numpy((patch_3 / volumes_N3).astype(np.float32)).mean(0)
-    return torch.from_numpy(positions_N3.astype(np.float32)), extent_3
+    extents_N3 = patch_3 / volumes_N3
+    return Places(*(torch.from_numpy(value.astype(np.float32)) for value in (positions_N3, extents_N3)))
 
 
 def position_stream(

@@ -192,10 +192,13 @@ class FlowGenerator(Float32Buffers):
         return 2 * (bins_N3 + uniform_N4[:, 1:]) / NUM_BINS - 1
 
     @torch.no_grad()
-    def count_positions(self, position_N3: Tensor, extent_3: Tensor) -> None:
-        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from, and their
-        mean extent."""
+    def keep_extent(self, extent_3: Tensor) -> None:
+        """Takes the share of each axis of a head that a patch takes: of patches without one of their own."""
         self.patch_extent.copy_(extent_3)
+
+    @torch.no_grad()
+    def count_positions(self, position_N3: Tensor) -> None:
+        """Takes the histogram of the training patches' positions, [-1, 1], for samples to be drawn from."""
         bins_N3 = ((position_N3 + 1) / 2 * NUM_BINS).long().clamp(0, NUM_BINS - 1)
         counts = torch.zeros(NUM_BINS, NUM_BINS, NUM_BINS)
         counts.index_put_(tuple(bins_N3.unbind(1)), torch.ones(len(bins_N3)), accumulate=True)

@@ -16,8 +16,8 @@ NOT_COVERED = (
     "the intensity range, which is a percentile of the private volumes",
     "the label threshold, the checkpoint and the settings, where they are chosen on private validation data",
     "the counts of patients and patches, and statistics of the split",
-    "the voxel spacing, which is a median of the private volumes, and the hash of the training shards (trained_on), by "
-    "which whoever has a set can tell that it is this one",
+    "voxel spacing and size of the volumes, a median and a mean of the private ones, and the hash of the training "
+    "shards (trained_on), by which whoever has a set can tell that it is this one",
     "the run's own log: critic losses and pictures of real patches carry no noise; share the samples, not the log",
 )
 

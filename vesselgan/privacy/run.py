@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vesselgan.config.schema import Dp, TrainGan, Variant
 from vesselgan.core.atomic_io import write_private
 from vesselgan.core.errors import CheckpointError
 from vesselgan.data.patches import ShardDataset, read_batches
+from vesselgan.data.positions import Places
 from vesselgan.formats.checkpoint_folder import CHECKPOINTS
 from vesselgan.formats.shards import ShardSet
 from vesselgan.privacy import releases
@@ -77,9 +78,9 @@ class PrivateRun(CheckpointPart):
         positions: range,
         config: TrainGan,
         world: World,
-        position_N3: Tensor | None = None,
+        places: Places | None = None,
     ) -> Iterator[PoissonBatch]:
-        """This rank's slices of the Poisson batches at `positions`; position_N3: of all patches, for a flow."""
+        """This rank's slices of the Poisson batches at `positions`; places: of all patches, for a flow."""
         assert self.key is not None
         sampler = PoissonSampler(
             self.units,
@@ -92,7 +93,7 @@ class PrivateRun(CheckpointPart):
         )
         patches = read_batches(dataset, sampler, config.train.num_workers)
         return (
-            PoissonBatch(indices, real, None if position_N3 is None else position_N3[list(indices)])
+            PoissonBatch(indices, real, None if places is None else places.of(indices))
             for (indices, _), real in zip(sampler, patches, strict=True)
         )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from vesselgan.config.schema import Variant
+from vesselgan.data.positions import Places
 from vesselgan.losses.flow_matching import denoising_errors, point_on_path
 from vesselgan.losses.wasserstein import critic_loss
 from vesselgan.models.flow import FlowGenerator, shifted_times, with_signed_label
@@ -28,8 +29,8 @@ class PoissonBatch(NamedTuple):
     indices: Sequence[int]
     """Indices of the patches in their set, one per unit."""
     real_NCXYZ: Tensor
-    position_N3: Tensor | None = None
-    """The patches' places in the head, for a flow."""
+    places: Places | None = None
+    """Of the patches in the head, for a flow."""
 
 
 def critic_step(
@@ -73,18 +74,17 @@ def flow_step(generator: PrivateEngine, batch: PoissonBatch, position: int, phas
     """
     generator.check_single_use(position)
     network, device = generator.module, generator.device
-    assert isinstance(network, FlowGenerator) and generator.key is not None and batch.position_N3 is not None
+    assert isinstance(network, FlowGenerator) and generator.key is not None and batch.places is not None
     draws_NL = latents_by_patch_NL(generator.key, position, batch.indices, network.num_voxels + 1)
     time_N = shifted_times(torch.special.ndtr(draws_NL[:, -1]), network.time_shift)
-    noise_NCXYZ = draws_NL[:, :-1].view(-1, 2, *network.patch_shape)
-    patch_NCXYZ = with_signed_label(batch.real_NCXYZ)
-    for unit in zip(
-        *(v.to(device).split(1) for v in (patch_NCXYZ, noise_NCXYZ, batch.position_N3, time_N)), strict=True
-    ):
-        patch, e, place, time = unit
+    noise_NCXYZ = draws_NL[:, :-1].view(-1, network.num_channels, *network.patch_shape)
+    values = [v.to(device) for v in (with_signed_label(batch.real_NCXYZ), noise_NCXYZ, time_N, *batch.places)]
+    for i in range(len(batch.indices)):
+        patch, e, time, place, extent = (v[i : i + 1] for v in values)
         with phase("flow/denoise"):
-            denoised = network.denoised(point_on_path(patch, e, time), time, place)
-            loss = denoising_errors(denoised, patch, time).mean()
+            point = network.with_given(point_on_path(patch, e, time), patch)
+            denoised = network.denoised(point, time, place, extent[0])
+            loss = denoising_errors(denoised, patch[:, : network.num_channels], time).mean()
         with phase("flow/backward"):
             generator.backward(loss)
     with phase("flow/update"):

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import flop_registry
 
 from vesselgan.config.flow import muon_learning_rate
 from vesselgan.config.schema import Variant
+from vesselgan.data.positions import Places
 from vesselgan.models.blocks import BatchNorm3d
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.variants import build_networks, takes_tissue
@@ -105,7 +106,8 @@ def step_cost(setup: StepSetup) -> StepCost:
         if variant.dp is not None:
             private = engines.get("critic", generator)
             memory.allocate(f"{private.name}/sum", FLOAT32 * private.num_parameters)
-            private_batch = PoissonBatch(range(per_rank), batch, torch.empty(per_rank, 3))
+            places = Places(torch.empty(per_rank, 3), torch.empty(per_rank, 3))
+            private_batch = PoissonBatch(range(per_rank), batch, places)
         if variant.flow is not None and variant.dp is not None:
             private_flow_step(generator, private_batch, 0)
         elif variant.flow is not None:

@@ -3,11 +3,9 @@
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
-
 from vesselgan.config.schema import Variant
 from vesselgan.data.patches import ShardDataset, stream
-from vesselgan.data.positions import position_stream
+from vesselgan.data.positions import Places, position_stream
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.variants import takes_tissue
 from vesselgan.privacy.run import PrivateRun
@@ -41,10 +39,10 @@ def build_trainer(
     batch: BatchPlan,
     engines: Engines,
     shards: ShardSet,
-    positions_N3: Tensor | None,
+    places: Places | None,
     private: PrivateRun | None,
 ) -> Trainer:
-    """positions_N3: of the patches, for a flow and a GAN that is given labels. private: of a private variant.
+    """places: of the patches, for a flow and a GAN that is given labels. private: of a private variant.
 
     Restores the moving average of a resumed run.
     """
@@ -67,7 +65,7 @@ def build_trainer(
         save_every_epochs=settings.save_every_epochs,
         phase=phases,
     )
-    batches = _batches(session, schedule, batch, engines, shards, positions_N3, private)
+    batches = _batches(session, schedule, batch, engines, shards, places, private)
     steps = _steps(engines, batches, noise, variant, schedule.steps, phases)
     return Trainer(
         session,
@@ -115,7 +113,7 @@ def _batches(
     batch: BatchPlan,
     engines: Engines,
     shards: ShardSet,
-    positions_N3: Tensor | None,
+    places: Places | None,
     private: PrivateRun | None,
 ) -> Iterator[Any]:
     config, world = session.config, session.world
@@ -128,14 +126,14 @@ def _batches(
         cache_bytes=int(config.data.cache_gib * 2**30),
     )
     if private is not None:
-        return private.batches(dataset, schedule.batches, config, world, positions_N3)
+        return private.batches(dataset, schedule.batches, config, world, places)
     positions = schedule.batches
     order: dict[str, Any] = {"batch_size": batch.total, "seed": config.train.seed}
     order |= {"start": positions.start, "stop": positions.stop, "of_rank": batch.slice_of(world.rank)}
     patches = stream(dataset, **order, num_workers=config.train.num_workers, augment=config.data.augment)
-    if positions_N3 is None:
+    if places is None:
         return patches
-    return zip(patches, position_stream(positions_N3, **order), strict=True)
+    return zip(patches, position_stream(places.position_N3, **order), strict=True)
 
 
 def patch_geometry(shards: ShardSet) -> FixedState:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.flow import knows_place
 from vesselgan.config.schema import Plan, TrainGan, Variant
 from vesselgan.core.errors import PrivacyError, UsageError
-from vesselgan.data.positions import positions_and_extent_of
+from vesselgan.data.positions import Places, places_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
@@ -92,9 +91,9 @@ def _run(session: Session) -> None:
         return
     (shards,) = session.copy_to_node([shards])
     weights_from = _restore_or_init(session, schedule, engines, private)
-    positions_N3 = _positions(config.variant, engines, shards)
+    places = _places(config.variant, engines, shards)
     schedule = schedule.resumed_from(session.state)
-    trainer = build_trainer(session, schedule, batch, engines, shards, positions_N3, private)
+    trainer = build_trainer(session, schedule, batch, engines, shards, places, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
     session.begin(lines + (private.lines() if private is not None else []), weights_from=weights_from)
     session.log.hparams(config, metrics=HPARAMS_METRICS)
@@ -119,21 +118,23 @@ def _training_set(config: TrainGan) -> ShardSet:
     return shards
 
 
-def _positions(variant: Variant, engines: Engines, shards: ShardSet) -> Tensor | None:
-    """Of every patch, zeros for a flow that is given neither label nor place; None for a GAN that makes its labels.
+def _places(variant: Variant, engines: Engines, shards: ShardSet) -> Places | None:
+    """Of every patch, the middle for a flow without label and place; None for a GAN that makes its labels.
 
-    The network keeps their histogram, also where its weights are another run's. Not a private one: where patches were
-    cut is the patients' own, so its samples come from everywhere alike.
+    The network keeps their histogram and mean extent, also where its weights are another run's. Of a private run the
+    extent alone, for samples (its steps take each patch's own): where patches were cut is the patients' own, so its
+    samples come from everywhere alike.
     """
     generator = engines["generator"].module
     if not isinstance(generator, FlowGenerator):
         return None
     if not knows_place(variant) and variant.condition is None:
-        return torch.zeros(len(shards), 3)
-    positions_N3, extent_3 = positions_and_extent_of(shards)
+        return Places(torch.zeros(len(shards), 3), torch.ones(len(shards), 3))
+    places = places_of(shards)
+    generator.keep_extent(places.extent_N3.mean(0))
     if variant.dp is None:
-        generator.count_positions(positions_N3, extent_3)
-    return positions_N3
+        generator.count_positions(places.position_N3)
+    return places
 
 
 def _restore_or_init(
