@@ -69,6 +69,7 @@ def sum_of(request: pytest.FixtureRequest, work_dir: Path, monkeypatch: pytest.M
                 flow_step(engine, batch, POSITION)
             else:
                 critic_step(engine, still, batch, draws, POSITION, config.variant)
+            assert (engine.batch.num_units, engine.batch.num_dropped) == (len(batch.indices), 0)
             total = total + torch.cat(seen).double() * config.train.batch_size
         return total
 
