@@ -38,7 +38,8 @@ def test_a_place_depends_on_no_other_patch(tmp_path):
 
 def test_extents_are_shares_of_the_volume(tmp_path):
     extent_N3 = places_of(write_set(tmp_path)).extent_N3
-    expected = np.array([[4 / 16, 1, 1]] * 3 + [[4 / 204, 4 / 104, 2 / 16]])
+    ours, other = [4 / 16, 1, 1], [4 / 204, 4 / 104, 2 / 16]
+    expected = np.array([ours, ours, other, ours])
     assert extent_N3.numpy() == pytest.approx(expected, rel=1e-6)  # float32
 
 
