@@ -219,7 +219,19 @@ def test_maps_of_one_seed_say_so(tmp_path, make_result):
     made = comparison_of(make_result)
     (one,) = error_maps.section([made], tmp_path).blocks
     (three,) = error_maps.section([made | {"seeds": [5, 1, 2]}], tmp_path).blocks
-    assert "seeds" not in one.caption and "seed 5, Dice: mean over 3 seeds" in three.caption
+    assert "seeds" not in one.caption and "seed 5. Dice: mean over 3 seeds." in three.caption
+
+
+def test_maps_of_named_patients_have_their_dice(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
+    made = comparison_of(make_result)
+    for row in made["rows"]:  # as a study records it: scores by patient, where one has the name of another's visit
+        row["patients"] = {"phantom": {"sub-07": "sub-08", "sub-17": "sub-08", "sub-08": "sub-07"}}
+    (figure,) = error_maps.section([made], tmp_path).blocks
+    assert isinstance(figure, Figure)
+    texts = [cell.text for cell in figure.panels[0].cells]
+    assert texts == [f"Dice {dice} (all vessels), Dice {dice} (intracranial)" for dice in ("0.810", "0.910")]
+    assert "Subject sub-07" in figure.caption and "Dice: mean over this patient's 2 visits." in figure.caption
 
 
 def test_maps_of_two_splits_stay_apart(tmp_path, make_result):
