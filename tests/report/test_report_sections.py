@@ -164,6 +164,9 @@ def test_figure_3_shows_vessels_inside_the_mask(tmp_path):
     assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
     part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
     assert part.blocks[0].name == "Cohort heads <b>:" and list(part.files) == ["figure-3-heads__b_.png"]
+    write_volume(tmp_path / "heads/mask.nii.gz", np.ones((8, 8, 4), np.uint8), np.eye(4))
+    (_, note) = cohorts.section([str(tmp_path / "heads")]).blocks
+    assert "sub-1 cannot be read" in note.text
 
 
 def test_synthetic_heads_stand_beside_a_real_one(tmp_path, make_run):
