@@ -283,6 +283,12 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     assert walked == []
 
 
+def test_no_gan_takes_another_rows_name(study, tmp_path):
+    path = tmp_path / "runs/gp/config.yaml"
+    path.write_text(path.read_text().replace("name: gp\n", "name: real\n"))
+    assert [gan.name for gan in steps.gans_of(study(), [])] == ["real-gp", "sn_mp"]
+
+
 def test_a_unet_of_other_steps_is_refused(study, walked):
     config = study("unet.max_steps=30")  # what is there says 20
     with pytest.raises(DataError, match="20 .* 30"):

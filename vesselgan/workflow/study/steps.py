@@ -23,6 +23,8 @@ from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, vesselgan
 
 GENERATION_SEED = 990
+OTHER_ROWS = ("real", "shuffled", "threshold")
+"""Names of a study's rows that no GAN may have."""
 UNET_FACTS = {"steps", "best_checkpoint", "validation_dice", "validation_loss"}
 
 
@@ -97,7 +99,7 @@ def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
-    """The trained GANs of `runs`, at each checkpoint, named after the variant where that is unique.
+    """The trained GANs of `runs`, at each checkpoint, named after the variant where that is unique and no other row's.
 
     Raises DataError for one that did not learn from the study's own training shards: patients of its data might be
     scored as unseen.
@@ -115,10 +117,10 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
         check_trained_on(run, shards_dir(config.data.cohort_dir, "gan", "train"))
         chosen: list[str | None] = [*checkpoints] or [None]
         trained += [(run, variant, checkpoint) for checkpoint in chosen]
-    variants = [variant for _, variant, _ in trained]
+    names = [*OTHER_ROWS, *(variant for _, variant, _ in trained)]
     gans = []
     for run, variant, checkpoint in trained:
-        name = variant if variants.count(variant) == 1 else f"{variant}-{run.resolve().name}"
+        name = variant if names.count(variant) == 1 else f"{variant}-{run.resolve().name}"
         gans.append(Gan(f"{name}-{checkpoint}" if checkpoint else name, run, variant, checkpoint))
     names = [gan.name for gan in gans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
