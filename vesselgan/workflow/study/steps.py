@@ -16,7 +16,7 @@ from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import checkpoint_folder
-from vesselgan.formats.cohort import COHORT, shards_dir
+from vesselgan.formats.cohort import COHORT, Cohort, shards_dir
 from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir, check_distinct
 from vesselgan.formats.shards import MANIFEST, content_hash
@@ -146,6 +146,13 @@ def synthetic_dir(home: Path, gan: Gan) -> Path:
 def manifests(config: Study, *sets: tuple[str, str]) -> tuple[Path, ...]:
     """Of the cohort's shards, by purpose and split."""
     return tuple(shards_dir(config.data.cohort_dir, *purpose_and_split) / MANIFEST for purpose_and_split in sets)
+
+
+def volumes(cohort_dir: str | Path, split: str, *roles: str) -> tuple[Path, ...]:
+    """The files of a split's subjects, of these roles."""
+    subjects = Cohort.read(cohort_dir).of_split(split).values()
+    paths = [getattr(subject, role) for subject in subjects for role in roles]
+    return tuple(path for path in paths if path is not None)
 
 
 def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
