@@ -34,7 +34,6 @@ from vesselgan.config.schema import BuildShards, Prepare, PreparedData
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.core.memory import format_bytes
-from vesselgan.formats import volumes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
 from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
 
@@ -302,7 +301,7 @@ def write_manifests(
             "subjects": {
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
-                    "affine": volumes.read_header(subject.image).affine.tolist(),
+                    "affine": subject.read_header().affine.tolist(),
                     "shape": list(padded_shape(subject.shape, data.prepare.patch_shape)),
                     "patient": subject.patient,
                     "image_sha256": subject.image_sha256,

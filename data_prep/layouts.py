@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vesselgan.config.schema import Layout
 from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.core.names import check_id, check_inside, on_one_line
+from vesselgan.core.names import check_id, check_inside, on_one_line, without_path
 
 KINDS = ("image", "label", "mask")
 LEFT_OUT = "volumes that fit no pattern of data.layout and are left out"
@@ -132,8 +132,7 @@ def without_paths(text: str, files: SubjectFiles) -> str:
         text = text.replace(f": {path}", "")
     for kind in KINDS:
         if (path := getattr(files, kind)) is not None:
-            target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
-            text = text.replace(f"{path}{target}", kind).replace(str(path), kind)
+            text = without_path(text, path, kind)
     return text
 
 

@@ -99,6 +99,7 @@ def test_two_visits_count_as_one_patient(tmp_path):
     # Three patients: too few for an interval or a test. The last one's visits are 0.8 + 0.04 and 0.8 + 0.05, + 0.002.
     assert (dice["n"], dice["interval"], dice["difference"]["p"]) == (3, None, None)
     assert dice["values"]["patient-2"] == pytest.approx(0.847)
+    assert rows["sn"]["patients"] == {"bars": patients}
 
 
 def test_rows_of_one_table_have_one_n(tmp_path):

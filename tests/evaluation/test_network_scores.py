@@ -25,6 +25,7 @@ PATCH = (16, 16, 16)
 CPU = torch.device("cpu")
 WORDS = {"sn": ["variant=sn", "variant.width=16"], "flow": ["variant=flow", "variant.width=8"]}
 WORDS |= {name: [f"variant={name}", "variant.width=8"] for name in ("flow_label", "gan_label")}
+WORDS["placeless"] = [*WORDS["flow"], "variant.flow.position=false"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,6 +80,16 @@ def test_a_flow_is_judged_by_its_error(tmp_path, real, variant, label_error, wri
     expected = -((patch[:, 0] ** 2).mean((1, 2, 3)) + sum(label_error)) / (1 + len(label_error))
     assert network.kind == "flow"
     np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_a_flow_without_place_needs_no_volumes(tmp_path, real, write_run):
+    edit_json(real.folder / "manifest.json", lambda manifest: [s.pop("shape") for s in manifest["subjects"].values()])
+    without = ShardSet(real.folder)
+    write_run(tmp_path / "run", "flow")
+    with pytest.raises(DataError, match="shape"):
+        attacked(tmp_path, without).scores(without, [0], seed=0)
+    write_run(tmp_path / "placeless/run", "placeless")
+    assert len(attacked(tmp_path / "placeless", without).scores(without, [0, 3], seed=0)) == 2
 
 
 def test_networks_that_cannot_be_attacked_are_refused(tmp_path, real, write_run):

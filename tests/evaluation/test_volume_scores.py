@@ -125,6 +125,34 @@ def test_predictions_of_other_images_are_refused(tmp_path, capsys, change):
     assert code == 3 and "sub-1.nii.gz" in said
 
 
+@pytest.mark.parametrize("fault", ["image", "prediction", "mask", "no image", "unreadable label", "fit"])
+def test_errors_of_pseudonymous_cohorts_name_no_files(tmp_path, capsys, fault):
+    write_two(tmp_path)
+    write_record(tmp_path, {})
+    cohort = Cohort.read(tmp_path)
+    files, other, words = tmp_path / "nifti/sub-1", np.ones((8, 6, 5), np.float32), []
+    if fault == "image":
+        write_volume(files / "image.nii.gz", bar(0, 3) * np.float32(50), AFFINE)
+    elif fault == "prediction":
+        (tmp_path / "predictions/segmentation.json").unlink()
+        write_volume(tmp_path / "predictions/sub-1.nii.gz", other, AFFINE)
+    elif fault == "mask":
+        write_volume(files / "mask.nii.gz", other, AFFINE)
+    elif fault == "no image":
+        (files / "image.nii.gz").unlink()
+    elif fault == "unreadable label":
+        (files / "label.nii.gz").unlink()
+        (files / "label.nii.gz").symlink_to(tmp_path / "nifti/label.nii.gz")
+    else:
+        words, files = ["evaluate=threshold"], tmp_path / "nifti/sub-3"
+        label = bar(0, 3)
+        cohort.subjects["sub-3"] = write_subject(tmp_path, "sub-3", "validation", label * 90.0, label, mask=True)
+        write_volume(files / "mask.nii.gz", other, AFFINE)
+    dataclasses.replace(cohort, is_pseudonymous=True).write(tmp_path)
+    code, said = refused(capsys, tmp_path, *words)
+    assert code == 3 and "of sub-" in said and "nifti" not in said
+
+
 def test_a_result_says_what_went_in(tmp_path):
     predictions = write_two(tmp_path)
     settings = {"run": "unet-a", "source": "synthetic", "shuffle_labels": True, "threshold": 0.4}

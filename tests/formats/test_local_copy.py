@@ -12,7 +12,7 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.formats import local_copy
 from vesselgan.formats.shards import Record, ShardSet, content_hash, verify
 
-from ..conftest import flip_bit, write_shards
+from ..conftest import edit_json, flip_bit, write_shards
 
 PATCH_SHAPE = (8, 8, 8)
 
@@ -69,6 +69,13 @@ def test_other_shards_get_another_copy(shards, tmp_path):
     write_shards(shards, list(ShardSet(shards))[:3])
     second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
     assert first != second and len(ShardSet(second)) == 3 and len(ShardSet(first)) == 6
+
+
+def test_patients_named_later_get_another_copy(shards, tmp_path):
+    first, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
+    edit_json(shards / "manifest.json", lambda manifest: manifest["subjects"]["sub-1"].update(patient="ann"))
+    second, _ = local_copy.copy_to_node(shards, str(tmp_path / "node"))
+    assert (ShardSet(first).patients(), ShardSet(second).patients()) == ({"sub-1"}, {"ann"})
 
 
 def test_an_unusable_disk_is_a_resource_error(shards, tmp_path, monkeypatch):

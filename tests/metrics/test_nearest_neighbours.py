@@ -12,14 +12,14 @@ from vesselgan.metrics import nearest_neighbours
 from ..conftest import write_shards
 
 
-def write(folder: Path, images: list[np.ndarray]) -> ShardSet:
+def write(folder: Path, images: list[np.ndarray], **facts: dict) -> ShardSet:
     """Image i is of subject sub-(i mod 2)."""
     shape = images[0].shape
     records = [
         Record(image.astype(np.float32), np.zeros(shape, np.uint8), f"sub-{i % 2}", (0, 0, 0), "grid", (0.0, 9.0), 0)
         for i, image in enumerate(images)
     ]
-    return ShardSet(write_shards(folder, records))
+    return ShardSet(write_shards(folder, records, **facts))
 
 
 def noise(count: int, shape: tuple[int, ...] = (6, 6, 4), seed: int = 0) -> list[np.ndarray]:
@@ -57,15 +57,17 @@ def test_nearest_equals_plain_search(tmp_path, monkeypatch, most_bytes, shape):
     assert [n.distance for n in found] == pytest.approx(np.min(distances, axis=1).tolist(), rel=1e-4)  # float32
 
 
-def test_the_own_subject_can_be_left_out(tmp_path):
+def test_the_own_patient_can_be_left_out(tmp_path):
     training = write(tmp_path, noise(6))
     own, other, nobody = nearest_neighbours.nearest(
-        [training.image(0)] * 3, training, excluded_subjects=[None, "sub-0", "sub-1"]
+        [training.image(0)] * 3, training, excluded_patients=[None, "sub-0", "sub-1"]
     )
     assert own.index == 0 and own.distance < 5e-3 and nobody.index == 0
     assert other.subject == "sub-1" and other.distance > 0.1
     alone = write(tmp_path / "alone", noise(1))
-    assert nearest_neighbours.nearest([alone.image(0)], alone, excluded_subjects=["sub-0"]) == [None]
+    assert nearest_neighbours.nearest([alone.image(0)], alone, excluded_patients=["sub-0"]) == [None]
+    visits = write(tmp_path / "visits", noise(6), subjects={f"sub-{i}": {"patient": "ann"} for i in (0, 1)})
+    assert nearest_neighbours.nearest([visits.image(0)], visits, excluded_patients=["ann"]) == [None]
 
 
 def test_a_constant_patch_resembles_constant_ones_alone(tmp_path):

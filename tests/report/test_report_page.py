@@ -16,7 +16,7 @@ from vesselgan.report import scores
 from vesselgan.report.page import report
 from vesselgan.report.table_3_rows import from_results
 
-from ..conftest import write_set
+from ..conftest import edit_json, write_set
 
 FETCHING = ("src", "href", "srcset", "data", "poster", "action", "xlink:href")
 
@@ -135,8 +135,14 @@ def test_copied_samples_stand_at_distance_zero(road):
     rows = list(csv.DictReader((road / "report/nearest-demo-gan.csv").read_text().splitlines()))
     shown = [row for row in rows if row["kind"] == "shown"]
     assert [(row["patch"], row["nearest training patch"]) for row in shown] == [pair[:2] for pair in pairs]
-    assert Counter(row["kind"] for row in rows) == {"shown": 4, "synthetic": 6, "real to another subject": 10}
+    assert Counter(row["kind"] for row in rows) == {"shown": 4, "synthetic": 6, "real to another patient": 10}
     assert all(int(sample) + int(twin) == 5 for sample, twin, _ in pairs)
+
+
+def test_another_visit_is_no_strangers_patch(road):
+    train = road / "phantom/shards/gan/train/manifest.json"
+    edit_json(train, lambda manifest: [subject.update(patient="ann") for subject in manifest["subjects"].values()])
+    assert "the training shards are one patient's" in " ".join(read(make(road)).text)
 
 
 def test_patches_may_lie_outside_the_run(road):

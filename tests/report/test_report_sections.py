@@ -164,6 +164,9 @@ def test_figure_3_shows_vessels_inside_the_mask(tmp_path):
     assert red["label inside the mask"][:, : side // 2].any() and not red["label inside the mask"][:, side // 2 :].any()
     part = cohorts.section([str(tmp_path / "heads"), str(tmp_path / "none")])
     assert part.blocks[0].name == "Cohort heads <b>:" and list(part.files) == ["figure-3-heads__b_.png"]
+    write_volume(tmp_path / "heads/mask.nii.gz", np.ones((8, 8, 4), np.uint8), np.eye(4))
+    (_, note) = cohorts.section([str(tmp_path / "heads")]).blocks
+    assert "sub-1 cannot be read" in note.text
 
 
 def test_synthetic_heads_stand_beside_a_real_one(tmp_path, make_run):
@@ -219,7 +222,19 @@ def test_maps_of_one_seed_say_so(tmp_path, make_result):
     made = comparison_of(make_result)
     (one,) = error_maps.section([made], tmp_path).blocks
     (three,) = error_maps.section([made | {"seeds": [5, 1, 2]}], tmp_path).blocks
-    assert "seeds" not in one.caption and "seed 5, Dice: mean over 3 seeds" in three.caption
+    assert "seeds" not in one.caption and "seed 5. Dice: mean over 3 seeds." in three.caption
+
+
+def test_maps_of_named_patients_have_their_dice(tmp_path, make_result):
+    write_maps(tmp_path, ["real", "synthetic"], ["sub-07"])
+    made = comparison_of(make_result)
+    for row in made["rows"]:  # as a study records it: scores by patient, where one has the name of another's visit
+        row["patients"] = {"phantom": {"sub-07": "sub-08", "sub-17": "sub-08", "sub-08": "sub-07"}}
+    (figure,) = error_maps.section([made], tmp_path).blocks
+    assert isinstance(figure, Figure)
+    texts = [cell.text for cell in figure.panels[0].cells]
+    assert texts == [f"Dice {dice} (all vessels), Dice {dice} (intracranial)" for dice in ("0.810", "0.910")]
+    assert "Subject sub-07" in figure.caption and "Dice: mean over this patient's 2 visits." in figure.caption
 
 
 def test_maps_of_two_splits_stay_apart(tmp_path, make_result):

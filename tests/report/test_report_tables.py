@@ -11,6 +11,7 @@ import pytest
 from vesselgan.core.errors import DataError
 from vesselgan.report import paper, tables
 from vesselgan.report.blocks import Table, csv_text, markdown
+from vesselgan.report.table_3_rows import from_results
 
 
 def test_a_region_without_scores_has_no_columns(make_result):
@@ -72,6 +73,30 @@ def test_aims_compare_mean_dice(four_results):
     assert len(verdicts) == 8
 
 
+def test_a_row_is_what_its_record_says(make_result):
+    """Results may have any name: one called `real` is not of real patches for it."""
+    real = make_result("exp-7", 0.9) | {"segmented_with": {"source": "real"}}
+    wrong = make_result("real", 0.8) | {"segmented_with": {"source": "synthetic"}}
+    fitted = make_result("best", 0.6) | {"fitted_on": {"split": "validation"}}
+    scored = tables.segmentation_scores([wrong, fitted, real])
+    assert list(scored.titles) == ["best", "exp-7", "real"]
+    assert scored.missing == ["U-Net on synthetic, labels shuffled"]
+    measured = {aim.text: aim.measured for aim in tables.aims(scored)}
+    assert measured["U-Net on real minus best threshold, all vessels"] == pytest.approx(0.3)
+    assert measured["U-Net on synthetic as a share of real, all vessels"] == pytest.approx(0.8 / 0.9)
+    kinds = {row["name"]: row["kind"] for row in from_results([wrong, fitted, real], ["dice"], {})["rows"]}
+    assert kinds == {"real": "synthetic", "best": "threshold", "exp-7": "real"}
+    fitted["inputs"] = real["inputs"] = {"sub-07 label": "a"}
+    assert tables.of_same_subjects([wrong, fitted, real]) == ([fitted, real], [wrong])
+
+
+def test_no_aim_is_measured_on_one_of_two(make_result):
+    """The better of two would be chosen on the test volumes."""
+    both = [make_result(name, 0.8) | {"segmented_with": {"source": "synthetic"}} for name in ("gan", "flow")]
+    scored = tables.segmentation_scores([make_result("real", 0.9), *both])
+    assert all(aim.measured is None for aim in tables.aims(scored)) and "U-Net on synthetic" not in scored.missing
+
+
 def test_missed_aim_fails_missing_row_is_not_run(make_result):
     rows = tables.segmentation_scores([make_result("real", 0.9), make_result("threshold", 0.84)])
     verdicts = [aim.verdict for aim in tables.aims(rows)]
@@ -121,6 +146,8 @@ def test_markdown_keeps_its_columns_whatever_a_name_holds(four_results):
 def test_two_results_of_one_name_are_refused(make_result):
     with pytest.raises(DataError, match="'real'"):
         tables.segmentation_scores([make_result("real", 0.9), make_result("real", 0.8)])
+    with pytest.raises(DataError, match="'paper'"):
+        tables.segmentation_scores([make_result("paper", 0.9)])
 
 
 def test_unlike_cohorts_never_share_a_table(make_result):

@@ -329,3 +329,17 @@ def test_an_image_changed_since_the_check_is_refused(run_dir, tiny_cohort, tmp_p
     with pytest.raises(DataError, match="sub-4") as refusal:
         run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tmp_path}/cohort")
     assert str(tiny_cohort) not in str(refusal.value)
+
+
+def test_a_missing_image_is_told_without_its_path(run_dir, tiny_cohort, tmp_path):
+    cohort = Cohort.read(tiny_cohort)
+    (one, *_) = cohort.of_split("test").values()
+    image = tmp_path / "JANE.nii.gz"
+    image.write_bytes(one.image.read_bytes())
+    moved = dataclasses.replace(one, image=image)
+    dataclasses.replace(cohort, subjects={"sub-4": moved}, is_pseudonymous=True).write(tmp_path / "cohort")
+    run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tmp_path}/cohort")
+    image.unlink()
+    with pytest.raises(DataError, match="^the image of sub-4") as refusal:
+        run_segment(run_dir, tmp_path / "out", f"data.cohort_dir={tmp_path}/cohort")
+    assert "JANE" not in str(refusal.value)

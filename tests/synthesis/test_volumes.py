@@ -13,16 +13,19 @@ import torch
 from scipy import ndimage
 
 from vesselgan.config import compose
-from vesselgan.core.errors import UsageError
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.nifti import read_header
 from vesselgan.formats.shards import content_hash
 from vesselgan.formats.synthetic_volumes import COMPARISON
+from vesselgan.formats.volumes import write_volume
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.synthesis import volumes as synthesis
 from vesselgan.synthesis.run import run
+from vesselgan.synthesis.volume_comparison import _of_real
 from vesselgan.synthesis.windows import make_image
 
-from ..conftest import write_set
+from ..conftest import write_set, write_subject
 
 SHAPE = (64, 80, 41)
 
@@ -93,6 +96,18 @@ def test_a_lost_training_cohort_ends_nothing(tmp_path, capsys, monkeypatch, writ
     assert len(content(heads(run_dir, tmp_path / "heads", "volumes=1"))) == 3
     assert "not compared with the training cohort" in capsys.readouterr().out
     assert json.loads((tmp_path / "heads" / COMPARISON).read_text()).keys() == {"synthetic heads"}
+
+
+def test_a_changed_mask_is_not_measured(tmp_path):
+    label = np.zeros((16, 16, 16), np.uint8)
+    label[3:13, 8, 8] = 1
+    subject = write_subject(tmp_path, "train", {"image": label + 1, "label": label, "mask": label + 1 > 0}, np.eye(4))
+    Cohort("heads", (0.0, 99.99), {"a": subject}).write(tmp_path)
+    statistics, _ = _of_real(str(tmp_path), "a", (8, 8, 8))
+    assert statistics.brain_share == 1
+    write_volume(subject.mask, label, np.eye(4))
+    with pytest.raises(DataError, match="changed"):
+        _of_real(str(tmp_path), "a", (8, 8, 8))
 
 
 def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run):

@@ -28,22 +28,28 @@ def test_a_finished_stage_is_not_run_again(tmp_path):
 
 
 REASONS = ["output is missing", "command changed", "marker is broken", "input changed", "input is gone"]
+REASONS += ["volume changed", "volume is gone"]
 
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_stage_runs_again_when(reason, tmp_path):
     out = tmp_path / "out"
     (tmp_path / "input").write_text("three seeds")
-    stage = dataclasses.replace(making(out), inputs=(tmp_path / "input",))
+    (tmp_path / "volume").write_text("first")
+    stage = dataclasses.replace(making(out), inputs=(tmp_path / "input",), volumes=(tmp_path / "volume",))
     run_stage(tmp_path, stage)
     if reason == "output is missing":
         out.unlink()
     elif reason == "command changed":
-        stage = dataclasses.replace(making(out, says="otherwise"), inputs=stage.inputs)
+        stage = dataclasses.replace(stage, commands=making(out, says="otherwise").commands)
     elif reason == "input changed":
         (tmp_path / "input").write_text("two seeds")
     elif reason == "input is gone":
         (tmp_path / "input").unlink()
+    elif reason == "volume changed":
+        (tmp_path / "volume").write_text("other")  # as many bytes, later
+    elif reason == "volume is gone":
+        (tmp_path / "volume").unlink()
     elif reason == "marker is broken":
         (tmp_path / "done/make.json").write_text("{")
     assert run_stage(tmp_path, stage) is True

@@ -1,10 +1,11 @@
 """Names that come from data and become files: an id is one path component of printable characters."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, VesselganError, system_failures
 
 MAX_BYTES = 200
 """Of an id in UTF-8: file systems take 255, and endings follow (`.nii.gz.partial`)."""
@@ -38,6 +39,27 @@ def check_inside(root: str | Path, paths: Iterable[Path], remedy: str = "copy wh
     outside = [path for path in paths if not Path(os.path.realpath(path)).is_relative_to(real_root)]
     if outside:
         raise DataError(f"{outside[0]}: a link leads out of {root} ({len(outside)} such files); {remedy}")
+
+
+def without_path(text: str, path: Path, shown: str) -> str:
+    """A message about a file with `shown` in place of its path and of a link's target, which may name a patient."""
+    target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
+    return text.replace(f"{path}{target}", shown).replace(str(path), shown)
+
+
+@contextmanager
+def hidden_paths(shown: Mapping[Path, str]) -> Iterator[None]:
+    """Errors within, the system's too, say what is `shown` for a path in its place."""
+    try:
+        with system_failures():
+            yield
+    except VesselganError as error:
+        text = str(error)
+        for path, name in shown.items():
+            text = without_path(text, path, name)
+        if text == str(error):
+            raise
+        raise type(error)(text) from None
 
 
 def on_one_line(text: str) -> str:

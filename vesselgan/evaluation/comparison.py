@@ -55,7 +55,7 @@ def compare_sources(config: Evaluate) -> Result:
 
 
 def _score_row(row: Result, by_cohort: dict[str, list[Result]], reference: dict[str, list[Result]]) -> Result:
-    """The row without its files, with its scores, its counts of empty volumes and its GAN's privacy."""
+    """The row without its files, with its scores, whose visits they are of, counts of empty volumes, GAN's privacy."""
     if row["name"] == REFERENCE:
         reference = {}
     first: Result = next((result for results in by_cohort.values() for result in results), {})
@@ -63,6 +63,10 @@ def _score_row(row: Result, by_cohort: dict[str, list[Result]], reference: dict[
         "privacy": first.get("segmented_with", {}).get("privacy") if row["kind"] == "synthetic" else None,
         "scores": {
             cohort: _score_cohort(results, reference.get(cohort), cohort) for cohort, results in by_cohort.items()
+        },
+        "patients": {
+            cohort: {subject: truth.patient for subject, truth in truth_of(results[0]).items()}
+            for cohort, results in by_cohort.items()
         },
         "empty": {cohort: [result["empty"] for result in results] for cohort, results in by_cohort.items()},
     }

@@ -57,13 +57,15 @@ class AttackedNetwork:
     def scores(self, shards: ShardSet, rows: list[int], *, seed: int) -> np.ndarray:
         """[N] of these patches, higher where the network knows a patch. Raises NumericError if one is not finite."""
         dataset = ShardDataset(shards, scaling=self.scaling, with_tissue=takes_tissue(self.network))
-        positions_N3 = positions_of(shards) if isinstance(self.network, FlowGenerator) else None
+        flow = self.network if isinstance(self.network, FlowGenerator) else None
+        positions_N3 = positions_of(shards) if flow is not None and flow.has_position else None
         scores = []
         for start in range(0, len(rows), BATCH_SIZE):
             batch = rows[start : start + BATCH_SIZE]
             patch_NCXYZ = dataset.read(batch).to(self.device)
-            if positions_N3 is not None:
-                score_N = -self._errors(patch_NCXYZ, positions_N3[batch].to(self.device), seed)
+            position_N3 = None if positions_N3 is None else positions_N3[batch].to(self.device)
+            if flow is not None:
+                score_N = -self._errors(flow, patch_NCXYZ, position_N3, seed)
             else:
                 score_N = self.network(patch_NCXYZ)
             scores.append(score_N.double().cpu().numpy())
@@ -72,9 +74,8 @@ class AttackedNetwork:
             raise NumericError(f"{shards.folder}: the {self.kind}'s scores of some patches are not finite; it diverged")
         return all_scores
 
-    def _errors(self, patch_NCXYZ: Tensor, position_N3: Tensor, seed: int) -> Tensor:
+    def _errors(self, flow: FlowGenerator, patch_NCXYZ: Tensor, position_N3: Tensor | None, seed: int) -> Tensor:
         """[N]: a flow's mean squared error of the denoised patches over TIMES; every patch gets the same noise."""
-        assert isinstance(self.network, FlowGenerator)
         source = torch.Generator().manual_seed(seed)
         noise_CXYZ = torch.randn((len(TIMES), *patch_NCXYZ.shape[1:]), generator=source).to(self.device)
         patch_NCXYZ = with_signed_label(patch_NCXYZ)
@@ -82,8 +83,8 @@ class AttackedNetwork:
         for time, noise in zip(TIMES, noise_CXYZ, strict=True):
             time_N = torch.full((len(patch_NCXYZ),), time, device=self.device)
             point_NCXYZ = point_on_path(patch_NCXYZ, noise.expand_as(patch_NCXYZ), time_N)
-            given_NCXYZ = self.network.with_given(point_NCXYZ, patch_NCXYZ)
-            denoised_NCXYZ = self.network.denoised(given_NCXYZ, time_N, position_N3)
-            error_NCXYZ = (denoised_NCXYZ - patch_NCXYZ[:, : self.network.num_channels]).square()
+            given_NCXYZ = flow.with_given(point_NCXYZ, patch_NCXYZ)
+            denoised_NCXYZ = flow.denoised(given_NCXYZ, time_N, position_N3)
+            error_NCXYZ = (denoised_NCXYZ - patch_NCXYZ[:, : flow.num_channels]).square()
             errors.append(error_NCXYZ.mean((1, 2, 3, 4)))
         return torch.stack(errors).mean(0)

@@ -51,21 +51,24 @@ def score_predictions(config: Evaluate) -> dict[str, Any]:
             f"{config.predictions}: no prediction for {', '.join(missing)} (subject.nii.gz); run `vesselgan segment` "
             f"on split {config.split} of cohort {cohort.name} first"
         )
-    predictions.check({name: subject.image for name, subject in subjects.items()})
+    for name, subject in subjects.items():
+        with subject.hidden_paths():
+            predictions.check(name, subject.image)
     warnings = {name: texts for name, texts in predictions.warnings().items() if name in subjects}
     for name, texts in warnings.items():
         log.warning(f"{name}: scores of a questionable segmentation: {'; '.join(texts)}")
     entries: list[Entry] = []
     inputs: dict[str, str] = {}
     for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        assert subject.label is not None, "read_truth has read it"
-        predicted_XYZ = _read_on_grid(name, paths[name], subject.label)
-        entries += score_and_log(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject, regions=regions)
-        if config.error_maps is not None:
-            errors_XYZ = error_maps.error_map(truth_XYZ, predicted_XYZ)
-            error_maps.write(Path(config.error_maps), name, errors_XYZ, subject.label, subject.spacing_mm)
-        inputs |= hash_files(name, {"prediction": paths[name], "label": subject.label, "mask": subject.mask})
+        with subject.hidden_paths():
+            truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
+            assert subject.label is not None, "read_truth has read it"
+            predicted_XYZ = _read_on_grid(name, paths[name], subject.label)
+            entries += score_and_log(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject, regions=regions)
+            if config.error_maps is not None:
+                errors_XYZ = error_maps.error_map(truth_XYZ, predicted_XYZ)
+                error_maps.write(Path(config.error_maps), name, errors_XYZ, subject.label, subject.spacing_mm)
+            inputs |= hash_files(name, {"prediction": paths[name], "label": subject.label, "mask": subject.mask})
     metadata = {
         "title": _title(settings, config.name),
         "threshold": settings.get("threshold"),
@@ -94,14 +97,17 @@ def score_threshold(config: Evaluate) -> dict[str, Any]:
     entries: list[Entry] = []
     inputs: dict[str, str] = {}
     for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        level_XYZ = read_levels(name, subject)
+        with subject.hidden_paths():
+            truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
+            level_XYZ = read_levels(name, subject)
         for region, level in levels.items():
             predicted_XYZ = level_XYZ >= level
             entries += score_and_log(name, truth_XYZ, predicted_XYZ, mask_XYZ, subject, regions=(region,))
     for prefix, members in (("", subjects), ("fitted on ", fit_subjects)):
         for name, subject in members.items():
-            inputs |= hash_files(prefix + name, {"image": subject.image, "label": subject.label, "mask": subject.mask})
+            files = {"image": subject.image, "label": subject.label, "mask": subject.mask}
+            with subject.hidden_paths():
+                inputs |= hash_files(prefix + name, files)
     thresholds = {region: level / LEVELS_PER_UNIT for region, level in levels.items()}
     values = ", ".join(f"{region} {value:.1f}" for region, value in thresholds.items())
     log.info(f"best threshold on {counted(len(fit_subjects), 'validation subject')} (0..255): {values}")
@@ -187,8 +193,9 @@ def fit_threshold(subjects: dict[str, Subject], regions: tuple[str, ...]) -> dic
     """Region -> the lowest level (see `read_levels`) with the highest mean Dice over the subjects."""
     total = {region: np.zeros(255 * LEVELS_PER_UNIT + 1) for region in regions}
     for name, subject in subjects.items():
-        truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
-        level_XYZ = read_levels(name, subject)
+        with subject.hidden_paths():
+            truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
+            level_XYZ = read_levels(name, subject)
         for region in regions:
             region_XYZ = mask_XYZ if region == "intracranial" else np.ones_like(truth_XYZ)
             total[region] += dice_by_level(level_XYZ[region_XYZ], truth_XYZ[region_XYZ])

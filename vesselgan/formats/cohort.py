@@ -21,13 +21,14 @@ import json
 import math
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, reading
-from vesselgan.core.names import check_id
+from vesselgan.core.names import check_id, hidden_paths
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import MANIFEST, ShardSet
@@ -94,18 +95,24 @@ class Subject:
     def _read(self, role: str, read: Callable[[Path], Volume]) -> Volume:
         path: Path = getattr(self, role)
         assert path is not None, role
-        try:
+        with self.hidden_paths():
             volume = read(path)
             if volumes.sha256_of_voxels(volume.data_XYZ) != getattr(self, f"{role}_sha256"):
                 raise DataError(
                     f"{path}: its voxels changed since they were checked; put the earlier file back, or touch it and "
                     "start `vesselgan build-shards` again: then the new one is checked"
                 )
-        except (DataError, ResourceError) as error:
-            if self.pseudonym is None:
-                raise
-            raise type(error)(str(error).replace(str(path), f"the {role} of {self.pseudonym}")) from None
         return volume
+
+    def read_header(self) -> volumes.Header:
+        """The image's. Raises DataError or ResourceError for a file that cannot be read."""
+        with self.hidden_paths():
+            return volumes.read_header(self.image)
+
+    def hidden_paths(self) -> AbstractContextManager[None]:
+        """Where this subject's files are opened by path: errors name the pseudonym, if there is one, in its place."""
+        paths = {role: getattr(self, role) for role in ROLES if self.pseudonym is not None}
+        return hidden_paths({path: f"the {role} of {self.pseudonym}" for role, path in paths.items() if path})
 
 
 def is_phantom(root: str | Path) -> bool:

@@ -11,7 +11,7 @@ from vesselgan.core.atomic_io import PARTIAL, describe, open_to_append, write_by
 from vesselgan.core.errors import DataError, ResourceError, UsageError, reading
 from vesselgan.core.locks import wait_for_lock
 from vesselgan.core.memory import format_bytes
-from vesselgan.formats.shards import MANIFEST, ShardInfo, content_hash, read_manifest, verify
+from vesselgan.formats.shards import MANIFEST, ShardInfo, read_manifest, verify
 
 PIECE_BYTES = 4 * 2**20
 
@@ -19,9 +19,10 @@ PIECE_BYTES = 4 * 2**20
 def copy_to_node(folder: Path, to: str) -> tuple[Path, float | None]:
     """Returns (the copy of `folder` below `to`, seconds that copying took; None if the copy exists).
 
-    `to` may name variables of this node ($TMPDIR). The copy is named after its content, so jobs share it. Every byte is
-    compared with the manifest's sha256 when copied; an existing copy is compared by size and structure, and each patch
-    with its own checksum when read.
+    `to` may name variables of this node ($TMPDIR). The copy is named after its manifest, so jobs share it: that names
+    the shards' content, and whose patches they are, which can change alone. Every byte is compared with the manifest's
+    sha256 when copied; an existing copy is compared by size and structure, and each patch with its own checksum when
+    read.
     Raises UsageError for a variable that is not set, ResourceError for a disk that is full or cannot be written,
     DataError for damaged shards.
     """
@@ -30,7 +31,9 @@ def copy_to_node(folder: Path, to: str) -> tuple[Path, float | None]:
             f"data.local_copy_dir={to}: that variable is not set on this node; name a folder of its own disk"
         )
     home = Path(os.path.expandvars(to))
-    target = home / f"vesselgan-{content_hash(folder)[:16]}"
+    with reading(folder / MANIFEST, "make the shards again"):
+        manifest = (folder / MANIFEST).read_bytes()
+    target = home / f"vesselgan-{hashlib.sha256(manifest).hexdigest()[:16]}"
     try:
         home.mkdir(parents=True, exist_ok=True)
         # Held while copying: the other processes of this node wait here, then find the copy.

@@ -48,20 +48,16 @@ class Predictions:
         name = json.loads(self.record.read_text()).get("cohort_dir")
         return Path(name) if isinstance(name, str) else None
 
-    def check(self, images: dict[str, Path]) -> None:
-        """Raises DataError unless the record, if there is one, lists these images, by subject, and predictions."""
+    def check(self, subject: str, image: Path) -> None:
+        """Raises DataError unless the record, if there is one, lists this image of the subject and its prediction."""
         if not self.record.exists():
             return
-        volumes = _read(self.record)[1]
-        for subject, image in images.items():
-            with reading(image, "put the image back that the cohort names"):
-                is_same = self.is_up_to_date(subject, volumes.get(subject), image, probability=False)
-            if not is_same:
-                raise DataError(
-                    f"{self.label(subject)}: is not what the record beside it says of {image}, so one of the two was "
-                    "replaced, or it is another cohort's subject; run `vesselgan segment` again, or score predictions "
-                    "of another program in a folder without segmentation.json"
-                )
+        if not self.is_up_to_date(subject, _read(self.record)[1].get(subject), image, probability=False):
+            raise DataError(
+                f"{self.label(subject)}: is not what the record beside it says of {image}, so one of the two was "
+                "replaced, or it is another cohort's subject; run `vesselgan segment` again, or score predictions "
+                "of another program in a folder without segmentation.json"
+            )
 
     def open(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The entries by subject, those of stopped ranks included; makes a new folder's record.
@@ -96,13 +92,15 @@ class Predictions:
             path.unlink()
 
     def is_up_to_date(self, subject: str, entry: dict[str, Any] | None, image: Path, *, probability: bool) -> bool:
-        """Whether the outputs of `entry` exist, unchanged, and are of this very image."""
+        """Whether the outputs of `entry` exist, unchanged, and are of this very image, which must be there."""
         if entry is None or not self.label(subject).is_file():
             return False
         if probability and not self.probability(subject).is_file():
             return False
+        with reading(image, "put the image back that the cohort names"):
+            image_sha256 = sha256_of(image)
         hashes = entry.get("output_sha256"), entry.get("image_sha256")
-        return hashes == (sha256_of(self.label(subject)), sha256_of(image))
+        return hashes == (sha256_of(self.label(subject)), image_sha256)
 
     def _rank_records(self) -> list[Path]:
         return list(self.folder.glob("segmentation.rank-*.json"))

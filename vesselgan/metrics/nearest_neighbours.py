@@ -29,6 +29,7 @@ class Patches(Protocol):
     def patch_shape(self) -> Sequence[int]: ...
     def __len__(self) -> int: ...
     def subject(self, i: int) -> str: ...
+    def patient(self, i: int) -> str: ...
     def image(self, i: int) -> np.ndarray: ...
 
 
@@ -56,11 +57,11 @@ def nearest(
     images: Iterable[np.ndarray],
     training: Patches,
     *,
-    excluded_subjects: Sequence[str | None] | None = None,
+    excluded_patients: Sequence[str | None] | None = None,
 ) -> list[Neighbour | None]:
     """For each image [X, Y, Z] its nearest patch in `training`; one pass over `training` per MAX_BYTES of images.
 
-    excluded_subjects: per image a subject whose patches do not count; the result is None if no patch is left.
+    excluded_patients: per image one none of whose visits' patches count; the result is None if no patch is left.
     """
     remaining, neighbours = iter(images), list[Neighbour | None]()
     num_voxels = math.prod(training.patch_shape)
@@ -74,9 +75,9 @@ def nearest(
             count += len(block)
         done = len(neighbours)
         if count == 0:
-            assert excluded_subjects is None or len(excluded_subjects) == done
+            assert excluded_patients is None or len(excluded_patients) == done
             return neighbours
-        excluded = [None] * count if excluded_subjects is None else excluded_subjects[done : done + count]
+        excluded = [None] * count if excluded_patients is None else excluded_patients[done : done + count]
         neighbours += _search(queries_QV[:count], excluded, training)
 
 
@@ -88,16 +89,16 @@ def _search(
     smallest_Q = np.full(len(queries_QV), np.inf)
     neighbours: list[Neighbour | None] = [None] * len(queries_QV)
     size_Q = np.einsum("qv,qv->q", queries_QV, queries_QV)
-    for start, subjects, block_BV in _blocks(training):
+    for start, patients, block_BV in _blocks(training):
         size_B = np.einsum("bv,bv->b", block_BV, block_BV)
         square_QB = (size_Q[:, None] + size_B - 2.0 * (queries_QV @ block_BV.T)) / queries_QV.shape[1]
         square_QB[(size_Q == 0)[:, None] != (size_B == 0)] = 2.0
         distance_QB = np.sqrt(np.maximum(square_QB, 0.0))
-        distance_QB[np.array(excluded, object)[:, None] == np.array(subjects, object)[None]] = np.inf
+        distance_QB[np.array(excluded, object)[:, None] == np.array(patients, object)[None]] = np.inf
         for q, b in enumerate(distance_QB.argmin(axis=1)):
             if distance_QB[q, b] < smallest_Q[q]:
                 smallest_Q[q] = distance_QB[q, b]
-                neighbours[q] = Neighbour(start + int(b), subjects[b], float(smallest_Q[q]))
+                neighbours[q] = Neighbour(start + int(b), training.subject(start + int(b)), float(smallest_Q[q]))
     return neighbours
 
 
@@ -105,4 +106,4 @@ def _blocks(training: Patches) -> Iterator[tuple[int, list[str], np.ndarray]]:
     for start in range(0, len(training), BLOCK):
         indices = range(start, min(start + BLOCK, len(training)))
         block_BV = np.stack([standardise(training.image(i)) for i in indices])
-        yield start, [training.subject(i) for i in indices], block_BV
+        yield start, [training.patient(i) for i in indices], block_BV

@@ -10,7 +10,6 @@ from vesselgan.core.console import counted
 from vesselgan.core.errors import DataError
 from vesselgan.formats.cohort import COHORT, Cohort, Subject
 from vesselgan.formats.intensities import scale_to_255
-from vesselgan.formats.volumes import read_mask
 from vesselgan.report import figures
 from vesselgan.report.blocks import Block, Figure, Files, Panel, Picture, Section, Text, file_name, not_run
 from vesselgan.viz import pictures
@@ -83,7 +82,7 @@ def panels_of(subject: Subject) -> dict[str, np.ndarray]:
     assert subject.mask is not None, "choose_subject takes subjects with a mask"
     image_XYZ = scale_to_255(subject.read_image().data_XYZ, subject.limits)
     label_XYZ = subject.read_label().data_XYZ > 0
-    mask_XYZ = read_mask(subject.mask).data_XYZ > 0
+    mask_XYZ = subject.read_mask().data_XYZ > 0
     slice_HW = pictures.mid_slice(image_XYZ)
     size = pictures.size_to_scale(slice_HW, subject.spacing_mm, SIDE)
     white = max(float(np.percentile(slice_HW, 99.7)), 1.0)

@@ -53,11 +53,17 @@ def _find_maps(folder: Path | None, rows: Sequence[dict[str, Any]], cohort: str)
     maps: dict[str, dict[str, Path]] = {}
     for row in rows:
         if folder is not None and is_id(row["name"]) and is_id(cohort):
-            scored = {name for metrics in row["scores"].get(cohort, {}).values() for name in metrics["dice"]["values"]}
+            scored = _patients(row, cohort)
             paths = sorted(p for p in (folder / row["name"] / cohort).glob("*.png") if p.stem in scored)
             check_inside(folder, paths)
             maps |= {row["name"]: {path.stem: path for path in paths}} if paths else {}
     return maps
+
+
+def _patients(row: dict[str, Any], cohort: str) -> dict[str, str]:
+    """Scored subject -> patient, by whom a study's scores are; subjects themselves where the row names no patients."""
+    names = {name for metrics in row["scores"].get(cohort, {}).values() for name in metrics["dice"]["values"]}
+    return (row.get("patients") or {}).get(cohort) or {name: name for name in names}
 
 
 def _figure(
@@ -77,25 +83,31 @@ def _figure(
         return not_run(f"{title}: no subject has a map of every source")
     subject = common[figures.choose(len(common), 1, stream=5)[0]]
     stem = f"{name.lower().replace(' ', '-')}-{file_name(scored)}"
-    cells = []
+    cells, num_visits = [], 1
     for row in rows:
         if row["name"] not in maps:
             continue
         path = maps[row["name"]][subject]
         data = path.read_bytes()
         files[f"{stem}-{file_name(row['name'])}.png"] = data
+        patients = _patients(row, cohort)
+        patient = patients[subject]
+        num_visits = list(patients.values()).count(patient)
         dice = [
-            f"Dice {metrics['dice']['values'][subject]:.3f} ({REGIONS[region].lower()})"
+            f"Dice {metrics['dice']['values'][patient]:.3f} ({REGIONS[region].lower()})"
             for region, metrics in row["scores"].get(cohort, {}).items()
-            if subject in metrics["dice"]["values"]
+            if patient in metrics["dice"]["values"]
         ]
         image = _thumbnail(data, path), f"{row['title']}, {subject}"
         cells.append(Picture([image], row["title"], ", ".join(dice)))
+    means = [f"{len(seeds)} seeds"] if len(seeds) > 1 else []
+    means += [f"this patient's {num_visits} visits"] if num_visits > 1 else []
     return Figure(
         title,
         [Panel(cells)],
         f"Subject {subject}, chosen by seed ({figures.SEED}): projections along three axes and the surface."
-        + (f" Maps of the U-Nets of seed {seeds[0]}, Dice: mean over {len(seeds)} seeds." if len(seeds) > 1 else ""),
+        + (f" Maps of the U-Nets of seed {seeds[0]}." if len(seeds) > 1 else "")
+        + (f" Dice: mean over {' and '.join(means)}." if means else ""),
         how_to_read="thin yellow vessels are missed; green away from every vessel is taken for one.",
         grid="one",
         key=MEANINGS,

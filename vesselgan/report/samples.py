@@ -222,7 +222,7 @@ def _audit(run: Run, synthetic: ShardSet, results: Sequence[dict[str, Any]], com
 
 
 def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -> list[Block]:
-    """Each shown sample beside its nearest training patch, and the distances between real patches of two subjects.
+    """Each shown sample beside its nearest training patch, and the distances between real patches of two patients.
 
     Adds to `files` STEM.png, a row per shown sample, and STEM.csv, every distance.
     """
@@ -231,10 +231,10 @@ def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -
     drawn_real = figures.choose(len(training), NUM_COMPARED, stream=2)
     queries = [("shown", synthetic, sample.index) for sample in samples]
     queries += [("synthetic", synthetic, i) for i in drawn]
-    queries += [("real to another subject", training, i) for i in drawn_real]
-    excluded = [training.subject(i) if shards is training else None for _, shards, i in queries]
+    queries += [("real to another patient", training, i) for i in drawn_real]
+    excluded = [training.patient(i) if shards is training else None for _, shards, i in queries]
     images = (shards.image(i) for _, shards, i in queries)
-    neighbours = nearest_neighbours.nearest(images, training, excluded_subjects=excluded)
+    neighbours = nearest_neighbours.nearest(images, training, excluded_patients=excluded)
     rows: list[list[Any]] = [
         [kind, i, neighbour.index, neighbour.subject, neighbour.distance]
         for (kind, _, i), neighbour in zip(queries, neighbours, strict=True)
@@ -250,7 +250,7 @@ def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -
             panels.append(Panel([Picture([image]) for image in drawing], text=text, grid="pair"))
     files[f"{stem}.csv"] = numbers_csv(rows, CSV_COLUMNS)
     files[f"{stem}.png"] = pictures.encode_png(pictures.sheet(sheet))
-    distances = {kind: [row[-1] for row in rows if row[0] == kind] for kind in ("synthetic", "real to another subject")}
+    distances = {kind: [row[-1] for row in rows if row[0] == kind] for kind in ("synthetic", "real to another patient")}
     pairs = Figure(
         "Each synthetic sample (left) beside its nearest training patch (right)",
         panels,
@@ -258,7 +258,7 @@ def _neighbours(gallery: Gallery, training: ShardSet, stem: str, files: Files) -
         f"{counted(len(training), 'training patch', 'training patches')} by the L2 distance per voxel between "
         "standardised images: 0 for a copy, 1.41 for unrelated images.",
         how_to_read="the generator copies if a pair is the same picture, or if synthetic samples lie nearer to "
-        "training patches than real patches of different subjects lie to each other.",
+        "training patches than real patches of different patients lie to each other.",
         grid="cards",
     )
     return [pairs, _distances(*distances.values())]
@@ -278,12 +278,12 @@ def _draw_pair(
 
 def _distances(synthetic: Sequence[float], real: Sequence[float]) -> Block:
     if not real:
-        return not_run("distances between real patches of two subjects: the training shards hold one subject")
+        return not_run("distances between real patches of two patients: the training shards are one patient's")
     smallest = min(real)
     num_nearer = sum(distance < smallest for distance in synthetic)
     rows = [
         (f"synthetic to training ({len(synthetic)})", synthetic, float(np.median(synthetic))),
-        (f"real to another subject ({len(real)})", real, float(np.median(real))),
+        (f"real to another patient ({len(real)})", real, float(np.median(real))),
     ]
     high = max(1.5, *synthetic, *real)
     label = "distance to the nearest patch (bar: median)"
@@ -291,7 +291,7 @@ def _distances(synthetic: Sequence[float], real: Sequence[float]) -> Block:
         "Distances to the nearest training patch",
         [Panel([plots.dots(rows, x_label=label, title="Distances", high=high)])],
         f"Synthetic to nearest training patch: median {np.median(synthetic):.3f}, smallest {min(synthetic):.3f}. Real "
-        f"to nearest patch of another subject: median {np.median(real):.3f}, smallest {smallest:.3f}. {num_nearer} of "
+        f"to nearest patch of another patient: median {np.median(real):.3f}, smallest {smallest:.3f}. {num_nearer} of "
         f"{len(synthetic)} synthetic samples lie nearer to a training patch than any of these real patches lies to one "
-        "of another subject.",
+        "of another patient.",
     )

@@ -9,11 +9,9 @@ from typing import Any
 
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
-from vesselgan.report.tables import REGIONS
+from vesselgan.report.tables import REGIONS, kind_of
 
 PRIVATE = "private"
-KINDS = ("real", "synthetic", "both", "shuffled", "threshold")
-"""Names of segmentation results, which are the kinds of their rows."""
 WITH_LABEL_THRESHOLD = ("synthetic", "both", "shuffled")
 
 
@@ -86,7 +84,7 @@ def from_results(
     only = next(iter(variants.values())) if len(variants) == 1 else None
     rows = []
     for result in results:
-        if (kind := _kind_of(result)) is None:
+        if (kind := kind_of(result)) is None:
             continue
         scores = {region: _score_region(result, region, metrics) for region in REGIONS}
         gan = (result.get("gan") or {}).get("run")
@@ -115,13 +113,6 @@ def _label_threshold(result: dict[str, Any]) -> float | None:
     """That the U-Net learned with; None if it took the labels as they are stored."""
     value = (result.get("segmented_with") or {}).get("label_threshold")
     return float(value) if isinstance(value, int | float) else None
-
-
-def _kind_of(result: dict[str, Any]) -> str | None:
-    """The kind that its record of the U-Net says, else the result's name; None if neither does."""
-    settings = result.get("segmented_with") or {}
-    kind = "shuffled" if settings.get("shuffle_labels") else settings.get("source")
-    return next((name for name in (kind, result["name"]) if name in KINDS), None)
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:

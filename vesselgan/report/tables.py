@@ -17,7 +17,9 @@ from vesselgan.report.blocks import MIN_FOR_SPREAD, NOT_RUN, mean_sd
 
 REGIONS = {"all": "All vessels", "intracranial": "Intracranial"}
 METRICS = {"dice": "Dice", "bavd_voxels": "bAVD (voxels)", "bavd_mm": "bAVD (mm)"}
-METHODS = {  # result's name -> title; run or not
+KINDS = ("real", "synthetic", "both", "shuffled", "threshold")
+"""What a segmentation result is about, whatever its name."""
+METHODS = {  # kind -> title; run or not
     "threshold": "Best global threshold",
     "real": "U-Net on real",
     "synthetic": "U-Net on synthetic",
@@ -27,7 +29,7 @@ PAPER = "paper"
 PAPER_TITLE = "The paper, for orientation"
 PAPER_SOURCES = {"real": "on real", "SN-MP": "on synthetic by SN-MP", "c-SN-MP": "on synthetic by c-SN-MP"}
 CSV_COLUMNS = ("row", "region", "metric", "source", "statistic", "subject", "number")
-AIMS = (  # text, target of all vessels and intracranial, the two methods, whether the aim is a ratio
+AIMS = (  # text, target of all vessels and intracranial, the two kinds, whether the aim is a ratio
     ("U-Net on real minus best threshold", (0.10, 0.05), "real", "threshold", False),
     ("U-Net on synthetic minus best threshold", (0.01, 0.01), "synthetic", "threshold", False),
     ("U-Net on synthetic as a share of real", (0.80, 0.80), "synthetic", "real", True),
@@ -43,7 +45,9 @@ class Scores:
     """One number per line under CSV_COLUMNS; `source` is the paper's model. NaN: not defined, as a distance to nothing.
     """
     titles: dict[str, str]
-    """Row -> title, run or not, in the table's order, without the paper's; below it the thresholds."""
+    """Row -> title, in the table's order, without the paper's; below it the thresholds."""
+    rows: dict[str, list[str]]
+    """Of METHODS' kinds -> rows; the first bears the kind's name, where one does."""
 
     @property
     def subjects(self) -> list[str]:
@@ -62,22 +66,24 @@ class Scores:
 
     @property
     def missing(self) -> list[str]:
-        """Titles of the rows that were not run."""
-        run = set(self.frame.row)
-        return [_first(title) for name, title in self.titles.items() if name not in run]
+        """Titles of the methods that were not run."""
+        return [title for kind, title in METHODS.items() if not self.rows[kind]]
+
+    def row_of(self, kind: str) -> str | None:
+        """The row that an aim compares: of several the one of the kind's name; None if none or no one is meant."""
+        rows = self.rows[kind]
+        return rows[0] if len(rows) == 1 or kind in rows else None
 
     def table(self, *, has_subjects: bool = False) -> pd.DataFrame:
         """Texts by title, region and metric: mean (SD), below it the median and, if wanted, every subject.
 
-        Rows that were not run are left out; the last is the paper's.
+        The last row is the paper's.
         """
         texts = {
             key: _cell(group, has_subjects)
             for key, group in self.frame.groupby(["row", "region", "metric"], sort=False)
         }
-        run = set(self.frame.row)
-        titles = {name: title for name, title in self.titles.items() if name in run}
-        titles |= {PAPER: "\n".join([PAPER_TITLE, *PAPER_SOURCES.values()])}
+        titles = self.titles | {PAPER: "\n".join([PAPER_TITLE, *PAPER_SOURCES.values()])}
         none = dict.fromkeys(titles, "\N{EN DASH}") | {PAPER: "\n".join(["\N{NO-BREAK SPACE}", *"\N{EN DASH}" * 3])}
         rows = [[texts.get((name, *column), none[name]) for column in self.columns] for name in titles]
         return pd.DataFrame(rows, index=list(titles.values()), columns=_heads(self.columns), dtype=object)
@@ -104,7 +110,7 @@ def _heads(columns: Iterable[tuple[str, str]]) -> pd.MultiIndex:
 
 @dataclass(frozen=True)
 class Aim:
-    """A comparison of two methods' mean Dice; `measured` is None if one of them was not run."""
+    """A comparison of two methods' mean Dice; `measured` is None if one of them was not run, or which is not said."""
 
     text: str
     target: float
@@ -167,20 +173,35 @@ def by_cohort(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
     return groups
 
 
+def kind_of(result: Result) -> str | None:
+    """Of KINDS, by its record: what its U-Net learned from, or a fitted threshold; else its name, if that is one."""
+    settings = result.get("segmented_with") or {}
+    kind = "shuffled" if settings.get("shuffle_labels") else settings.get("source")
+    kind = "threshold" if "fitted_on" in result else kind
+    return next((name for name in (kind, result["name"]) if name in KINDS), None)
+
+
+def _of_kind(results: Iterable[Result], kind: str) -> list[Result]:
+    """By name, the one of the kind's own first."""
+    members = [result for result in results if kind_of(result) == kind]
+    return sorted(members, key=lambda result: (result["name"] != kind, result["name"]))
+
+
 def of_same_subjects(results: Iterable[Result]) -> tuple[list[Result], list[Result]]:
-    """Returns (results on the subjects and labels of `real`, else of the first result; the others)."""
+    """Returns (results on the subjects and labels of kind `real`, else of the first result; the others)."""
     results = list(results)
     if not results:
         return [], []
-    truth = truth_of(next((result for result in results if result["name"] == "real"), results[0]))
+    truth = truth_of([*_of_kind(results, "real"), *results][0])
     same = [result for result in results if truth_of(result) == truth]
     return same, [result for result in results if result not in same]
 
 
 def segmentation_scores(results: Iterable[Result]) -> Scores:
-    """Returns the scores: METHODS in their order, run or not; other results by name; last the paper's numbers.
+    """Returns the scores: METHODS in their order; other results by name; last the paper's numbers.
 
-    Raises DataError if two results have one name, or differ in cohort, split, subjects or labels.
+    Raises DataError if two results have one name, or one the paper's; if they differ in cohort, split, subjects or
+    labels.
     """
     groups = by_cohort(results)
     if len(groups) > 1:
@@ -191,17 +212,17 @@ def segmentation_scores(results: Iterable[Result]) -> Scores:
         raise DataError(f"{left_out}: scored on other subjects or labels than the rest; score all of them again")
     by_name: dict[str, Result] = {}
     for result in members:
-        if result["name"] in by_name:
-            raise DataError(f"two results are called {result['name']!r}; remove one or evaluate with another name=")
+        if result["name"] in by_name or result["name"] == PAPER:
+            raise DataError(f"two rows are called {result['name']!r}; remove one or evaluate with another name=")
         by_name[result["name"]] = result
-    names = [*METHODS, *sorted(set(by_name) - set(METHODS))]
-    records = [record for name in names for record in _records(name, by_name.get(name, {}))]
+    rows = {kind: [result["name"] for result in _of_kind(members, kind)] for kind in METHODS}
+    names = dict.fromkeys([*(name for of_kind in rows.values() for name in of_kind), *sorted(by_name)])
+    records = [record for name in names for record in _records(name, by_name[name])]
     frame = pd.DataFrame([*records, *_paper_records()], columns=list(CSV_COLUMNS))
-    titles = {name: _title(name, by_name.get(name, {})) for name in names}
+    titles = {name: _title(by_name[name]) for name in names}
     counts = Counter(map(_first, titles.values()))
-    return Scores(
-        frame, {name: _named(title, name) if counts[_first(title)] > 1 else title for name, title in titles.items()}
-    )
+    titles = {name: _named(title, name) if counts[_first(title)] > 1 else title for name, title in titles.items()}
+    return Scores(frame, titles, rows)
 
 
 def _named(title: str, name: str) -> str:
@@ -209,7 +230,7 @@ def _named(title: str, name: str) -> str:
     return "\n".join([f"{_first(title)} ({name})", *title.split("\n")[1:]])
 
 
-def _title(name: str, result: Result) -> str:
+def _title(result: Result) -> str:
     """The result's own title wins: it says what was run, whatever its name."""
     by_region = result.get("thresholds")
     if not isinstance(by_region, dict):
@@ -217,7 +238,7 @@ def _title(name: str, result: Result) -> str:
     thresholds = [_finite(by_region.get(region, result.get("threshold"))) for region in REGIONS]
     # One for both regions or one each; intensities lie above 1, probabilities below.
     texts = dict.fromkeys(f"{t:.1f}" if t > 1 else f"{t:g}" for t in thresholds if t is not None)
-    title = str(result.get("title") or METHODS.get(name, name))
+    title = str(result.get("title") or METHODS.get(kind_of(result) or "", result["name"]))
     return title + (f"\nthreshold {' and '.join(texts)}" if texts else "")
 
 
@@ -275,7 +296,7 @@ def aims(scores: Scores) -> list[Aim]:
     measured_aims = []
     for text, targets, first, second, is_ratio in AIMS:
         for (region, title), target in zip(REGIONS.items(), targets, strict=True):
-            a, b = (means.get((name, region), math.nan) for name in (first, second))
+            a, b = (means.get((scores.row_of(kind), region), math.nan) for kind in (first, second))
             is_defined = not math.isnan(a + b) and not (is_ratio and b == 0)
             measured = (a / b if is_ratio else a - b) if is_defined else None
             measured_aims.append(Aim(f"{text}, {title.lower()}", target, measured))

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,11 +108,12 @@ def segment(config: Segment) -> Predictions:
         log.info(f"segmenting {count} with {settings.run}, {settings.checkpoint}, into {config.out}{ranks}")
         for number, subject in list(enumerate(inputs, 1))[world.rank :: world.size]:
             item, head = inputs[subject], f"[{number}/{len(inputs)}] {subject}"
-            if out.is_up_to_date(subject, volumes.get(subject), item.image, probability=settings.probability):
-                print(f"{head}: done already", flush=True)
-                continue
-            started = time.perf_counter()
-            volumes[subject] = segment_volume(unet, item, out, subject, settings, learned_percentiles)
+            with nullcontext() if item.subject is None else item.subject.hidden_paths():
+                if out.is_up_to_date(subject, volumes.get(subject), item.image, probability=settings.probability):
+                    print(f"{head}: done already", flush=True)
+                    continue
+                started = time.perf_counter()
+                volumes[subject] = segment_volume(unet, item, out, subject, settings, learned_percentiles)
             print(f"{head}: {_in_words(volumes[subject])}, {time.perf_counter() - started:.1f} s", flush=True)
             out.write(recorded, volumes, rank=world.rank)
         distributed.barrier()

@@ -58,7 +58,7 @@ def _of_real(cohort_dir: str, name: str, patch_shape: tuple[int, int, int]) -> t
     subject = Cohort.read(cohort_dir).subjects[name]
     volume = subject.read_image()
     image_XYZ, label_XYZ = scale_to_255(volume.data_XYZ, subject.limits), subject.read_label().data_XYZ
-    mask_XYZ = np.ones_like(label_XYZ) if subject.mask is None else read_mask(subject.mask).data_XYZ
+    mask_XYZ = np.ones_like(label_XYZ) if subject.mask is None else subject.read_mask().data_XYZ
     statistics = volume_statistics(image_XYZ, label_XYZ, mask_XYZ, volume.spacing_mm)
     return statistics, seam_statistic(image_XYZ, Windows(subject.shape, patch_shape).borders)
 

@@ -1,7 +1,8 @@
 """One resumable stage of a pipeline: commands that run as processes, as a user would start them.
 
 A stage is done when its marker names the same commands and the same content of its inputs, and its outputs exist: what
-made the inputs, a stage or somebody else, does not count, nor when.
+made the inputs, a stage or somebody else, does not count, nor when. Volumes are many and large: they are the same while
+size and time of change are.
 """
 
 import json
@@ -39,10 +40,14 @@ class Stage:
     inputs: tuple[Path, ...] = ()
     """Files that stand for all that is read, as manifests with hashes: the stage runs again when their content changes.
     """
+    volumes: tuple[Path, ...] = ()
+    """Files that are read and that a manifest among the inputs vouches for: the command, run again, compares them."""
 
     def digests(self) -> list[str | None]:
-        """Of the inputs; None for one that is missing."""
-        return [sha256_of(path) if path.is_file() else None for path in self.inputs]
+        """Of the inputs, then size and time of change of the volumes; None for one that is missing."""
+        stats = [path.stat() if path.is_file() else None for path in self.volumes]
+        times = [stat and f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
+        return [*(sha256_of(path) if path.is_file() else None for path in self.inputs), *times]
 
 
 def stop_at_signals() -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
+from vesselgan.core.errors import UsageError
 from vesselgan.tools.benchmark import interleave as interleave_module
 from vesselgan.tools.benchmark import loader
 from vesselgan.tools.benchmark import run as run_module
@@ -49,11 +50,23 @@ def test_both_ways_read_the_same_pair(tmp_path):
     np.testing.assert_array_equal(ours[1], theirs[1])
 
 
+@pytest.mark.parametrize("text", ["name: mine\n", '{"subjects": {}}\n', "[1]\n", '{"target": "step", "load": 1, "rep'])
+def test_foreign_files_are_not_appended_to(tmp_path, text):
+    out = tmp_path / "file"
+    out.write_text(text)
+    with pytest.raises(UsageError, match="out="):
+        run_module.benchmark(small(f"out={out}"))
+    assert out.read_text() == text
+    with pytest.raises(UsageError, match="out="):
+        run_module.benchmark(small(f"out={tmp_path}"))
+
+
 def test_the_loader_prints_one_line(capsys, tmp_path):
     out = tmp_path / "deep" / "benchmarks.jsonl"
     run_module.benchmark(small(f"out={out}"))
     (line,) = capsys.readouterr().out.splitlines()
     assert out.read_text() == line + "\n"
+    run_module._check_out(out)  # another line may follow
     facts = json.loads(line)
     for content in ("counts", "preprocessed"):
         assert facts[content]["ratio_cpu"] > 0

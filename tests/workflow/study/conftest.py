@@ -46,8 +46,8 @@ def write_step(run_dir: Path, step: int, *, weights: str = "") -> None:
 def write_made_up_cohort(folder: Path, name: str, splits: dict[str, str], *, seed: int = 0) -> Path:
     """cohort.json with an image hash for each subject that depends on `seed` and its place."""
     subjects = {
-        subject: Subject(split, folder / f"{subject}.nii.gz", None, None, (4, 4, 4), (1.0, 1.0, 1.0), (0.0, 1.0), 0,
-                         f"{seed + number:064x}", None)
+        subject: Subject(split, folder / f"{subject}.nii.gz", folder / f"{subject}-label.nii.gz", None, (4, 4, 4),
+                         (1.0, 1.0, 1.0), (0.0, 1.0), 0, f"{seed + number:064x}", None)
         for number, (subject, split) in enumerate(splits.items())
     }  # fmt: skip
     Cohort(name, (0.0, 99.9), subjects).write(folder)

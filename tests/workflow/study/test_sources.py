@@ -97,6 +97,8 @@ CHANGES = {
     "patches were generated otherwise": AFTER_GP - {"generate-gp"} | ALL_RESULTS,
     "training patches were cut again": {"unet-real", "segment-real", "score-real"} | ALL_RESULTS,
     "the other cohort was prepared again": {"segment-", "score-"} | ALL_RESULTS,
+    "the other cohort's label was edited": {"score-"} | ALL_RESULTS,
+    "the own validation label was edited": {"score-threshold"} | ALL_RESULTS,
     "nothing was": set(),
 }
 
@@ -117,6 +119,9 @@ def test_what_changed_outside_is_made_again(study, ran, tmp_path, change):
         write_made_up_shards(tmp_path / "own/shards/unet/train", 11)
     elif change == "the other cohort was prepared again":
         write_made_up_cohort(tmp_path / "other", "other", {"x": "test", "y": "test"}, seed=60)
+    elif "label was edited" in change:
+        path = "other/x-label.nii.gz" if "other" in change else "own/b-label.nii.gz"
+        (tmp_path / path).write_text("edited")
     else:
         write_step(run, 10)
         for name in ("log.txt", "provenance.json", "synthetic/manifest.json", "tensorboard/events"):
@@ -125,7 +130,7 @@ def test_what_changed_outside_is_made_again(study, ran, tmp_path, change):
     run_sources(config, home_of(config))
     assert {start for start in CHANGES[change] if not any(name.startswith(start) for name in ran)} == set()
     assert [name for name in ran if not name.startswith(tuple(CHANGES[change]))] == []
-    if change == "the other cohort was prepared again":
+    if "the other cohort" in change:
         assert all(name.endswith("-other") for name in ran if name not in ALL_RESULTS)
     ran.clear()
     run_sources(config, home_of(config))
@@ -281,6 +286,12 @@ def test_runs_that_cannot_be_studied_are_refused(study, walked, tmp_path):
     with pytest.raises(UsageError, match="not finished"):
         run_sources(study(), home_of(study()))
     assert walked == []
+
+
+def test_no_gan_takes_another_rows_name(study, tmp_path):
+    path = tmp_path / "runs/gp/config.yaml"
+    path.write_text(path.read_text().replace("name: gp\n", "name: real\n"))
+    assert [gan.name for gan in steps.gans_of(study(), [])] == ["real-gp", "sn_mp"]
 
 
 def test_a_unet_of_other_steps_is_refused(study, walked):

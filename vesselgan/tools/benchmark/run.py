@@ -1,12 +1,13 @@
 """Run one measurement and print it as one line of JSON, with the machine it was measured on."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from vesselgan.config.schema import Benchmark
 from vesselgan.core.atomic_io import describe
-from vesselgan.core.errors import ResourceError, UsageError
+from vesselgan.core.errors import ResourceError, UsageError, check_readable
 from vesselgan.runtime.provenance import collect
 from vesselgan.tools.benchmark import (
     acceptance,
@@ -27,6 +28,8 @@ MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
 TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
 DIRECTORIES = {"acceptance": acceptance.run, "utility": utility.run}
 """Targets that write one instead of a line."""
+LINE_KEYS = {"target", "repeats", "load"}
+"""Of every line."""
 
 
 def benchmark(config: Benchmark) -> None:
@@ -42,6 +45,8 @@ def benchmark(config: Benchmark) -> None:
     if config.target in DIRECTORIES:
         DIRECTORIES[config.target](config)
         return
+    if config.out is not None:
+        _check_out(Path(config.out))
     before = load()
     result = TARGETS[config.target](config)
     provenance = collect()
@@ -63,6 +68,19 @@ def benchmark(config: Benchmark) -> None:
                 file.write(line + "\n")
         except OSError as error:
             raise ResourceError(f"out={config.out}: {describe(error)}; name another file") from error
+
+
+def _check_out(path: Path) -> None:
+    """Raises UsageError unless a line may be appended to `path`: it is new, or holds whole lines of benchmarks."""
+    if not os.path.lexists(path):
+        return
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else "no file"
+        if not text or (text.endswith("\n") and all(json.loads(t).keys() >= LINE_KEYS for t in text.splitlines())):
+            return
+    except (OSError, ValueError, AttributeError) as error:  # AttributeError: JSON, and no object
+        check_readable(path, error)
+    raise UsageError(f"out={path}: is there and holds something else than a benchmark's lines; name another file")
 
 
 def _needs_critic(config: Benchmark) -> bool:

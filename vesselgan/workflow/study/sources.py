@@ -8,7 +8,7 @@ from typing import Any
 
 from vesselgan.config.schema import Study
 from vesselgan.core.errors import DataError, UsageError
-from vesselgan.formats.cohort import COHORT, Cohort
+from vesselgan.formats.cohort import COHORT, ROLES, Cohort
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.results import write_result
 from vesselgan.formats.shards import read_manifest
@@ -143,15 +143,17 @@ def run_unet(
         done, subjects = Predictions(predictions).record, Path(folder) / COHORT
         inputs = (*training.outputs, subjects)
         name = f"segment-{run_dir.name}-{cohort}"
-        runner.run(Stage(name, f"  {cohort} segmented", (words,), (done,), inputs=inputs))
+        images = steps.volumes(folder, "test", "image")
+        runner.run(Stage(name, f"  {cohort} segmented", (words,), (done,), inputs=inputs, volumes=images))
         scores = Path("scores") / f"{source.name}-seed-{seed}-{cohort}.json"
         settings = {"evaluate": "segmentation", "name": source.name, "predictions": predictions}
         settings |= {**tested, "out": home / scores}
         if seed == config.seeds[0]:
             settings["error_maps"] = home / "errors" / source.name / cohort
         words = steps.command("evaluate", settings)
-        inputs = (done, subjects)
-        runner.run(Stage(f"score-{scores.stem}", f"  {cohort} scored", (words,), (home / scores,), inputs=inputs))
+        inputs, read = (done, subjects), steps.volumes(folder, "test", *ROLES)
+        name = f"score-{scores.stem}"
+        runner.run(Stage(name, f"  {cohort} scored", (words,), (home / scores,), inputs=inputs, volumes=read))
         row["results"].setdefault(cohort, {})[str(seed)] = str(scores)
 
 
@@ -165,7 +167,8 @@ def run_threshold(config: Study, home: Path, cohorts: dict[str, str], runner: st
         words = steps.command("evaluate", settings)
         inputs = (Path(folder) / COHORT, Path(config.data.cohort_dir) / COHORT)
         title = f"best threshold, {cohort}"
-        runner.run(Stage(f"score-{scores.stem}", title, (words,), (home / scores,), inputs=inputs))
+        read = steps.volumes(folder, "test", *ROLES) + steps.volumes(config.data.cohort_dir, "validation", *ROLES)
+        runner.run(Stage(f"score-{scores.stem}", title, (words,), (home / scores,), inputs=inputs, volumes=read))
         row["results"][cohort] = {"none": str(scores)}
     return row
 

@@ -16,13 +16,15 @@ from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import checkpoint_folder
-from vesselgan.formats.cohort import COHORT, shards_dir
+from vesselgan.formats.cohort import COHORT, Cohort, shards_dir
 from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir, check_distinct
 from vesselgan.formats.shards import MANIFEST, content_hash
 from vesselgan.workflow.stage import Stage, run_stage, vesselgan
 
 GENERATION_SEED = 990
+OTHER_ROWS = ("real", "shuffled", "threshold")
+"""Names of a study's rows that no GAN may have."""
 UNET_FACTS = {"steps", "best_checkpoint", "validation_dice", "validation_loss"}
 
 
@@ -97,7 +99,7 @@ def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
-    """The trained GANs of `runs`, at each checkpoint, named after the variant where that is unique.
+    """The trained GANs of `runs`, at each checkpoint, named after the variant where that is unique and no other row's.
 
     Raises DataError for one that did not learn from the study's own training shards: patients of its data might be
     scored as unseen.
@@ -115,10 +117,10 @@ def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:
         check_trained_on(run, shards_dir(config.data.cohort_dir, "gan", "train"))
         chosen: list[str | None] = [*checkpoints] or [None]
         trained += [(run, variant, checkpoint) for checkpoint in chosen]
-    variants = [variant for _, variant, _ in trained]
+    names = [*OTHER_ROWS, *(variant for _, variant, _ in trained)]
     gans = []
     for run, variant, checkpoint in trained:
-        name = variant if variants.count(variant) == 1 else f"{variant}-{run.resolve().name}"
+        name = variant if names.count(variant) == 1 else f"{variant}-{run.resolve().name}"
         gans.append(Gan(f"{name}-{checkpoint}" if checkpoint else name, run, variant, checkpoint))
     names = [gan.name for gan in gans]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -144,6 +146,13 @@ def synthetic_dir(home: Path, gan: Gan) -> Path:
 def manifests(config: Study, *sets: tuple[str, str]) -> tuple[Path, ...]:
     """Of the cohort's shards, by purpose and split."""
     return tuple(shards_dir(config.data.cohort_dir, *purpose_and_split) / MANIFEST for purpose_and_split in sets)
+
+
+def volumes(cohort_dir: str | Path, split: str, *roles: str) -> tuple[Path, ...]:
+    """The files of a split's subjects, of these roles."""
+    subjects = Cohort.read(cohort_dir).of_split(split).values()
+    paths = [getattr(subject, role) for subject in subjects for role in roles]
+    return tuple(path for path in paths if path is not None)
 
 
 def generate_stage(config: Study, home: Path, gan: Gan) -> Stage:
