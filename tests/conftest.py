@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-# Ranks that need no launcher are forked from a server that has imported torch once.
-multiprocessing.set_forkserver_preload(["torch", "pytest"])
+# Ranks that need no launcher are forked from a server that has imported these once.
+multiprocessing.set_forkserver_preload(["vesselgan.training.run", "torch._dynamo", "pytest"])
 
 # Under nohup or in the background these are ignored, here and in every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)

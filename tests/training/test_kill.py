@@ -13,15 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import free_port
+
 WORDS = ["variant=sn", "variant.precision=fp32", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
 WORDS += ["train.log_every=1", "train.image_every=1000", "train.checkpoint_every=4", "train.max_steps=100000"]
 WORDS += ["runtime.device=cpu"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
