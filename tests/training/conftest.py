@@ -73,10 +73,10 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(work_dir: Path, repository: Path) -> Train:
-    """Run launch/train_gan.py in a process of its own, on one rank or, through the deepspeed launcher, on several."""
+    """Run the command in a process of its own, on one rank or, through the deepspeed launcher, on several."""
 
     def run(
-        run_dir: Path, *words: str, ranks: int = 1, script: str = "launch/train_gan.py"
+        run_dir: Path, *words: str, ranks: int = 1, script: str = "tests/training/quick_train.py"
     ) -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -93,31 +93,11 @@ def train(work_dir: Path, repository: Path) -> Train:
     return run
 
 
-COSTS: dict[str, object] = {}
-
-
-def step_cost_once(*arguments: object, **options: object) -> object:
-    from vesselgan.training.cost import step_cost
-
-    asked = repr((arguments, options))
-    if asked not in COSTS:
-        COSTS[asked] = step_cost(*arguments, **options)
-    return COSTS[asked]
-
-
-# A hundred batches for BatchNorm's statistics and large pictures would be most of what these few steps take.
-QUICK = {"average.STANDING_BATCHES": 3, "sample_images.SIDE": 16}
-
-
-def train_quickly(work_dir: Path, run_dir: Path, words: Sequence[str], patch: pytest.MonkeyPatch) -> None:
-    """Train in this process; `patch` outlives the call."""
+def train_quickly(work_dir: Path, run_dir: Path, words: Sequence[str]) -> None:
+    """Train in this process."""
     from vesselgan.config.compose import parse
     from vesselgan.training.run import train_gan
 
-    for name, value in QUICK.items():
-        patch.setattr(f"vesselgan.training.{name}", value)
-    # The prediction of a step's memory is the same for the same settings.
-    patch.setattr("vesselgan.training.run_summary.step_cost", step_cost_once)
     fixed = [f"work_dir={work_dir}", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
     fixed += ["train.image_every=1000", "train.log_every=1", "runtime.device=cpu"]
     train_gan(parse("train_gan", None, [*fixed, *words, "--run_dir", str(run_dir)]))
@@ -132,20 +112,28 @@ def end_of(run_dir: Path) -> dict | None:
 @pytest.fixture
 def train_here(work_dir: Path, afresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> TrainHere:
     """Train in this process, on one rank; gives what finished.json says, None without one."""
+    from .quick_train import QUICK
+
+    for patch in QUICK:
+        monkeypatch.setattr(*patch)
 
     def run(run_dir: Path, *words: str) -> dict | None:
         afresh()
-        train_quickly(work_dir, run_dir, words, monkeypatch)
+        train_quickly(work_dir, run_dir, words)
         return end_of(run_dir)
 
     return run
 
 
 def rank_main(rank: int, port: int, work_dir: Path, run_dir: Path, words: Sequence[str]) -> None:
+    from .quick_train import QUICK
+
+    for patch in QUICK:
+        setattr(*patch)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({"DS_ACCELERATOR": "cpu"} | {name: str(value) for name, value in place.items()})
     torch.set_num_threads(1)
-    train_quickly(work_dir, run_dir, words, pytest.MonkeyPatch())
+    train_quickly(work_dir, run_dir, words)
 
 
 @pytest.fixture(scope="session")
