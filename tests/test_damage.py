@@ -1,7 +1,5 @@
 """Every artifact of a small pipeline is damaged in turn; each command that meets it says so, or does not need it."""
 
-import copy
-import functools
 import json
 import os
 import random
@@ -17,7 +15,6 @@ import numpy as np
 import pytest
 
 from vesselgan.cli.main import run
-from vesselgan.config import compose
 from vesselgan.release.ledger import LEDGER
 from vesselgan.viz import plots, rendering
 
@@ -201,13 +198,6 @@ def cases(work: Path) -> Iterator[tuple[Path, Callable[[Path], Any], str]]:
 
 @pytest.mark.soak
 def test_no_damage_ends_in_a_traceback(tmp_path, afresh, capsys, monkeypatch):
-    real_compose = compose.compose
-    composed = functools.cache(lambda command, words, below: real_compose(command, list(words), below=below))
-    monkeypatch.setattr(
-        compose,
-        "compose",
-        lambda command, words, *, below=(): copy.deepcopy(composed(command, tuple(words), tuple(below))),
-    )
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     # Drawing reads nothing and takes most of a report's time.
     chart = plots.draw("", (100, 100), lambda axes: None)

@@ -2,19 +2,22 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import multiprocessing
 
 from vesselgan.formats.shards import Record, write_manifest, write_shard
 
 PATCH_SHAPE = (32, 32, 16)
 Train = Callable[..., subprocess.CompletedProcess]
+TrainHere = Callable[..., dict | None]
 
 
 class StillEngine:
@@ -45,6 +48,12 @@ def tiny_records(count: int) -> list[Record]:
     return records
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """work/ with work/phantom/shards/gan/train: 24 patches of three subjects."""
@@ -64,10 +73,10 @@ def work_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def train(work_dir: Path, repository: Path) -> Train:
-    """Run launch/train_gan.py in a process of its own, on one rank or, through the deepspeed launcher, on several."""
+    """Run the command in a process of its own, on one rank or, through the deepspeed launcher, on several."""
 
     def run(
-        run_dir: Path, *words: str, ranks: int = 1, script: str = "launch/train_gan.py"
+        run_dir: Path, *words: str, ranks: int = 1, script: str = "tests/training/quick_train.py"
     ) -> subprocess.CompletedProcess:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RANK", "WORLD_SIZE"))}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
@@ -84,38 +93,56 @@ def train(work_dir: Path, repository: Path) -> Train:
     return run
 
 
-COSTS: dict[str, object] = {}
-
-
-def step_cost_once(*arguments: object, **options: object) -> object:
-    from vesselgan.training.cost import step_cost
-
-    asked = repr((arguments, options))
-    if asked not in COSTS:
-        COSTS[asked] = step_cost(*arguments, **options)
-    return COSTS[asked]
-
-
-@pytest.fixture
-def train_here(
-    work_dir: Path, afresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict | None]:
-    """Train in this process, on one rank; gives what finished.json says, None without one."""
+def train_quickly(work_dir: Path, run_dir: Path, words: Sequence[str]) -> None:
+    """Train in this process."""
     from vesselgan.config.compose import parse
     from vesselgan.training.run import train_gan
 
-    # A hundred batches for BatchNorm's statistics, large pictures and the prediction of a step's memory, which is the
-    # same for the same settings, would be most of what these few steps take.
-    monkeypatch.setattr("vesselgan.training.average.STANDING_BATCHES", 3)
-    monkeypatch.setattr("vesselgan.training.sample_images.SIDE", 16)
-    monkeypatch.setattr("vesselgan.training.run_summary.step_cost", step_cost_once)
+    fixed = [f"work_dir={work_dir}", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
+    fixed += ["train.image_every=1000", "train.log_every=1", "runtime.device=cpu"]
+    train_gan(parse("train_gan", None, [*fixed, *words, "--run_dir", str(run_dir)]))
+
+
+def end_of(run_dir: Path) -> dict | None:
+    """What finished.json says; None without one."""
+    finished = run_dir / "finished.json"
+    return json.loads(finished.read_text()) if finished.exists() else None
+
+
+@pytest.fixture
+def train_here(work_dir: Path, afresh: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> TrainHere:
+    """Train in this process, on one rank; gives what finished.json says, None without one."""
+    from .quick_train import QUICK
+
+    for patch in QUICK:
+        monkeypatch.setattr(*patch)
 
     def run(run_dir: Path, *words: str) -> dict | None:
         afresh()
-        fixed = [f"work_dir={work_dir}", "variant.width=8", "train.batch_size=2", "train.num_workers=0"]
-        fixed += ["train.image_every=1000", "train.log_every=1", "runtime.device=cpu"]
-        train_gan(parse("train_gan", None, [*fixed, *words, "--run_dir", str(run_dir)]))
-        finished = run_dir / "finished.json"
-        return json.loads(finished.read_text()) if finished.exists() else None
+        train_quickly(work_dir, run_dir, words)
+        return end_of(run_dir)
+
+    return run
+
+
+def rank_main(rank: int, port: int, work_dir: Path, run_dir: Path, words: Sequence[str]) -> None:
+    from .quick_train import QUICK
+
+    for patch in QUICK:
+        setattr(*patch)
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({"DS_ACCELERATOR": "cpu"} | {name: str(value) for name, value in place.items()})
+    torch.set_num_threads(1)
+    train_quickly(work_dir, run_dir, words)
+
+
+@pytest.fixture(scope="session")
+def train_on_two(work_dir: Path) -> TrainHere:
+    """As `train_here`, on two ranks without a launcher."""
+
+    def run(run_dir: Path, *words: str) -> dict | None:
+        given = (free_port(), work_dir, run_dir, words)
+        multiprocessing.start_processes(rank_main, given, nprocs=2, start_method="forkserver")
+        return end_of(run_dir)
 
     return run

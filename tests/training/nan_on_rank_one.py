@@ -1,4 +1,4 @@
-"""launch/train_gan.py where rank 1 reads a NaN voxel in every batch from the third on: no shard can hold one."""
+"""quick_train.py where rank 1 reads a NaN voxel in every batch from the third on: no shard can hold one."""
 
 import os
 import runpy
@@ -22,4 +22,4 @@ def spoilt(*words: Any, **options: Any) -> Iterator[Tensor]:
 
 
 gan_trainer.stream = spoilt
-runpy.run_path(str(Path(__file__).parents[2] / "launch" / "train_gan.py"), run_name="__main__")
+runpy.run_path(str(Path(__file__).with_name("quick_train.py")), run_name="__main__")

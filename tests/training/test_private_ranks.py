@@ -1,7 +1,6 @@
-"""A private run through the launcher on two ranks: the same account, nearly the same weights, samples that tell it."""
+"""A private run on two ranks: the same account, nearly the same weights, samples that tell it."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,20 +10,21 @@ from vesselgan.config.compose import compose
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.synthesis.generate import generate
 
+from .conftest import TrainHere
+
+pytestmark = pytest.mark.soak
+
 SEEDED = ["variant=dpgan", "variant.dp.delta=1e-5", "variant.dp.noise_seed=5", "train.checkpoint_every=1"]
+SEEDED += ["variant.width=16"]
+MORE = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
 
 
-@pytest.mark.soak
-def test_two_ranks_end_where_one_would(train: Callable, train_here: Callable[..., dict | None], tmp_path: Path) -> None:
+def test_two_ranks_end_where_one_would(train_here: TrainHere, train_on_two: TrainHere, tmp_path: Path) -> None:
     # At width 8 the last group is one channel, whose bias is idle and moves by rounding noise.
-    sizes = ["variant.width=16", "train.batch_size=2", "train.log_every=1"]
-    one = train_here(tmp_path / "one", *SEEDED, *sizes, "train.max_steps=2")
-    train_here(tmp_path / "two", *SEEDED, *sizes, "train.max_steps=1")
+    one = train_here(tmp_path / "one", *SEEDED, "train.max_steps=2")
+    train_here(tmp_path / "two", *SEEDED, "train.max_steps=1")
     (tmp_path / "two" / "finished.json").unlink()
-    more = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
-    done = train(tmp_path / "two", *SEEDED, *sizes, *more, ranks=2)
-    assert done.returncode == 0, done.stdout + done.stderr
-    two = json.loads((tmp_path / "two" / "finished.json").read_text())
+    two = train_on_two(tmp_path / "two", *SEEDED, *MORE)
     assert two["privacy"] == one["privacy"] and two["ranks"] == 2
     apart = {}
     for network in ("critic", "generator"):
@@ -41,14 +41,10 @@ def test_two_ranks_end_where_one_would(train: Callable, train_here: Callable[...
     assert record["privacy"]["unit"] == "patch"
 
 
-@pytest.mark.soak
-def test_two_stopped_ranks_end_with_the_same_bytes(train: Callable, tmp_path: Path) -> None:
-    words = [*SEEDED, "variant.width=16", "train.batch_size=2", "train.log_every=1", "data.augment=true"]
-    more = ["train.max_steps=2", "allow_config_change=[train.max_steps]"]
-    for name, *sessions in (("whole", more), ("run", ["train.max_steps=1"], more)):
+def test_two_stopped_ranks_end_with_the_same_bytes(train_on_two: TrainHere, tmp_path: Path) -> None:
+    for name, *sessions in (("whole", MORE), ("run", ["train.max_steps=1"], MORE)):
         for session in sessions:
-            done = train(tmp_path / name, *words, *session, ranks=2)
-            assert done.returncode == 0, done.stdout + done.stderr
+            assert train_on_two(tmp_path / name, *SEEDED, "data.augment=true", *session)
     assert len((tmp_path / "run" / "sessions.jsonl").read_text().splitlines()) == 2
     whole, run = (tmp_path / name / "checkpoints" / "step_00000002" for name in ("whole", "run"))
     tensors = sorted(path.name for path in whole.glob("*.safetensors"))

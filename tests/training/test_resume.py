@@ -73,6 +73,7 @@ def test_a_broken_run_resumes_to_the_same_bytes(train_here, tmp_path, variant, p
     with (broken / "metrics.jsonl").open("a") as file:
         file.write('{"step": 6, "critic_lo')  # the kill's half line
     train_here(broken, *words)
+    assert "resumed at step 2;" in (broken / "log.txt").read_text()
     assert bytes_at(broken, 6) == bytes_at(tmp_path / "straight", 6)
     assert metrics(broken) == metrics(tmp_path / "straight")
     assert [row["step"] for row in metrics(broken)] == [2, 4, 6]

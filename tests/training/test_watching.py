@@ -90,8 +90,9 @@ def test_phases_of_a_step_add_up(train_here, tmp_path):
 
 @pytest.mark.parametrize("step", [0, 2])
 def test_out_of_memory_names_what_fits(train_here, tmp_path, monkeypatch, step):
-    from vesselgan.training import gan
+    from vesselgan.training import cost, gan, run_summary
 
+    monkeypatch.setattr(run_summary, "step_cost", cost.step_cost)
     taken, steps = gan.generator_step, []
 
     def refused(*arguments):

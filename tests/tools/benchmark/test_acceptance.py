@@ -75,9 +75,9 @@ def test_unknown_parts_are_refused():
 @pytest.mark.soak
 @pytest.mark.parametrize("group", ["correctness", "speed", "science"])
 def test_all_parts_run_on_a_cpu(group, tmp_path):
-    acceptance.run(small(f"parts=[{group}]", f"out={tmp_path}", f"minutes={0.3 if group == 'science' else 40}"))
+    acceptance.run(small(f"parts=[{group}]", f"out={tmp_path}", f"minutes={0.1 if group == 'science' else 40}"))
     report = json.loads((tmp_path / "acceptance.json").read_text())
     statuses = {part["name"]: part["status"] for part in report["parts"]}
-    # On a CPU there is no loss scale to halve; torch.compile needs a compiler.
-    assert {name for name, status in statuses.items() if status != "passed"} <= {"overflow"}, report["parts"]
+    # On a CPU there is no loss scale to halve, and bf16 was taken in fp16's place; torch.compile needs a compiler.
+    assert {name for name, status in statuses.items() if status != "passed"} <= {"overflow", "bf16"}, report["parts"]
     assert (tmp_path / "index.html").stat().st_size < 4 * 2**20

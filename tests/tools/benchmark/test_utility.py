@@ -10,13 +10,19 @@ from vesselgan.tools.benchmark.pipeline import Pipeline
 
 RECIPE = "variant=flow preset=demo_flow variant.width=8 variant.flow.num_steps=2 variant.label_threshold=1e-3"
 
+PHANTOM = ["phantom.shape=[48,48,24]", "phantom.spacing_mm=[2.5,3,3.2]", "phantom.num_subjects=4"]
+SHARDS = ["data.prepare.split.validation=1", "data.prepare.split.test=2", "data.prepare.max_clipped_vessel_share=1"]
+SHARDS += ["data.prepare.num_vessel_patches_gan=20", "data.prepare.num_vessel_patches_unet=20"]
+
 
 @pytest.mark.soak
 def test_recipes_are_scored_at_equal_seconds(tmp_path, monkeypatch, capsys):
-    unet = ["preset=demo", "unet.max_steps=20"]
+    unet = ["preset=demo", "unet.max_steps=4", "unet.filters=[4,8]"]
     kept = Pipeline(tmp_path, ["data=phantom", f"work_dir={tmp_path}"], unet)
+    kept.make_phantom(PHANTOM, SHARDS)
     monkeypatch.setattr(utility._Recipes, "_pipeline", kept)
-    words = [f'recipes=["{RECIPE}"]', "seconds=[5]", "num_samples=32", f"out={tmp_path}", "target=utility"]
+    monkeypatch.setattr(utility, "TURNS", 2)
+    words = [f'recipes=["{RECIPE}"]', "seconds=[2]", "num_samples=32", f"out={tmp_path}", "target=utility"]
     utility.run(compose("benchmark", words))
     rows = {row["source"]: row for row in json.loads((tmp_path / "recipes.json").read_text())}
     assert list(rows) == ["threshold", "real", "real, labels shuffled", RECIPE]

@@ -21,8 +21,8 @@ FULL_SIZE = {
     "unet": ["unet.max_steps=1000"],
 }
 SMALL: dict[str, list[str]] = {
-    "cohort": [],
-    "shards": [],
+    "cohort": ["phantom.num_subjects=5"],
+    "shards": ["data.prepare.num_vessel_patches_gan=40", "data.prepare.num_vessel_patches_unet=40"],
     "gan": ["preset=demo"],
     # Label scores of networks that have learned nothing: a GAN's lie near 0, a flow's between 0.35 and 0.5.
     "gan patches": ["num_patches=50", "label_threshold=1e-4"],
