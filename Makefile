@@ -40,10 +40,10 @@ test: $(STAMP)
 	$(HALVES) MARK="not soak"
 
 # Two halves of the tests at a time, which two cores run in three quarters of the time: one waits while the other works.
-# The output of each comes whole, at its end, and one that fails fails the command.
+# Their lines come as they are written, and one that fails fails the command.
 FIRST := $(addprefix tests/,evaluation runtime tools training workflow)
 PYTEST := $(VENV)/bin/python -m pytest -q --durations=15
-HALVES := $(MAKE) --no-print-directory -j2 --output-sync=target first-half second-half
+HALVES := $(MAKE) --no-print-directory -j2 --output-sync=line first-half second-half
 first-half:
 	@$(PYTEST) -m "$(MARK)" $(FIRST)
 second-half:
