@@ -64,6 +64,11 @@ class Stopper:
         if self._lock is not None:
             self._lock.close()
 
+    def lock(self, run_dir: Path) -> None:
+        """Hold `run_dir`, on rank 0. Raises ResourceError when another process trains there."""
+        if self._lock is None:  # a second handle's end would give the lock up
+            self._lock = RunDir(run_dir).acquire_lock()
+
     def start_watching(self, run_dir: Path, *, max_minutes: float | None, max_restarts: int) -> list[str]:
         """Lock `run_dir`, drop earlier requests, find out when the job ends; returns lines for the log.
 
@@ -73,7 +78,7 @@ class Stopper:
         self._called_at = time.perf_counter()
 
         def lock_and_reset() -> list[str]:
-            self._lock = RunDir(run_dir).acquire_lock()
+            self.lock(run_dir)
             (run_dir / STOP).unlink(missing_ok=True)
             remove_requeue(run_dir)
             self._ends_at, line = end_of_job(max_minutes)
