@@ -5,6 +5,7 @@ A signal only sets a flag. Schedulers lose exit codes and launchers die of signa
 failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_restarts` times writes none.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -150,7 +151,7 @@ def end_of_job(max_minutes: float | None) -> tuple[float, str]:
 
 def _end_in_slurm() -> tuple[float, str]:
     """When this Slurm job ends: from its environment, else from its controller; never an error."""
-    if "SLURM_JOB_END_TIME" in os.environ:
+    with contextlib.suppress(KeyError, ValueError):
         return float(os.environ["SLURM_JOB_END_TIME"]), "stops by itself before SLURM_JOB_END_TIME"
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
