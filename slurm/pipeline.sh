@@ -34,6 +34,26 @@ while [ $# -gt 0 ]; do
 done
 [[ " ${stages[*]} " == *" $until "* ]] || die "--until $until: choose from ${stages[*]}"
 cd "$(dirname -- "${BASH_SOURCE[0]}")/.."
+# SEEDS=1 would change the first of three seeds alone, and SEED=(1) nothing.
+check_settings() {
+    local before name attributes
+    local lists=' DATA TEST_COHORTS VARIANTS SEEDS PREPARE GAN STUDY IMAGE PYTHON '
+    lists+='SBATCH_PREPARE SBATCH_GAN SBATCH_STUDY SBATCH_REPORT '
+    before=" $(compgen -A variable | tr '\n' ' ') BASH_REMATCH PIPESTATUS "
+    # shellcheck disable=SC2086
+    unset $lists
+    # shellcheck source=/dev/null
+    . "$settings" >/dev/null
+    for name in $(compgen -A variable | grep '^[A-Z]'); do
+        attributes=$(declare -p "$name") && attributes=${attributes#declare -} && attributes=${attributes%% *}
+        if [[ $lists == *" $name "* ]]; then
+            [[ $attributes == *a* ]] || die "$settings: $name is a list: $name=(...)"
+        elif [[ $before != *" $name "* && $attributes != *x* ]]; then
+            die "$settings: $name is no setting of slurm/pipeline.sh; write a variable of your own in lower case"
+        fi
+    done
+}
+[ -z "$settings" ] || (check_settings) || exit $?
 # shellcheck source=/dev/null
 [ -z "$settings" ] || . "$settings"
 [ -n "$is_dry" ] || command -v sbatch >/dev/null || die "no sbatch here: log in where Slurm is"

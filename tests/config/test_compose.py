@@ -139,6 +139,10 @@ def test_the_default_is_the_papers_best_model():
         ("data.prepare.patch_shape=[64,64,32]", "`data."),
         ("data.cohort_dir=/a=b", "quotes"),
         ("train.epochs=", "train.epochs"),
+        ("work_dir=", "work_dir is empty"),
+        ("allow_config_change=['']", "allow_config_change is empty"),
+        ("variant=sn,gp", "variant=[sn,gp]"),
+        ("variant.dp.unit=patient", "variant.dp is null: choose a variant=NAME"),
     ],
 )
 def test_a_wrong_override_names_what_is_right(override, named):
@@ -188,6 +192,12 @@ def test_a_text_stays_what_was_typed(text, tmp_path):
     runs = compose.compose("report", [f"runs=[{text},a, {text}]", "synthetic=['1,2',b]", f"data.name=a{text[-1]}"]).runs
     assert runs == [text, "a", text]
     assert compose.parse("status", None, [text]).config.run == text
+
+
+@pytest.mark.parametrize("words", [["a", "b"], ["a", "run=b"]])
+def test_one_run_is_read_at_a_time(words):
+    with pytest.raises(UsageError, match=" and ".join(words)):
+        compose.parse("status", None, words)
 
 
 def test_a_folder_keeps_its_letters():

@@ -77,6 +77,7 @@ def zero(**more: Any) -> dict[str, Any]:
         (fp16(loss_scale=True), "fp16.loss_scale=True"),
         (fp16(consecutive_hysteresis="x"), "fp16.consecutive_hysteresis='x'"),
         (zero(reduce_bucket_size=0.5), "zero_optimization.reduce_bucket_size=0.5"),
+        (zero(reduce_bucket_size=1e30), "zero_optimization.reduce_bucket_size=1e+30"),
         (zero(reduce_bucket_size=None), "zero_optimization.reduce_bucket_size=None"),
         ({"steps_per_print": 0}, "steps_per_print=0"),
         ({"steps_per_print": "x"}, "steps_per_print='x'"),

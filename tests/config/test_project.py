@@ -62,11 +62,20 @@ def test_unknown_keys_are_named(where, tmp_path):
     assert error.value.exit_code == 2
 
 
-@pytest.mark.parametrize("text", ["[1]", "a: [", "data.root: ${oc.env:HOME}", "1: 2"])
+@pytest.mark.parametrize(
+    "text", ["[1]", "a: [", "data.root: ${oc.env:HOME}", "1: 2", "data: {1: a}", "data.name: 2024-01-01"]
+)
 def test_a_file_of_no_settings_is_refused(text, tmp_path):
     (tmp_path / "bad.yaml").write_text(text)
     with pytest.raises(UsageError, match="bad.yaml"):
         parse("check", None, [f"project={tmp_path / 'bad.yaml'}"])
+
+
+@pytest.mark.parametrize("bases", ["null", "[pairs, nnunet]", "[{override /data: pairs}]"])
+def test_a_layout_extends_one(bases, tmp_path):
+    (tmp_path / "bad.yaml").write_text(f"defaults: {bases}")
+    with pytest.raises(UsageError, match="defaults"):
+        parse("check", None, [f"data={tmp_path / 'bad.yaml'}"])
 
 
 def test_a_layout_file_extends_a_shipped_one(tmp_path):

@@ -89,6 +89,12 @@ def option(words: list[str], name: str) -> str | None:
     return next((word.split("=", 1)[1] for word in words if word.startswith(f"--{name}=")), None)
 
 
+@pytest.mark.parametrize(("name", "value"), [("SEED", "(7)"), ("SEEDS", "1"), ("VARIANTS", "flow")])
+def test_a_setting_that_changes_nothing_or_one_of_many_is_refused(chain, name, value):
+    assert f"{name} is " in chain.call("--dry-run", code=2, **{name: value})
+    assert "2 tasks" in chain.call("--dry-run", root="/data", PREPARE="(data.root=$root) SEEDS+=(2)")
+
+
 def test_stages_follow_one_another_with_their_settings(chain):
     chain.call(VARIANTS="(sn 'dpgan variant.dp.noise_multiplier=0.5')", SEEDS="(1 2)", GAN="(train.max_steps=2)")
     jobs = chain.submitted()

@@ -103,6 +103,13 @@ def test_a_folder_that_cannot_be_written_is_bad(tmp_path, monkeypatch):
     assert room.status == OK and write.status == BAD and "Permission denied" in write.message
 
 
+def test_a_file_is_no_work_dir(tmp_path):
+    (tmp_path / "work").touch()
+    for work_dir in (tmp_path / "work", tmp_path / "work/runs"):
+        (check,) = doctor.check_disk(work_dir, 0.0)
+        assert check.status == BAD and str(work_dir) in check.message
+
+
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
 def test_a_folder_without_fsync_is_a_note(tmp_path, refuse_folders, number):
     refuse_folders(number)

@@ -9,7 +9,7 @@ import pytest
 from vesselgan.config.compose import compose, parse
 from vesselgan.core.errors import UsageError
 from vesselgan.tools import gpu_hours
-from vesselgan.tools.plan import RankPlan, costs, plan
+from vesselgan.tools.plan import RankPlan, _configs, costs, plan
 
 
 @functools.cache
@@ -50,6 +50,13 @@ def test_json_holds_the_documented_keys_per_variant(capsys):
     assert [set(row) for row in facts["ranks"]] == [{field.name for field in dataclasses.fields(RankPlan)}] * 2
     one, two = facts["ranks"]
     assert (one["batch_per_rank"], two["batch_per_rank"]) == (4, 2) and two["peak_gib"] < one["peak_gib"]
+
+
+def test_variants_take_the_project_and_what_one_of_them_reads(tmp_path):
+    (tmp_path / "mine.yaml").write_text("train.batch_size: 8")
+    words = [f"project={tmp_path / 'mine.yaml'}", "variants=[dpgan,sn]", "num_patients=40"]
+    for config in _configs(parse("plan", None, words)):
+        assert (config.train.batch_size, config.num_patients) == (8, 40)
 
 
 def test_memory_is_ordered_as_in_table_2():

@@ -152,3 +152,9 @@ def test_warnings_of_training_are_shown(run_dir):
         "warning: flat critic in 1 of 1 measurements, last at step 1,040",
         "warning: mode collapse in 2 of 3 measurements, last at step 30",
     ]
+
+
+def test_saved_steps_count_that_were_not_logged(run_dir):
+    (run_dir / "checkpoints/step_00000037").mkdir()
+    (run_dir / "checkpoints/step_00000037/manifest.json").write_text("{}")
+    assert run_status(run_dir, stalled_minutes=10)["step"] == 37

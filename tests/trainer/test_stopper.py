@@ -192,3 +192,8 @@ def test_a_group_allows_its_settings_and_no_others(tmp_path):
     with pytest.raises(CheckpointError, match=r"allow_config_change=\[trains\]"):
         check_changes(tmp_path, changes, ["train"])
     check_changes(tmp_path, changes, ["train", "trains"])
+
+
+def test_an_end_that_is_no_time_is_unknown(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "Unknown")
+    assert end_of_job(None) == (float("inf"), "")

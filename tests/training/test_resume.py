@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from vesselgan.config.compose import compose
 from vesselgan.core.errors import CheckpointError, ResourceError, UsageError
 from vesselgan.formats import checkpoint_folder
 from vesselgan.formats.run_dir import RunDir
@@ -319,6 +320,16 @@ def test_a_run_of_another_process_is_refused(train_here, straight, tmp_path):
         holder.join()
     train_here(broken, *SN)
     assert bytes_at(broken, 6) == bytes_at(straight, 6)
+
+
+def test_a_run_that_is_about_to_begin_keeps_its_settings(train_here, tmp_path, hold_lock):
+    config = compose("train_gan", ["variant=gp"])
+    RunDir(tmp_path).load_or_init("train_gan", config, {"critic": {}}, inputs={}, provenance={})
+    hold_lock(tmp_path / "lock")
+    written = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(ResourceError, match="works in it"):
+        train_here(tmp_path, *SN)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == written
 
 
 def hold(run_dir: Path, say: object) -> None:

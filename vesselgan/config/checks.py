@@ -48,7 +48,10 @@ MAX_PATCHES = 10**6
 
 
 def check(config: Any, prefix: str = "") -> None:
-    """Raises UsageError for the first value in `config` that breaks its rule; null is allowed where the type is."""
+    """Raises UsageError for the first value in `config` that breaks its rule; null is allowed where the type is.
+
+    No setting is an empty text: a folder would be the working directory.
+    """
     for field in dataclasses.fields(config):
         value, key = getattr(config, field.name), prefix + field.name
         if dataclasses.is_dataclass(value):
@@ -58,6 +61,8 @@ def check(config: Any, prefix: str = "") -> None:
             if getattr(value, "dp", None) is not None:
                 check_accountable(value)
         for number in value if isinstance(value, list) else [value]:
+            if number == "":
+                raise UsageError(f"{key} is empty; leave it out, or set the variable that it comes from")
             if not _is_bounded(number):
                 raise UsageError(f"{key}={value}: must be finite, and 0 or within single precision (1.2e-38 to 3.4e38)")
         if value is not None and "rule" in field.metadata:

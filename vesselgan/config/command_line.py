@@ -40,6 +40,8 @@ def read(command: str, doc: str | None, argv: list[str] | None) -> argparse.Name
         _print_help(command, doc, parser, options.help if options.help not in words else "", words)
     if command in POSITIONAL:
         words = options.overrides
+        if len(runs := [word for word in words if "=" not in word or word.startswith(f"{POSITIONAL[command]}=")]) > 1:
+            raise UsageError(f"{command} reads one {POSITIONAL[command]} at a time, not {' and '.join(runs)}")
         options.overrides = [word if "=" in word else project.override(POSITIONAL[command], word) for word in words]
     for word in options.overrides:
         if "=" not in word:

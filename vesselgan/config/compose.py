@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Command:
     """A path, or a name in configs/deepspeed; None: ds_<precision>.json."""
     wants_json: bool
     overrides: tuple[str, ...]
-    """As they were typed."""
+    """As they were typed; --run_dir as the setting that it is."""
 
 
 def parse(
@@ -93,7 +94,7 @@ def parse(
         config=config,
         deepspeed_config=getattr(options, "deepspeed_config", None),
         wants_json=getattr(options, "json", False),
-        overrides=tuple(overrides),
+        overrides=(*overrides, *own),
     )
 
 
@@ -160,12 +161,16 @@ def from_yaml(command: str, path: Path) -> Any:
 
 
 def plain_yaml(text: str) -> Any:
-    """The values of a run's settings. Raises YAMLError for what expands: an expression or an alias."""
+    """The values of a file of settings, as JSON knows them. Raises YAMLError for what expands, an expression or an
+    alias, and for others, such as a date."""
     import yaml
 
     if "${" in text or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
         raise yaml.YAMLError("an expression or an alias; a run's settings are plain values")
-    return yaml.safe_load(text)
+    try:
+        return json.loads(json.dumps(yaml.safe_load(text)))
+    except TypeError as error:
+        raise yaml.YAMLError(f"a value that is none of a setting, quote a text: {error}") from error
 
 
 def to_yaml(config: Any) -> str:
@@ -196,4 +201,6 @@ def _plain_message(error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "Missing mandatory value" in first or "MissingMandatoryValue" in type(error).__name__:
         return f"{key or first} has no default; give it, for example {key or 'key'}=VALUE"
+    if match := re.fullmatch(r"Could not override '((\w+)[\w.]*)\.\w+'\.", first):
+        return f"{first} {match[1]} is null: choose a {match[2]}=NAME that has it (--help {match[2]})"
     return f"{key}: {first}" if key and key not in first else first

@@ -181,8 +181,8 @@ def _check_values(name: str, settings: dict[str, Any]) -> None:
     for key, value in given.items():
         if key in SWITCHES and not isinstance(value, bool):
             refuse(key, "true or false")
-        if key in WHOLE_NUMBERS and (not _is_number(value, WHOLE_NUMBERS[key]) or value % 1):
-            refuse(key, f"a whole number from {WHOLE_NUMBERS[key]} on")
+        if key in WHOLE_NUMBERS and (not _is_number(value, WHOLE_NUMBERS[key]) or value % 1 or value >= 2**63):
+            refuse(key, f"a whole number from {WHOLE_NUMBERS[key]} on, of 64 bits")
     if given.get("fp16.initial_scale_power", 0) > LARGEST_SCALE_POWER:
         refuse("fp16.initial_scale_power", f"at most {LARGEST_SCALE_POWER}")
     if not _is_number(given.get("fp16.loss_scale", 0), 0):

@@ -99,6 +99,9 @@ def checked_overrides(command: str, overrides: list[str]) -> list[str]:
             quoted = f"'{key}=\"{value}\"'"
             message = f"cannot read `{override}`; a value with = or other signs needs quotes: {quoted}"
             raise UsageError(message) from error
+        if parsed.is_sweep_override():
+            key, _, value = override.partition("=")
+            raise UsageError(f"`{override}`: one value is read; a list is {key}=[{value}], a text '{key}=\"{value}\"'")
         key = parsed.key_or_group
         if key in choices:
             chosen = parsed.value()

@@ -93,7 +93,11 @@ def _with_layout(setting: str, known: Collection[str]) -> list[str]:
         return [setting]
     path = Path(setting.partition("=")[2].strip("\"'"))
     content = _load(path)
-    bases = [entry for entry in content.pop("defaults", []) if entry not in ("_self_", "_common")] or [BASE_LAYOUT]
+    defaults = content.pop("defaults", [])
+    names = defaults if isinstance(defaults, list) else [defaults]
+    bases = [name for name in names if name not in ("_self_", "_common")] or [BASE_LAYOUT]
+    if len(bases) > 1 or not isinstance(bases[0], str):
+        raise UsageError(f"{path}: defaults: {defaults}: must name one layout of configs/data, such as {BASE_LAYOUT}")
     settings = _checked(path, overrides.flat_values({"name": path.stem, **content}, "data."))
     return [f"data={bases[0]}", *(override(key, value) for key, value in settings.items() if key in known)]
 
@@ -113,6 +117,6 @@ def _load(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError) as error:
         check_readable(path, error)
         raise UsageError(f"{path}: cannot be read as settings ({error})") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+    if not isinstance(content, dict):
         raise UsageError(f"{path}: must hold settings, key: value")
     return content

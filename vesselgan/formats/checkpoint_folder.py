@@ -35,6 +35,12 @@ def name_of(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(name: str) -> int:
+    """The steps of the checkpoint of that name; 0 for a name that is not ours."""
+    digits = name.removeprefix("step_")
+    return int(digits) if digits.isdecimal() else 0
+
+
 def weights_file(name: str) -> str:
     """The file of a network's float32 weights and buffers, or of further tensors of that name."""
     return f"{name}.safetensors"

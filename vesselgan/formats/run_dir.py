@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -173,11 +173,13 @@ class RunDir:
         *,
         inputs: dict[str, str],
         provenance: dict[str, Any],
+        lock: Callable[[], object] = lambda: None,
     ) -> list[Change]:
         """Makes the directory, or compares it with the settings given; returns the changes, for `record_session`.
 
-        inputs: name -> hash of what the run reads. provenance: versions, hardware and time. Raises CheckpointError for
-        a changed setting that `config.allow_config_change` does not name, UsageError for a folder that is no run.
+        inputs: name -> hash of what the run reads. provenance: versions, hardware and time. lock: called before
+        anything is written, and refuses where another process is about to train. Raises CheckpointError for a changed
+        setting that `config.allow_config_change` does not name, UsageError for a folder that is no run.
         """
         if self.exists() and self.has_begun():
             changes = config_changes(self.config(command), config)
@@ -195,6 +197,7 @@ class RunDir:
             ours.add(CONFIG)
         if self.path.exists() and any(path.name.removesuffix(PARTIAL) not in ours for path in self.path.iterdir()):
             raise UsageError(f"{self.path}: is not empty and holds no run; name another --run_dir")
+        lock()
         self.path.mkdir(parents=True, exist_ok=True)
         self._write_engine_settings(engine_settings)
         write_json(self.path / PROVENANCE, provenance | {"inputs": inputs})

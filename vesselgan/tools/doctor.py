@@ -159,9 +159,12 @@ def check_limits() -> list[HealthCheck]:
 
 def check_disk(work_dir: Path, min_free_gib: float) -> list[HealthCheck]:
     """`check_folder` of work_dir or its nearest parent that exists, and of every other disk that lies in it."""
-    folder = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists()).absolute()
-    folders = {path.stat().st_dev: path for path in [*folder.iterdir(), folder] if path.is_dir()}
-    if not work_dir.exists():
+    try:
+        folder = next(folder for folder in (work_dir, *work_dir.absolute().parents) if folder.exists()).absolute()
+        folders = {path.stat().st_dev: path for path in [*folder.iterdir(), folder] if path.is_dir()}
+    except OSError as error:
+        return [HealthCheck("write", BAD, f"{work_dir}: {describe(error)}", "name another work_dir")]
+    if folder != work_dir.absolute():
         folders = {0: folder}
     return [check for path in reversed(folders.values()) for check in check_folder(path, min_free_gib)]
 

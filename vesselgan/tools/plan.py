@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from vesselgan.config import deepspeed
+from vesselgan.config import deepspeed, project
 from vesselgan.config.compose import Command, compose
 from vesselgan.config.schema import Plan
 from vesselgan.core.errors import UsageError
@@ -182,8 +182,8 @@ def _configs(command: Command) -> list[Plan]:
         return [command.config]
     if any(override.startswith("variant=") for override in command.overrides):
         raise UsageError("variant and variants exclude each other: name one")
-    others = [override for override in command.overrides if override.split("=")[0] != "variants"]
-    return [compose("plan", [f"variant={name}", *others]) for name in command.config.variants]
+    named = [project.settings_of("plan", [f"variant={name}", *command.overrides]) for name in command.config.variants]
+    return [compose("plan", above, below=below) for below, above in named]
 
 
 def _deepspeed_json(config: Plan) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from vesselgan.config.compose import Command
 from vesselgan.core.errors import UsageError
 from vesselgan.core.names import on_one_line
+from vesselgan.formats.checkpoint_folder import step_of
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.report.runs import warnings_of
 
@@ -34,12 +35,14 @@ def run_status(run_dir: Path, *, stalled_minutes: float) -> dict[str, Any]:
     last = metrics[-1] if metrics else {}
     step_ms = last.get("time/step_ms")
     step_ms = step_ms if isinstance(step_ms, int | float) and step_ms > 0 else None
+    checkpoint = next(iter(run.checkpoints()), None)
     report = {
         "run": str(run_dir),
-        "step": last.get("step", 0),
+        # A run that was stopped, or stopped early, has saved steps that it did not log.
+        "step": max(last.get("step", 0), step_of(checkpoint or "")),
         "step_ms": step_ms,
         "steps_per_second": 1000 / step_ms if step_ms else None,
-        "checkpoint": next(iter(run.checkpoints()), None),
+        "checkpoint": checkpoint,
         "checkpoint_age_s": run.checkpoint_age_s(),
         "silent_s": run.silent_s(),
         "sessions": len(run.sessions()),

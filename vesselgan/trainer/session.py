@@ -84,7 +84,12 @@ class Session:
         self._settings, self._inputs, run = settings, inputs, RunDir(self.run_dir)
         self.changes = run_on_rank0(
             self.world,
-            lambda: run.load_or_init(command, self.config, settings, inputs=inputs, provenance=collect()),
+            lambda: run.load_or_init(
+                *(command, self.config, settings),
+                inputs=inputs,
+                provenance=collect(),
+                lock=lambda: self.stopper.lock(self.run_dir),
+            ),
         )
         checkpoint_name = self.config.checkpoint
         if run_on_rank0(self.world, lambda: run.is_finished(num_steps, self.changes, checkpoint_name)):

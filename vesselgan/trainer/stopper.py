@@ -5,6 +5,7 @@ A signal only sets a flag. Schedulers lose exit codes and launchers die of signa
 failed (exit 2 to 7) leaves no `requeue`, and one that was started `runtime.max_restarts` times writes none.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -64,6 +65,11 @@ class Stopper:
         if self._lock is not None:
             self._lock.close()
 
+    def lock(self, run_dir: Path) -> None:
+        """Hold `run_dir`, on rank 0. Raises ResourceError when another process trains there."""
+        if self._lock is None:  # a second handle's end would give the lock up
+            self._lock = RunDir(run_dir).acquire_lock()
+
     def start_watching(self, run_dir: Path, *, max_minutes: float | None, max_restarts: int) -> list[str]:
         """Lock `run_dir`, drop earlier requests, find out when the job ends; returns lines for the log.
 
@@ -73,7 +79,7 @@ class Stopper:
         self._called_at = time.perf_counter()
 
         def lock_and_reset() -> list[str]:
-            self._lock = RunDir(run_dir).acquire_lock()
+            self.lock(run_dir)
             (run_dir / STOP).unlink(missing_ok=True)
             remove_requeue(run_dir)
             self._ends_at, line = end_of_job(max_minutes)
@@ -145,7 +151,7 @@ def end_of_job(max_minutes: float | None) -> tuple[float, str]:
 
 def _end_in_slurm() -> tuple[float, str]:
     """When this Slurm job ends: from its environment, else from its controller; never an error."""
-    if "SLURM_JOB_END_TIME" in os.environ:
+    with contextlib.suppress(KeyError, ValueError):
         return float(os.environ["SLURM_JOB_END_TIME"]), "stops by itself before SLURM_JOB_END_TIME"
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
