@@ -39,7 +39,7 @@ check_settings() {
     local before name attributes
     local lists=' DATA TEST_COHORTS VARIANTS SEEDS PREPARE GAN STUDY IMAGE PYTHON '
     lists+='SBATCH_PREPARE SBATCH_GAN SBATCH_STUDY SBATCH_REPORT '
-    before=" $(compgen -A variable | tr '\n' ' ') BASH_REMATCH PIPESTATUS "
+    before=" $(compgen -A variable | tr '\n' ' ') BASH_REMATCH PIPESTATUS REPLY "
     # shellcheck disable=SC2086
     unset $lists
     # shellcheck source=/dev/null
