@@ -229,6 +229,12 @@ def test_segmentation_results_alone_fill_what_they_can(make_result):
     assert section(made).title == "Appendix: the paper's tables"
 
 
+def test_visits_of_a_patient_are_averaged(make_result):
+    visits = make_result("real", 0.8) | {"patients": {"sub-07": "P1", "sub-08": "P1"}}
+    dice = from_results([visits], SHOWN, {})["rows"][0]["scores"]["phantom"]["all"]["dice"]
+    assert (dice["n"], dice["values"]) == (1, {"P1": pytest.approx(0.8)})
+
+
 def test_a_changed_run_is_no_papers_source(make_result, make_run):
     """Whether a study names its variant or a result its run."""
     run = make_run("mine", {"variant": {"name": "sn_mp", "loss": "hinge"}})

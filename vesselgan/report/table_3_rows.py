@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from vesselgan.formats.results import truth_of
 from vesselgan.metrics.statistics import mean_and_sd
 from vesselgan.report import paper
 from vesselgan.report.tables import REGIONS, kind_of
@@ -99,6 +100,7 @@ def from_results(
                 "variant": variant,
                 "gan": result.get("gan"),
                 "label_threshold": _label_threshold(result) if kind in WITH_LABEL_THRESHOLD else None,
+                "patients": {cohort: {subject: truth.patient for subject, truth in truth_of(result).items()}},
                 "empty": {cohort: [result["empty"]]} if "empty" in result else {},
                 "privacy": (result.get("segmented_with") or {}).get("privacy") if kind == "synthetic" else None,
                 "scores": {cohort: {region: by_metric for region, by_metric in scores.items() if by_metric}},
@@ -116,12 +118,16 @@ def _label_threshold(result: dict[str, Any]) -> float | None:
 
 
 def _score_region(result: dict[str, Any], region: str, metrics: list[str]) -> dict[str, Any]:
-    """Metric -> summary, of the metrics that every subject has."""
-    entries = [entry for entry in result["subjects"] if entry["region"] == region]
+    """Metric -> summary over patients, means of their visits, of the metrics that every subject has."""
+    entries, truth = [entry for entry in result["subjects"] if entry["region"] == region], truth_of(result)
     by_metric = {}
     for metric in metrics:
-        values = {e["subject"]: float(e[metric]) for e in entries if isinstance(e.get(metric), int | float)}
-        if values and len(values) == len(entries):
+        visits: dict[str, list[float]] = {}
+        for entry in entries:
+            if isinstance(entry.get(metric), int | float):
+                visits.setdefault(truth[entry["subject"]].patient, []).append(float(entry[metric]))
+        if entries and sum(map(len, visits.values())) == len(entries):
+            values = {patient: statistics.fmean(scores) for patient, scores in visits.items()}
             mean, sd = mean_and_sd(values.values())
             by_metric[metric] = {
                 "mean": mean,
