@@ -40,14 +40,15 @@ test: $(STAMP)
 	$(HALVES) MARK="not soak"
 
 # Two halves of the tests at a time, which two cores run in three quarters of the time: one waits while the other works.
-# Their lines come as they are written, and one that fails fails the command.
+# Their lines come whole (sed), as they are written; one that fails fails the command.
 FIRST := $(addprefix tests/,evaluation runtime tools training workflow)
-PYTEST := $(VENV)/bin/python -m pytest -q --durations=15
-HALVES := $(MAKE) --no-print-directory -j2 --output-sync=line first-half second-half
+PYTEST = set -o pipefail; $(VENV)/bin/python -u -m pytest -q --durations=15 -m "$(MARK)"
+HALVES := $(MAKE) --no-print-directory -j2 -k first-half second-half
+first-half second-half: SHELL := bash
 first-half:
-	@$(PYTEST) -m "$(MARK)" $(FIRST)
+	@$(PYTEST) $(FIRST) 2>&1 | sed -u ''
 second-half:
-	@$(PYTEST) -m "$(MARK)" $(FIRST:%=--ignore=%)
+	@$(PYTEST) $(FIRST:%=--ignore=%) 2>&1 | sed -u ''
 
 format: $(STAMP)
 	$(VENV)/bin/python -m ruff check --fix .
