@@ -55,7 +55,7 @@ format: $(STAMP)
 	$(VENV)/bin/python -m ruff format .
 
 soak: $(STAMP)
-	$(HALVES) MARK=soak
+	$(HALVES) MARK=soak FIRST="$(addprefix tests/,evaluation runtime tools workflow)"
 
 TOOLS := $(VENV)/release-tools
 soak-release: $(STAMP)
