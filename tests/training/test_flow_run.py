@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from vesselgan.config.compose import compose
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.data.positions import places_of
 from vesselgan.formats.shards import ShardSet, write_shard
 from vesselgan.models.variants import build_networks, init_networks
 from vesselgan.runtime.noise import NoiseSampler
@@ -99,12 +100,14 @@ def test_samples_take_the_variants_weights_and_threshold(train_here, work_dir, t
     assert ShardSet(out.folder).patch_shape == ShardSet(work_dir / "phantom/shards/gan/train").patch_shape
 
 
-def test_a_private_flow_spends_and_hides_places(train_here, tmp_path):
+def test_a_private_flow_spends_and_hides_places(train_here, work_dir, tmp_path):
     """Where patches were cut is the patients'; samples come from everywhere alike."""
     facts = train_here(tmp_path / "run", "variant=dp_flow", "train.max_steps=3", *PRIVATE)
     assert facts["privacy"]["steps"] == 3
     kept = weights(tmp_path / "run", 3)
     assert (kept["position_counts"] == 1).all()
+    extents_N3 = places_of(ShardSet(work_dir / "phantom/shards/gan/train")).extent_N3
+    assert torch.equal(kept["patch_extent"], extents_N3.mean(0))  # samples need a head's size
     assert all(row["dp/epsilon"] > 0 for row in logged(tmp_path / "run"))
 
 

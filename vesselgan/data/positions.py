@@ -24,6 +24,7 @@ class Places(NamedTuple):
     """float32, the shares of each axis that they take."""
 
     def of(self, indices: Sequence[int]) -> "Places":
+        """Those of the patches with these indices."""
         return Places(self.position_N3[list(indices)], self.extent_N3[list(indices)])
 
 
