@@ -36,6 +36,7 @@ from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
 from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
+from vesselgan.formats.synthetic_volumes import generation_of, origin_of
 
 Result = TypeVar("Result")
 
@@ -208,7 +209,8 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
 def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
-    shards = plan_shards(cohort, data.prepare, config.purposes)
+    # No generator learns from a generator's heads.
+    shards = plan_shards(cohort, data.prepare, config.purposes if origin_of(data.root) == "real" else ["unet"])
     if (few := few_vessel_patches(cohort, data.prepare, shards)) and world.rank == 0:
         log.warning(few)
     sets = group_by_set(shards)
@@ -238,13 +240,14 @@ def build_mine(
 ) -> dict[str, ShardInfo]:
     """Write this rank's slice of the missing shards; name -> entry."""
     cohort_dir, (x, y, z) = Path(data.cohort_dir), data.prepare.patch_shape
-    built, extractor = {}, PatchExtractor(cohort, data.prepare)
+    origin = origin_of(data.root)
+    built, extractor = {}, PatchExtractor(cohort, data.prepare, is_synthetic=origin == "synthetic")
     num_pairs = sum(shard.count for shard in missing)
     with ProgressBar(world, num_pairs, description="shards", unit="pair") as progress:
         for shard in mpi.partition(world, missing, weight=lambda shard: shard.count):
             records = ShardRecords(shard, extractor, progress)
             path = build_state.shard_path(cohort_dir, shard)
-            info = write_shard(path, records, patch_shape=(x, y, z), origin="real")
+            info = write_shard(path, records, patch_shape=(x, y, z), origin=origin)
             build_state.record_shard(cohort_dir, shard, info)
             built[shard.name] = info
     return built
@@ -297,7 +300,7 @@ def write_manifests(
         content: dict[str, Any] = {
             "shards": tuple(finished[shard.name] for shard in shards),
             "patch_shape": tuple(data.prepare.patch_shape),
-            "origin": "real",
+            "origin": origin_of(data.root),
             "subjects": {
                 name: {
                     "spacing_mm": list(subject.spacing_mm),
@@ -311,7 +314,8 @@ def write_manifests(
             "spacing_mm": tuple(float(s) for s in spacing_mm),
             "percentiles": data.prepare.percentiles,
             "extra": {"cohort": data.name, "purpose": purpose, "split": split}
-            | {"settings": build_state.settings_of(data)},
+            | {"settings": build_state.settings_of(data)}
+            | generation_of(data.root),
         }
         folder = shards_dir(data.cohort_dir, purpose, split)
         existing = read_if_valid(read_manifest, folder)

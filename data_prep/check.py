@@ -26,11 +26,12 @@ from data_prep.pseudonyms import files_of
 from data_prep.qc_results import CheckResult, CohortReport, spacing_warnings, summary, table
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import Prepare, PreparedData
-from vesselgan.core.console import log
+from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats import volumes
 from vesselgan.formats.intensities import intensity_limits, num_outside, padding_problem
 from vesselgan.formats.nifti import format_sizes
+from vesselgan.formats.synthetic_volumes import origin_of
 from vesselgan.formats.volumes import Header, Volume, sha256_of_voxels
 
 Result = TypeVar("Result")
@@ -53,7 +54,7 @@ def check_cohort(
 
     results = mpi.map_items(world, cohort_files.subjects, check_one, description="check")
     _check_duplicates(results)
-    warnings = [*cohort_files.warnings, *_check_similar(cohort_files, results, data)]
+    warnings = [*cohort_files.warnings, *_check_similar(cohort_files, results, data), *_check_origin(results, data)]
     for result in results:
         if data.prepare.pseudonymise:
             result.faults = [without_paths(fault, result.files) for fault in result.faults]
@@ -274,6 +275,22 @@ def _check_similar(cohort_files: CohortFiles, results: Sequence[CheckResult], da
                     f"coarse grid, allowed {MAX_CORRELATION:g}), under a similar id; {remedy}"
                 )
     return warnings
+
+
+def _check_origin(results: Sequence[CheckResult], data: PreparedData) -> list[str]:
+    """Warnings of volumes whose headers say that a generator made them; a fault of others among synthetic heads."""
+    made = {result.subject for result in results if result.header and result.header.is_synthetic}
+    if origin_of(data.root) == "synthetic":
+        for result in results:
+            if result.header and result.subject not in made:
+                result.faults.append(f"{result.files.image}: not a generator's, among its heads; take it out")
+        return []
+    names = f"{', '.join(sorted(made)[:3])}{' ...' * (len(made) > 3)}"
+    return [
+        f"{counted(len(made), 'volume')} of {len(results)} were made by a generator, as their headers say ({names}): "
+        "they would count as real, and nothing says whose volumes the generator learned from; take them out, or name "
+        "the folder that `vesselgan generate volumes=N` wrote"
+    ] * bool(made)
 
 
 def _text_warnings(header: Header) -> list[str]:

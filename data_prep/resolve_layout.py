@@ -1,6 +1,7 @@
 """What a layout leaves to the cohort's folder: whether it has the optional kinds, and which label values are vessel."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import on_one_line
+from vesselgan.formats.synthetic_volumes import origin_of
 
 OPTIONAL = "?"
 VESSEL_WORDS = ("vessel", "arter", "vein", "vascul")
@@ -21,9 +23,13 @@ MAX_BYTES = 10_000_000
 def resolve(data: PreparedData, world: MpiWorld) -> None:
     """Sets data.layout and data.prepare.label_values to what `data.root` holds, on all ranks.
 
+    Synthetic heads are all for training: U-Nets are chosen and tested on patients.
+
     Raises DataError for a dataset.json that cannot be used, UsageError where it names several structures.
     """
     data.prepare.label_values, data.layout.label, data.layout.mask = mpi.run_on_rank0(world, lambda: _look(data))
+    if mpi.run_on_rank0(world, lambda: origin_of(data.root)) == "synthetic":
+        data.prepare.split = replace(data.prepare.split, train=None, validation=0, test=0, csv=None)
 
 
 def _look(data: PreparedData) -> tuple[list[int] | None, str | None, str | None]:

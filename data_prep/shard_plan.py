@@ -85,11 +85,15 @@ def _fill_shards(counts: list[tuple[str, int]], size: int) -> list[list[PatchRan
 
 
 class PatchExtractor:
-    """Makes the records of planned shards; keeps the voxels of one subject at a time."""
+    """Makes the records of planned shards; keeps the voxels of one subject at a time.
 
-    def __init__(self, cohort: Cohort, prepare: Prepare) -> None:
-        self.cohort, self.prepare = cohort, prepare
-        self.has_tissue = all(subject.mask is not None for subject in cohort.subjects.values())
+    is_synthetic: of heads that `vesselgan generate` wrote; their label is also the score, which such records hold.
+    """
+
+    def __init__(self, cohort: Cohort, prepare: Prepare, *, is_synthetic: bool = False) -> None:
+        self.cohort, self.prepare, self.is_synthetic = cohort, prepare, is_synthetic
+        has_masks = all(subject.mask is not None for subject in cohort.subjects.values())
+        self.has_tissue = has_masks and not is_synthetic
         self.loaded: LoadedSubject | None = None
 
     def records(self, shard: PlannedShard) -> Iterator[Record]:
@@ -101,13 +105,15 @@ class PatchExtractor:
                 self.loaded = None  # frees its voxels before the next are read
                 self.loaded = LoadedSubject(name, subject, self.prepare, has_tissue=self.has_tissue)
             for corner, kind in self.loaded.positions(shard.purpose)[patch_range.start : patch_range.stop]:
+                label_XYZ = patches.cut(self.loaded.label_XYZ, corner, self.prepare.patch_shape)
                 yield Record(
                     image_XYZ=patches.cut(self.loaded.image_XYZ, corner, self.prepare.patch_shape),
-                    label_XYZ=patches.cut(self.loaded.label_XYZ, corner, self.prepare.patch_shape),
+                    label_XYZ=label_XYZ,
+                    score_XYZ=label_XYZ.astype(np.float16) if self.is_synthetic else None,
                     tissue_XYZ=self._tissue(corner),
                     subject=name,
                     corner=corner,
-                    kind=kind,
+                    kind="synthetic" if self.is_synthetic else kind,
                     limits=subject.limits,
                     num_clipped=subject.num_clipped,
                 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,18 +13,22 @@ import pytest
 import torch
 from scipy import ndimage
 
+from data_prep import build_shards, patches
+from data_prep.mpi import MpiWorld
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.nifti import read_header
-from vesselgan.formats.shards import content_hash
+from vesselgan.formats.shards import PROCEDURAL_TREES, ShardSet, content_hash, training_hashes
 from vesselgan.formats.synthetic_volumes import COMPARISON
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.variants import build_networks, init_networks
+from vesselgan.segmentation.training_provenance import learned_from
 from vesselgan.synthesis import volumes as synthesis
 from vesselgan.synthesis.run import run
 from vesselgan.synthesis.volume_comparison import _of_real
 from vesselgan.synthesis.windows import make_image
+from vesselgan.training.run import _training_set
 
 from ..conftest import write_set, write_subject
 
@@ -68,12 +73,11 @@ def content(out: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("variant", ["flow_label", "gan_label"])
 def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, variant, write_run):
     from data_prep.check import check
-    from data_prep.mpi import MpiWorld
 
     out = heads(write_run(tmp_path / "run", variant), tmp_path / "heads")
     assert "synthetic heads: seams" in capsys.readouterr().out
     words = ["data=pairs", f"data.root={out}", f"work_dir={tmp_path}", "data.name=heads"]
-    words += [f"data.prepare.{word}" for word in ("patch_shape=[16,16,16]", "split.validation=0", "split.test=0")]
+    words += ["data.prepare.patch_shape=[16,16,16]"]
     check(compose.compose("check", words).data, MpiWorld(0, 1, None))
     shown = capsys.readouterr()
     assert "fault" not in shown.out + shown.err and "text in" not in shown.out + shown.err
@@ -85,6 +89,64 @@ def test_heads_enter_data_preparation_as_they_are(tmp_path, capsys, variant, wri
     for label in (out / "labels").iterdir():
         vessel_XYZ = np.asarray(nib.load(label).dataobj)
         assert 1 <= ndimage.label(vessel_XYZ, np.ones((3, 3, 3)))[1] <= 3
+
+
+def test_a_unet_learns_from_heads_as_synthetic(tmp_path, capsys, monkeypatch, write_run):
+    """Their patches say who made them, and from whose volumes; none may train a generator or choose a U-Net."""
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[0] / 2)
+    run_dir = write_run(tmp_path / "run")
+    real = write_set(tmp_path / "cohort/shards/gan/train", range(2), ["a", "b"])
+    (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(real)}}))
+    root = heads(run_dir, tmp_path / "heads/nifti")
+
+    def cohort(folder: Path, name: str = "heads"):
+        words = ["data=pairs", f"data.root={folder}", f"work_dir={tmp_path}", f"data.name={name}"]
+        prepare = ("patch_shape=[16,16,16]", "num_vessel_patches_unet=6", "grid_patches=[unet]")
+        config = compose.compose("build_shards", [*words, *(f"data.prepare.{word}" for word in prepare)])
+        build_shards.build(config, MpiWorld(0, 1, None))
+        return tmp_path / name / "shards"
+
+    shards = ShardSet(cohort(root) / "unet/train")
+    assert [
+        path.name for path in shards.folder.parent.parent.iterdir() if path.suffix == "" and path.name[0] != "."
+    ] == ["unet"]
+    assert not (shards.folder.parent / "validation").exists()
+    assert (shards.origin, shards.kind(0), shards.manifest.extra["run"]) == ("synthetic", "synthetic", run_dir.name)
+    assert training_hashes(shards.manifest.extra) == {content_hash(real)}
+    assert shards.label_threshold == 0.5 and shards.manifest.extra[PROCEDURAL_TREES]
+    record = shards[len(shards) - 1]
+    head_XYZ = np.asarray(nib.load(root / "labels" / f"{record.subject}.nii.gz").dataobj)
+    np.testing.assert_array_equal(record.label_XYZ, patches.cut(head_XYZ, record.corner, (16, 16, 16)))
+    np.testing.assert_array_equal(record.score_XYZ, record.label_XYZ)
+    learned = learned_from(str(tmp_path / "cohort"), [shards], ShardSet(real))
+    assert learned["gan"]["run"] == run_dir.name
+    assert not [reason for reason in learned["unknown"] if "GAN" in reason]  # what it learned from was looked up
+
+    with pytest.raises(DataError, match="a generator learns from patients'"):
+        _training_set(compose.compose("train_gan", [f"data.cohort_dir={with_gan_set(tmp_path, shards)}"]))
+    head = nib.load(image := next((root / "images").iterdir()))
+    write_volume(image, np.asarray(head.dataobj, np.float32), head.affine)
+    with pytest.raises(DataError, match="unusable"):
+        cohort(root, "mixed")
+    assert "not a generator's, among its heads" in capsys.readouterr().out
+
+
+def test_heads_without_their_origin_are_named(tmp_path, capsys, monkeypatch, write_run):
+    from data_prep.check import check
+
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[0] / 2)
+    root = heads(write_run(tmp_path / "run"), tmp_path / "heads")
+    (root / "generation.json").unlink()
+    words = ["data=pairs", f"data.root={root}", f"work_dir={tmp_path}", "data.prepare.patch_shape=[16,16,16]"]
+    words += ["data.prepare.split.validation=1", "data.prepare.split.test=0"]
+    check(compose.compose("check", words).data, MpiWorld(0, 1, None))
+    assert "2 volumes of 2 were made by a generator" in capsys.readouterr().out
+
+
+def with_gan_set(folder: Path, shards: ShardSet) -> Path:
+    """A cohort whose generator set holds synthetic patches."""
+    shutil.copytree(shards.folder, folder / "copied/shards/gan/train")
+    return folder / "copied"
 
 
 def test_a_lost_training_cohort_ends_nothing(tmp_path, capsys, monkeypatch, write_run):

@@ -73,7 +73,7 @@ class TrainUnet:
     data: LearningData
     unet: UnetRun
     synthetic: str | None = field(metadata=read_if(lambda c: c.data.source != "real", "data.source=synthetic or both"))
-    """Folder of synthetic shards, which `vesselgan generate` wrote."""
+    """Folder of synthetic shards: patches of `vesselgan generate`, or cut from its heads by `build_shards`."""
     runtime: TrainingRuntime
 
 

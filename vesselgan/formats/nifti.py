@@ -55,6 +55,8 @@ class Header:
     """Names of the free-text fields that are not empty."""
     notes: tuple[str, ...]
     """Assumptions made, for the user."""
+    is_synthetic: bool = False
+    """Whether it says that a generator made the volume."""
 
 
 def read_header(path: str | Path) -> Header:
@@ -155,6 +157,7 @@ def _describe(path: Path, header: nib.Nifti1Header) -> Header:
         dtype=header.get_data_dtype().newbyteorder("="),
         text_fields=(*_text_fields(header), *_gzip_texts(path)),
         notes=_header_notes(header, file_shape),
+        is_synthetic=header["descrip"].item().strip(b"\0 ") == SYNTHETIC.encode(),
     )
 
 

@@ -13,10 +13,13 @@ from typing import Any
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, reading
 from vesselgan.core.names import path_in
+from vesselgan.formats.shards import PROCEDURAL_TREES
 
 SETTINGS = "generation.json"
 """Of heads and of patches."""
 COMPARISON = "comparison.json"
+LABEL_THRESHOLD = 0.5
+"""The score of patches that are cut from heads is their label, 0 or 1."""
 KINDS = ("labels", "masks", "images")
 """The image is written last: with it a head is complete."""
 ENDING = ".nii.gz"
@@ -59,3 +62,15 @@ class SyntheticVolumes:
         with reading(self.folder, "generate the heads again"):
             files = [f"{kind}/{name} {sha256_of(self.path(kind, name))}" for name in self.subjects for kind in KINDS]
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
+
+
+def origin_of(root: str | Path) -> str:
+    """Of the volumes in a cohort's folder: `synthetic` for heads that `vesselgan generate` wrote, else `real`."""
+    return "synthetic" if SyntheticVolumes(root).exists() else "real"
+
+
+def generation_of(root: str | Path) -> dict[str, Any]:
+    """What the manifest of patches says of the generator of the heads in `root`; nothing for patients' volumes."""
+    if origin_of(root) == "real":
+        return {}
+    return {**SyntheticVolumes(root).settings(), PROCEDURAL_TREES: True, "threshold": LABEL_THRESHOLD}

@@ -9,7 +9,7 @@ import torch
 from vesselgan.config.compose import Command, config_hash
 from vesselgan.config.flow import knows_place
 from vesselgan.config.schema import Plan, TrainGan, Variant
-from vesselgan.core.errors import PrivacyError, UsageError
+from vesselgan.core.errors import DataError, PrivacyError, UsageError
 from vesselgan.data.positions import Places, places_of
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
@@ -111,8 +111,13 @@ def _run(session: Session) -> None:
 
 
 def _training_set(config: TrainGan) -> ShardSet:
-    """Raises DataError where patches lack what the variant is given."""
+    """Raises DataError for synthetic patches, and where patches lack what the variant is given."""
     shards = ShardSet(shards_dir(config.data.cohort_dir, "gan", "train"))
+    if shards.origin != "real":
+        raise DataError(
+            f"{shards.folder}: holds {shards.origin} patches, and a generator learns from patients'; name a cohort of "
+            "volumes with data="
+        )
     if TISSUE in GIVEN[config.variant.condition]:
         shards.tissue(0)
     return shards
