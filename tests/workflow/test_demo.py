@@ -11,17 +11,22 @@ from vesselgan.core.errors import DataError
 from vesselgan.workflow import demo, stage
 from vesselgan.workflow.demo import Choice
 
-CPU = Choice("cpu", "bf16", 2, "")
+CPU = Choice("cpu", "bf16", 2, 2, "")
 
 
 def test_the_probe_decides_precision_and_ranks(tmp_path: Path) -> None:
-    answer = {"device": "cpu", "num_devices": 0, "precision": "bf16", "step_ms": {"fp32": 41.2, "bf16": 17.0}}
-    (tmp_path / "a.json").write_text(json.dumps(answer))
-    choice = demo.read_choice(tmp_path / "a.json")
-    assert (choice.precision, choice.num_ranks) == ("bf16", 2)
-    answer |= {"device": "cuda", "num_devices": 1, "precision": "fp16", "step_ms": {}}
-    (tmp_path / "a.json").write_text(json.dumps(answer))
-    assert demo.read_choice(tmp_path / "a.json").num_ranks == 1
+    def choice_of(answer: dict[str, object]) -> Choice:
+        (tmp_path / "a.json").write_text(json.dumps(answer))
+        return demo.read_choice(tmp_path / "a.json")
+
+    cpu = {"device": "cpu", "precision": "bf16", "step_ms": {"fp32": 41.2, "bf16": 17.0}}
+    assert choice_of(cpu | {"num_cores": 2}).precision == "bf16"
+    for cores, ranks in ((1, 1), (2, 1), (4, 2), (64, 2)):  # of each of the two that train side by side
+        choice = choice_of(cpu | {"num_cores": cores})
+        assert (choice.num_ranks, choice.at_once) == (ranks, 2)
+    for gpus, ranks in ((1, 1), (2, 2), (8, 2)):
+        choice = choice_of({"device": "cuda", "num_devices": gpus, "precision": "fp16", "step_ms": {}})
+        assert (choice.num_ranks, choice.at_once) == (ranks, 1)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "7", "{}", '{"device": "cpu", "precision": "bf16", "step_ms": 3}'])
@@ -61,7 +66,7 @@ def test_every_command_is_accepted_by_its_script() -> None:
         assert getattr(parsed.config, "num_patches", 7) in (7, demo.NUM_RELEASED)
     verbs = [verb_of(command) for command in commands]
     assert verbs[:3] == ["make_phantom", "check", "build_shards"]
-    assert verbs[3:7] == ["train_gan", "generate"] * 2
+    assert verbs[3:7] == ["train_gan"] * 2 + ["generate"] * 2
     assert verbs.count("train_unet") == verbs.count("segment") == 4
     assert verbs.count("evaluate") == 7 and verbs[-4:] == ["generate", "audit", "release", "report"]
 
@@ -71,7 +76,7 @@ def test_a_demo_stage_sees_all_before_it() -> None:
     stages = demo.stages_of(compose.compose("demo", []), (), CPU)
     reads = {stage.name: set(stage.inputs) for stage in stages}
     leaves = {stage.name: set(stage.outputs) for stage in stages}
-    for later, earlier in (("sn_mp", "shards"), ("generate-sn_mp", "sn_mp"), ("unets", "generate-flow_label"),
+    for later, earlier in (("generators", "shards"), ("generate", "generators"), ("unets", "generate"),
                            ("segment", "unets"), ("evaluate", "segment"), ("report", "image")):  # fmt: skip
         assert leaves[earlier] and leaves[earlier] <= reads[later]
     assert all(path.suffix for paths in leaves.values() for path in paths)  # files: a folder has no content to compare
@@ -79,7 +84,7 @@ def test_a_demo_stage_sees_all_before_it() -> None:
 
 def test_launchers_precision_and_features_are_asked_for() -> None:
     stages = {stage.name: stage for stage in demo.stages_of(compose.compose("demo", []), (), CPU)}
-    (gan,), (shards,), (image, _) = (stages[name].commands for name in ("sn_mp", "shards", "image"))
+    (gan, _), (shards,), (image, _) = (stages[name].commands for name in ("generators", "shards", "image"))
     assert (gan[0], Path(gan[1]).name, *gan[2:4]) == (sys.executable, "deepspeed", "--num_gpus", "2")
     assert {"variant=sn_mp", "variant.precision=bf16"} <= set(gan)
     assert gan[gan.index("--deepspeed_config") + 1] == "ds_bf16.json"

@@ -57,6 +57,8 @@ class Choice:
     device: str
     precision: str
     num_ranks: int
+    at_once: int
+    """Commands side by side on a CPU: a core on networks this small works as fast as two."""
     summary: str
 
 
@@ -69,7 +71,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
     started = time.monotonic()
     work = Path(config.work_dir)
     probe = probe_stage(work / "demo/precision.json")
-    total = 1 + len(stages_of(config, overrides, Choice("cpu", "fp32", 2, "")))
+    total = 1 + len(stages_of(config, overrides, Choice("cpu", "fp32", 2, 2, "")))
     run_stage(work / "demo", probe, f"[ 1/{total}]")
     choice = read_choice(probe.outputs[0])
     print(f"        {choice.summary}", flush=True)
@@ -89,18 +91,20 @@ def probe_stage(out: Path) -> Stage:
 
 
 def read_choice(path: Path) -> Choice:
-    """The probe's choice; two ranks on a CPU, and up to two GPUs."""
+    """The probe's choice; the generators train side by side on a CPU, in turns on GPUs, on up to two ranks each."""
     try:
         probe = json.loads(path.read_text())
-        num_ranks = 2 if probe["device"] == "cpu" else min(2, probe["num_devices"])
-        summary = f"the GAN trains in {probe['precision']}, both on {num_ranks} ranks ({probe['device']})"
+        at_once, places = (2, probe["num_cores"] // 2) if probe["device"] == "cpu" else (1, probe["num_devices"])
+        num_ranks = max(1, min(2, places))
+        ranks = f"{num_ranks} rank{'s' if num_ranks > 1 else ''} ({probe['device']})"
+        summary = f"the GAN trains in {probe['precision']}, it and the flow on {ranks} each"
         steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe["step_ms"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         check_readable(path, error)
         raise DataError(f"{path}: no choice of a precision ({error}); remove it and start the demo again") from error
     if steps:
         summary += f"; a step of the probe: {steps}"
-    return Choice(probe["device"], probe["precision"], num_ranks, summary)
+    return Choice(probe["device"], probe["precision"], num_ranks, at_once, summary)
 
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
@@ -112,7 +116,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     report = _launch("report", overrides, f"runs=[{runs}]")
     stages = [
         *_data_stages(config, overrides),
-        *(stage for name in GENERATORS for stage in _generator_stages(config, name, choice, overrides)),
+        *_generator_stages(config, choice, overrides),
         _unets_stage(work, overrides, choice),
         _segment_stage(work, overrides, choice),
         _evaluate_stage(config, overrides),
@@ -146,25 +150,30 @@ def _generator_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-{name}"
 
 
-def _generator_stages(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> list[Stage]:
-    """Its training, and its synthetic patches."""
-    title, settings, precision = GENERATORS[name]
+def _generator_stages(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> list[Stage]:
+    """Their training, and their synthetic patches."""
+    runs = [RunDir(_generator_dir(Path(config.work_dir), name)) for name in GENERATORS]
+    train = tuple(_train_command(config, name, choice, overrides) for name in GENERATORS)
+    patches = (f"num_patches={config.num_patches}", "batch_size=32")
+    generate = tuple(vesselgan("generate", setting("run", run.path), *patches) for run in runs)
+    titles = " and ".join(title for title, _, _ in GENERATORS.values())
+    finished, manifests = (tuple(run.finished_file for run in runs), tuple(run.synthetic / MANIFEST for run in runs))
+    return [
+        Stage("generators", f"{titles}, by DeepSpeed", train, finished, choice.num_ranks, choice.at_once),
+        Stage("generate", "their synthetic patches", generate, manifests),
+    ]
+
+
+def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    _, settings, precision = GENERATORS[name]
     precision = precision or choice.precision
-    run_dir = _generator_dir(Path(config.work_dir), name)
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
     launcher = python(processes.beside_python("deepspeed"), "--num_gpus", str(choice.num_ranks))
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
-    options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", str(run_dir))
+    run_dir = str(_generator_dir(Path(config.work_dir), name))
+    options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", run_dir)
     own = (*settings, f"variant.precision={precision}")
-    words = (*own, *readable("train_gan", overrides, own))
-    command = (*launcher, *module_command("train_gan"), *options, *words)
-    patches = (f"num_patches={config.num_patches}", "batch_size=32")
-    generate = vesselgan("generate", setting("run", run_dir), *patches)
-    title = f"{title}, {choice.num_ranks} DeepSpeed ranks, {precision}"
-    return [
-        Stage(name, title, (command,), (RunDir(run_dir).finished_file,), choice.num_ranks),
-        Stage(f"generate-{name}", "its synthetic patches", (generate,), (RunDir(run_dir).synthetic / MANIFEST,)),
-    ]
+    return (*launcher, *module_command("train_gan"), *options, *own, *readable("train_gan", overrides, own))
 
 
 def _unet_dir(work: Path, name: str) -> Path:
@@ -180,12 +189,7 @@ def _unets_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stag
         commands.append(_launch("train_unet", overrides, "preset=demo", *source, options=options))
         outputs.append(RunDir(_unet_dir(work, name)).finished_file)
     titles = ", ".join(title for title, _, _ in UNETS.values())
-    return Stage("unets", f"U-Nets: {titles}", tuple(commands), tuple(outputs), at_once=_at_once(choice))
-
-
-def _at_once(choice: Choice) -> int:
-    """Commands side by side: a core on patches this small works as fast as two."""
-    return 2 if choice.device == "cpu" else 1
+    return Stage("unets", f"U-Nets: {titles}", tuple(commands), tuple(outputs), at_once=choice.at_once)
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stage:
@@ -195,7 +199,7 @@ def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> St
         for folder in folders
     ]
     outputs = tuple(Predictions(folder / "predictions").record for folder in folders)
-    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs, at_once=_at_once(choice))
+    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs, at_once=choice.at_once)
 
 
 def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
