@@ -104,6 +104,22 @@ def test_side_by_side_one_failure_ends_all(tmp_path, capsys):
     assert stopped.value.code == 1 and "both-2.log" in capsys.readouterr().err
 
 
+def test_a_lane_goes_on_while_the_other_waits(tmp_path):
+    """Of four commands two by two, the fourth follows the second, not the first."""
+    last = tmp_path / "last"
+    waits = f"import os, time\nwhile not os.path.exists({str(last)!r}): time.sleep(0.05)"
+    commands = [(sys.executable, "-c", code) for code in (waits, "", "", f"open({str(last)!r}, 'w')")]
+    assert run_stage(tmp_path, Stage("lanes", "lanes", tuple(commands), (last,), at_once=2))
+
+
+def test_a_lane_ends_at_its_first_failing_command(tmp_path):
+    fails, never = making(tmp_path / "a", code=4).commands[0], making(tmp_path / "b").commands[0]
+    other = (sys.executable, "-c", "import time; time.sleep(600)")
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(tmp_path, Stage("two", "two", (fails, other, never), at_once=2))
+    assert stopped.value.code == 4 and not (tmp_path / "b").exists()
+
+
 def test_side_by_side_all_run(tmp_path):
     made = [making(tmp_path / name) for name in "abc"]
     assert run_stage(tmp_path, Stage("all", "all", tuple(stage.commands[0] for stage in made), at_once=2))

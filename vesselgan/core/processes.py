@@ -38,26 +38,32 @@ def beside_python(program: str) -> str:
 
 def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: str) -> int:
     """As `run_commands`, of one."""
-    (code,) = run_commands([command], [log], num_ranks=num_ranks, head=head)
+    (code,) = run_commands([[command]], [log], num_ranks=num_ranks, head=head)
     assert code is not None
     return code
 
 
 def run_commands(
-    commands: Sequence[tuple[str, ...]], logs: Sequence[Path], *, num_ranks: int, head: str
+    lanes: Sequence[Sequence[tuple[str, ...]]], logs: Sequence[Path], *, num_ranks: int, head: str
 ) -> list[int | None]:
-    """Runs commands side by side; returns their exit codes, None for one that was ended because another failed.
+    """Runs lanes side by side, the commands of each in order; returns the lanes' exit codes, None for one that was
+    ended because another failed.
 
-    num_ranks: processes of all of them together, over which the cores are divided. The output of each goes to its log,
+    num_ranks: processes of all lanes together, over which the cores are divided. The output of each goes to its log,
     the last line of the first that still runs to the terminal. A launcher that gets a signal leaves its ranks behind,
     so the signal goes to the whole process group.
     """
     started = time.monotonic()
+    waiting = [list(lane) for lane in lanes]
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for command, log in zip(commands, logs, strict=True):
-            processes.append(_start(_with_ports(command), log, num_ranks))
+        for lane, log in zip(waiting, logs, strict=True):
+            processes.append(_start(_with_ports(lane.pop(0)), log, num_ranks))
         while True:
+            for number, (process, lane) in enumerate(zip(processes, waiting, strict=True)):
+                if lane and process.poll() == 0:
+                    end_group(process)
+                    processes[number] = _start(_with_ports(lane.pop(0)), logs[number], num_ranks)
             running = [log for process, log in zip(processes, logs, strict=True) if process.poll() is None]
             if not running or any(process.returncode for process in processes):
                 return [process.returncode for process in processes]

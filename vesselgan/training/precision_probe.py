@@ -29,8 +29,8 @@ MARGIN = 1.25
 def probe_precision(device: str) -> dict[str, object]:
     """The precision for a training run on `device` (`auto`, `cpu`, `cuda`), with the step times in ms behind it.
 
-    A GPU gets fp16, as in the paper. A CPU gets bf16 where that is clearly faster, else fp32: native fp16 convolutions are
-    slower there by orders of magnitude. Raises ResourceError when `cuda` is asked for and missing.
+    A GPU gets fp16, as in the paper. A CPU gets bf16 where that is clearly faster, else fp32: native fp16
+    convolutions are slower there by orders of magnitude. Raises ResourceError when `cuda` is asked for and missing.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ResourceError("device=cuda: PyTorch sees no GPU; check the driver, or take device=cpu")

@@ -58,7 +58,7 @@ class Choice:
     precision: str
     num_ranks: int
     at_once: int
-    """Commands side by side on a CPU: a core on networks this small works as fast as two."""
+    """Lanes side by side on a CPU: a core on networks this small works as fast as two."""
     summary: str
 
 
@@ -116,12 +116,12 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     report = _launch("report", overrides, f"runs=[{runs}]")
     stages = [
         *_data_stages(config, overrides),
-        *_generator_stages(config, choice, overrides),
+        _generators_stage(config, choice, overrides),
         _unets_stage(work, overrides, choice),
         _segment_stage(work, overrides, choice),
         _evaluate_stage(config, overrides),
         _image_stage(work, overrides),
-        *_release_stages(work, overrides),
+        _release_stage(work, overrides),
         Stage("report", "report", (report,), (work / "report/index.html",)),
     ]
     outputs = [stage.outputs for stage in stages]
@@ -150,18 +150,15 @@ def _generator_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-{name}"
 
 
-def _generator_stages(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> list[Stage]:
+def _generators_stage(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> Stage:
     """Their training, and their synthetic patches."""
     runs = [RunDir(_generator_dir(Path(config.work_dir), name)) for name in GENERATORS]
-    train = tuple(_train_command(config, name, choice, overrides) for name in GENERATORS)
+    train = [_train_command(config, name, choice, overrides) for name in GENERATORS]
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
-    generate = tuple(vesselgan("generate", setting("run", run.path), *patches) for run in runs)
-    titles = " and ".join(title for title, _, _ in GENERATORS.values())
-    finished, manifests = (tuple(run.finished_file for run in runs), tuple(run.synthetic / MANIFEST for run in runs))
-    return [
-        Stage("generators", f"{titles}, by DeepSpeed", train, finished, choice.num_ranks, choice.at_once),
-        Stage("generate", "their synthetic patches", generate, manifests),
-    ]
+    generate = [vesselgan("generate", setting("run", run.path), *patches) for run in runs]
+    outputs = tuple(path for run in runs for path in (run.finished_file, run.synthetic / MANIFEST))
+    title = f"{' and '.join(title for title, _, _ in GENERATORS.values())}, their patches"
+    return Stage("generators", title, (*train, *generate), outputs, choice.num_ranks, choice.at_once)
 
 
 def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -217,30 +214,36 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
 
 
 def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
-    """Image scores with the network that needs no download; few repeats, to save time."""
+    """Image scores with the network that needs no download, and the audit of a few patches of the paper's GAN.
+
+    Few repeats, and no features in the audit: else it would take minutes.
+    """
     outputs = {name: work / f"results/image-{name}.json" for name in GENERATORS}
-    commands = []
+    image = []
     for name, out in outputs.items():
         synthetic = setting("image.synthetic", RunDir(_generator_dir(work, name)).synthetic)
         settings = ("evaluate=image", f"name={name}", synthetic, setting("out", out))
-        commands.append(_launch("evaluate", overrides, *settings, *IMAGE_SCORES))
-    return Stage("image", "FID, PRD, labels; random features", tuple(commands), tuple(outputs.values()), at_once=2)
-
-
-def _release_stages(work: Path, overrides: tuple[str, ...]) -> list[Stage]:
-    """Audit and release of a few patches of the paper's GAN: of more, or by features too, it would take minutes."""
-    run_dir, patches, out = _generator_dir(work, "sn_mp"), work / "demo/patches", work / "results/audit.json"
+        image.append(_launch("evaluate", overrides, *settings, *IMAGE_SCORES))
     number = (f"num_patches={NUM_RELEASED}", "batch_size=32")
-    generate = vesselgan("generate", setting("run", run_dir), *number, setting("out", patches))
-    of_patches = (setting("run", run_dir), f"synthetic=[{quoted(patches)}]")
-    audit = _launch("audit", overrides, *of_patches, setting("out", out), "image.extractor=null", "record_only=true")
-    release = _launch("release", overrides, *of_patches, setting("audit", out), setting("reason", REASON))
-    # On one thread, as if two processes shared the cores: its many small products wait for each other on two.
-    title = f"privacy audit of {NUM_RELEASED} patches"
-    return [
-        Stage("audit", title, (generate, audit), (patches / MANIFEST, out), 2),
-        Stage("release", "what may leave", (release,), (work / "release/ledger.jsonl",)),
-    ]
+    run, patches, out = _released(work)
+    generate = vesselgan("generate", run, *number, setting("out", patches))
+    audited = (run, f"synthetic=[{quoted(patches)}]", setting("out", out))
+    audit = _launch("audit", overrides, *audited, "image.extractor=null", "record_only=true")
+    commands = (image[0], generate, image[1], audit)
+    title = f"FID, PRD; audit of {NUM_RELEASED} patches"
+    return Stage("image", title, commands, (*outputs.values(), patches / MANIFEST, out), at_once=2)
+
+
+def _release_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
+    run, patches, audit = _released(work)
+    settings = (run, f"synthetic=[{quoted(patches)}]", setting("audit", audit), setting("reason", REASON))
+    release = _launch("release", overrides, *settings)
+    return Stage("release", "what may leave", (release,), (work / "release/ledger.jsonl",))
+
+
+def _released(work: Path) -> tuple[str, Path, Path]:
+    """The setting of the run, its few patches, and their audit."""
+    return setting("run", _generator_dir(work, "sn_mp")), work / "demo/patches", work / "results/audit.json"
 
 
 def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:

@@ -30,13 +30,13 @@ class Stage:
     name: str
     title: str
     commands: tuple[tuple[str, ...], ...]
-    """Argument lists, run in order; processes.PORT stands for a free port."""
+    """Argument lists; processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
     """Exist when the stage is done."""
     num_ranks: int = 1
     """Processes of a command, which share the cores."""
     at_once: int = 1
-    """Commands that run side by side."""
+    """Lanes side by side: each runs every at_once-th command, in order."""
     inputs: tuple[Path, ...] = ()
     """Files that stand for all that is read, as manifests with hashes: the stage runs again when their content changes.
     """
@@ -87,7 +87,8 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
     its error is shown and its exit code is raised as SystemExit.
     """
     marker = home / f"done/{stage.name}.json"
-    logs = [home / f"logs/{stage.name}{'' if i == 0 else f'-{i + 1}'}.log" for i in range(stage.at_once)]
+    num_lanes = min(stage.at_once, len(stage.commands))
+    logs = [home / f"logs/{stage.name}{'' if i == 0 else f'-{i + 1}'}.log" for i in range(num_lanes)]
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
     if _is_done(stage, marker):
         print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
@@ -99,16 +100,14 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
         log.write_bytes(b"")
     inputs, started = stage.digests(), time.monotonic()  # as the commands find them
     print(head, end=" ", flush=True)
-    for first in range(0, len(stage.commands), stage.at_once):
-        commands = stage.commands[first : first + stage.at_once]
-        num_ranks = stage.num_ranks * len(commands)
-        codes = processes.run_commands(commands, logs[: len(commands)], num_ranks=num_ranks, head=f"{head} ")
-        failed = next(((code, log) for code, log in zip(codes, logs, strict=False) if code), None)
-        if failed is not None:
-            code, log = failed
-            print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
-            print(failure_message(stage.title, code, log), file=sys.stderr, flush=True)
-            sys.exit(code if code > 0 else 128 - code)
+    lanes = [stage.commands[first :: stage.at_once] for first in range(len(logs))]
+    codes = processes.run_commands(lanes, logs, num_ranks=stage.num_ranks * len(lanes), head=f"{head} ")
+    failed = next(((code, log) for code, log in zip(codes, logs, strict=True) if code), None)
+    if failed is not None:
+        code, log = failed
+        print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
+        print(failure_message(stage.title, code, log), file=sys.stderr, flush=True)
+        sys.exit(code if code > 0 else 128 - code)
     seconds = time.monotonic() - started
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"

@@ -106,11 +106,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         stages_met.append(stage)
         return stages.run_stage(home, stage, label)
 
-    def pretend(commands: Sequence[object], logs: object, **options: object) -> list[int]:
+    def pretend(lanes: Sequence[object], logs: object, **options: object) -> list[int]:
         stage = stages_met[-1]
         names.append(stage.name)
         leave_outputs(stage, made=len(stages_met))
-        return [0] * len(commands)
+        return [0] * len(lanes)
 
     monkeypatch.setattr(steps, "run_stage", run_stage)
     monkeypatch.setattr(stages.processes, "run_commands", pretend)
