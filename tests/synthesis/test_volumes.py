@@ -131,6 +131,24 @@ def test_a_unet_learns_from_heads_as_synthetic(tmp_path, capsys, monkeypatch, wr
     assert "not a generator's, among its heads" in capsys.readouterr().out
 
 
+def test_noise_is_added_inside_the_head_and_within_its_range(tmp_path, monkeypatch, write_run):
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[1] / 2)
+    monkeypatch.setattr(synthesis, "compare_with_training", lambda out, subjects, windows, run: None)
+    run_dir = write_run(tmp_path / "run")
+    plain, noisy = heads(run_dir, tmp_path / "a"), heads(run_dir, tmp_path / "b", "noise=[2,6]")
+    deviations = []
+    for path in sorted((plain / "images").iterdir()):
+        before_XYZ, after_XYZ = (np.asarray(nib.load(out / "images" / path.name).dataobj) for out in (plain, noisy))
+        outside_XYZ = before_XYZ == before_XYZ.min()  # of the tissue map that stands for the image
+        np.testing.assert_array_equal(before_XYZ[outside_XYZ], after_XYZ[outside_XYZ])
+        deviations.append((after_XYZ - before_XYZ)[~outside_XYZ].std())
+    assert 2 < min(deviations) < max(deviations) < 6
+    kinds = ("labels", "masks")
+    assert all(content(plain)[name] == content(noisy)[name] for name in content(plain) if name.startswith(kinds))
+    with pytest.raises(UsageError, match="noise"):
+        heads(run_dir, tmp_path / "b")
+
+
 def test_heads_without_their_origin_are_named(tmp_path, capsys, monkeypatch, write_run):
     from data_prep.check import check
 
@@ -205,6 +223,7 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
         ("flow_label", ("spacing_mm=[]",), "spacing_mm"),
         ("flow_label", ("num_patches=3",), "num_patches"),
         ("flow_label", ("nifti=true",), "nifti"),
+        ("flow_label", ("noise=[3,2]",), "noise"),
     ],
 )
 def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named, write_run):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from vesselgan.config.checks import NOT_NEGATIVE, POSITIVE, THREE_SIZES, THRESHOLD, WEIGHTS, read_if
+from vesselgan.config.checks import NOT_NEGATIVE, POSITIVE, THREE_SIZES, THRESHOLD, WEIGHTS, read_if, rule
 from vesselgan.config.training_schema import Runtime
 
 OF_PATCHES = read_if(lambda c: c.volumes is None, "volumes=null")
@@ -34,6 +34,12 @@ class Generate:
     """Voxels of a head."""
     spacing_mm: list[float] | None = field(metadata=THREE_SIZES | OF_VOLUMES)
     """Edges of its voxels; null: the training patches'."""
+    noise: list[float] = field(
+        metadata=rule(lambda v: len(v) == 2 and 0 <= v[0] <= v[1] <= 255, "must be two numbers from 0 to 255, rising")
+        | OF_VOLUMES
+    )
+    """Range of Gaussian noise that is added inside a head (standard deviation, grey levels of 255; even over heads):
+    for U-Nets that are to read noisier scanners than the generator learned from."""
     out: str | None
     """Folder of the new shards or volumes; null: RUN/synthetic or RUN/synthetic_volumes."""
     runtime: Runtime

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from vesselgan.anatomy.head import check_grid, synthetic_head
+from vesselgan.anatomy.head import Head, check_grid, synthetic_head
+from vesselgan.anatomy.tissue import OUTSIDE
 from vesselgan.config.schema import Generate
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import counted, log
@@ -30,6 +31,8 @@ from vesselgan.synthesis.sampler import TrainedGenerator, check_settings, read_g
 from vesselgan.synthesis.volume_comparison import compare_with_training
 from vesselgan.synthesis.windows import Windows, make_image
 
+_NOISE_STREAM = 0xA0
+
 
 def generate_volumes(config: Generate) -> Path:
     """Write `config.volumes` heads of the run `config.run` as a cohort, the ranks dividing them; returns its folder.
@@ -45,6 +48,7 @@ def generate_volumes(config: Generate) -> Path:
     network = _check_heads(trained, config.shape, spacing_mm)
     run = RunDir(config.run)
     settings = {**origin_of(trained, run), "seed": config.seed, "shape": list(config.shape), "spacing_mm": spacing_mm}
+    settings["noise"] = list(config.noise) if any(config.noise) else None
     volumes = SyntheticVolumes(config.out if config.out is not None else run.synthetic_volumes)
     out = volumes.folder
     subjects = {f"synthetic-{seed}": seed for seed in (sample_seed(config.seed, i) for i in range(config.volumes))}
@@ -112,9 +116,18 @@ def _write_heads(
                 raise NumericError(
                     f"{subject}: not finite; the run diverged, choose an earlier one with checkpoint=NAME"
                 )
-            image_XYZ = (image_XYZ + np.float32(1)) * np.float32(HALF_RANGE)
+            image_XYZ = with_noise((image_XYZ + np.float32(1)) * np.float32(HALF_RANGE), head, config.noise, seed)
             for kind, array in zip(KINDS, (head.label_XYZ, head.mask_XYZ, image_XYZ), strict=True):
                 write_volume(volumes.path(kind, subject), array, affine, SYNTHETIC)
+
+
+def with_noise(image_XYZ: np.ndarray, head: Head, noise: Sequence[float], seed: int) -> np.ndarray:
+    """Gaussian noise inside the head, its standard deviation drawn evenly from the range `noise`; none below 0."""
+    rng = np.random.default_rng(np.random.SeedSequence((seed, _NOISE_STREAM)))
+    low, high = noise
+    sd = rng.uniform(low, high)
+    noisy_XYZ = image_XYZ + np.float32(sd) * rng.standard_normal(image_XYZ.shape, np.float32)
+    return np.where((head.tissue_XYZ == OUTSIDE) | (sd == 0), image_XYZ, np.maximum(noisy_XYZ, np.float32(0)))
 
 
 def _three(sizes: Sequence[int]) -> tuple[int, int, int]:
