@@ -42,7 +42,7 @@ Result = TypeVar("Result")
 
 MIN_VESSEL_SHARE = 0.2
 """Of the GAN's patches, that are centred on vessels; the paper's: 0.64."""
-BYTES_PER_VOXEL = 4  # uint16 image, uint8 label and tissue map
+BYTES_PER_VOXEL = 5  # uint16 image, uint8 label, and a float16 score or a uint8 tissue map
 
 
 @dataclass(frozen=True)

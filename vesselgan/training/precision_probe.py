@@ -46,10 +46,10 @@ def probe_precision(device: str) -> dict[str, object]:
 
 
 def measure_step_ms(dtype: torch.dtype) -> float:
-    """Fastest of a few of the demo's GAN steps on half of its batch, optimizer apart, in ms; weights in `dtype`."""
+    """Fastest of a few of the demo's GAN steps, optimizer apart, in ms; weights in `dtype`."""
     config = compose("train_gan", ["variant=sn_mp", "preset=demo"])
     shape = compose("build_shards", []).data.prepare.patch_shape
-    variant, batch = config.variant, max(1, config.train.batch_size // 2)
+    variant, batch = config.variant, config.train.batch_size
     networks = build_networks(variant, shape)
     for network in networks.values():
         init_weights(network, 0)
