@@ -32,7 +32,7 @@ from data_prep.splits import assign
 from vesselgan.config.compose import parse
 from vesselgan.config.schema import BuildShards, Prepare, PreparedData
 from vesselgan.core.console import counted, log
-from vesselgan.core.errors import DataError, NewerFormatError, ResourceError
+from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError
 from vesselgan.core.memory import format_bytes
 from vesselgan.formats.cohort import Cohort, ReadOptions, Subject, shards_dir
 from vesselgan.formats.shards import Record, ShardInfo, read_manifest, write_manifest, write_shard
@@ -209,8 +209,12 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
 def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
-    # No generator learns from a generator's heads.
-    shards = plan_shards(cohort, data.prepare, config.purposes if origin_of(data.root) == "real" else ["unet"])
+    purposes = config.purposes
+    if origin_of(data.root) == "synthetic":  # no generator learns from a generator's heads
+        if "unet" not in purposes:
+            raise UsageError(f"purposes={purposes}: {data.root} holds synthetic heads, which are for U-Nets: name unet")
+        purposes = ["unet"]
+    shards = plan_shards(cohort, data.prepare, purposes)
     if (few := few_vessel_patches(cohort, data.prepare, shards)) and world.rank == 0:
         log.warning(few)
     sets = group_by_set(shards)

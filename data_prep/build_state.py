@@ -23,6 +23,7 @@ from vesselgan.core.console import differences
 from vesselgan.core.errors import DataError, UsageError, reading
 from vesselgan.formats.cohort import COHORT, Cohort
 from vesselgan.formats.shards import ShardInfo
+from vesselgan.formats.synthetic_volumes import origin_of
 
 # May change between two runs: no byte of a shard depends on them, or a change shows in the subjects' names.
 FREE_TO_CHANGE = {"prepare.quarantine", "prepare.repair", "prepare.max_clipped_vessel_share", "prepare.split.csv"}
@@ -43,9 +44,11 @@ class BuildState:
 
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
-    """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on."""
+    """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on; and whether the
+    volumes are synthetic."""
     flat = flat_values({"layout": asdict(data.layout), "prepare": asdict(data.prepare)})
-    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE}
+    origin = {} if origin_of(data.root) == "real" else {"origin": "synthetic"}
+    return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE} | origin
 
 
 def inputs_of(cohort_files: CohortFiles, rename: Callable[[str], str]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from vesselgan.core.errors import DataError, ResourceError, UsageError, check_re
 from vesselgan.core.names import path_in
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
+from vesselgan.formats.synthetic_volumes import origin_of
 
 NAMES = {"image": "image", "label": "vessel", "mask": "brain_mask"}
 SET_ASIDE = ".set_aside"  # hidden, so that no layout takes a subject from it
@@ -81,6 +82,8 @@ def prepare(config: Preprocess) -> tuple[CohortFiles, Pipeline]:
     data = config.data
     check_output_folder(config.out, "out", data.root)
     check_label_settings(data.prepare)
+    if origin_of(data.root) == "synthetic":
+        raise UsageError(f"{data.root}: holds synthetic heads, which are like preprocessed volumes; build their shards")
     cohort_files = pseudonyms.files_of(data)
     return cohort_files, make_pipeline(config.preprocess, data.prepare, has_masks=data.layout.mask is not None)
 

@@ -12,7 +12,7 @@ from vesselgan.config.schema import PreparedData
 from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.core.names import on_one_line
-from vesselgan.formats.synthetic_volumes import origin_of
+from vesselgan.formats.synthetic_volumes import generation_of
 
 OPTIONAL = "?"
 VESSEL_WORDS = ("vessel", "arter", "vein", "vascul")
@@ -25,11 +25,14 @@ def resolve(data: PreparedData, world: MpiWorld) -> None:
 
     Synthetic heads are all for training: U-Nets are chosen and tested on patients.
 
-    Raises DataError for a dataset.json that cannot be used, UsageError where it names several structures.
+    Raises DataError for a dataset.json or generation.json that cannot be used, UsageError where the former names
+    several structures, and for a split of heads.
     """
     data.prepare.label_values, data.layout.label, data.layout.mask = mpi.run_on_rank0(world, lambda: _look(data))
-    if mpi.run_on_rank0(world, lambda: origin_of(data.root)) == "synthetic":
-        data.prepare.split = replace(data.prepare.split, train=None, validation=0, test=0, csv=None)
+    if mpi.run_on_rank0(world, lambda: generation_of(data.root)):
+        if data.prepare.split.csv is not None:
+            raise UsageError(f"data.prepare.split.csv: the synthetic heads of {data.root} are all for training")
+        data.prepare.split = replace(data.prepare.split, train=None, validation=0, test=0)
 
 
 def _look(data: PreparedData) -> tuple[list[int] | None, str | None, str | None]:

@@ -381,7 +381,7 @@ def test_too_small_a_disk_is_refused_first(cohort, monkeypatch):
     data = cohort(3)
     usage = build_shards.shutil.disk_usage("/")
     monkeypatch.setattr(build_shards.shutil, "disk_usage", lambda path: usage._replace(free=100))
-    with pytest.raises(ResourceError, match="need 280 KiB, 100 bytes are free"):
+    with pytest.raises(ResourceError, match="need 350 KiB, 100 bytes are free"):
         build(data)
     assert not list(Path(data.cohort_dir).rglob("*.h5"))
 

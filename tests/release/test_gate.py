@@ -7,7 +7,7 @@ import pytest
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, PrivacyError, ResourceError, UsageError, exit_on_error
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import ShardSet, write_shard
+from vesselgan.formats.shards import MANIFEST, ShardSet, write_shard
 from vesselgan.release import export
 from vesselgan.release import run as module
 
@@ -69,6 +69,15 @@ def test_other_sampling_settings_than_the_audited_exit_7(work):
     config = RunDir(flow).config("train_gan")
     config.variant.flow.guidance += 1.0
     (flow / "config.yaml").write_text(compose.to_yaml(config))
+    with pytest.raises(PrivacyError, match="not what made"):
+        work.release("name=a", f"run={flow}", f"audit={audit}", "reason=because")
+
+
+def test_a_generator_whose_samples_had_noise_exits_7(work):
+    """The audit compared noisy samples; the generator makes clean ones."""
+    flow = work.run("flow")
+    edit_json(RunDir(flow).synthetic / MANIFEST, lambda manifest: manifest["extra"].update(noise=[40.0, 60.0]))
+    audit = work.audit(flow, {"network": attacked(flow)})
     with pytest.raises(PrivacyError, match="not what made"):
         work.release("name=a", f"run={flow}", f"audit={audit}", "reason=because")
 

@@ -94,7 +94,7 @@ def add_to_checkpoint(run_dir: Path, name: str, tensors: dict[str, torch.Tensor]
 def settings(run_dir: Path, **changes: object) -> Generate:
     values = {"run": str(run_dir), "checkpoint": None, "num_patches": 5, "seed": 7, "weights": "running"}
     values |= {"label_threshold": 0.3, "batch_size": 2, "nifti": False, "out": None, "runtime": Runtime(device="cpu")}
-    values |= {"volumes": None, "shape": [96, 112, 48], "spacing_mm": None}
+    values |= {"volumes": None, "shape": [96, 112, 48], "spacing_mm": None, "noise": [0.0, 0.0]}
     return Generate(**(values | changes))
 
 

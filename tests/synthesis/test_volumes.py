@@ -15,8 +15,10 @@ from scipy import ndimage
 
 from data_prep import build_shards, patches
 from data_prep.mpi import MpiWorld
+from data_prep.preprocess import prepare
 from vesselgan.config import compose
 from vesselgan.core.errors import DataError, UsageError
+from vesselgan.evaluation.reference import find_reference
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.nifti import read_header
 from vesselgan.formats.shards import PROCEDURAL_TREES, ShardSet, content_hash, training_hashes
@@ -99,10 +101,10 @@ def test_a_unet_learns_from_heads_as_synthetic(tmp_path, capsys, monkeypatch, wr
     (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(real)}}))
     root = heads(run_dir, tmp_path / "heads/nifti")
 
-    def cohort(folder: Path, name: str = "heads"):
+    def cohort(folder: Path, name: str = "heads", *more: str):
         words = ["data=pairs", f"data.root={folder}", f"work_dir={tmp_path}", f"data.name={name}"]
-        prepare = ("patch_shape=[16,16,16]", "num_vessel_patches_unet=6", "grid_patches=[unet]")
-        config = compose.compose("build_shards", [*words, *(f"data.prepare.{word}" for word in prepare)])
+        own = ("patch_shape=[16,16,16]", "num_vessel_patches_unet=6", "grid_patches=[unet]")
+        config = compose.compose("build_shards", [*words, *(f"data.prepare.{word}" for word in own), *more])
         build_shards.build(config, MpiWorld(0, 1, None))
         return tmp_path / name / "shards"
 
@@ -124,6 +126,14 @@ def test_a_unet_learns_from_heads_as_synthetic(tmp_path, capsys, monkeypatch, wr
 
     with pytest.raises(DataError, match="a generator learns from patients'"):
         _training_set(compose.compose("train_gan", [f"data.cohort_dir={with_gan_set(tmp_path, shards)}"]))
+    with pytest.raises(DataError, match="holds synthetic patches"):
+        find_reference(str(tmp_path / "heads"), "train")
+    for word, named in (("purposes=[gan]", "name unet"), ("data.prepare.split.csv=splits.csv", "all for training")):
+        with pytest.raises(UsageError, match=named):
+            cohort(root, "other", word)
+    with pytest.raises(UsageError, match="holds synthetic heads"):
+        prepare(compose.compose("preprocess", ["data=pairs", f"data.root={root}", f"work_dir={tmp_path}"]))
+
     head = nib.load(image := next((root / "images").iterdir()))
     write_volume(image, np.asarray(head.dataobj, np.float32), head.affine)
     with pytest.raises(DataError, match="unusable"):
@@ -147,6 +157,20 @@ def test_noise_is_added_inside_the_head_and_within_its_range(tmp_path, monkeypat
     assert all(content(plain)[name] == content(noisy)[name] for name in content(plain) if name.startswith(kinds))
     with pytest.raises(UsageError, match="noise"):
         heads(run_dir, tmp_path / "b")
+
+
+def test_shards_that_were_built_as_real_are_not_taken_for_synthetic(tmp_path, monkeypatch, write_run):
+    """As before the heads' origin was known."""
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[0] / 2)
+    root = heads(write_run(tmp_path / "run"), tmp_path / "heads/nifti")
+    made = (root / "generation.json").rename(tmp_path / "aside")
+    words = ["data=pairs", f"data.root={root}", f"work_dir={tmp_path}", "data.name=heads"]
+    words += [f"data.prepare.{word}" for word in ("patch_shape=[16,16,16]", "split.validation=0", "split.test=0")]
+    config = compose.compose("build_shards", words)
+    build_shards.build(config, MpiWorld(0, 1, None))
+    made.rename(root / "generation.json")
+    with pytest.raises(UsageError, match="origin"):
+        build_shards.build(compose.compose("build_shards", words), MpiWorld(0, 1, None))
 
 
 def test_heads_without_their_origin_are_named(tmp_path, capsys, monkeypatch, write_run):

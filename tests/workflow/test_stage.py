@@ -1,6 +1,7 @@
 """The walk along stages: what is done is skipped, what is missing is run, a command's failure is the pipeline's."""
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,6 +111,20 @@ def test_a_lane_goes_on_while_the_other_waits(tmp_path):
     waits = f"import os, time\nwhile not os.path.exists({str(last)!r}): time.sleep(0.05)"
     commands = [(sys.executable, "-c", code) for code in (waits, "", "", f"open({str(last)!r}, 'w')")]
     assert run_stage(tmp_path, Stage("lanes", "lanes", tuple(commands), (last,), at_once=2))
+
+
+def test_a_command_that_ends_unseen_skips_none(tmp_path, monkeypatch):
+    """The first ends between two looks at it."""
+    looks = iter([None])
+    poll = subprocess.Popen.poll
+
+    def late(process: subprocess.Popen) -> int | None:
+        process.wait()
+        return next(looks, poll(process))
+
+    monkeypatch.setattr(subprocess.Popen, "poll", late)
+    assert run_stage(tmp_path, Stage("two", "two", tuple(making(tmp_path / name).commands[0] for name in "ab")))
+    assert (tmp_path / "b").read_text() == "x"
 
 
 def test_a_lane_ends_at_its_first_failing_command(tmp_path):

@@ -65,8 +65,10 @@ def run_commands(
                     end_group(process)
                     processes[number] = _start(_with_ports(lane.pop(0)), logs[number], num_ranks)
             running = [log for process, log in zip(processes, logs, strict=True) if process.poll() is None]
-            if not running or any(process.returncode for process in processes):
+            if any(process.returncode for process in processes) or not (running or any(waiting)):
                 return [process.returncode for process in processes]
+            if not running:  # it ended since the lanes were looked at
+                continue
             _show(head, clock(time.monotonic() - started), running[0])
             with contextlib.suppress(subprocess.TimeoutExpired):
                 processes[logs.index(running[0])].wait(timeout=0.5)

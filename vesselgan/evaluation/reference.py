@@ -21,7 +21,10 @@ def find_reference(cohort_dir: str, split: str) -> tuple[ShardSet, str]:
     """Returns (the real patches of `split`, the purpose they were cut for: `gan`, else `unet`)."""
     for purpose in ("gan", "unet"):
         if ((folder := shards_dir(cohort_dir, purpose, split)) / MANIFEST).is_file():
-            return ShardSet(folder), purpose
+            shards = ShardSet(folder)
+            if shards.origin != "real":
+                raise DataError(f"{folder}: holds {shards.origin} patches; name a cohort of real volumes with data=")
+            return shards, purpose
     root = folder.parent.parent
     present = sorted(str(path.parent.relative_to(root)) for path in root.glob(f"*/*/{MANIFEST}"))
     raise DataError(

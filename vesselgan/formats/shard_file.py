@@ -319,7 +319,7 @@ def check_version(path: Path, version: object, made_by: object, *, reads: int = 
 def remedy(origin: str) -> str:
     """What to do about a damaged shard."""
     if origin == "synthetic":
-        return "remove its folder and generate the patches again"
+        return "remove its folder and make it again: `vesselgan generate`, or `vesselgan build-shards` of its heads"
     return "rebuild it: `vesselgan build-shards data.prepare.repair=true`"
 
 

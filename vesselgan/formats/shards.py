@@ -30,8 +30,8 @@ All else comes back bit for bit. Links, external storage and virtual data sets a
 THE MANIFEST, JSON: format = "vesselgan-shards", format_version, made_by, origin, patch_shape, spacing_mm,
 percentiles, count, subjects {id: {spacing_mm, affine, shape, patient, image_sha256}}, shards [{file, count,
 bytes, sha256}], extra (free). `shape` is that of the volume that its patches were cut from, at least the patch's;
-`patient` says whose visit a subject is, null if unknown; image_sha256 is of its volume's voxels; real sets alone have
-these three.
+`patient` says whose visit a subject is, null if unknown; image_sha256 is of its volume's voxels; generated
+patches lack these three.
 A record's number is its place in the order of that list. Files that it does not list do not exist for readers.
 
 A killed job leaves nothing that looks complete: the shard as NAME.partial, `complete` last, fsync,

@@ -66,7 +66,9 @@ class SyntheticVolumes:
 
 def origin_of(root: str | Path) -> str:
     """Of the volumes in a cohort's folder: `synthetic` for heads that `vesselgan generate` wrote, else `real`."""
-    return "synthetic" if SyntheticVolumes(root).exists() else "real"
+    volumes = SyntheticVolumes(root)
+    has_heads = volumes.exists() and (volumes.folder / KINDS[-1]).is_dir()  # a folder of patches has settings too
+    return "synthetic" if has_heads else "real"
 
 
 def generation_of(root: str | Path) -> dict[str, Any]:

@@ -71,10 +71,11 @@ def _check_record(audit: Result, path: str, sets: Sequence[ShardSet], training: 
 
 
 def check_generator(trained: TrainedGenerator, sets: Sequence[ShardSet], run: str) -> None:
-    """Raises PrivacyError unless all patches are this generator's, sampled as it is now."""
+    """Raises PrivacyError unless all patches are this generator's, sampled as it is now, without noise of another."""
+    now = (trained.weights_sha256, trained.sampling, None)
     for one in sets:
         made_by = one.manifest.extra
-        if (made_by.get("weights_sha256"), made_by.get("sampling")) != (trained.weights_sha256, trained.sampling):
+        if (made_by.get("weights_sha256"), made_by.get("sampling"), made_by.get("noise")) != now:
             raise PrivacyError(
                 f"run={run}: {trained.checkpoint}, with the run's settings, is not what made {one.folder}, so nothing "
                 "audited it; generate and audit its own patches, or leave run out"

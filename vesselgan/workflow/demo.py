@@ -94,7 +94,7 @@ def read_choice(path: Path) -> Choice:
     """The probe's choice; the generators train side by side on a CPU, in turns on GPUs, on up to two ranks each."""
     try:
         probe = json.loads(path.read_text())
-        at_once, places = (2, probe["num_cores"] // 2) if probe["device"] == "cpu" else (1, probe["num_devices"])
+        at_once, places = (2, probe.get("num_cores", 2) // 2) if probe["device"] == "cpu" else (1, probe["num_devices"])
         num_ranks = max(1, min(2, places))
         ranks = f"{num_ranks} rank{'s' if num_ranks > 1 else ''} ({probe['device']})"
         summary = f"the GAN trains in {probe['precision']}, it and the flow on {ranks} each"
