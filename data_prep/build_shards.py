@@ -66,10 +66,21 @@ def build(config: BuildShards, world: MpiWorld) -> None:
     """Build what is missing of the cohort's shards. The errors of vesselgan.core.errors, on all ranks together."""
     data = config.data
     resolve_layout.resolve(data, world)
+    purposes_of(config)  # refused before anything is written
     cohort_files = mpi.run_on_rank0(world, lambda: find_cohort(data))
     with lock.exclusive(world, Path(data.cohort_dir) / ".build_shards.lock"):
         cohort = resolve_cohort(data, cohort_files, world)
         build_missing(config, cohort, world)
+
+
+def purposes_of(config: BuildShards) -> list[str]:
+    """Of synthetic heads the U-Net's alone: no generator learns from a generator's. UsageError without it."""
+    purposes, root = config.purposes, config.data.root
+    if origin_of(root) == "real":
+        return purposes
+    if "unet" not in purposes:
+        raise UsageError(f"purposes={purposes}: {root} holds synthetic heads, which are for U-Nets: name unet")
+    return ["unet"]
 
 
 def find_cohort(data: PreparedData) -> CohortFiles:
@@ -209,12 +220,7 @@ def make_cohort(data: PreparedData, report: CohortReport, assigned: dict[str, st
 def build_missing(config: BuildShards, cohort: Cohort, world: MpiWorld) -> None:
     """Keep complete shards, build the others on all ranks, write the manifests."""
     data, started_s = config.data, time.monotonic()
-    purposes = config.purposes
-    if origin_of(data.root) == "synthetic":  # no generator learns from a generator's heads
-        if "unet" not in purposes:
-            raise UsageError(f"purposes={purposes}: {data.root} holds synthetic heads, which are for U-Nets: name unet")
-        purposes = ["unet"]
-    shards = plan_shards(cohort, data.prepare, purposes)
+    shards = plan_shards(cohort, data.prepare, purposes_of(config))
     if (few := few_vessel_patches(cohort, data.prepare, shards)) and world.rank == 0:
         log.warning(few)
     sets = group_by_set(shards)

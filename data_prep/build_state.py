@@ -44,8 +44,7 @@ class BuildState:
 
 
 def settings_of(data: PreparedData) -> dict[str, Any]:
-    """Dotted key -> value, below `data`, for every setting that the shards' bytes depend on; and whether the
-    volumes are synthetic."""
+    """Dotted key -> value, below `data`, for all that the shards' bytes depend on; `origin` of synthetic heads."""
     flat = flat_values({"layout": asdict(data.layout), "prepare": asdict(data.prepare)})
     origin = {} if origin_of(data.root) == "real" else {"origin": "synthetic"}
     return {key: value for key, value in flat.items() if key not in FREE_TO_CHANGE} | origin
