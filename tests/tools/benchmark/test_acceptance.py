@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import pytest
+import torch
 
 from vesselgan.config.compose import compose
 from vesselgan.config.schema import Benchmark
@@ -55,6 +56,14 @@ def test_every_part_is_reported(tmp_path, monkeypatch):
     page = (tmp_path / "index.html").read_text()
     assert "3 of 4 parts failed: wrong, raises, dies; 1 passed, 0 were not run." in page
     assert "no such kernel" in page and "step.wall_ms" in page and "<here>" not in page
+
+
+@pytest.mark.parametrize(
+    ("device", "chosen", "measured"),
+    [("cuda", "fp32", "fp16"), ("cuda", "bf16", "bf16"), ("cpu", "fp16", "bf16"), ("cpu", "fp32", "fp32")],
+)
+def test_a_gpu_is_accepted_in_half_precision(device, chosen, measured):
+    assert acceptance.precision_on(torch.device(device), chosen) == measured
 
 
 def test_a_part_that_hangs_is_ended():
