@@ -137,10 +137,32 @@ submit() {
 
 # asked OPTION TEMPLATE SBATCH-OPTION...: what sbatch is given for it, else what the template asks for.
 asked() {
-    local value word
+    local value word before='' short=''
+    case $1 in time) short=-t ;; nodes) short=-N ;; gpus) short=-G ;; esac
     value=$(sed -n "s/^#SBATCH --$1=//p" "slurm/$2.sbatch")
-    for word in "${@:3}"; do [[ $word != --"$1"=* ]] || value=${word#*=}; done
+    for word in "${@:3}"; do
+        case $word in --"$1"=*) value=${word#*=} ;; "${short:-none}"?*) value=${word#"$short"} ;; esac
+        [[ $before != "--$1" && $before != "${short:-none}" ]] || value=$word
+        before=$word
+    done
     echo "$value"
+}
+
+# count_of TEXT: of `[gpu:][TYPE:]NUMBER` the number.
+count_of() { case $1 in *:[0-9]* | [0-9]*) echo "${1##*:}" ;; gpu*) echo 1 ;; *) echo 0 ;; esac; }
+
+# gpus_of TEMPLATE SBATCH-OPTION...: all GPUs of the job.
+gpus_of() {
+    local total nodes tasks each
+    total=$(asked gpus "$@") nodes=$(asked nodes "$@") tasks=$(asked ntasks-per-node "$@")
+    each=$(asked gpus-per-task "$@")
+    if [ -n "$each" ]; then
+        each=$(($(count_of "$each") * ${tasks:-1}))
+    else
+        each=$(asked gpus-per-node "$@")
+        each=$(count_of "${each:-$(asked gres "$@")}")
+    fi
+    if [ -n "$total" ]; then count_of "$total"; else echo $((each * ${nodes:-1})); fi
 }
 
 # Hours of one GPU that a GAN of these words takes; nothing where plan knows no answer.
@@ -167,19 +189,18 @@ estimate() {
 # sum_up NAME TEMPLATE SBATCH-OPTION...: the stage's GPU-hours, estimated or by its time limit, and the starts it takes.
 gpu_hours=0
 sum_up() {
-    local name=$1 task hours lines='' gpus nodes limit command
-    limit=$(asked time "${@:2}") nodes=$(asked nodes "${@:2}") gpus=$(asked gres "${@:2}")
-    case $gpus in gpu*:[0-9]*) gpus=${gpus##*:} ;; gpu*) gpus=1 ;; *) gpus=0 ;; esac
+    local name=$1 task hours lines='' gpus limit command
+    limit=$(asked time "${@:2}") gpus=$(gpus_of "${@:2}")
     for task in ${waiting[$name]}; do
         hours=''
         mapfile -t command <<<"${words_of[$name $task]}"
         [[ -z $CARD || $name != train_gan ]] || estimate "${command[@]}"
         lines+="${hours:--}"$'\n'
     done
-    lines=$(awk -v gpus="$gpus" -v nodes="${nodes:-1}" -v limit="$limit" -v card="$CARD" '
+    lines=$(awk -v gpus="$gpus" -v limit="$limit" -v card="$CARD" '
         function many(n, noun) { return n " " noun (n == 1 ? "" : "s") }
         BEGIN {
-            n = split(limit, d, "-"); k = split(d[n], t, ":"); gpus *= nodes
+            n = split(limit, d, "-"); k = split(d[n], t, ":")
             if (n > 1) most = 24 * d[1] + t[1] + t[2] / 60 + t[3] / 3600
             else most = k == 1 ? t[1] / 60 : k == 2 ? t[1] / 60 + t[2] / 3600 : t[1] + t[2] / 60 + t[3] / 3600
         }

@@ -94,6 +94,13 @@ def test_what_trains_something_else_is_refused(tmp_path, settings, named):
     assert named in str(error.value) and "ds.json" in str(error.value)
 
 
+def test_a_key_given_twice_is_refused(tmp_path):
+    path = tmp_path / "twice.json"
+    path.write_text('{"fp16": {"loss_scale": 0}, "fp16": {"enabled": true}}')
+    with pytest.raises(UsageError, match="duplicate keys: fp16"):
+        deepspeed.read(str(path), "fp16")
+
+
 def test_an_unreadable_json_is_named(tmp_path):
     with pytest.raises(UsageError, match="ds_fp64.json"):
         deepspeed.read("ds_fp64.json", "fp32")

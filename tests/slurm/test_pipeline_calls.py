@@ -242,6 +242,21 @@ def test_a_dry_run_sums_hours_and_starts(chain):
     assert chain.submitted() == {}
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("--gpus=4 --time=10:00:00", "of 4 GPUs, limit 10:00:00"),
+        ("-N 2 -G a100:4 -t 5:00:00", "of 4 GPUs, limit 5:00:00"),
+        ("-N2 --gpus-per-node=a100:4 --time 5:00:00", "of 8 GPUs, limit 5:00:00"),
+        ("--nodes=2 --ntasks-per-node=4 --gpus-per-task=1 -t2:00:00", "of 8 GPUs, limit 2:00:00"),
+        ("--gres=gpu --time=1:00:00", "of 1 GPU, limit 1:00:00"),
+    ],
+)
+def test_a_dry_run_reads_every_spelling_of_sbatch_options(chain, options, said):
+    chain.finish(*COHORT)
+    assert f"train_gan: 1 task {said}" in chain.call("--dry-run", CARD="", SBATCH_GAN=f"({options})")
+
+
 @pytest.mark.parametrize("name", ["phantom", "pairs"])
 def test_the_examples_are_commands_that_parse(chain, repository, name):
     example = (repository / f"slurm/{name}.settings").read_text()

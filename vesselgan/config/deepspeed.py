@@ -13,6 +13,7 @@ from typing import Any
 from vesselgan.config.overrides import config_dir
 from vesselgan.config.training_schema import PRECISIONS
 from vesselgan.core.errors import UsageError
+from vesselgan.core.names import object_without_duplicates
 
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 # Allowed keys by section ("" is the top). Others would be ignored, are not tested here, or are below.
@@ -91,7 +92,7 @@ def read(choice: str | None, precision: str) -> tuple[str, dict[str, Any]]:
         names = ", ".join(sorted(file.name for file in (config_dir() / "deepspeed").glob("*.json")))
         raise UsageError(f"--deepspeed_config {name}: no such file, and not one of {names}")
     try:
-        settings = json.loads(path.read_text())
+        settings = json.loads(path.read_text(), object_pairs_hook=object_without_duplicates)
     except (OSError, ValueError) as error:
         raise UsageError(f"--deepspeed_config {name}: not readable as JSON ({error})") from error
     if not isinstance(settings, dict):

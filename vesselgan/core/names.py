@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vesselgan.core.errors import DataError, VesselganError, system_failures
 
@@ -60,6 +61,14 @@ def hidden_paths(shown: Mapping[Path, str]) -> Iterator[None]:
         if text == str(error):
             raise
         raise type(error)(text) from None
+
+
+def object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a duplicate key, of which json silently keeps the last."""
+    names = [name for name, _ in pairs]
+    if duplicates := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"duplicate keys: {', '.join(duplicates)}")
+    return dict(pairs)
 
 
 def on_one_line(text: str) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 
 from vesselgan.core.atomic_io import write_private, write_text
 from vesselgan.core.errors import DataError, NewerFormatError, ResourceError, UsageError, reading
-from vesselgan.core.names import check_id, hidden_paths
+from vesselgan.core.names import check_id, hidden_paths, object_without_duplicates
 from vesselgan.core.version import __version__
 from vesselgan.formats import volumes
 from vesselgan.formats.shards import MANIFEST, ShardSet
@@ -216,7 +216,7 @@ def training_shards(cohort_dir: str | Path) -> ShardSet | None:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object_without_duplicates)
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=object_without_duplicates)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path}: no cohort here; make it: `vesselgan build-shards data=NAME`") from None
     if not isinstance(content, dict) or content.get("format") != "vesselgan-cohort":
@@ -328,11 +328,3 @@ def _check_leakage(path: Path, subjects: dict[str, Subject]) -> None:
                     f"{path}: subjects {other} ({subjects[other].split}) and {name} ({subject.split}) have the same "
                     f"{kind}: one patient under two names, or a copy; remove one of them"
                 )
-
-
-def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a duplicate key, of which json silently keeps the last."""
-    names = [name for name, _ in pairs]
-    if duplicates := sorted({name for name in names if names.count(name) > 1}):
-        raise ValueError(f"duplicate keys: {', '.join(duplicates)}")
-    return dict(pairs)

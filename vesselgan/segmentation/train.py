@@ -53,7 +53,7 @@ def open_shards(config: TrainUnet) -> tuple[list[ShardSet], ShardSet]:
         if config.synthetic is None:
             raise UsageError(
                 f"data.source={config.data.source} needs synthetic=DIR, a folder of generated shards "
-                "(`vesselgan generate` writes them to RUN/synthetic)"
+                "(`vesselgan generate` writes them to RUN/synthetic, build_shards those of synthetic heads)"
             )
         sets.append(_shards_of_origin(Path(config.synthetic), "synthetic"))
     validation = _shards_of_origin(shards_dir(config.data.cohort_dir, "unet", "validation"), "real")
