@@ -93,12 +93,12 @@ def test_ones_own_label_values_win(tmp_path):
 
 
 @pytest.mark.parametrize("with_sessions", [False, True])
-def test_a_bids_folder_becomes_shards(tmp_path, with_sessions, caplog):
+def test_a_bids_folder_becomes_shards(tmp_path, with_sessions, capsys):
     config = config_of("bids", write_bids(tmp_path / "bids", with_sessions=with_sessions))
     build(config, ALONE)
     cohort = Cohort.read(config.data.cohort_dir)
     assert sorted(cohort.subjects) == ["01", "02", "03"]  # two sessions are one patient
-    said = caplog.text
+    said = capsys.readouterr().out
     assert ("session 1 is used, not 2" in said) is with_sessions and "no mask" in said
     assert all(subject.label and subject.mask is None for subject in cohort.subjects.values())
 
