@@ -67,7 +67,7 @@ def test_our_models_are_joined_by_weights(make_result):
     image = {"name": "first", "scores": {"fid": {"mean": 0.5}, "prd_auc": {"mean": 0.6}}}
     synthetic = make_result("synthetic", 0.8) | {"gan": {"run": "a", "weights_sha256": "12"}}
     made = table_3_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], {"a": "sn"})
-    (model,) = agreement._models("here", made, "phantom", "all", {("a", "12"): image})
+    (model,) = agreement._models("here", made, "phantom", "all", {("a", "12", ""): image})
     assert model == ("here", "SN", 0.5, 0.6, pytest.approx(0.8), pytest.approx(1.0))
     for other in (("a", "34"), ("b", "12"), None):  # a later checkpoint, another run, patches that do not say
         assert list(agreement._models("here", made, "phantom", "all", {other: image})) == []
@@ -137,7 +137,26 @@ def test_a_label_threshold_is_its_gans():
     first = {"cohorts": ["here"], "rows": rows}
     second = {"cohorts": ["here"], "rows": [row("a", 0.7, 0.9), row("d", 0.2, 0.1)]}
     # Of the U-Nets of one comparison the best; the first comparison is a study's.
-    assert page._thresholds([first, second]) == {("a", "12"): 0.3, ("b", "12"): 0.5, ("d", "12"): 0.2}
+    assert page._thresholds([first, second]) == {
+        ("a", "12", ""): 0.3,
+        ("b", "12", ""): 0.5,
+        ("d", "12", ""): 0.2,
+    }
+
+
+def test_heads_and_patches_of_one_generator_are_two_models(make_result):
+    """Each U-Net stands beside the image scores of the patches that it learned from."""
+    network = {"run": "flow", "weights_sha256": "12"}
+    made = {"patches": network, "heads": network | {"noise": [0.0, 0.0]}, "noisy": network | {"noise": [0.0, 9.0]}}
+    images = [image_result(name, fid=fid) | {"synthetic": made[name]} for fid, name in enumerate(made)]
+    unets = [
+        make_result(name, 0.5 + 0.1 * number) | {"segmented_with": {"source": "synthetic"}, "gan": made[name]}
+        for number, name in enumerate(made)
+    ]
+    comparison = table_3_rows.from_results(unets, ["dice", "bavd_voxels"], {"flow": "flow_label"}) | {"name": "one"}
+    frame = agreement.all_models(images, [comparison])
+    ours = frame[frame["scores of"].str.endswith("all vessels") & ~frame["scores of"].str.startswith("the paper")]
+    assert dict(zip(ours.fid, ours.dice.round(1), strict=True)) == {0.0: 0.5, 1.0: 0.6, 2.0: 0.7}
 
 
 def write_head(folder: Path, split: str = "test") -> Cohort:

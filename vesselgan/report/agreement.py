@@ -12,7 +12,7 @@ from scipy import stats
 
 from vesselgan.report import paper, table_1
 from vesselgan.report.blocks import Block, Figure, Panel, Section, Table, csv_text, text_frame
-from vesselgan.report.runs import gan_of
+from vesselgan.report.runs import Made, gan_of
 from vesselgan.report.table_3_rows import in_paper_order, model_of
 from vesselgan.report.tables import REGIONS
 from vesselgan.viz import plots
@@ -48,7 +48,7 @@ def kendall(models: pd.DataFrame, image_score: str, unet_score: str) -> float | 
 def all_models(results: Sequence[dict[str, Any]], comparisons: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Returns our models by image scoring, test cohort and region, then the paper's, under FRAME_COLUMNS.
 
-    Image and U-Net scores are joined by the GAN's run and weights, not by its variant. Every image scoring and every
+    Image and U-Net scores are joined by what made the patches, not by its variant. Every image scoring and every
     comparison is a set of its own.
     """
     models: list[Model] = []
@@ -74,11 +74,11 @@ def _models(
     comparison: dict[str, Any],
     cohort: str,
     region: str,
-    by_gan: dict[tuple[str, str] | None, dict[str, Any]],
+    by_gan: dict[Made | None, dict[str, Any]],
 ) -> Iterable[Model]:
     """One of each GAN: of several U-Nets the one of the highest Dice."""
     rows = in_paper_order(comparison)["rows"]
-    models: dict[tuple[str, str] | None, Model] = {}
+    models: dict[Made | None, Model] = {}
     for row in rows:
         gan = gan_of(row.get("gan"))
         image = by_gan.get(gan) if gan else None

@@ -150,8 +150,9 @@ def _further(
 
 def _subject(row: Row, rows: Sequence[Row]) -> str:
     """rows: all of its kind."""
-    gans = {gan_of(each.get("gan")) for each in rows}
-    number = f"{len(gans)} generators" if len(gans) > 1 and None not in gans else f"{len(rows)} U-Nets"
+    gans = [gan_of(each.get("gan")) for each in rows]
+    networks = {gan[:2] for gan in gans if gan}
+    number = f"{len(networks)} generators" if len(networks) > 1 and None not in gans else f"{len(rows)} U-Nets"
     about = [f"of {model_of(row)}, the best of {number}"] if len(rows) > 1 else []
     about += [f"made with noised steps, {budget(row['privacy'])}"] if row["kind"] == PRIVATE else []
     return "A U-Net trained on synthetic patches alone" + (f" ({'; '.join(about)})" if about else "")

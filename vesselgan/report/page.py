@@ -39,7 +39,7 @@ from vesselgan.report import (
 from vesselgan.report.answer import Answer
 from vesselgan.report.blocks import Block, Figure, Files, Section, file_name
 from vesselgan.report.commands import Commands
-from vesselgan.report.runs import Run, gan_of, read_run
+from vesselgan.report.runs import Made, Run, gan_of, read_run
 from vesselgan.viz.pages import render
 
 PAGE, CHARTS = "index.html", "charts"
@@ -169,9 +169,9 @@ def _models(runs: Sequence[Run]) -> dict[str, str | None]:
     return {run.folder.resolve().name: run.model for run in runs}
 
 
-def _thresholds(comparisons: Results) -> dict[tuple[str, str], float]:
+def _thresholds(comparisons: Results) -> dict[Made, float]:
     """GAN, by `gan_of`, -> label threshold that its U-Net learned with; of several the best of the first comparison."""
-    thresholds: dict[tuple[str, str], float] = {}
+    thresholds: dict[Made, float] = {}
     for comparison in map(table_3_rows.in_paper_order, comparisons):
         for row in [row for rows in answer.by_kind(comparison).values() for row in rows]:
             gan = gan_of(row.get("gan"))

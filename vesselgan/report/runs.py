@@ -17,6 +17,8 @@ from vesselgan.formats.shards import MANIFEST
 DEFINING = ("condition", "loss", "generator_norm", "critic_norm")
 OPTIONAL = ("penalty_weight", "flow", "dp")
 """Settings that make a variant: their values; whether there is such a part."""
+Made = tuple[str, str, str]
+"""Run, its weights' sha256, and how heads were made; empty where it made patches."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def configured(variant: str | None) -> Any | None:
         return None
 
 
-def gan_of(record: Any) -> tuple[str, str] | None:
-    """Returns (run, weights' sha256) of the GAN that made some patches, from their record; None if it lacks them."""
+def gan_of(record: Any) -> Made | None:
+    """What made some patches, from their record; None if it lacks run or weights."""
     if not isinstance(record, dict) or not record.get("run") or not record.get("weights_sha256"):
         return None
-    return str(record["run"]), str(record["weights_sha256"])
+    heads = f"heads, noise {record['noise']}" if "noise" in record else ""
+    return str(record["run"]), str(record["weights_sha256"]), heads
 
 
 def read_run(folder: str | Path, synthetic: str | Path | None = None) -> Run:

@@ -28,7 +28,7 @@ from vesselgan.report.blocks import (
 )
 from vesselgan.report.commands import DEFAULT, Commands
 from vesselgan.report.figures import Sample
-from vesselgan.report.runs import Run, gan_of
+from vesselgan.report.runs import Made, Run, gan_of
 from vesselgan.viz import pictures, plots
 
 NUM_SHOWN = 4
@@ -86,7 +86,7 @@ class Gallery:
 
 
 def read_galleries(
-    runs: Sequence[Run], training: ShardSet | None, thresholds: dict[tuple[str, str], float], default: float | None
+    runs: Sequence[Run], training: ShardSet | None, thresholds: dict[Made, float], default: float | None
 ) -> tuple[Gallery | None, dict[Path, Gallery]]:
     """Returns (the real patches' gallery, the gallery of each run that has synthetic shards).
 
@@ -142,7 +142,7 @@ def section(
     return Section("Synthetic patches", blocks, files)
 
 
-def _threshold(patches: ShardSet, thresholds: dict[tuple[str, str], float], default: float | None) -> float | None:
+def _threshold(patches: ShardSet, thresholds: dict[Made, float], default: float | None) -> float | None:
     gan = gan_of(patches.manifest.extra)
     learned = thresholds.get(gan) if gan is not None else None
     return next((threshold for threshold in (default, learned) if threshold is not None), patches.label_threshold)
