@@ -19,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from data_prep import mpi, patients, pseudonyms, qc, qc_page, resolve_layout, splits
-from data_prep.layouts import CohortFiles, SubjectFiles, hidden_paths, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, hidden_files, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import check_output_folder
 from data_prep.pseudonyms import files_of
@@ -49,7 +49,7 @@ def check_cohort(
     """Check every subject, on all ranks; `with_previews`: with the images for the page."""
 
     def check_one(files: SubjectFiles) -> CheckResult:
-        with hidden_paths(files, is_hidden=data.prepare.pseudonymise):
+        with hidden_files(files, is_hidden=data.prepare.pseudonymise):
             return check_subject(files, data.prepare, with_preview=with_previews)
 
     results = mpi.map_items(world, cohort_files.subjects, check_one, description="check")

@@ -9,13 +9,13 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from vesselgan.config.schema import Layout
-from vesselgan.core.errors import DataError, ResourceError, UsageError
-from vesselgan.core.names import check_id, check_inside, on_one_line, without_path
+from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.names import check_id, check_inside, hidden_paths, on_one_line, without_path
 
 KINDS = ("image", "label", "mask")
 LEFT_OUT = "volumes that fit no pattern of data.layout and are left out"
@@ -136,15 +136,10 @@ def without_paths(text: str, files: SubjectFiles) -> str:
     return text
 
 
-@contextmanager
-def hidden_paths(files: SubjectFiles, *, is_hidden: bool) -> Iterator[None]:
-    """Raises a ResourceError of the block again, without the paths of the subject's files if `is_hidden`."""
-    try:
-        yield
-    except ResourceError as error:
-        if not is_hidden:
-            raise
-        raise ResourceError(without_paths(str(error), files)) from None
+def hidden_files(files: SubjectFiles, *, is_hidden: bool) -> AbstractContextManager[None]:
+    """Errors within, the system's too, name the subject's files by their kind if `is_hidden`."""
+    shown = {path: kind for kind in KINDS if (path := getattr(files, kind)) is not None}
+    return hidden_paths(shown) if is_hidden else nullcontext()
 
 
 def _subject_files(

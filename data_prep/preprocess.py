@@ -21,7 +21,7 @@ import numpy as np
 
 from data_prep import lock, mpi, pseudonyms, resolve_layout
 from data_prep.check import check_label_settings
-from data_prep.layouts import CohortFiles, SubjectFiles, hidden_paths, without_paths
+from data_prep.layouts import CohortFiles, SubjectFiles, hidden_files, without_paths
 from data_prep.mpi import MpiWorld
 from data_prep.output import PREPROCESSED, check_output_folder, write_json
 from data_prep.pipeline import Pipeline, PipelineOutput, add_brain_mask, make_pipeline, run_pipeline
@@ -189,7 +189,7 @@ def preprocess_subject(subject: SubjectFiles, pipeline: Pipeline, out: Path) -> 
         out.mkdir(parents=True, exist_ok=True)
         partial.mkdir()  # raises for a link, through which it would write
         (partial / "scratch").mkdir()
-        with hidden_paths(subject, is_hidden=pipeline.prepare.pseudonymise):
+        with hidden_files(subject, is_hidden=pipeline.prepare.pseudonymise):
             output = run_pipeline(subject, pipeline)
         _write_volume(partial / "image.nii.gz", output.image_XYZ, output, subject)
         add_brain_mask(output, pipeline, partial / "image.nii.gz", partial / "scratch")

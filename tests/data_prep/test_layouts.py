@@ -1,5 +1,6 @@
 """Finding subjects: exact keys, every missing and every surplus file, whatever the order of the directory."""
 
+import errno
 import os
 import random
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import pytest
 
 from data_prep import layouts
 from vesselgan.config.schema import Layout
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 
 from .conftest import touch
 
@@ -102,6 +103,17 @@ def test_pseudonyms_hide_names_of_visits_and_files(tmp_path):
     (files,) = found.subjects
     record = layouts.without_paths(files.missing[0], files)
     assert "label is missing" in record and "doe" not in record and "2019" not in record
+
+
+def test_pseudonyms_hide_names_in_what_the_system_refuses(tmp_path):
+    touch(tmp_path, "images/doe.nii.gz", "labels/doe.nii.gz")
+    (files,) = layouts.find_subjects(tmp_path, PAIRS).subjects
+    for is_hidden in (True, False):
+        with pytest.raises(ResourceError) as refused, layouts.hidden_files(files, is_hidden=is_hidden):
+            raise ResourceError(f"{files.image}: Permission denied")
+        assert ("doe" in str(refused.value)) is not is_hidden
+    with pytest.raises(ResourceError, match="^label: Permission denied"), layouts.hidden_files(files, is_hidden=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(files.label))
 
 
 def test_an_unknown_session_is_a_usage_error(tmp_path):
