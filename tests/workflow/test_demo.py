@@ -57,7 +57,7 @@ def test_every_command_is_accepted_by_its_script() -> None:
     work = "/some where/else=1"
     overrides = (demo.setting("work_dir", work), "num_patches=7")
     stages = demo.stages_of(compose.compose("demo", list(overrides)), overrides, CPU)
-    commands = [command for stage in stages for command in stage.commands]
+    commands = [command for stage in stages for lane in stage.lanes for command in lane]
     for command in commands:
         start = place_of_verb(command)
         # parse composes and checks; a setting that the name does not know is an error
@@ -66,12 +66,12 @@ def test_every_command_is_accepted_by_its_script() -> None:
         assert getattr(parsed.config, "num_patches", 7) in (7, demo.NUM_RELEASED)
     verbs = [verb_of(command) for command in commands]
     assert verbs[:3] == ["make_phantom", "check", "build_shards"]
-    assert verbs[3:7] == ["train_gan"] * 2 + ["generate"] * 2
+    assert verbs[3:11] == ["train_gan", "generate", "train_unet", "train_gan", "generate"] + ["train_unet"] * 3
     assert verbs.count("train_unet") == verbs.count("segment") == 4
     assert verbs.count("evaluate") == 7 and verbs[-6:] == [
         "evaluate",
-        "generate",
         "evaluate",
+        "generate",
         "audit",
         "release",
         "report",
@@ -83,15 +83,15 @@ def test_a_demo_stage_sees_all_before_it() -> None:
     stages = demo.stages_of(compose.compose("demo", []), (), CPU)
     reads = {stage.name: set(stage.inputs) for stage in stages}
     leaves = {stage.name: set(stage.outputs) for stage in stages}
-    for later, earlier in (("generators", "shards"), ("unets", "generators"), ("release", "image"),
-                           ("segment", "unets"), ("evaluate", "segment"), ("report", "image")):  # fmt: skip
+    for later, earlier in (("training", "shards"), ("release", "image"), ("segment", "training"),
+                           ("evaluate", "segment"), ("report", "image")):  # fmt: skip
         assert leaves[earlier] and leaves[earlier] <= reads[later]
     assert all(path.suffix for paths in leaves.values() for path in paths)  # files: a folder has no content to compare
 
 
 def test_launchers_precision_and_features_are_asked_for() -> None:
     stages = {stage.name: stage for stage in demo.stages_of(compose.compose("demo", []), (), CPU)}
-    (gan, *_), (shards,), (image, *_) = (stages[name].commands for name in ("generators", "shards", "image"))
+    (gan, *_), (shards,), (image, *_) = (stages[name].commands for name in ("training", "shards", "image"))
     assert (gan[0], Path(gan[1]).name, *gan[2:4]) == (sys.executable, "deepspeed", "--num_gpus", "2")
     assert {"variant=sn_mp", "variant.precision=bf16"} <= set(gan)
     assert gan[gan.index("--deepspeed_config") + 1] == "ds_bf16.json"

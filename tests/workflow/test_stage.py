@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.workflow import stage as stages
-from vesselgan.workflow.stage import Stage
+from vesselgan.workflow.stage import Stage, in_turns
 
 
 def making(out: Path, *, code: int = 0, name: str = "make", says: str = "") -> Stage:
@@ -99,18 +99,19 @@ def test_a_stage_stops_at_its_first_failing_command(tmp_path):
 def test_side_by_side_one_failure_ends_all(tmp_path, capsys):
     waits = (sys.executable, "-c", f"open({str(tmp_path / 'began')!r}, 'w'); import time; time.sleep(600)")
     code = f"import os\nwhile not os.path.exists({str(tmp_path / 'began')!r}): pass\nraise SystemExit('error: broken')"
-    stage = Stage("both", "both", (waits, (sys.executable, "-c", code)), at_once=2)
+    stage = Stage("both", "both", (waits,), beside=((sys.executable, "-c", code),))
     with pytest.raises(SystemExit) as stopped:
         run_stage(tmp_path, stage)
     assert stopped.value.code == 1 and "both-2.log" in capsys.readouterr().err
 
 
 def test_a_lane_goes_on_while_the_other_waits(tmp_path):
-    """Of four commands two by two, the fourth follows the second, not the first."""
+    """Of four commands in turns, the fourth follows the second, not the first."""
     last = tmp_path / "last"
     waits = f"import os, time\nwhile not os.path.exists({str(last)!r}): time.sleep(0.05)"
     commands = [(sys.executable, "-c", code) for code in (waits, "", "", f"open({str(last)!r}, 'w')")]
-    assert run_stage(tmp_path, Stage("lanes", "lanes", tuple(commands), (last,), at_once=2))
+    first, beside = in_turns(commands, 2)
+    assert run_stage(tmp_path, Stage("lanes", "lanes", first, (last,), beside=beside))
 
 
 def test_a_command_that_ends_unseen_skips_none(tmp_path, monkeypatch):
@@ -131,11 +132,20 @@ def test_a_lane_ends_at_its_first_failing_command(tmp_path):
     fails, never = making(tmp_path / "a", code=4).commands[0], making(tmp_path / "b").commands[0]
     other = (sys.executable, "-c", "import time; time.sleep(600)")
     with pytest.raises(SystemExit) as stopped:
-        run_stage(tmp_path, Stage("two", "two", (fails, other, never), at_once=2))
+        run_stage(tmp_path, Stage("two", "two", (fails, never), beside=(other,)))
     assert stopped.value.code == 4 and not (tmp_path / "b").exists()
+
+
+def test_what_a_stage_passes_on_is_its_own(tmp_path):
+    """Retrained by somebody since, a generator's U-Nets are made again."""
+    stage = dataclasses.replace(making(tmp_path / "weights"), passed_on=(tmp_path / "weights",))
+    assert run_stage(tmp_path, stage) and not run_stage(tmp_path, stage)
+    (tmp_path / "weights").write_text("of another training")
+    assert run_stage(tmp_path, stage) and not run_stage(tmp_path, stage)
 
 
 def test_side_by_side_all_run(tmp_path):
     made = [making(tmp_path / name) for name in "abc"]
-    assert run_stage(tmp_path, Stage("all", "all", tuple(stage.commands[0] for stage in made), at_once=2))
+    first, beside = in_turns([stage.commands[0] for stage in made], 2)
+    assert run_stage(tmp_path, Stage("all", "all", first, beside=beside))
     assert all((tmp_path / name).read_text() == "x" for name in "abc")

@@ -20,6 +20,7 @@ from vesselgan.formats.shards import MANIFEST
 from vesselgan.report import tables
 from vesselgan.workflow.stage import (
     Stage,
+    in_turns,
     module_command,
     python,
     quoted,
@@ -36,12 +37,12 @@ GENERATORS = {
 }
 """The paper's, and what one would take today: name -> title, settings, precision; None: the probe's choice."""
 UNETS = {
-    "real": ("on real patches", None, ("data.source=real",)),
-    "sn_mp": ("the GAN's", "sn_mp", ("data.source=synthetic",)),
-    "synthetic": ("the flow's", "flow_label", ("data.source=synthetic",)),
-    "shuffled": ("the same shuffled", "flow_label", ("data.source=synthetic", "data.shuffle_labels=true")),
+    "real": (None, ("data.source=real",)),
+    "sn_mp": ("sn_mp", ("data.source=synthetic",)),
+    "synthetic": ("flow_label", ("data.source=synthetic",)),
+    "shuffled": ("flow_label", ("data.source=synthetic", "data.shuffle_labels=true")),
 }
-"""Name -> title, whose patches, settings."""
+"""Name -> whose patches (None: patients'), settings."""
 IMAGE_SCORES = (
     *("image.extractor=random", "image.batch_size=64", "image.num_seeds=2", "image.num_runs=3"),
     *("image.num_pairs=50", "image.max_label_patches=200"),
@@ -116,8 +117,7 @@ def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[
     report = _launch("report", overrides, f"runs=[{runs}]")
     stages = [
         *_data_stages(config, overrides),
-        _generators_stage(config, choice, overrides),
-        _unets_stage(work, overrides, choice),
+        _training_stage(config, choice, overrides),
         _segment_stage(work, overrides, choice),
         _evaluate_stage(config, overrides),
         _image_stage(work, overrides),
@@ -150,15 +150,25 @@ def _generator_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-{name}"
 
 
-def _generators_stage(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> Stage:
-    """Their training, and their synthetic patches."""
-    runs = [RunDir(_generator_dir(Path(config.work_dir), name)) for name in GENERATORS]
-    train = [_train_command(config, name, choice, overrides) for name in GENERATORS]
+def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> Stage:
+    """The generators side by side, each with its patches and the U-Nets on them; the last one's lane is the shorter."""
+    work = Path(config.work_dir)
+    runs = {name: RunDir(_generator_dir(work, name)) for name in GENERATORS}
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
-    generate = [vesselgan("generate", setting("run", run.path), *patches) for run in runs]
-    outputs = tuple(path for run in runs for path in (run.finished_file, run.synthetic / MANIFEST))
-    title = f"{' and '.join(title for title, _, _ in GENERATORS.values())}, their patches"
-    return Stage("generators", title, (*train, *generate), outputs, choice.num_ranks, choice.at_once)
+    gan, flow = (
+        (
+            _train_command(config, name, choice, overrides),
+            vesselgan("generate", setting("run", run.path), *patches),
+            *(_unet_command(work, unet, overrides) for unet, (of, _) in UNETS.items() if of == name),
+        )
+        for name, run in runs.items()
+    )
+    flow += tuple(_unet_command(work, unet, overrides) for unet, (of, _) in UNETS.items() if of is None)
+    commands, beside = (gan, flow) if choice.at_once == 2 else (gan + flow, ())
+    passed_on = tuple(path for run in runs.values() for path in (run.finished_file, run.synthetic / MANIFEST))
+    outputs = (*passed_on, *(RunDir(_unet_dir(work, name)).finished_file for name in UNETS))
+    title = f"{' and '.join(title for title, _, _ in GENERATORS.values())}, their patches, U-Nets"
+    return Stage("training", title, commands, outputs, choice.num_ranks, beside, passed_on=passed_on)
 
 
 def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> tuple[str, ...]:
@@ -177,16 +187,12 @@ def _unet_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-unet-{name}"
 
 
-def _unets_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stage:
-    commands, outputs = [], []
-    for name, (_, generator, source) in UNETS.items():
-        if generator is not None:
-            source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
-        options = ("--run_dir", str(_unet_dir(work, name)))
-        commands.append(_launch("train_unet", overrides, "preset=demo", *source, options=options))
-        outputs.append(RunDir(_unet_dir(work, name)).finished_file)
-    titles = ", ".join(title for title, _, _ in UNETS.values())
-    return Stage("unets", f"U-Nets: {titles}", tuple(commands), tuple(outputs), at_once=choice.at_once)
+def _unet_command(work: Path, name: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
+    generator, source = UNETS[name]
+    if generator is not None:
+        source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
+    options = ("--run_dir", str(_unet_dir(work, name)))
+    return _launch("train_unet", overrides, "preset=demo", *source, options=options)
 
 
 def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> Stage:
@@ -196,7 +202,8 @@ def _segment_stage(work: Path, overrides: tuple[str, ...], choice: Choice) -> St
         for folder in folders
     ]
     outputs = tuple(Predictions(folder / "predictions").record for folder in folders)
-    return Stage("segment", "test volumes, by each U-Net", tuple(commands), outputs, at_once=choice.at_once)
+    first, beside = in_turns(commands, choice.at_once)
+    return Stage("segment", "test volumes, by each U-Net", first, outputs, beside=beside)
 
 
 def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
@@ -210,7 +217,8 @@ def _evaluate_stage(config: Demo, overrides: tuple[str, ...]) -> Stage:
         _launch("evaluate", overrides, *settings, f"name={name}", "split=test", setting("out", outputs[name]))
         for name, settings in jobs.items()
     ]
-    return Stage("evaluate", "Dice and bAVD", tuple(commands), tuple(outputs.values()), at_once=2)
+    first, beside = in_turns(commands, 2)
+    return Stage("evaluate", "Dice and bAVD", first, tuple(outputs.values()), beside=beside)
 
 
 def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
@@ -229,9 +237,8 @@ def _image_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
     generate = vesselgan("generate", run, *number, setting("out", patches))
     audited = (run, f"synthetic=[{quoted(patches)}]", setting("out", out))
     audit = _launch("audit", overrides, *audited, "image.extractor=null", "record_only=true")
-    commands = (image[0], generate, image[1], audit)
     title = f"FID, PRD; audit of {NUM_RELEASED} patches"
-    return Stage("image", title, commands, (*outputs.values(), patches / MANIFEST, out), at_once=2)
+    return Stage("image", title, tuple(image), (*outputs.values(), patches / MANIFEST, out), beside=(generate, audit))
 
 
 def _release_stage(work: Path, overrides: tuple[str, ...]) -> Stage:

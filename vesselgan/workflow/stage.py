@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,7 @@ from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.names import on_one_line
 
 TITLE_WIDTH = 42
+Lanes = tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]
 TAIL_LINES = 25
 
 
@@ -35,19 +37,33 @@ class Stage:
     """Exist when the stage is done."""
     num_ranks: int = 1
     """Processes of a command, which share the cores."""
-    at_once: int = 1
-    """Lanes side by side: each runs every at_once-th command, in order."""
+    beside: tuple[tuple[str, ...], ...] = ()
+    """Of a second lane, which runs at the same time; the commands of a lane run in order."""
     inputs: tuple[Path, ...] = ()
     """Files that stand for all that is read, as manifests with hashes: the stage runs again when their content changes.
     """
     volumes: tuple[Path, ...] = ()
     """Files that are read and that a manifest among the inputs vouches for: the command, run again, compares them."""
+    passed_on: tuple[Path, ...] = ()
+    """Files that its commands leave for later ones of its own: it runs again when their content is another since."""
+
+    @property
+    def lanes(self) -> list[tuple[tuple[str, ...], ...]]:
+        return [lane for lane in (self.commands, self.beside) if lane]
 
     def digests(self) -> list[str | None]:
         """Of the inputs, then size and time of change of the volumes; None for one that is missing."""
         stats = [path.stat() if path.is_file() else None for path in self.volumes]
-        times = [stat and f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]
-        return [*(sha256_of(path) if path.is_file() else None for path in self.inputs), *times]
+        return [*_hashes(self.inputs), *(stat and f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)]
+
+
+def _hashes(paths: Iterable[Path]) -> list[str | None]:
+    return [sha256_of(path) if path.is_file() else None for path in paths]
+
+
+def in_turns(commands: Sequence[tuple[str, ...]], at_once: int) -> Lanes:
+    """The commands of the first lane and of the one beside it; at_once: 1 or 2."""
+    return (tuple(commands), ()) if at_once == 1 else (tuple(commands[::2]), tuple(commands[1::2]))
 
 
 def stop_at_signals() -> None:
@@ -83,12 +99,12 @@ def setting(key: str, value: object) -> str:
 def run_stage(home: Path, stage: Stage, label: str) -> bool:
     """Run `stage` unless it is done, and print one line; True if it ran.
 
-    Commands write to home/logs/<stage>.log, those that run beside the first to <stage>-2.log and so on. If one fails,
+    Commands write to home/logs/<stage>.log, those of the lane beside it to <stage>-2.log. If one fails,
     its error is shown and its exit code is raised as SystemExit.
     """
     marker = home / f"done/{stage.name}.json"
-    num_lanes = min(stage.at_once, len(stage.commands))
-    logs = [home / f"logs/{stage.name}{'' if i == 0 else f'-{i + 1}'}.log" for i in range(num_lanes)]
+    lanes = stage.lanes
+    logs = [home / f"logs/{stage.name}{ending}.log" for ending in ("", "-2")[: len(lanes)]]
     head = f"{label} {stage.title:{TITLE_WIDTH}}"
     if _is_done(stage, marker):
         print(f"{head} done already ({processes.clock(json.loads(marker.read_text())['seconds'])} then)", flush=True)
@@ -100,7 +116,6 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
         log.write_bytes(b"")
     inputs, started = stage.digests(), time.monotonic()  # as the commands find them
     print(head, end=" ", flush=True)
-    lanes = [stage.commands[first :: stage.at_once] for first in range(len(logs))]
     codes = processes.run_commands(lanes, logs, num_ranks=stage.num_ranks * len(lanes), head=f"{head} ")
     failed = next(((code, log) for code, log in zip(codes, logs, strict=True) if code), None)
     if failed is not None:
@@ -112,7 +127,8 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
-    record = {"commands": stage.commands, "inputs": inputs, "seconds": round(seconds, 1)}
+    record = {"commands": sum(lanes, ()), "inputs": inputs, "seconds": round(seconds, 1)}
+    record |= {"passed_on": _hashes(stage.passed_on)} if stage.passed_on else {}
     partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, marker)
     print(processes.clock(seconds), flush=True)
@@ -125,7 +141,8 @@ def _is_done(stage: Stage, marker: Path) -> bool:
         commands, inputs, _ = record["commands"], record["inputs"], processes.clock(record["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    is_same = commands == [list(command) for command in stage.commands] and inputs == stage.digests()
+    is_same = commands == [list(command) for command in sum(stage.lanes, ())] and inputs == stage.digests()
+    is_same &= record.get("passed_on", []) == _hashes(stage.passed_on)
     return is_same and all(path.exists() for path in stage.outputs)
 
 
