@@ -21,7 +21,7 @@ from pathlib import Path
 from vesselgan.core import processes
 def stop(number, frame): raise SystemExit(128 + number)
 signal.signal(signal.SIGTERM, stop)
-processes.run_command(tuple(sys.argv[2:]), Path(sys.argv[1]), num_ranks=2, head="")
+processes.run_command(tuple(sys.argv[2:]), Path(sys.argv[1]), head="")
 """
 
 
@@ -50,34 +50,47 @@ def test_a_command_leaves_code_and_output(tmp_path):
     log = tmp_path / "log"
     code = "import sys; print('to one'); print('to the other', file=sys.stderr); sys.exit(5)"
     for _ in range(2):  # the log is added to
-        assert processes.run_command(python(code), log, num_ranks=1, head="") == 5
+        assert processes.run_command(python(code), log, head="") == 5
     assert [log.read_text().splitlines().count(text) for text in ("to one", "to the other")] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "lanes", "threads"),
+    [((), 1, 8), ((), 2, 4), (("mpiexec", "-n", "2"), 1, 4), (("python", "deepspeed", "--num_gpus", "2"), 2, 2)],
+)
+def test_lanes_and_ranks_share_the_cores(tmp_path, monkeypatch, launcher, lanes, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    shown = tmp_path / "threads"
+    # The launcher's words are read, not run.
+    command = (*launcher, *python(f"import os; open({str(shown)!r}, 'w').write(os.environ['OMP_NUM_THREADS'])"))
+    monkeypatch.setattr(processes, "_with_ports", lambda words: list(words[len(launcher) :]))
+    logs = [tmp_path / f"log-{lane}" for lane in range(lanes)]
+    assert processes.run_commands([[command]] * lanes, logs, head="") == [0] * lanes
+    assert shown.read_text() == str(threads)
 
 
 def test_a_port_is_filled_in(tmp_path):
     processes.run_command(
         python("import sys; print(1024 < int(sys.argv[1]) < 65536)", processes.PORT),
         tmp_path / "log",
-        num_ranks=1,
         head="",
     )
     assert processes.last_line(tmp_path / "log") == "True"
 
 
-def test_ranks_share_cores_and_inherit_no_launcher(monkeypatch):
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+def test_a_command_inherits_no_launcher(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.setenv(name, "1")
     kept = {"RANKING", "OMPI_MCA_plm", "PMIX_MCA_gds"}
     for name in kept:
         monkeypatch.setenv(name, "kept")
     found = processes.environment(2)
-    assert found["OMP_NUM_THREADS"] == "4"
+    assert found["OMP_NUM_THREADS"] == "2"
     assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "PMI_RANK", "OMPI_COMM_WORLD_RANK"} & set(found)
     assert all(found[name] == "kept" for name in kept)
     assert found["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     # never zero threads, however many ranks share a core
-    assert processes.environment(20)["OMP_NUM_THREADS"] == "1"
+    assert processes.environment(0)["OMP_NUM_THREADS"] == "1"
 
 
 def test_a_missing_program_is_a_resource_error():
@@ -88,7 +101,7 @@ def test_a_missing_program_is_a_resource_error():
 def test_what_a_command_leaves_running_is_ended(tmp_path):
     code = f"import os, subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {RANK!r}, {str(tmp_path)!r}])"
     waits = f"{code}\nwhile not [n for n in os.listdir({str(tmp_path)!r}) if n.isdigit()]: time.sleep(0.01)"
-    assert processes.run_command(python(waits), tmp_path / "log", num_ranks=1, head="") == 0
+    assert processes.run_command(python(waits), tmp_path / "log", head="") == 0
     (pid,) = [int(path.name) for path in tmp_path.iterdir() if path.name.isdigit()]
     assert not is_alive(pid)
 

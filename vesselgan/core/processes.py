@@ -36,34 +36,34 @@ def beside_python(program: str) -> str:
     return executable
 
 
-def run_command(command: tuple[str, ...], log: Path, *, num_ranks: int, head: str) -> int:
+def run_command(command: tuple[str, ...], log: Path, *, threads: int | None = None, head: str) -> int:
     """As `run_commands`, of one."""
-    (code,) = run_commands([[command]], [log], num_ranks=num_ranks, head=head)
+    (code,) = run_commands([[command]], [log], threads=threads, head=head)
     assert code is not None
     return code
 
 
 def run_commands(
-    lanes: Sequence[Sequence[tuple[str, ...]]], logs: Sequence[Path], *, num_ranks: int, head: str
+    lanes: Sequence[Sequence[tuple[str, ...]]], logs: Sequence[Path], *, threads: int | None = None, head: str
 ) -> list[int | None]:
     """Runs lanes side by side, the commands of each in order; returns the lanes' exit codes, None for one that was
     ended because another failed.
 
-    num_ranks: processes of all lanes together, over which the cores are divided. The output of each goes to its log,
-    the last line of the first that still runs to the terminal. A launcher that gets a signal leaves its ranks behind,
-    so the signal goes to the whole process group.
+    threads: CPU threads of a process; None: the cores are divided over the lanes, and in each over a launcher's ranks.
+    The output of a lane goes to its log, the last line of the first that still runs to the terminal. A launcher that
+    gets a signal leaves its ranks behind, so the signal goes to the whole process group.
     """
     started = time.monotonic()
     waiting = [list(lane) for lane in lanes]
     processes: list[subprocess.Popen[bytes]] = []
     try:
         for lane, log in zip(waiting, logs, strict=True):
-            processes.append(_start(_with_ports(lane.pop(0)), log, num_ranks))
+            processes.append(_start(lane.pop(0), log, len(lanes), threads))
         while True:
             for number, (process, lane) in enumerate(zip(processes, waiting, strict=True)):
                 if lane and process.poll() == 0:
                     end_group(process)
-                    processes[number] = _start(_with_ports(lane.pop(0)), logs[number], num_ranks)
+                    processes[number] = _start(lane.pop(0), logs[number], len(lanes), threads)
             running = [log for process, log in zip(processes, logs, strict=True) if process.poll() is None]
             if any(process.returncode for process in processes) or not (running or any(waiting)):
                 return [process.returncode for process in processes]
@@ -84,7 +84,15 @@ def _with_ports(command: tuple[str, ...]) -> list[str]:
         return [argument.replace(PORT, str(free.getsockname()[1])) for argument in command]
 
 
-def _start(arguments: list[str], log: Path, num_ranks: int) -> subprocess.Popen[bytes]:
+def ranks_of(command: Sequence[str]) -> int:
+    """Processes that a launcher starts for it (`mpiexec -n 2`, `deepspeed --num_gpus 2`), else one."""
+    places = (place for place, word in enumerate(command[:4]) if word in ("-n", "--num_gpus"))
+    return next((int(command[place + 1]) for place in places), 1)
+
+
+def _start(command: tuple[str, ...], log: Path, num_lanes: int, threads: int | None) -> subprocess.Popen[bytes]:
+    arguments = _with_ports(command)
+    threads = threads or len(os.sched_getaffinity(0)) // (num_lanes * ranks_of(command))
     with log.open("ab") as output:
         output.write(f"$ {' '.join(arguments)}\n".encode())
         output.flush()
@@ -93,16 +101,16 @@ def _start(arguments: list[str], log: Path, num_ranks: int) -> subprocess.Popen[
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=environment(num_ranks),
+            env=environment(threads),
             start_new_session=True,
         )
 
 
-def environment(num_ranks: int) -> dict[str, str]:
-    """This process's environment without another launcher's variables; the cores are divided over the ranks."""
+def environment(threads: int) -> dict[str, str]:
+    """This process's environment without another launcher's variables, with so many CPU threads."""
     variables = {key: value for key, value in os.environ.items() if not FOREIGN_RANKS.fullmatch(key)}
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{variables.get('PATH', os.defpath)}"
-    variables["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // num_ranks))
+    variables["OMP_NUM_THREADS"] = str(max(1, threads))
     variables["PYTHONUNBUFFERED"] = "1"
     return variables
 

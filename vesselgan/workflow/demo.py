@@ -88,7 +88,7 @@ def run(config: Demo, overrides: tuple[str, ...]) -> None:
 def probe_stage(out: Path) -> Stage:
     """Chooses the precision; the choice is kept, so that a resumed run trains in its own."""
     command = python("-m", "vesselgan.training.precision_probe", "--out", str(out))
-    return Stage("probe", "precision probe", (command,), (out,), 2)
+    return Stage("probe", "precision probe", (command,), (out,), threads=1)
 
 
 def read_choice(path: Path) -> Choice:
@@ -140,9 +140,9 @@ def _data_stages(config: Demo, overrides: tuple[str, ...]) -> list[Stage]:
     words = {name: readable(name, overrides, ()) for name in ("make_phantom", "check", "build_shards")}
     make, build = (on_mpi(f"data_prep.{name}", *words[name]) for name in ("make_phantom", "build_shards"))
     return [
-        Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root / PHANTOM_SETTINGS,), 2),
+        Stage("phantom", "phantom cohort, 2 MPI ranks", (make,), (root / PHANTOM_SETTINGS,)),
         Stage("check", "check of the cohort", (python("-m", "data_prep.check", *words["check"]),)),
-        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests), 2),
+        Stage("shards", "HDF5 shards, 2 MPI ranks", (build,), (cohort / COHORT, *manifests)),
     ]
 
 
@@ -168,7 +168,7 @@ def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...]) ->
     passed_on = tuple(path for run in runs.values() for path in (run.finished_file, run.synthetic / MANIFEST))
     outputs = (*passed_on, *(RunDir(_unet_dir(work, name)).finished_file for name in UNETS))
     title = f"{' and '.join(title for title, _, _ in GENERATORS.values())}, their patches, U-Nets"
-    return Stage("training", title, commands, outputs, choice.num_ranks, beside, passed_on=passed_on)
+    return Stage("training", title, commands, outputs, beside=beside, passed_on=passed_on)
 
 
 def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> tuple[str, ...]:

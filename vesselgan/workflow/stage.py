@@ -35,8 +35,8 @@ class Stage:
     """Argument lists; processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
     """Exist when the stage is done."""
-    num_ranks: int = 1
-    """Processes of a command, which share the cores."""
+    threads: int | None = None
+    """CPU threads of a process; None: its share of the cores."""
     beside: tuple[tuple[str, ...], ...] = ()
     """Of a second lane, which runs at the same time; the commands of a lane run in order."""
     inputs: tuple[Path, ...] = ()
@@ -116,7 +116,7 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
         log.write_bytes(b"")
     inputs, started = stage.digests(), time.monotonic()  # as the commands find them
     print(head, end=" ", flush=True)
-    codes = processes.run_commands(lanes, logs, num_ranks=stage.num_ranks * len(lanes), head=f"{head} ")
+    codes = processes.run_commands(lanes, logs, threads=stage.threads, head=f"{head} ")
     failed = next(((code, log) for code, log in zip(codes, logs, strict=True) if code), None)
     if failed is not None:
         code, log = failed

@@ -82,7 +82,7 @@ def test_a_stopped_study_resumes_to_its_end(trained):
     (command,) = json.loads((home / "done/unet-real-seed-1.json").read_text())["commands"]
     unbroken = work / "unbroken"
     words = [str(unbroken) if word == str(unet) else word for word in command]
-    subprocess.run(words, cwd=repository, env=processes.environment(1), check=True)
+    subprocess.run(words, cwd=repository, env=processes.environment(os.cpu_count() or 1), check=True)
     assert len(weights_of(unet)) > 1 and weights_of(unet) == weights_of(unbroken)
     check_outcome(home, json.loads((dpgan / "finished.json").read_text())["privacy"])
 

@@ -1,6 +1,5 @@
 """The pipeline's commands as processes, for measurements of what samples teach."""
 
-import os
 import resource
 import sys
 import time
@@ -22,8 +21,8 @@ def run_command(work: Path, *arguments: str) -> float:
     used, started = _children_cpu_s(), time.monotonic()
     is_gpu = distributed.choose_device("auto", 0).type == "cuda"
     # One thread on a CPU: threads that wait for each other use up time without computing.
-    num_ranks = 1 if is_gpu else os.cpu_count() or 1
-    code = processes.run_command((sys.executable, *arguments), work / "log.txt", num_ranks=num_ranks, head="")
+    threads = None if is_gpu else 1
+    code = processes.run_command((sys.executable, *arguments), work / "log.txt", threads=threads, head="")
     if code:
         end = (work / "log.txt").read_text(errors="replace")[-800:]
         raise ResourceError(f"a command ended with code {code}; all of its output is in {work / 'log.txt'}:\n{end}")
