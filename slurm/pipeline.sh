@@ -138,31 +138,47 @@ submit() {
 # asked OPTION TEMPLATE SBATCH-OPTION...: what sbatch is given for it, else what the template asks for.
 asked() {
     local value word before='' short=''
-    case $1 in time) short=-t ;; nodes) short=-N ;; gpus) short=-G ;; esac
+    case $1 in time) short=-t ;; nodes) short=-N ;; ntasks) short=-n ;; gpus) short=-G ;; esac
     value=$(sed -n "s/^#SBATCH --$1=//p" "slurm/$2.sbatch")
     for word in "${@:3}"; do
-        case $word in --"$1"=*) value=${word#*=} ;; "${short:-none}"?*) value=${word#"$short"} ;; esac
-        [[ $before != "--$1" && $before != "${short:-none}" ]] || value=$word
+        if [[ $before == "--$1" || -n $short && $before == "$short" ]]; then
+            value=$word
+        elif [[ $word == --"$1"=* ]]; then
+            value=${word#*=}
+        elif [[ -n $short && $word == "$short"?* ]]; then
+            value=${word#"$short"}
+        fi
         before=$word
     done
     echo "$value"
 }
 
-# count_of TEXT: of `[gpu:][TYPE:]NUMBER` the number.
-count_of() { case $1 in *:[0-9]* | [0-9]*) echo "${1##*:}" ;; gpu*) echo 1 ;; *) echo 0 ;; esac; }
+# count_of GRES: the GPUs of `gpu:[TYPE:]NUMBER`, and of `gpu` and `gpu:TYPE`, among resources with commas between.
+count_of() {
+    local item
+    for item in ${1//,/ }; do
+        [[ ! $item =~ ^(gres/)?gpu(:[^:]+)?:([0-9]+)$ ]] || { echo "${BASH_REMATCH[3]}"; return; }
+        [[ ! $item =~ ^(gres/)?gpu(:|$) ]] || { echo 1; return; }
+    done
+    echo 0
+}
 
 # gpus_of TEMPLATE SBATCH-OPTION...: all GPUs of the job.
 gpus_of() {
     local total nodes tasks each
-    total=$(asked gpus "$@") nodes=$(asked nodes "$@") tasks=$(asked ntasks-per-node "$@")
-    each=$(asked gpus-per-task "$@")
-    if [ -n "$each" ]; then
-        each=$(($(count_of "$each") * ${tasks:-1}))
+    total=$(asked gpus "$@") each=$(asked gpus-per-task "$@")
+    nodes=$(asked nodes "$@") && nodes=${nodes%%-*}
+    if [ -n "$total" ]; then
+        count_of "gpu:$total"
+    elif [ -n "$each" ]; then
+        tasks=$(asked ntasks "$@") each=$(count_of "gpu:$each")
+        [ -n "$tasks" ] || tasks=$(($(asked ntasks-per-node "$@") * ${nodes:-1}))
+        echo $((each * (tasks ? tasks : 1)))
     else
         each=$(asked gpus-per-node "$@")
-        each=$(count_of "${each:-$(asked gres "$@")}")
+        each=${each:+gpu:$each}
+        echo $(($(count_of "${each:-$(asked gres "$@")}") * ${nodes:-1}))
     fi
-    if [ -n "$total" ]; then count_of "$total"; else echo $((each * ${nodes:-1})); fi
 }
 
 # Hours of one GPU that a GAN of these words takes; nothing where plan knows no answer.

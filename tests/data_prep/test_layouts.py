@@ -105,7 +105,7 @@ def test_pseudonyms_hide_names_of_visits_and_files(tmp_path):
     assert "label is missing" in record and "doe" not in record and "2019" not in record
 
 
-def test_pseudonyms_hide_names_in_what_the_system_refuses(tmp_path):
+def test_pseudonyms_hide_names_in_what_the_system_refuses(tmp_path, monkeypatch):
     touch(tmp_path, "images/doe.nii.gz", "labels/doe.nii.gz")
     (files,) = layouts.find_subjects(tmp_path, PAIRS).subjects
     for is_hidden in (True, False):
@@ -114,6 +114,15 @@ def test_pseudonyms_hide_names_in_what_the_system_refuses(tmp_path):
         assert ("doe" in str(refused.value)) is not is_hidden
     with pytest.raises(ResourceError, match="^label: Permission denied"), layouts.hidden_files(files, is_hidden=True):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(files.label))
+
+    def refused_too(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    # In a folder that may not be entered nothing can be asked about the file.
+    monkeypatch.setattr(os, "readlink", refused_too)
+    monkeypatch.setattr(Path, "is_symlink", refused_too)
+    with pytest.raises(ResourceError, match="^image: Permission denied"), layouts.hidden_files(files, is_hidden=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(files.image))
 
 
 def test_an_unknown_session_is_a_usage_error(tmp_path):

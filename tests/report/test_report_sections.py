@@ -147,7 +147,8 @@ def test_a_label_threshold_is_its_gans():
 def test_heads_and_patches_of_one_generator_are_two_models(make_result):
     """Each U-Net stands beside the image scores of the patches that it learned from."""
     network = {"run": "flow", "weights_sha256": "12"}
-    made = {"patches": network, "heads": network | {"noise": [0.0, 0.0]}, "noisy": network | {"noise": [0.0, 9.0]}}
+    made = {"patches": network, "heads": network | {"shape": [96, 112, 48]}}
+    made["noisy"] = made["heads"] | {"noise": [0.0, 9.0]}
     images = [image_result(name, fid=fid) | {"synthetic": made[name]} for fid, name in enumerate(made)]
     unets = [
         make_result(name, 0.5 + 0.1 * number) | {"segmented_with": {"source": "synthetic"}, "gan": made[name]}

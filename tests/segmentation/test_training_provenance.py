@@ -79,9 +79,10 @@ def test_synthetic_patches_count_as_their_gans_data(tiny_cohort, tmp_path):
         found = learned_from(str(tmp_path / "cohort"), [synthetic], validation)
         assert (found["train"], not found["unknown"]) == (train, known)
         assert found["gan"] == {"run": "gan-a", "weights_sha256": "cd" * 32}
-    heads = dataclasses.replace(synthetic.manifest, extra=extra | {"noise": [0.0, 9.0]})
+    heads = dataclasses.replace(synthetic.manifest, extra=extra | {"shape": [64, 64, 32], "noise": [0.0, 9.0]})
     synthetic.manifest = heads
-    assert learned_from(str(tmp_path / "cohort"), [synthetic], validation)["gan"]["noise"] == [0.0, 9.0]
+    learned = learned_from(str(tmp_path / "cohort"), [synthetic], validation)
+    assert (learned["gan"]["shape"], learned["gan"]["noise"]) == ([64, 64, 32], [0.0, 9.0])
 
 
 def test_shards_of_unknown_volumes_are_told(tiny_cohort, synthetic_set):

@@ -250,6 +250,11 @@ def test_a_dry_run_sums_hours_and_starts(chain):
         ("-N2 --gpus-per-node=a100:4 --time 5:00:00", "of 8 GPUs, limit 5:00:00"),
         ("--nodes=2 --ntasks-per-node=4 --gpus-per-task=1 -t2:00:00", "of 8 GPUs, limit 2:00:00"),
         ("--gres=gpu --time=1:00:00", "of 1 GPU, limit 1:00:00"),
+        ("--gres=gpu:2080ti --time=1:00:00", "of 1 GPU, limit 1:00:00"),
+        ("--gres=lscratch:100,gpu:a100:4 --nodes=1-2 --time=1:00:00", "of 4 GPUs, limit 1:00:00"),
+        ("--gres none --partition gpu --gpu-bind none --time=1:00:00", "of 0 GPUs, limit 1:00:00"),
+        ("--gres=tmp:100G --time=1:00:00", "of 0 GPUs, limit 1:00:00"),
+        ("-n 2 --gpus-per-task=2 --time=1:00:00", "of 4 GPUs, limit 1:00:00"),
     ],
 )
 def test_a_dry_run_reads_every_spelling_of_sbatch_options(chain, options, said):

@@ -137,7 +137,7 @@ def test_a_lane_ends_at_its_first_failing_command(tmp_path):
 
 
 def test_what_a_stage_passes_on_is_its_own(tmp_path):
-    """Retrained by somebody since, a generator's U-Nets are made again."""
+    """A generator that somebody has trained on since is not passed over."""
     stage = dataclasses.replace(making(tmp_path / "weights"), passed_on=(tmp_path / "weights",))
     assert run_stage(tmp_path, stage) and not run_stage(tmp_path, stage)
     (tmp_path / "weights").write_text("of another training")

@@ -44,7 +44,10 @@ def check_inside(root: str | Path, paths: Iterable[Path], remedy: str = "copy wh
 
 def without_path(text: str, path: Path, shown: str) -> str:
     """A message about a file with `shown` in place of its path and of a link's target, which may name a patient."""
-    target = f", a link to {on_one_line(os.readlink(path))}" if path.is_symlink() else ""
+    try:
+        target = f", a link to {on_one_line(os.readlink(path))}"
+    except OSError:  # no link, or a folder that may not be looked into
+        target = ""
     return text.replace(f"{path}{target}", shown).replace(str(path), shown)
 
 

@@ -88,7 +88,7 @@ def gan_of(record: Any) -> Made | None:
     """What made some patches, from their record; None if it lacks run or weights."""
     if not isinstance(record, dict) or not record.get("run") or not record.get("weights_sha256"):
         return None
-    heads = f"heads, noise {record['noise']}" if "noise" in record else ""
+    heads = f"heads, noise {record.get('noise')}" if "shape" in record else ""  # patches have the network's
     return str(record["run"]), str(record["weights_sha256"]), heads
 
 

@@ -24,8 +24,8 @@ def learned_from_preprocessed(cohort_dir: str) -> bool | None:
 
 
 def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet) -> dict[str, Any]:
-    """{"train": [sha256], "validation": [sha256], "unknown": [reason], "gan": {run, weights_sha256, of heads noise}
-    or null}.
+    """{"train": [sha256], "validation": [sha256], "unknown": [reason], "gan": {run, weights_sha256, and if they
+    are heads shape and noise} or null}.
 
     Synthetic patches count as the volumes that their GAN learned from, if the shards of its training lie in the cohort.
     """
@@ -37,7 +37,7 @@ def learned_from(cohort_dir: str, sets: Sequence[ShardSet], validation: ShardSet
         if shards.origin == "synthetic":
             generation = shards.manifest.extra
             gan = {key: generation.get(key) for key in ("run", "weights_sha256")}
-            gan |= {key: generation[key] for key in ("noise",) if key in generation}
+            gan |= {key: generation[key] for key in ("shape", "noise") if key in generation}
             folder = shards_dir(cohort_dir, "gan", "train")
             hashes, here = training_hashes(generation), content_hash(folder) if (folder / MANIFEST).is_file() else None
             if hashes != {here}:

@@ -45,7 +45,8 @@ class Stage:
     volumes: tuple[Path, ...] = ()
     """Files that are read and that a manifest among the inputs vouches for: the command, run again, compares them."""
     passed_on: tuple[Path, ...] = ()
-    """Files that its commands leave for later ones of its own: it runs again when their content is another since."""
+    """Files that its commands leave for later ones of its own: it runs again when their content is another since, and
+    its commands refuse what they made from others."""
 
     @property
     def lanes(self) -> list[tuple[tuple[str, ...], ...]]:

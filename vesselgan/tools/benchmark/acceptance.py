@@ -44,7 +44,10 @@ def run(config: Benchmark) -> None:
     out = Path(config.out or "work/acceptance")
     end = time.monotonic() + 60 * config.minutes
     device = distributed.choose_device(config.runtime.device, 0)
-    config = replace(config, variant=replace(config.variant, precision=precision_on(device, config.variant.precision)))
+    precision = precision_on(device, config.variant.precision)
+    if precision != config.variant.precision:
+        log.info(f"in {precision} on this {device.type}, in place of variant.precision={config.variant.precision}")
+    config = replace(config, variant=replace(config.variant, precision=precision))
     provenance = collect()
     results: list[dict[str, Any]] = []
     report = {"device": _device_name(device), "precision": config.variant.precision, "parts": results}
