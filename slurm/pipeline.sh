@@ -173,7 +173,7 @@ gpus_of() {
     elif [ -n "$each" ]; then
         tasks=$(asked ntasks "$@") each=$(count_of "gpu:$each")
         [ -n "$tasks" ] || tasks=$(($(asked ntasks-per-node "$@") * ${nodes:-1}))
-        echo $((each * (tasks ? tasks : 1)))
+        echo $((each * tasks))
     else
         each=$(asked gpus-per-node "$@")
         each=${each:+gpu:$each}

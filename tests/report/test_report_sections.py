@@ -69,7 +69,8 @@ def test_our_models_are_joined_by_weights(make_result):
     made = table_3_rows.from_results([make_result("real", 0.9), synthetic], ["dice", "bavd_voxels"], {"a": "sn"})
     (model,) = agreement._models("here", made, "phantom", "all", {("a", "12", ""): image})
     assert model == ("here", "SN", 0.5, 0.6, pytest.approx(0.8), pytest.approx(1.0))
-    for other in (("a", "34"), ("b", "12"), None):  # a later checkpoint, another run, patches that do not say
+    # A later checkpoint, another run, heads, patches that do not say.
+    for other in (("a", "34", ""), ("b", "12", ""), ("a", "12", "heads, noise None"), None):
         assert list(agreement._models("here", made, "phantom", "all", {other: image})) == []
 
 

@@ -15,14 +15,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.names import on_one_line
 
 TITLE_WIDTH = 42
-Lanes = tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]
 TAIL_LINES = 25
+Lane = tuple[tuple[str, ...], ...]
+"""Argument lists, run in order."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,14 @@ class Stage:
 
     name: str
     title: str
-    commands: tuple[tuple[str, ...], ...]
-    """Argument lists; processes.PORT stands for a free port."""
+    commands: Lane
+    """processes.PORT stands for a free port."""
     outputs: tuple[Path, ...] = ()
     """Exist when the stage is done."""
     threads: int | None = None
     """CPU threads of a process; None: its share of the cores."""
-    beside: tuple[tuple[str, ...], ...] = ()
-    """Of a second lane, which runs at the same time; the commands of a lane run in order."""
+    beside: Lane = ()
+    """A second lane, which runs at the same time."""
     inputs: tuple[Path, ...] = ()
     """Files that stand for all that is read, as manifests with hashes: the stage runs again when their content changes.
     """
@@ -49,7 +51,7 @@ class Stage:
     its commands refuse what they made from others."""
 
     @property
-    def lanes(self) -> list[tuple[tuple[str, ...], ...]]:
+    def lanes(self) -> list[Lane]:
         return [lane for lane in (self.commands, self.beside) if lane]
 
     def digests(self) -> list[str | None]:
@@ -62,8 +64,8 @@ def _hashes(paths: Iterable[Path]) -> list[str | None]:
     return [sha256_of(path) if path.is_file() else None for path in paths]
 
 
-def in_turns(commands: Sequence[tuple[str, ...]], at_once: int) -> Lanes:
-    """The commands of the first lane and of the one beside it; at_once: 1 or 2."""
+def in_turns(commands: Sequence[tuple[str, ...]], at_once: int) -> tuple[Lane, Lane]:
+    """The first lane and the one beside it; at_once: 1 or 2."""
     return (tuple(commands), ()) if at_once == 1 else (tuple(commands[::2]), tuple(commands[1::2]))
 
 
@@ -100,8 +102,8 @@ def setting(key: str, value: object) -> str:
 def run_stage(home: Path, stage: Stage, label: str) -> bool:
     """Run `stage` unless it is done, and print one line; True if it ran.
 
-    Commands write to home/logs/<stage>.log, those of the lane beside it to <stage>-2.log. If one fails,
-    its error is shown and its exit code is raised as SystemExit.
+    Commands write to home/logs/<stage>.log, those of the lane beside it to <stage>-2.log. If one fails, its error is
+    shown and its exit code is raised as SystemExit.
     """
     marker = home / f"done/{stage.name}.json"
     lanes = stage.lanes
@@ -128,8 +130,8 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
-    record = {"commands": sum(lanes, ()), "inputs": inputs, "seconds": round(seconds, 1)}
-    record |= {"passed_on": _hashes(stage.passed_on)} if stage.passed_on else {}
+    record: dict[str, Any] = {"commands": sum(lanes, ()), "inputs": inputs, "passed_on": _hashes(stage.passed_on)}
+    record["seconds"] = round(seconds, 1)
     partial.write_text(json.dumps(record, indent=1))
     os.replace(partial, marker)
     print(processes.clock(seconds), flush=True)
