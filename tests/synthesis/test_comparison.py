@@ -1,5 +1,7 @@
 """Summaries of patches that are known by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -35,8 +37,32 @@ def test_summary_of_two_patches():
     assert (summary.low, summary.high) == (pytest.approx(11), pytest.approx(29))
 
 
-def test_differences_are_named_beyond_their_ratio():
-    real = Summary(0, 10, 0.03, 5, 65, 10.0, 0.0)
-    assert Summary(0, 10, 0.011, 5, 36, 19.0, 0.5).differences(real) == []
-    far = Summary(0, 10, 0.009, 30, 59, 4.0, 0.0).differences(real)
-    assert [text.split(" ")[0] for text in far] == ["vessel", "range", "contrast"]
+REAL = Summary(
+    num_empty=3, num_patches=10, vessel_fraction=0.03, low=3.0, high=73.0, contrast=10.0, specks=0.1
+)
+
+
+def test_what_is_near_the_training_set_gets_no_warning():
+    assert REAL.differences(REAL) == []
+    near = Summary(
+        num_empty=5, num_patches=10, vessel_fraction=0.011, low=20.0, high=60.0, contrast=19.0, specks=0.35
+    )
+    assert near.differences(REAL) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        # Too much alike: as patches of networks that saw too few of the times near noise.
+        ({"low": 30.0, "high": 69.0}, "patch means 30 to 69 against 3 to 73"),
+        # As wide, but all too bright.
+        ({"low": 103.0, "high": 173.0}, "patch means 103 to 173 against 3 to 73"),
+        ({"high": 140.0}, "patch means 3 to 140 against 3 to 73"),
+        ({"specks": 0.99}, "components under 4 voxels 99% against 10%"),
+        ({"num_empty": 9}, "empty labels 90% against 30%"),
+        ({"vessel_fraction": 0.009}, "vessel fraction 0.009 against 0.03"),
+        ({"contrast": 4.0}, "contrast within patches 4 against 10"),
+    ],
+)
+def test_what_is_far_from_it_is_named(change: dict[str, float], text: str):
+    assert replace(REAL, **change).differences(REAL) == [text]

@@ -262,6 +262,8 @@ def test_patches_of_no_head_are_refused(tmp_path, write_run):
     with pytest.raises(UsageError, match="no head"):
         run(compose.compose("generate", [f"run={run_dir}", "num_patches=2", f"out={tmp_path / 'patches'}"]))
     assert not (tmp_path / "patches").exists()
+    with pytest.raises(UsageError, match="label_threshold"):  # its labels are given, not made
+        run(compose.compose("generate", [f"run={run_dir}", "label_threshold=0.3"]))
     with pytest.raises(UsageError, match="spacing_mm"):
         compose.compose("generate", [f"run={run_dir}", "spacing_mm=[1,1,1]"])
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from vesselgan.formats.shards import ShardSet
 from vesselgan.models.blocks import init_weights
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import Generator, latents
 from vesselgan.training.collapse import (
     NUM_SAMPLES,
@@ -69,6 +70,19 @@ def test_the_alarm_rings_for_one_sample(work_dir):
             alive.train()(torch.randn(8, LATENT))
     found = sample_metrics(alive, z_NL, real)
     assert found["warning/mode_collapse"] == 0.0 and warning_lines(found) == [] and alive.training
+
+
+def test_given_labels_are_no_diversity_of_the_samples(work_dir):
+    """A network whose image is the same for every label and place is dead, however much the given labels differ."""
+    shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
+    dead = FlowGenerator(shards.patch_shape, 8, has_position=True, time_shift=1.0, num_steps=1, guidance=0.0, num_given=2)
+    real = real_patches(shards, dead, scaling="volume", label_threshold=0.5)
+    assert real.shape[1] == 3
+    with torch.no_grad():
+        for parameter in dead.parameters():
+            parameter.zero_()
+    z_NL = latents(990, range(NUM_SAMPLES), dead.latent_size)
+    assert sample_metrics(dead, z_NL, real) == {"samples/diversity": 0.0, "warning/mode_collapse": 1.0}
 
 
 def test_a_critic_without_slope_or_gap_is_told():

@@ -23,7 +23,8 @@ class Generate:
     variant keeps one, else `standing`."""
     label_threshold: float | None = field(metadata=THRESHOLD | OF_PATCHES)
     """Score from which a voxel is vessel in stored and in NIfTI labels, and which the manifest recommends to readers;
-    null: the one whose labels are most like the training labels, the variant's for private runs and given labels."""
+    null: the one whose labels are most like the training labels, the variant's for private runs. Refused for a run that
+    is given its labels."""
     batch_size: int = field(metadata=POSITIVE)
     nifti: bool = field(metadata=OF_PATCHES)
     """Write every pair as NIfTI too, into OUT/nifti."""

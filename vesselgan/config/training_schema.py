@@ -73,6 +73,7 @@ OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")
 OF_LATENTS = read_if(
     lambda c: c.variant.flow is None and c.variant.condition is None, "a GAN without variant.condition,"
 )
+OF_MADE_LABELS = read_if(lambda c: c.variant.condition is None, "a variant that makes its labels, variant.condition=null,")
 OF_FLOW = read_if(lambda c: c.variant.flow is not None, "a flow, such as variant=flow,")
 
 
@@ -121,8 +122,9 @@ class Variant:
     final_learning_rate: float = field(metadata=SHARE)
     """Share of the learning rates that is left at the last step; they fall linearly. 1: constant, as the paper's."""
     ema_decay: float | None = field(metadata=rule(lambda v: 0 < v < 1, "must lie between 0 and 1, such as 0.995"))
-    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none."""
-    label_threshold: float = field(metadata=THRESHOLD)
+    """Moving average of the generator's weights, per generator step, as another set to sample from; null: none. It
+    warms up: after n steps the decay is at most n / (n + 10), so 0.999 is reached after 10,000."""
+    label_threshold: float = field(metadata=THRESHOLD | OF_MADE_LABELS)
     """Score from which a voxel of a sample is vessel, where nothing else is said (paper: 0.3)."""
     dp: Dp | None
     """Differential privacy; null: none."""

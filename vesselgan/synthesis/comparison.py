@@ -10,7 +10,7 @@ from vesselgan.core.console import log
 from vesselgan.core.errors import DataError, ResourceError
 from vesselgan.formats.cohort import shards_dir
 from vesselgan.formats.run_dir import RunDir
-from vesselgan.formats.shards import MANIFEST, ShardSet, content_hash
+from vesselgan.formats.shards import MANIFEST, PROCEDURAL_TREES, ShardSet, content_hash
 from vesselgan.metrics.centreline import TOUCHING
 from vesselgan.metrics.label_likeness import evenly, label_means
 
@@ -20,8 +20,12 @@ THRESHOLDS = [round(0.05 * k, 2) for k in range(1, 20)]
 """Candidates of a label threshold."""
 FEW_VOXELS = 4
 """Components of fewer are specks: a vessel's voxels touch more."""
-FAR = {"vessel fraction": 3.0, "range of patch means": 2.0, "contrast within patches": 2.0}
-"""Ratio of synthetic to training patches, either way, from which a set gets a warning."""
+FAR = {"vessel fraction": 3.0, "contrast within patches": 2.0}
+"""Ratio of synthetic to training patches, either way, beyond which a set gets a warning."""
+FAR_SHIFT = 0.25
+"""Of either end of the patches' means, over their range in the training set."""
+FAR_SHARE = 0.3
+"""More, of empty labels or of specks, than in the training set."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,26 @@ class Summary:
         )
 
     def differences(self, training: "Summary") -> list[str]:
-        """What differs by more than FAR allows."""
-        pairs = {
+        """What is further from the training set than FAR, FAR_SHIFT and FAR_SHARE allow."""
+        ratios = {
             "vessel fraction": (self.vessel_fraction, training.vessel_fraction),
-            "range of patch means": (self.high - self.low, training.high - training.low),
             "contrast within patches": (self.contrast, training.contrast),
         }
-        far = {name: (a, b) for name, (a, b) in pairs.items() if not b / FAR[name] <= a <= b * FAR[name]}
-        return [f"{name} {a:.3g} against {b:.3g}" for name, (a, b) in far.items()]
+        shares = {
+            "empty labels": (self.num_empty / self.num_patches, training.num_empty / training.num_patches),
+            f"components under {FEW_VOXELS} voxels": (self.specks, training.specks),
+        }
+        texts = [
+            f"{name} {a:.3g} against {b:.3g}"
+            for name, (a, b) in ratios.items()
+            if not b / FAR[name] <= a <= b * FAR[name]
+        ]
+        texts += [f"{name} {a:.0%} against {b:.0%}" for name, (a, b) in shares.items() if a - b > FAR_SHARE]
+        shift = max(abs(self.low - training.low), abs(self.high - training.high))
+        if shift > FAR_SHIFT * (training.high - training.low):
+            made, real = (f"{summary.low:.0f} to {summary.high:.0f}" for summary in (self, training))
+            texts.append(f"patch means {made} against {real}")
+        return texts
 
 
 def training_set(run: RunDir) -> ShardSet | None:
@@ -94,8 +110,9 @@ def likest_threshold(scores: Iterable[np.ndarray], training: ShardSet) -> float 
 
 def log_comparison(synthetic: ShardSet, run: RunDir) -> None:
     """Logs both sets' summaries; a warning where they are far apart, or nothing is labelled."""
-    summary = Summary.of(synthetic)
-    log.info(f"at label threshold {synthetic.label_threshold:g}: {summary.line()}")
+    summary, is_given = Summary.of(synthetic), PROCEDURAL_TREES in synthetic.manifest.extra
+    labels = "given labels" if is_given else f"at label threshold {synthetic.label_threshold:g}"
+    log.info(f"{labels}: {summary.line()}")
     differences = [] if summary.vessel_fraction else ["no label has a vessel"]
     try:
         shards = training_set(run)
@@ -108,7 +125,5 @@ def log_comparison(synthetic: ShardSet, run: RunDir) -> None:
         log.info(f"training set: {training.line()}")
         differences = summary.differences(training)
     if differences:
-        log.warning(
-            f"{synthetic.folder}: not like the training set: {'; '.join(differences)}; train longer, or choose a "
-            "label threshold with evaluate=label_threshold"
-        )
+        remedy = "train longer" + ("" if is_given else ", or choose a label threshold with evaluate=label_threshold")
+        log.warning(f"{synthetic.folder}: not like the training set: {'; '.join(differences)}; {remedy}")

@@ -26,7 +26,7 @@ from vesselgan.formats.shards import (
     write_manifest,
     write_shard,
 )
-from vesselgan.formats.synthetic_volumes import SETTINGS
+from vesselgan.formats.synthetic_volumes import LABEL_THRESHOLD, SETTINGS
 from vesselgan.formats.volumes import write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
@@ -48,8 +48,12 @@ def generate(config: Generate) -> ShardSet:
     counts = {"num_patches": config.num_patches, "batch_size": config.batch_size}
     trained = read_generator(config.run, config.weights, config.checkpoint)
     threshold = config.label_threshold
-    check_settings(counts, config.seed, trained.label_threshold if threshold is None else threshold)
+    if trained.has_given_labels:
+        if threshold is not None:
+            raise UsageError(f"label_threshold={threshold:g} would change nothing: {trained.run} is given its labels")
+        threshold = LABEL_THRESHOLD
     labels = trained.label_patches(config.seed)
+    check_settings(counts, config.seed, trained.label_threshold if threshold is None else threshold)
     settings = {**origin_of(trained, RunDir(config.run)), "num_patches": config.num_patches, "seed": config.seed}
     settings |= {} if labels is None else {PROCEDURAL_TREES: True}
     out = Path(config.out) if config.out is not None else RunDir(config.run).synthetic
@@ -89,16 +93,15 @@ def _threshold_of(out: Path, settings: dict[str, Any]) -> float | None:
 def _chosen_threshold(config: Generate, trained: TrainedGenerator) -> float:
     """Of the first samples, whose labels are most like the training labels; the variant's where that cannot be said.
 
-    That is so where labels are given, where the training set cannot be read, and where a budget protects it: the choice
-    reads the patients' labels.
+    That is so where the training set cannot be read, and where a budget protects it: the choice reads the patients'
+    labels.
     """
-    is_open = trained.label_patches(config.seed) is None and "privacy" not in trained.state
     indices = range(min(config.num_patches, NUM_PILOTS))
     pilots = trained.records(indices, config.seed, trained.label_threshold, config.batch_size, None)
     scores = (record.score_XYZ for record in pilots if record.score_XYZ is not None)
     threshold = None
     try:
-        training = training_set(RunDir(config.run)) if is_open else None
+        training = training_set(RunDir(config.run)) if "privacy" not in trained.state else None
         if training is not None:
             threshold = likest_threshold(scores, training)
     except (DataError, ResourceError) as error:

@@ -64,6 +64,11 @@ class TrainedGenerator:
         """The settings of a flow's integration, which the weights do not hold."""
         return asdict(self.network.sampling) if isinstance(self.network, FlowGenerator) else None
 
+    @property
+    def has_given_labels(self) -> bool:
+        """Whether the image alone is made."""
+        return isinstance(self.network, FlowGenerator) and self.network.num_given > 0
+
     def sample(
         self, n: int, seed: int, *, label_threshold: float | None = None, batch_size: int = BATCH_SIZE
     ) -> list[Record]:
@@ -94,8 +99,9 @@ class TrainedGenerator:
 
     def label_patches(self, seed: int) -> LabelPatches | None:
         """For a network that is given labels; None for one that makes its own. UsageError: see LabelPatches."""
-        if not isinstance(self.network, FlowGenerator) or not self.network.num_given:
+        if not self.has_given_labels:
             return None
+        assert isinstance(self.network, FlowGenerator)
         return LabelPatches(self.network, self.state["manifest"]["spacing_mm"], seed)
 
     def records(

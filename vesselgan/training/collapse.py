@@ -64,12 +64,16 @@ def samples(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> Iterator[
 
 @torch.no_grad()
 def sample_metrics(generator: nn.Module, z_NL: Tensor, real_NCXYZ: Tensor) -> dict[str, float]:
-    """`samples/diversity` (1: as real patches) and its warning; the generator's mode is restored."""
+    """`samples/diversity` (1: as real patches) and its warning; the generator's mode is restored.
+
+    Of the channels that are made: where labels are given, those of different patches are no merit of the samples.
+    """
     was_training = generator.training
     generator.eval()
-    distance = mean_pairwise_distance(samples(generator, z_NL, real_NCXYZ))
+    made = slice(1 if isinstance(generator, FlowGenerator) and generator.num_given else 2)
+    distance = mean_pairwise_distance(sample_CXYZ[made] for sample_CXYZ in samples(generator, z_NL, real_NCXYZ))
     generator.train(was_training)
-    diversity = distance / max(mean_pairwise_distance(real_NCXYZ[:, :2]), 1e-6)
+    diversity = distance / max(mean_pairwise_distance(real_NCXYZ[:, made]), 1e-6)
     return {"samples/diversity": diversity, "warning/mode_collapse": float(diversity < MIN_DIVERSITY)}
 
 
