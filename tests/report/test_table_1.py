@@ -166,7 +166,7 @@ def test_a_run_names_its_patches_model(make_run):
         ("variant.width=16", True),
         ("variant.n_critic=2", True),
         ("variant.condition=label variant.generator_norm=group", False),
-        ("variant.loss=hinge", False),
+        ("variant.generator_norm=group", False),
         ("variant.generator_norm=group", False),
         ("variant.critic_norm=instance", False),
         ("variant.penalty_weight=0", False),

@@ -237,7 +237,7 @@ def test_visits_of_a_patient_are_averaged(make_result):
 
 def test_a_changed_run_is_no_papers_source(make_result, make_run):
     """Whether a study names its variant or a result its run."""
-    run = make_run("mine", {"variant": {"name": "sn_mp", "loss": "hinge"}})
+    run = make_run("mine", {"variant": {"name": "sn_mp", "generator_norm": "group"}})
     gan = {"run": "mine", "weights_sha256": "12"}
     synthetic = make_result("synthetic", 0.8) | {"gan": gan}
     study = from_results([synthetic], [*SHOWN, *FURTHER], {"mine": "sn_mp"})

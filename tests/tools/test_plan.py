@@ -100,7 +100,7 @@ def test_the_papers_hours_are_of_its_settings():
         return gpu_hours.paper_hours(compose("plan", ["variant=sn_mp", *changes]), steps=steps)
 
     assert hours() == 77 and hours(steps=10) is None
-    for change in ("patch_shape=[32,32,32]", "train.batch_size=8", "variant.width=256", "variant.loss=hinge"):
+    for change in ("patch_shape=[32,32,32]", "train.batch_size=8", "variant.width=256", "variant.generator_norm=group"):
         assert hours(change) is None
 
 

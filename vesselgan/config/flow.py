@@ -17,6 +17,11 @@ def check_networks(variant: Any) -> None:
             f"variant.condition={variant.condition} with variant.dp: a GAN's generator would be given patients' labels "
             "without noise; take a flow, as variant=dp_flow_label"
         )
+    if variant.condition is not None and variant.critic_norm == "instance":
+        raise UsageError(
+            f"variant.condition={variant.condition} with variant.critic_norm=instance: the critic that finds labels in "
+            "images has spectral normalisation; set critic_norm=spectral, as variant=gan_label"
+        )
     if variant.condition is not None and variant.generator_norm == "batch":
         raise UsageError(
             f"variant.condition={variant.condition} with variant.generator_norm=batch: the generator that is given "

@@ -47,11 +47,6 @@ def _rules(variant: Any) -> list[tuple[bool, str, str]]:
             "penalty_weight=0, dp.weight_clip bounds the critic",
         ),
         (
-            variant.loss != "wasserstein",
-            f"variant.loss={variant.loss} with variant.dp",
-            "the private critic has clipped weights, which Wasserstein's loss needs; set loss=wasserstein",
-        ),
-        (
             variant.precision != "fp32",
             f"variant.precision={variant.precision} with variant.dp",
             "clipping and noise must not be rounded, nor steps skipped by a loss scale; set precision=fp32",

@@ -74,6 +74,10 @@ OF_LATENTS = read_if(
     lambda c: c.variant.flow is None and c.variant.condition is None, "a GAN without variant.condition,"
 )
 OF_MADE_LABELS = read_if(lambda c: c.variant.condition is None, "a variant that makes its labels, variant.condition=null,")
+OF_PENALTY = read_if(
+    lambda c: c.variant.penalty_weight > 0 and c.variant.flow is None and c.variant.condition is None,
+    "a GAN with variant.penalty_weight above 0",
+)
 OF_FLOW = read_if(lambda c: c.variant.flow is not None, "a flow, such as variant=flow,")
 
 
@@ -87,25 +91,20 @@ class Variant:
         metadata=rule(lambda v: v >= 8 and v % 8 == 0, "must be a multiple of 8 (three halvings of channels)")
     )
     """Generator channels at the start, critic channels at the end (paper: 512, complex 1024); a flow's at the top, and
-    those of a GAN that is given labels, whose critic has twice as many at its end."""
+    those of a GAN that is given labels, whose critic has twice as many at its lowest level."""
     latent_size: int = field(metadata=POSITIVE | OF_LATENTS)
     """Values of the noise that a sample is made from (a GAN that makes its labels)."""
     critic_norm: str | None = field(metadata=one_of("instance", "spectral") | OF_GAN)
-    """`instance` or `spectral` normalisation; null, with variant.flow alone: there is no critic."""
+    """`instance` or `spectral` normalisation (with variant.condition the latter); null, with variant.flow alone: there
+    is no critic."""
     generator_norm: str | None = field(metadata=one_of("batch", "group") | OF_GAN)
     """`batch` or `group` normalisation; null, with variant.flow alone, whose network has its own."""
     precision: str = field(metadata=PRECISION)
     """`fp32`, `fp16` or `bf16`: the type in which networks compute. The optimizer keeps and updates float32 weights in
     all three; the DeepSpeed JSON's fp16 or bf16 section is completed to agree."""
-    loss: str = field(metadata=one_of("wasserstein", "hinge") | OF_GAN)
-    """`wasserstein`, the paper's; `hinge`: samples that the critic scores beyond a margin of 1 teach it nothing more,
-    which with spectral normalisation needs no penalty."""
-    penalty_weight: float = field(metadata=NOT_NEGATIVE | OF_GAN)
+    penalty_weight: float = field(metadata=NOT_NEGATIVE | OF_LATENTS)
     """lambda of equation 1; 0: no penalty."""
-    penalty_reduction: str = field(
-        metadata=one_of("sample", "batch")
-        | read_if(lambda c: c.variant.penalty_weight > 0 and c.variant.flow is None, "variant.penalty_weight above 0")
-    )
+    penalty_reduction: str = field(metadata=one_of("sample", "batch") | OF_PENALTY)
     """`sample`: one norm and one epsilon per sample (Gulrajani 2017); `batch`: the authors' code."""
     n_critic: int = field(metadata=POSITIVE | OF_GAN)
     """Critic steps, each on a fresh batch, per generator step."""
@@ -129,9 +128,9 @@ class Variant:
     dp: Dp | None
     """Differential privacy; null: none."""
     condition: str | None = field(metadata=one_of("label", "anatomy"))
-    """What the image is made of. `label`: a given vessel label; `anatomy`: a label and a map of brain, head and
-    outside, for which every subject needs a brain mask. `generate` gives it procedural ones, which are nobody's. Null:
-    image and label are made together."""
+    """What the image is made of, and what a GAN's critic must find in it. `label`: a given vessel label; `anatomy`: a
+    label and a map of brain, head and outside, for which every subject needs a brain mask. `generate` gives it
+    procedural ones, which are nobody's. Null: image and label are made together."""
     time_power: float = field(
         metadata=rule(lambda v: 0.5 <= v <= 4, "must lie between 0.5 and 4; 1 is equal steps") | OF_FLOW
     )

@@ -15,7 +15,9 @@ from vesselgan.data.positions import positions_of
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import ShardSet, content_hash
 from vesselgan.losses.flow_matching import point_on_path
+from vesselgan.losses.voxel_classes import balanced_weights, classification_loss, one_hot_classes
 from vesselgan.models.flow import FlowGenerator, with_signed_label
+from vesselgan.models.segmentation_critic import SegmentationCritic
 from vesselgan.models.variants import build_networks, takes_tissue
 from vesselgan.runtime.checkpoint import read_weights
 from vesselgan.runtime.generator_weights import read_generator_weights
@@ -67,12 +69,24 @@ class AttackedNetwork:
             if flow is not None:
                 score_N = -self._errors(flow, patch_NCXYZ, position_N3, seed)
             else:
-                score_N = self.network(patch_NCXYZ)
+                score_N = self._critic_scores(patch_NCXYZ)
             scores.append(score_N.double().cpu().numpy())
         all_scores = np.concatenate(scores)
         if not np.isfinite(all_scores).all():
             raise NumericError(f"{shards.folder}: the {self.kind}'s scores of some patches are not finite; it diverged")
         return all_scores
+
+    def _critic_scores(self, patch_NCXYZ: Tensor) -> Tensor:
+        """[N]: a critic's scores; of one that classifies voxels, its negative loss, patch by patch."""
+        found = self.network(patch_NCXYZ)
+        if not isinstance(self.network, SegmentationCritic):
+            return found
+        scores = []
+        for logits, one_hot in zip(
+            found.split(1), one_hot_classes(patch_NCXYZ[:, 1:], self.network.num_classes).split(1), strict=True
+        ):
+            scores.append(-classification_loss(logits, one_hot, balanced_weights(one_hot)))
+        return torch.stack(scores)
 
     def _errors(self, flow: FlowGenerator, patch_NCXYZ: Tensor, position_N3: Tensor | None, seed: int) -> Tensor:
         """[N]: a flow's mean squared error of the denoised patches over TIMES; every patch gets the same noise."""

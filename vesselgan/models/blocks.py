@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from vesselgan.core.errors import UsageError
 from vesselgan.models.normalisation import BatchNorm3d, InstanceNorm3d, SpectralNorm, at_least_float32
@@ -33,6 +34,7 @@ __all__ = [
     "restore_spectral_vectors",
     "set_trainable",
     "spectral_vectors",
+    "spectrally_normalised",
     "transposed_convolution",
 ]
 
@@ -138,6 +140,12 @@ def freeze_bias(convolution: Conv3d) -> Conv3d:
     nn.init.zeros_(convolution.bias)
     convolution.bias.requires_grad_(False)
     convolution.has_frozen_bias = True
+    return convolution
+
+
+def spectrally_normalised(convolution: Conv3d) -> Conv3d:
+    """Its weight is divided by its spectral norm from now on (SN)."""
+    parametrize.register_parametrization(convolution, "weight", SpectralNorm(convolution.weight))
     return convolution
 
 

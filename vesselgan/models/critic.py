@@ -1,6 +1,6 @@
 """The critic: image and vessel label -> one score.
 
-Shapes: N batch, C channel (0 image, 1 vessel label, 2 tissue map where it is given), X Y Z voxels.
+Shapes: N batch, C channel (0 image, 1 vessel label), X Y Z voxels.
 """
 
 import math
@@ -10,16 +10,15 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from vesselgan.core.errors import UsageError
 from vesselgan.models.blocks import (
     Conv3d,
     InstanceNorm3d,
     Linear,
-    SpectralNorm,
     check_patch_shape,
     freeze_bias,
+    spectrally_normalised,
     transposed_convolution,
 )
 from vesselgan.models.generator import check_width
@@ -34,29 +33,21 @@ class Critic(nn.Module):
 
     Channels 2, width / 8, width / 4, width / 2, width. `norm="instance"`: InstanceNorm without scale and shift after
     every convolution (GP). `norm="spectral"`: spectral normalisation of every convolution's weight (SN).
-    With `is_fine`, not the paper's: one more convolution first, at full resolution, since image and given label agree
-    to the voxel; channels num_channels, width / 4, width / 2, and width three times.
     """
 
-    def __init__(
-        self, patch_shape: tuple[int, int, int], width: int, norm: str, *, num_channels: int = 2, is_fine: bool = False
-    ) -> None:
+    def __init__(self, patch_shape: tuple[int, int, int], width: int, norm: str) -> None:
         super().__init__()
-        self.num_channels = num_channels
         if norm not in NORMS:
             raise UsageError(f"variant.critic_norm={norm}: choose one of {', '.join(NORMS)}")
         check_patch_shape(patch_shape, norm)
         check_width(width)
-        channels, strides = [num_channels, width // 8, width // 4, width // 2, width], [2, 2, 2, 2]
-        if is_fine:
-            channels, strides = [num_channels, width // 4, width // 2, width, width, width], [1, *strides]
-        layers = zip(pairwise(channels), strides, strict=True)
-        convolutions = [Conv3d(i, o, kernel_size=3, stride=stride, padding=1) for (i, o), stride in layers]
+        channels = [2, width // 8, width // 4, width // 2, width]
+        convolutions = [Conv3d(i, o, kernel_size=3, stride=2, padding=1) for i, o in pairwise(channels)]
         for convolution in convolutions:
             if norm == "instance":
                 freeze_bias(convolution)
             else:
-                parametrize.register_parametrization(convolution, "weight", SpectralNorm(convolution.weight))
+                spectrally_normalised(convolution)
         self.convolutions = nn.ModuleList(convolutions)
         self.norm = InstanceNorm3d() if norm == "instance" else nn.Identity()
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
@@ -93,8 +84,7 @@ class Critic(nn.Module):
                 x_NCXYZ = self.activation(activations[-1])
         weight_1CXYZ = (self.score.weight.to(at_least_float32(x_NCXYZ.dtype)) * scale).view(1, *x_NCXYZ.shape[1:])
         gradient_NCXYZ = weight_1CXYZ.to(x_NCXYZ.dtype).expand_as(x_NCXYZ)
-        for convolution, weight, x_NCXYZ in reversed(list(zip(convolutions, weights, activations, strict=True))):
-            stride = convolution.stride[0]
+        for x_NCXYZ, weight in zip(reversed(activations), reversed(weights), strict=True):
             gradient_NCXYZ = torch.ops.aten.leaky_relu_backward(gradient_NCXYZ, x_NCXYZ, NEGATIVE_SLOPE, False)
-            gradient_NCXYZ = transposed_convolution(gradient_NCXYZ, weight, stride=stride, output_padding=stride - 1)
+            gradient_NCXYZ = transposed_convolution(gradient_NCXYZ, weight, output_padding=1)
         return gradient_NCXYZ

@@ -9,13 +9,11 @@ from vesselgan.models.blocks import init_weights
 from vesselgan.models.critic import Critic
 from vesselgan.models.flow import FlowGenerator, init_flow_weights
 from vesselgan.models.generator import Generator
+from vesselgan.models.segmentation_critic import SegmentationCritic
 
 LABEL, TISSUE = "label", "tissue map"
 GIVEN: dict[str | None, tuple[str, ...]] = {None: (), "label": (LABEL,), "anatomy": (LABEL, TISSUE)}
 """variant.condition -> the channels of a patch that a generator is given."""
-
-CRITIC_WIDTHS = 2
-"""Channels at a critic's end over those at the top of the generator, a flow's U-Net, where labels are given."""
 
 
 class Settings(Protocol):
@@ -36,10 +34,9 @@ def build_networks(variant: Settings, patch_shape: Sequence[int]) -> dict[str, n
         return {"generator": build_generator(variant, patch_shape)}
     x, y, z = patch_shape
     if variant.condition is None:
-        critic = Critic((x, y, z), variant.width, variant.critic_norm)
+        critic: nn.Module = Critic((x, y, z), variant.width, variant.critic_norm)
     else:
-        width, num_channels = CRITIC_WIDTHS * variant.width, 1 + len(GIVEN[variant.condition])
-        critic = Critic((x, y, z), width, variant.critic_norm, num_channels=num_channels, is_fine=True)
+        critic = SegmentationCritic((x, y, z), variant.width, len(GIVEN[variant.condition]))
     return {"critic": critic, "generator": build_generator(variant, patch_shape)}
 
 
@@ -74,9 +71,7 @@ def build_generator(variant: Settings, patch_shape: Sequence[int]) -> Generator 
 
 def takes_tissue(network: nn.Module) -> bool:
     """Whether the patches that a network learns from, or scores, need a tissue map."""
-    if isinstance(network, Critic):
-        return network.num_channels > 2
-    return isinstance(network, FlowGenerator) and network.num_given > 1
+    return isinstance(network, FlowGenerator | SegmentationCritic) and network.num_given > 1
 
 
 def init_networks(networks: dict[str, nn.Module], seed: int) -> None:

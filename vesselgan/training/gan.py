@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vesselgan.config.schema import Variant
 from vesselgan.losses.gradient_penalty import gradient_penalty
-from vesselgan.losses.hinge import hinge_critic_loss
+from vesselgan.losses.voxel_classes import balanced_weights, classification_loss, made_loss, one_hot_classes
 from vesselgan.losses.wasserstein import critic_loss, generator_loss
 from vesselgan.models.blocks import (
     iterate_spectral_norms,
@@ -27,6 +27,7 @@ from vesselgan.models.blocks import (
 )
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.normalisation import at_least_float32
+from vesselgan.models.segmentation_critic import SegmentationCritic
 from vesselgan.runtime.engine import Engine
 from vesselgan.runtime.noise import NoiseSampler, Stream
 from vesselgan.runtime.timing import Phase, Scalars
@@ -78,16 +79,14 @@ def critic_step(
     vectors = spectral_vectors(critic.module)
     num_micro_batches, metrics = critic.micro_batches, Scalars()
     samples = (batch[0] if isinstance(batch, tuple) else batch, fake_NCXYZ, noise.epsilons_N(position))
+    weights_K = _class_weights(critic, samples[0])
     for real, fake, epsilon in zip(*(values.chunk(num_micro_batches) for values in samples), strict=True):
         real = real.to(critic.device, non_blocking=True).to(critic.dtype)
         # Every forward takes a power iteration, as the authors' do; every micro-batch takes the same ones.
         restore_spectral_vectors(critic.module, vectors)
         with phase("critic/scores"):
-            real_N, fake_N = critic.module(real), critic.module(fake)
-            wasserstein = critic_loss(real_N, fake_N)
-            loss = wasserstein if variant.loss == "wasserstein" else hinge_critic_loss(real_N, fake_N)
-        losses = {"loss/wasserstein": -wasserstein}
-        if variant.penalty_weight:
+            loss, losses = _critic_losses(critic.module, real, fake, weights_K)
+        if weights_K is None and variant.penalty_weight:
             with phase("critic/penalty"):
                 penalty = gradient_penalty(
                     critic.module.input_gradient,  # type: ignore[arg-type]
@@ -124,7 +123,9 @@ def generator_step(
     with phase("generator/fake"):
         fake_NCXYZ = _fakes(generator, batch, noise.latents_NL(Stream.GENERATOR_LATENTS, step)).to(critic.dtype)
     with phase("generator/scores"):
-        loss = generator_loss(_scores_N(critic.module, fake_NCXYZ, critic.micro_batches))
+        found = _scores(critic.module, fake_NCXYZ, critic.micro_batches)
+        weights_K = _class_weights(critic, fake_NCXYZ)
+        loss = generator_loss(found) if weights_K is None else _classified(found, fake_NCXYZ, weights_K)
     with phase("generator/backward"):
         generator.backward(loss)
     with phase("generator/update"):
@@ -147,8 +148,30 @@ def _fakes(generator: Engine, batch: Batch | None, z_NL: Tensor) -> Tensor:
     return torch.cat([image_N1XYZ, given_NGXYZ.to(image_N1XYZ.dtype)], 1)
 
 
-def _scores_N(critic: nn.Module, patch_NCXYZ: Tensor, num_micro_batches: int) -> Tensor:
-    """The critic's scores; in micro-batches its activations are recomputed in the backward instead of kept."""
+def _class_weights(critic: Engine, patch_NCXYZ: Tensor) -> Tensor | None:
+    """[K] of this batch over all ranks, for a critic that classifies voxels; None for one that scores patches."""
+    if not isinstance(critic.module, SegmentationCritic):
+        return None
+    return balanced_weights(one_hot_classes(patch_NCXYZ[:, 1:].to(critic.device), critic.module.num_classes))
+
+
+def _critic_losses(critic: nn.Module, real: Tensor, fake: Tensor, weights_K: Tensor | None) -> tuple[Tensor, Scalars]:
+    """The critic's loss, without a penalty, and its parts by name."""
+    found_real, found_fake = critic(real), critic(fake)
+    if weights_K is None:
+        loss = critic_loss(found_real, found_fake)
+        return loss, {"loss/wasserstein": -loss}
+    given, made = _classified(found_real, real, weights_K), made_loss(found_fake)
+    return given + made, {"loss/critic_real": given, "loss/critic_fake": made}
+
+
+def _classified(logits_NKXYZ: Tensor, patch_NCXYZ: Tensor, weights_K: Tensor) -> Tensor:
+    one_hot_NKXYZ = one_hot_classes(patch_NCXYZ[:, 1:], len(weights_K))
+    return classification_loss(logits_NKXYZ, one_hot_NKXYZ, weights_K)
+
+
+def _scores(critic: nn.Module, patch_NCXYZ: Tensor, num_micro_batches: int) -> Tensor:
+    """What the critic says; in micro-batches its activations are recomputed in the backward instead of kept."""
     if num_micro_batches == 1:
         return critic(patch_NCXYZ)
     chunks = patch_NCXYZ.chunk(num_micro_batches)
