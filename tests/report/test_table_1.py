@@ -167,7 +167,6 @@ def test_a_run_names_its_patches_model(make_run):
         ("variant.n_critic=2", True),
         ("variant.condition=label variant.generator_norm=group", False),
         ("variant.generator_norm=group", False),
-        ("variant.generator_norm=group", False),
         ("variant.critic_norm=instance", False),
         ("variant.penalty_weight=0", False),
     ],

@@ -37,16 +37,12 @@ def test_summary_of_two_patches():
     assert (summary.low, summary.high) == (pytest.approx(11), pytest.approx(29))
 
 
-REAL = Summary(
-    num_empty=3, num_patches=10, vessel_fraction=0.03, low=3.0, high=73.0, contrast=10.0, specks=0.1
-)
+REAL = Summary(num_empty=3, num_patches=10, vessel_fraction=0.03, low=3.0, high=73.0, contrast=10.0, specks=0.1)
 
 
 def test_what_is_near_the_training_set_gets_no_warning():
     assert REAL.differences(REAL) == []
-    near = Summary(
-        num_empty=5, num_patches=10, vessel_fraction=0.011, low=20.0, high=60.0, contrast=19.0, specks=0.35
-    )
+    near = Summary(num_empty=5, num_patches=10, vessel_fraction=0.011, low=20.0, high=60.0, contrast=19.0, specks=0.35)
     assert near.differences(REAL) == []
 
 

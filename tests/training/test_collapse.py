@@ -75,7 +75,8 @@ def test_the_alarm_rings_for_one_sample(work_dir):
 def test_given_labels_are_no_diversity_of_the_samples(work_dir):
     """A network whose image is the same for every label and place is dead, however much the given labels differ."""
     shards = ShardSet(work_dir / "phantom" / "shards" / "gan" / "train")
-    dead = FlowGenerator(shards.patch_shape, 8, has_position=True, time_shift=1.0, num_steps=1, guidance=0.0, num_given=2)
+    settings = {"has_position": True, "time_shift": 1.0, "num_steps": 1, "guidance": 0.0, "num_given": 2}
+    dead = FlowGenerator(shards.patch_shape, 8, **settings)
     real = real_patches(shards, dead, scaling="volume", label_threshold=0.5)
     assert real.shape[1] == 3
     with torch.no_grad():

@@ -73,7 +73,7 @@ OF_GAN = read_if(lambda c: c.variant.flow is None, "a GAN, variant.flow=null,")
 OF_LATENTS = read_if(
     lambda c: c.variant.flow is None and c.variant.condition is None, "a GAN without variant.condition,"
 )
-OF_MADE_LABELS = read_if(lambda c: c.variant.condition is None, "a variant that makes its labels, variant.condition=null,")
+OF_MADE_LABELS = read_if(lambda c: c.variant.condition is None, "a variant that makes labels, variant.condition=null,")
 OF_PENALTY = read_if(
     lambda c: c.variant.penalty_weight > 0 and c.variant.flow is None and c.variant.condition is None,
     "a GAN with variant.penalty_weight above 0",

@@ -13,7 +13,6 @@ from vesselgan.models.critic import NEGATIVE_SLOPE
 from vesselgan.models.generator import check_width
 from vesselgan.models.normalisation import at_least_float32
 
-
 NUM_CLASSES = {1: 2, 2: 4}
 """By what is given: background and vessel; outside, head, brain and vessel."""
 

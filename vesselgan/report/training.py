@@ -28,7 +28,15 @@ from vesselgan.viz import plots
 
 PANELS = (
     ("Losses", {"loss/critic": "critic, with penalty", "loss/generator": "generator"}),
-    ("Critic", {"loss/wasserstein": "Wasserstein estimate", "loss/gradient_penalty": "gradient penalty"}),
+    (
+        "Critic",
+        {
+            "loss/wasserstein": "Wasserstein estimate",
+            "loss/gradient_penalty": "gradient penalty",
+            "loss/critic_real": "of real patches",
+            "loss/critic_fake": "of made ones",
+        },
+    ),
 )
 """Of a GAN; another generator's losses share one panel under their own names."""
 HOW_TO_READ_A_GAN = (
