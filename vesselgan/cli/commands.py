@@ -107,6 +107,8 @@ def study(command: Command) -> None:
         vesselgan study study=sweep runs=[work/runs/a] sweep.checkpoints=[step_00001000,step_00002000]
         vesselgan study study=sweep sweep.variant=sn_mp sweep.learning_rates=[2e-4,4e-4] sweep.batch_sizes=[4,8]
 
+    A sweep's learning rates are the critic's, or a flow's own; the generator's and Muon's keep their ratio to them.
+
     Started again it resumes. Results, tables and the report: work/studies/NAME.
     """
     from vesselgan.workflow.study.run import run

@@ -239,19 +239,20 @@ OF_SOURCES = read_if(lambda c: c.study == "data_sources", "study=data_sources")
 
 @dataclass
 class Sweep:
-    """The GANs that study=sweep ranks; lists that are not empty are combined with each other."""
+    """The GANs and flows that study=sweep ranks; lists that are not empty are combined with each other."""
 
     checkpoints: list[str]
     """Of every run that is named; empty: the newest."""
     variant: str = field(metadata=OF_GRID)
-    """Of GANs to train; a name in configs/variant."""
+    """Of GANs or flows to train; a name in configs/variant."""
     overrides: list[str] = field(metadata=OF_GRID)
-    """Further settings of GANs to train, as for train_gan, below `variant` and `train` or a preset:
+    """Further settings of those to train, as for train_gan, below `variant` and `train` or a preset:
     ["train.max_steps=50", "preset=demo"]."""
     learning_rates: list[float] = field(metadata=ALL_POSITIVE)
-    """The critic's, for GANs to train; the generator's keeps its ratio to it."""
+    """Adam's of the critic, for GANs to train; the generator's keeps its ratio to it. For flows to train, which have no
+    critic, variant.learning_rate_generator; Muon's keeps its ratio to it."""
     batch_sizes: list[int] = field(metadata=ALL_POSITIVE)
-    """For GANs to train."""
+    """For GANs or flows to train."""
 
 
 @dataclass

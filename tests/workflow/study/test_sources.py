@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from vesselgan.config import compose
+from vesselgan.config.checks import unread
+from vesselgan.config.overrides import groups
 from vesselgan.core.errors import DataError, UsageError
 from vesselgan.formats.shards import content_hash
 from vesselgan.workflow.stage import Stage
@@ -322,6 +324,45 @@ def test_a_sweep_ranks_by_validation_alone(study, walked, tmp_path):
         assert gan["variant.learning_rate_generator"] == pytest.approx(rate * ratio)
     generated = all_of(walked, "generate").values()
     assert [settings["checkpoint"] for settings in generated] == ["step_00000010", None, None]
+
+
+RATES = ("variant.learning_rate_critic", "variant.learning_rate_generator", "variant.muon_learning_rate")
+
+
+def read_by_train_gan(config: Any) -> dict[str, Any]:
+    """Every setting of networks, training and data that counts."""
+    kept = {key: value for key, value in compose.flat(config).items() if unread(config, key) is None}
+    return {key: value for key, value in kept.items() if key.startswith(("variant.", "train.", "data."))}
+
+
+@pytest.mark.parametrize("grid", [{"batches": [12]}, {"rates": 2, "batches": [12]}], ids=str)
+@pytest.mark.parametrize("variant", groups()["variant"])
+def test_every_variant_can_be_swept(study, variant, grid):
+    """All rates that are read keep their ratio; nothing else differs from the variant itself."""
+    own = ["train.max_steps=5", "train.num_workers=3", "variant.width=24"]
+    plain = compose.compose("train_gan", [f"variant={variant}", *own])
+    before = read_by_train_gan(plain)
+    rates = [key for key in RATES if before.get(key) is not None]
+    words = [f"sweep.variant={variant}", steps.override("sweep.overrides", own)]
+    if "rates" in grid:
+        words.append(steps.override("sweep.learning_rates", [grid["rates"] * before[rates[0]]]))
+    if "batches" in grid:
+        words.append(steps.override("sweep.batch_sizes", grid["batches"]))
+    config = study("study=sweep", "runs=[]", *words)
+    ((gan, stage),) = sweep.grid_of(config, home_of(config))
+    ((_, composed),) = parsed(stage)
+    assert (gan.variant, Path(composed.run_dir)) == (variant, gan.run)
+    expected = before | {key: grid.get("rates", 1) * before[key] for key in rates}
+    expected |= {"train.batch_size": grid.get("batches", [before["train.batch_size"]])[0]}
+    assert read_by_train_gan(composed) == expected | {"data.cohort_dir": config.data.cohort_dir}
+
+
+def test_a_sweep_keeps_a_group_that_is_taken_away(study):
+    config = study("study=sweep", "runs=[]", "sweep.variant=dpgan", "sweep.batch_sizes=[4]",
+                   'sweep.overrides=["variant.dp=null"]')  # fmt: skip
+    ((_, stage),) = sweep.grid_of(config, home_of(config))
+    ((_, composed),) = parsed(stage)
+    assert composed.variant.dp is None
 
 
 def test_a_sweep_ranks_by_the_mean_over_seeds(study, walked, monkeypatch):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from vesselgan.config.schema import Benchmark
+from vesselgan.config.schema import Benchmark, Variant
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
 from vesselgan.core.errors import NumericError
@@ -44,20 +44,23 @@ def run(config: Benchmark) -> None:
     out = Path(config.out or "work/acceptance")
     end = time.monotonic() + 60 * config.minutes
     device = distributed.choose_device(config.runtime.device, 0)
-    precision = precision_on(device, config.variant.precision)
-    if precision != config.variant.precision:
-        log.info(f"in {precision} on this {device.type}, in place of variant.precision={config.variant.precision}")
-    config = replace(config, variant=replace(config.variant, precision=precision))
+    chosen = config.variant.precision
+    precisions = {group: precision_of(group, device, config.variant) for group in config.parts}
+    for group, precision in precisions.items():
+        if precision != chosen:
+            log.info(f"{group} in {precision} on this {device.type}, in place of variant.precision={chosen}")
     provenance = collect()
     results: list[dict[str, Any]] = []
-    report = {"device": _device_name(device), "precision": config.variant.precision, "parts": results}
+    used = ", ".join(dict.fromkeys(precisions.values()))
+    report = {"device": _device_name(device), "precision": used, "parts": results}
     report |= {key: provenance[key] for key in ("time", "vesselgan", "packages", "hardware")}
     out.mkdir(parents=True, exist_ok=True)
-    for group in config.parts:
+    for group, precision in precisions.items():
+        measured = replace(config, variant=replace(config.variant, precision=precision))
         for name in GROUPS[group]:
             # Science trains for the given minutes, and takes as long as it takes.
             seconds = math.inf if group == "science" else end - time.monotonic()
-            result = run_part(GROUPS[group][name], config, seconds)
+            result = run_part(GROUPS[group][name], measured, seconds)
             results.append({"group": group, "name": name, **result})
             log.info(f"{group:<12} {name:<32} {result['status']:<8} {result['seconds']:6.1f} s")
             # After every part: a job may be killed.
@@ -66,6 +69,16 @@ def run(config: Benchmark) -> None:
     log.info(f"{out / 'index.html'}")
     if failed := [part["name"] for part in results if part["status"] == "failed" and part["group"] == "correctness"]:
         raise NumericError(f"acceptance: {', '.join(failed)} failed on {report['device']}; see {out / 'index.html'}")
+
+
+def precision_of(group: str, device: torch.device, variant: Variant) -> str:
+    """In which a group of parts computes: what the GPU is for, but where science trains in what the variant needs.
+
+    A flow's Muon works in fp32 alone, and a private variant trains in nothing else.
+    """
+    if group == "science" and device.type == "cuda" and (variant.flow is not None or variant.dp is not None):
+        return variant.precision
+    return precision_on(device, variant.precision)
 
 
 def precision_on(device: torch.device, precision: str) -> str:

@@ -1,6 +1,7 @@
 """The pipeline's commands as processes, for measurements of what samples teach."""
 
 import resource
+import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -9,8 +10,12 @@ from pathlib import Path
 from vesselgan.core import processes
 from vesselgan.core.errors import ResourceError
 from vesselgan.formats.results import read_result
+from vesselgan.formats.run_dir import RunDir
 from vesselgan.runtime import distributed
 from vesselgan.workflow.stage import module_command
+
+PROBE_STEPS, READINGS = 30, 6
+"""Of a short training, from whose log the seconds of a step are read; lines that a training's log gets."""
 
 
 def run_command(work: Path, *arguments: str) -> float:
@@ -51,6 +56,17 @@ class Pipeline:
     def make_phantom(self, cohort: list[str], shards: list[str]) -> None:
         run_command(self.work, "-m", "data_prep.make_phantom", *cohort, *self.data)
         run_command(self.work, "-m", "data_prep.build_shards", *shards, *self.data)
+
+    def train_gan(self, run_dir: Path, steps: int, *settings: str) -> None:
+        """Trains a GAN or a flow for so many steps."""
+        words = (*settings, f"train.max_steps={steps}", f"train.log_every={max(1, steps // READINGS)}")
+        self.launch("train_gan", "--run_dir", str(run_dir), *words, *self.data)
+
+    def seconds_of_step(self, run_dir: Path, *settings: str) -> float:
+        """The median seconds of a training step by the log of PROBE_STEPS, without its first reading."""
+        words = (*settings, "train.checkpoint_every=1000000", "train.image_every=1000000")
+        self.train_gan(run_dir, PROBE_STEPS, *words)
+        return statistics.median(row["time/step_ms"] for row in RunDir(run_dir).metrics()[1:]) / 1e3
 
     def dice_of_unet(self, name: str, split: str, *learn: str) -> dict[str, float]:
         """Mean Dice over the whole volumes of a split, of a U-Net that learns with the settings `learn`."""

@@ -26,8 +26,8 @@ from vesselgan.formats.run_dir import RunDir
 from vesselgan.tools.benchmark.pipeline import Pipeline
 from vesselgan.viz import plots
 
-PROBE_STEPS, READINGS, TURNS = 30, 6, 3
-"""Short trainings, each recipe's in turn, from whose logs the seconds of a step are read, without the first reading."""
+TURNS = 3
+"""Probes of a step's seconds, each recipe's in turn."""
 SPLIT = "validation"
 
 
@@ -83,7 +83,7 @@ class _Recipes:
 
     def _trained(self, recipe: str, steps: int, step_s: float, seed: int, name: str) -> dict[str, Any]:
         run_dir = self.out / name
-        self._train(run_dir, steps, *shlex.split(recipe), f"train.seed={seed}")
+        self._pipeline.train_gan(run_dir, steps, *shlex.split(recipe), f"train.seed={seed}")
         sampling = self._pipeline.launch("generate", f"run={run_dir}", f"num_patches={self.config.num_samples}")
         learn = ("data.source=synthetic", f"synthetic={RunDir(run_dir).synthetic}", f"unet.seed={seed}")
         scores = self._pipeline.dice_of_unet(f"of-{name}", SPLIT, *learn)
@@ -93,16 +93,9 @@ class _Recipes:
         """The median seconds of a step, by the run's own log."""
 
         def measure(name: str) -> dict[str, Any]:
-            words = (*shlex.split(recipe), "train.checkpoint_every=1000000", "train.image_every=1000000")
-            self._train(self.out / name, PROBE_STEPS, *words)
-            rows = RunDir(self.out / name).metrics()
-            return {"step_s": statistics.median(row["time/step_ms"] for row in rows[1:]) / 1e3}
+            return {"step_s": self._pipeline.seconds_of_step(self.out / name, *shlex.split(recipe))}
 
         return self._kept({"probe": recipe, "turn": turn}, measure)["step_s"]
-
-    def _train(self, run_dir: Path, steps: int, *words: str) -> None:
-        words = (*words, f"train.max_steps={steps}", f"train.log_every={max(1, steps // READINGS)}")
-        self._pipeline.launch("train_gan", "--run_dir", str(run_dir), *words, *self._pipeline.data)
 
     def _kept(self, facts: dict[str, Any], measure: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
         """The row of `measure`, made once for these facts, cohort and number of samples; its name stands for all."""

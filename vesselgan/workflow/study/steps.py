@@ -10,7 +10,7 @@ from typing import Any
 
 from vesselgan.config.checks import unread
 from vesselgan.config.compose import flat
-from vesselgan.config.overrides import COMMANDS, keys_of
+from vesselgan.config.overrides import COMMANDS, is_known, keys_of
 from vesselgan.config.schema import Study
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import log
@@ -91,11 +91,15 @@ def image_stage(config: Study, home: Path, gan: Gan, label_threshold: float) -> 
     return Stage(f"image-{gan.name}", f"image scores of {gan.name}", (words,), (out,), inputs=inputs)
 
 
-def settings_for(command_name: str, config: Any, *groups: str) -> list[str]:
-    """Every setting that counts in these groups of `config` and that `command_name` has too, as overrides."""
-    known = keys_of(COMMANDS[command_name])
+def settings_for(command_name: str, config: Any, *groups: str, reader: Any = None) -> list[str]:
+    """Every setting in these groups of `config` that `command_name` has too and reads, as overrides.
+
+    A group below them that is null stays null. reader: the command's own configuration, where what it reads does not
+    follow from `config`; None: it does.
+    """
+    known, reader = keys_of(COMMANDS[command_name]), config if reader is None else reader
     values = {key: value for group in groups for key, value in flat(getattr(config, group), f"{group}.").items()}
-    return [override(key, value) for key, value in values.items() if key in known and unread(config, key) is None]
+    return [override(k, value) for k, value in values.items() if is_known(k, known) and unread(reader, k) is None]
 
 
 def gans_of(config: Study, checkpoints: list[str]) -> list[Gan]:

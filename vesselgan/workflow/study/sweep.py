@@ -1,15 +1,16 @@
-"""Which GAN to take: checkpoints, learning rates and batch sizes ranked by the U-Nets that their patches train.
+"""Which GAN or flow to take: checkpoints, learning rates and batch sizes ranked by the U-Nets that their patches train.
 
 As the paper chose its hyper-parameters: by segmentation on the real validation set. No test subject is read.
 """
 
 import itertools
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vesselgan.config.compose import compose
-from vesselgan.config.schema import Study, TrainGan
+from vesselgan.config.schema import Study, TrainGan, Variant
 from vesselgan.core.console import log
 from vesselgan.core.errors import UsageError
 from vesselgan.formats.results import write_result
@@ -54,7 +55,10 @@ def record_of(config: Study, home: Path, gan: steps.Gan, runner: steps.StageRunn
 
 
 def grid_of(config: Study, home: Path) -> list[tuple[steps.Gan, Stage]]:
-    """A GAN for every critic's learning rate (the generator's keeps its ratio) with every batch size."""
+    """A GAN, or a flow, at every learning rate (as `at_rate` has it) with every batch size.
+
+    Raises UsageError for a value named twice, and for overrides that train_gan refuses.
+    """
     sweep = config.sweep
     if not sweep.learning_rates and not sweep.batch_sizes:
         return []
@@ -62,27 +66,37 @@ def grid_of(config: Study, home: Path) -> list[tuple[steps.Gan, Stage]]:
         values = getattr(sweep, key)
         if len(set(values)) < len(values):
             raise UsageError(f"sweep.{key}={values}: name none twice")
-    gan = swept_gan(config)
-    variant = gan.variant
-    ratio = variant.learning_rate_generator / variant.learning_rate_critic
+    base = swept_gan(config)
     grid = []
-    rates = sweep.learning_rates or [variant.learning_rate_critic]
-    batches = sweep.batch_sizes or [gan.train.batch_size]
+    rates = sweep.learning_rates or [swept_rate(base.variant)]
+    batches = sweep.batch_sizes or [base.train.batch_size]
     for rate, batch_size in itertools.product(rates, batches):
-        name = f"{variant.name}-rate-{rate:g}-batch-{batch_size}"
+        name = f"{base.variant.name}-rate-{rate:g}-batch-{batch_size}"
         run_dir = home / "trained" / name
-        own = {
-            "variant.learning_rate_critic": rate,
-            "variant.learning_rate_generator": rate * ratio,
-            "train.batch_size": batch_size,
-            "data.label_threshold": gan.data.label_threshold,
-        }
-        shared = steps.settings_for("train_gan", config, "data", "runtime")
+        gan = replace(base, variant=at_rate(base.variant, rate), train=replace(base.train, batch_size=batch_size))
+        # The choice of the variant brings its groups, as `flow`: settings below a group that is null are refused.
+        own = {"variant": sweep.variant, "data.label_threshold": gan.data.label_threshold}
+        shared = steps.settings_for("train_gan", config, "data", "runtime", reader=gan)
         shared += steps.settings_for("train_gan", gan, "variant", "train")
         inputs = steps.manifests(config, ("gan", "train"))
         stage = steps.training_stage("gan", "GAN", run_dir, own, shared, inputs)
-        grid.append((steps.Gan(name, run_dir, variant.name, None), stage))
+        grid.append((steps.Gan(name, run_dir, base.variant.name, None), stage))
     return grid
+
+
+def swept_rate(variant: Variant) -> float:
+    """The learning rate that a sweep sets: the critic's; of a flow, which has no critic, its network's."""
+    return variant.learning_rate_critic if variant.flow is None else variant.learning_rate_generator
+
+
+def at_rate(variant: Variant, rate: float) -> Variant:
+    """`variant` with `rate` as its swept rate; the generator's keeps its ratio to the critic's, Muon's to a flow's."""
+    factor = rate / swept_rate(variant)
+    if variant.flow is None:
+        generator = factor * variant.learning_rate_generator
+        return replace(variant, learning_rate_critic=rate, learning_rate_generator=generator)
+    muon = None if variant.muon_learning_rate is None else factor * variant.muon_learning_rate
+    return replace(variant, learning_rate_generator=rate, muon_learning_rate=muon)
 
 
 def swept_gan(config: Study) -> TrainGan:
