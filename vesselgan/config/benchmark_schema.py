@@ -1,8 +1,9 @@
 """Settings of measurements; each target reads its own."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from vesselgan.config.checks import ALL_POSITIVE, NOT_NEGATIVE, POSITIVE, THREE_SIZES, Rule, one_of, read_if, rule
+from vesselgan.config.checks import NOT_NEGATIVE, POSITIVE, THREE_SIZES, Rule, one_of, read_if, rule
 from vesselgan.config.training_schema import Runtime, Variant
 
 PARTS = ("correctness", "speed", "science")
@@ -11,6 +12,10 @@ TARGETS = ("acceptance", "loader", "prepare", "step", "segment", "metrics", "mac
 
 def _for_targets(*targets: str) -> Rule:
     return read_if(lambda c: c.target in targets, "target=" + " or ".join(targets))
+
+
+def _are_distinct(values: list[Any]) -> bool:
+    return 0 < len(values) == len(set(values))
 
 
 OF_PHANTOMS = _for_targets("loader", "prepare", "segment", "metrics", "machine", "scaling")
@@ -65,12 +70,16 @@ class Benchmark:
     out: str | None
     """Append the JSON line to this file too; acceptance, utility: their directory, null: work/TARGET."""
     recipes: list[str] = field(
-        metadata=rule(lambda v: len(v) > 0, "must name one or more texts of settings") | OF_UTILITY
+        metadata=rule(_are_distinct, "must be one or more texts of settings, each once") | OF_UTILITY
     )
-    """Settings of train_gan, a text each."""
-    seconds: list[float] = field(metadata=ALL_POSITIVE | OF_UTILITY)
-    """Seconds that every recipe trains for, by its own log: on a GPU, or on one thread of an idle CPU."""
+    """Settings of train_gan, key=value, a text each; steps, seed and cohort are the benchmark's."""
+    seconds: list[float] = field(
+        metadata=rule(lambda v: _are_distinct(v) and min(v) > 0, "must be one or more numbers above 0, each once")
+        | OF_UTILITY
+    )
+    """Seconds of training that every recipe is given, in steps as long as short probes of it say: on a GPU, or on one
+    thread of an idle CPU. What they took is measured."""
     num_seeds: int = field(metadata=POSITIVE | OF_UTILITY)
-    """Seeds from `seed` on, of generator and U-Net."""
+    """Seeds from `seed` on, of generator and U-Net; shuffled labels have the first."""
     num_samples: int = field(metadata=POSITIVE | OF_UTILITY)
     """Synthetic patches that a U-Net learns from."""

@@ -7,10 +7,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from vesselgan.core import processes
 from vesselgan.core.errors import ResourceError
+from vesselgan.evaluation.volume_scores import fit_threshold, read_levels, read_truth, regions_of
+from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir
+from vesselgan.metrics.overlap import dice
 from vesselgan.runtime import distributed
 from vesselgan.workflow.stage import module_command
 
@@ -81,3 +86,21 @@ class Pipeline:
         self.launch("evaluate", *settings, f"name={name}", f"split={split}", f"out={out}", *self.data)
         summary = read_result(out)["summary"]
         return {region: float(scores["dice"]["mean"]) for region, scores in summary.items() if "dice" in scores}
+
+
+def dice_of_fitted_threshold(cohort_dir: Path, split: str) -> dict[str, float]:
+    """Mean Dice of the best global threshold of each region, fitted on the very volumes of the split that it is scored
+    on: no threshold does better there. Regions as of `Pipeline.dice`. Raises DataError for a missing label or mask.
+    """
+    subjects = Cohort.read(cohort_dir).of_split(split)
+    regions = regions_of(subjects)
+    levels = fit_threshold(subjects, regions)
+    scores: dict[str, list[float]] = {region: [] for region in regions}
+    for name, subject in subjects.items():
+        with subject.hidden_paths():
+            truth_XYZ, mask_XYZ = read_truth(name, subject, needs_mask="intracranial" in regions)
+            level_XYZ = read_levels(name, subject)
+        for region, level in levels.items():
+            region_XYZ = mask_XYZ if region == "intracranial" else np.ones_like(truth_XYZ)
+            scores[region].append(dice(truth_XYZ[region_XYZ], level_XYZ[region_XYZ] >= level))
+    return {region: float(np.mean(values)) for region, values in scores.items()}
