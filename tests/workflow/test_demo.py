@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vesselgan.config import compose
-from vesselgan.core.errors import DataError
+from vesselgan.core.errors import DataError, UsageError
 from vesselgan.workflow import demo, stage
 from vesselgan.workflow.demo import Choice
 
@@ -76,6 +76,28 @@ def test_every_command_is_accepted_by_its_script() -> None:
         "release",
         "report",
     ]
+
+
+def test_with_hours_the_flows_unets_learn_from_heads() -> None:
+    """Trained for longer, as many heads as the preset says, as large as the phantoms, cut as they are."""
+    overrides = ("preset=hours",)
+    composed = compose.compose("demo", list(overrides))
+    stages = {stage.name: stage for stage in demo.stages_of(composed, overrides, CPU)}
+    gan, flow = stages["training"].lanes
+    assert "preset=demo" in gan[0] and "preset=hours" in flow[0]
+    configs = [
+        compose.parse(verb_of(command), None, list(command[place_of_verb(command) + 1 :])).config for command in flow
+    ]
+    train, patches, heads, build, *unets = configs
+    assert train.train.max_steps == 6000 and patches.num_patches == 1600
+    assert (heads.volumes, heads.shape, heads.out) == (40, [96, 112, 48], None)
+    assert build.data.root == "work/runs/demo-flow_label/synthetic_volumes"
+    assert build.data.prepare.patch_shape == [16, 16, 16] and build.data.prepare.upper_percentile == 99.995
+    learned = {unet.synthetic for unet in unets if unet.data.source == "synthetic"}
+    assert learned == {f"{build.data.cohort_dir}/shards/unet/train"}
+    assert Path("work/heads/shards/unet/train/manifest.json") in stages["training"].passed_on
+    with pytest.raises(UsageError, match="preset=hours alone"):
+        demo.stages_of(compose.compose("demo", ["preset=spanning"]), ("preset=spanning",), CPU)
 
 
 def test_a_demo_stage_sees_all_before_it() -> None:

@@ -230,6 +230,9 @@ class Demo:
     data: DemoData
     num_patches: int = field(metadata=POSITIVE)
     """Synthetic patches of each generator, that the U-Nets learn from."""
+    num_heads: int | None = field(metadata=POSITIVE)
+    """Whole synthetic heads that the flow's U-Nets learn from in place of its patches, as `preset=hours` has it; null:
+    none."""
 
 
 OF_GRID = read_if(lambda c: c.sweep.learning_rates or c.sweep.batch_sizes, "sweep.learning_rates or sweep.batch_sizes")

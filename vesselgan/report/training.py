@@ -39,10 +39,17 @@ PANELS = (
     ),
 )
 """Of a GAN; another generator's losses share one panel under their own names."""
+HOW_TO_READ_A_CLASSIFICATION = (
+    "the critic's two losses are cross-entropies: log(K + 1) where it says nothing of K classes and of what is made, "
+    "near 0 where it is always right. The generator wins while that of made patches stays well above 0; its own loss "
+    "falls as the critic finds in its images what was given."
+)
 HOW_TO_READ_A_GAN = (
     "a GAN's losses do not fall like a classifier's. The Wasserstein estimate should rise quickly, then shrink slowly "
     "and stay positive while the penalty stays small. If it drifts off to one side, training has failed."
 )
+HOW_TO_READ = {"loss/gradient_penalty": HOW_TO_READ_A_GAN, "loss/critic_fake": HOW_TO_READ_A_CLASSIFICATION}
+"""By a loss that the run logs."""
 SKIPPED = {
     "fp16": " Skipped: in fp16 a step whose gradients overflow is not applied, and the loss scale is halved; a few are "
     "normal, at the start above all.",
@@ -98,7 +105,7 @@ def _losses(run: Run) -> Block:
         f"Losses over {int(run.steps[-1]):,} generator steps ({', '.join(details)})",
         panels,
         ("Faint: as logged; strong: running mean." if is_smoothed else "As logged.") + skips,
-        how_to_read=HOW_TO_READ_A_GAN if "loss/gradient_penalty" in run.scalars else "",
+        how_to_read=next((text for name, text in HOW_TO_READ.items() if name in run.scalars), ""),
     )
 
 

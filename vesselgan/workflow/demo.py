@@ -8,17 +8,18 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vesselgan.config.compose import readable
+from vesselgan.config.compose import compose, readable
 from vesselgan.config.schema import Demo
 from vesselgan.core import processes
 from vesselgan.core.console import printable
-from vesselgan.core.errors import DataError, check_readable
+from vesselgan.core.errors import DataError, UsageError, check_readable
 from vesselgan.formats.cohort import COHORT, PHANTOM_SETTINGS, shards_dir
 from vesselgan.formats.predictions import Predictions
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.shards import MANIFEST
 from vesselgan.report import tables
 from vesselgan.workflow.stage import (
+    Lane,
     Stage,
     in_turns,
     module_command,
@@ -29,13 +30,16 @@ from vesselgan.workflow.stage import (
     stop_at_signals,
     vesselgan,
 )
+from vesselgan.workflow.study.steps import settings_for
 
 GENERATORS = {
-    "sn_mp": ("SN-MP GAN", ("variant=sn_mp", "preset=demo"), None),
+    "sn_mp": ("SN-MP GAN", ("variant=sn_mp",), None),
     # Label first; in the precision of Muon, its optimizer. Eight sampling steps teach as well as twelve.
-    "flow_label": ("flow", ("variant=flow_label", "preset=demo_flow", "variant.flow.num_steps=8"), "fp32"),
+    "flow_label": ("flow", ("variant=flow_label", "variant.flow.num_steps=8"), "fp32"),
 }
 """The paper's, and what one would take today: name -> title, settings, precision; None: the probe's choice."""
+FLOW_PRESETS = {None: "preset=demo_flow", "preset=hours": "preset=hours"}
+"""Of the flow, by the demo's own."""
 UNETS = {
     "real": (None, ("data.source=real",)),
     "sn_mp": ("sn_mp", ("data.source=synthetic",)),
@@ -110,14 +114,18 @@ def read_choice(path: Path) -> Choice:
 
 def stages_of(config: Demo, overrides: tuple[str, ...], choice: Choice) -> list[Stage]:
     """The pipeline after the probe, in order; each stage may read what those before it leave."""
-    # The demo's own setting.
-    overrides = tuple(override for override in overrides if not override.startswith("num_patches="))
+    preset = next((override for override in overrides if override.startswith("preset=")), None)
+    if preset not in FLOW_PRESETS:
+        raise UsageError(f"{preset}: the demo has preset=hours alone; the other presets are for single commands")
+    # The demo's own settings.
+    own = ("num_patches=", "num_heads=", "preset=")
+    overrides = tuple(override for override in overrides if not override.startswith(own))
     work = Path(config.work_dir)
     runs = ",".join(quoted(_generator_dir(work, name)) for name in GENERATORS)
     report = _launch("report", overrides, f"runs=[{runs}]")
     stages = [
         *_data_stages(config, overrides),
-        _training_stage(config, choice, overrides),
+        _training_stage(config, choice, overrides, FLOW_PRESETS[preset]),
         _segment_stage(work, overrides, choice),
         _evaluate_stage(config, overrides),
         _image_stage(work, overrides),
@@ -150,28 +158,53 @@ def _generator_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-{name}"
 
 
-def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...]) -> Stage:
-    """The generators side by side, each with its patches and the U-Nets on them; the last one's lane is the shorter."""
+def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...], flow_preset: str) -> Stage:
+    """The generators side by side, each with its patches and the U-Nets on them; with heads, the flow's on those."""
     work = Path(config.work_dir)
     runs = {name: RunDir(_generator_dir(work, name)) for name in GENERATORS}
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
+    heads = () if config.num_heads is None else _heads_commands(config, runs["flow_label"], overrides)
+    learned = {name: _set_of(config, name) for name in GENERATORS}
     gan, flow = (
         (
-            _train_command(config, name, choice, overrides),
-            vesselgan("generate", setting("run", run.path), *patches),
-            *(_unet_command(work, unet, overrides) for unet, (of, _) in UNETS.items() if of == name),
+            _train_command(config, name, choice, overrides, preset),
+            vesselgan("generate", setting("run", runs[name].path), *patches),
+            *more,
+            *(_unet_command(work, unet, overrides, learned) for unet, (of, _) in UNETS.items() if of == name),
         )
-        for name, run in runs.items()
+        for name, preset, more in (("sn_mp", "preset=demo", ()), ("flow_label", flow_preset, heads))
     )
-    flow += tuple(_unet_command(work, unet, overrides) for unet, (of, _) in UNETS.items() if of is None)
+    flow += tuple(_unet_command(work, unet, overrides, learned) for unet, (of, _) in UNETS.items() if of is None)
     commands, beside = (gan, flow) if choice.at_once == 2 else (gan + flow, ())
-    passed_on = tuple(path for run in runs.values() for path in (run.finished_file, run.synthetic / MANIFEST))
+    sets = dict.fromkeys([*(run.synthetic for run in runs.values()), *learned.values()])
+    passed_on = (*(run.finished_file for run in runs.values()), *(folder / MANIFEST for folder in sets))
     outputs = (*passed_on, *(RunDir(_unet_dir(work, name)).finished_file for name in UNETS))
     title = f"{' and '.join(title for title, _, _ in GENERATORS.values())}, their patches, U-Nets"
     return Stage("training", title, commands, outputs, beside=beside, passed_on=passed_on)
 
 
-def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...]) -> tuple[str, ...]:
+def _set_of(config: Demo, name: str) -> Path:
+    """The synthetic shards that the U-Nets of a generator learn from."""
+    work = Path(config.work_dir)
+    if config.num_heads is None or name != "flow_label":
+        return RunDir(_generator_dir(work, name)).synthetic
+    return shards_dir(work / "heads", "unet", "train")
+
+
+def _heads_commands(config: Demo, run: RunDir, overrides: tuple[str, ...]) -> Lane:
+    """Whole heads as large as the phantoms, and their shards, cut as the phantoms'."""
+    shape = compose("make_phantom", list(readable("make_phantom", overrides, ()))).phantom.shape
+    size = (f"volumes={config.num_heads}", f"shape=[{','.join(map(str, shape))}]", "batch_size=32")
+    cohort = ("data=pairs", "data.name=heads", setting("data.root", run.synthetic_volumes))
+    cohort += (setting("data.cohort_dir", Path(config.work_dir) / "heads"),)
+    phantom = compose("build_shards", list(readable("build_shards", overrides, ())))
+    words = settings_for("build_shards", phantom, "data")
+    prepare = [word for word in words if word.startswith("data.prepare.") and ".split." not in word]
+    build = python("-m", "data_prep.build_shards", *cohort, *prepare)
+    return vesselgan("generate", setting("run", run.path), *size), build
+
+
+def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str, ...], preset: str) -> tuple[str, ...]:
     _, settings, precision = GENERATORS[name]
     precision = precision or choice.precision
     # Through the interpreter: the script's first line names one, and breaks where the path holds a space.
@@ -179,7 +212,7 @@ def _train_command(config: Demo, name: str, choice: Choice, overrides: tuple[str
     launcher = (*launcher, "--master_port", processes.PORT, "--module")
     run_dir = str(_generator_dir(Path(config.work_dir), name))
     options = ("--deepspeed_config", f"ds_{precision}.json", "--run_dir", run_dir)
-    own = (*settings, f"variant.precision={precision}")
+    own = (preset, *settings, f"variant.precision={precision}")
     return (*launcher, *module_command("train_gan"), *options, *own, *readable("train_gan", overrides, own))
 
 
@@ -187,10 +220,11 @@ def _unet_dir(work: Path, name: str) -> Path:
     return work / f"runs/demo-unet-{name}"
 
 
-def _unet_command(work: Path, name: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
+def _unet_command(work: Path, name: str, overrides: tuple[str, ...], learned: dict[str, Path]) -> tuple[str, ...]:
+    """learned: generator -> its synthetic shards."""
     generator, source = UNETS[name]
     if generator is not None:
-        source = (*source, setting("synthetic", RunDir(_generator_dir(work, generator)).synthetic))
+        source = (*source, setting("synthetic", learned[generator]))
     options = ("--run_dir", str(_unet_dir(work, name)))
     return _launch("train_unet", overrides, "preset=demo", *source, options=options)
 
