@@ -59,15 +59,30 @@ def attacked(tmp_path: Path, real: ShardSet) -> AttackedNetwork:
     return AttackedNetwork(str(tmp_path / "run"), real, CPU, checkpoint=None, weights=None)
 
 
-@pytest.mark.parametrize("variant", ["sn", "gan_label"])
-def test_scores_are_the_critics_own(tmp_path, real, variant, write_run):
-    critic = write_run(tmp_path / "run", variant)["critic"].eval()
+def test_scores_are_the_critics_own(tmp_path, real, write_run):
+    critic = write_run(tmp_path / "run", "sn")["critic"].eval()
     network = attacked(tmp_path, real)
     with torch.inference_mode():
-        expected = critic(ShardDataset(real, with_tissue=variant == "gan_label")[:]).numpy()
+        expected = critic(ShardDataset(real)[:]).numpy()
     rows = [5, *range(11)]
     assert network.kind == "critic"
     np.testing.assert_allclose(network.scores(real, rows, seed=0), expected[rows], rtol=1e-4, atol=1e-5)  # float32
+
+
+def test_a_critic_that_classifies_is_judged_by_its_error(tmp_path, real, write_run):
+    """Of each patch by itself, every class of it with the same weight."""
+    critic = write_run(tmp_path / "run", "gan_label")["critic"].eval()
+    network = attacked(tmp_path, real)
+    patch = ShardDataset(real, with_tissue=True)[:]
+    classes = torch.where(patch[:, 1] > 0, 3, (2 * patch[:, 2]).round().long())
+    with torch.inference_mode():
+        errors = torch.nn.functional.cross_entropy(critic(patch), classes, reduction="none")
+    expected = [
+        -torch.stack([error[kind == k].mean() for k in kind.unique()]).mean().item()
+        for error, kind in zip(errors, classes, strict=True)
+    ]
+    assert network.kind == "critic"
+    np.testing.assert_allclose(network.scores(real, list(range(12)), seed=0), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("variant", "label_error"), [("flow", [1]), ("flow_label", [])])

@@ -77,7 +77,8 @@ def write_run(
     manifest = {"patch_shape": list(PATCH), "spacing_mm": list(SPACING_MM), "percentiles": (0.0, 99.99)}
     write_checkpoint(run_dir, config, files, manifest, **({} if privacy is None else {"privacy": privacy}))
     (run_dir / "provenance.json").write_text(json.dumps({"inputs": {"gan/train": content_hash(training)}}))
-    words = [f"run={run_dir}", "num_patches=3", "batch_size=3", "runtime.device=cpu", "label_threshold=0.01"]
+    words = [f"run={run_dir}", "num_patches=3", "batch_size=3", "runtime.device=cpu"]
+    words += ["label_threshold=0.01"] if config.variant.condition is None else []
     generate(compose.compose("generate", words))
     return run_dir
 

@@ -55,10 +55,11 @@ class _Study:
 
     def run(self) -> dict[str, Any]:
         config, work, sizes = self.config, self.work, self.sizes
-        generators = {config.variant.name: own_settings(config)}
-        if config.variant.flow is None:
+        is_flow = config.variant.flow is not None
+        generators = {config.variant.name: ("flow" if is_flow else "gan", own_settings(config))}
+        if not is_flow:
             # What one would take today.
-            generators["flow_label"] = ["variant=flow_label"]
+            generators["flow_label"] = ("flow", ["variant=flow_label"])
         folder = [] if config.cohort_dir is None else [f"data.cohort_dir={config.cohort_dir}"]
         pipeline = Pipeline(work, ["data=phantom", f"work_dir={work}", *folder], sizes["unet"])
         if config.cohort_dir is None:
@@ -66,9 +67,8 @@ class _Study:
         dice = {"threshold": pipeline.dice("threshold", "test", "evaluate=threshold")["all"]}
         dice["real"] = pipeline.dice_of_unet("real", "test", "data.source=real")["all"]
         steps = {}
-        for name, settings in generators.items():
-            kind = "gan" if name == config.variant.name and config.variant.flow is None else "flow"
-            settings = [*sizes[kind], *settings]
+        for name, (kind, own) in generators.items():
+            settings = [*sizes[kind], *own]
             steps[name] = self._steps(pipeline, kind, name, settings)
             dice[name] = self._of_samples(pipeline, kind, name, settings, steps[name])
         return {"dice": dice, "share of real": {name: dice[name] / dice["real"] for name in generators}, "steps": steps}
