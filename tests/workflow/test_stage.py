@@ -136,6 +136,38 @@ def test_a_lane_ends_at_its_first_failing_command(tmp_path):
     assert stopped.value.code == 4 and not (tmp_path / "b").exists()
 
 
+def training(run_dir: Path, *, steps: str) -> tuple[str, ...]:
+    """Stands for a training that was stopped at its first start and reaches its end at the second."""
+    code = f"import os\npath = {str(run_dir)!r}\nos.makedirs(path, exist_ok=True)\n"
+    code += "open(path + '/finished.json' if os.path.exists(path + '/requeue') else path + '/requeue', 'w')"
+    return (sys.executable, "-c", code, "--run_dir", str(run_dir), steps)
+
+
+@pytest.mark.parametrize("has_other_lane", [False, True])
+def test_a_stopped_training_ends_its_lane(tmp_path, capsys, has_other_lane):
+    sample, other = (making(tmp_path / name).commands[0] for name in ("samples", "other"))
+    commands = (training(tmp_path / "run", steps="train.max_steps=50"), sample)
+    beside = (other,) if has_other_lane else ()
+    outputs = (tmp_path / "run/finished.json", tmp_path / "samples")
+    stage = Stage("training", "training", commands, outputs, beside=beside)
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(tmp_path, stage)
+    assert stopped.value.code == stages.STOPPED and not (tmp_path / "samples").exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / "run") in line and "same command" in line
+    assert (tmp_path / "other").exists() == has_other_lane  # what was not stopped does its work
+    assert run_stage(tmp_path, stage) and (tmp_path / "samples").exists()
+
+
+def test_a_stopped_training_alone_ends_its_stage(tmp_path):
+    """As in a study, where a stage is one command."""
+    stage = Stage("unet", "unet", (training(tmp_path / "run", steps="5"),), (tmp_path / "run/finished.json",))
+    with pytest.raises(SystemExit) as stopped:
+        run_stage(tmp_path, stage)
+    assert stopped.value.code == stages.STOPPED
+    assert run_stage(tmp_path, stage)
+
+
 def test_what_a_stage_passes_on_is_its_own(tmp_path):
     """A generator that somebody has trained on since is not passed over."""
     stage = dataclasses.replace(making(tmp_path / "weights"), passed_on=(tmp_path / "weights",))

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vesselgan.core.errors import ResourceError
@@ -44,26 +44,36 @@ def run_command(command: tuple[str, ...], log: Path, *, threads: int | None = No
 
 
 def run_commands(
-    lanes: Sequence[Sequence[tuple[str, ...]]], logs: Sequence[Path], *, threads: int | None = None, head: str
+    lanes: Sequence[Sequence[tuple[str, ...]]],
+    logs: Sequence[Path],
+    *,
+    threads: int | None = None,
+    head: str,
+    has_more_to_do: Callable[[tuple[str, ...]], object] = lambda command: False,
 ) -> list[int | None]:
     """Runs lanes side by side, the commands of each in order; returns the lanes' exit codes, None for one that was
     ended because another failed.
 
+    has_more_to_do: of a command that ended with 0; what follows in its lane is then not started.
     threads: CPU threads of a process; None: the cores are divided over the lanes, and in each over a launcher's ranks.
     The output of a lane goes to its log, the last line of the first that still runs to the terminal. A launcher that
     gets a signal leaves its ranks behind, so the signal goes to the whole process group.
     """
     started = time.monotonic()
-    waiting = [list(lane) for lane in lanes]
+    current, waiting = [lane[0] for lane in lanes], [list(lane[1:]) for lane in lanes]
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for lane, log in zip(waiting, logs, strict=True):
-            processes.append(_start(lane.pop(0), log, len(lanes), threads))
+        for command, log in zip(current, logs, strict=True):
+            processes.append(_start(command, log, len(lanes), threads))
         while True:
             for number, (process, lane) in enumerate(zip(processes, waiting, strict=True)):
                 if lane and process.poll() == 0:
                     end_group(process)
-                    processes[number] = _start(lane.pop(0), logs[number], len(lanes), threads)
+                    if has_more_to_do(current[number]):
+                        lane.clear()
+                        continue
+                    current[number] = lane.pop(0)
+                    processes[number] = _start(current[number], logs[number], len(lanes), threads)
             running = [log for process, log in zip(processes, logs, strict=True) if process.poll() is None]
             if any(process.returncode for process in processes) or not (running or any(waiting)):
                 return [process.returncode for process in processes]

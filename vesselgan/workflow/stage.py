@@ -20,7 +20,10 @@ from typing import Any
 from vesselgan.core import processes
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.names import on_one_line
+from vesselgan.formats.run_dir import RunDir
 
+STOPPED = 75
+"""Exit code where a training was asked to stop: nothing failed, and what follows must not start (EX_TEMPFAIL)."""
 TITLE_WIDTH = 42
 TAIL_LINES = 25
 Lane = tuple[tuple[str, ...], ...]
@@ -103,7 +106,7 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
     """Run `stage` unless it is done, and print one line; True if it ran.
 
     Commands write to home/logs/<stage>.log, those of the lane beside it to <stage>-2.log. If one fails, its error is
-    shown and its exit code is raised as SystemExit.
+    shown and its exit code is raised as SystemExit; STOPPED if a training was asked to stop, which ends its lane.
     """
     marker = home / f"done/{stage.name}.json"
     lanes = stage.lanes
@@ -119,14 +122,15 @@ def run_stage(home: Path, stage: Stage, label: str) -> bool:
         log.write_bytes(b"")
     inputs, started = stage.digests(), time.monotonic()  # as the commands find them
     print(head, end=" ", flush=True)
-    codes = processes.run_commands(lanes, logs, threads=stage.threads, head=f"{head} ")
-    failed = next(((code, log) for code, log in zip(codes, logs, strict=True) if code), None)
-    if failed is not None:
-        code, log = failed
-        print(f"stopped after {processes.clock(time.monotonic() - started)}", flush=True)
-        print(failure_message(stage.title, code, log), file=sys.stderr, flush=True)
-        sys.exit(code if code > 0 else 128 - code)
+    codes = processes.run_commands(
+        lanes, logs, threads=stage.threads, head=f"{head} ", has_more_to_do=unfinished_training
+    )
     seconds = time.monotonic() - started
+    if (failure := _failure(stage, lanes, codes, logs)) is not None:
+        code, message = failure
+        print(f"stopped after {processes.clock(seconds)}", flush=True)
+        print(message, file=sys.stderr, flush=True)
+        sys.exit(code)
     missing = [path for path in stage.outputs if not path.exists()]
     assert not missing, f"{stage.name} ended well and left no {missing}"
     partial = marker.with_suffix(".partial")
@@ -147,6 +151,31 @@ def _is_done(stage: Stage, marker: Path) -> bool:
     is_same = commands == [list(command) for command in sum(stage.lanes, ())] and inputs == stage.digests()
     is_same &= record.get("passed_on", []) == _hashes(stage.passed_on)
     return is_same and all(path.exists() for path in stage.outputs)
+
+
+def unfinished_training(command: Sequence[str]) -> Path | None:
+    """The run directory of a training that has ended before its last step; None for any other command."""
+    if "--run_dir" not in command:
+        return None
+    run = RunDir(command[command.index("--run_dir") + 1])
+    return None if run.finished_file.is_file() else run.path
+
+
+def stop_message(run_dir: Path) -> str:
+    return f"{run_dir}: its training was stopped before its end and is saved; the same command resumes it"
+
+
+def _failure(
+    stage: Stage, lanes: Sequence[Lane], codes: Sequence[int | None], logs: Sequence[Path]
+) -> tuple[int, str] | None:
+    """The exit code and the message of a command that failed, else of trainings that were stopped; None if all ran."""
+    for code, log in zip(codes, logs, strict=True):
+        if code:
+            return code if code > 0 else 128 - code, failure_message(stage.title, code, log)
+    # Of a lane the first: those after it have not begun.
+    unfinished = [next(filter(None, map(unfinished_training, lane)), None) for lane in lanes]
+    stopped = [run_dir for run_dir in unfinished if run_dir is not None]
+    return (STOPPED, "\n".join(map(stop_message, stopped))) if stopped else None
 
 
 def failure_message(title: str, code: int, log: Path) -> str:

@@ -17,14 +17,14 @@ from vesselgan.formats.results import read_result
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.metrics.overlap import dice
 from vesselgan.runtime import distributed
-from vesselgan.workflow.stage import module_command
+from vesselgan.workflow.stage import module_command, stop_message, unfinished_training
 
 PROBE_STEPS, READINGS = 30, 6
 """Of a short training, from whose log the seconds of a step are read; lines that a training's log gets."""
 
 
 def run_command(work: Path, *arguments: str) -> float:
-    """`python ARGUMENTS`, output in work/log.txt; ResourceError with its end where it fails.
+    """`python ARGUMENTS`, output in work/log.txt; ResourceError with its end where it fails, or stopped a training.
 
     Returns seconds of the device: CPU time of all its processes and threads; wall time where a GPU does the work.
     """
@@ -36,6 +36,8 @@ def run_command(work: Path, *arguments: str) -> float:
     if code:
         end = (work / "log.txt").read_text(errors="replace")[-800:]
         raise ResourceError(f"a command ended with code {code}; all of its output is in {work / 'log.txt'}:\n{end}")
+    if (run_dir := unfinished_training(arguments)) is not None:
+        raise ResourceError(stop_message(run_dir))
     return time.monotonic() - started if is_gpu else _children_cpu_s() - used
 
 
