@@ -195,8 +195,8 @@ def _heads_commands(config: Demo, run: RunDir, overrides: tuple[str, ...]) -> La
     """Whole heads as large as the phantoms, and their shards, cut as the phantoms'."""
     shape = compose("make_phantom", list(readable("make_phantom", overrides, ()))).phantom.shape
     size = (f"volumes={config.num_heads}", f"shape=[{','.join(map(str, shape))}]", "batch_size=32")
-    cohort = ("data=pairs", "data.name=heads", setting("data.root", run.synthetic_volumes))
-    cohort += (setting("data.cohort_dir", Path(config.work_dir) / "heads"),)
+    folders = setting("data.root", run.synthetic_volumes), setting("data.cohort_dir", Path(config.work_dir) / "heads")
+    cohort = ("data=pairs", "data.name=heads", *folders)
     phantom = compose("build_shards", list(readable("build_shards", overrides, ())))
     words = settings_for("build_shards", phantom, "data")
     prepare = [word for word in words if word.startswith("data.prepare.") and ".split." not in word]
