@@ -6,6 +6,7 @@ size and time of change are.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -14,7 +15,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from vesselgan.core import processes
@@ -72,11 +72,11 @@ def in_turns(commands: Sequence[tuple[str, ...]], at_once: int) -> tuple[Lane, L
     return (tuple(commands), ()) if at_once == 1 else (tuple(commands[::2]), tuple(commands[1::2]))
 
 
-def stop_at_signals() -> None:
-    """Let signals stop the pipeline cleanly."""
+def stop_at_signals(remedy: str = "run the same command to resume") -> None:
+    """From here on a signal ends this process with one line, and the commands and processes that it has started."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves it
-            signal.signal(number, _stop)
+            signal.signal(number, lambda number, frame: _stop(number, remedy))
 
 
 def python(*arguments: str) -> tuple[str, ...]:
@@ -187,8 +187,10 @@ def failure_message(title: str, code: int, log: Path) -> str:
     return "\n".join([*map(on_one_line, shown), end])
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, remedy: str) -> None:
     for again in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(again, signal.SIG_IGN)
-    print(f"\nstopped by {signal.Signals(number).name}; run the same command to resume", file=sys.stderr, flush=True)
+    print(f"\nstopped by {signal.Signals(number).name}; {remedy}", file=sys.stderr, flush=True)
+    for process in multiprocessing.active_children():  # Python waits for them before it ends
+        process.terminate()
     raise SystemExit(128 + number)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from vesselgan.core.errors import ResourceError
+from vesselgan.core.processes import end_group
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,14 @@ def interleave(candidates: Mapping[str, Callable[[int], object]], rounds: int) -
 def run_process(what: str, words: Sequence[str], threads: int) -> None:
     """A candidate as a process of its own; ResourceError with the end of what it says if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    process = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    errors_only = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(words, **errors_only, text=True, env=environment, start_new_session=True) as process:
+        try:
+            _, errors = process.communicate()
+        finally:
+            end_group(process)  # a launcher that is ended leaves its ranks behind
     if process.returncode != 0:
-        raise ResourceError(f"{what} failed (exit {process.returncode}): {process.stderr.strip()[-400:]}")
+        raise ResourceError(f"{what} failed (exit {process.returncode}): {errors.strip()[-400:]}")
 
 
 def load() -> list[float]:

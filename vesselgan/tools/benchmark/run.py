@@ -23,6 +23,7 @@ from vesselgan.tools.benchmark import (
 )
 from vesselgan.tools.benchmark.interleave import load
 from vesselgan.tools.benchmark.measurement import flatten
+from vesselgan.workflow.stage import stop_at_signals
 
 MODULES = (loader, machine, metrics, prepare, private, scaling, segment, step)
 TARGETS = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
@@ -37,6 +38,7 @@ def benchmark(config: Benchmark) -> None:
 
     A target of DIRECTORIES writes a directory instead.
     """
+    stop_at_signals("run the same command again")
     makes_labels = config.variant.flow is None and config.variant.condition is None
     if _needs_critic(config) and not makes_labels:
         raise UsageError(
