@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from vesselgan.anatomy.growth import grow, murray_radii
-from vesselgan.anatomy.head import synthetic_head
+from vesselgan.anatomy.head import check_training_volumes, synthetic_head
 from vesselgan.anatomy.tissue import OUTSIDE
 from vesselgan.anatomy.trunks import RADII_MM, Curve, Stem, draw_trunks
 from vesselgan.core.errors import UsageError
@@ -92,8 +92,17 @@ def test_trunks_have_published_lengths():
         ((96, 112, 48), (0.3, 0.3, 0.3)),
         ((96, 112), (1.0, 1.0)),
         ((96, 112, 48), (1.0, 0.0, 1.0)),
+        ((96, 112, 100000), (1.0, 1.0, 1.0)),
     ],
 )
-def test_grids_too_small_for_a_head_are_refused(shape, spacing_mm):
+def test_grids_that_hold_no_head_are_refused(shape, spacing_mm):
     with pytest.raises(UsageError, match="shape"):
         synthetic_head(0, shape, spacing_mm)
+
+
+def test_training_volumes_that_hold_a_head_pass():
+    check_training_volumes(SHAPE, SPACING_MM, can_make_heads=True)
+    for can_make_heads in (True, False):
+        with pytest.raises(UsageError, match="no head's") as refused:
+            check_training_volumes((31, 112, 48), SPACING_MM, can_make_heads=can_make_heads)
+        assert ("volumes=N shape=[152,183,75]" in str(refused.value)) == can_make_heads

@@ -354,6 +354,57 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     assert (out / "synthetic_00000.h5").read_bytes() == whole
 
 
+def test_a_shard_with_a_flipped_byte_is_made_again(tmp_path: Path) -> None:
+    """One that was finished before the run was interrupted."""
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run"))
+    out = tmp_path / "run" / "synthetic"
+    manifest, whole = (out / "manifest.json").read_bytes(), (out / "synthetic_00000.h5").read_bytes()
+    image = ShardSet(out).stored_image(3).tobytes()
+    damaged = bytearray(whole)
+    damaged[whole.index(image) + 100] ^= 1
+    (out / "manifest.json").unlink()
+    (out / "synthetic_00000.h5").write_bytes(damaged)
+    generate(settings(tmp_path / "run"))
+    assert (out / "synthetic_00000.h5").read_bytes() == whole
+    assert (out / "manifest.json").read_bytes() == manifest
+
+
+@pytest.mark.parametrize("threshold", [0.3, None])
+def test_a_folder_below_a_file_is_refused_before_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threshold: float | None
+) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(sampler, "make_record", None)
+    for out in ("file", "file/patches", "file/deep/patches"):
+        with pytest.raises(UsageError, match="out="):
+            generate(settings(tmp_path / "run", label_threshold=threshold, out=str(tmp_path / out)))
+
+
+def test_a_start_that_was_killed_at_once_is_begun_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    (tmp_path / "run/synthetic").mkdir()
+    (tmp_path / "run/synthetic/generation.json.partial").write_text("{")
+    assert len(generate(settings(tmp_path / "run"))) == 5
+
+
+def test_damaged_nifti_files_are_written_again(tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    generate(settings(tmp_path / "run", num_patches=2, nifti=True))
+    files = sorted((tmp_path / "run/synthetic/nifti").rglob("*.nii.gz"))
+    whole = [file.read_bytes() for file in files]
+    assert len(files) == 4
+    flipped = bytearray(whole[2])
+    flipped[len(flipped) // 2] ^= 1
+    for file, content in zip(files, (b"", whole[1][: len(whole[1]) // 2], flipped), strict=False):
+        file.write_bytes(content)
+    kept = files[3].stat().st_mtime_ns
+    generate(settings(tmp_path / "run", num_patches=2, nifti=True))
+    assert [file.read_bytes() for file in files] == whole
+    assert files[3].stat().st_mtime_ns == kept
+
+
 def test_nifti_pairs_carry_affine_and_voxels(tmp_path: Path) -> None:
     write_run(tmp_path / "run")
     generate(settings(tmp_path / "run", num_patches=2))

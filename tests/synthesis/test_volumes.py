@@ -17,7 +17,7 @@ from data_prep import build_shards, patches
 from data_prep.mpi import MpiWorld
 from data_prep.preprocess import prepare
 from vesselgan.config import compose
-from vesselgan.core.errors import DataError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError
 from vesselgan.evaluation.reference import find_reference
 from vesselgan.formats.cohort import Cohort
 from vesselgan.formats.nifti import read_header
@@ -238,6 +238,19 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
         heads(run_dir, tmp_path / "broken", "seed=1")
 
 
+def test_a_head_that_is_not_whole_is_made_again(tmp_path, monkeypatch, write_run):
+    monkeypatch.setattr(synthesis, "make_image", lambda network, given, **how: given[0] / 2)
+    run_dir = write_run(tmp_path / "run")
+    out = heads(run_dir, tmp_path / "heads")
+    whole = content(out)
+    (first, second) = sorted(path.name for path in (out / "images").iterdir())
+    (out / "labels" / first).unlink()
+    (out / "masks" / second).write_bytes(b"")
+    assert content(heads(run_dir, out)) == whole
+    (out / "images" / first).write_bytes(whole[f"images/{first}"][:-30])
+    assert content(heads(run_dir, out)) == whole
+
+
 @pytest.mark.parametrize(
     ("variant", "words", "named"),
     [
@@ -245,6 +258,8 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
         ("flow_label", ("shape=[64,80,30]",), "shape"),
         ("flow_label", ("spacing_mm=[0.2,0.2,0.2]",), "shape"),
         ("flow_label", ("spacing_mm=[]",), "spacing_mm"),
+        ("flow_label", ("shape=[64,80,100000]",), "shape"),
+        ("flow_label", ("shape=[2000,2000,2000]", "spacing_mm=[0.2,0.2,0.2]"), "voxels"),
         ("flow_label", ("num_patches=3",), "num_patches"),
         ("flow_label", ("nifti=true",), "nifti"),
         ("flow_label", ("noise=[3,2]",), "noise"),
@@ -253,6 +268,20 @@ def test_stopped_heads_resume_to_the_same_bytes(tmp_path, monkeypatch, write_run
 def test_what_makes_no_heads_is_refused(tmp_path, variant, words, named, write_run):
     with pytest.raises(UsageError, match=named):
         heads(write_run(tmp_path / "run", variant), tmp_path / "heads", *words)
+    assert not (tmp_path / "heads").exists()
+
+
+def test_a_folder_below_a_file_is_refused(tmp_path, write_run):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="out="):
+        heads(write_run(tmp_path / "run"), tmp_path / "file/heads")
+
+
+def test_heads_larger_than_memory_are_refused(tmp_path, monkeypatch, write_run):
+    """64 x 80 x 41 voxels of 50 bytes: 10 MB."""
+    monkeypatch.setattr(synthesis.memory, "available_bytes", lambda: 9e6)
+    with pytest.raises(ResourceError, match="memory"):
+        heads(write_run(tmp_path / "run"), tmp_path / "heads")
     assert not (tmp_path / "heads").exists()
 
 

@@ -66,6 +66,17 @@ def test_a_broken_run_resumes_to_the_same_bytes(train_here, tmp_path, variant, p
     assert [row[loss] for row in logged(broken)] == [row[loss] for row in logged(straight)]
 
 
+@pytest.mark.parametrize("variant", ["flow_label", "gan_label"])
+def test_volumes_too_small_for_heads_are_named_before_the_first_step(train_here, tmp_path, capsys, variant):
+    """Such a run makes whole heads, and never a patch."""
+    train_here(tmp_path / "run", f"variant={variant}", "--deepspeed_config", "ds_fp32.json", "train.max_steps=1")
+    lines = (tmp_path / "run/log.txt").read_text().splitlines()
+    (number,) = [number for number, line in enumerate(lines) if "warning: no patches can be made" in line]
+    assert "volumes=N shape=[152,192,60]" in lines[number] and number < len(lines) - 2
+    with pytest.raises(UsageError, match="volumes=N shape="):
+        load_generator(tmp_path / "run", device="cpu").sample(1, 5)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(("variant", "loss"), [("flow", "loss/flow"), ("gan_label", "loss/generator")])
 def test_two_ranks_train_what_one_does(train_here, train_on_two, tmp_path, variant, loss):

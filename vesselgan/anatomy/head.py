@@ -20,6 +20,8 @@ FIELD_OF_VIEW_MM = (152.0, 192.0, 90.0)
 """Of an adult's head in a slab through the circle of Willis."""
 MIN_VOXELS, MIN_SHARE = 32, 0.4
 """Of an axis: fewer voxels, or a smaller share of FIELD_OF_VIEW_MM, cannot hold vessels of true calibre apart."""
+MAX_EXTENT_MM = 512.0
+"""Of an axis: the largest field of view of a scanner."""
 THINNEST_MM = 0.36
 """Radius: thinner arteries, and those thinner than a voxel, do not show in time of flight."""
 Ellipsoid = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -95,7 +97,7 @@ def synthetic_head(seed: int, shape: Sequence[int], spacing_mm: Sequence[float])
 
 
 def check_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
-    """UsageError for a grid that is not 3D, or too coarse or too small for a head."""
+    """UsageError for a grid that is not 3D, or too coarse, too small or too large for a head."""
     if len(shape) != 3 or len(spacing_mm) != 3 or not all(0.1 <= edge <= 5 for edge in spacing_mm):
         raise UsageError(
             f"shape={list(shape)}, spacing_mm={list(spacing_mm)}: needs three sizes, three edges of 0.1 to 5"
@@ -108,6 +110,30 @@ def check_grid(shape: Sequence[int], spacing_mm: Sequence[float]) -> None:
             f"shape={list(shape)} of {'x'.join(f'{edge:g}' for edge in spacing_mm)} mm: a head needs {MIN_VOXELS} "
             f"voxels of an axis or more, and {smallest} mm or more"
         )
+    if (extent_mm > MAX_EXTENT_MM).any():
+        raise UsageError(
+            f"shape={list(shape)} of {'x'.join(f'{edge:g}' for edge in spacing_mm)} mm: {extent_mm.max():g} mm, and a "
+            f"head takes {MAX_EXTENT_MM:g} mm of an axis at most; give fewer voxels"
+        )
+
+
+def check_training_volumes(shape: Sequence[int], spacing_mm: Sequence[float], *, can_make_heads: bool) -> None:
+    """UsageError, with the way out, unless heads as large as these training volumes can be cut into patches.
+
+    can_make_heads: whether the network makes whole heads of any size, too.
+    """
+    try:
+        check_grid(shape, spacing_mm)
+    except UsageError as error:
+        remedy = "train on volumes of heads"
+        if can_make_heads:
+            sizes = (max(MIN_VOXELS, round(mm / edge)) for mm, edge in zip(FIELD_OF_VIEW_MM, spacing_mm, strict=True))
+            whole = ",".join(map(str, sizes))
+            remedy = f"`vesselgan generate volumes=N shape=[{whole}]` makes whole heads, or {remedy}"
+        raise UsageError(
+            f"no patches can be made, as the network is given labels, and the training volumes are no head's: {error}; "
+            f"{remedy}"
+        ) from error
 
 
 class _Grid:

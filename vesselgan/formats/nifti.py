@@ -252,6 +252,14 @@ def read_voxels(path: Path) -> tuple[Header, np.ndarray]:
     return header, (raw.astype(exact) * exact(slope) + exact(intercept)).astype(np.float32)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a volume is there and can be read to its end."""
+    try:
+        return path.is_file() and read_voxels(path)[1].size > 0
+    except DataError:
+        return False
+
+
 def _slope_and_intercept(path: Path, header: nib.Nifti1Header) -> tuple[float, float]:
     """(1, 0) if the header has none."""
     try:

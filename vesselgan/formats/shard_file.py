@@ -217,6 +217,12 @@ class ShardFile:
                 f"patch {row} of data set {name} does not match its checksum or cannot be read"
             ) from error
 
+    def check_voxels(self) -> None:
+        """Reads every patch. Raises DataError for one that does not match its checksum."""
+        for name in self.voxels:
+            for row in range(len(self.tables["kind"])):
+                self.read(name, row)
+
     def subject(self, row: int) -> str:
         return self.subject_ids[self.tables["subject"][row]]
 

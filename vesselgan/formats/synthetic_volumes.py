@@ -13,6 +13,7 @@ from typing import Any
 from vesselgan.core.atomic_io import sha256_of
 from vesselgan.core.errors import DataError, reading
 from vesselgan.core.names import path_in
+from vesselgan.formats.nifti import is_whole
 from vesselgan.formats.shards import PROCEDURAL_TREES
 
 SETTINGS = "generation.json"
@@ -21,7 +22,7 @@ COMPARISON = "comparison.json"
 LABEL_THRESHOLD = 0.5
 """The score of patches that are cut from heads is their label, 0 or 1."""
 KINDS = ("labels", "masks", "images")
-"""The image is written last: with it a head is complete."""
+"""Written in this order, the image last."""
 ENDING = ".nii.gz"
 
 
@@ -37,7 +38,8 @@ class SyntheticVolumes:
         return path_in(self.folder / kind, subject, ENDING)
 
     def is_complete(self, subject: str) -> bool:
-        return self.path("images", subject).is_file()
+        """Whether all its volumes are there and whole; reads them."""
+        return all(is_whole(self.path(kind, subject)) for kind in KINDS)
 
     @property
     def subjects(self) -> list[str]:
@@ -45,9 +47,7 @@ class SyntheticVolumes:
         names = sorted(path.name.removesuffix(ENDING) for path in (self.folder / "images").glob(f"*{ENDING}"))
         for name in names:
             if missing := [kind for kind in KINDS if not self.path(kind, name).is_file()]:
-                raise DataError(
-                    f"{self.path(missing[0], name)}: is missing; delete the head's image and generate again"
-                )
+                raise DataError(f"{self.path(missing[0], name)}: is missing; generate the heads again")
         return names
 
     def settings(self) -> dict[str, Any]:

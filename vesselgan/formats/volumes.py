@@ -8,6 +8,7 @@ file's own axes; `write_like` takes an array back to a file's grid.
 
 import gzip
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ import numpy as np
 from nibabel import orientations
 
 from vesselgan.core.atomic_io import PartialFile
-from vesselgan.core.errors import DataError, ResourceError, UsageError
+from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.formats.nifti import Header, axes_of, format_sizes, read_header, read_voxels
 
 __all__ = ["Header", "Volume", "grid_difference", "read_header", "read_image", "read_label", "read_mask", "write_like"]
-__all__ += ["sha256_of_voxels", "write_volume"]
+__all__ += ["is_written", "sha256_of_voxels", "write_volume"]
 
 MAX_LABEL_VALUES = 32
 CLASS_TOLERANCE = 0.1
@@ -175,6 +176,18 @@ def write_volume(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, de
             file.discard()
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written ({error.strerror}; up to {len(content)} bytes)") from error
+
+
+def is_written(path: str | Path, array_XYZ: np.ndarray, affine: np.ndarray, description: str = "") -> bool:
+    """Whether the file is there and holds what `write_volume` would write, to the last byte."""
+    path = Path(path)
+    try:
+        packed = path.read_bytes()
+        content = gzip.decompress(packed) if path.suffix == ".gz" else packed
+    except (OSError, EOFError, zlib.error) as error:
+        check_readable(path, error)
+        return False
+    return content == volume_bytes(array_XYZ, affine, description)
 
 
 def volume_bytes(array_XYZ: np.ndarray, affine: np.ndarray, description: str = "") -> bytes:

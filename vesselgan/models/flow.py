@@ -191,6 +191,13 @@ class FlowGenerator(Float32Buffers):
         bins_N3 = torch.stack([bins_N // NUM_BINS**2, bins_N // NUM_BINS % NUM_BINS, bins_N % NUM_BINS], 1)
         return 2 * (bins_N3 + uniform_N4[:, 1:]) / NUM_BINS - 1
 
+    @property
+    def volume_shape(self) -> tuple[int, int, int]:
+        """Of the volumes that its training patches were cut from, on average."""
+        extent_3 = self.patch_extent.tolist()
+        x, y, z = (max(size, round(size / share)) for size, share in zip(self.patch_shape, extent_3, strict=True))
+        return x, y, z
+
     @torch.no_grad()
     def keep_extent(self, extent_3: Tensor) -> None:
         """Takes the share of each axis of a head that a patch takes: of patches without one of their own."""

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from vesselgan.config.schema import Generate
-from vesselgan.core.atomic_io import sha256_of, write_text
+from vesselgan.core.atomic_io import PARTIAL, sha256_of, write_text
 from vesselgan.core.console import counted, log
 from vesselgan.core.errors import DataError, ResourceError, UsageError, check_readable
 from vesselgan.core.names import path_in
@@ -27,7 +27,7 @@ from vesselgan.formats.shards import (
     write_shard,
 )
 from vesselgan.formats.synthetic_volumes import LABEL_THRESHOLD, SETTINGS
-from vesselgan.formats.volumes import write_volume
+from vesselgan.formats.volumes import is_written, write_volume
 from vesselgan.models.generator import sample_seed
 from vesselgan.runtime.distributed import choose_device
 from vesselgan.synthesis.comparison import likest_threshold, log_comparison, training_set
@@ -114,7 +114,11 @@ def _chosen_threshold(config: Generate, trained: TrainedGenerator) -> float:
 
 def is_begun(out: Path, settings: dict[str, Any]) -> bool:
     """Whether samples of these settings were begun in `out`; raises UsageError if it holds something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if existing != out and not existing.is_dir():
+        raise UsageError(f"{out}: cannot be made, {existing} is a file; choose another folder with out=")
+    # A start that was killed leaves the beginnings of a file.
+    if existing != out or (out.is_dir() and all(path.suffix == PARTIAL for path in out.iterdir())):
         return False
     try:
         stored = {**json.loads((out / SETTINGS).read_text())}
@@ -192,25 +196,29 @@ def _counted(records: Iterator[Record], bar: tqdm) -> Iterator[Record]:
 
 
 def _existing_shard(path: Path, count: int, patch_shape: tuple[int, int, int]) -> ShardInfo | None:
-    """A complete shard of an interrupted run, or None."""
+    """A complete shard of an interrupted run, whose every patch can be read, or None."""
     if not path.is_file():
         return None
     try:
-        ShardFile(path, count=count, patch_shape=patch_shape, origin="synthetic").close()
+        shard = ShardFile(path, count=count, patch_shape=patch_shape, origin="synthetic")
+        try:
+            shard.check_voxels()
+        finally:
+            shard.close()
     except DataError:
         return None
     return ShardInfo(path.name, count, path.stat().st_size, sha256_of(path))
 
 
 def _write_nifti(shards: ShardSet) -> None:
-    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the canonical grid; existing files are kept."""
+    """nifti/<subject>/{image,vessel}.nii.gz for every record, on the canonical grid; whole files are kept."""
     out = shards.folder / "nifti"
     for record in tqdm(shards, unit="NIfTI pair", disable=None):
         folder = path_in(out, record.subject)
         affine = np.array(shards.subjects[record.subject]["affine"])
         for name, array in (("image", record.image_XYZ), ("vessel", record.label_XYZ)):
             path = folder / f"{name}.nii.gz"
-            if not path.is_file():
+            if not is_written(path, array, affine, SYNTHETIC):
                 write_volume(path, array, affine, SYNTHETIC)
     shards.close()
     log.info(f"{out}: {counted(len(shards), 'pair')} of image and label")

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from data_prep import patches
-from vesselgan.anatomy.head import check_grid, synthetic_head
-from vesselgan.core.errors import UsageError
+from vesselgan.anatomy.head import check_training_volumes, synthetic_head
 from vesselgan.models.flow import FlowGenerator
 from vesselgan.models.generator import sample_seed
 
@@ -29,17 +28,10 @@ class LabelPatches:
 
     def __init__(self, network: FlowGenerator, spacing_mm: Sequence[float], seed: int) -> None:
         """UsageError where the training volumes are too small for a head."""
-        extent_3 = network.patch_extent.cpu().numpy()
-        x, y, z = (max(size, round(size / share)) for size, share in zip(network.patch_shape, extent_3, strict=True))
-        self.shape, self.patch_shape, self.has_position = (x, y, z), network.patch_shape, network.has_position
-        self.num_given = network.num_given
+        self.shape, self.patch_shape = network.volume_shape, network.patch_shape
+        self.has_position, self.num_given = network.has_position, network.num_given
         self.spacing_mm, self.seed = [float(mm) for mm in spacing_mm], seed
-        try:
-            check_grid(self.shape, self.spacing_mm)
-        except UsageError as error:
-            raise UsageError(
-                f"this network is given labels, and the training volumes are no head's: {error}"
-            ) from error
+        check_training_volumes(self.shape, self.spacing_mm, can_make_heads=self.has_position)
         self._lock, self._head = Lock(), lru_cache(maxsize=4)(self._grow)
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:

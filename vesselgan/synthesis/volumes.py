@@ -4,6 +4,7 @@ The tree is nobody's (vesselgan.anatomy); the image's network has seen patients'
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -15,11 +16,12 @@ from tqdm import tqdm
 from vesselgan.anatomy.head import Head, check_grid, synthetic_head
 from vesselgan.anatomy.tissue import OUTSIDE
 from vesselgan.config.schema import Generate
+from vesselgan.core import memory
 from vesselgan.core.atomic_io import write_text
 from vesselgan.core.console import counted, log
-from vesselgan.core.errors import NumericError, UsageError
+from vesselgan.core.errors import NumericError, ResourceError, UsageError
 from vesselgan.data.patches import HALF_RANGE
-from vesselgan.formats.nifti import SYNTHETIC
+from vesselgan.formats.nifti import MAX_VOXELS, SYNTHETIC
 from vesselgan.formats.run_dir import RunDir
 from vesselgan.formats.synthetic_volumes import KINDS, SETTINGS, SyntheticVolumes
 from vesselgan.formats.volumes import write_volume
@@ -32,6 +34,8 @@ from vesselgan.synthesis.volume_comparison import compare_with_training
 from vesselgan.synthesis.windows import Windows, make_image
 
 _NOISE_STREAM = 0xA0
+_BYTES_PER_VOXEL = 50
+"""Of a head while its image is made: about ten float32 volumes, the label, the tissue map and their drawing."""
 
 
 def generate_volumes(config: Generate) -> Path:
@@ -86,6 +90,7 @@ def _check_heads(trained: TrainedGenerator, shape: Sequence[int], spacing_mm: Se
     check_grid(shape, spacing_mm)
     if any(side < patch for side, patch in zip(shape, network.patch_shape, strict=True)):
         raise UsageError(f"shape={list(shape)}: smaller than the training patches, {list(network.patch_shape)}")
+    _check_size(shape)
     learned = [float(mm) for mm in trained.state["manifest"]["spacing_mm"]]
     if not np.allclose(spacing_mm, learned, rtol=0.25):
         log.warning(
@@ -93,6 +98,18 @@ def _check_heads(trained: TrainedGenerator, shape: Sequence[int], spacing_mm: Se
             "look too coarse or too fine"
         )
     return network
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    """UsageError for a head that no reader takes, ResourceError for one that does not fit into memory."""
+    if math.prod(shape) > MAX_VOXELS:
+        raise UsageError(f"shape={list(shape)}: more than {MAX_VOXELS} voxels, which no volume has; give fewer")
+    needed, free = _BYTES_PER_VOXEL * math.prod(shape), memory.available_bytes()
+    if needed > free:
+        raise ResourceError(
+            f"shape={list(shape)}: a head needs {memory.format_bytes(needed)} of memory, {memory.format_bytes(free)} "
+            "are available; ask for more memory, or make smaller heads"
+        )
 
 
 def _write_heads(

@@ -30,6 +30,7 @@ from vesselgan.training.run_summary import (
     explaining_out_of_memory,
     run_facts,
     summary_lines,
+    training_volume_lines,
 )
 from vesselgan.training.sample_images import log_real_images
 
@@ -95,6 +96,7 @@ def _run(session: Session) -> None:
     schedule = schedule.resumed_from(session.state)
     trainer = build_trainer(session, schedule, batch, engines, shards, places, private)
     lines = [*summary_lines(estimate, engines, schedule, run_dir), trainer.checkpointer.check_disk()]
+    lines += training_volume_lines(engines["generator"].module, shards.spacing_mm)
     session.begin(lines + (private.lines() if private is not None else []), weights_from=weights_from)
     session.log.hparams(config, metrics=HPARAMS_METRICS)
     if not schedule.start:

@@ -1,16 +1,18 @@
 """The summary of a GAN's run: its first log lines, its facts at the end, and advice when memory runs out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vesselgan.anatomy.head import check_training_volumes
 from vesselgan.config.compose import config_hash
 from vesselgan.config.schema import TrainGan
-from vesselgan.core.errors import ResourceError
+from vesselgan.core.errors import ResourceError, UsageError
 from vesselgan.core.memory import format_bytes
+from vesselgan.models.flow import FlowGenerator
 from vesselgan.runtime.device_memory import (
     is_out_of_memory,
     limit_bytes,
@@ -84,6 +86,17 @@ def summary_lines(estimate: StepEstimate, engines: dict[str, Engine], schedule: 
         *(estimate.lines() if estimate.world.is_main else []),
         f"{origin}; {schedule.stop} steps in all",
     ]
+
+
+def training_volume_lines(generator: torch.nn.Module, spacing_mm: Sequence[float]) -> list[str]:
+    """For the log: a warning where the labels of samples come from heads and the training volumes are too small."""
+    if not isinstance(generator, FlowGenerator) or not generator.num_given:
+        return []
+    try:
+        check_training_volumes(generator.volume_shape, spacing_mm, can_make_heads=generator.has_position)
+    except UsageError as error:
+        return [f"warning: {error}"]
+    return []
 
 
 def count_parameters(network: torch.nn.Module) -> int:
