@@ -42,8 +42,15 @@ def interleave(candidates: Mapping[str, Callable[[int], object]], rounds: int) -
 def run_process(what: str, words: Sequence[str], threads: int) -> None:
     """A candidate as a process of its own; ResourceError with the end of what it says if it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    errors_only = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    with subprocess.Popen(words, **errors_only, text=True, env=environment, start_new_session=True) as process:
+    started = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    with started as process:
         try:
             _, errors = process.communicate()
         finally:
