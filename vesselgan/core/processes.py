@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vesselgan.core.errors import ResourceError
 
@@ -125,7 +126,7 @@ def environment(threads: int) -> dict[str, str]:
     return variables
 
 
-def end_group(process: subprocess.Popen[bytes]) -> None:
+def end_group(process: subprocess.Popen[Any]) -> None:
     """Ends what is left of the process group: SIGTERM first, then SIGKILL."""
     for number, seconds in ((signal.SIGTERM, SECONDS_TO_STOP), (signal.SIGKILL, SECONDS_TO_DIE)):
         deadline = time.monotonic() + seconds
