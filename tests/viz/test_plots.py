@@ -48,6 +48,22 @@ def test_a_chart_takes_any_numbers_and_names(y):
     assert "<b>$a^$" in names and "<t>" in names
 
 
+def test_a_single_point_is_seen():
+    series = [Series(name, np.array([x]), np.array([0.5])) for name, x in (("a", 1.0), ("b", 2.0))]
+    level = Series("level", np.array([0.0, 3.0]), np.array([0.6, 0.6]))
+    charts = [plots.lines([*some, level], x_label="x", y_label="y", title="") for some in ([], series)]
+    without, with_points = (chart.svg.count("<use") for chart in charts)  # markers are drawn by reference
+    assert with_points >= without + 2
+
+
+def test_a_long_label_of_an_axis_stays_within_the_chart():
+    label = "distance to the nearest patch (bar: median)"
+    rows = [("a name of a row", [0.5], 0.5)]
+    charts = [plots.dots(rows, x_label=text, title="") for text in ("Dice", label)]
+    edges = [np.asarray(Image.open(io.BytesIO(chart.png)).convert("L"))[:, -2:] for chart in charts]
+    assert edges[0].min() == edges[1].min() == edges[1].max()  # nothing is cut off at the right
+
+
 def test_the_same_numbers_give_the_same_bytes():
     first, second = (plots.dots([("m", [0.5], 0.5)], x_label="Dice", title="Dice") for _ in range(2))
     assert first == second

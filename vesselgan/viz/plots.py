@@ -111,7 +111,9 @@ def lines(series: Sequence[Series], *, x_label: str, y_label: str, title: str, m
             window = max(1, len(s.y) // SMOOTHING)
             if window > 1:
                 axes.plot(*_thin(s.x, s.y), color=colour, alpha=FAINT, linewidth=1)
-            axes.plot(*_thin(s.x, running_mean(s.y, window)), color=colour, label=_plain(s.name))
+            # A line of one point is not seen.
+            marker = "o" if len(s.y) == 1 else None
+            axes.plot(*_thin(s.x, running_mean(s.y, window)), color=colour, label=_plain(s.name), marker=marker)
         axes.set_ylim(*_limits(finite, middle))
         _finish(axes, x_label, y_label, len(series))
         if series[0].x.dtype.kind == "i":
@@ -210,7 +212,8 @@ def _name_rows(axes: Any, names: list[str], x_label: str) -> None:
     axes.set_yticks(range(len(names)), wrapped, color=LIGHT["ink"])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(False, axis="y")
-    axes.set_xlabel(x_label)
+    # As wide as the axes, beside the names.
+    axes.set_xlabel(textwrap.fill(x_label, 30))
 
 
 def _finish(axes: Any, x_label: str, y_label: str, num_names: int) -> None:
