@@ -27,7 +27,7 @@ from vesselgan.report.runs import Run
 from vesselgan.viz import plots
 
 PANELS = (
-    ("Losses", {"loss/critic": "critic, with penalty", "loss/generator": "generator"}),
+    ("Losses", {"loss/critic": "critic, with any penalty", "loss/generator": "generator"}),
     (
         "Critic",
         {
