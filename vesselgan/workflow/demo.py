@@ -32,19 +32,20 @@ from vesselgan.workflow.stage import (
 )
 from vesselgan.workflow.study.steps import settings_for
 
+GAN, FLOW = "sn_mp", "flow_label"
 GENERATORS = {
-    "sn_mp": ("SN-MP GAN", ("variant=sn_mp",), None),
+    GAN: ("SN-MP GAN", ("variant=sn_mp",), None),
     # Label first; in the precision of Muon, its optimizer. Eight sampling steps teach as well as twelve.
-    "flow_label": ("flow", ("variant=flow_label", "variant.flow.num_steps=8"), "fp32"),
+    FLOW: ("flow", ("variant=flow_label", "variant.flow.num_steps=8"), "fp32"),
 }
 """The paper's, and what one would take today: name -> title, settings, precision; None: the probe's choice."""
 FLOW_PRESETS = {None: "preset=demo_flow", "preset=hours": "preset=hours"}
 """Of the flow, by the demo's own."""
 UNETS = {
     "real": (None, ("data.source=real",)),
-    "sn_mp": ("sn_mp", ("data.source=synthetic",)),
-    "synthetic": ("flow_label", ("data.source=synthetic",)),
-    "shuffled": ("flow_label", ("data.source=synthetic", "data.shuffle_labels=true")),
+    "sn_mp": (GAN, ("data.source=synthetic",)),
+    "synthetic": (FLOW, ("data.source=synthetic",)),
+    "shuffled": (FLOW, ("data.source=synthetic", "data.shuffle_labels=true")),
 }
 """Name -> whose patches (None: patients'), settings."""
 IMAGE_SCORES = (
@@ -163,7 +164,7 @@ def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...], fl
     work = Path(config.work_dir)
     runs = {name: RunDir(_generator_dir(work, name)) for name in GENERATORS}
     patches = (f"num_patches={config.num_patches}", "batch_size=32")
-    heads = () if config.num_heads is None else _heads_commands(config, runs["flow_label"], overrides)
+    heads = () if config.num_heads is None else _heads_commands(config, runs[FLOW], overrides)
     learned = {name: _set_of(config, name) for name in GENERATORS}
     gan, flow = (
         (
@@ -172,7 +173,7 @@ def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...], fl
             *more,
             *(_unet_command(work, unet, overrides, learned) for unet, (of, _) in UNETS.items() if of == name),
         )
-        for name, preset, more in (("sn_mp", "preset=demo", ()), ("flow_label", flow_preset, heads))
+        for name, preset, more in ((GAN, "preset=demo", ()), (FLOW, flow_preset, heads))
     )
     flow += tuple(_unet_command(work, unet, overrides, learned) for unet, (of, _) in UNETS.items() if of is None)
     commands, beside = (gan, flow) if choice.at_once == 2 else (gan + flow, ())
@@ -186,7 +187,7 @@ def _training_stage(config: Demo, choice: Choice, overrides: tuple[str, ...], fl
 def _set_of(config: Demo, name: str) -> Path:
     """The synthetic shards that the U-Nets of a generator learn from."""
     work = Path(config.work_dir)
-    if config.num_heads is None or name != "flow_label":
+    if config.num_heads is None or name != FLOW:
         return RunDir(_generator_dir(work, name)).synthetic
     return shards_dir(work / "heads", "unet", "train")
 
@@ -284,7 +285,7 @@ def _release_stage(work: Path, overrides: tuple[str, ...]) -> Stage:
 
 def _released(work: Path) -> tuple[str, Path, Path]:
     """The setting of the run, its few patches, and their audit."""
-    return setting("run", _generator_dir(work, "sn_mp")), work / "demo/patches", work / "results/audit.json"
+    return setting("run", _generator_dir(work, GAN)), work / "demo/patches", work / "results/audit.json"
 
 
 def on_mpi(module: str, *overrides: str) -> tuple[str, ...]:
